@@ -1,0 +1,56 @@
+"""Package metadata, and the table that carries the asset folders into the wheel."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+VERSION = re.search(
+    r'^__version__ = "([^"]+)"', (ROOT / "vacc_deploy/__init__.py").read_text("utf-8"), re.MULTILINE
+).group(1)
+
+# Folder at the repository root -> (package that carries it in the wheel, files to take).
+ASSETS = {
+    "source_code": ("vacc_deploy._source_code", ["*.py"]),
+    "yaml": ("vacc_deploy._yaml", ["*.yaml"]),
+    "build_in": ("vacc_deploy._build_in", ["*/config_vacc.json"]),
+}
+
+setup(
+    name="vacc-deploy",
+    version=VERSION,
+    description="Quantize and deploy DeepSeek-R1-Distill models on Vastai VACC cards",
+    long_description=(ROOT / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=[
+        *find_packages(include=["vacc_deploy", "vacc_deploy.*"]),
+        *(package for package, _ in ASSETS.values()),
+    ],
+    package_dir={package: folder for folder, (package, _) in ASSETS.items()},
+    package_data={
+        "vacc_deploy": ["py.typed", "demo_model/*", "texts/*.txt"],
+        **dict(ASSETS.values()),
+    },
+    install_requires=[
+        "click>=8.1",
+        "huggingface_hub>=0.30",
+        "jinja2>=3.1",
+        "numpy>=1.24",
+        "onnx>=1.16",
+        "pyyaml>=6.0",
+        "rich>=13",
+        "safetensors>=0.4.3",
+        "tokenizers>=0.19",
+        "torch>=2.1",
+        "transformers>=4.43",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "pytest-xdist>=3", "build>=1.2"],
+        "dev": ["ruff==0.17.6", "mypy==2.4.1", "pre-commit>=4", "types-PyYAML"],
+    },
+    entry_points={"console_scripts": ["vacc-deploy = vacc_deploy.cli:main"]},
+)

@@ -1,0 +1,103 @@
+"""The command line: parse, call one function, print its result, set the exit code.
+
+No torch and no transformers at import time, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import IO, Any
+
+import click
+
+from vacc_deploy import __version__
+from vacc_deploy.cli.models import models_command
+from vacc_deploy.errors import VaccDeployError
+
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+
+
+class CommandFailure(click.ClickException):
+    """An expected failure on its way to the terminal."""
+
+    def __init__(self, err: Exception, message: str, exit_code: int, settings: dict[str, Any]):
+        super().__init__(message)
+        self.err, self.exit_code, self.settings = err, exit_code, settings
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the message on stderr, and as an object on stdout under ``--json``."""
+        if self.settings.get("debug"):
+            click.echo("".join(traceback.format_exception(self.err)), err=True)
+        if self.settings.get("json"):
+            error = {"type": type(self.err).__name__, "message": self.message}
+            click.echo(json.dumps({"error": error}, ensure_ascii=False, indent=2))
+        click.echo(f"Error: {self.message}", file=file, err=True)
+
+
+class ErrorGroup(click.Group):
+    """Turns the errors a user can meet into one message and an exit code, in one place."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; see ``docs/cli.md`` for the exit codes."""
+        try:
+            return super().invoke(ctx)
+        except VaccDeployError as err:
+            raise CommandFailure(err, str(err), err.exit_code, ctx.meta) from err
+        except OSError as err:
+            if err.errno == errno.EPIPE:
+                raise
+            where = f"{err.filename}: " if err.filename else ""
+            message = f"{where}{err.strerror or err}."
+            raise CommandFailure(err, message, 1, ctx.meta) from err
+
+
+@click.group(
+    cls=ErrorGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
+@click.version_option(__version__, prog_name="vacc-deploy")
+def cli() -> None:
+    """Quantize and deploy DeepSeek-R1-Distill models on Vastai VACC cards.
+
+    \b
+    The way of a model:
+      prepare   put the compiler's files beside the weights
+      quantize  write per-channel int8 weights
+      yaml      write the compile file for vamc
+      verify    prove on this CPU that the result computes what the float model computed
+
+    Example: vacc-deploy demo
+    """
+
+
+for _command in (models_command,):
+    cli.add_command(_command)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    """Leave through the context managers, so that no half-written directory stays."""
+    raise SystemExit(EXIT_TERMINATED)
+
+
+def main() -> None:
+    """Run the command line; the console script's entry point."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        sys.exit(cli.main(standalone_mode=False))
+    except click.ClickException as err:
+        err.show()
+        sys.exit(err.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted; nothing was written.", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    except click.exceptions.Exit as err:
+        sys.exit(err.exit_code)
+
+
+__all__ = ["cli", "main"]

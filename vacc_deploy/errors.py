@@ -1,0 +1,71 @@
+"""The exceptions a user can meet.
+
+    VaccDeployError            exit code 1: the data or the environment is at fault
+    ├── UsageError             exit code 2: options that contradict each other
+    ├── UnsupportedModelError  an unknown name, or an architecture we do not handle
+    ├── CheckpointError        a weight directory is incomplete, damaged or contradicts itself
+    ├── CalibrationError       calibration data is missing, damaged or too short
+    ├── QuantizationError      a weight or a statistic cannot be quantized
+    ├── CompileFileError       a vamc YAML breaks a rule of the compiler
+    ├── OutputError            an output directory cannot be written
+    └── CheckFailedError       exit code 3: a check ran and failed
+
+A message says what is wrong, where, what was got and expected, and what to do next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+MAX_LISTED = 10
+
+
+class VaccDeployError(Exception):
+    """Base of every error that is not a programming mistake."""
+
+    exit_code = 1
+
+
+class UsageError(VaccDeployError):
+    """Options that contradict each other or lack one another."""
+
+    exit_code = 2
+
+
+class UnsupportedModelError(VaccDeployError):
+    """A model name or an architecture that this tool does not handle."""
+
+
+class CheckpointError(VaccDeployError):
+    """A checkpoint directory is incomplete, damaged or contradicts itself."""
+
+
+class CalibrationError(VaccDeployError):
+    """Calibration data is missing, damaged or too short."""
+
+
+class QuantizationError(VaccDeployError):
+    """A weight or a statistic cannot be quantized."""
+
+
+class CompileFileError(VaccDeployError):
+    """A vamc compile file breaks a rule of the compiler."""
+
+
+class OutputError(VaccDeployError):
+    """An output directory exists already or cannot be written."""
+
+
+class CheckFailedError(VaccDeployError):
+    """A check ran and its result is outside the limits."""
+
+    exit_code = 3
+
+
+def list_problems(problems: Iterable[str], *, limit: int = MAX_LISTED) -> str:
+    """Return ``problems`` as indented lines, sorted, cut at ``limit`` with "and N more"."""
+    ordered = sorted(problems)
+    lines = [f"  - {problem}" for problem in ordered[:limit]]
+    if len(ordered) > limit:
+        lines.append(f"  - and {len(ordered) - limit} more")
+    return "\n".join(lines)
