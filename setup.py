@@ -23,8 +23,6 @@ setup(
     description="Quantize and deploy DeepSeek-R1-Distill models on Vastai VACC cards",
     long_description=(ROOT / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
-    license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=[
         *find_packages(include=["vacc_deploy", "vacc_deploy.*"]),

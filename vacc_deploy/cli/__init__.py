@@ -17,6 +17,10 @@ import click
 
 from vacc_deploy import __version__
 from vacc_deploy.cli.models import models_command
+from vacc_deploy.cli.prepare import prepare_command
+from vacc_deploy.cli.quantize import quantize_command
+from vacc_deploy.cli.verify import verify_command
+from vacc_deploy.cli.yaml import yaml_command
 from vacc_deploy.errors import VaccDeployError
 
 EXIT_INTERRUPTED = 130
@@ -76,7 +80,13 @@ def cli() -> None:
     """
 
 
-for _command in (models_command,):
+for _command in (
+    models_command,
+    prepare_command,
+    quantize_command,
+    yaml_command,
+    verify_command,
+):
     cli.add_command(_command)
 
 

@@ -1,0 +1,102 @@
+"""The small files beside the weights: which travel, and how files are copied or linked."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vacc_deploy.checkpoint.header import ShardHeader
+from vacc_deploy.checkpoint.manifest import LinkedFile
+from vacc_deploy.checkpoint.reader import COPY_CHUNK_BYTES
+from vacc_deploy.checkpoint.writer import WrittenFile, write_bytes
+from vacc_deploy.errors import CheckpointError, OutputError
+from vacc_deploy.model_config import CONFIG_NAME
+
+LINK_MODES = ("auto", "hardlink", "symlink", "copy")
+MAX_SIDE_FILE_BYTES = 256 << 20
+# Tokenizer, generation and licence files. A list of names, so that nothing a stranger put into the
+# directory (code above all) travels along.
+SIDE_FILES = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+    "README.md",
+)
+_CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES}
+
+
+def side_files(directory: Path, *, with_config: bool) -> list[Path]:
+    """Return the files of ``directory`` that travel with the weights, sorted by name.
+
+    Raises:
+        CheckpointError: one of them is larger than such a file can be.
+    """
+    names = (*SIDE_FILES, CONFIG_NAME) if with_config else SIDE_FILES
+    paths = sorted(directory / name for name in names if (directory / name).is_file())
+    for path in paths:
+        if path.stat().st_size > MAX_SIDE_FILE_BYTES:
+            raise CheckpointError(
+                f"{path} holds {path.stat().st_size:,} bytes, expected at most "
+                f"{MAX_SIDE_FILE_BYTES:,}. Download it again."
+            )
+    return paths
+
+
+def copy_file(source: Path, directory: Path) -> WrittenFile:
+    """Copy ``source`` into ``directory`` byte for byte, hashing it on the way."""
+    return write_bytes(directory / source.name, _read_chunks(source))
+
+
+def _read_chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(COPY_CHUNK_BYTES):
+            yield chunk
+
+
+def place_shard(
+    shard: ShardHeader, directory: Path, link_mode: str
+) -> tuple[WrittenFile | LinkedFile, str]:
+    """Put one weight file into ``directory``.
+
+    Args:
+        shard: the checked source file; a symbolic link (as in the hub's cache) is resolved first.
+        directory: where to put it, under its own name.
+        link_mode: one of ``LINK_MODES``; ``auto`` is a hard link, else a copy.
+
+    Returns:
+        the record for the manifest, and what was done: ``hardlink``, ``symlink`` or ``copy``.
+
+    Raises:
+        OutputError: the file system refuses the link asked for.
+    """
+    source, target = shard.path.resolve(), directory / shard.path.name
+    linked = LinkedFile(target.name, shard.file_bytes, shard.header_sha256)
+    if link_mode == "symlink":
+        target.symlink_to(source)
+        return linked, "symlink"
+    if link_mode in ("auto", "hardlink"):
+        try:
+            os.link(source, target)
+            return linked, "hardlink"
+        except OSError as err:
+            if err.errno not in _CANNOT_LINK:
+                raise
+            if link_mode == "hardlink":
+                raise OutputError(
+                    f"{source} cannot be hard-linked into {directory.parent} ({err.strerror}). "
+                    "Use --link-mode copy or symlink, or an --output on the same file system."
+                ) from err
+    return write_bytes(target, _read_chunks(source)), "copy"

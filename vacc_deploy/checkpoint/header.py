@@ -1,0 +1,145 @@
+"""Read and check the header of one safetensors file, without reading its data.
+
+The format: eight bytes little-endian header length, a JSON object, then the tensors' bytes.
+Our own reader, because messages must give the bytes got and expected, and because plain reads keep
+the resident memory at one tensor where a mapped file grows with every page touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vacc_deploy.errors import CheckpointError
+
+# The limit of the safetensors library itself. Without it a damaged length reads gigabytes.
+MAX_HEADER_BYTES = 100_000_000
+MAX_DIMENSION = 1 << 40
+DTYPE_BYTES = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I16": 2,
+    "U16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "I32": 4,
+    "U32": 4,
+    "F32": 4,
+    "I64": 8,
+    "U64": 8,
+    "F64": 8,
+}
+FLOAT_DTYPES = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: ``num_bytes`` bytes from ``offset`` of the file ``path``."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class ShardHeader:
+    """One file's tensors, in the order of their bytes, and the hash of its header."""
+
+    path: Path
+    file_bytes: int
+    header_sha256: str
+    tensors: tuple[TensorInfo, ...]
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"key {key!r} appears twice")
+        result[key] = value
+    return result
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_DIMENSION
+
+
+def _parse_entry(name: str, entry: Any, path: Path, data_start: int) -> TensorInfo:
+    """Return one header entry; ``ValueError`` tells what is wrong with it."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"tensor {name!r} is described by {type(entry).__name__}, not an object")
+    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if dtype not in DTYPE_BYTES:
+        raise ValueError(f"tensor {name!r} has the unknown dtype {dtype!r}")
+    if not isinstance(shape, list) or not all(_is_size(size) for size in shape):
+        raise ValueError(f"tensor {name!r} has the impossible shape {shape!r}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
+        raise ValueError(f"tensor {name!r} has the impossible data_offsets {offsets!r}")
+    begin, end = offsets
+    expected = math.prod(shape) * DTYPE_BYTES[dtype]
+    if end - begin != expected:
+        raise ValueError(
+            f"tensor {name!r} {dtype} {shape} needs {expected:,} bytes, its data_offsets give "
+            f"{end - begin:,}"
+        )
+    return TensorInfo(name, dtype, tuple(shape), path, data_start + begin, expected)
+
+
+def _check_layout(tensors: list[TensorInfo], data_start: int, file_bytes: int) -> None:
+    """Refuse gaps, overlaps and a file of another length than its header says."""
+    position = data_start
+    for info in tensors:
+        if info.offset != position:
+            raise ValueError(f"tensor {info.name!r} leaves a gap or overlaps the one before it")
+        position += info.num_bytes
+    if position > file_bytes:
+        raise ValueError(f"the file is truncated: got {file_bytes:,} bytes, expected {position:,}")
+    if position < file_bytes:
+        raise ValueError(f"{file_bytes - position:,} bytes follow the last tensor")
+
+
+def read_header(path: Path) -> ShardHeader:
+    """Return the checked header of ``path``.
+
+    Raises:
+        CheckpointError: the file cannot be read, is truncated or contradicts itself.
+    """
+    try:
+        with path.open("rb") as file:
+            file_bytes = file.seek(0, 2)
+            file.seek(0)
+            prefix = file.read(8)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or length > file_bytes - 8:
+                raise ValueError(
+                    f"the file is truncated or no safetensors file: got {file_bytes:,} bytes, "
+                    f"its header alone asks for {8 + length:,}"
+                )
+            if length > MAX_HEADER_BYTES:
+                raise ValueError(f"its header of {length:,} bytes is above the format's limit")
+            header = file.read(length)
+    except OSError as err:
+        raise CheckpointError(f"{path} cannot be read: {err.strerror}.") from err
+    except ValueError as err:
+        raise CheckpointError(f"{path}: {err}. Download it again.") from err
+    try:
+        entries = json.loads(header.decode("utf-8"), object_pairs_hook=_refuse_duplicates)
+        if not isinstance(entries, dict):
+            raise ValueError("its header is no JSON object")
+        entries.pop("__metadata__", None)
+        tensors = [_parse_entry(name, e, path, 8 + length) for name, e in entries.items()]
+        tensors.sort(key=lambda info: (info.offset, info.num_bytes))
+        _check_layout(tensors, 8 + length, file_bytes)
+    except (ValueError, RecursionError) as err:
+        raise CheckpointError(f"{path}: {err}. Download it again.") from err
+    return ShardHeader(path, file_bytes, hashlib.sha256(header).hexdigest(), tuple(tensors))

@@ -1,0 +1,114 @@
+"""The manifest ``vacc_deploy.json``: what made a directory, from what, and the hash of every file.
+
+No absolute paths and no times, so that the same inputs, options and versions give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vacc_deploy import __version__
+from vacc_deploy.checkpoint.output import MANIFEST_NAME
+from vacc_deploy.checkpoint.writer import WrittenFile, write_text
+from vacc_deploy.errors import CheckpointError
+from vacc_deploy.model_config import read_json
+
+FORMAT_VERSION = 1
+MAX_MANIFEST_BYTES = 16 << 20
+_LIBRARIES = ("numpy", "safetensors", "tokenizers", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class LinkedFile:
+    """A weight file that was linked, not written: bound by its size and its header's hash."""
+
+    name: str
+    num_bytes: int
+    header_sha256: str
+
+
+def library_versions() -> dict[str, str]:
+    """Return the installed versions of the libraries that can change a result."""
+    versions = {}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def write_manifest(
+    directory: Path,
+    *,
+    command: str,
+    model: str,
+    source: Mapping[str, Any],
+    options: Mapping[str, Any],
+    files: Iterable[WrittenFile | LinkedFile],
+) -> None:
+    """Write the manifest of a directory whose other files are finished.
+
+    Args:
+        directory: the (partial) output directory.
+        command: the command that made it.
+        model: the model's name.
+        source: where the weights came from.
+        options: the options that shaped the result.
+        files: every other file of the directory.
+    """
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "tool": {"name": "vacc-deploy", "version": __version__},
+        "libraries": library_versions(),
+        "command": command,
+        "model": model,
+        "source": dict(source),
+        "options": dict(options),
+        "files": {file.name: _describe(file) for file in sorted(files, key=lambda f: f.name)},
+    }
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    write_text(directory / MANIFEST_NAME, text)
+
+
+def _describe(file: WrittenFile | LinkedFile) -> dict[str, Any]:
+    if isinstance(file, LinkedFile):
+        return {"bytes": file.num_bytes, "header_sha256": file.header_sha256}
+    return {"bytes": file.num_bytes, "sha256": file.sha256}
+
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """Return the manifest of ``directory``, or None where it has none.
+
+    Raises:
+        CheckpointError: the file is damaged or of a newer tool.
+    """
+    path = directory / MANIFEST_NAME
+    if not path.is_file():
+        return None
+    manifest = read_json(path, limit_bytes=MAX_MANIFEST_BYTES)
+    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} is no manifest of format {FORMAT_VERSION}. Was it written by another version "
+            "of vacc-deploy? Make the directory again."
+        )
+    return manifest
+
+
+def relative_source(source_dir: Path, output_dir: Path) -> str:
+    """Return the way from the output to its source, so that both can be moved together."""
+    return Path(os.path.relpath(source_dir.resolve(), output_dir.resolve())).as_posix()
+
+
+def model_name(directory: Path) -> str:
+    """Return the model's name: that of the manifest, else the directory's own."""
+    manifest = read_manifest(directory)
+    if manifest and isinstance(manifest.get("model"), str):
+        return manifest["model"]
+    return directory.resolve().name

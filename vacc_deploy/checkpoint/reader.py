@@ -1,0 +1,295 @@
+"""Open a checkpoint directory: check everything from the headers, then read tensors one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vacc_deploy.checkpoint.header import FLOAT_DTYPES, ShardHeader, TensorInfo, read_header
+from vacc_deploy.errors import CheckpointError, list_problems
+from vacc_deploy.model_config import (
+    LAYER_LINEARS,
+    LM_HEAD,
+    ModelConfig,
+    linear_name,
+    read_config,
+    read_json,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+SINGLE_FILE = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+MAX_INDEX_BYTES = 64 << 20
+COPY_CHUNK_BYTES = 16 << 20
+# Written by old exporters; every loader recomputes it from the config.
+_IGNORED_SUFFIX = "rotary_emb.inv_freq"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint directory whose files, names, shapes and dtypes have been checked.
+
+    Attributes:
+        directory: where it lies; never written to.
+        config: the parsed ``config.json``.
+        shards: the headers of its files, by file name.
+        tensors: every tensor by name.
+        has_index: whether ``model.safetensors.index.json`` exists.
+    """
+
+    directory: Path
+    config: ModelConfig
+    shards: dict[str, ShardHeader]
+    tensors: dict[str, TensorInfo]
+    has_index: bool
+
+    @classmethod
+    def open(cls, directory: Path) -> Checkpoint:
+        """Read config, index and headers, and compare them with each other.
+
+        Raises:
+            CheckpointError: lists every problem found.
+            UnsupportedModelError: another architecture.
+        """
+        if not directory.is_dir():
+            raise CheckpointError(f"{directory} is no directory. Give a checkpoint directory.")
+        config = read_config(directory)
+        weight_map = _read_index(directory)
+        names = sorted(set(weight_map.values())) if weight_map else _find_files(directory)
+        shards, problems = _read_shards(directory, names, weight_map)
+        tensors = {info.name: info for shard in shards.values() for info in shard.tensors}
+        if not problems:
+            problems += _compare_with_index(weight_map, shards)
+            problems += _compare_with_config(config, tensors)
+        if problems:
+            raise CheckpointError(
+                f"{directory} is not a usable checkpoint:\n{list_problems(problems)}\n"
+                "Download the files named again from the model's repository, then rerun."
+            )
+        return cls(directory, config, shards, tensors, weight_map is not None)
+
+    def info(self, name: str) -> TensorInfo:
+        """Return where a tensor lies, its dtype and shape.
+
+        Raises:
+            CheckpointError: no tensor has that name.
+        """
+        try:
+            return self.tensors[name]
+        except KeyError as err:
+            raise CheckpointError(f"{self.directory} has no tensor {name}.") from err
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return one tensor on the CPU in its stored dtype, in memory of its own."""
+        return _read_tensor(self.info(name))
+
+    def read_rows(self, name: str, rows: Sequence[int]) -> torch.Tensor:
+        """Return some rows of a matrix, [len(rows), columns], without reading the others."""
+        import torch
+
+        info = self.info(name)
+        num_rows, columns = info.shape
+        dtype = getattr(torch, _TORCH_NAMES[info.dtype])
+        row_bytes = info.num_bytes // num_rows
+        buffer = bytearray(row_bytes * len(rows))
+        view = memoryview(buffer)
+        with info.path.open("rb", buffering=0) as file:
+            for index, row in enumerate(rows):
+                file.seek(info.offset + row * row_bytes)
+                piece = view[index * row_bytes : (index + 1) * row_bytes]
+                if file.readinto(piece) != row_bytes:
+                    raise _shortened(info, row_bytes)
+        return torch.frombuffer(buffer, dtype=dtype).view(len(rows), columns)
+
+    def read_slice(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Return the rows ``start`` to ``stop`` of a matrix, in memory of their own."""
+        info = self.info(name)
+        num_rows, columns = info.shape
+        row_bytes = info.num_bytes // num_rows
+        stop = min(stop, num_rows)
+        part = replace(
+            info,
+            shape=(stop - start, columns),
+            offset=info.offset + start * row_bytes,
+            num_bytes=(stop - start) * row_bytes,
+        )
+        return _read_tensor(part)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(info.num_bytes for info in self.tensors.values())
+
+
+_TORCH_NAMES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
+    "I64": "int64",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+}
+
+
+def _read_tensor(info: TensorInfo) -> torch.Tensor:
+    import torch
+
+    tensor = torch.empty(info.shape, dtype=getattr(torch, _TORCH_NAMES[info.dtype]))
+    view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    with info.path.open("rb", buffering=0) as file:
+        file.seek(info.offset)
+        while view:
+            count = file.readinto(view)
+            if not count:
+                raise _shortened(info, len(view))
+            view = view[count:]
+    return tensor
+
+
+def stored_bytes(info: TensorInfo) -> Iterator[bytes]:
+    """Yield the bytes of one tensor in pieces of at most ``COPY_CHUNK_BYTES``.
+
+    Raises:
+        CheckpointError: the file became shorter since its header was read.
+    """
+    with info.path.open("rb") as file:
+        file.seek(info.offset)
+        left = info.num_bytes
+        while left:
+            chunk = file.read(min(left, COPY_CHUNK_BYTES))
+            if not chunk:
+                raise _shortened(info, left)
+            left -= len(chunk)
+            yield chunk
+
+
+def _shortened(info: TensorInfo, missing: int) -> CheckpointError:
+    return CheckpointError(
+        f"{info.path} ended {missing:,} bytes before the end of {info.name}: it was changed while "
+        "being read."
+    )
+
+
+def _read_index(directory: Path) -> dict[str, str] | None:
+    """Return the index's weight map, or None where a single file serves.
+
+    ``model.safetensors`` wins over an index, as it does in transformers.
+    """
+    path = directory / INDEX_NAME
+    if not path.is_file() or (directory / SINGLE_FILE).is_file():
+        return None
+    raw = read_json(path, limit_bytes=MAX_INDEX_BYTES)
+    weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path} has no weight_map. Download it again.")
+    outside = [
+        f"{tensor} -> {file!r}"
+        for tensor, file in weight_map.items()
+        if not isinstance(file, str) or not _is_plain_name(file)
+    ]
+    if outside:
+        raise CheckpointError(
+            f"{path} names files that are no plain .safetensors names of its own directory:\n"
+            f"{list_problems(outside)}\nNothing was read. Do not trust this checkpoint."
+        )
+    return weight_map
+
+
+def _is_plain_name(name: str) -> bool:
+    """Return whether ``name`` is a file of the directory itself: no path, no drive, no NUL."""
+    forbidden = any(char in name for char in "/\\:\0")
+    return name.endswith(".safetensors") and not name.startswith(".") and not forbidden
+
+
+def _find_files(directory: Path) -> list[str]:
+    if (directory / SINGLE_FILE).is_file():
+        return [SINGLE_FILE]
+    found = sorted(path.name for path in directory.glob("*.safetensors") if path.is_file())
+    if found:
+        return found
+    if any(directory.glob("*.bin")) or any(directory.glob("*.pt")):
+        raise CheckpointError(
+            f"{directory} holds pickled weights (.bin, .pt) and no safetensors. Pickle files can "
+            "run code when read, so they are refused: convert them with transformers' "
+            "save_pretrained on a machine you trust, or download the safetensors revision."
+        )
+    raise CheckpointError(
+        f"{directory} holds neither {SINGLE_FILE} nor {INDEX_NAME}. Download the weights into it."
+    )
+
+
+def _read_shards(
+    directory: Path, names: list[str], weight_map: dict[str, str] | None
+) -> tuple[dict[str, ShardHeader], list[str]]:
+    """Read every header; return those that are sound and the problems of the others."""
+    shards, problems = {}, []
+    for name in names:
+        path = directory / name
+        if not path.is_file():
+            count = sum(file == name for file in (weight_map or {}).values())
+            problems.append(f"{name} is missing ({INDEX_NAME} puts {count} tensors in it)")
+            continue
+        try:
+            shards[name] = read_header(path)
+        except CheckpointError as err:
+            problems.append(str(err).removeprefix(f"{directory}/"))
+    return shards, problems
+
+
+def _compare_with_index(
+    weight_map: dict[str, str] | None, shards: dict[str, ShardHeader]
+) -> list[str]:
+    """Return where the index and the shards disagree, and tensors stored twice."""
+    problems, holder = [], dict[str, str]()
+    for file, shard in shards.items():
+        for info in shard.tensors:
+            if info.name in holder:
+                problems.append(f"{info.name} is in both {holder[info.name]} and {file}")
+            holder[info.name] = file
+    if weight_map is None:
+        return problems
+    for tensor, file in weight_map.items():
+        if holder.get(tensor) != file:
+            got = holder.get(tensor, "no file")
+            problems.append(f"{tensor} should be in {file} by the index, it is in {got}")
+    extra = sorted(holder.keys() - weight_map.keys())
+    problems += [f"{tensor} in {holder[tensor]} is not in the index" for tensor in extra]
+    return problems
+
+
+def _compare_with_config(config: ModelConfig, tensors: dict[str, TensorInfo]) -> list[str]:
+    """Return the tensors that are missing, unexpected, of another shape or dtype."""
+    expected = {name: (shape, FLOAT_DTYPES) for name, shape in config.expected_tensors().items()}
+    if config.quantization_bit:
+        for layer in range(config.num_hidden_layers):
+            for linear in LAYER_LINEARS:
+                name, shape = linear_name(layer, linear), config.linear_shape(linear)
+                expected[f"{name}.weight"] = (shape, ("I8",))
+                expected[f"{name}.weight_scale"] = (shape[:1], ("F16",))
+    problems = []
+    for name, (shape, dtypes) in expected.items():
+        info = tensors.get(name)
+        if info is None:
+            problems.append(f"{name} is missing (config.json needs it, shape {list(shape)})")
+        elif info.shape != shape:
+            problems.append(
+                f"{name} in {info.path.name} has shape {list(info.shape)}, config.json needs "
+                f"{list(shape)}"
+            )
+        elif info.dtype not in dtypes:
+            problems.append(
+                f"{name} in {info.path.name} is {info.dtype}, expected {' or '.join(dtypes)}"
+            )
+    for name, info in tensors.items():
+        is_spare_head = name == LM_HEAD and config.tie_word_embeddings
+        if name not in expected and not is_spare_head and not name.endswith(_IGNORED_SUFFIX):
+            problems.append(f"{name} in {info.path.name} belongs to no part of this config.json")
+    return problems

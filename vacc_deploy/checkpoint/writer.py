@@ -1,0 +1,165 @@
+"""Write safetensors shards and their index; the same tensors give the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vacc_deploy.checkpoint.header import DTYPE_BYTES, TensorInfo
+from vacc_deploy.checkpoint.reader import INDEX_NAME, stored_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+_WRITE_CHUNK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """One finished file: its size and the SHA-256 of its bytes."""
+
+    name: str
+    num_bytes: int
+    sha256: str
+    tensors: tuple[str, ...] = ()
+    tensor_bytes: int = 0
+
+
+class HashingFile:
+    """A new binary file that hashes what is written to it, and reaches the disk on ``close``."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._hash, self.num_bytes = path, hashlib.sha256(), 0
+        self._file = path.open("xb")
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append ``data``."""
+        self._file.write(data)
+        self._hash.update(data)
+        self.num_bytes += len(data)
+
+    def close(self) -> str:
+        """Flush to the disk and return the SHA-256 of the content."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return self._hash.hexdigest()
+
+    def abandon(self) -> None:
+        """Close without any promise, after an error."""
+        self._file.close()
+
+
+def shard_name(index: int, count: int) -> str:
+    """Return the Hugging Face name of shard ``index`` (from 0) of ``count``."""
+    return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
+def write_shard(
+    path: Path, tensors: Mapping[str, torch.Tensor | TensorInfo]
+) -> WrittenFile:
+    """Write one safetensors file.
+
+    Tensors are ordered by falling item size, then by name, so that every one starts aligned.
+
+    Args:
+        path: a file that does not exist yet.
+        tensors: name to tensor; a ``TensorInfo`` is copied from its own file, byte for byte.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: (-_item_bytes(item[1]), item[0]))
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, tensor in ordered:
+        end = position + _num_bytes(tensor)
+        entries[name] = {
+            "dtype": _dtype_code(tensor),
+            "shape": list(tensor.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    file = HashingFile(path)
+    try:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for _, tensor in ordered:
+            for chunk in _chunks(tensor):
+                file.write(chunk)
+        digest = file.close()
+    except BaseException:
+        file.abandon()
+        raise
+    names = tuple(name for name, _ in ordered)
+    return WrittenFile(path.name, file.num_bytes, digest, names, position)
+
+
+def write_text(path: Path, text: str) -> WrittenFile:
+    """Write one small text file in UTF-8."""
+    return write_bytes(path, [text.encode()])
+
+
+def write_bytes(path: Path, chunks: Iterable[bytes]) -> WrittenFile:
+    """Write ``chunks`` to a new file."""
+    file = HashingFile(path)
+    try:
+        for chunk in chunks:
+            file.write(chunk)
+        return WrittenFile(path.name, file.num_bytes, file.close())
+    except BaseException:
+        file.abandon()
+        raise
+
+
+def write_index(directory: Path, shards: Iterable[WrittenFile]) -> WrittenFile:
+    """Write ``model.safetensors.index.json`` for finished shards."""
+    shards = list(shards)
+    weight_map = {tensor: shard.name for shard in shards for tensor in shard.tensors}
+    total = sum(shard.tensor_bytes for shard in shards)
+    return write_index_map(directory, weight_map, total)
+
+
+def write_index_map(directory: Path, weight_map: Mapping[str, str], total: int) -> WrittenFile:
+    """Write an index from its parts; ``total`` is the bytes of all tensors."""
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    return write_text(directory / INDEX_NAME, json.dumps(index, indent=2) + "\n")
+
+
+_CODES = {
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.int8": "I8",
+    "torch.uint8": "U8",
+    "torch.int32": "I32",
+    "torch.int64": "I64",
+}
+
+
+def _dtype_code(tensor: torch.Tensor | TensorInfo) -> str:
+    return tensor.dtype if isinstance(tensor, TensorInfo) else _CODES[str(tensor.dtype)]
+
+
+def _item_bytes(tensor: torch.Tensor | TensorInfo) -> int:
+    return DTYPE_BYTES[_dtype_code(tensor)]
+
+
+def _num_bytes(tensor: torch.Tensor | TensorInfo) -> int:
+    if isinstance(tensor, TensorInfo):
+        return tensor.num_bytes
+    return tensor.numel() * tensor.element_size()
+
+
+def _chunks(tensor: torch.Tensor | TensorInfo) -> Iterator[bytes | memoryview]:
+    if isinstance(tensor, TensorInfo):
+        yield from stored_bytes(tensor)
+        return
+    import torch
+
+    view = memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    for start in range(0, len(view), _WRITE_CHUNK_BYTES):
+        yield view[start : start + _WRITE_CHUNK_BYTES]

@@ -1,0 +1,57 @@
+"""``vacc-deploy prepare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_options
+
+
+@click.command("prepare")
+@click.option("--model", metavar="NAME", help="A known model; see vacc-deploy models.")
+@click.option(
+    "--weights",
+    type=DIRECTORY,
+    metavar="DIR",
+    help="A checkpoint directory. Without it: the Hugging Face cache, then a download.",
+)
+@click.option("--output", type=DIRECTORY, metavar="DIR", help="Default: ./<model>-vacc")
+@click.option(
+    "--link-mode",
+    type=click.Choice(["auto", "hardlink", "symlink", "copy"]),
+    default="auto",
+    help="How weights get there; auto is a hard link, else a copy.",
+)
+@output_options
+@common_options
+def prepare_command(
+    model: str | None,
+    weights: Path | None,
+    output: Path | None,
+    link_mode: str,
+    overwrite: bool,
+    dry_run: bool,
+) -> None:
+    """Put the compiler's files beside the weights of a model.
+
+    The result is a new directory: weights (linked, not copied), tokenizer, the three source files
+    and config_vacc.json made from the model's own config.json.
+
+    Example: vacc-deploy prepare --model Distill-Qwen-7B --weights ./DeepSeek-R1-Distill-Qwen-7B
+    """
+    from vacc_deploy.cli.progress import terminal_progress
+    from vacc_deploy.prepare import prepare
+
+    emit(
+        prepare(
+            model=model,
+            weights=weights,
+            output=output,
+            link_mode=link_mode,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            progress=terminal_progress(),
+        )
+    )

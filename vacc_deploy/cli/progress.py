@@ -1,0 +1,102 @@
+"""Progress on stderr: a bar with rate and time left on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+from vacc_deploy.progress import Progress
+from vacc_deploy.results import format_bytes, format_seconds
+
+
+def terminal_progress() -> Progress:
+    """Return the progress for this stderr."""
+    return BarProgress() if sys.stderr.isatty() else LineProgress()
+
+
+class LineProgress(Progress):
+    """One plain line per finished step."""
+
+    def __init__(self) -> None:
+        self._description, self._total, self._done, self._unit = "", 0, 0, ""
+        self._started = 0.0
+
+    def start(self, description: str, total: int, unit: str) -> None:
+        """Begin a job."""
+        self._description, self._total, self._unit, self._done = description, total, unit, 0
+        self._started = time.monotonic()
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Print the step that was finished."""
+        self._done += amount
+        seconds = time.monotonic() - self._started
+        left = seconds / self._done * (self._total - self._done) if self._done else 0.0
+        done, total = (_amount(value, self._unit) for value in (self._done, self._total))
+        click.echo(
+            f"{self._description}: {done} of {total}, {format_seconds(max(left, 0.0))} left  {note}".rstrip(),
+            err=True,
+        )
+
+    def warn(self, message: str) -> None:
+        """Print a warning."""
+        click.echo(f"Warning: {message}", err=True)
+
+
+class BarProgress(Progress):
+    """A bar drawn by rich."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            Progress as RichProgress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f}%  {task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task: int | None = None
+        self._unit, self._started, self._done = "", 0.0, 0
+
+    def start(self, description: str, total: int, unit: str) -> None:
+        """Begin a job and draw its bar."""
+        self._unit, self._started, self._done = unit, time.monotonic(), 0
+        self._bar.start()
+        self._task = self._bar.add_task(description, total=total, note="", rate="")
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Move the bar."""
+        if self._task is None:
+            return
+        self._done += amount
+        per_second = self._done / max(time.monotonic() - self._started, 1e-9)
+        rate = f"{_amount(round(per_second, 2), self._unit)}/s"
+        self._bar.update(self._task, advance=amount, note=note, rate=rate)  # type: ignore[arg-type]
+
+    def finish(self) -> None:
+        """Remove the bar."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)  # type: ignore[arg-type]
+            self._bar.stop()
+            self._task = None
+
+    def warn(self, message: str) -> None:
+        """Print a warning above the bar."""
+        self._bar.console.print(f"Warning: {message}", highlight=False, markup=False)
+
+
+def _amount(value: float, unit: str) -> str:
+    return format_bytes(value) if unit == "bytes" else f"{value:g} {unit}"

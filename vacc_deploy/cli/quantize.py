@@ -1,0 +1,81 @@
+"""``vacc-deploy quantize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_options
+
+
+@click.command("quantize")
+@click.argument("checkpoint_dir", metavar="DIR", type=DIRECTORY)
+@click.option("--output", type=DIRECTORY, metavar="DIR", help="Default: <DIR>-int8")
+@click.option(
+    "--method",
+    type=click.Choice(["gptq", "rtn"]),
+    help="Calibrated, or rounding to nearest.  [default: gptq with --calibration, else rtn]",
+)
+@click.option(
+    "--calibration",
+    "calibrations",
+    multiple=True,
+    metavar="NAME=PATH[:WEIGHT]",
+    help="Calibration text: c4, ceval, alpaca or text. Repeat to mix.",
+)
+@click.option("--num-samples", type=click.IntRange(1), default=128, help="Calibration rows.")
+@click.option("--seq-len", type=click.IntRange(16), default=2048, help="Tokens of a row.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of the sampling.")
+@click.option(
+    "--act-order/--no-act-order",
+    default=True,
+    help="Settle the columns with the largest inputs first.",
+)
+@output_options
+@common_options
+def quantize_command(
+    checkpoint_dir: Path,
+    output: Path | None,
+    method: str | None,
+    calibrations: tuple[str, ...],
+    num_samples: int,
+    seq_len: int,
+    seed: int,
+    act_order: bool,
+    overwrite: bool,
+    dry_run: bool,
+) -> None:
+    """Write per-channel symmetric int8 weights of the checkpoint in DIR.
+
+    Without --calibration the weights are rounded to nearest. With it every linear is quantized both
+    by GPTQ and by rounding, and the one with the smaller error on held-out text is kept.
+
+    \b
+    Examples:
+      vacc-deploy quantize DeepSeek-R1-Distill-Qwen-7B-vacc
+      vacc-deploy quantize DeepSeek-R1-Distill-Qwen-7B-vacc \\
+          --calibration c4=c4-train.00000-of-01024.json.gz --calibration ceval=ceval-exam.zip
+    """
+    from vacc_deploy.calibration.sources import parse_source
+    from vacc_deploy.cli.progress import terminal_progress
+    from vacc_deploy.quantize.pipeline import QuantizeOptions, quantize
+
+    options = QuantizeOptions(
+        method=method or ("gptq" if calibrations else "rtn"),
+        sources=tuple(parse_source(text) for text in calibrations),
+        num_samples=num_samples,
+        sequence_length=seq_len,
+        seed=seed,
+        act_order=act_order,
+    )
+    emit(
+        quantize(
+            checkpoint_dir,
+            options=options,
+            output=output,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            progress=terminal_progress(),
+        )
+    )

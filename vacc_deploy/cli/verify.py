@@ -1,0 +1,60 @@
+"""``vacc-deploy verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vacc_deploy.cli.options import DIRECTORY, FILE, common_options, emit
+
+
+@click.command("verify")
+@click.argument("deployed_dir", metavar="DIR", type=DIRECTORY)
+@click.option(
+    "--reference",
+    type=DIRECTORY,
+    metavar="DIR",
+    help="The float model. Default: the directory that DIR was made from.",
+)
+@click.option(
+    "--text", type=FILE, metavar="FILE", help="UTF-8 text. Default: one the package carries."
+)
+@click.option("--max-tokens", type=click.IntRange(16), default=2048, help="Tokens to use.")
+@click.option("--seq-len", type=click.IntRange(16), default=512, help="Tokens of a window.")
+@click.option("--max-kl", type=float, help="Fail (exit code 3) above this mean KL, in nats.")
+@click.option(
+    "--min-top1", type=click.FloatRange(0, 1), help="Fail below this share of equal top tokens."
+)
+@common_options
+def verify_command(
+    deployed_dir: Path,
+    reference: Path | None,
+    text: Path | None,
+    max_tokens: int,
+    seq_len: int,
+    max_kl: float | None,
+    min_top1: float | None,
+) -> None:
+    """Compare the deployed weights in DIR with the float model, on this CPU.
+
+    Both are walked layer by layer over the same text. Memory holds one stage of one layer, whatever
+    the model's size.
+
+    Example: vacc-deploy verify DeepSeek-R1-Distill-Qwen-7B-vacc-int8 --max-kl 0.01 --min-top1 0.97
+    """
+    from vacc_deploy.cli.progress import terminal_progress
+    from vacc_deploy.verify import Limits, verify
+
+    result = verify(
+        deployed_dir,
+        reference_dir=reference,
+        text_file=text,
+        max_tokens=max_tokens,
+        sequence_length=seq_len,
+        limits=Limits(max_kl, min_top1),
+        progress=terminal_progress(),
+    )
+    emit(result)
+    if result.failures:
+        raise click.exceptions.Exit(3)

@@ -1,0 +1,139 @@
+"""``vacc-deploy yaml``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from vacc_deploy.cli.options import common_options, emit
+from vacc_deploy.errors import UsageError
+
+# Kept here, and compared in a test, so that --help need not import the modules that own them.
+CARD_NAMES = ("VA16", "VA1L", "VA10L", "VA1-16G")
+CALIBRATION_NAMES = ("alpaca", "c4", "ceval")
+SINGLE_FILE_OPTIONS = (
+    "target",
+    "dtype",
+    "tensor_parallel_size",
+    "prefill",
+    "total",
+    "optimize",
+    "calibration",
+    "card",
+)
+
+
+@click.command("yaml")
+@click.argument("target", required=False)
+@click.option(
+    "--dtype",
+    type=click.Choice(["fp16", "int8"]),
+    help="Precision of the weights.  [default: int8 for a quantized directory, else fp16]",
+)
+@click.option("--tp", "tensor_parallel_size", default=4, help="Dies that share the model.")
+@click.option("--seq-len", "prefill", default=1024, help="Longest prompt in tokens.")
+@click.option("--max-seq-len", "total", default=2048, help="Longest prompt with its answer.")
+@click.option(
+    "--optimize",
+    type=click.Choice(["throughput", "latency"]),
+    default="throughput",
+    help="What the compiler favours (b2s on or off).",
+)
+@click.option(
+    "--calibration",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="Text for vamc's own int8 quantizer; NAME is alpaca, c4 or ceval.",
+)
+@click.option(
+    "--card",
+    type=click.Choice(CARD_NAMES, case_sensitive=False),
+    help="Reckon whether the model fits this card.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File to write, or the directory with --all.  [default: print the YAML]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the output file if it exists already.")
+@click.option("--all", "write_set", is_flag=True, help="Write the files of every known model.")
+@click.option(
+    "--build-in",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="With --all: also write each model's config_vacc.json below this directory.",
+)
+@common_options
+@click.pass_context
+def yaml_command(
+    ctx: click.Context,
+    output: Path | None,
+    overwrite: bool,
+    write_set: bool,
+    build_in: Path | None,
+    **options: Any,
+) -> None:
+    """Write the compile file for vamc.
+
+    TARGET is a directory that prepare or quantize wrote, or the name of a known model.
+
+    Example: vacc-deploy yaml Distill-Qwen-7B --dtype int8
+    """
+    if write_set:
+        _write_set(ctx, output, build_in)
+    else:
+        if build_in is not None:
+            raise UsageError("--build-in goes with --all only.")
+        _write_one(options, output, overwrite)
+
+
+def _write_set(ctx: click.Context, output: Path | None, build_in: Path | None) -> None:
+    given = [
+        option
+        for option in SINGLE_FILE_OPTIONS
+        if ctx.get_parameter_source(option) is ParameterSource.COMMANDLINE
+    ]
+    names = [param.opts[0] for param in ctx.command.params if param.name in given]
+    if given:
+        raise UsageError(
+            f"--all writes a fixed set and takes no {', '.join(names).replace('target', 'TARGET')}."
+        )
+    if output is None:
+        raise UsageError("--all needs --output DIR.")
+    from vacc_deploy.compile_set import write_all
+
+    emit(write_all(output, build_in=build_in))
+
+
+def _write_one(options: dict[str, Any], output: Path | None, overwrite: bool) -> None:
+    target, card = options.pop("target"), options.pop("card")
+    if target is None:
+        raise UsageError("Give a directory or a model name as TARGET, or --all.")
+    options["calibration"] = _parse_calibration(options["calibration"])
+    from vacc_deploy.compile_target import find_target
+    from vacc_deploy.compile_yaml import make_compile_file, write_compile_file
+    from vacc_deploy.hardware import CARDS
+
+    result = make_compile_file(find_target(target), card=CARDS[card] if card else None, **options)
+    if output is not None:
+        result = write_compile_file(result, output, overwrite=overwrite)
+    emit(result)
+    if output is None and not click.get_current_context().find_root().meta.get("json"):
+        for message in result.to_messages():
+            click.echo(message, err=True)
+
+
+def _parse_calibration(given: tuple[str, ...]) -> tuple[str, str] | None:
+    if not given:
+        return None
+    if len(given) > 1:
+        raise UsageError("--calibration can be given once: a compile file names one dataset.")
+    name, equals, path = given[0].partition("=")
+    if not equals or not path or name not in CALIBRATION_NAMES:
+        raise UsageError(
+            f"--calibration got {given[0]!r}, expected NAME=PATH with NAME one of "
+            f"{', '.join(CALIBRATION_NAMES)}. Other text is for vacc-deploy quantize."
+        )
+    return name, path

@@ -1,0 +1,71 @@
+"""What a compile file is made for: a checkpoint directory, or a catalogue model by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from vacc_deploy.catalog import CatalogModel, find_model
+from vacc_deploy.errors import UnsupportedModelError
+from vacc_deploy.model_config import MAX_CONFIG_BYTES, ModelConfig, read_config, read_json
+from vacc_deploy.vacc_config import VACC_CONFIG_NAME, needs_vacc_config
+
+MANIFEST_NAME = "vacc_deploy.json"
+MAX_MANIFEST_BYTES = 16 * MAX_CONFIG_BYTES
+
+
+@dataclass(frozen=True)
+class Target:
+    """The model, where its weights are, and what to know about them.
+
+    ``checkpoint`` is written into the compile file as it is.
+    """
+
+    model_name: str
+    checkpoint: str
+    config: ModelConfig
+    notes: tuple[str, ...] = ()
+
+
+def catalog_target(model: CatalogModel) -> Target:
+    """Return the target of a catalogue model: the directory that ``prepare`` writes by default."""
+    checkpoint = f"./{model.name}-vacc"
+    note = f"{checkpoint} is what vacc-deploy prepare --model {model.name} writes."
+    return Target(model.name, checkpoint, model.config, (note,))
+
+
+def find_target(target: str) -> Target:
+    """Return the target for a directory, or else for a model name.
+
+    Raises:
+        UnsupportedModelError: neither a directory nor a known name.
+        CheckpointError: the directory's configuration cannot be used.
+    """
+    directory = Path(target)
+    if not target or not directory.is_dir():
+        try:
+            return catalog_target(find_model(target))
+        except UnsupportedModelError as err:
+            raise UnsupportedModelError(f"There is no directory {target!r}. {err}") from err
+    config = read_config(directory)
+    notes = []
+    if (directory / VACC_CONFIG_NAME).is_file():
+        bits = read_config(directory, VACC_CONFIG_NAME).quantization_bit
+        config = dataclasses.replace(config, quantization_bit=bits or config.quantization_bit)
+    elif needs_vacc_config(config):
+        notes.append(
+            f"{VACC_CONFIG_NAME} is missing in {target}; vamc wants it for every model but Llama "
+            "(the vendor's llm/README). vacc-deploy prepare --weights writes it."
+        )
+    return Target(_read_model_name(directory), target, config, tuple(notes))
+
+
+def _read_model_name(directory: Path) -> str:
+    manifest = directory / MANIFEST_NAME
+    if manifest.is_file():
+        values = read_json(manifest, limit_bytes=MAX_MANIFEST_BYTES)
+        model = values.get("model") if isinstance(values, dict) else None
+        if isinstance(model, str) and model:
+            return model.rstrip("/").rpartition("/")[2]
+    return directory.resolve().name.removesuffix("-int8").removesuffix("-vacc")

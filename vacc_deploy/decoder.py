@@ -1,0 +1,289 @@
+"""One decoder layer of the Qwen2 / Llama family as explicit stages, in float32.
+
+input norm -> q, k, v -> attention -> o -> post norm -> gate, up -> down. The quantizer and the
+verifier both walk a layer with ``walk_layer``; a linear is read just before its stage and let go
+after it, so that memory holds one stage, whatever the number of layers.
+
+Source: RMSNorm (arXiv 1910.07467), rotary embedding (arXiv 2104.09864), grouped-query attention
+(arXiv 2305.13245), SwiGLU (arXiv 2002.05202), llama3 rotary scaling (arXiv 2407.21783, 3.4).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the usual name
+
+from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.errors import CheckpointError
+from vacc_deploy.model_config import EMBEDDING, ModelConfig, layer_prefix, linear_name
+from vacc_deploy.quantize.int8 import dequantize
+
+ReadTensor = Callable[[str], torch.Tensor]
+
+QKV, OUTPUT, GATE_UP, DOWN = "qkv", "o", "gate_up", "down"
+STAGE_LINEARS = {
+    QKV: ("q_proj", "k_proj", "v_proj"),
+    OUTPUT: ("o_proj",),
+    GATE_UP: ("gate_proj", "up_proj"),
+    DOWN: ("down_proj",),
+}
+
+
+def float_reader(checkpoint: Checkpoint) -> ReadTensor:
+    """Return a function that reads a tensor as float32; int8 codes come back dequantized."""
+
+    def read(name: str) -> torch.Tensor:
+        stored = checkpoint.read(name)
+        if stored.dtype == torch.int8:
+            return dequantize(stored, checkpoint.read(f"{name}_scale"))
+        return stored.float()
+
+    return read
+
+
+def embed(checkpoint: Checkpoint, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the embeddings of ``tokens`` [rows, seq] as float32 [rows, seq, hidden].
+
+    Only the rows of the table that occur are read.
+    """
+    unique, inverse = torch.unique(tokens, return_inverse=True)
+    table = checkpoint.read_rows(EMBEDDING, unique.tolist()).float()
+    return table[inverse]
+
+
+def rms_norm(hidden_states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return ``hidden_states`` [..., hidden] scaled to unit root mean square, times ``weight``."""
+    variance = hidden_states.pow(2).mean(-1, keepdim=True)
+    return hidden_states * torch.rsqrt(variance + eps) * weight
+
+
+def rotary_frequencies(config: ModelConfig) -> torch.Tensor:
+    """Return the rotation per position of each pair of a head, float32 [head_dim / 2]."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+    frequencies = 1.0 / (config.rope_theta**exponents)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling.rope_type == "linear":
+        return frequencies / scaling.factor
+    # llama3: long waves are stretched by the factor, short ones kept, those between blended.
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    blend = blend.clamp(0.0, 1.0)
+    return frequencies * blend + frequencies / scaling.factor * (1 - blend)
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What attention needs to know of the positions 0 .. sequence_length − 1.
+
+    Attributes:
+        cos: float32 [sequence_length, head_dim].
+        sin: float32 [sequence_length, head_dim].
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    @classmethod
+    def build(cls, config: ModelConfig, sequence_length: int) -> Positions:
+        """Return the tables for one sequence length.
+
+        Raises:
+            CheckpointError: the length goes past the model's sliding window or context.
+        """
+        limit = min(config.max_position_embeddings, config.sliding_window or 1 << 62)
+        if sequence_length > limit:
+            raise CheckpointError(
+                f"Sequences of {sequence_length} tokens are longer than the model's context or "
+                f"sliding window of {limit}. Use a shorter --seq-len."
+            )
+        angles = torch.outer(torch.arange(sequence_length).float(), rotary_frequencies(config))
+        angles = torch.cat((angles, angles), dim=-1)
+        return cls(angles.cos(), angles.sin())
+
+    def rotate(self, states: torch.Tensor) -> torch.Tensor:
+        """Return ``states`` [batch, heads, seq, head_dim] turned by their positions."""
+        first, second = states.chunk(2, dim=-1)
+        return states * self.cos + torch.cat((-second, first), dim=-1) * self.sin
+
+
+@dataclass
+class Linear:
+    """One linear: weight float32 [out, in], bias float32 [out] or None."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return ``inputs`` [..., in] times the weight, plus the bias: [..., out]."""
+        return F.linear(inputs, self.weight, self.bias)
+
+
+class DecoderLayer:
+    """One decoder layer whose linears are read when first used."""
+
+    def __init__(
+        self, config: ModelConfig, index: int, positions: Positions, read: ReadTensor
+    ) -> None:
+        """Bind a layer to its weights.
+
+        Args:
+            config: the architecture.
+            index: the layer's number.
+            positions: shared by all layers.
+            read: returns the float32 tensor of a name; int8 pairs come back dequantized.
+        """
+        self.config, self.index, self.positions, self._read = config, index, positions, read
+        prefix = layer_prefix(index)
+        self._input_norm = read(f"{prefix}input_layernorm.weight")
+        self._post_norm = read(f"{prefix}post_attention_layernorm.weight")
+        self._linears: dict[str, Linear] = {}
+
+    def linear(self, name: str) -> Linear:
+        """Return one of ``LAYER_LINEARS``, reading it if it is not in memory."""
+        if name not in self._linears:
+            full_name = linear_name(self.index, name)
+            bias = self._read(f"{full_name}.bias") if self.config.has_bias(name) else None
+            self._linears[name] = Linear(self._read(f"{full_name}.weight"), bias)
+        return self._linears[name]
+
+    def release(self, stage: str) -> None:
+        """Let go of the linears of a stage."""
+        for name in STAGE_LINEARS[stage]:
+            self._linears.pop(name, None)
+
+    def attention_input(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return what q, k and v are applied to: [rows, seq, hidden]."""
+        return rms_norm(hidden_states, self._input_norm, self.config.rms_norm_eps)
+
+    def attend(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return what o is applied to: [rows, seq, heads · head_dim]."""
+        config = self.config
+        rows, seq, _ = inputs.shape
+        query, key, value = (
+            self.linear(name)(inputs).view(rows, seq, -1, config.head_dim).transpose(1, 2)
+            for name in STAGE_LINEARS[QKV]
+        )  # [rows, heads, seq, head_dim]
+        query, key = self.positions.rotate(query), self.positions.rotate(key)
+        groups = config.num_attention_heads // config.num_key_value_heads
+        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return attended.transpose(1, 2).reshape(rows, seq, -1)
+
+    def mlp_input(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return what gate and up are applied to: [rows, seq, hidden]."""
+        return rms_norm(hidden_states, self._post_norm, self.config.rms_norm_eps)
+
+    def activate(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return what down is applied to: [rows, seq, intermediate]."""
+        gate = F.silu(self.linear("gate_proj")(inputs), inplace=True)
+        return gate.mul_(self.linear("up_proj")(inputs))
+
+
+class StageObserver(Protocol):
+    """Sees every stage's inputs before the stage's linears are applied for good."""
+
+    def observe(self, stage: str, rows: slice, inputs: torch.Tensor) -> None:
+        """Receive inputs [rows, seq, in_features] of ``stage``, one batch of rows at a time."""
+
+    def complete(self, stage: str, layer: DecoderLayer) -> None:
+        """Act once all rows of ``stage`` were seen; may replace the layer's weights."""
+
+
+def batches(num_rows: int, batch_rows: int) -> list[slice]:
+    """Return the slices that cut ``num_rows`` into batches of at most ``batch_rows``."""
+    return [slice(i, min(i + batch_rows, num_rows)) for i in range(0, num_rows, batch_rows)]
+
+
+def walk_layer(
+    layer: DecoderLayer,
+    hidden_states: torch.Tensor,
+    *,
+    batch_rows: int,
+    observer: StageObserver | None = None,
+    kept_bytes: int = 1 << 31,
+) -> None:
+    """Apply a layer to all rows, stage by stage, in place.
+
+    With an observer the inputs of each stage are shown to it first; each linear is still applied
+    once, but for gate and up where their product does not fit ``kept_bytes``.
+
+    Args:
+        layer: the layer.
+        hidden_states: float32 [rows, seq, hidden], replaced by the layer's output.
+        batch_rows: rows computed at a time.
+        observer: shown every stage's inputs.
+        kept_bytes: memory that may hold the inputs of down between its two uses.
+    """
+    parts = batches(hidden_states.shape[0], batch_rows)
+    attended = _walk_attention(layer, hidden_states, parts, observer)
+    for rows in parts:
+        hidden_states[rows] += layer.linear("o_proj")(attended[rows])
+    del attended
+    layer.release(OUTPUT)
+    _walk_mlp(layer, hidden_states, parts, observer, kept_bytes)
+
+
+def _walk_attention(
+    layer: DecoderLayer,
+    hidden_states: torch.Tensor,
+    parts: list[slice],
+    observer: StageObserver | None,
+) -> torch.Tensor:
+    """Return the inputs of o for all rows; q, k, v (and o) are settled by then."""
+    if observer:
+        for rows in parts:
+            observer.observe(QKV, rows, layer.attention_input(hidden_states[rows]))
+        observer.complete(QKV, layer)
+    width = layer.config.num_attention_heads * layer.config.head_dim
+    attended = hidden_states.new_empty(*hidden_states.shape[:2], width)
+    for rows in parts:
+        attended[rows] = layer.attend(layer.attention_input(hidden_states[rows]))
+        if observer:
+            observer.observe(OUTPUT, rows, attended[rows])
+    layer.release(QKV)
+    if observer:
+        observer.complete(OUTPUT, layer)
+    return attended
+
+
+def _walk_mlp(
+    layer: DecoderLayer,
+    hidden_states: torch.Tensor,
+    parts: list[slice],
+    observer: StageObserver | None,
+    kept_bytes: int,
+) -> None:
+    """Add the MLP's output to all rows, in place."""
+    if observer is None:
+        for rows in parts:
+            inner = layer.activate(layer.mlp_input(hidden_states[rows]))
+            hidden_states[rows] += layer.linear("down_proj")(inner)
+        layer.release(GATE_UP)
+        layer.release(DOWN)
+        return
+    for rows in parts:
+        observer.observe(GATE_UP, rows, layer.mlp_input(hidden_states[rows]))
+    observer.complete(GATE_UP, layer)
+    num_rows, seq, _ = hidden_states.shape
+    fits = num_rows * seq * layer.config.intermediate_size * 4 <= kept_bytes
+    kept: list[torch.Tensor] = []
+    for rows in parts:
+        inner = layer.activate(layer.mlp_input(hidden_states[rows]))
+        observer.observe(DOWN, rows, inner)
+        if fits:
+            kept.append(inner)
+    if fits:
+        layer.release(GATE_UP)
+    observer.complete(DOWN, layer)
+    for index, rows in enumerate(parts):
+        inner = kept[index] if fits else layer.activate(layer.mlp_input(hidden_states[rows]))
+        hidden_states[rows] += layer.linear("down_proj")(inner)
+    layer.release(GATE_UP)
+    layer.release(DOWN)

@@ -1,0 +1,71 @@
+"""Find a catalogue model in the Hugging Face cache, or download it there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vacc_deploy.catalog import CatalogModel
+from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.files import SIDE_FILES
+from vacc_deploy.errors import CheckpointError
+from vacc_deploy.model_config import CONFIG_NAME
+
+_PATTERNS = [*SIDE_FILES, CONFIG_NAME, "*.safetensors", "*.safetensors.index.json"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the weights lie; ``revision`` is the repository's commit, if it came from the hub."""
+
+    directory: Path
+    revision: str | None = None
+
+
+def fetch(model: CatalogModel) -> Source:
+    """Return the newest complete snapshot in the cache, downloading what is missing.
+
+    ``HF_ENDPOINT``, ``HF_HOME``, ``HF_HUB_OFFLINE`` and ``HF_TOKEN`` are honoured by
+    huggingface_hub, which also resumes an interrupted download.
+
+    Raises:
+        CheckpointError: the hub cannot be reached; names the command to download elsewhere.
+    """
+    cached = find_in_cache(model)
+    return cached or _download(model)
+
+
+def find_in_cache(model: CatalogModel) -> Source | None:
+    """Return a complete snapshot of ``model`` from the cache, or None."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        directory = Path(snapshot_download(model.repository, local_files_only=True))
+        Checkpoint.open(directory)
+    except (EntryNotFoundError, FileNotFoundError, CheckpointError):
+        return None
+    return Source(directory, directory.name)
+
+
+def _download(model: CatalogModel) -> Source:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # Its base classes are those of the HTTP library in use, whichever that is.
+    transport_errors = (OSError, HfHubHTTPError, *HfHubHTTPError.__bases__)
+    try:
+        directory = Path(snapshot_download(model.repository, allow_patterns=_PATTERNS))
+    except transport_errors as err:
+        reason = str(err.__cause__ or err).strip().splitlines()[0]
+        where = f"{constants.ENDPOINT} ({reason})"
+        raise CheckpointError(
+            f"{model.name} is not in the Hugging Face cache ({constants.HF_HUB_CACHE}) and cannot "
+            f"be downloaded from {where}.\n"
+            "On a machine with network access run:\n"
+            f"  hf download {model.repository} --local-dir {model.name}\n"
+            "copy that directory here, then run:\n"
+            f"  vacc-deploy prepare --model {model.aliases[0]} --weights {model.name}\n"
+            "A mirror is set with HF_ENDPOINT."
+        ) from err
+    return Source(directory, directory.name)

@@ -1,0 +1,243 @@
+"""Assemble the directory that the compiler reads: the weights, and the vendor's files beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vacc_deploy.assets import SOURCE_FILES, source_file
+from vacc_deploy.catalog import CatalogModel, find_model, match_config
+from vacc_deploy.checkpoint import (
+    INDEX_NAME,
+    MANIFEST_NAME,
+    SINGLE_FILE,
+    Checkpoint,
+    LinkedFile,
+    WrittenFile,
+    check_output,
+    check_space,
+    copy_file,
+    model_name,
+    output_directory,
+    place_shard,
+    relative_source,
+    side_files,
+    write_index_map,
+    write_manifest,
+    write_text,
+)
+from vacc_deploy.errors import CheckpointError, UsageError
+from vacc_deploy.hub import Source, fetch
+from vacc_deploy.progress import SILENT, Progress
+from vacc_deploy.results import format_bytes, format_pairs
+from vacc_deploy.vacc_config import dump_config, vacc_config
+
+VACC_CONFIG_NAME = "config_vacc.json"
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """What ``prepare`` wrote, or would write (``dry_run``)."""
+
+    model: str
+    source_dir: Path
+    output_dir: Path
+    files: tuple[tuple[str, int, str], ...]
+    notes: tuple[str, ...]
+    dry_run: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for ``--json``."""
+        return {
+            "model": self.model,
+            "source_dir": str(self.source_dir),
+            "output_dir": str(self.output_dir),
+            "dry_run": self.dry_run,
+            "files": [{"name": n, "bytes": size, "how": how} for n, size, how in self.files],
+            "notes": list(self.notes),
+        }
+
+    def to_text(self) -> str:
+        """Return the files by how they came, and the next command."""
+        groups: dict[str, list[tuple[str, int]]] = {}
+        for name, size, how in self.files:
+            groups.setdefault(how, []).append((name, size))
+        lines = []
+        for how, members in groups.items():
+            size = format_bytes(sum(size for _, size in members))
+            names = ", ".join(name for name, _ in members[:6])
+            more = f" and {len(members) - 6} more" if len(members) > 6 else ""
+            lines.append((how, f"{len(members)} files, {size}: {names}{more}"))
+        head = "Would prepare" if self.dry_run else "Prepared"
+        text = f"{head} {self.model} in {self.output_dir}\n{format_pairs(lines)}"
+        text += "".join(f"\nNote: {note}" for note in self.notes)
+        if not self.dry_run:
+            text += f"\nNext: vacc-deploy quantize {self.output_dir}"
+        return text
+
+
+def prepare(
+    *,
+    model: str | None = None,
+    weights: Path | None = None,
+    output: Path | None = None,
+    link_mode: str = "auto",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> PrepareResult:
+    """Write a prepared directory.
+
+    Args:
+        model: a catalogue name or alias; may be left out when ``weights`` is given.
+        weights: a checkpoint directory; without it the hub's cache, then a download.
+        output: the directory to write; default ``./<model>-vacc``.
+        link_mode: ``auto`` (hard link, else copy), ``hardlink``, ``symlink`` or ``copy``.
+        overwrite: replace an output of an earlier run.
+        dry_run: validate and plan only.
+        progress: told of each weight file.
+
+    Raises:
+        UsageError: neither ``model`` nor ``weights``.
+        UnsupportedModelError: unknown name, or another architecture.
+        CheckpointError: the source is incomplete, damaged or another model than named.
+        OutputError: the output cannot be written.
+    """
+    known = find_model(model) if model else None
+    if weights is None and known is None:
+        raise UsageError(
+            "Give --model NAME (see vacc-deploy models), --weights DIR, or both."
+        )
+    if known and weights is None and output is None:
+        # Before a download of gigabytes, see that the result can be written.
+        check_output(Path(f"{known.name}-vacc"), overwrite=overwrite)
+    source = Source(weights) if weights else fetch(known)  # type: ignore[arg-type]
+    checkpoint = Checkpoint.open(source.directory)
+    _check_source(checkpoint, known)
+    name = known.name if known else model_name(source.directory)
+    output_dir = output or Path(f"{name}-vacc")
+    check_output(output_dir, overwrite=overwrite, inputs=(source.directory,))
+    if dry_run:
+        return _plan(name, checkpoint, output_dir, link_mode)
+    if link_mode == "copy":
+        check_space(output_dir, checkpoint.weight_bytes)
+    with output_directory(
+        output_dir, overwrite=overwrite, inputs=(source.directory,)
+    ) as partial:
+        files = _write_files(checkpoint, partial, link_mode, progress)
+        write_manifest(
+            partial,
+            command="prepare",
+            model=name,
+            source={
+                "path": relative_source(source.directory, output_dir),
+                "repository": known.repository if known else None,
+                "revision": source.revision,
+            },
+            options={"link_mode": link_mode},
+            files=[file for file, _ in files],
+        )
+    listed = tuple((file.name, file.num_bytes, how) for file, how in files)
+    notes = _notes(checkpoint)
+    return PrepareResult(name, source.directory, output_dir, listed, notes, dry_run=False)
+
+
+def _check_source(checkpoint: Checkpoint, known: CatalogModel | None) -> None:
+    """Refuse quantized weights, and a directory that is another model than the one named."""
+    if checkpoint.config.quantization_bit:
+        raise CheckpointError(
+            f"{checkpoint.directory} holds int8 weights already. Prepare the float checkpoint it "
+            "was made from."
+        )
+    if known is None or match_config(checkpoint.config) is known:
+        return
+    expected, got = known.config, checkpoint.config
+    differences = [
+        f"{field} is {getattr(got, field)}, expected {getattr(expected, field)}"
+        for field in (
+            "model_type",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "vocab_size",
+            "rms_norm_eps",
+            "rope_theta",
+            "rope_scaling",
+        )
+        if getattr(got, field) != getattr(expected, field)
+    ]
+    other = match_config(got)
+    hint = f" It has the shape of {other.aliases[0]}." if other else ""
+    raise CheckpointError(
+        f"{checkpoint.directory} is not {known.name}: {'; '.join(differences)}.{hint} Leave --model "
+        "out to prepare it as it is, or give the right --weights."
+    )
+
+
+def _write_files(
+    checkpoint: Checkpoint, partial: Path, link_mode: str, progress: Progress
+) -> list[tuple[WrittenFile | LinkedFile, str]]:
+    """Fill the partial directory; return every file and how it came there."""
+    files: list[tuple[WrittenFile | LinkedFile, str]] = []
+    progress.start("Placing weights", checkpoint.weight_bytes, "bytes")
+    for shard in checkpoint.shards.values():
+        files.append(place_shard(shard, partial, link_mode))
+        progress.advance(shard.file_bytes, shard.path.name)
+    progress.finish()
+    if checkpoint.has_index:
+        files.append((copy_file(checkpoint.directory / INDEX_NAME, partial), "copy"))
+    elif set(checkpoint.shards) != {SINGLE_FILE}:
+        weight_map = {name: info.path.name for name, info in checkpoint.tensors.items()}
+        index = write_index_map(partial, weight_map, checkpoint.weight_bytes)
+        files.append((index, "generated"))
+    for path in side_files(checkpoint.directory, with_config=True):
+        files.append((copy_file(path, partial), "copy"))
+    if checkpoint.config.model_type == "qwen2":
+        for name in SOURCE_FILES:
+            files.append((copy_file(source_file(name), partial), "from vacc-deploy"))
+        text = dump_config(vacc_config(checkpoint.config))
+        files.append((write_text(partial / VACC_CONFIG_NAME, text), "generated"))
+    return files
+
+
+def _plan(
+    name: str, checkpoint: Checkpoint, output_dir: Path, link_mode: str
+) -> PrepareResult:
+    files = [
+        (shard.path.name, shard.file_bytes, "copy" if link_mode == "copy" else "link")
+        for shard in checkpoint.shards.values()
+    ]
+    sides = side_files(checkpoint.directory, with_config=True)
+    if checkpoint.has_index:
+        sides.append(checkpoint.directory / INDEX_NAME)
+    files += [(path.name, path.stat().st_size, "copy") for path in sides]
+    if checkpoint.config.model_type == "qwen2":
+        files += [(n, source_file(n).stat().st_size, "from vacc-deploy") for n in SOURCE_FILES]
+        text = dump_config(vacc_config(checkpoint.config))
+        files.append((VACC_CONFIG_NAME, len(text.encode()), "generated"))
+    files.append((MANIFEST_NAME, 0, "generated"))
+    notes = _notes(checkpoint)
+    return PrepareResult(
+        name, checkpoint.directory, output_dir, tuple(files), notes, dry_run=True
+    )
+
+
+def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return what a user should know about this checkpoint."""
+    config, notes = checkpoint.config, []
+    if config.model_type == "qwen2" and config.raw.get("sliding_window") is not None:
+        if config.sliding_window is None:
+            notes.append(
+                "sliding_window is null in config_vacc.json: the model does not use it "
+                "(use_sliding_window is false), but the vendor's graph would apply it."
+            )
+        else:
+            notes.append(
+                f"this model really uses a sliding window of {config.sliding_window} tokens."
+            )
+    if not (checkpoint.directory / "tokenizer.json").is_file():
+        notes.append("the source has no tokenizer.json; quantize and verify will need it.")
+    return tuple(notes)

@@ -1,0 +1,86 @@
+"""Per-channel symmetric int8: the scale, the rounding and the way back. The one place for both.
+
+The scale is rounded to its stored dtype first, then the codes are computed with the rounded scale,
+in float32: a bfloat16 quotient of 127.5 rounds to 128 and wraps to -128, which flips the sign of
+the row's largest weight.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from vacc_deploy.errors import QuantizationError
+
+INT8_MAX = 127
+SCALE_DTYPE = torch.float16
+# The smallest positive float16: the scale of a row too small for its dtype.
+SMALLEST_SCALE = 2.0**-24
+# Rows are handled in pieces of about this many weights, so that temporaries stay in the cache.
+_CHUNK_WEIGHTS = 1 << 18
+
+
+def choose_scale(weight: torch.Tensor, *, first_row: int = 0) -> torch.Tensor:
+    """Return the scale of each output row: absmax / 127, rounded to float16.
+
+    Args:
+        weight: float tensor [out_features, in_features].
+        first_row: the index of its first row, for messages.
+
+    Returns:
+        float16 tensor [out_features], always > 0; an all-zero row gets 1.0.
+
+    Raises:
+        QuantizationError: a row holds NaN or infinity, or is too large for a float16 scale; the
+            message has the row's index.
+    """
+    # The largest value of a row is exact in any float dtype; only then is it widened. amax and
+    # amin are several times faster here than aminmax or a norm, and both pass NaN on.
+    absmax = torch.maximum(weight.amax(1), -weight.amin(1)).float()
+    scale = (absmax / INT8_MAX).to(SCALE_DTYPE)
+    if not torch.isfinite(scale).all():
+        row = int((~torch.isfinite(scale)).nonzero()[0])
+        value = float(absmax[row])
+        reason = (
+            "holds NaN or infinity"
+            if not torch.isfinite(absmax[row])
+            else f"has the largest weight {value:g}, its scale does not fit float16"
+        )
+        raise QuantizationError(f"row {first_row + row} {reason}")
+    return torch.where(absmax == 0, 1.0, scale.clamp_min(SMALLEST_SCALE))
+
+
+def round_to_nearest(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return the codes round(weight / scale), clamped to ±127.
+
+    Args:
+        weight: float tensor [out_features, in_features].
+        scale: float16 tensor [out_features].
+
+    Returns:
+        int8 tensor [out_features, in_features].
+    """
+    quotient = weight.float() / scale.float()[:, None]
+    return quotient.round_().clamp_(-INT8_MAX, INT8_MAX).to(torch.int8)
+
+
+def quantize_rounding(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return codes int8 [out, in] and scale float16 [out] of a weight, by rounding to nearest.
+
+    Raises:
+        QuantizationError: see ``choose_scale``.
+    """
+    out_features, in_features = weight.shape
+    codes = torch.empty(weight.shape, dtype=torch.int8)
+    scale = torch.empty(out_features, dtype=SCALE_DTYPE)
+    rows = max(1, _CHUNK_WEIGHTS // in_features)
+    for start in range(0, out_features, rows):
+        part = slice(start, start + rows)
+        piece = weight[part].float()
+        scale[part] = choose_scale(piece, first_row=start)
+        codes[part] = round_to_nearest(piece, scale[part])
+    return codes, scale
+
+
+def dequantize(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return the float32 weight that ``codes`` [out, in] and ``scale`` [out] stand for."""
+    return codes.float().mul_(scale.float()[:, None])

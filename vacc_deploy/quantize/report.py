@@ -1,0 +1,135 @@
+"""The record of a quantization: one entry per linear, totals, and how it reads on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vacc_deploy.results import format_bytes, format_pairs, format_seconds
+
+REPORT_NAME = "quantize_report.json"
+TIMING_NAME = "quantize_timing.json"
+GPTQ, RTN = "gptq", "rtn"
+
+
+@dataclass(frozen=True)
+class LinearRecord:
+    """How one linear was quantized.
+
+    Attributes:
+        name: the module's name.
+        method: the method kept, ``gptq`` or ``rtn``.
+        error_gptq: relative output error ‖X·ΔWᵀ‖ / ‖X·Wᵀ‖ of GPTQ on held-out tokens.
+        error_rtn: the same of rounding.
+        dampening_frac: the damping of the Hessian, None where no factorisation succeeded.
+        num_saturated: codes that GPTQ had to cut at ±127.
+    """
+
+    name: str
+    method: str
+    error_gptq: float | None = None
+    error_rtn: float | None = None
+    dampening_frac: float | None = None
+    num_saturated: int = 0
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """What ``quantize`` wrote, or would write (``dry_run``)."""
+
+    model: str
+    output_dir: Path
+    method: str
+    input_bytes: int
+    output_bytes: int
+    memory_bytes: int
+    linears: tuple[LinearRecord, ...] = ()
+    calibration: dict[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    dry_run: bool = False
+
+    def totals(self) -> dict[str, Any]:
+        """Return counts and means over all linears."""
+        kept = [record for record in self.linears if record.method == GPTQ]
+        compared = [
+            (r.error_gptq, r.error_rtn)
+            for r in self.linears
+            if r.error_gptq is not None and r.error_rtn
+        ]
+        ratio = sum(g / r for g, r in compared) / len(compared) if compared else None
+        return {
+            "num_linears": len(self.linears),
+            "num_gptq": len(kept),
+            "num_rtn": len(self.linears) - len(kept),
+            "num_saturated": sum(record.num_saturated for record in kept),
+            "mean_error_ratio_gptq_to_rtn": ratio,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for ``--json``."""
+        return {
+            "model": self.model,
+            "output_dir": str(self.output_dir),
+            "dry_run": self.dry_run,
+            "method": self.method,
+            "input_bytes": self.input_bytes,
+            "output_bytes": self.output_bytes,
+            "estimated_memory_bytes": self.memory_bytes,
+            "seconds": round(self.seconds, 3),
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "totals": self.totals(),
+            "calibration": self.calibration,
+            "warnings": list(self.warnings),
+            "linears": [asdict(record) for record in self.linears],
+        }
+
+    def to_text(self) -> str:
+        """Return the summary, and the next command."""
+        pairs: list[tuple[str, object]] = [
+            ("method", self.method),
+            ("weights", f"{format_bytes(self.input_bytes)} -> {format_bytes(self.output_bytes)}"),
+        ]
+        if self.calibration:
+            pairs.append(("calibration", _describe_calibration(self.calibration)))
+        if self.dry_run:
+            pairs.append(("memory", f"about {format_bytes(self.memory_bytes)}"))
+            return f"Would quantize {self.model} into {self.output_dir}\n{format_pairs(pairs)}"
+        totals = self.totals()
+        if totals["mean_error_ratio_gptq_to_rtn"] is not None:
+            pairs += [
+                ("linears", f"{totals['num_gptq']} by gptq, {totals['num_rtn']} by rounding"),
+                (
+                    "output error",
+                    f"{totals['mean_error_ratio_gptq_to_rtn']:.3f} of rounding's, held-out tokens",
+                ),
+                ("cut at ±127", f"{totals['num_saturated']} codes"),
+            ]
+        pairs += [
+            ("time", format_seconds(self.seconds)),
+            ("peak memory", format_bytes(self.peak_memory_bytes)),
+            ("report", self.output_dir / REPORT_NAME),
+        ]
+        text = f"Quantized {self.model} in {self.output_dir}\n{format_pairs(pairs)}"
+        text += "".join(f"\nWarning: {warning}" for warning in self.warnings)
+        return f"{text}\nNext: vacc-deploy verify {self.output_dir}"
+
+
+def _describe_calibration(calibration: dict[str, Any]) -> str:
+    sources = ", ".join(f"{s['kind']} {s['rows']} rows" for s in calibration["sources"])
+    return f"{calibration['tokens']:,} tokens ({sources})"
+
+
+def summarize_layer(layer: int, records: Sequence[LinearRecord]) -> str:
+    """Return one line on a finished layer for the progress display."""
+    parts = []
+    for record in records:
+        name = record.name.rsplit(".", 1)[-1].removesuffix("_proj")
+        if record.error_gptq is None or not record.error_rtn:
+            continue
+        ratio = record.error_gptq / record.error_rtn
+        parts.append(f"{name} {ratio:.2f}" + ("" if record.method == GPTQ else " (rounded)"))
+    return f"layer {layer}" + (f": error beside rounding's {', '.join(parts)}" if parts else "")

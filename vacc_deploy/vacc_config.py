@@ -1,0 +1,74 @@
+"""``config_vacc.json``: the configuration that vamc reads beside a Qwen2 checkpoint.
+
+It is the source's own ``config.json`` plus the few keys the compiler wants, never a template's
+values. Llama checkpoints need none (the vendor's llm/README).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from vacc_deploy.model_config import ModelConfig
+
+VACC_CONFIG_NAME = "config_vacc.json"
+AUTO_MAP = {
+    "AutoConfig": "configuration_qwen2_vacc.Qwen2Config",
+    "AutoModel": "modeling_qwen2_vacc.Qwen2Model",
+    "AutoModelForCausalLM": "modeling_qwen2_vacc.Qwen2ForCausalLM",
+}
+
+
+def needs_vacc_config(config: ModelConfig) -> bool:
+    """Return whether vamc wants a ``config_vacc.json`` for this architecture."""
+    return config.model_type != "llama"
+
+
+def vacc_config(config: ModelConfig, *, quantization_bit: int = 0) -> dict[str, Any]:
+    """Return the content of ``config_vacc.json`` for the checkpoint that ``config`` was read from.
+
+    Args:
+        config: the checkpoint's configuration; its ``raw`` values are copied, never changed.
+        quantization_bit: 8 for a directory of int8 codes, else 0.
+
+    Raises:
+        ValueError: a Llama configuration, or another ``quantization_bit``.
+    """
+    if not needs_vacc_config(config):
+        raise ValueError(f"A {config.model_type} checkpoint needs no {VACC_CONFIG_NAME}.")
+    if quantization_bit not in (0, 8):
+        raise ValueError(f"quantization_bit must be 0 or 8, got {quantization_bit}.")
+    values: dict[str, Any] = copy.deepcopy(dict(config.raw))
+    for key in ("quantization_config", "quantization_bit"):
+        values.pop(key, None)
+    if values.get("use_sliding_window") is not True:
+        # The eager path of transformers 4.37 masks by sliding_window without looking at
+        # use_sliding_window, and an absent key means 4096 there.
+        values["sliding_window"] = None
+    _write_old_names(values, config)
+    values["auto_map"] = dict(AUTO_MAP)
+    values["_attn_implementation"] = "eager"
+    values["insert_slice"] = True
+    if quantization_bit:
+        values["quantization_bit"] = quantization_bit
+    return values
+
+
+def _write_old_names(values: dict[str, Any], config: ModelConfig) -> None:
+    """Repeat what transformers 5 writes under new names under those that 4.x reads."""
+    parameters = values.get("rope_parameters")
+    if parameters:
+        if values.get("rope_theta") is None:
+            values["rope_theta"] = parameters.get("rope_theta", config.rope_theta)
+        if config.rope_scaling is not None and values.get("rope_scaling") is None:
+            scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
+            values["rope_scaling"] = scaling
+    if values.get("dtype") is not None and values.get("torch_dtype") is None:
+        values["torch_dtype"] = values["dtype"]
+
+
+def dump_config(values: Mapping[str, Any]) -> str:
+    """Return ``values`` as the text of a configuration file."""
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,274 @@
+"""Prove on a CPU that a deployed directory computes what the float model computed.
+
+Walks the float and the deployed weights over the same text, layer by layer; one stage of one of
+them is in memory at a time, whatever the model's size. The head is applied in slices of the
+vocabulary. All arithmetic is float32.
+"""
+
+from __future__ import annotations
+
+import codecs
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vacc_deploy.assets import default_text_file
+from vacc_deploy.checkpoint import MANIFEST_NAME, Checkpoint, model_name, read_manifest
+from vacc_deploy.decoder import DecoderLayer, Positions, embed, float_reader, walk_layer
+from vacc_deploy.errors import CalibrationError, CheckpointError, UsageError, list_problems
+from vacc_deploy.progress import SILENT, Progress
+from vacc_deploy.results import format_pairs, format_table
+from vacc_deploy.scoring import NextTokenScores, compare_next_tokens
+from vacc_deploy.tokenizer import Tokenizer
+
+BATCH_TOKENS = 2048
+MAX_TEXT_BYTES = 64 << 20
+MIN_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far the deployed hidden states are from the float ones after a layer.
+
+    Attributes:
+        layer: the layer's number.
+        relative_error: ‖h' − h‖ / ‖h‖ over all tokens.
+        sqnr_db: the same as a signal-to-noise ratio in decibels.
+    """
+
+    layer: int
+    relative_error: float
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the result must meet; None is no limit."""
+
+    max_kl: float | None = None
+    min_top1: float | None = None
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """The comparison of a deployed directory with its float model.
+
+    Attributes:
+        text: the name of the text file.
+        scores: perplexities, KL and agreement.
+        layers: the hidden states' errors.
+        failures: limits that are not met.
+    """
+
+    model: str
+    deployed_dir: Path
+    reference_dir: Path
+    text: str
+    scores: NextTokenScores
+    layers: tuple[LayerError, ...]
+    failures: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for ``--json``."""
+        return {
+            "model": self.model,
+            "deployed_dir": str(self.deployed_dir),
+            "reference_dir": str(self.reference_dir),
+            "text": self.text,
+            **self.scores.to_dict(),
+            "layers": [
+                {"layer": e.layer, "relative_error": e.relative_error, "sqnr_db": _finite(e.sqnr_db)}
+                for e in self.layers
+            ],
+            "passed": not self.failures,
+            "failures": list(self.failures),
+        }
+
+    def to_text(self) -> str:
+        """Return the figures, and the layers' errors as a table."""
+        scores = self.scores
+        pairs = [
+            ("tokens compared", f"{scores.num_tokens:,} of {self.text}"),
+            (
+                "perplexity",
+                f"{scores.perplexity_float:.4f} float, {scores.perplexity_deployed:.4f} deployed "
+                f"({scores.perplexity_change:+.3%})",
+            ),
+            (
+                "KL(float ‖ deployed)",
+                f"{scores.mean_kl:.6f} ± {scores.kl_standard_error:.6f} mean, "
+                f"{scores.max_kl:.4f} largest",
+            ),
+            ("same top token", f"{scores.top1:.2%}"),
+        ]
+        rows = [(e.layer, f"{e.relative_error:.2e}", f"{e.sqnr_db:.1f}") for e in self.layers]
+        table = format_table(("layer", "relative error", "SQNR dB"), rows)
+        text = (
+            f"Verified {self.deployed_dir} against {self.reference_dir}\n{table}\n\n"
+            f"{format_pairs(pairs)}"
+        )
+        return text + "".join(f"\nFailed: {failure}" for failure in self.failures)
+
+
+def verify(
+    deployed_dir: Path,
+    *,
+    reference_dir: Path | None = None,
+    text_file: Path | None = None,
+    max_tokens: int = 2048,
+    sequence_length: int = 512,
+    limits: Limits | None = None,
+    progress: Progress = SILENT,
+) -> VerifyResult:
+    """Compare a deployed directory with its float model on a text.
+
+    Args:
+        deployed_dir: an int8 or prepared directory.
+        reference_dir: the float checkpoint; default the one its manifest names.
+        text_file: UTF-8 text; default the text the package carries.
+        max_tokens: tokens of the text to use.
+        sequence_length: tokens of one window; a shorter text makes one window.
+        limits: what the result must meet; ``failures`` lists what it does not.
+        progress: told of every layer.
+
+    Raises:
+        CheckpointError: a directory is damaged, or the two are not the same architecture.
+        CalibrationError: the text cannot be read or is too short.
+        UsageError: no reference is known.
+    """
+    deployed = Checkpoint.open(deployed_dir)
+    reference_path = reference_dir or _reference_of(deployed_dir)
+    reference = Checkpoint.open(reference_path)
+    _check_pair(reference, deployed)
+    path = text_file or default_text_file()
+    tokens = _read_tokens(deployed, path, max_tokens, sequence_length)
+    with torch.inference_mode():
+        hidden_float, hidden_deployed, layers = _walk(reference, deployed, tokens, progress)
+        scores = compare_next_tokens(
+            reference, hidden_float, deployed, hidden_deployed, tokens, progress
+        )
+    return VerifyResult(
+        model=model_name(deployed_dir),
+        deployed_dir=deployed_dir,
+        reference_dir=reference_path,
+        text=path.name,
+        scores=scores,
+        layers=tuple(layers),
+        failures=_failures(scores, limits or Limits()),
+    )
+
+
+def _reference_of(deployed_dir: Path) -> Path:
+    """Return the directory that the manifest of ``deployed_dir`` names as its source."""
+    manifest = read_manifest(deployed_dir)
+    source = (manifest or {}).get("source")
+    path = source.get("path") if isinstance(source, dict) else None
+    if not isinstance(path, str):
+        raise UsageError(
+            f"{deployed_dir} does not say which float model it was made from (no "
+            f"{MANIFEST_NAME}). Give --reference DIR."
+        )
+    directory = Path(os.path.normpath(deployed_dir.resolve() / path))
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"{deployed_dir} was made from {directory}, which is not there. Give --reference DIR."
+        )
+    return directory
+
+
+def _check_pair(reference: Checkpoint, deployed: Checkpoint) -> None:
+    """Refuse a reference that is quantized or another architecture."""
+    if reference.config.quantization_bit:
+        raise CheckpointError(
+            f"{reference.directory} is quantized. Give the float model with --reference."
+        )
+    left, right = (asdict(c.config) for c in (reference, deployed))
+    differences = [
+        f"{key} is {right[key]} in {deployed.directory}, {left[key]} in {reference.directory}"
+        for key in left
+        if key not in ("raw", "quantization_bit", "dtype") and left[key] != right[key]
+    ]
+    if differences:
+        raise CheckpointError(
+            f"The two directories are different models:\n{list_problems(differences)}\n"
+            "Give the right float model with --reference."
+        )
+
+
+def _read_tokens(
+    deployed: Checkpoint, path: Path, max_tokens: int, sequence_length: int
+) -> torch.Tensor:
+    """Return the text as token windows, int64 [rows, seq]; every window begins with the BOS."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(min(MAX_TEXT_BYTES, 16 * max_tokens))
+    except OSError as err:
+        raise CalibrationError(f"{path} cannot be read: {err.strerror}.") from err
+    try:
+        # The last character may be cut by the limit above; anything else must be UTF-8.
+        text = codecs.getincrementaldecoder("utf-8")().decode(data)
+    except UnicodeDecodeError as err:
+        raise CalibrationError(f"{path} is not UTF-8 text: {err.reason}, byte {err.start}.") from err
+    tokenizer = Tokenizer.from_dir(deployed.directory)
+    ids = tokenizer.encode(text, add_bos=False)
+    if ids and max(ids) >= deployed.config.vocab_size:
+        raise CheckpointError(
+            f"The tokenizer of {deployed.directory} gives id {max(ids)}, the model has "
+            f"{deployed.config.vocab_size}: they do not belong together."
+        )
+    prefix = [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
+    usable = min(len(ids), max_tokens)
+    if usable < MIN_TOKENS:
+        raise CalibrationError(
+            f"{path} gives {len(ids)} tokens (at most {max_tokens} used), expected at least "
+            f"{MIN_TOKENS}. Use a longer --text."
+        )
+    width = min(sequence_length - len(prefix), usable)
+    rows = [prefix + ids[start : start + width] for start in range(0, usable - width + 1, width)]
+    return torch.tensor(rows)
+
+
+def _walk(
+    reference: Checkpoint, deployed: Checkpoint, tokens: torch.Tensor, progress: Progress
+) -> tuple[torch.Tensor, torch.Tensor, list[LayerError]]:
+    """Return both models' last hidden states [rows, seq, hidden] and every layer's error."""
+    config, sequence_length = reference.config, tokens.shape[1]
+    positions = Positions.build(config, sequence_length)
+    pairs = [(c, float_reader(c), embed(c, tokens)) for c in (reference, deployed)]
+    errors = []
+    progress.start("Verifying", config.num_hidden_layers, "layers")
+    for index in range(config.num_hidden_layers):
+        for checkpoint, read, hidden_states in pairs:
+            layer = DecoderLayer(checkpoint.config, index, positions, read)
+            walk_layer(layer, hidden_states, batch_rows=max(1, BATCH_TOKENS // sequence_length))
+        errors.append(_layer_error(index, pairs[0][2], pairs[1][2]))
+        progress.advance(1, f"layer {index}: SQNR {errors[-1].sqnr_db:.1f} dB")
+    progress.finish()
+    return pairs[0][2], pairs[1][2], errors
+
+
+def _layer_error(index: int, expected: torch.Tensor, got: torch.Tensor) -> LayerError:
+    error = torch.linalg.vector_norm((got - expected).double()).item()
+    signal = torch.linalg.vector_norm(expected.double()).item()
+    relative = error / signal if signal else 0.0
+    return LayerError(index, relative, -20 * math.log10(relative) if relative else math.inf)
+
+
+def _failures(scores: NextTokenScores, limits: Limits) -> tuple[str, ...]:
+    """Return the limits that are not met; a figure that is no number meets none."""
+    failures = []
+    if limits.max_kl is not None and not scores.mean_kl <= limits.max_kl:
+        failures.append(f"mean KL is {scores.mean_kl:.6f}, the limit is {limits.max_kl}")
+    if limits.min_top1 is not None and not scores.top1 >= limits.min_top1:
+        failures.append(f"same top token is {scores.top1:.4f}, the limit is {limits.min_top1}")
+    if not math.isfinite(scores.mean_kl):
+        failures.append("the deployed model's output holds NaN or infinity")
+    return tuple(failures)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
