@@ -36,7 +36,7 @@ setup(
     install_requires=[
         "click>=8.1",
         "huggingface_hub>=0.30",
-        "jinja2>=3.1",
+        "jinja2>=3.1.6",
         "numpy>=1.24",
         "onnx>=1.16",
         "pyyaml>=6.0",

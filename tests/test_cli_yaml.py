@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
-import yaml
 from vacc_deploy.catalog import find_model
 from vacc_deploy.cli import cli
 from vacc_deploy.cli.yaml import CALIBRATION_NAMES, CARD_NAMES

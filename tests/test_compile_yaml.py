@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-
 import yaml
+
 from vacc_deploy.catalog import ALIGN_QKV, MODELS, PLAIN, find_model, tensor_parallel_rule
 from vacc_deploy.compile_rules import CALIBRATION_LENGTHS
 from vacc_deploy.compile_set import (

@@ -1,8 +1,8 @@
 import time
 
 import pytest
-
 import yaml
+
 from vacc_deploy.errors import CompileFileError
 from vacc_deploy.strict_yaml import MAX_FILE_BYTES, load_yaml, parse_yaml
 

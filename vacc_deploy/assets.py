@@ -44,5 +44,5 @@ def demo_model_dir() -> Path:
 
 
 def default_text_file() -> Path:
-    """Return the text that ``verify`` reads when none is given (prose, Chinese, code, reasoning)."""
+    """Return the text that ``verify`` reads when none is given."""
     return _PACKAGE_DIR / "texts" / "verify.txt"

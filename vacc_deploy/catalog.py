@@ -231,8 +231,8 @@ def find_model(name: str) -> CatalogModel:
     hint = f" Did you mean {_BY_ALIAS[near[0]].aliases[0]}?" if near else ""
     known = ", ".join(model.aliases[0] for model in _MODELS)
     raise UnsupportedModelError(
-        f"Unknown model {name!r}.{hint} Known models: {known}. For another qwen2 or llama "
-        "checkpoint leave --model out and give its directory with --weights."
+        f"Unknown model {name!r}.{hint} Known models: {known}. Another qwen2 or llama checkpoint "
+        "is given by its directory (prepare: --weights DIR, without --model)."
     )
 
 

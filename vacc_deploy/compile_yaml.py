@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from vacc_deploy.catalog import (
     PLAIN,
     TENSOR_PARALLEL_SIZES,

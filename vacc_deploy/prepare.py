@@ -1,4 +1,4 @@
-"""Assemble the directory that the compiler reads: the weights, and the vendor's files beside them."""
+"""Assemble the directory that the compiler reads: weights, and the vendor's files beside them."""
 
 from __future__ import annotations
 
@@ -31,9 +31,12 @@ from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.hub import Source, fetch
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.results import format_bytes, format_pairs
-from vacc_deploy.vacc_config import dump_config, vacc_config
-
-VACC_CONFIG_NAME = "config_vacc.json"
+from vacc_deploy.vacc_config import (
+    VACC_CONFIG_NAME,
+    dump_config,
+    needs_vacc_config,
+    vacc_config,
+)
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,10 @@ class PrepareResult:
             groups.setdefault(how, []).append((name, size))
         lines = []
         for how, members in groups.items():
-            size = format_bytes(sum(size for _, size in members))
+            total = format_bytes(sum(size for _, size in members))
             names = ", ".join(name for name, _ in members[:6])
             more = f" and {len(members) - 6} more" if len(members) > 6 else ""
-            lines.append((how, f"{len(members)} files, {size}: {names}{more}"))
+            lines.append((how, f"{len(members)} files, {total}: {names}{more}"))
         head = "Would prepare" if self.dry_run else "Prepared"
         text = f"{head} {self.model} in {self.output_dir}\n{format_pairs(lines)}"
         text += "".join(f"\nNote: {note}" for note in self.notes)
@@ -106,9 +109,7 @@ def prepare(
     """
     known = find_model(model) if model else None
     if weights is None and known is None:
-        raise UsageError(
-            "Give --model NAME (see vacc-deploy models), --weights DIR, or both."
-        )
+        raise UsageError("Give --model NAME (see vacc-deploy models), --weights DIR, or both.")
     if known and weights is None and output is None:
         # Before a download of gigabytes, see that the result can be written.
         check_output(Path(f"{known.name}-vacc"), overwrite=overwrite)
@@ -122,9 +123,7 @@ def prepare(
         return _plan(name, checkpoint, output_dir, link_mode)
     if link_mode == "copy":
         check_space(output_dir, checkpoint.weight_bytes)
-    with output_directory(
-        output_dir, overwrite=overwrite, inputs=(source.directory,)
-    ) as partial:
+    with output_directory(output_dir, overwrite=overwrite, inputs=(source.directory,)) as partial:
         files = _write_files(checkpoint, partial, link_mode, progress)
         write_manifest(
             partial,
@@ -172,8 +171,8 @@ def _check_source(checkpoint: Checkpoint, known: CatalogModel | None) -> None:
     other = match_config(got)
     hint = f" It has the shape of {other.aliases[0]}." if other else ""
     raise CheckpointError(
-        f"{checkpoint.directory} is not {known.name}: {'; '.join(differences)}.{hint} Leave --model "
-        "out to prepare it as it is, or give the right --weights."
+        f"{checkpoint.directory} is not {known.name}: {'; '.join(differences)}.{hint} Leave "
+        "--model out to prepare it as it is, or give the right --weights."
     )
 
 
@@ -195,7 +194,7 @@ def _write_files(
         files.append((index, "generated"))
     for path in side_files(checkpoint.directory, with_config=True):
         files.append((copy_file(path, partial), "copy"))
-    if checkpoint.config.model_type == "qwen2":
+    if needs_vacc_config(checkpoint.config):
         for name in SOURCE_FILES:
             files.append((copy_file(source_file(name), partial), "from vacc-deploy"))
         text = dump_config(vacc_config(checkpoint.config))
@@ -203,9 +202,7 @@ def _write_files(
     return files
 
 
-def _plan(
-    name: str, checkpoint: Checkpoint, output_dir: Path, link_mode: str
-) -> PrepareResult:
+def _plan(name: str, checkpoint: Checkpoint, output_dir: Path, link_mode: str) -> PrepareResult:
     files = [
         (shard.path.name, shard.file_bytes, "copy" if link_mode == "copy" else "link")
         for shard in checkpoint.shards.values()
@@ -214,15 +211,13 @@ def _plan(
     if checkpoint.has_index:
         sides.append(checkpoint.directory / INDEX_NAME)
     files += [(path.name, path.stat().st_size, "copy") for path in sides]
-    if checkpoint.config.model_type == "qwen2":
+    if needs_vacc_config(checkpoint.config):
         files += [(n, source_file(n).stat().st_size, "from vacc-deploy") for n in SOURCE_FILES]
         text = dump_config(vacc_config(checkpoint.config))
         files.append((VACC_CONFIG_NAME, len(text.encode()), "generated"))
     files.append((MANIFEST_NAME, 0, "generated"))
     notes = _notes(checkpoint)
-    return PrepareResult(
-        name, checkpoint.directory, output_dir, tuple(files), notes, dry_run=True
-    )
+    return PrepareResult(name, checkpoint.directory, output_dir, tuple(files), notes, dry_run=True)
 
 
 def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:

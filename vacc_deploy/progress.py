@@ -1,4 +1,4 @@
-"""How long work tells its caller where it is. The command line draws it; a library call is silent."""
+"""How long work tells its caller where it is; a library call is silent by default."""
 
 from __future__ import annotations
 

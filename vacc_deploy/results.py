@@ -1,4 +1,4 @@
-"""What a command returns: an object that prints as text and dumps as JSON, and how text is laid out."""
+"""What a command returns, printed as text or dumped as JSON, and how text is laid out."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from vacc_deploy.errors import CompileFileError
 
 MAX_FILE_BYTES = 1 << 20

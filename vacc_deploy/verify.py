@@ -81,7 +81,11 @@ class VerifyResult:
             "text": self.text,
             **self.scores.to_dict(),
             "layers": [
-                {"layer": e.layer, "relative_error": e.relative_error, "sqnr_db": _finite(e.sqnr_db)}
+                {
+                    "layer": e.layer,
+                    "relative_error": e.relative_error,
+                    "sqnr_db": _finite(e.sqnr_db),
+                }
                 for e in self.layers
             ],
             "passed": not self.failures,
@@ -212,7 +216,9 @@ def _read_tokens(
         # The last character may be cut by the limit above; anything else must be UTF-8.
         text = codecs.getincrementaldecoder("utf-8")().decode(data)
     except UnicodeDecodeError as err:
-        raise CalibrationError(f"{path} is not UTF-8 text: {err.reason}, byte {err.start}.") from err
+        raise CalibrationError(
+            f"{path} is not UTF-8 text: {err.reason}, byte {err.start}."
+        ) from err
     tokenizer = Tokenizer.from_dir(deployed.directory)
     ids = tokenizer.encode(text, add_bos=False)
     if ids and max(ids) >= deployed.config.vocab_size:

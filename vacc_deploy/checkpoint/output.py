@@ -91,7 +91,7 @@ def output_directory(
     except OSError as err:
         if err.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        written = sum(path.stat().st_size for path in partial.iterdir() if path.is_file())
+        written = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
         raise OutputError(
             f"The disk is full: {format_bytes(written)} of {output_dir} were written, then the "
             "file system refused more. Nothing was kept. Free space or choose another --output."
@@ -114,7 +114,9 @@ def _claim(partial: Path) -> int:
         os.close(lock)
         raise OutputError(f"Another run is writing {partial}. Wait for it to end.") from err
     for path in partial.iterdir():
-        if path != marker:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path != marker:
             path.unlink()
     return lock
 

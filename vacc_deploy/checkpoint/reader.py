@@ -143,7 +143,7 @@ def _read_tensor(info: TensorInfo) -> torch.Tensor:
     import torch
 
     tensor = torch.empty(info.shape, dtype=getattr(torch, _TORCH_NAMES[info.dtype]))
-    view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    view = memoryview(tensor.view(-1).view(torch.uint8).numpy().data)
     with info.path.open("rb", buffering=0) as file:
         file.seek(info.offset)
         while view:
@@ -267,13 +267,16 @@ def _compare_with_index(
 
 def _compare_with_config(config: ModelConfig, tensors: dict[str, TensorInfo]) -> list[str]:
     """Return the tensors that are missing, unexpected, of another shape or dtype."""
-    expected = {name: (shape, FLOAT_DTYPES) for name, shape in config.expected_tensors().items()}
+    expected: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
+        name: (shape, FLOAT_DTYPES) for name, shape in config.expected_tensors().items()
+    }
     if config.quantization_bit:
         for layer in range(config.num_hidden_layers):
             for linear in LAYER_LINEARS:
-                name, shape = linear_name(layer, linear), config.linear_shape(linear)
-                expected[f"{name}.weight"] = (shape, ("I8",))
-                expected[f"{name}.weight_scale"] = (shape[:1], ("F16",))
+                name = linear_name(layer, linear)
+                out_features, in_features = config.linear_shape(linear)
+                expected[f"{name}.weight"] = ((out_features, in_features), ("I8",))
+                expected[f"{name}.weight_scale"] = ((out_features,), ("F16",))
     problems = []
     for name, (shape, dtypes) in expected.items():
         info = tensors.get(name)

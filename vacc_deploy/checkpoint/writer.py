@@ -60,9 +60,7 @@ def shard_name(index: int, count: int) -> str:
     return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
 
 
-def write_shard(
-    path: Path, tensors: Mapping[str, torch.Tensor | TensorInfo]
-) -> WrittenFile:
+def write_shard(path: Path, tensors: Mapping[str, torch.Tensor | TensorInfo]) -> WrittenFile:
     """Write one safetensors file.
 
     Tensors are ordered by falling item size, then by name, so that every one starts aligned.
@@ -160,6 +158,6 @@ def _chunks(tensor: torch.Tensor | TensorInfo) -> Iterator[bytes | memoryview]:
         return
     import torch
 
-    view = memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+    view = memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     for start in range(0, len(view), _WRITE_CHUNK_BYTES):
         yield view[start : start + _WRITE_CHUNK_BYTES]

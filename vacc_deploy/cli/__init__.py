@@ -16,6 +16,7 @@ from typing import IO, Any
 import click
 
 from vacc_deploy import __version__
+from vacc_deploy.cli.generate import generate_command
 from vacc_deploy.cli.models import models_command
 from vacc_deploy.cli.prepare import prepare_command
 from vacc_deploy.cli.quantize import quantize_command
@@ -32,7 +33,8 @@ class CommandFailure(click.ClickException):
 
     def __init__(self, err: Exception, message: str, exit_code: int, settings: dict[str, Any]):
         super().__init__(message)
-        self.err, self.exit_code, self.settings = err, exit_code, settings
+        self.err, self.settings = err, settings
+        self.exit_code = exit_code  # type: ignore[misc]
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the message on stderr, and as an object on stdout under ``--json``."""
@@ -86,6 +88,7 @@ for _command in (
     quantize_command,
     yaml_command,
     verify_command,
+    generate_command,
 ):
     cli.add_command(_command)
 

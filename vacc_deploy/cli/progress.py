@@ -34,10 +34,8 @@ class LineProgress(Progress):
         seconds = time.monotonic() - self._started
         left = seconds / self._done * (self._total - self._done) if self._done else 0.0
         done, total = (_amount(value, self._unit) for value in (self._done, self._total))
-        click.echo(
-            f"{self._description}: {done} of {total}, {format_seconds(max(left, 0.0))} left  {note}".rstrip(),
-            err=True,
-        )
+        line = f"{self._description}: {done} of {total}, {format_seconds(max(left, 0.0))} left"
+        click.echo(f"{line}  {note}".rstrip(), err=True)
 
     def warn(self, message: str) -> None:
         """Print a warning."""
@@ -51,10 +49,12 @@ class BarProgress(Progress):
         from rich.console import Console
         from rich.progress import (
             BarColumn,
-            Progress as RichProgress,
             TextColumn,
             TimeElapsedColumn,
             TimeRemainingColumn,
+        )
+        from rich.progress import (
+            Progress as RichProgress,
         )
 
         self._bar = RichProgress(

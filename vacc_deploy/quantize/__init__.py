@@ -1,0 +1,1 @@
+"""Turn float weights into per-channel int8: the mathematics, the pipeline, the formats."""

@@ -34,9 +34,7 @@ class LayerQuantizer:
         records: one record per finished linear.
     """
 
-    def __init__(
-        self, *, num_fit_rows: int, num_held_out_tokens: int, act_order: bool
-    ) -> None:
+    def __init__(self, *, num_fit_rows: int, num_held_out_tokens: int, act_order: bool) -> None:
         """Begin a layer.
 
         Args:

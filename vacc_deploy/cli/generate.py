@@ -1,0 +1,24 @@
+"""``vacc-deploy generate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vacc_deploy.cli.options import DIRECTORY, common_options, emit
+
+
+@click.command("generate")
+@click.argument("directory", metavar="DIR", type=DIRECTORY)
+@click.option("--prompt", required=True, help="What to ask; the chat template is applied.")
+@click.option("--max-new-tokens", type=click.IntRange(1), default=256, help="Where to stop.")
+@common_options
+def generate_command(directory: Path, prompt: str, max_new_tokens: int) -> None:
+    """Answer one chat turn with the model in DIR, greedily, on this CPU.
+
+    Example: vacc-deploy generate DeepSeek-R1-Distill-Qwen-1.5B-vacc-int8 --prompt "What is 7 x 8?"
+    """
+    from vacc_deploy.runtime import generate
+
+    emit(generate(directory, prompt=prompt, max_new_tokens=max_new_tokens))

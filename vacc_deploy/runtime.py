@@ -1,0 +1,243 @@
+"""Load a prepared or int8 directory as a transformers model and let it answer, on the CPU.
+
+The only code run from a directory is our own three files, and only after each was found byte-equal
+to the one this package carries.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from vacc_deploy.assets import SOURCE_FILES, source_file
+from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.errors import CheckpointError
+from vacc_deploy.results import format_seconds
+from vacc_deploy.tokenizer import Tokenizer
+from vacc_deploy.vacc_config import VACC_CONFIG_NAME, needs_vacc_config
+
+_GUARD_KEYS = ("quantization_config", "quantization_bit", "auto_map")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One chat turn.
+
+    Attributes:
+        prompt: the user's words.
+        text: what the model wrote, special tokens included.
+        num_prompt_tokens: tokens of the templated prompt.
+        num_new_tokens: tokens written.
+        seconds: for writing them.
+        finished: whether the model ended by itself, not by the limit.
+    """
+
+    prompt: str
+    text: str
+    num_prompt_tokens: int
+    num_new_tokens: int
+    seconds: float
+    finished: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for ``--json``."""
+        return {
+            "prompt": self.prompt,
+            "text": self.text,
+            "num_prompt_tokens": self.num_prompt_tokens,
+            "num_new_tokens": self.num_new_tokens,
+            "seconds": round(self.seconds, 3),
+            "finished": self.finished,
+        }
+
+    def to_text(self) -> str:
+        """Return the answer, and a line of figures."""
+        end = "" if self.finished else ", stopped at --max-new-tokens"
+        rate = self.num_new_tokens / self.seconds if self.seconds else 0.0
+        return (
+            f"{self.text}\n\n[{self.num_new_tokens} tokens in {format_seconds(self.seconds)}, "
+            f"{rate:.1f} tokens/s{end}]"
+        )
+
+
+def check_source_files(directory: Path) -> None:
+    """Refuse a directory whose three source files are not exactly ours.
+
+    Raises:
+        CheckpointError: names the files that are missing or changed.
+    """
+    changed = [
+        name
+        for name in SOURCE_FILES
+        if not (directory / name).is_file()
+        or (directory / name).read_bytes() != source_file(name).read_bytes()
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{directory}: {', '.join(changed)} missing or not the file this version of "
+            "vacc-deploy carries. Loading would run it as code, so it is refused. Prepare the "
+            "directory again with this version."
+        )
+
+
+def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> Any:
+    """Return the directory's model in evaluation mode.
+
+    Qwen2 directories run the shipped modeling file; Llama directories run transformers' own Llama,
+    with the linears of an int8 directory swapped for those of ``quantization_vacc.py``.
+
+    Args:
+        directory: a prepared or int8 directory, or any float checkpoint.
+        dtype: of activations and float weights.
+
+    Raises:
+        CheckpointError: the directory is damaged, or its source files are not ours.
+    """
+    checkpoint = Checkpoint.open(directory)
+    if needs_vacc_config(checkpoint.config) and (directory / VACC_CONFIG_NAME).is_file():
+        return _load_remote_code(directory, dtype)
+    if checkpoint.config.quantization_bit:
+        return _load_int8_stock(checkpoint, dtype)
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory, **_dtype_option(dtype))
+    return model.eval()
+
+
+def _dtype_option(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """Return the option under the name that the installed transformers wants."""
+    import transformers
+
+    name = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
+    return {name: dtype}
+
+
+def _load_remote_code(directory: Path, dtype: torch.dtype) -> Any:
+    """Load through ``config_vacc.json``, as the compiler does."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    check_source_files(directory)
+    config = AutoConfig.from_pretrained(
+        directory, _configuration_file=VACC_CONFIG_NAME, trust_remote_code=True
+    )
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, config=config, trust_remote_code=True, **_dtype_option(dtype)
+    )
+    return model.eval()
+
+
+def _load_int8_stock(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    """Build transformers' own class without weights, swap the linears, read our tensors into it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    raw = {k: v for k, v in checkpoint.config.raw.items() if k not in _GUARD_KEYS}
+    config = AutoConfig.for_model(**raw)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, **_dtype_option(dtype))
+        _quantization_module().replace_linears(model, dtype=dtype)
+    state = {}
+    for name in checkpoint.tensors:
+        tensor = checkpoint.read(name)
+        keep = name.endswith(".weight_scale") or not tensor.is_floating_point()
+        state[name] = tensor if keep else tensor.to(dtype)
+    model.load_state_dict(state, strict=not checkpoint.config.tie_word_embeddings, assign=True)
+    if checkpoint.config.tie_word_embeddings:
+        model.tie_weights()
+    # Its tables are no parameters: on the meta device they were never computed.
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
+    left = [
+        n for n, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta
+    ]
+    if left:
+        raise CheckpointError(
+            f"{checkpoint.directory}: {', '.join(left[:10])} could not be filled with the "
+            "installed transformers. Install the version that README names."
+        )
+    return model.eval()
+
+
+def _quantization_module() -> ModuleType:
+    """Import ``quantization_vacc.py`` from the package's own asset folder."""
+    name = "vacc_deploy_quantization_vacc"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, source_file("quantization_vacc.py"))
+        if spec is None or spec.loader is None:
+            raise AssertionError("a file path always has a loader")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+def eos_ids(model: Any, tokenizer: Tokenizer) -> list[int]:
+    """Return every id that ends an answer, by the generation config and by the tokenizer."""
+    stated = getattr(model.generation_config, "eos_token_id", None)
+    ids = set(stated if isinstance(stated, list) else [stated]) | {tokenizer.eos_id}
+    return sorted(value for value in ids if value is not None)
+
+
+def complete(
+    model: Any, tokenizer: Tokenizer, prompts: list[list[int]], *, max_new_tokens: int
+) -> list[list[int]]:
+    """Continue token prompts greedily, as one left-padded batch.
+
+    Returns:
+        the new ids of each prompt, up to and including the first that ends an answer.
+    """
+    ends = eos_ids(model, tokenizer)
+    pad = ends[0] if ends else 0
+    width = max(len(prompt) for prompt in prompts)
+    padded = [[pad] * (width - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    with torch.inference_mode():
+        output = model.generate(
+            torch.tensor(padded),
+            attention_mask=torch.tensor(mask),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            eos_token_id=ends or None,
+            pad_token_id=pad,
+        )
+    answers = []
+    for row in output[:, width:].tolist():
+        stop = next((i + 1 for i, value in enumerate(row) if value in ends), len(row))
+        answers.append(row[:stop])
+    return answers
+
+
+def generate(directory: Path, *, prompt: str, max_new_tokens: int = 256) -> Answer:
+    """Answer one chat turn greedily.
+
+    Args:
+        directory: a prepared or int8 directory.
+        prompt: the user's words; the directory's chat template is applied.
+        max_new_tokens: where to stop at the latest.
+
+    Raises:
+        CheckpointError: see ``load_model``; also where there is no chat template.
+    """
+    tokenizer = Tokenizer.from_dir(directory)
+    ids = tokenizer.encode_chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
+    model = load_model(directory, dtype=_activation_dtype(Checkpoint.open(directory)))
+    started = time.monotonic()
+    (answer,) = complete(model, tokenizer, [ids], max_new_tokens=max_new_tokens)
+    seconds = time.monotonic() - started
+    finished = bool(answer) and answer[-1] in eos_ids(model, tokenizer)
+    text = tokenizer.decode(answer[:-1] if finished else answer)
+    return Answer(prompt, text, len(ids), len(answer), seconds, finished)
+
+
+def _activation_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """Return float32 for models up to three billion parameters, else bfloat16, to halve memory."""
+    is_small = checkpoint.config.num_parameters() <= 3_000_000_000
+    return torch.float32 if is_small else torch.bfloat16
