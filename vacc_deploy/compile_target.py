@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vacc_deploy.catalog import CatalogModel, find_model
+from vacc_deploy.checkpoint import model_name
 from vacc_deploy.errors import UnsupportedModelError
-from vacc_deploy.model_config import MAX_CONFIG_BYTES, ModelConfig, read_config, read_json
+from vacc_deploy.model_config import ModelConfig, read_config
 from vacc_deploy.vacc_config import VACC_CONFIG_NAME, needs_vacc_config
-
-MANIFEST_NAME = "vacc_deploy.json"
-MAX_MANIFEST_BYTES = 16 * MAX_CONFIG_BYTES
 
 
 @dataclass(frozen=True)
@@ -58,14 +56,4 @@ def find_target(target: str) -> Target:
             f"{VACC_CONFIG_NAME} is missing in {target}; vamc wants it for every model but Llama "
             "(the vendor's llm/README). vacc-deploy prepare --weights writes it."
         )
-    return Target(_read_model_name(directory), target, config, tuple(notes))
-
-
-def _read_model_name(directory: Path) -> str:
-    manifest = directory / MANIFEST_NAME
-    if manifest.is_file():
-        values = read_json(manifest, limit_bytes=MAX_MANIFEST_BYTES)
-        model = values.get("model") if isinstance(values, dict) else None
-        if isinstance(model, str) and model:
-            return model.rstrip("/").rpartition("/")[2]
-    return directory.resolve().name.removesuffix("-int8").removesuffix("-vacc")
+    return Target(model_name(directory), target, config, tuple(notes))

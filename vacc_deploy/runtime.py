@@ -152,9 +152,8 @@ def _load_int8_stock(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
         model.tie_weights()
     # Its tables are no parameters: on the meta device they were never computed.
     model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
-    left = [
-        n for n, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta
-    ]
+    held = (*model.named_parameters(), *model.named_buffers())
+    left = [name for name, tensor in held if tensor.is_meta]
     if left:
         raise CheckpointError(
             f"{checkpoint.directory}: {', '.join(left[:10])} could not be filled with the "

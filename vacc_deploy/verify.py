@@ -44,6 +44,11 @@ class LayerError:
     relative_error: float
     sqnr_db: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; the SQNR of equal states is None."""
+        finite = self.sqnr_db if math.isfinite(self.sqnr_db) else None
+        return {"layer": self.layer, "relative_error": self.relative_error, "sqnr_db": finite}
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -80,14 +85,7 @@ class VerifyResult:
             "reference_dir": str(self.reference_dir),
             "text": self.text,
             **self.scores.to_dict(),
-            "layers": [
-                {
-                    "layer": e.layer,
-                    "relative_error": e.relative_error,
-                    "sqnr_db": _finite(e.sqnr_db),
-                }
-                for e in self.layers
-            ],
+            "layers": [error.to_dict() for error in self.layers],
             "passed": not self.failures,
             "failures": list(self.failures),
         }
@@ -216,9 +214,8 @@ def _read_tokens(
         # The last character may be cut by the limit above; anything else must be UTF-8.
         text = codecs.getincrementaldecoder("utf-8")().decode(data)
     except UnicodeDecodeError as err:
-        raise CalibrationError(
-            f"{path} is not UTF-8 text: {err.reason}, byte {err.start}."
-        ) from err
+        where = f"{err.reason}, byte {err.start}"
+        raise CalibrationError(f"{path} is not UTF-8 text: {where}.") from err
     tokenizer = Tokenizer.from_dir(deployed.directory)
     ids = tokenizer.encode(text, add_bos=False)
     if ids and max(ids) >= deployed.config.vocab_size:
@@ -274,7 +271,3 @@ def _failures(scores: NextTokenScores, limits: Limits) -> tuple[str, ...]:
     if not math.isfinite(scores.mean_kl):
         failures.append("the deployed model's output holds NaN or infinity")
     return tuple(failures)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

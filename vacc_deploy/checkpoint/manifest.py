@@ -107,8 +107,12 @@ def relative_source(source_dir: Path, output_dir: Path) -> str:
 
 
 def model_name(directory: Path) -> str:
-    """Return the model's name: that of the manifest, else the directory's own."""
+    """Return the model's name: that of the manifest, else the directory's own.
+
+    The endings that ``prepare`` and ``quantize`` give their default outputs do not belong to it.
+    """
     manifest = read_manifest(directory)
-    if manifest and isinstance(manifest.get("model"), str):
-        return manifest["model"]
-    return directory.resolve().name
+    name = (manifest or {}).get("model")
+    if isinstance(name, str) and name.rstrip("/"):
+        return name.rstrip("/").rpartition("/")[2]
+    return directory.resolve().name.removesuffix("-int8").removesuffix("-vacc")
