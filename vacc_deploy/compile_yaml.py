@@ -218,8 +218,7 @@ def compile_notes(file: CompileFile, config: ModelConfig) -> list[str]:
         notes.append(
             "The checkpoint holds int8 weights already (quantization_bit 8). That vamc takes them "
             "as they are is our inference, not a statement of the vendor. If it does not, give it "
-            "the directory that vacc-deploy quantize --format fp16 writes: rounding or GPTQ then "
-            "gives back the same integers."
+            "the prepared float directory instead: its own quantize step then makes the integers."
         )
     elif file.backend.dtype == "int8":
         notes.append(f"vamc quantizes the float weights itself ({QUANTIZE_TYPE}).")

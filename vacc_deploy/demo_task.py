@@ -64,7 +64,7 @@ class Problem:
 
     @property
     def completion(self) -> str:
-        """What the model says after ``<think>`` and a newline, without the end-of-sentence token."""
+        """What the model says after ``<think>`` and a newline, up to the end-of-sentence token."""
         return f"{self.reasoning}\n{THINK_END}\n\n{self.answer}"
 
     @property

@@ -16,6 +16,7 @@ from typing import IO, Any
 import click
 
 from vacc_deploy import __version__
+from vacc_deploy.cli.demo import demo_command
 from vacc_deploy.cli.generate import generate_command
 from vacc_deploy.cli.models import models_command
 from vacc_deploy.cli.prepare import prepare_command
@@ -83,6 +84,7 @@ def cli() -> None:
 
 
 for _command in (
+    demo_command,
     models_command,
     prepare_command,
     quantize_command,

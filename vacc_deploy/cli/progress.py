@@ -17,7 +17,7 @@ def terminal_progress() -> Progress:
 
 
 class LineProgress(Progress):
-    """One plain line per finished step."""
+    """One plain line per named step; steps without a name are told in tenths of the whole."""
 
     def __init__(self) -> None:
         self._description, self._total, self._done, self._unit = "", 0, 0, ""
@@ -30,7 +30,10 @@ class LineProgress(Progress):
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Print the step that was finished."""
+        tenths_before = 10 * self._done // max(self._total, 1)
         self._done += amount
+        if not note and 10 * self._done // max(self._total, 1) == tenths_before:
+            return
         seconds = time.monotonic() - self._started
         left = seconds / self._done * (self._total - self._done) if self._done else 0.0
         done, total = (_amount(value, self._unit) for value in (self._done, self._total))

@@ -1,0 +1,32 @@
+"""No test reads or writes the user's home, and none reaches beyond this machine."""
+
+import shutil
+import tempfile
+
+import pytest
+
+
+def pytest_configure(config):
+    # Before any test module is imported: huggingface_hub reads these variables at its import.
+    config.hf_home = tempfile.mkdtemp(prefix="vacc-deploy-tests-")
+    config.environment = pytest.MonkeyPatch()
+    config.environment.setenv("HF_HOME", config.hf_home)
+    config.environment.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("HF_ENDPOINT", "HF_HUB_CACHE", "HF_MODULES_CACHE", "HF_TOKEN", "HF_TOKEN_PATH"):
+        config.environment.delenv(name, raising=False)
+
+
+def pytest_unconfigure(config):
+    config.environment.undo()
+    shutil.rmtree(config.hf_home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads():
+    """The same sums on every machine, and two cores are all there may be."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)

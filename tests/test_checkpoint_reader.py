@@ -1,0 +1,349 @@
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from checkpoint_builders import build_config, build_tensors, read_tensors, write_checkpoint
+from checkpoint_builders import write_json as dump
+from safetensors.torch import load_file, save_file
+
+from vacc_deploy.checkpoint import INDEX_NAME, SINGLE_FILE, Checkpoint
+from vacc_deploy.errors import CheckpointError, UnsupportedModelError
+
+FIRST, SECOND = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def refused(directory):
+    """Return the problems, after seeing that the message names the directory and what to do."""
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(directory)
+    message = str(caught.value)
+    assert str(directory) in message
+    head = f"{directory} is not a usable checkpoint:\n"
+    tail = "\nDownload the files named again from the model's repository, then rerun."
+    if not message.startswith(head):
+        return [message]
+    assert message.endswith(tail)
+    lines = message.removeprefix(head).removesuffix(tail).split("\n")
+    assert all(line.startswith("  - ") for line in lines)
+    return [line.removeprefix("  - ") for line in lines]
+
+
+def change_index(directory, **changes):
+    """Set entries of the weight map; None takes one out."""
+    path = directory / INDEX_NAME
+    index = json.loads(path.read_text())
+    for name, file in changes.items():
+        index["weight_map"].pop(name, None)
+        if file is not None:
+            index["weight_map"][name] = file
+    dump(path, index)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {},
+        {"shards": 2},
+        {"shard_names": ["weights-b.safetensors", "weights-a.safetensors"]},
+        {"shard_names": ["y.safetensors", "x.safetensors"], "with_index": False},
+        {"shard_names": ["only.safetensors"]},
+        {"with_index": True},
+    ],
+    ids=["single", "sharded", "odd-names", "no-index", "one-odd-name", "single-and-index"],
+)
+def test_open_reads_every_layout(tmp_path, model_type, tied, layout):
+    directory = write_checkpoint(tmp_path / "m", model_type=model_type, tied=tied, **layout)
+    checkpoint = Checkpoint.open(directory)
+    expected = read_tensors(directory)
+    assert set(checkpoint.tensors) == set(expected)
+    assert ("lm_head.weight" in expected) is not tied
+    assert set(checkpoint.shards) == {path.name for path in directory.glob("*.safetensors")}
+    assert checkpoint.weight_bytes == sum(t.nbytes for t in expected.values())
+    for name, tensor in expected.items():
+        got = checkpoint.read(name)
+        assert got.dtype == tensor.dtype
+        assert torch.equal(got, tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_read_keeps_the_stored_dtype_and_owns_its_memory(tmp_path, dtype):
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "m", dtype=dtype))
+    first, second = checkpoint.read(UP), checkpoint.read(UP)
+    assert first.dtype == dtype
+    first.zero_()
+    assert second.abs().sum() > 0
+
+
+def test_has_index_is_false_where_model_safetensors_wins(tmp_path):
+    both = write_checkpoint(tmp_path / "both", with_index=True)
+    # A stale index of another download beside a whole file: transformers reads the whole file.
+    change_index(both, **{UP: "gone.safetensors"})
+    checkpoint = Checkpoint.open(both)
+    assert not checkpoint.has_index
+    assert set(checkpoint.shards) == {SINGLE_FILE}
+    assert Checkpoint.open(write_checkpoint(tmp_path / "two", shards=2)).has_index
+
+
+def test_a_shard_that_the_index_does_not_name_is_left_alone(tmp_path):
+    directory = write_checkpoint(tmp_path / "m", shards=2)
+    (directory / "consolidated.safetensors").write_bytes(b"not even a header")
+    assert set(Checkpoint.open(directory).shards) == {FIRST, SECOND}
+
+
+def test_read_rows_equals_the_library(tmp_path):
+    directory = write_checkpoint(tmp_path / "m", shards=2)
+    checkpoint, name = Checkpoint.open(directory), "model.embed_tokens.weight"
+    rows = [271, 0, 5, 5, 17]
+    assert torch.equal(checkpoint.read_rows(name, rows), read_tensors(directory)[name][rows])
+    assert checkpoint.read_rows(name, []).shape == (0, 64)
+
+
+@pytest.mark.parametrize("row", [-1, 272, 10_000])
+def test_read_rows_outside_the_matrix_never_reads_another_tensor(tmp_path, row):
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "m"))
+    message = f"model.embed_tokens.weight has 272 rows, there is no row {row}"
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.read_rows("model.embed_tokens.weight", [0, row])
+
+
+def test_read_slice_equals_the_library(tmp_path):
+    directory = write_checkpoint(tmp_path / "m")
+    checkpoint, tensor = Checkpoint.open(directory), read_tensors(directory)["lm_head.weight"]
+    for start, stop in ((0, 272), (0, 1), (100, 200), (256, 1000), (5, 5)):
+        got = checkpoint.read_slice("lm_head.weight", start, stop)
+        assert torch.equal(got, tensor[start:stop])
+
+
+def test_read_an_unknown_name(tmp_path):
+    directory = write_checkpoint(tmp_path / "m")
+    checkpoint = Checkpoint.open(directory)
+    with pytest.raises(CheckpointError, match=re.escape(f"{directory} has no tensor x.weight.")):
+        checkpoint.read("x.weight")
+
+
+@pytest.mark.parametrize("how", ["read", "read_rows", "read_slice"])
+def test_a_file_that_shrinks_while_it_is_read(tmp_path, how):
+    directory = write_checkpoint(tmp_path / "m")
+    checkpoint = Checkpoint.open(directory)
+    info = checkpoint.info("lm_head.weight")
+    with info.path.open("r+b") as file:
+        file.truncate(info.offset + 64)
+    arguments = {"read": (), "read_rows": ([200],), "read_slice": (200, 201)}[how]
+    with pytest.raises(CheckpointError) as caught:
+        getattr(checkpoint, how)("lm_head.weight", *arguments)
+    missing = "34,752" if how == "read" else "128"
+    assert str(caught.value) == (
+        f"{info.path} ended {missing} bytes before the end of lm_head.weight: it was changed while "
+        "being read."
+    )
+
+
+def test_a_spare_head_of_a_tied_model_and_old_rotary_buffers_are_allowed(tmp_path):
+    extra = {
+        "lm_head.weight": torch.ones(272, 64, dtype=torch.bfloat16),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8),
+    }
+    directory = write_checkpoint(tmp_path / "m", tied=True, extra_tensors=extra)
+    assert "lm_head.weight" in Checkpoint.open(directory).tensors
+
+
+def test_open_without_directory_config_or_weights(tmp_path):
+    assert "is no directory. Give a checkpoint directory." in refused(tmp_path / "none")[0]
+    directory = write_checkpoint(tmp_path / "m")
+    (directory / SINGLE_FILE).unlink()
+    assert f"holds neither {SINGLE_FILE} nor {INDEX_NAME}" in refused(directory)[0]
+    (directory / "config.json").unlink()
+    assert "config.json is missing. Give a directory in the Hugging" in refused(directory)[0]
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+def test_open_refuses_pickles(tmp_path, name):
+    directory = write_checkpoint(tmp_path / "m")
+    (directory / SINGLE_FILE).rename(directory / name)
+    message = refused(directory)[0]
+    assert "holds pickled weights (.bin, .pt) and no safetensors" in message
+    assert "can run code when read, so they are refused" in message
+
+
+def test_missing_shard_says_how_many_tensors_it_holds(tmp_path):
+    directory = write_checkpoint(tmp_path / "m", shards=2)
+    count = len(load_file(directory / SECOND))
+    (directory / SECOND).unlink()
+    assert refused(directory) == [f"{SECOND} is missing ({INDEX_NAME} puts {count} tensors in it)"]
+
+
+def test_missing_and_truncated_shards_are_one_error(tmp_path):
+    directory = write_checkpoint(tmp_path / "m", shards=3)
+    names = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    size = (directory / names[0]).stat().st_size
+    with (directory / names[0]).open("r+b") as file:
+        file.truncate(size - 10)
+    (directory / names[2]).unlink()
+    problems = refused(directory)
+    assert problems == [
+        f"{names[0]}: the file is truncated: got {size - 10:,} bytes, expected {size:,}. "
+        "Download it again.",
+        f"{names[2]} is missing ({INDEX_NAME} puts 9 tensors in it)",
+    ]
+
+
+def test_a_dangling_link_of_the_cache_is_a_missing_shard(tmp_path):
+    directory = write_checkpoint(tmp_path / "m", shards=2)
+    (directory / SECOND).unlink()
+    (directory / SECOND).symlink_to(tmp_path / "blobs" / "gone")
+    assert f"{SECOND} is missing" in refused(directory)[0]
+
+
+def test_shape_and_dtype_against_the_config(tmp_path):
+    extra = {
+        UP: torch.ones(160, 63, dtype=torch.bfloat16),
+        "model.norm.weight": torch.ones(64, dtype=torch.float64),
+        "model.layers.0.mlp.up_proj.weight": torch.ones(160, 64, dtype=torch.int8),
+    }
+    directory = write_checkpoint(tmp_path / "m", extra_tensors=extra)
+    assert refused(directory) == [
+        "model.layers.0.mlp.up_proj.weight in model.safetensors is I8, expected F32 or F16 or BF16",
+        f"{UP} in model.safetensors has shape [160, 63], config.json needs [160, 64]",
+        "model.norm.weight in model.safetensors is F64, expected F32 or F16 or BF16",
+    ]
+
+
+def test_missing_and_unexpected_tensors(tmp_path):
+    bias = "model.layers.0.self_attn.o_proj.bias"
+    extra = {UP: None, bias: torch.ones(64), "score.weight": torch.ones(1, 64)}
+    directory = write_checkpoint(tmp_path / "m", extra_tensors=extra)
+    assert refused(directory) == [
+        f"{bias} in model.safetensors belongs to no part of this config.json",
+        f"{UP} is missing (config.json needs it, shape [160, 64])",
+        "score.weight in model.safetensors belongs to no part of this config.json",
+    ]
+
+
+def test_an_untied_model_needs_its_head(tmp_path):
+    directory = write_checkpoint(tmp_path / "m", tied=True)
+    dump(directory / "config.json", build_config(tied=False))
+    problem = "lm_head.weight is missing (config.json needs it, shape [272, 64])"
+    assert refused(directory) == [problem]
+
+
+def test_llama_biases_follow_the_config(tmp_path):
+    biases = {"attention_bias": True, "mlp_bias": True, "head_dim": 32}
+    options = {"model_type": "llama", "config_overrides": biases}
+    directory = write_checkpoint(tmp_path / "m", **options)
+    assert Checkpoint.open(directory).info("model.layers.1.self_attn.q_proj.bias").shape == (128,)
+    dump(directory / "config.json", build_config(model_type="llama", overrides={"head_dim": 32}))
+    assert refused(directory)[-1] == "and 4 more"
+
+
+def test_all_problems_come_in_one_error_cut_at_ten(tmp_path):
+    directory = write_checkpoint(tmp_path / "m")
+    dump(directory / "config.json", build_config(num_layers=3))
+    problems = refused(directory)
+    assert len(problems) == 11
+    assert problems[-1] == "and 2 more"
+    assert problems[0].startswith("model.layers.2.input_layernorm.weight is missing")
+    assert problems[:10] == sorted(problems[:10])
+
+
+def test_a_tensor_in_two_shards(tmp_path):
+    directory = write_checkpoint(tmp_path / "m", shards=2)
+    tensors = load_file(directory / SECOND)
+    save_file({**tensors, "model.embed_tokens.weight": torch.ones(272, 64)}, directory / SECOND)
+    problems = refused(directory)
+    assert f"model.embed_tokens.weight is in both {FIRST} and {SECOND}" in problems
+    no_index = write_checkpoint(tmp_path / "n", shards=2, with_index=False)
+    shutil.copy(no_index / FIRST, no_index / "copy.safetensors")
+    problem = f"model.embed_tokens.weight is in both copy.safetensors and {FIRST}"
+    assert problem in refused(no_index)
+
+
+def test_the_index_and_the_shards_disagree(tmp_path):
+    directory = write_checkpoint(tmp_path / "m", shards=2)
+    head = "model.embed_tokens.weight"
+    change_index(directory, **{head: SECOND, UP: None, "lm_head.bias": FIRST})
+    assert refused(directory) == [
+        f"lm_head.bias should be in {FIRST} by the index, it is in no file",
+        f"{head} should be in {SECOND} by the index, it is in {FIRST}",
+        f"{UP} in {SECOND} is not in the index",
+    ]
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "../x.safetensors",
+        "/abs/x.safetensors",
+        "sub/x.safetensors",
+        "..\\x.safetensors",
+        "C:x.safetensors",
+        ".hidden.safetensors",
+        "x\0.safetensors",
+        "x.bin",
+        "config.json",
+        "..",
+        "",
+        7,
+        None,
+        ["model.safetensors"],
+    ],
+)
+def test_an_index_that_names_another_place_is_refused_unread(tmp_path, file):
+    outside = tmp_path / "x.safetensors"
+    outside.write_bytes(b"x")
+    directory = write_checkpoint(tmp_path / "m", shards=2)
+    (directory / "sub").mkdir()
+    shutil.copy(directory / FIRST, directory / "sub" / "x.safetensors")
+    index = json.loads((directory / INDEX_NAME).read_text())
+    index["weight_map"][UP] = file
+    dump(directory / INDEX_NAME, index)
+    message = refused(directory)[0]
+    assert message.startswith(f"{directory / INDEX_NAME} names files that are no plain .safetensors")
+    assert f"  - {UP} -> {file!r}" in message
+    assert message.endswith("Nothing was read. Do not trust this checkpoint.")
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": {}}', '{"weight_map": [1]}'])
+def test_an_index_without_weight_map(tmp_path, content):
+    directory = write_checkpoint(tmp_path / "m", shards=2)
+    (directory / INDEX_NAME).write_text(content)
+    assert refused(directory) == [f"{directory / INDEX_NAME} has no weight_map. Download it again."]
+
+
+def test_an_index_that_is_no_json(tmp_path):
+    directory = write_checkpoint(tmp_path / "m", shards=2)
+    (directory / INDEX_NAME).write_text("{")
+    assert f"{directory / INDEX_NAME} is not valid JSON: " in refused(directory)[0]
+
+
+def test_another_architecture_is_named(tmp_path):
+    directory = write_checkpoint(tmp_path / "m")
+    dump(directory / "config.json", {**build_config(), "model_type": "mistral"})
+    with pytest.raises(UnsupportedModelError, match="model_type 'mistral', expected one of qwen2,"):
+        Checkpoint.open(directory)
+
+
+def int8_tensors():
+    config = build_config()
+    tensors = build_tensors(config)
+    for name in [n for n in tensors if n.endswith("_proj.weight")]:
+        out_features = tensors[name].shape[0]
+        tensors[name] = torch.ones(tensors[name].shape, dtype=torch.int8)
+        tensors[name + "_scale"] = torch.ones(out_features, dtype=torch.float16)
+    return tensors
+
+
+def test_an_int8_directory_needs_codes_and_scales(tmp_path):
+    options = {"config_overrides": {"quantization_bit": 8}}
+    directory = write_checkpoint(tmp_path / "m", extra_tensors=int8_tensors(), **options)
+    checkpoint = Checkpoint.open(directory)
+    assert checkpoint.read(UP).dtype == torch.int8
+    floats = write_checkpoint(tmp_path / "n", **options)
+    problems = refused(floats)
+    assert problems[-1] == "and 18 more"
+    assert any(re.search(r"is BF16, expected I8$", problem) for problem in problems)
+    assert any("weight_scale is missing (config.json needs it" in problem for problem in problems)

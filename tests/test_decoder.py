@@ -1,0 +1,326 @@
+"""The staged decoder beside transformers' Qwen2 and Llama, and what the walk shows and keeps."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from checkpoint_builders import write_checkpoint
+from transformers import AutoModelForCausalLM
+
+from vacc_deploy import decoder
+from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.decoder import (
+    DOWN,
+    GATE_UP,
+    OUTPUT,
+    QKV,
+    STAGE_LINEARS,
+    DecoderLayer,
+    Positions,
+    batches,
+    embed,
+    float_reader,
+    rms_norm,
+    rotary_frequencies,
+    walk_layer,
+)
+from vacc_deploy.errors import CheckpointError
+from vacc_deploy.model_config import FINAL_NORM
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+# What each model is built with; sequences of 40 tokens reach into every rotary band.
+MODELS = {
+    "qwen2": {"model_type": "qwen2"},
+    "qwen2-tied": {"model_type": "qwen2", "tied": True},
+    "qwen2-grouped": {"model_type": "qwen2", "num_heads": 8, "num_kv_heads": 2},
+    "qwen2-multi-head": {"model_type": "qwen2", "num_heads": 4, "num_kv_heads": 4},
+    "qwen2-one-kv-head": {"model_type": "qwen2", "num_heads": 8, "num_kv_heads": 1},
+    "qwen2-linear-rope": {
+        "model_type": "qwen2",
+        "config_overrides": {"rope_scaling": {"type": "linear", "factor": 4.0}},
+    },
+    "qwen2-window-not-reached": {
+        "model_type": "qwen2",
+        "config_overrides": {"use_sliding_window": True, "sliding_window": 40},
+    },
+    "llama-llama3-rope": {
+        "model_type": "llama",
+        "config_overrides": {"rope_scaling": LLAMA3, "rope_theta": 10000.0},
+    },
+    "llama-plain-rope": {"model_type": "llama", "config_overrides": {"rope_scaling": None}},
+    "llama-tied": {"model_type": "llama", "tied": True},
+    "llama-biases": {
+        "model_type": "llama",
+        "config_overrides": {"attention_bias": True, "mlp_bias": True},
+    },
+    "llama-head-dim": {
+        "model_type": "llama",
+        "config_overrides": {"head_dim": 24, "rope_scaling": None},
+    },
+}
+
+
+def make_checkpoint(directory, *, num_layers=3, **arguments):
+    path = write_checkpoint(
+        directory,
+        dtype=torch.float32,
+        num_layers=num_layers,
+        with_tokenizer=False,
+        **{"scale": 2.0, **arguments},
+    )
+    return Checkpoint.open(path)
+
+
+def make_tokens(rows=3, seq=40, vocab_size=272):
+    return torch.randint(0, vocab_size, (rows, seq), generator=torch.Generator().manual_seed(5))
+
+
+def walk(checkpoint, tokens, *, batch_rows=2, observer=None, **arguments):
+    """Return the hidden states after the embedding and after every layer."""
+    positions = Positions.build(checkpoint.config, tokens.shape[1])
+    states = [embed(checkpoint, tokens)]
+    for index in range(checkpoint.config.num_hidden_layers):
+        states.append(states[-1].clone())
+        layer = DecoderLayer(checkpoint.config, index, positions, float_reader(checkpoint))
+        walk_layer(layer, states[-1], batch_rows=batch_rows, observer=observer, **arguments)
+    return states
+
+
+def stock_model(checkpoint):
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint.directory, dtype=torch.float32, attn_implementation="eager"
+    )
+    return model.eval()
+
+
+class Recorder:
+    """Keeps a copy of everything a walk shows."""
+
+    def __init__(self):
+        self.inputs, self.calls = {}, []
+
+    def observe(self, stage, rows, inputs):
+        self.calls.append(("observe", stage, rows.start, rows.stop))
+        self.inputs.setdefault(stage, []).append(inputs.clone())
+
+    def complete(self, stage, layer):
+        self.calls.append(("complete", stage, layer.index))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_walk_layer_equals_transformers_after_every_layer(tmp_path, name):
+    checkpoint, tokens = make_checkpoint(tmp_path / "model", **MODELS[name]), make_tokens()
+    model = stock_model(checkpoint)
+    collected = []
+    hooks = [
+        layer.register_forward_hook(lambda _, __, output: collected.append(output))
+        for layer in model.model.layers
+    ]
+    with torch.inference_mode():
+        output = model(tokens, output_hidden_states=True)
+        states = walk(checkpoint, tokens)
+        norm = checkpoint.read(FINAL_NORM).float()
+        final = rms_norm(states[-1], norm, checkpoint.config.rms_norm_eps)
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(states[0], output.hidden_states[0])
+    expected = [value[0] if isinstance(value, tuple) else value for value in collected]
+    for got, want in zip(states[1:], expected, strict=True):
+        assert torch.allclose(got, want, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(final, output.hidden_states[-1], rtol=1e-5, atol=1e-5)
+    assert states[-1].std() > 0.5  # not a comparison of nothing
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen2-linear-rope", "llama-llama3-rope"])
+def test_rotary_frequencies_equal_transformers(tmp_path, name):
+    checkpoint = make_checkpoint(tmp_path / "model", num_layers=1, **MODELS[name])
+    rotary = stock_model(checkpoint).model.rotary_emb
+    frequencies = rotary_frequencies(checkpoint.config)
+    assert torch.allclose(frequencies, rotary.inv_freq, rtol=1e-6, atol=0)
+    positions = Positions.build(checkpoint.config, 33)
+    cos, sin = rotary(torch.zeros(1), torch.arange(33)[None])
+    assert torch.allclose(positions.cos, cos[0], atol=1e-6)
+    assert torch.allclose(positions.sin, sin[0], atol=1e-6)
+
+
+def test_rotary_frequencies_llama3_has_all_three_bands(tmp_path):
+    checkpoint = make_checkpoint(
+        tmp_path / "model", num_layers=1, **MODELS["llama-llama3-rope"], num_heads=2, num_kv_heads=1
+    )
+    plain = 1.0 / 10000.0 ** (torch.arange(0, 32, 2) / 32)
+    ratio = plain / rotary_frequencies(checkpoint.config)
+    assert torch.allclose(ratio[0], torch.tensor(1.0))  # short waves stay
+    assert torch.allclose(ratio[-1], torch.tensor(8.0))  # long ones are stretched
+    assert ((ratio > 1.01) & (ratio < 7.99)).any()
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 1 << 31])
+@pytest.mark.parametrize("name", ["qwen2", "llama-biases"])
+def test_walk_layer_observer_changes_nothing_and_sees_the_stage_inputs(tmp_path, name, kept_bytes):
+    checkpoint, tokens = make_checkpoint(tmp_path / "model", **MODELS[name]), make_tokens()
+    model, recorder, expected = stock_model(checkpoint), Recorder(), {}
+
+    def record(stage):
+        return lambda _, args: expected.setdefault(stage, []).append(args[0].clone())
+
+    for layer in model.model.layers:
+        for stage, linear in (
+            (QKV, layer.self_attn.q_proj),
+            (OUTPUT, layer.self_attn.o_proj),
+            (GATE_UP, layer.mlp.gate_proj),
+            (DOWN, layer.mlp.down_proj),
+        ):
+            linear.register_forward_pre_hook(record(stage))
+    with torch.inference_mode():
+        plain = walk(checkpoint, tokens)
+        observed = walk(checkpoint, tokens, observer=recorder, kept_bytes=kept_bytes)
+        model(tokens)
+    assert all(torch.equal(a, b) for a, b in zip(plain, observed, strict=True))
+    for stage in STAGE_LINEARS:
+        got = torch.cat(recorder.inputs[stage]).view(3, 3, 40, -1)  # [layers, rows, seq, in]
+        assert torch.allclose(got, torch.stack(expected[stage]), rtol=1e-5, atol=1e-5)
+
+
+def test_walk_layer_shows_every_row_once_and_completes_each_stage_in_order(tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "model", num_layers=1)
+    recorder = Recorder()
+    walk(checkpoint, make_tokens(rows=5), observer=recorder)
+    expected = []
+    for stage in (QKV, OUTPUT, GATE_UP, DOWN):
+        expected += [("observe", stage, start, min(start + 2, 5)) for start in (0, 2, 4)]
+        expected.append(("complete", stage, 0))
+    assert recorder.calls == expected
+
+
+def test_walk_layer_uses_weights_that_the_observer_replaced(tmp_path):
+    checkpoint = make_checkpoint(tmp_path / "model", num_layers=1)
+    tokens = make_tokens()
+
+    class Zero:
+        def observe(self, stage, rows, inputs):
+            pass
+
+        def complete(self, stage, layer):
+            if stage in (OUTPUT, DOWN):
+                (name,) = STAGE_LINEARS[stage]
+                layer.linear(name).weight = torch.zeros_like(layer.linear(name).weight)
+
+    for kept_bytes in (0, 1 << 31):
+        states = walk(checkpoint, tokens, observer=Zero(), kept_bytes=kept_bytes)
+        assert torch.equal(states[1], states[0])  # both branches were silenced
+
+
+@pytest.mark.parametrize("observer", [None, Recorder()])
+def test_walk_layer_batch_rows_do_not_matter(tmp_path, observer):
+    checkpoint, tokens = make_checkpoint(tmp_path / "model"), make_tokens(rows=5)
+    expected = walk(checkpoint, tokens, batch_rows=5)[-1]
+    for batch_rows in (1, 2, 3, 64):
+        got = walk(checkpoint, tokens, batch_rows=batch_rows, observer=observer)[-1]
+        assert torch.allclose(got, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_walk_layer_rows_do_not_see_each_other(tmp_path):
+    checkpoint, tokens = make_checkpoint(tmp_path / "model"), make_tokens(rows=3)
+    together = walk(checkpoint, tokens)[-1]
+    for row in range(3):
+        alone = walk(checkpoint, tokens[row : row + 1])[-1]
+        assert torch.allclose(together[row], alone[0], rtol=1e-5, atol=1e-5)
+
+
+def test_walk_layer_positions_do_not_see_the_future(tmp_path):
+    checkpoint, tokens = make_checkpoint(tmp_path / "model"), make_tokens()
+    changed = tokens.clone()
+    changed[:, 25] = (changed[:, 25] + 1) % 272
+    before, after = (walk(checkpoint, t)[-1] for t in (tokens, changed))
+    assert torch.allclose(before[:, :25], after[:, :25], rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(before[:, 25:], after[:, 25:], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("observer", "kept_bytes"), [(None, 0), (Recorder(), 0), (Recorder(), 1 << 31)]
+)
+def test_walk_layer_lets_go_of_every_linear_after_its_stage(tmp_path, observer, kept_bytes):
+    checkpoint, tokens = make_checkpoint(tmp_path / "model", num_layers=2), make_tokens()
+    live, most, reads = weakref.WeakSet(), [], []
+    plain_read = float_reader(checkpoint)
+
+    def read(name):
+        tensor = plain_read(name)
+        if name.endswith("_proj.weight"):
+            gc.collect()
+            reads.append(name)
+            holders[name] = weakref.ref(tensor)
+            most.append(sum(ref() is not None for ref in holders.values()))
+        return tensor
+
+    holders = {}
+    positions = Positions.build(checkpoint.config, tokens.shape[1])
+    hidden_states = embed(checkpoint, tokens)
+    for index in range(2):
+        layer = DecoderLayer(checkpoint.config, index, positions, read)
+        walk_layer(
+            layer, hidden_states, batch_rows=2, observer=observer, kept_bytes=kept_bytes
+        )
+        gc.collect()
+        assert all(ref() is None for ref in holders.values())  # while the layer itself lives
+    assert len(reads) == len(set(reads)) == 14
+    assert max(most) <= 3  # q, k, v; or gate, up and down
+    assert not live
+
+
+def test_float_reader_dequantizes_int8_and_widens_floats(tmp_path):
+    from vacc_deploy.quantize.pipeline import quantize
+    from vacc_deploy.quantize.plan import QuantizeOptions
+
+    source = write_checkpoint(tmp_path / "model", with_tokenizer=False)
+    quantize(source, options=QuantizeOptions("rtn"))
+    deployed = Checkpoint.open(tmp_path / "model-int8")
+    read, name = float_reader(deployed), "model.layers.1.mlp.up_proj"
+    codes, scale = deployed.read(f"{name}.weight"), deployed.read(f"{name}.weight_scale")
+    assert torch.equal(read(f"{name}.weight"), codes.float() * scale.float()[:, None])
+    assert read(FINAL_NORM).dtype == torch.float32
+
+
+def test_embed_reads_only_the_rows_that_occur(tmp_path, monkeypatch):
+    checkpoint = make_checkpoint(tmp_path / "model", num_layers=1)
+    table = checkpoint.read("model.embed_tokens.weight")
+    monkeypatch.setattr(Checkpoint, "read", lambda *_: pytest.fail("read the whole table"))
+    tokens = torch.tensor([[5, 271, 5], [0, 7, 271]])
+    assert torch.equal(embed(checkpoint, tokens), table[tokens])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "limit"),
+    [
+        ({"max_position_embeddings": 32}, 32),
+        ({"use_sliding_window": True, "sliding_window": 16}, 16),
+        ({"use_sliding_window": False, "sliding_window": 16}, 131072),
+    ],
+)
+def test_positions_build_refuses_what_the_model_cannot_see(tmp_path, overrides, limit):
+    config = make_checkpoint(tmp_path / "model", num_layers=1, config_overrides=overrides).config
+    assert Positions.build(config, min(limit, 64)).cos.shape == (min(limit, 64), 16)
+    with pytest.raises(CheckpointError) as err:
+        Positions.build(config, limit + 1)
+    assert str(err.value) == (
+        f"Sequences of {limit + 1} tokens are longer than the model's context or sliding window of "
+        f"{limit}. Use a shorter --seq-len."
+    )
+
+
+def test_batches_cover_every_row_once():
+    assert batches(5, 2) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert batches(2, 8) == [slice(0, 2)]
+    assert batches(0, 8) == []
+
+
+def test_stage_linears_are_all_seven():
+    names = [name for linears in decoder.STAGE_LINEARS.values() for name in linears]
+    assert sorted(names) == sorted(decoder.STAGE_LINEARS[QKV] + ("o_proj", "gate_proj", "up_proj", "down_proj"))
