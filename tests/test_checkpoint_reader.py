@@ -302,7 +302,9 @@ def test_an_index_that_names_another_place_is_refused_unread(tmp_path, file):
     index["weight_map"][UP] = file
     dump(directory / INDEX_NAME, index)
     message = refused(directory)[0]
-    assert message.startswith(f"{directory / INDEX_NAME} names files that are no plain .safetensors")
+    assert message.startswith(
+        f"{directory / INDEX_NAME} names files that are no plain .safetensors"
+    )
     assert f"  - {UP} -> {file!r}" in message
     assert message.endswith("Nothing was read. Do not trust this checkpoint.")
 

@@ -134,7 +134,9 @@ def test_solve_dead_input_column_is_rounded(act_order):
 def test_solve_all_zero_row_stays_zero():
     weight = random_weight(6, 30)
     weight[2] = 0
-    solution = solve(weight, choose_scale(weight), factorize(full_hessian(correlated_inputs(9, 30))))
+    solution = solve(
+        weight, choose_scale(weight), factorize(full_hessian(correlated_inputs(9, 30)))
+    )
     assert not solution.codes[2].any()
     assert solution.codes[1].any()
 

@@ -18,6 +18,22 @@ ORGANIZATION = "deepseek-ai"
 
 PLAIN, ALIGN_QKV, IMPOSSIBLE = "plain", "align_qkv", "impossible"
 
+# Two configurations that agree in these compute the same function of the same weights.
+ARCHITECTURE_FIELDS = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "tie_word_embeddings",
+)
+
 
 @dataclass(frozen=True)
 class CatalogModel:
@@ -243,24 +259,7 @@ def match_config(config: ModelConfig) -> CatalogModel | None:
     """
     for model in _MODELS:
         known = model.config
-        same = all(
-            getattr(known, name) == getattr(config, name)
-            for name in (
-                "model_type",
-                "hidden_size",
-                "intermediate_size",
-                "num_hidden_layers",
-                "num_attention_heads",
-                "num_key_value_heads",
-                "head_dim",
-                "vocab_size",
-                "rms_norm_eps",
-                "rope_theta",
-                "rope_scaling",
-                "tie_word_embeddings",
-            )
-        )
-        if same:
+        if all(getattr(known, name) == getattr(config, name) for name in ARCHITECTURE_FIELDS):
             return model
     return None
 

@@ -85,7 +85,10 @@ class DemoResult:
             [
                 ("exact answers, float", f"{self.accuracy_float:.1%} of {self.num_problems} sums"),
                 ("exact answers, int8", f"{self.accuracy_int8:.1%} of the same"),
-                ("KL(float ‖ int8)", f"{scores.mean_kl:.6f} mean over {scores.num_tokens:,} tokens"),
+                (
+                    "KL(float ‖ int8)",
+                    f"{scores.mean_kl:.6f} mean over {scores.num_tokens:,} tokens",
+                ),
                 ("same top token", f"{scores.top1:.2%}"),
             ]
         )
@@ -124,9 +127,7 @@ class _Clock:
         return time.monotonic() - self.started
 
 
-def demo(
-    *, output: Path, overwrite: bool = False, progress: Progress = SILENT
-) -> DemoResult:
+def demo(*, output: Path, overwrite: bool = False, progress: Progress = SILENT) -> DemoResult:
     """Run prepare, quantize, yaml and verify on the carried model, then let both models add.
 
     Args:
@@ -162,17 +163,13 @@ def demo(
         problems = sample_problems(NUM_PROBLEMS, seed=0, held_out=True)
         texts_float = answer_problems(prepared, problems, progress)
         texts_int8 = answer_problems(deployed, problems, progress)
-        clock.note(f"{NUM_PROBLEMS} sums by each model")
-        write_manifest(
-            partial, command="demo", model=MODEL_NAME, source={}, options={}, files=()
-        )
-    verified = replace(
-        verified, deployed_dir=output / INT8, reference_dir=output / PREPARED
-    )
+        clock.note(f"{len(problems)} sums by each model")
+        write_manifest(partial, command="demo", model=MODEL_NAME, source={}, options={}, files=())
+    verified = replace(verified, deployed_dir=output / INT8, reference_dir=output / PREPARED)
     return DemoResult(
         output_dir=output,
         steps=tuple(clock.steps),
-        num_problems=NUM_PROBLEMS,
+        num_problems=len(problems),
         accuracy_float=_accuracy(problems, texts_float),
         accuracy_int8=_accuracy(problems, texts_int8),
         example=(problems[0].question, texts_int8[0]),
@@ -205,8 +202,7 @@ def answer_problems(
 
 def _accuracy(problems: list[Problem], texts: list[str]) -> float:
     right = sum(
-        parse_answer(text) == problem.answer
-        for problem, text in zip(problems, texts, strict=True)
+        parse_answer(text) == problem.answer for problem, text in zip(problems, texts, strict=True)
     )
     return right / len(problems)
 

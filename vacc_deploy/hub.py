@@ -11,7 +11,10 @@ from vacc_deploy.checkpoint.files import SIDE_FILES
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.model_config import CONFIG_NAME
 
-_PATTERNS = [*SIDE_FILES, CONFIG_NAME, "*.safetensors", "*.safetensors.index.json"]
+_WEIGHTS = [CONFIG_NAME, "*.safetensors", "*.safetensors.index.json"]
+_PATTERNS = [*SIDE_FILES, *_WEIGHTS]
+# A cache without README or licence, as another tool leaves it, is still good to use.
+_NEEDED = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", *_WEIGHTS]
 
 
 @dataclass(frozen=True)
@@ -22,17 +25,23 @@ class Source:
     revision: str | None = None
 
 
-def fetch(model: CatalogModel) -> Source:
+def fetch(model: CatalogModel, *, may_download: bool = True) -> Source:
     """Return the newest complete snapshot in the cache, downloading what is missing.
 
     ``HF_ENDPOINT``, ``HF_HOME``, ``HF_HUB_OFFLINE`` and ``HF_TOKEN`` are honoured by
     huggingface_hub, which also resumes an interrupted download.
 
     Raises:
-        CheckpointError: the hub cannot be reached; names the command to download elsewhere.
+        CheckpointError: the hub cannot be reached; names the command to download elsewhere. Or the
+            cache lacks the model and ``may_download`` is false.
     """
     cached = find_in_cache(model)
-    return cached or _download(model)
+    if cached or may_download:
+        return cached or _download(model)
+    raise CheckpointError(
+        f"{model.name} is not in the Hugging Face cache, and a dry run downloads nothing. Run it "
+        "without --dry-run, or give --weights DIR."
+    )
 
 
 def find_in_cache(model: CatalogModel) -> Source | None:
@@ -41,7 +50,11 @@ def find_in_cache(model: CatalogModel) -> Source | None:
     from huggingface_hub.errors import EntryNotFoundError
 
     try:
-        directory = Path(snapshot_download(model.repository, local_files_only=True))
+        # Without the patterns a snapshot of our own download counts as incomplete: the repository
+        # holds files (figures, .gitattributes) that were never asked for.
+        directory = Path(
+            snapshot_download(model.repository, allow_patterns=_NEEDED, local_files_only=True)
+        )
         Checkpoint.open(directory)
     except (EntryNotFoundError, FileNotFoundError, CheckpointError):
         return None
@@ -57,7 +70,8 @@ def _download(model: CatalogModel) -> Source:
     try:
         directory = Path(snapshot_download(model.repository, allow_patterns=_PATTERNS))
     except transport_errors as err:
-        reason = str(err.__cause__ or err).strip().splitlines()[0]
+        lines = str(err.__cause__ or err).strip().splitlines()
+        reason = lines[0] if lines else type(err.__cause__ or err).__name__
         where = f"{constants.ENDPOINT} ({reason})"
         raise CheckpointError(
             f"{model.name} is not in the Hugging Face cache ({constants.HF_HUB_CACHE}) and cannot "

@@ -6,6 +6,7 @@ Owns names, shapes and the rotary rule. Reads no weights.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,7 +178,7 @@ class _Reader:
         value = source.get(key)
         value = default if value is None else value
         good = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not good or not 0 < value < float("inf"):  # type: ignore[operator]
+        if not good or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
             self.problems.append(f"{key}: got {value!r}, expected a positive number")
             return 1.0
         return float(value)  # type: ignore[arg-type]
@@ -291,10 +292,10 @@ def _read_sliding_window(reader: _Reader, is_qwen2: bool) -> int | None:
 
 def _read_dtype(reader: _Reader) -> str:
     value = reader.raw.get("torch_dtype") or reader.raw.get("dtype") or "float32"
-    if value not in _DTYPE_BYTES:
+    if not isinstance(value, str) or value not in _DTYPE_BYTES:
         reader.problems.append(f"torch_dtype: got {value!r}, expected {', '.join(_DTYPE_BYTES)}")
         return "float32"
-    return str(value)
+    return value
 
 
 def _read_quantization(reader: _Reader) -> int:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vacc_deploy.assets import SOURCE_FILES, source_file
-from vacc_deploy.catalog import CatalogModel, find_model, match_config
+from vacc_deploy.catalog import ARCHITECTURE_FIELDS, CatalogModel, find_model, match_config
 from vacc_deploy.checkpoint import (
     INDEX_NAME,
     MANIFEST_NAME,
     SINGLE_FILE,
     Checkpoint,
     LinkedFile,
+    ShardHeader,
     WrittenFile,
     check_output,
     check_space,
@@ -108,24 +110,28 @@ def prepare(
         OutputError: the output cannot be written.
     """
     known = find_model(model) if model else None
-    if weights is None and known is None:
-        raise UsageError("Give --model NAME (see vacc-deploy models), --weights DIR, or both.")
-    if known and weights is None and output is None:
+    if weights is not None:
+        source = Source(weights)
+    elif known is not None:
         # Before a download of gigabytes, see that the result can be written.
-        check_output(Path(f"{known.name}-vacc"), overwrite=overwrite)
-    source = Source(weights) if weights else fetch(known)  # type: ignore[arg-type]
+        check_output(output or Path(f"{known.name}-vacc"), overwrite=overwrite)
+        source = fetch(known, may_download=not dry_run)
+    else:
+        raise UsageError("Give --model NAME (see vacc-deploy models), --weights DIR, or both.")
     checkpoint = Checkpoint.open(source.directory)
     _check_source(checkpoint, known)
+    shards = checkpoint.shards.values()
     name = known.name if known else model_name(source.directory)
     output_dir = output or Path(f"{name}-vacc")
     check_output(output_dir, overwrite=overwrite, inputs=(source.directory,))
+    hows = {shard.path.name: _placing(shard, output_dir, link_mode) for shard in shards}
+    copied = sum(shard.file_bytes for shard in shards if hows[shard.path.name] == "copy")
+    check_space(output_dir, copied)
     if dry_run:
-        return _plan(name, checkpoint, output_dir, link_mode)
-    if link_mode == "copy":
-        check_space(output_dir, checkpoint.weight_bytes)
+        return _plan(name, checkpoint, output_dir, hows)
     with output_directory(output_dir, overwrite=overwrite, inputs=(source.directory,)) as partial:
         files = _write_files(checkpoint, partial, link_mode, progress)
-        write_manifest(
+        manifest = write_manifest(
             partial,
             command="prepare",
             model=name,
@@ -137,6 +143,7 @@ def prepare(
             options={"link_mode": link_mode},
             files=[file for file, _ in files],
         )
+    files.append((manifest, "generated"))
     listed = tuple((file.name, file.num_bytes, how) for file, how in files)
     notes = _notes(checkpoint)
     return PrepareResult(name, source.directory, output_dir, listed, notes, dry_run=False)
@@ -154,18 +161,7 @@ def _check_source(checkpoint: Checkpoint, known: CatalogModel | None) -> None:
     expected, got = known.config, checkpoint.config
     differences = [
         f"{field} is {getattr(got, field)}, expected {getattr(expected, field)}"
-        for field in (
-            "model_type",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "vocab_size",
-            "rms_norm_eps",
-            "rope_theta",
-            "rope_scaling",
-        )
+        for field in ARCHITECTURE_FIELDS
         if getattr(got, field) != getattr(expected, field)
     ]
     other = match_config(got)
@@ -202,14 +198,25 @@ def _write_files(
     return files
 
 
-def _plan(name: str, checkpoint: Checkpoint, output_dir: Path, link_mode: str) -> PrepareResult:
-    files = [
-        (shard.path.name, shard.file_bytes, "copy" if link_mode == "copy" else "link")
-        for shard in checkpoint.shards.values()
-    ]
-    sides = side_files(checkpoint.directory, with_config=True)
+def _placing(shard: ShardHeader, output_dir: Path, link_mode: str) -> str:
+    """Return how a weight file will most likely come: ``hardlink``, ``symlink`` or ``copy``."""
+    if link_mode != "auto":
+        return link_mode
+    same_device = shard.path.stat().st_dev == output_dir.resolve().parent.stat().st_dev
+    return "hardlink" if same_device else "copy"
+
+
+def _plan(
+    name: str, checkpoint: Checkpoint, output_dir: Path, hows: Mapping[str, str]
+) -> PrepareResult:
+    """Return what a run would write; the bytes of generated files are not known before."""
+    files = [(n, shard.file_bytes, hows[n]) for n, shard in checkpoint.shards.items()]
     if checkpoint.has_index:
-        sides.append(checkpoint.directory / INDEX_NAME)
+        path = checkpoint.directory / INDEX_NAME
+        files.append((INDEX_NAME, path.stat().st_size, "copy"))
+    elif set(checkpoint.shards) != {SINGLE_FILE}:
+        files.append((INDEX_NAME, 0, "generated"))
+    sides = side_files(checkpoint.directory, with_config=True)
     files += [(path.name, path.stat().st_size, "copy") for path in sides]
     if needs_vacc_config(checkpoint.config):
         files += [(n, source_file(n).stat().st_size, "from vacc-deploy") for n in SOURCE_FILES]

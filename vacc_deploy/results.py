@@ -59,7 +59,7 @@ def format_bytes(num_bytes: int | float) -> str:
     """Return a size in the binary unit that reads best, for example ``14.2 GiB``."""
     size = float(num_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1024 or unit == "GiB":
+        if round(abs(size), 1) < 1024 or unit == "GiB":
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     raise AssertionError("unreachable")
@@ -67,7 +67,7 @@ def format_bytes(num_bytes: int | float) -> str:
 
 def format_seconds(seconds: float) -> str:
     """Return a duration, for example ``3.2 s``, ``4 min 10 s`` or ``2 h 05 min``."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -148,11 +148,7 @@ def verify(
     _check_pair(reference, deployed)
     path = text_file or default_text_file()
     tokens = _read_tokens(deployed, path, max_tokens, sequence_length)
-    with torch.inference_mode():
-        hidden_float, hidden_deployed, layers = _walk(reference, deployed, tokens, progress)
-        scores = compare_next_tokens(
-            reference, hidden_float, deployed, hidden_deployed, tokens, progress
-        )
+    scores, layers = compare_on_tokens(reference, deployed, tokens, progress)
     return VerifyResult(
         model=model_name(deployed_dir),
         deployed_dir=deployed_dir,
@@ -162,6 +158,28 @@ def verify(
         layers=tuple(layers),
         failures=_failures(scores, limits or Limits()),
     )
+
+
+def compare_on_tokens(
+    reference: Checkpoint,
+    deployed: Checkpoint,
+    tokens: torch.Tensor,
+    progress: Progress = SILENT,
+) -> tuple[NextTokenScores, list[LayerError]]:
+    """Return the scores and every layer's error of two checkpoints on token windows.
+
+    Args:
+        reference: the float checkpoint.
+        deployed: the deployed checkpoint, of the same architecture.
+        tokens: int64 [rows, seq].
+        progress: told of every layer.
+    """
+    with torch.inference_mode():
+        hidden_float, hidden_deployed, layers = _walk(reference, deployed, tokens, progress)
+        scores = compare_next_tokens(
+            reference, hidden_float, deployed, hidden_deployed, tokens, progress
+        )
+    return scores, layers
 
 
 def _reference_of(deployed_dir: Path) -> Path:

@@ -79,7 +79,7 @@ def _parse_entry(name: str, entry: Any, path: Path, data_start: int) -> TensorIn
     if not isinstance(entry, dict):
         raise ValueError(f"tensor {name!r} is described by {type(entry).__name__}, not an object")
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if dtype not in DTYPE_BYTES:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise ValueError(f"tensor {name!r} has the unknown dtype {dtype!r}")
     if not isinstance(shape, list) or not all(_is_size(size) for size in shape):
         raise ValueError(f"tensor {name!r} has the impossible shape {shape!r}")

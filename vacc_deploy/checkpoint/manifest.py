@@ -52,7 +52,7 @@ def write_manifest(
     source: Mapping[str, Any],
     options: Mapping[str, Any],
     files: Iterable[WrittenFile | LinkedFile],
-) -> None:
+) -> WrittenFile:
     """Write the manifest of a directory whose other files are finished.
 
     Args:
@@ -74,7 +74,7 @@ def write_manifest(
         "files": {file.name: _describe(file) for file in sorted(files, key=lambda f: f.name)},
     }
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    write_text(directory / MANIFEST_NAME, text)
+    return write_text(directory / MANIFEST_NAME, text)
 
 
 def _describe(file: WrittenFile | LinkedFile) -> dict[str, Any]:

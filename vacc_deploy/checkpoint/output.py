@@ -82,12 +82,15 @@ def output_directory(
     """
     check_output(output_dir, overwrite=overwrite, inputs=inputs)
     partial = output_dir.resolve().with_name(output_dir.resolve().name + ".partial")
-    lock = _claim(partial)
+    lock, finished = _claim(partial), False
     try:
         yield partial
+        # Something else may have come to stand there since the first check.
+        check_output(output_dir, overwrite=overwrite, inputs=inputs)
         (partial / _MARKER).unlink()
         _sync_directory(partial)
         _put_in_place(partial, output_dir.resolve())
+        finished = True
     except OSError as err:
         if err.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -97,8 +100,10 @@ def output_directory(
             "file system refused more. Nothing was kept. Free space or choose another --output."
         ) from err
     finally:
+        # Under the lock, and never after success: another run may own the name by then.
+        if not finished:
+            shutil.rmtree(partial, ignore_errors=True)
         os.close(lock)
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _claim(partial: Path) -> int:
@@ -113,6 +118,9 @@ def _claim(partial: Path) -> int:
     except OSError as err:
         os.close(lock)
         raise OutputError(f"Another run is writing {partial}. Wait for it to end.") from err
+    if not os.fstat(lock).st_nlink:
+        os.close(lock)
+        raise OutputError(f"Another run has just removed {partial}. Run this again.")
     for path in partial.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -88,22 +88,32 @@ class Checkpoint:
         return _read_tensor(self.info(name))
 
     def read_rows(self, name: str, rows: Sequence[int]) -> torch.Tensor:
-        """Return some rows of a matrix, [len(rows), columns], without reading the others."""
+        """Return some rows of a matrix, [len(rows), columns], without reading the others.
+
+        Raises:
+            CheckpointError: no such tensor, or a row outside it.
+        """
         import torch
 
         info = self.info(name)
         num_rows, columns = info.shape
-        dtype = getattr(torch, _TORCH_NAMES[info.dtype])
+        outside = [row for row in rows if not 0 <= row < num_rows]
+        if outside:
+            # A token id above the embedding would read the tensor stored behind it.
+            raise CheckpointError(
+                f"{name} has {num_rows} rows, there is no row {outside[0]}. Does the tokenizer "
+                "belong to this model?"
+            )
+        tensor = torch.empty((len(rows), columns), dtype=getattr(torch, _TORCH_NAMES[info.dtype]))
         row_bytes = info.num_bytes // num_rows
-        buffer = bytearray(row_bytes * len(rows))
-        view = memoryview(buffer)
+        view = memoryview(tensor.view(-1).view(torch.uint8).numpy().data)
         with info.path.open("rb", buffering=0) as file:
             for index, row in enumerate(rows):
                 file.seek(info.offset + row * row_bytes)
                 piece = view[index * row_bytes : (index + 1) * row_bytes]
                 if file.readinto(piece) != row_bytes:
                     raise _shortened(info, row_bytes)
-        return torch.frombuffer(buffer, dtype=dtype).view(len(rows), columns)
+        return tensor
 
     def read_slice(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Return the rows ``start`` to ``stop`` of a matrix, in memory of their own."""

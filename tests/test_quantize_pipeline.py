@@ -1,0 +1,860 @@
+"""``quantize`` end to end on tiny checkpoints: the tensors, the files beside them, and failures."""
+
+import hashlib
+import importlib.util
+import json
+import threading
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checkpoint_builders import read_tensors, write_checkpoint
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from vacc_deploy.calibration.rows import build_rows
+from vacc_deploy.calibration.sources import CalibrationSource
+from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.decoder import DecoderLayer, Positions, embed, float_reader, rms_norm, walk_layer
+from vacc_deploy.errors import (
+    CalibrationError,
+    CheckpointError,
+    OutputError,
+    QuantizationError,
+    UsageError,
+)
+from vacc_deploy.model_config import FINAL_NORM, LAYER_LINEARS, LM_HEAD, linear_name
+from vacc_deploy.prepare import prepare
+from vacc_deploy.progress import Progress
+from vacc_deploy.quantize import directory as directory_module
+from vacc_deploy.quantize import layer as layer_module
+from vacc_deploy.quantize import pipeline
+from vacc_deploy.quantize.formats import INT8_GUARD
+from vacc_deploy.quantize.gptq import factorize, solve
+from vacc_deploy.quantize.int8 import (
+    choose_scale,
+    dequantize,
+    quantize_rounding,
+    round_to_nearest,
+)
+from vacc_deploy.quantize.pipeline import quantize
+from vacc_deploy.quantize.plan import QuantizeOptions
+from vacc_deploy.tokenizer import Tokenizer
+
+SOURCE_DIR = Path(__file__).resolve().parents[1] / "source_code"
+RTN = QuantizeOptions("rtn")
+SEQ_LEN, NUM_SAMPLES = 32, 20
+HEADS = {"qwen2": {}, "llama": {}, "llama-biases": {"attention_bias": True, "mlp_bias": True}}
+
+
+def make_source(directory, kind="qwen2", **arguments):
+    overrides = {**HEADS[kind], **arguments.pop("config_overrides", {})}
+    return write_checkpoint(
+        directory, model_type=kind.split("-")[0], config_overrides=overrides, **arguments
+    )
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """Calibration text of 12,000 different ASCII words."""
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    generator = torch.Generator().manual_seed(9)
+    letters = torch.randint(97, 123, (3000, 5), generator=generator).tolist()
+    path.write_text("\n".join("".join(map(chr, word)) for word in letters), "utf-8")
+    return path
+
+
+def gptq_options(text, **changes):
+    values = {"num_samples": NUM_SAMPLES, "sequence_length": SEQ_LEN, **changes}
+    return QuantizeOptions("gptq", sources=(CalibrationSource("text", text),), **values)
+
+
+def calibration_tokens(source, options):
+    rows = build_rows(
+        options.sources,
+        Tokenizer.from_dir(source),
+        num_samples=options.num_samples,
+        sequence_length=options.sequence_length,
+        seed=options.seed,
+        vocab_size=Checkpoint.open(source).config.vocab_size,
+    )
+    return torch.from_numpy(rows.tokens)
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def snapshot(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def read_json(path):
+    # parse_constant: NaN and Infinity are no JSON.
+    return json.loads(path.read_text("utf-8"), parse_constant=lambda name: pytest.fail(name))
+
+
+# ---- what is written --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_quantize_rtn_writes_codes_scales_and_the_rest_byte_for_byte(tmp_path, kind, dtype):
+    source = make_source(tmp_path / "model", kind, dtype=dtype, shards=3)
+    before = snapshot(source)
+    result = quantize(source, options=RTN)
+    assert result.output_dir == tmp_path / "model-int8"
+    stored, written = read_tensors(source), read_tensors(result.output_dir)
+    linears = {linear_name(layer, name) for layer in range(2) for name in LAYER_LINEARS}
+    scales = {f"{name}.weight_scale" for name in linears}
+    assert written.keys() == stored.keys() | scales
+    for name, tensor in written.items():
+        module = name.rpartition(".")[0]
+        if name in scales:
+            assert tensor.dtype == torch.float16
+            assert torch.equal(tensor, quantize_rounding(stored[f"{module}.weight"])[1])
+        elif module in linears and name.endswith(".weight"):
+            assert tensor.dtype == torch.int8
+            assert torch.equal(tensor, quantize_rounding(stored[name])[0])
+        else:
+            assert tensor.dtype == stored[name].dtype == dtype
+            assert torch.equal(tensor.view(torch.uint8), stored[name].view(torch.uint8))
+    assert snapshot(source) == before
+    assert result.output_bytes == Checkpoint.open(result.output_dir).weight_bytes
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_quantize_layout_of_shards_and_index(tmp_path, tied):
+    source = make_source(tmp_path / "model", num_layers=3, tied=tied)
+    output = quantize(source, options=RTN).output_dir
+    names = [f"model-{i:05d}-of-00005.safetensors" for i in range(1, 6)]
+    assert sorted(path.name for path in output.glob("*.safetensors")) == names
+    index = read_json(output / "model.safetensors.index.json")
+    for idx, name in enumerate(names):
+        held = load_file(output / name).keys()
+        assert held == {tensor for tensor, file in index["weight_map"].items() if file == name}
+        if 0 < idx < 4:
+            assert all(tensor.startswith(f"model.layers.{idx - 1}.") for tensor in held)
+    total = sum(t.numel() * t.element_size() for t in read_tensors(output).values())
+    assert index["metadata"]["total_size"] == total
+    assert (LM_HEAD in index["weight_map"]) is not tied
+
+
+def slow_gptq(source, tokens, *, num_held_out, act_order=True):
+    """The whole calibration in plain torch: one linear at a time, the model rerun for each.
+
+    Returns the codes and scales of every linear; earlier linears are already quantized when the
+    inputs of a later one are collected.
+    """
+    checkpoint = Checkpoint.open(source)
+    config, weights = checkpoint.config, read_tensors(source)
+    weights = {name: tensor.float() for name, tensor in weights.items()}
+    positions, result = Positions.build(config, tokens.shape[1]), {}
+    num_fit = len(tokens) - num_held_out
+    groups = config.num_attention_heads // config.num_key_value_heads
+
+    def linear(layer, name, inputs):
+        full = linear_name(layer, name)
+        return F.linear(inputs, weights[f"{full}.weight"], weights.get(f"{full}.bias"))
+
+    def stage_inputs(last, stage):
+        """Run the model as it is now up to ``stage`` of layer ``last``."""
+        hidden = weights["model.embed_tokens.weight"][tokens]
+        for layer in range(config.num_hidden_layers):
+            prefix = f"model.layers.{layer}."
+            norm = weights[f"{prefix}input_layernorm.weight"]
+            inputs = rms_norm(hidden, norm, config.rms_norm_eps)
+            if (layer, stage) == (last, "qkv"):
+                return inputs
+            rows, seq, _ = inputs.shape
+            query, key, value = (
+                linear(layer, name, inputs).view(rows, seq, -1, config.head_dim).transpose(1, 2)
+                for name in ("q_proj", "k_proj", "v_proj")
+            )
+            query, key = positions.rotate(query), positions.rotate(key)
+            key, value = (t.repeat_interleave(groups, 1) for t in (key, value))
+            scores = query @ key.transpose(2, 3) / config.head_dim**0.5
+            future = torch.ones(seq, seq).triu(1).bool()
+            attended = scores.masked_fill(future, float("-inf")).softmax(-1) @ value
+            attended = attended.transpose(1, 2).reshape(rows, seq, -1)
+            if (layer, stage) == (last, "o"):
+                return attended
+            hidden = hidden + linear(layer, "o_proj", attended)
+            norm = weights[f"{prefix}post_attention_layernorm.weight"]
+            inputs = rms_norm(hidden, norm, config.rms_norm_eps)
+            if (layer, stage) == (last, "gate_up"):
+                return inputs
+            inner = F.silu(linear(layer, "gate_proj", inputs)) * linear(layer, "up_proj", inputs)
+            if (layer, stage) == (last, "down"):
+                return inner
+            hidden = hidden + linear(layer, "down_proj", inner)
+        raise AssertionError("no such stage")
+
+    stages = {
+        "qkv": ("q_proj", "k_proj", "v_proj"),
+        "o": ("o_proj",),
+        "gate_up": ("gate_proj", "up_proj"),
+        "down": ("down_proj",),
+    }
+    for layer in range(config.num_hidden_layers):
+        for stage, names in stages.items():
+            inputs = stage_inputs(layer, stage)
+            fit, held_out = inputs[:num_fit].flatten(0, 1), inputs[num_fit:].flatten(0, 1)
+            factor = factorize(fit.T @ fit, act_order=act_order)
+            quantized = {}
+            for name in names:
+                weight = weights[f"{linear_name(layer, name)}.weight"]
+                scale = choose_scale(weight)
+                choices = []
+                for codes in (round_to_nearest(weight, scale), solve(weight, scale, factor).codes):
+                    difference = dequantize(codes, scale) - weight
+                    error = (held_out @ difference.T).norm() / (held_out @ weight.T).norm()
+                    choices.append((error.item(), codes))
+                quantized[name] = (scale, choices)
+            for name, (scale, choices) in quantized.items():
+                full, best = linear_name(layer, name), min(choices, key=lambda choice: choice[0])
+                result[full] = (best[1], scale, choices[1][0], choices[0][0])
+                weights[f"{full}.weight"] = dequantize(best[1], scale)
+    return result
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("act_order", [True, False])
+def test_quantize_gptq_equals_a_slow_reference(tmp_path, text, kind, act_order):
+    source = make_source(tmp_path / "model", kind, num_layers=2)
+    options = gptq_options(text, act_order=act_order)
+    result = quantize(source, options=options)
+    tokens = calibration_tokens(source, options)
+    expected = slow_gptq(source, tokens, num_held_out=2, act_order=act_order)
+    written, stored = read_tensors(result.output_dir), read_tensors(source)
+    assert [record.name for record in result.linears] == list(expected)
+    for record in result.linears:
+        codes, scale, error_gptq, error_rtn = expected[record.name]
+        got = written[f"{record.name}.weight"]
+        assert torch.equal(written[f"{record.name}.weight_scale"], scale)
+        # The order of a sum in float32 moves a rounding here and there, and no more.
+        assert (got != codes).float().mean() < 0.02
+        assert (got.int() - codes.int()).abs().max() <= 2
+        assert record.error_gptq == pytest.approx(error_gptq, rel=0.02)
+        assert record.error_rtn == pytest.approx(error_rtn, rel=0.005)
+        assert record.method == ("gptq" if error_gptq < error_rtn else "rtn")
+        assert record.dampening_frac == 0.01
+    first = result.linears[0]
+    # Nothing before it was quantized, so nothing can have moved.
+    assert torch.equal(written[f"{first.name}.weight"], expected[first.name][0])
+    assert sum(record.method == "gptq" for record in result.linears) >= 10
+    for name in stored:
+        if name.removesuffix(".weight") not in expected:
+            assert torch.equal(written[name].view(torch.uint8), stored[name].view(torch.uint8))
+
+
+def test_quantize_gptq_sees_quantized_inputs(tmp_path, text, monkeypatch):
+    """The Hessian of a stage holds the outputs of the quantized stages before it."""
+    source = make_source(tmp_path / "model", dtype=torch.float32)
+    seen = []
+    plain = layer_module.LayerQuantizer.observe
+
+    def observe(self, stage, rows, inputs):
+        seen.append((stage, inputs.clone()))
+        plain(self, stage, rows, inputs)
+
+    monkeypatch.setattr(layer_module.LayerQuantizer, "observe", observe)
+    options = gptq_options(text)
+    output = quantize(source, options=options).output_dir
+    tokens = calibration_tokens(source, options)
+
+    class Collect:
+        inputs = []
+
+        def observe(self, stage, rows, inputs):
+            self.inputs.append((stage, inputs.clone()))
+
+        def complete(self, stage, layer):
+            pass
+
+    deployed = Checkpoint.open(output)
+    hidden_states = embed(deployed, tokens)
+    for index in range(2):
+        positions = Positions.build(deployed.config, SEQ_LEN)
+        walk_layer(
+            DecoderLayer(deployed.config, index, positions, float_reader(deployed)),
+            hidden_states,
+            batch_rows=64,
+            observer=Collect(),
+        )
+    assert [stage for stage, _ in seen] == [stage for stage, _ in Collect.inputs]
+    for (_, got), (_, want) in zip(seen, Collect.inputs, strict=True):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_quantize_manifest_hashes_every_file(tmp_path, text, kind, method):
+    source = make_source(tmp_path / "model", kind)
+    options = RTN if method == "rtn" else gptq_options(text)
+    output = quantize(source, options=options).output_dir
+    manifest = read_json(output / "vacc_deploy.json")
+    names = {path.name for path in output.iterdir()}
+    assert manifest["files"].keys() == names - {"vacc_deploy.json", "quantize_timing.json"}
+    for name, entry in manifest["files"].items():
+        path = output / name
+        assert entry == {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    assert manifest["command"] == "quantize"
+    assert manifest["source"] == {"path": "../model"}
+    assert manifest["options"] == options.to_dict()
+    own = {"config_vacc.json", "modeling_qwen2_vacc.py", "configuration_qwen2_vacc.py"}
+    assert (own | {"quantization_vacc.py"} <= names) is (kind == "qwen2")
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (output / name).read_bytes() == (source / name).read_bytes()
+    for path in output.glob("*_vacc.py"):
+        assert path.read_bytes() == (SOURCE_DIR / path.name).read_bytes()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_quantize_twice_gives_the_same_bytes(tmp_path, text, method):
+    source = make_source(tmp_path / "model")
+    options = RTN if method == "rtn" else gptq_options(text)
+    first, second = (
+        snapshot(quantize(source, options=options, output=tmp_path / name).output_dir)
+        for name in ("one", "two")
+    )
+    assert first.keys() == second.keys()
+    assert [n for n in first if first[n] != second[n]] in ([], ["quantize_timing.json"])
+
+
+def test_quantize_other_seed_gives_other_bytes(tmp_path, text):
+    source = make_source(tmp_path / "model")
+    rows = {
+        seed: quantize(
+            source, options=gptq_options(text, seed=seed), output=tmp_path / f"out{seed}"
+        ).calibration["tokens_sha256"]
+        for seed in (0, 1)
+    }
+    assert rows[0] != rows[1]
+
+
+def test_quantize_report_of_gptq(tmp_path, text):
+    source = make_source(tmp_path / "model")
+    result = quantize(source, options=gptq_options(text))
+    report = read_json(result.output_dir / "quantize_report.json")
+    expected = [linear_name(layer, name) for layer in range(2) for name in LAYER_LINEARS]
+    assert [linear["name"] for linear in report["linears"]] == expected
+    for linear in report["linears"]:
+        assert linear["method"] == "gptq" if linear["error_gptq"] < linear["error_rtn"] else "rtn"
+        assert 0 < linear["error_gptq"] < 0.05 and 0 < linear["error_rtn"] < 0.05
+        assert linear["dampening_frac"] == 0.01
+        assert isinstance(linear["num_saturated"], int)
+    calibration = report["calibration"]
+    assert calibration["tokens"] == NUM_SAMPLES * SEQ_LEN
+    assert calibration["sources"][0]["sha256"] == sha256(text)
+    assert calibration["sources"][0]["file"] == "words.txt"
+    tokens = calibration_tokens(source, gptq_options(text))
+    digest = hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
+    assert calibration["tokens_sha256"] == digest
+    kept = [linear for linear in report["linears"] if linear["method"] == "gptq"]
+    ratios = [linear["error_gptq"] / linear["error_rtn"] for linear in report["linears"]]
+    assert report["totals"] == {
+        "num_linears": 14,
+        "num_gptq": len(kept),
+        "num_rtn": 14 - len(kept),
+        "num_saturated": sum(linear["num_saturated"] for linear in kept),
+        "mean_error_ratio_gptq_to_rtn": pytest.approx(sum(ratios) / 14),
+    }
+    assert report["warnings"] == []
+    assert str(tmp_path) not in json.dumps(report)
+    timing = read_json(result.output_dir / "quantize_timing.json")
+    assert len(timing["layer_seconds"]) == 2
+    assert timing["peak_memory_bytes"] > 1 << 20
+
+
+def test_quantize_report_of_rtn(tmp_path):
+    result = quantize(make_source(tmp_path / "model"), options=RTN)
+    report = read_json(result.output_dir / "quantize_report.json")
+    assert report["calibration"] is None
+    assert report["options"] == {"method": "rtn", "formats": ["int8"]}
+    assert report["totals"]["num_rtn"] == report["totals"]["num_linears"] == 14
+    assert report["totals"]["mean_error_ratio_gptq_to_rtn"] is None
+    assert all(
+        linear["method"] == "rtn" and linear["error_gptq"] is None for linear in report["linears"]
+    )
+
+
+# ---- never worse than rounding ----------------------------------------------------------------
+
+
+def test_quantize_linear_keeps_rounding_where_gptq_is_not_better():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(16, 24, generator=generator)
+    fit = torch.randn(200, 4, generator=generator) @ torch.randn(4, 24, generator=generator)
+    # Held-out rows of a quite different kind: what helped on the others hurts on these.
+    held_out = torch.randn(200, 24, generator=generator)
+    linear = layer_module.Linear(weight.clone(), None)
+    codes, scale, record = layer_module.quantize_linear(
+        "a.b", linear, factorize(fit.T @ fit), held_out
+    )
+    assert record.method == "rtn"
+    assert record.error_gptq > record.error_rtn > 0
+    assert record.num_saturated == 0 and record.dampening_frac == 0.01
+    assert torch.equal(codes, round_to_nearest(weight, scale))
+    codes, _, record = layer_module.quantize_linear("a.b", linear, factorize(fit.T @ fit), fit)
+    assert record.method == "gptq" and record.error_gptq < record.error_rtn
+    assert not torch.equal(codes, round_to_nearest(weight, scale))
+    assert torch.equal(linear.weight, weight)
+
+
+def test_quantize_linear_without_a_factor_rounds_and_says_so():
+    weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    codes, scale, record = layer_module.quantize_linear(
+        "a.b", layer_module.Linear(weight, None), None, torch.zeros(5, 6)
+    )
+    assert torch.equal(codes, round_to_nearest(weight, scale))
+    assert (record.method, record.error_gptq, record.error_rtn) == ("rtn", None, 0.0)
+    assert record.dampening_frac is None
+
+
+def test_quantize_gptq_keeps_rounding_in_the_whole_chain(tmp_path, text, monkeypatch):
+    """A solver that is always worse leaves exactly the rounded weights."""
+    source = make_source(tmp_path / "model")
+    plain = layer_module.solve
+
+    def worse(weight, scale, factor):
+        solution = plain(weight, scale, factor)
+        return type(solution)(-solution.codes, 5)
+
+    monkeypatch.setattr(layer_module, "solve", worse)
+    result = quantize(source, options=gptq_options(text), output=tmp_path / "gptq")
+    assert {record.method for record in result.linears} == {"rtn"}
+    assert result.totals()["num_saturated"] == 0
+    rounded = quantize(source, options=RTN, output=tmp_path / "rtn").output_dir
+    got, expected = read_tensors(result.output_dir), read_tensors(rounded)
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+def test_quantize_gptq_dead_inputs_are_rounded_with_a_warning(tmp_path, text):
+    """A norm of zeros: the inputs of q, k, v are zero, their Hessian cannot be factored."""
+    name = "model.layers.1.input_layernorm.weight"
+    source = make_source(
+        tmp_path / "model", extra_tensors={name: torch.zeros(64, dtype=torch.bfloat16)}
+    )
+    warned = []
+
+    class Listener(Progress):
+        def warn(self, message):
+            warned.append(message)
+
+    result = quantize(source, options=gptq_options(text), progress=Listener())
+    expected = (
+        "3 linears were rounded because their Hessian could not be factored "
+        "(first model.layers.1.self_attn.q_proj)"
+    )
+    assert result.warnings == (expected,) and warned == [expected]
+    assert f"Warning: {expected}" in result.to_text()
+    report = read_json(result.output_dir / "quantize_report.json")
+    assert report["warnings"] == [expected]
+    assert [r.dampening_frac for r in result.linears[7:10]] == [None] * 3
+
+
+# ---- memory -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 1 << 31])
+def test_quantize_gptq_memory_does_not_grow_with_the_layers(
+    tmp_path, text, monkeypatch, kept_bytes
+):
+    monkeypatch.setattr(pipeline, "KEPT_BYTES", kept_bytes)
+    plain, peaks, layers_alive = pipeline.float_reader, {}, []
+    layers = weakref.WeakSet()
+
+    class CountedLayer(DecoderLayer):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            layers.add(self)
+            layers_alive.append(len(layers))
+
+    monkeypatch.setattr(pipeline, "DecoderLayer", CountedLayer)
+    for num_layers in (2, 5):
+        live, sizes = [], []
+
+        def counted_reader(checkpoint, live=live, sizes=sizes):
+            read = plain(checkpoint)
+
+            def counted(name):
+                tensor = read(name)
+                live.append(weakref.ref(tensor))
+                alive = [ref() for ref in live]
+                sizes.append(sum(t.numel() for t in alive if t is not None))
+                return tensor
+
+            return counted
+
+        monkeypatch.setattr(pipeline, "float_reader", counted_reader)
+        source = make_source(tmp_path / f"model{num_layers}", num_layers=num_layers)
+        quantize(source, options=gptq_options(text))
+        peaks[num_layers] = max(sizes)
+        assert all(ref() is None for ref in live)
+    assert peaks[2] == peaks[5]
+    assert peaks[5] <= 3 * 160 * 64 + 2 * 64  # gate, up and down, and the two norms
+    assert max(layers_alive) == 1
+
+
+def test_quantize_rtn_holds_one_float_weight(tmp_path, monkeypatch):
+    plain, live, most = Checkpoint.read, [], []
+
+    def read(self, name):
+        tensor = plain(self, name)
+        live.append(weakref.ref(tensor))
+        most.append(sum(ref() is not None for ref in live))
+        return tensor
+
+    monkeypatch.setattr(Checkpoint, "read", read)
+    quantize(make_source(tmp_path / "model", num_layers=4), options=RTN)
+    assert max(most) <= 2  # the one being replaced and the next
+
+
+def test_quantize_never_reads_the_embedding_or_the_head_whole(tmp_path, text, monkeypatch):
+    plain, names = Checkpoint.read, []
+    monkeypatch.setattr(
+        Checkpoint, "read", lambda self, name: names.append(name) or plain(self, name)
+    )
+    quantize(make_source(tmp_path / "model"), options=gptq_options(text))
+    assert not {"model.embed_tokens.weight", LM_HEAD, FINAL_NORM} & set(names)
+
+
+# ---- failures ---------------------------------------------------------------------------------
+
+
+def fails(error, source, options, **arguments):
+    """Return the message of a run that must fail and leave no trace beside its input."""
+    before = {path: path.is_dir() or path.read_bytes() for path in source.parent.rglob("*")}
+    with pytest.raises(error) as caught:
+        quantize(source, options=options, **arguments)
+    after = {path: path.is_dir() or path.read_bytes() for path in source.parent.rglob("*")}
+    assert after == before
+    assert not torch.is_inference_mode_enabled()
+    return str(caught.value)
+
+
+def test_quantize_refuses_an_int8_directory(tmp_path, text):
+    output = quantize(make_source(tmp_path / "model"), options=RTN).output_dir
+    for options in (RTN, gptq_options(text)):
+        message = fails(CheckpointError, output, options)
+        assert message == (
+            f"{output} is quantized already. Give the float directory it was made from."
+        )
+
+
+def test_quantize_options_that_contradict_each_other(tmp_path, text):
+    source = make_source(tmp_path / "model")
+    assert fails(UsageError, source, QuantizeOptions("gptq")) == (
+        "--method gptq needs text to calibrate on: give --calibration NAME=PATH (c4, ceval, alpaca "
+        "or text), or use --method rtn."
+    )
+    with_text = QuantizeOptions("rtn", sources=(CalibrationSource("text", text),))
+    assert fails(UsageError, source, with_text) == (
+        "--method rtn uses no calibration data. Leave --calibration out."
+    )
+    assert fails(UsageError, source, gptq_options(text, num_samples=1)) == (
+        "--num-samples must be at least 2: one row in ten, and at least one, is held out to compare "
+        "gptq with rounding."
+    )
+
+
+def test_quantize_gptq_two_samples_are_enough(tmp_path, text):
+    result = quantize(make_source(tmp_path / "model"), options=gptq_options(text, num_samples=2))
+    assert result.calibration["num_samples"] == 2
+    assert all(record.error_rtn > 0 for record in result.linears)
+
+
+def test_quantize_too_few_tokens(tmp_path, text):
+    source = make_source(tmp_path / "model")
+    message = fails(CalibrationError, source, gptq_options(text, num_samples=2000))
+    assert message.startswith("The calibration data hold too few tokens. Got, of what is needed:")
+    assert "of 64,000 tokens" in message and "fewer samples" in message
+
+
+@pytest.mark.parametrize("content", [b"", b" \n \n"])
+def test_quantize_empty_calibration_file(tmp_path, content):
+    path = tmp_path / "empty.txt"
+    path.write_bytes(content)
+    message = fails(CalibrationError, make_source(tmp_path / "model"), gptq_options(path))
+    assert message.startswith(str(path)) and "Download it again." in message
+
+
+def test_quantize_missing_tokenizer(tmp_path, text):
+    source = make_source(tmp_path / "model", with_tokenizer=False)
+    message = fails(CheckpointError, source, gptq_options(text))
+    assert message == (
+        f"{source / 'tokenizer.json'} is missing. Download it from the model's repository into "
+        "this directory."
+    )
+    assert quantize(source, options=RTN).totals()["num_linears"] == 14
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize(
+    "overrides",
+    [{"max_position_embeddings": 31}, {"use_sliding_window": True, "sliding_window": 31}],
+)
+def test_quantize_sequence_longer_than_the_context(tmp_path, text, overrides, dry_run, monkeypatch):
+    source = make_source(tmp_path / "model", config_overrides=overrides)
+    monkeypatch.setattr(pipeline, "output_directory", lambda *_, **__: pytest.fail("began"))
+    message = fails(CheckpointError, source, gptq_options(text), dry_run=dry_run)
+    assert message == (
+        "Sequences of 32 tokens are longer than the model's context or sliding window of 31. Use a "
+        "shorter --seq-len."
+    )
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_quantize_non_finite_weight_names_tensor_and_row(tmp_path, text, method, bad):
+    name = "model.layers.1.mlp.up_proj.weight"
+    weight = torch.ones(160, 64, dtype=torch.bfloat16) * 0.01
+    weight[137, 5] = bad
+    source = make_source(tmp_path / "model", extra_tensors={name: weight})
+    options = RTN if method == "rtn" else gptq_options(text)
+    message = fails(QuantizationError, source, options)
+    assert name in message and "row 137 holds NaN or infinity" in message
+    if method == "rtn":
+        assert message == (
+            f"{name} in {source}: row 137 holds NaN or infinity. Download the file "
+            "model.safetensors again."
+        )
+
+
+def test_quantize_non_finite_activations_name_the_linear(tmp_path, text):
+    name = "model.layers.1.input_layernorm.weight"
+    norm = torch.ones(64, dtype=torch.bfloat16)
+    norm[3] = float("nan")
+    source = make_source(tmp_path / "model", extra_tensors={name: norm})
+    assert fails(QuantizationError, source, gptq_options(text)) == (
+        "The inputs of model.layers.1.self_attn.q_proj: the activations hold NaN or infinity."
+    )
+
+
+def test_quantize_non_finite_activations_in_held_out_rows_only(tmp_path, text):
+    """A token that only the held-out rows use has a damaged embedding."""
+    source = make_source(tmp_path / "model")
+    options = gptq_options(text, sequence_length=16)
+    tokens = calibration_tokens(source, options)
+    only = set(tokens[-2:].flatten().tolist()) - set(tokens[:-2].flatten().tolist())
+    if not only:  # every letter is common: make one token rare instead
+        only = {tokens[-1, -1].item()}
+        assert only
+    table = read_tensors(source)["model.embed_tokens.weight"].clone()
+    table[only.pop()] = float("nan")
+    source = make_source(tmp_path / "damaged", extra_tensors={"model.embed_tokens.weight": table})
+    assert fails(QuantizationError, source, options) == (
+        "The inputs of model.layers.0.self_attn.q_proj: the activations hold NaN or infinity."
+    )
+
+
+def test_layer_quantizer_checks_the_held_out_inputs(tmp_path):
+    checkpoint = Checkpoint.open(make_source(tmp_path / "model"))
+    quantizer = layer_module.LayerQuantizer(num_fit_rows=3, num_held_out_tokens=8, act_order=True)
+    inputs = torch.randn(4, 8, 64, generator=torch.Generator().manual_seed(0))
+    inputs[3, 2, 5] = float("nan")
+    quantizer.observe("qkv", slice(0, 4), inputs)
+    layer = DecoderLayer(
+        checkpoint.config, 0, Positions.build(checkpoint.config, 8), float_reader(checkpoint)
+    )
+    with pytest.raises(QuantizationError) as err:
+        quantizer.complete("qkv", layer)
+    assert str(err.value) == (
+        "The inputs of model.layers.0.self_attn.q_proj: the activations hold NaN or infinity."
+    )
+
+
+def test_quantize_existing_output_is_refused_and_replaced_on_request(tmp_path):
+    source = make_source(tmp_path / "model")
+    output = quantize(source, options=RTN).output_dir
+    (output / "mine.txt").write_text("x")
+    message = fails(OutputError, source, RTN)
+    assert message.startswith(f"{output} exists and is not empty. Give --overwrite")
+    quantize(source, options=RTN, overwrite=True)
+    assert not (output / "mine.txt").exists()
+    assert fails(OutputError, source, RTN, output=source, overwrite=True).endswith(
+        f"is the input {source} or contains it."
+    )
+
+
+def test_quantize_failed_overwrite_keeps_the_older_output(tmp_path):
+    output = quantize(make_source(tmp_path / "model"), options=RTN).output_dir
+    before = snapshot(output)
+    bad = torch.full((160, 64), float("nan"), dtype=torch.bfloat16)
+    name = "model.layers.1.mlp.up_proj.weight"
+    source = make_source(tmp_path / "damaged", extra_tensors={name: bad})
+    fails(QuantizationError, source, RTN, output=output, overwrite=True)
+    assert snapshot(output) == before
+
+
+def test_quantize_failure_waits_for_the_writer(tmp_path, monkeypatch):
+    """No shard may be on its way while the partial directory is removed."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    bad = torch.full((160, 64), float("nan"), dtype=torch.bfloat16)
+    source = make_source(tmp_path / "model", extra_tensors={name: bad})
+    plain, is_slow, finished = directory_module.write_shard, threading.Event(), []
+
+    def slow_write(path, tensors):
+        is_slow.wait(0.3)
+        finished.append(path.parent.is_dir())
+        return plain(path, tensors)
+
+    monkeypatch.setattr(directory_module, "write_shard", slow_write)
+    fails(QuantizationError, source, RTN)
+    assert finished == [True]
+    assert not [t for t in threading.enumerate() if t.name.startswith("shard-writer")]
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_quantize_disk_full_in_the_writer_is_an_output_error(tmp_path, text, method, monkeypatch):
+    source, plain, count = make_source(tmp_path / "model"), directory_module.write_shard, []
+
+    def full(path, tensors):
+        count.append(path)
+        if len(count) == 3:
+            raise OSError(28, "No space left on device")
+        return plain(path, tensors)
+
+    monkeypatch.setattr(directory_module, "write_shard", full)
+    options = RTN if method == "rtn" else gptq_options(text)
+    assert fails(OutputError, source, options).startswith("The disk is full: ")
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_quantize_dry_run_writes_nothing(tmp_path, text, method):
+    source = make_source(tmp_path / "model")
+    before = sorted(tmp_path.rglob("*"))
+    options = RTN if method == "rtn" else gptq_options(text)
+    result = quantize(source, options=options, dry_run=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert result.dry_run and result.memory_bytes > 0
+    assert result.to_text().startswith(f"Would quantize model into {tmp_path / 'model-int8'}\n")
+    real = quantize(source, options=options)
+    assert real.output_bytes == result.output_bytes
+
+
+def test_quantize_dry_run_still_validates(tmp_path, text):
+    source = make_source(tmp_path / "model")
+    fails(CalibrationError, source, gptq_options(text, num_samples=2000), dry_run=True)
+    fails(UsageError, source, QuantizeOptions("gptq"), dry_run=True)
+    (tmp_path / "model-int8").mkdir()
+    (tmp_path / "model-int8" / "x").write_text("x")
+    fails(OutputError, source, RTN, dry_run=True)
+
+
+@pytest.mark.parametrize("place", [".", "../model", "sub/.."])
+def test_quantize_default_output_stands_beside_the_directory(tmp_path, monkeypatch, place):
+    source = make_source(tmp_path / "model")
+    (source / "sub").mkdir()
+    monkeypatch.chdir(source)
+    result = quantize(Path(place), options=RTN)
+    assert result.output_dir.resolve() == tmp_path / "model-int8"
+    assert result.model == "model"
+
+
+def test_quantize_default_output_of_a_link_has_the_links_name(tmp_path):
+    make_source(tmp_path / "model")
+    (tmp_path / "link").symlink_to("model")
+    assert quantize(tmp_path / "link", options=RTN).output_dir == tmp_path / "link-int8"
+
+
+# ---- the files that loaders read --------------------------------------------------------------
+
+
+def deployed_logits(directory, tokens):
+    """The dequantized forward pass of the decoder, all positions."""
+    checkpoint = Checkpoint.open(directory)
+    config, read = checkpoint.config, float_reader(checkpoint)
+    hidden_states = embed(checkpoint, tokens)
+    positions = Positions.build(config, tokens.shape[1])
+    for index in range(config.num_hidden_layers):
+        walk_layer(DecoderLayer(config, index, positions, read), hidden_states, batch_rows=8)
+    head = "model.embed_tokens.weight" if config.tie_word_embeddings else LM_HEAD
+    return rms_norm(hidden_states, read(FINAL_NORM), config.rms_norm_eps) @ read(head).T
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_int8_directory_is_refused_by_stock_loaders(tmp_path, kind):
+    output = quantize(make_source(tmp_path / "model", kind), options=RTN).output_dir
+    with pytest.raises((ValueError, KeyError, AttributeError), match="quant"):
+        AutoModelForCausalLM.from_pretrained(output, trust_remote_code=False)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_int8_directory_loads_with_remote_code_and_equals_the_decoder(tmp_path, text, tied, method):
+    options = RTN if method == "rtn" else gptq_options(text)
+    source = make_source(tmp_path / f"model_{tied}_{method}", tied=tied)
+    output = quantize(source, options=options).output_dir
+    model = AutoModelForCausalLM.from_pretrained(
+        output, trust_remote_code=True, dtype=torch.float32
+    ).eval()
+    tokens = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        logits, expected = model(tokens).logits, deployed_logits(output, tokens)
+    assert logits.shape == (2, 24, 272)  # every position, whatever insert_slice the compiler gets
+    assert torch.allclose(logits, expected, rtol=1e-5, atol=1e-5)
+    assert expected.std() > 0.1
+
+
+def test_int8_guard_equals_the_constant_of_the_shipped_file():
+    path = SOURCE_DIR / "configuration_qwen2_vacc.py"
+    spec = importlib.util.spec_from_file_location("shipped_configuration", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.INT8_GUARD == INT8_GUARD
+    assert "quant_method" not in INT8_GUARD
+
+
+def test_int8_config_of_qwen2(tmp_path):
+    output = quantize(make_source(tmp_path / "model"), options=RTN).output_dir
+    config, vacc = (read_json(output / name) for name in ("config.json", "config_vacc.json"))
+    assert config.pop("quantization_config") == INT8_GUARD
+    assert (config.pop("insert_slice"), vacc.pop("insert_slice")) == (False, True)
+    assert config == vacc
+    assert config["quantization_bit"] == 8 and config["sliding_window"] is None
+
+
+def test_int8_config_of_llama_drops_a_strangers_auto_map(tmp_path):
+    overrides = {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}
+    source = make_source(tmp_path / "model", "llama", config_overrides=overrides)
+    output = quantize(source, options=RTN).output_dir
+    raw = read_json(source / "config.json")
+    raw.pop("auto_map")
+    expected = {**raw, "quantization_bit": 8, "quantization_config": INT8_GUARD}
+    assert read_json(output / "config.json") == expected
+    assert not (output / "config_vacc.json").exists()
+
+
+def test_int8_vacc_config_keeps_edits_of_the_prepared_directory(tmp_path):
+    make_source(tmp_path / "model")
+    prepared = prepare(model=None, weights=tmp_path / "model", output=tmp_path / "prepared")
+    path = prepared.output_dir / "config_vacc.json"
+    edited = {**read_json(path), "iter_num": 0, "my_key": [1, "ü"], "max_position_embeddings": 4096}
+    path.write_text(json.dumps(edited), "utf-8")
+    output = quantize(prepared.output_dir, options=RTN).output_dir
+    assert read_json(output / "config_vacc.json") == {**edited, "quantization_bit": 8}
+
+
+def test_int8_vacc_config_damaged_is_an_error(tmp_path):
+    source = make_source(tmp_path / "model")
+    (source / "config_vacc.json").write_text("[]")
+    message = fails(CheckpointError, source, RTN)
+    assert message == (f"{source / 'config_vacc.json'} holds no JSON object. Run prepare again.")
+
+
+def test_quantize_carries_no_stranger_s_files(tmp_path):
+    source = make_source(tmp_path / "model")
+    for name in ("modeling_evil.py", "pytorch_model.bin", "modeling_qwen2_vacc.py", "notes.txt"):
+        (source / name).write_text("raise SystemExit")
+    (source / "custom_generate").mkdir()
+    output = quantize(source, options=RTN).output_dir
+    assert not {"modeling_evil.py", "pytorch_model.bin", "notes.txt", "custom_generate"} & {
+        path.name for path in output.iterdir()
+    }
+    shipped = (SOURCE_DIR / "modeling_qwen2_vacc.py").read_bytes()
+    assert (output / "modeling_qwen2_vacc.py").read_bytes() == shipped
