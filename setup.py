@@ -47,7 +47,7 @@ setup(
         "transformers>=4.43",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3", "build>=1.2"],
+        "test": ["pytest>=8", "pytest-xdist>=3", "build>=1.2", "setuptools>=77", "wheel"],
         "dev": ["ruff==0.17.6", "mypy==2.4.1", "pre-commit>=4", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["vacc-deploy = vacc_deploy.cli:main"]},

@@ -128,8 +128,8 @@ def test_catalog_table_text():
     lines = text.splitlines()
     assert len(lines) == 11
     assert lines[0].split("  ")[0] == "model"
-    assert lines[3].split() == "Distill-Qwen-7B 28 3584 28/4 15.2 56 1 2 4 8 16".split()
-    assert lines[2].split() == "Distill-Qwen-1.5B 28 1536 12/2 3.6 28 1 2 4 8".split()
+    assert " ".join(lines[3].split()) == "Distill-Qwen-7B 28 3584 28/4 15.2 56 1 2 4 8 16"
+    assert " ".join(lines[2].split()) == "Distill-Qwen-1.5B 28 1536 12/2 3.6 28 1 2 4 8"
     assert all(len(line) <= 100 and line == line.rstrip() for line in lines)
 
 

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import random
 import struct
 
 import pytest
@@ -241,3 +242,21 @@ def test_dtype_bytes_are_those_of_the_library(tmp_path):
     save_file({code: torch.zeros(2, dtype=dtype) for code, dtype in torch_dtypes.items()}, path)
     for info in read_header(path).tensors:
         assert (info.dtype, info.num_bytes) == (info.name, 2 * DTYPE_BYTES[info.name])
+
+
+def test_read_header_damaged_anywhere_is_refused_or_read_as_the_library_reads_it(tmp_path):
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.ones(3, dtype=torch.float16), "b": torch.ones(2, 2)}, path)
+    data, rng = path.read_bytes(), random.Random(0)
+    end = 8 + int.from_bytes(data[:8], "little")
+    for _ in range(300):
+        damaged = bytearray(data)
+        damaged[rng.randrange(end)] = rng.choice(b'0123456789[]{}",:-. \x00\xffaul')
+        path.write_bytes(damaged)
+        try:
+            got = {info.name: (info.dtype, list(info.shape)) for info in read_header(path).tensors}
+        except CheckpointError:
+            continue
+        with safe_open(path, "pt") as library:
+            pieces = {name: library.get_slice(name) for name in library.keys()}  # noqa: SIM118
+        assert got == {name: (p.get_dtype(), p.get_shape()) for name, p in pieces.items()}

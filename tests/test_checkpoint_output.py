@@ -19,6 +19,7 @@ from vacc_deploy.checkpoint import (
 from vacc_deploy.checkpoint import output as module
 from vacc_deploy.errors import OutputError
 
+ROOT = Path(__file__).resolve().parent.parent
 MARKER = ".vacc-deploy-partial"
 
 
@@ -81,18 +82,19 @@ def test_overwrite_keeps_the_old_one_until_the_end(tmp_path, fail):
     assert (out / "a.txt").read_text() == "new"
 
 
-def test_overwrite_puts_the_old_one_back_when_the_last_step_fails(tmp_path, monkeypatch):
+@pytest.mark.parametrize("fail", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+def test_overwrite_puts_the_old_one_back_when_the_last_step_fails(tmp_path, monkeypatch, fail):
     out = tmp_path / "out"
     write(out, "old")
     rename = Path.rename
 
     def fails(self, target):
         if self.name == "out.partial":
-            raise OSError(errno.EIO, "Input/output error")
+            raise fail
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fails)
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(type(fail)):
         write(out, overwrite=True)
     assert (out / "a.txt").read_text() == "old"
     assert names(tmp_path) == ["out"]
@@ -196,7 +198,7 @@ def test_a_really_killed_run_is_cleared(tmp_path):
         "    (partial / 'half').write_text('x')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=False)
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], cwd=ROOT, check=False)
     assert run.returncode == -9
     assert names(tmp_path) == ["out.partial"]
     write(tmp_path / "out")
@@ -328,7 +330,7 @@ def test_two_processes_race_and_one_of_them_wins(tmp_path):
         "    (partial / 'a.txt').write_text('x')\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "out")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    pipes = {"cwd": ROOT, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as first:
         assert first.stdout.readline() == "in\n"
         started = time.monotonic()

@@ -49,6 +49,15 @@ SEQ_LEN, NUM_SAMPLES = 32, 20
 HEADS = {"qwen2": {}, "llama": {}, "llama-biases": {"attention_bias": True, "mlp_bias": True}}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Matrices this small only lose by sharing the work, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def make_source(directory, kind="qwen2", **arguments):
     overrides = {**HEADS[kind], **arguments.pop("config_overrides", {})}
     return write_checkpoint(
@@ -58,10 +67,10 @@ def make_source(directory, kind="qwen2", **arguments):
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    """Calibration text of 12,000 different ASCII words."""
+    """Calibration text of 12,000 random words."""
     path = tmp_path_factory.mktemp("text") / "words.txt"
     generator = torch.Generator().manual_seed(9)
-    letters = torch.randint(97, 123, (3000, 5), generator=generator).tolist()
+    letters = torch.randint(97, 123, (12000, 5), generator=generator).tolist()
     path.write_text("\n".join("".join(map(chr, word)) for word in letters), "utf-8")
     return path
 
@@ -325,11 +334,18 @@ def test_quantize_twice_gives_the_same_bytes(tmp_path, text, method):
     assert [n for n in first if first[n] != second[n]] in ([], ["quantize_timing.json"])
 
 
-def test_quantize_other_seed_gives_other_bytes(tmp_path, text):
+def test_quantize_other_seed_gives_other_rows(tmp_path, text):
     source = make_source(tmp_path / "model")
+    documents = tmp_path / "c4.jsonl"
+    lines = text.read_text("utf-8").split("\n")
+    documents.write_text("\n".join(json.dumps({"text": line * 9}) for line in lines), "utf-8")
     rows = {
         seed: quantize(
-            source, options=gptq_options(text, seed=seed), output=tmp_path / f"out{seed}"
+            source,
+            options=QuantizeOptions(
+                "gptq", (CalibrationSource("c4", documents),), NUM_SAMPLES, SEQ_LEN, seed
+            ),
+            dry_run=True,
         ).calibration["tokens_sha256"]
         for seed in (0, 1)
     }
@@ -557,8 +573,8 @@ def test_quantize_options_that_contradict_each_other(tmp_path, text):
         "--method rtn uses no calibration data. Leave --calibration out."
     )
     assert fails(UsageError, source, gptq_options(text, num_samples=1)) == (
-        "--num-samples must be at least 2: one row in ten, and at least one, is held out to compare "
-        "gptq with rounding."
+        "--num-samples must be at least 2: one row in ten, and at least one, is held out to "
+        "compare gptq with rounding."
     )
 
 
@@ -570,9 +586,9 @@ def test_quantize_gptq_two_samples_are_enough(tmp_path, text):
 
 def test_quantize_too_few_tokens(tmp_path, text):
     source = make_source(tmp_path / "model")
-    message = fails(CalibrationError, source, gptq_options(text, num_samples=2000))
+    message = fails(CalibrationError, source, gptq_options(text, num_samples=3000))
     assert message.startswith("The calibration data hold too few tokens. Got, of what is needed:")
-    assert "of 64,000 tokens" in message and "fewer samples" in message
+    assert "of 96,000 tokens" in message and "fewer samples" in message
 
 
 @pytest.mark.parametrize("content", [b"", b" \n \n"])
@@ -632,23 +648,6 @@ def test_quantize_non_finite_activations_name_the_linear(tmp_path, text):
     source = make_source(tmp_path / "model", extra_tensors={name: norm})
     assert fails(QuantizationError, source, gptq_options(text)) == (
         "The inputs of model.layers.1.self_attn.q_proj: the activations hold NaN or infinity."
-    )
-
-
-def test_quantize_non_finite_activations_in_held_out_rows_only(tmp_path, text):
-    """A token that only the held-out rows use has a damaged embedding."""
-    source = make_source(tmp_path / "model")
-    options = gptq_options(text, sequence_length=16)
-    tokens = calibration_tokens(source, options)
-    only = set(tokens[-2:].flatten().tolist()) - set(tokens[:-2].flatten().tolist())
-    if not only:  # every letter is common: make one token rare instead
-        only = {tokens[-1, -1].item()}
-        assert only
-    table = read_tensors(source)["model.embed_tokens.weight"].clone()
-    table[only.pop()] = float("nan")
-    source = make_source(tmp_path / "damaged", extra_tensors={"model.embed_tokens.weight": table})
-    assert fails(QuantizationError, source, options) == (
-        "The inputs of model.layers.0.self_attn.q_proj: the activations hold NaN or infinity."
     )
 
 
@@ -715,7 +714,7 @@ def test_quantize_disk_full_in_the_writer_is_an_output_error(tmp_path, text, met
 
     def full(path, tensors):
         count.append(path)
-        if len(count) == 3:
+        if len(count) == 2:
             raise OSError(28, "No space left on device")
         return plain(path, tensors)
 
@@ -739,7 +738,7 @@ def test_quantize_dry_run_writes_nothing(tmp_path, text, method):
 
 def test_quantize_dry_run_still_validates(tmp_path, text):
     source = make_source(tmp_path / "model")
-    fails(CalibrationError, source, gptq_options(text, num_samples=2000), dry_run=True)
+    fails(CalibrationError, source, gptq_options(text, num_samples=3000), dry_run=True)
     fails(UsageError, source, QuantizeOptions("gptq"), dry_run=True)
     (tmp_path / "model-int8").mkdir()
     (tmp_path / "model-int8" / "x").write_text("x")
@@ -832,7 +831,7 @@ def test_int8_config_of_llama_drops_a_strangers_auto_map(tmp_path):
 
 def test_int8_vacc_config_keeps_edits_of_the_prepared_directory(tmp_path):
     make_source(tmp_path / "model")
-    prepared = prepare(model=None, weights=tmp_path / "model", output=tmp_path / "prepared")
+    prepared = prepare(weights=tmp_path / "model", output=tmp_path / "prepared")
     path = prepared.output_dir / "config_vacc.json"
     edited = {**read_json(path), "iter_num": 0, "my_key": [1, "ü"], "max_position_embeddings": 4096}
     path.write_text(json.dumps(edited), "utf-8")

@@ -78,6 +78,20 @@ def rotary_frequencies(config: ModelConfig) -> torch.Tensor:
     return frequencies * blend + frequencies / scaling.factor * (1 - blend)
 
 
+def check_sequence_length(config: ModelConfig, sequence_length: int) -> None:
+    """Refuse sequences that the model cannot see as a whole.
+
+    Raises:
+        CheckpointError: the length goes past the model's sliding window or context.
+    """
+    limit = min(config.max_position_embeddings, config.sliding_window or 1 << 62)
+    if sequence_length > limit:
+        raise CheckpointError(
+            f"Sequences of {sequence_length} tokens are longer than the model's context or "
+            f"sliding window of {limit}. Use a shorter --seq-len."
+        )
+
+
 @dataclass(frozen=True)
 class Positions:
     """What attention needs to know of the positions 0 .. sequence_length − 1.
@@ -95,14 +109,9 @@ class Positions:
         """Return the tables for one sequence length.
 
         Raises:
-            CheckpointError: the length goes past the model's sliding window or context.
+            CheckpointError: see ``check_sequence_length``.
         """
-        limit = min(config.max_position_embeddings, config.sliding_window or 1 << 62)
-        if sequence_length > limit:
-            raise CheckpointError(
-                f"Sequences of {sequence_length} tokens are longer than the model's context or "
-                f"sliding window of {limit}. Use a shorter --seq-len."
-            )
+        check_sequence_length(config, sequence_length)
         angles = torch.outer(torch.arange(sequence_length).float(), rotary_frequencies(config))
         angles = torch.cat((angles, angles), dim=-1)
         return cls(angles.cos(), angles.sin())

@@ -73,7 +73,8 @@ class PrepareResult:
             total = format_bytes(sum(size for _, size in members))
             names = ", ".join(name for name, _ in members[:6])
             more = f" and {len(members) - 6} more" if len(members) > 6 else ""
-            lines.append((how, f"{len(members)} files, {total}: {names}{more}"))
+            count = "1 file" if len(members) == 1 else f"{len(members)} files"
+            lines.append((how, f"{count}, {total}: {names}{more}"))
         head = "Would prepare" if self.dry_run else "Prepared"
         text = f"{head} {self.model} in {self.output_dir}\n{format_pairs(lines)}"
         text += "".join(f"\nNote: {note}" for note in self.notes)
@@ -177,8 +178,9 @@ def _write_files(
 ) -> list[tuple[WrittenFile | LinkedFile, str]]:
     """Fill the partial directory; return every file and how it came there."""
     files: list[tuple[WrittenFile | LinkedFile, str]] = []
-    progress.start("Placing weights", checkpoint.weight_bytes, "bytes")
-    for shard in checkpoint.shards.values():
+    shards = checkpoint.shards.values()
+    progress.start("Placing weights", sum(shard.file_bytes for shard in shards), "bytes")
+    for shard in shards:
         files.append(place_shard(shard, partial, link_mode))
         progress.advance(shard.file_bytes, shard.path.name)
     progress.finish()

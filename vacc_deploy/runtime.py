@@ -21,7 +21,7 @@ from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.results import format_seconds
 from vacc_deploy.tokenizer import Tokenizer
-from vacc_deploy.vacc_config import VACC_CONFIG_NAME, needs_vacc_config
+from vacc_deploy.vacc_config import AUTO_MAP, VACC_CONFIG_NAME, needs_vacc_config
 
 _GUARD_KEYS = ("quantization_config", "quantization_bit", "auto_map")
 
@@ -107,7 +107,9 @@ def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> Any:
         return _load_int8_stock(checkpoint, dtype)
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(directory, **_dtype_option(dtype))
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, trust_remote_code=False, use_safetensors=True, **_dtype_option(dtype)
+    )
     return model.eval()
 
 
@@ -120,15 +122,21 @@ def _dtype_option(dtype: torch.dtype) -> dict[str, torch.dtype]:
 
 
 def _load_remote_code(directory: Path, dtype: torch.dtype) -> Any:
-    """Load through ``config_vacc.json``, as the compiler does."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """Load through ``config_vacc.json``, as the compiler does.
+
+    The classes are named here and never trusted as a whole: ``trust_remote_code=True`` would run
+    whatever file the directory's ``auto_map`` names, and its ``custom_generate/generate.py``.
+    """
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
     check_source_files(directory)
-    config = AutoConfig.from_pretrained(
-        directory, _configuration_file=VACC_CONFIG_NAME, trust_remote_code=True
+    config_class, model_class = (
+        get_class_from_dynamic_module(AUTO_MAP[key], str(directory))
+        for key in ("AutoConfig", "AutoModelForCausalLM")
     )
-    model = AutoModelForCausalLM.from_pretrained(
-        directory, config=config, trust_remote_code=True, **_dtype_option(dtype)
+    config = config_class.from_pretrained(directory, _configuration_file=VACC_CONFIG_NAME)
+    model = model_class.from_pretrained(
+        directory, config=config, use_safetensors=True, **_dtype_option(dtype)
     )
     return model.eval()
 

@@ -45,9 +45,9 @@ class LayerError:
     sqnr_db: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values; the SQNR of equal states is None."""
-        finite = self.sqnr_db if math.isfinite(self.sqnr_db) else None
-        return {"layer": self.layer, "relative_error": self.relative_error, "sqnr_db": finite}
+        """Return plain values; a figure that is no number (the SQNR of equal states) is None."""
+        values = asdict(self)
+        return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
 @dataclass(frozen=True)

@@ -146,11 +146,13 @@ def _put_in_place(partial: Path, target: Path) -> None:
         _sync_directory(target.parent)
         return
     aside = target.with_name(f".{target.name}.replaced-{os.getpid()}")
-    target.rename(aside)
     try:
+        target.rename(aside)
         partial.rename(target)
-    except OSError:
-        aside.rename(target)
+    except BaseException:
+        # An interruption between the two must not leave the user without either.
+        if not target.exists():
+            aside.rename(target)
         raise
     _sync_directory(target.parent)
     shutil.rmtree(aside, ignore_errors=True)

@@ -97,8 +97,8 @@ def write_shard(path: Path, tensors: Mapping[str, torch.Tensor | TensorInfo]) ->
 
 
 def write_text(path: Path, text: str) -> WrittenFile:
-    """Write one small text file in UTF-8."""
-    return write_bytes(path, [text.encode()])
+    """Write one small text file in UTF-8; a lone surrogate becomes its escape, as JSON has it."""
+    return write_bytes(path, [text.encode(errors="backslashreplace")])
 
 
 def write_bytes(path: Path, chunks: Iterable[bytes]) -> WrittenFile:

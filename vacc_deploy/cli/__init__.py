@@ -6,6 +6,7 @@ No torch and no transformers at import time, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import errno
+import io
 import json
 import signal
 import sys
@@ -44,7 +45,9 @@ class CommandFailure(click.ClickException):
         if self.settings.get("json"):
             error = {"type": type(self.err).__name__, "message": self.message}
             click.echo(json.dumps({"error": error}, ensure_ascii=False, indent=2))
-        click.echo(f"Error: {self.message}", file=file, err=True)
+        # Names in a message may come from a stranger's file: no escape sequence reaches a terminal.
+        text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in self.message)
+        click.echo(f"Error: {text}", file=file, err=True)
 
 
 class ErrorGroup(click.Group):
@@ -103,6 +106,9 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Run the command line; the console script's entry point."""
     signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A path that is no valid UTF-8 is printed as its escape, which JSON reads too.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.exit(cli.main(standalone_mode=False))
     except click.ClickException as err:

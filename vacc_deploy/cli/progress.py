@@ -12,8 +12,11 @@ from vacc_deploy.results import format_bytes, format_seconds
 
 
 def terminal_progress() -> Progress:
-    """Return the progress for this stderr."""
-    return BarProgress() if sys.stderr.isatty() else LineProgress()
+    """Return the progress for this stderr; it ends with the command, also after an error."""
+    progress = BarProgress() if sys.stderr.isatty() else LineProgress()
+    # A bar that is left open keeps the terminal's cursor hidden.
+    click.get_current_context().call_on_close(progress.finish)
+    return progress
 
 
 class LineProgress(Progress):

@@ -35,13 +35,22 @@ Shard = dict[str, "torch.Tensor | TensorInfo"]
 
 
 class ShardSink:
-    """Writes finished shards in the background, one at a time, in order."""
+    """Writes finished shards in the background, one at a time, in order.
+
+    A context manager: no write is under way any more when its block is left, whatever ended it.
+    """
 
     def __init__(self, directory: Path, count: int) -> None:
         self._directory, self._count, self._next = directory, count, 0
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard-writer")
         self._pending: Future[WrittenFile] | None = None
         self._written: list[WrittenFile] = []
+
+    def __enter__(self) -> ShardSink:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._pool.shutdown()
 
     def put(self, tensors: Shard) -> None:
         """Hand over the next shard; waits for the one before it, so that two are in memory."""
@@ -53,7 +62,6 @@ class ShardSink:
     def finish(self) -> list[WrittenFile]:
         """Wait for the last shard, write the index, return all files."""
         self._wait()
-        self._pool.shutdown()
         if self._next != self._count:
             raise AssertionError(f"{self._next} shards of {self._count} were written")
         return [*self._written, write_index(self._directory, self._written)]

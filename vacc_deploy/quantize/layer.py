@@ -70,15 +70,16 @@ class LayerQuantizer:
         if self._hessian is None:
             raise AssertionError("complete() before observe()")
         mirror_upper(self._hessian)
+        held_out = torch.cat(self._held_out)
         names = STAGE_LINEARS[stage]
         try:
+            if not torch.isfinite(held_out).all():
+                raise QuantizationError("the activations hold NaN or infinity")
             factor = factorize(self._hessian, act_order=self._act_order)
         except QuantizationError as err:
             where = linear_name(layer.index, names[0])
             raise QuantizationError(f"The inputs of {where}: {err}.") from err
-        self._hessian = None
-        held_out = torch.cat(self._held_out)
-        self._held_out = []
+        self._hessian, self._held_out = None, []
         for name in names:
             self._quantize(layer, name, factor, held_out)
 

@@ -19,7 +19,14 @@ from vacc_deploy.checkpoint import (
     model_name,
     output_directory,
 )
-from vacc_deploy.decoder import DecoderLayer, Positions, embed, float_reader, walk_layer
+from vacc_deploy.decoder import (
+    DecoderLayer,
+    Positions,
+    check_sequence_length,
+    embed,
+    float_reader,
+    walk_layer,
+)
 from vacc_deploy.errors import CheckpointError, QuantizationError
 from vacc_deploy.model_config import EMBEDDING, FINAL_NORM, LAYER_LINEARS, LM_HEAD, linear_name
 from vacc_deploy.progress import SILENT, Progress
@@ -63,7 +70,8 @@ def quantize(
 
     Raises:
         UsageError: contradicting options.
-        CheckpointError: the source is damaged or quantized already.
+        CheckpointError: the source is damaged or quantized already, or its context is shorter than
+            a calibration row.
         CalibrationError: calibration text is missing, damaged or too short.
         QuantizationError: a weight or an activation is not finite.
         OutputError: the output cannot be written.
@@ -75,7 +83,7 @@ def quantize(
         raise CheckpointError(
             f"{checkpoint_dir} is quantized already. Give the float directory it was made from."
         )
-    output_dir = output or checkpoint_dir.with_name(f"{checkpoint_dir.resolve().name}-int8")
+    output_dir = output or _default_output(checkpoint_dir)
     check_output(output_dir, overwrite=overwrite, inputs=(checkpoint_dir,))
     rows = _calibration_rows(checkpoint, options, progress)
     result = QuantizeResult(
@@ -92,9 +100,9 @@ def quantize(
     if dry_run:
         return result
     with output_directory(output_dir, overwrite=overwrite, inputs=(checkpoint_dir,)) as partial:
-        sink = ShardSink(partial, checkpoint.config.num_hidden_layers + 2)
-        records, seconds = _write_layers(checkpoint, options, rows, sink, progress)
-        files = sink.finish()
+        with ShardSink(partial, checkpoint.config.num_hidden_layers + 2) as sink:
+            records, seconds = _write_layers(checkpoint, options, rows, sink, progress)
+            files = sink.finish()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         result = replace(
             result,
@@ -109,6 +117,12 @@ def quantize(
     return result
 
 
+def _default_output(checkpoint_dir: Path) -> Path:
+    """Return ``<checkpoint_dir>-int8``, also for ``.`` and ``..``, which have no name."""
+    named = checkpoint_dir if checkpoint_dir.name not in ("", "..") else checkpoint_dir.resolve()
+    return named.with_name(f"{named.name}-int8")
+
+
 def _calibration_rows(
     checkpoint: Checkpoint, options: QuantizeOptions, progress: Progress
 ) -> CalibrationRows | None:
@@ -116,6 +130,7 @@ def _calibration_rows(
         return None
     from vacc_deploy.calibration.rows import build_rows
 
+    check_sequence_length(checkpoint.config, options.sequence_length)
     return build_rows(
         options.sources,
         Tokenizer.from_dir(checkpoint.directory),
@@ -191,14 +206,15 @@ def _calibrate(
     num_held_out = max(1, round(num_rows * HELD_OUT_SHARE))
     positions = Positions.build(config, sequence_length)
     read = float_reader(checkpoint)
-    with torch.inference_mode():
-        hidden_states = embed(checkpoint, tokens)
-        for index in range(config.num_hidden_layers):
-            quantizer = LayerQuantizer(
-                num_fit_rows=num_rows - num_held_out,
-                num_held_out_tokens=num_held_out * sequence_length,
-                act_order=options.act_order,
-            )
+    hidden_states = embed(checkpoint, tokens)
+    for index in range(config.num_hidden_layers):
+        quantizer = LayerQuantizer(
+            num_fit_rows=num_rows - num_held_out,
+            num_held_out_tokens=num_held_out * sequence_length,
+            act_order=options.act_order,
+        )
+        # Closed before the yield: the mode belongs to the thread and would reach the caller.
+        with torch.inference_mode():
             walk_layer(
                 DecoderLayer(config, index, positions, read),
                 hidden_states,
@@ -206,7 +222,7 @@ def _calibrate(
                 observer=quantizer,
                 kept_bytes=KEPT_BYTES,
             )
-            yield quantizer.tensors, quantizer.records
+        yield quantizer.tensors, quantizer.records
 
 
 def _warnings(records: Sequence[LinearRecord]) -> tuple[str, ...]:

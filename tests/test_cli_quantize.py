@@ -1,0 +1,173 @@
+"""``vacc-deploy quantize``: what it prints, what it refuses, and its exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from checkpoint_builders import write_checkpoint
+from click.testing import CliRunner
+
+from vacc_deploy.cli import cli
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Matrices this small only lose by sharing the work, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_checkpoint(tmp_path / "model")
+
+
+@pytest.fixture
+def words(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("".join(f"{i * 7919 % 10007} words, " for i in range(2000)), "utf-8")
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, ["quantize", *(str(a) for a in arguments)])
+
+
+def run_gptq(source, words, *arguments):
+    common = ("--calibration", f"text={words}", "--num-samples", 10, "--seq-len", 32)
+    return run(source, *common, *arguments)
+
+
+def test_quantize_without_calibration_rounds(source):
+    result = run(source)
+    assert result.exit_code == 0, result.output
+    output = f"{source}-int8"
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"Quantized model in {output}"
+    assert lines[-1] == f"Next: vacc-deploy verify {output}"
+    assert "method       rtn" in result.stdout
+    assert "calibration" not in result.stdout
+    assert f"report       {output}/quantize_report.json" in result.stdout
+    assert "Quantizing: 2 layers of 2 layers" in result.stderr
+
+
+def test_quantize_with_calibration_is_gptq(source, words):
+    result = run_gptq(source, words)
+    assert result.exit_code == 0, result.output
+    assert "method        gptq" in result.stdout
+    assert "calibration   320 tokens (text 10 rows)" in result.stdout
+    assert "of rounding's, held-out tokens" in result.stdout
+    assert "layer 1: error beside rounding's q " in result.stderr
+
+
+def test_quantize_options_reach_the_report(source, words, tmp_path):
+    result = run_gptq(source, words, "--seed", 3, "--no-act-order", "--output", tmp_path / "o")
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "o" / "quantize_report.json").read_text("utf-8"))
+    assert report["options"] == {
+        "method": "gptq",
+        "formats": ["int8"],
+        "num_samples": 10,
+        "sequence_length": 32,
+        "seed": 3,
+        "act_order": False,
+        "held_out_share": 0.1,
+    }
+
+
+@pytest.mark.parametrize("extra", [(), ("--dry-run",)])
+def test_quantize_json_is_one_object(source, words, extra):
+    result = run_gptq(source, words, "--json", *extra)
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    assert values["method"] == "gptq" and values["dry_run"] is bool(extra)
+    assert len(values["linears"]) == (0 if extra else 14)
+    assert values["calibration"]["tokens"] == 320
+    assert values["output_dir"] == f"{source}-int8"
+    assert os.path.isdir(values["output_dir"]) is not bool(extra)
+
+
+def test_quantize_dry_run_prints_the_plan(source, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    result = run(source, "--dry-run")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Would quantize model into {source}-int8\n")
+    assert "memory   about " in result.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--method", "gptq"), 2, "Error: --method gptq needs text to calibrate on: "),
+        (("--method", "rtn", "--calibration", "text=README"), 2, "Error: --method rtn uses no "),
+        (("--calibration", "text"), 2, "Error: Calibration source 'text' is not of the form NAME"),
+        (("--calibration", "wiki=x"), 2, "has the unknown kind 'wiki', expected one of c4, ceval"),
+        (("--calibration", "text=/nowhere/x"), 1, "Error: /nowhere/x does not exist. Give the "),
+        (("--calibration", "text=x", "--num-samples", "1"), 2, "Error: --num-samples must be at "),
+        (("--num-samples", "0"), 2, "Invalid value for '--num-samples'"),
+        (("--seq-len", "8"), 2, "Invalid value for '--seq-len'"),
+        (("--method", "awq"), 2, "Invalid value for '--method'"),
+    ],
+)
+def test_quantize_wrong_options(source, tmp_path, arguments, code, message):
+    before = sorted(tmp_path.rglob("*"))
+    result = run(source, *arguments)
+    assert result.exit_code == code
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_quantize_data_errors_exit_1_and_leave_nothing(source, words, tmp_path):
+    assert run(tmp_path / "nowhere").exit_code == 1
+    result = run_gptq(source, words, "--num-samples", 5000)
+    assert result.exit_code == 1
+    assert "Error: The calibration data hold too few tokens." in result.output
+    (source / "tokenizer.json").unlink()
+    result = run_gptq(source, words)
+    assert result.exit_code == 1
+    assert f"Error: {source / 'tokenizer.json'} is missing." in result.output
+    assert not list(tmp_path.glob("*int8*"))
+
+
+def test_quantize_error_as_json(source, words):
+    (source / "tokenizer.json").unlink()
+    result = run_gptq(source, words, "--json")
+    error = json.loads(result.stdout)["error"]
+    assert result.exit_code == 1 and error["type"] == "CheckpointError"
+    assert error["message"].startswith(f"{source / 'tokenizer.json'} is missing.")
+
+
+def test_quantize_int8_directory(source):
+    output = f"{source}-int8"
+    assert run(source).exit_code == 0
+    result = run(output)
+    assert result.exit_code == 1
+    assert f"Error: {output} is quantized already. Give the float directory" in result.output
+    again = run(source)
+    assert again.exit_code == 1 and f"{output} exists and is not empty." in again.output
+    assert run(source, "--overwrite").exit_code == 0
+
+
+def test_quantize_in_the_directory_itself(source, monkeypatch):
+    monkeypatch.chdir(source)
+    result = run(".")
+    assert result.exit_code == 0, result.output
+    assert f"Quantized model in {source}-int8" in result.stdout
+
+
+def test_quantize_help_needs_no_torch():
+    code = (
+        "import sys; from vacc_deploy.cli import cli\n"
+        "cli.main(['quantize', '--help'], standalone_mode=False)\n"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "--calibration NAME=PATH[:WEIGHT]" in done.stdout

@@ -1,0 +1,441 @@
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_builders import build_config, read_tensors, write_checkpoint, write_json
+
+from vacc_deploy.assets import SOURCE_FILES, source_file
+from vacc_deploy.catalog import MODELS
+from vacc_deploy.checkpoint import Checkpoint, read_header
+from vacc_deploy.errors import CheckpointError, OutputError, UnsupportedModelError, UsageError
+from vacc_deploy.model_config import parse_config
+from vacc_deploy.prepare import prepare
+from vacc_deploy.progress import Progress
+from vacc_deploy.vacc_config import dump_config, vacc_config
+
+MANIFEST, INDEX, VACC = "vacc_deploy.json", "model.safetensors.index.json", "config_vacc.json"
+SIDES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+SHARDS = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def snapshot(directory):
+    """Return every path with its bytes, modification time and kind."""
+    return {
+        str(path.relative_to(directory)): (
+            path.read_bytes() if path.is_file() else None,
+            path.lstat().st_mtime_ns,
+            path.is_symlink(),
+        )
+        for path in sorted([directory, *directory.rglob("*")])
+    }
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def refused(kind=CheckpointError, **options):
+    with pytest.raises(kind) as caught:
+        prepare(**options)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_prepare_writes_exactly_the_files_of_the_contract(tmp_path, model_type, tied, shards):
+    options = {"model_type": model_type, "tied": tied, "shards": shards}
+    source, out = write_checkpoint(tmp_path / "src", **options), tmp_path / "out"
+    result = prepare(weights=source, output=out)
+    weights = SHARDS if shards == 2 else ["model.safetensors"]
+    index = [INDEX] if shards == 2 else []
+    ours = [*SOURCE_FILES, VACC] if model_type == "qwen2" else []
+    assert names(out) == sorted([*SIDES, *weights, *index, *ours, MANIFEST])
+    for name in (*SIDES, *weights, *index):
+        assert (out / name).read_bytes() == (source / name).read_bytes()
+    for name in ours[: len(SOURCE_FILES)]:
+        assert (out / name).read_bytes() == source_file(name).read_bytes()
+    assert sorted(name for name, _, _ in result.files) == names(out)
+    assert all(size == (out / name).stat().st_size for name, size, _ in result.files)
+    got, expected = read_tensors(out), read_tensors(source)
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    Checkpoint.open(out)
+
+
+def test_config_vacc_is_made_of_the_sources_own_config(tmp_path):
+    source = write_checkpoint(tmp_path / "src")
+    result = prepare(weights=source, output=tmp_path / "out")
+    text = (tmp_path / "out" / VACC).read_text()
+    raw = build_config()
+    assert text == dump_config(vacc_config(parse_config(raw, where="x")))
+    changed = {key: value for key, value in json.loads(text).items() if raw.get(key, ...) != value}
+    assert sorted(changed) == ["_attn_implementation", "auto_map", "insert_slice", "sliding_window"]
+    assert changed["sliding_window"] is None
+    assert result.notes == (
+        "sliding_window is null in config_vacc.json: the model does not use it "
+        "(use_sliding_window is false), but the vendor's graph would apply it.",
+    )
+
+
+def test_notes_on_a_used_window_and_a_missing_tokenizer(tmp_path):
+    overrides = {"use_sliding_window": True, "sliding_window": 128}
+    options = {"config_overrides": overrides, "with_tokenizer": False}
+    source = write_checkpoint(tmp_path / "src", **options)
+    result = prepare(weights=source, output=tmp_path / "out")
+    assert result.notes == (
+        "this model really uses a sliding window of 128 tokens.",
+        "the source has no tokenizer.json; quantize and verify will need it.",
+    )
+    assert "Note: this model really uses" in result.to_text()
+
+
+def test_the_manifest_describes_every_other_file(tmp_path):
+    source, out = write_checkpoint(tmp_path / "src" / "Mine", shards=2), tmp_path / "out"
+    prepare(weights=source, output=out)
+    manifest = json.loads((out / MANIFEST).read_text())
+    assert list(manifest["files"]) == [name for name in names(out) if name != MANIFEST]
+    for name, entry in manifest["files"].items():
+        path = out / name
+        assert entry.pop("bytes") == path.stat().st_size
+        if name in SHARDS:
+            assert entry == {"header_sha256": read_header(path).header_sha256}
+        else:
+            assert entry == {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert manifest["source"] == {"path": "../src/Mine", "repository": None, "revision": None}
+    assert (manifest["command"], manifest["model"]) == ("prepare", "Mine")
+    assert manifest["options"] == {"link_mode": "auto"}
+    assert manifest["tool"]["name"] == "vacc-deploy"
+    assert str(tmp_path) not in (out / MANIFEST).read_text()
+
+
+def test_a_rerun_gives_the_same_bytes(tmp_path):
+    source = write_checkpoint(tmp_path / "src", shards=2)
+    first, second = tmp_path / "first", tmp_path / "second"
+    prepare(weights=source, output=first)
+    prepare(weights=source, output=second)
+    assert contents(first) == contents(second)
+    prepare(weights=source, output=first, overwrite=True)
+    assert contents(first) == contents(second)
+
+
+@pytest.mark.parametrize("mode", ["auto", "hardlink", "symlink", "copy"])
+def test_the_source_is_untouched(tmp_path, mode):
+    source = write_checkpoint(tmp_path / "src", shards=2)
+    before = snapshot(source)
+    prepare(weights=source, output=tmp_path / "out", link_mode=mode)
+    assert snapshot(source) == before
+
+
+@pytest.mark.parametrize("mode", ["auto", "hardlink"])
+def test_hard_links_share_the_inode_and_take_no_space(tmp_path, mode):
+    source, out = write_checkpoint(tmp_path / "src", shards=2, hidden_size=128), tmp_path / "out"
+    size = sum((source / name).stat().st_size for name in SHARDS)
+    result = prepare(weights=source, output=out, link_mode=mode)
+    for name in SHARDS:
+        assert (out / name).samefile(source / name)
+        assert not (out / name).is_symlink()
+        assert (out / name).stat().st_nlink == 2
+    used = subprocess.run(
+        ["du", "-sB1", str(source), str(out)], capture_output=True, text=True, check=True
+    )
+    both = sum(int(line.split()[0]) for line in used.stdout.splitlines())
+    assert size < both < 2 * size
+    assert {how for name, _, how in result.files if name in SHARDS} == {"hardlink"}
+
+
+def test_copies_and_symbolic_links(tmp_path):
+    source = write_checkpoint(tmp_path / "src")
+    prepare(weights=source, output=tmp_path / "copy", link_mode="copy")
+    copy = tmp_path / "copy" / "model.safetensors"
+    assert not copy.samefile(source / copy.name)
+    assert (copy.read_bytes(), copy.stat().st_nlink) == ((source / copy.name).read_bytes(), 1)
+    manifest = json.loads((tmp_path / "copy" / MANIFEST).read_text())
+    digest = hashlib.sha256(copy.read_bytes()).hexdigest()
+    assert manifest["files"]["model.safetensors"]["sha256"] == digest
+    prepare(weights=source, output=tmp_path / "link", link_mode="symlink")
+    link = tmp_path / "link" / "model.safetensors"
+    assert link.is_symlink()
+    assert link.resolve() == source / "model.safetensors"
+    Checkpoint.open(tmp_path / "link")
+
+
+def cannot_link(code):
+    def link(source, target):
+        raise OSError(code, os.strerror(code))
+
+    return link
+
+
+def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
+    source, out = write_checkpoint(tmp_path / "src"), tmp_path / "out"
+    monkeypatch.setattr(os, "link", cannot_link(18))  # EXDEV
+    message = refused(OutputError, weights=source, output=out, link_mode="hardlink")
+    assert message == (
+        f"{source / 'model.safetensors'} cannot be hard-linked into {tmp_path} (Invalid "
+        "cross-device link). Use --link-mode copy or symlink, or an --output on the same file "
+        "system."
+    )
+    assert names(tmp_path) == ["src"]
+    result = prepare(weights=source, output=out)
+    assert ("model.safetensors", "copy") in [(name, how) for name, _, how in result.files]
+    assert (out / "model.safetensors").stat().st_nlink == 1
+
+
+def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch):
+    source = write_checkpoint(tmp_path / "src", shards=2)
+    monkeypatch.setattr(os, "link", cannot_link(5))
+    with pytest.raises(OSError, match="Input/output error"):
+        prepare(weights=source, output=tmp_path / "out")
+    assert names(tmp_path) == ["src"]
+
+
+def hub_cache(tmp_path, **options):
+    """Write a checkpoint as the hub's cache keeps it: links into a folder of blobs."""
+    real = write_checkpoint(tmp_path / "real", **options)
+    cached = tmp_path / "models--x--y" / "snapshots" / ("a" * 40)
+    blobs = tmp_path / "models--x--y" / "blobs"
+    cached.mkdir(parents=True)
+    blobs.mkdir()
+    for path in real.iterdir():
+        blob = blobs / hashlib.sha256(path.read_bytes()).hexdigest()
+        path.rename(blob)
+        (cached / path.name).symlink_to(Path("..", "..", "blobs", blob.name))
+    return cached
+
+
+@pytest.mark.parametrize("mode", ["auto", "symlink", "copy"])
+def test_a_source_in_the_hubs_cache(tmp_path, mode):
+    source, out = hub_cache(tmp_path, shards=2), tmp_path / "out"
+    prepare(weights=source, output=out, link_mode=mode)
+    for name in SHARDS:
+        blob = (source / name).resolve()
+        assert blob.parent.name == "blobs"
+        assert (out / name).is_symlink() is (mode == "symlink")
+        assert (out / name).samefile(blob) is (mode != "copy")
+        assert (out / name).read_bytes() == blob.read_bytes()
+    assert not any((out / name).is_symlink() for name in [*SIDES, INDEX])
+    assert set(read_tensors(out)) == set(read_tensors(source))
+
+
+def test_odd_shard_names_get_an_index_where_there_was_none(tmp_path):
+    options = {"shard_names": ["b.safetensors", "a.safetensors"], "with_index": False}
+    source, out = write_checkpoint(tmp_path / "src", **options), tmp_path / "out"
+    result = prepare(weights=source, output=out)
+    index = json.loads((out / INDEX).read_text())
+    assert set(index["weight_map"].values()) == {"a.safetensors", "b.safetensors"}
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in read_tensors(out).values())
+    assert (INDEX, "generated") in [(name, how) for name, _, how in result.files]
+    assert Checkpoint.open(out).has_index
+
+
+def test_nothing_else_of_the_source_travels(tmp_path):
+    source = write_checkpoint(tmp_path / "src", shards=2)
+    for name in (
+        *("evil.py", "modeling_qwen2_vacc.py", "pytorch_model.bin", "training_args.bin", "x.pkl"),
+        *("consolidated.safetensors", ".gitattributes", "optimizer.pt", "config_vacc.json"),
+    ):
+        (source / name).write_bytes(b"theirs")
+    (source / "LICENSE").write_text("MIT")
+    (source / "chat_template.jinja").write_text("{{ x }}")
+    (source / "figures").mkdir()
+    prepare(weights=source, output=tmp_path / "out")
+    carried = {"LICENSE", "chat_template.jinja", *SIDES, *SHARDS, INDEX, *SOURCE_FILES}
+    assert set(names(tmp_path / "out")) == carried | {VACC, MANIFEST}
+    assert b"theirs" not in contents(tmp_path / "out").values()
+
+
+def test_a_side_file_of_gigabytes_is_refused(tmp_path):
+    source = write_checkpoint(tmp_path / "src")
+    with (source / "vocab.json").open("wb") as file:
+        file.truncate((256 << 20) + 1)  # sparse: takes no space
+    assert refused(weights=source, output=tmp_path / "out") == (
+        f"{source / 'vocab.json'} holds 268,435,457 bytes, expected at most 268,435,456. Download "
+        "it again."
+    )
+
+
+@pytest.mark.parametrize("shard_names", [None, ["b.safetensors", "a.safetensors"]])
+@pytest.mark.parametrize("with_index", [True, False])
+def test_a_dry_run_lists_the_same_files_and_writes_nothing(tmp_path, shard_names, with_index):
+    layout = {"shard_names": shard_names, "with_index": with_index}
+    source = write_checkpoint(tmp_path / "src", **layout)
+    before = snapshot(tmp_path)
+    plan = prepare(weights=source, output=tmp_path / "out", dry_run=True)
+    assert snapshot(tmp_path) == before
+    done = prepare(weights=source, output=tmp_path / "out")
+    assert [(n, how) for n, _, how in plan.files] == [(n, how) for n, _, how in done.files]
+    known = [file for file in plan.files if file[1]]
+    assert set(known) <= set(done.files)
+    assert plan.notes == done.notes
+    assert plan.to_text().startswith(f"Would prepare src in {tmp_path / 'out'}\nhardlink ")
+    assert "Next:" not in plan.to_text()
+
+
+def test_a_dry_run_checks_output_and_space_too(tmp_path, monkeypatch):
+    source = write_checkpoint(tmp_path / "src")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x").touch()
+    options = {"weights": source, "output": tmp_path / "out", "dry_run": True}
+    assert "exists and is not empty" in refused(OutputError, **options)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    options["output"] = tmp_path / "other"
+    prepare(**options)
+    options["link_mode"] = "copy"
+    message = refused(OutputError, **options)
+    size = (source / "model.safetensors").stat().st_size
+    assert message.startswith(f"{tmp_path / 'other'} needs {size / 1024:.1f} KiB, ")
+    assert "its file system has 1000 B free" in message
+
+
+def test_result_text_and_dict(tmp_path):
+    source, out = write_checkpoint(tmp_path / "Mine"), tmp_path / "out"
+    result = prepare(weights=source, output=out)
+    size = f"{(source / 'model.safetensors').stat().st_size / 1024:.1f} KiB:"
+    lines = result.to_text().splitlines()
+    assert lines[0] == f"Prepared Mine in {out}"
+    assert lines[1].split() == ["hardlink", "1", "file,", *size.split(), "model.safetensors"]
+    assert lines[2].split()[:3] == ["copy", "4", "files,"]
+    assert lines[-1] == f"Next: vacc-deploy quantize {out}"
+    values = result.to_dict()
+    assert list(values) == ["model", "source_dir", "output_dir", "dry_run", "files", "notes"]
+    assert values["files"][0] == {
+        "name": "model.safetensors",
+        "bytes": (source / "model.safetensors").stat().st_size,
+        "how": "hardlink",
+    }
+    json.dumps(values)
+
+
+class Recorder(Progress):
+    def __init__(self):
+        self.calls = []
+
+    def start(self, description, total, unit):
+        self.calls.append((description, total, unit))
+
+    def advance(self, amount=1, note=""):
+        self.calls.append((amount, note))
+
+    def finish(self):
+        self.calls.append("finish")
+
+
+def test_progress_reaches_its_total(tmp_path):
+    source, recorder = write_checkpoint(tmp_path / "src", shards=2), Recorder()
+    prepare(weights=source, output=tmp_path / "out", progress=recorder)
+    sizes = [(source / name).stat().st_size for name in SHARDS]
+    assert recorder.calls == [
+        ("Placing weights", sum(sizes), "bytes"),
+        (sizes[0], SHARDS[0]),
+        (sizes[1], SHARDS[1]),
+        "finish",
+    ]
+
+
+def test_the_default_output_lies_in_the_working_directory(tmp_path, monkeypatch):
+    source = write_checkpoint(tmp_path / "in" / "My-Model")
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    assert prepare(weights=source).output_dir == Path("My-Model-vacc")
+    assert names(tmp_path / "cwd") == ["My-Model-vacc"]
+    monkeypatch.chdir(source)
+    message = refused(OutputError, weights=Path("."))
+    assert message.startswith("The output My-Model-vacc lies inside the input ., which is never")
+
+
+def test_a_prepared_directory_can_be_prepared_again(tmp_path):
+    source = write_checkpoint(tmp_path / "Mine")
+    prepare(weights=source, output=tmp_path / "a")
+    result = prepare(weights=tmp_path / "a", output=tmp_path / "b")
+    assert result.model == "Mine"
+    first, second = contents(tmp_path / "a"), contents(tmp_path / "b")
+    del first[MANIFEST], second[MANIFEST]
+    assert first == second
+
+
+def test_neither_model_nor_weights():
+    message = "Give --model NAME (see vacc-deploy models), --weights DIR, or both."
+    assert refused(UsageError) == message
+
+
+def test_an_unknown_model_is_refused_before_anything_else(tmp_path):
+    message = refused(UnsupportedModelError, model="Distil-Qwen-7B", weights=tmp_path / "none")
+    assert "Did you mean Distill-Qwen-7B?" in message
+
+
+def test_another_model_than_named(tmp_path):
+    source = write_checkpoint(tmp_path / "src")
+    message = refused(model="Distill-Qwen-7B", weights=source, output=tmp_path / "out")
+    assert message == (
+        f"{source} is not DeepSeek-R1-Distill-Qwen-7B: hidden_size is 64, expected 3584; "
+        "intermediate_size is 160, expected 18944; num_hidden_layers is 2, expected 28; "
+        "num_attention_heads is 4, expected 28; num_key_value_heads is 2, expected 4; head_dim is "
+        "16, expected 128; vocab_size is 272, expected 152064. Leave --model out to prepare it as "
+        "it is, or give the right --weights."
+    )
+    assert names(tmp_path) == ["src"]
+
+
+def with_config(tmp_path, monkeypatch, **changes):
+    """Return a checkpoint that has the 7B's configuration, whatever its weights are."""
+    source = write_checkpoint(tmp_path / "src")
+    values = MODELS["DeepSeek-R1-Distill-Qwen-7B"].config_values
+    write_json(source / "config.json", {**values, **changes})
+    monkeypatch.setattr("vacc_deploy.checkpoint.reader._compare_with_config", lambda *_: [])
+    return source
+
+
+def test_another_known_model_is_named(tmp_path, monkeypatch):
+    source = with_config(tmp_path, monkeypatch)
+    message = refused(model="Distill-Qwen-14B", weights=source, output=tmp_path / "out")
+    assert "num_hidden_layers is 28, expected 48" in message
+    assert "rms_norm_eps is 1e-06, expected 1e-05" in message
+    assert " It has the shape of Distill-Qwen-7B. Leave --model out" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"tie_word_embeddings": True}, "tie_word_embeddings is True, expected False"),
+        ({"head_dim": 64}, "head_dim is 64, expected 128"),
+    ],
+)
+def test_every_difference_that_refuses_is_also_named(tmp_path, monkeypatch, change, text):
+    source = with_config(tmp_path, monkeypatch, **change)
+    message = refused(model="Distill-Qwen-7B", weights=source, output=tmp_path / "out")
+    assert f"is not DeepSeek-R1-Distill-Qwen-7B: {text}. Leave --model out" in message
+
+
+def test_the_named_model_takes_its_name_from_the_catalogue(tmp_path, monkeypatch):
+    source = with_config(tmp_path, monkeypatch)
+    result = prepare(model="r1-distill-qwen-7b", weights=source, output=tmp_path / "out")
+    assert result.model == "DeepSeek-R1-Distill-Qwen-7B"
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert manifest["source"]["repository"] == "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
+
+
+def test_int8_and_quantized_sources_are_refused(tmp_path, monkeypatch):
+    source = with_config(tmp_path, monkeypatch, quantization_bit=8)
+    assert refused(weights=source, output=tmp_path / "out") == (
+        f"{source} holds int8 weights already. Prepare the float checkpoint it was made from."
+    )
+    write_json(source / "config.json", build_config(overrides={"quantization_config": {"a": 1}}))
+    message = refused(UnsupportedModelError, weights=source, output=tmp_path / "out")
+    assert "the weights are quantized already. Start from the float checkpoint." in message
+
+
+def test_a_damaged_source_is_refused_before_anything_is_written(tmp_path):
+    source = write_checkpoint(tmp_path / "src", shards=2)
+    (source / SHARDS[1]).unlink()
+    assert f"{SHARDS[1]} is missing" in refused(weights=source, output=tmp_path / "out")
+    assert names(tmp_path) == ["src"]
