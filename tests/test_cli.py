@@ -428,7 +428,7 @@ def test_plain_progress_is_one_line_a_step(capsys, monkeypatch):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == (
-        "Quantizing: 1 layers of 3 layers, 4.0 s left  layer 0\n"
-        "Quantizing: 3 layers of 3 layers, 0.0 s left\n"
+        "Quantizing: 1 of 3 layers, 4.0 s left  layer 0\n"
+        "Quantizing: 3 of 3 layers, 0.0 s left\n"
         "Warning: a row was skipped\n"
     )

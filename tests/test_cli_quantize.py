@@ -53,7 +53,7 @@ def test_quantize_without_calibration_rounds(source):
     assert "method       rtn" in result.stdout
     assert "calibration" not in result.stdout
     assert f"report       {output}/quantize_report.json" in result.stdout
-    assert "Quantizing: 2 layers of 2 layers" in result.stderr
+    assert "Quantizing: 2 of 2 layers" in result.stderr
 
 
 def test_quantize_with_calibration_is_gptq(source, words):

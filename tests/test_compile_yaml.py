@@ -286,14 +286,21 @@ def test_target_directory_keeps_the_path_as_given(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("model", ["Some-Model", "owner/Some-Model", "/a/Some-Model/"])
 def test_target_directory_takes_the_manifests_name(tmp_path, model):
-    path = write_model_dir(tmp_path / "x", manifest={"model": model})
+    path = write_model_dir(tmp_path / "x", manifest={"format_version": 1, "model": model})
     assert find_target(str(path)).model_name == "Some-Model"
 
 
-@pytest.mark.parametrize("manifest", [{}, [], {"model": None}, {"model": 5}, {"model": ""}])
-def test_target_directory_with_a_manifest_without_a_name(tmp_path, manifest):
-    path = write_model_dir(tmp_path / "x", manifest=manifest)
+@pytest.mark.parametrize("values", [{}, {"model": None}, {"model": 5}, {"model": ""}])
+def test_target_directory_with_a_manifest_without_a_name(tmp_path, values):
+    path = write_model_dir(tmp_path / "x", manifest={"format_version": 1, **values})
     assert find_target(str(path)).model_name == "x"
+
+
+@pytest.mark.parametrize("manifest", [[], {}, {"format_version": 2, "model": "x"}])
+def test_target_directory_with_a_manifest_of_another_form_is_refused(tmp_path, manifest):
+    path = write_model_dir(tmp_path / "x", manifest=manifest)
+    with pytest.raises(CheckpointError, match="is no manifest of format 1"):
+        find_target(str(path))
 
 
 @pytest.mark.parametrize("where", ["config.json", "config_vacc.json"])

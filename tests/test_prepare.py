@@ -11,7 +11,7 @@ from checkpoint_builders import build_config, read_tensors, write_checkpoint, wr
 
 from vacc_deploy.assets import SOURCE_FILES, source_file
 from vacc_deploy.catalog import MODELS
-from vacc_deploy.checkpoint import Checkpoint, read_header
+from vacc_deploy.checkpoint import Checkpoint, model_name, read_header
 from vacc_deploy.errors import CheckpointError, OutputError, UnsupportedModelError, UsageError
 from vacc_deploy.model_config import parse_config
 from vacc_deploy.prepare import prepare
@@ -439,3 +439,9 @@ def test_a_damaged_source_is_refused_before_anything_is_written(tmp_path):
     (source / SHARDS[1]).unlink()
     assert f"{SHARDS[1]} is missing" in refused(weights=source, output=tmp_path / "out")
     assert names(tmp_path) == ["src"]
+
+
+def test_model_name_of_a_hub_snapshot_is_the_repository_s(tmp_path):
+    snapshot = tmp_path / "models--owner--Some-Model" / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    assert model_name(snapshot) == "Some-Model"

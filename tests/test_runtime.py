@@ -12,7 +12,7 @@ from vacc_deploy import runtime
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.cli import cli
 from vacc_deploy.decoder import DecoderLayer, Positions, embed, float_reader, rms_norm, walk_layer
-from vacc_deploy.errors import CheckpointError
+from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.model_config import FINAL_NORM, LM_HEAD
 from vacc_deploy.prepare import prepare
 from vacc_deploy.quantize.pipeline import quantize
@@ -326,3 +326,9 @@ def test_activation_dtype_depends_on_the_size(tmp_path, monkeypatch):
     assert runtime._activation_dtype(checkpoint) == torch.float32
     monkeypatch.setattr(type(checkpoint.config), "num_parameters", lambda self: 7_600_000_000)
     assert runtime._activation_dtype(checkpoint) == torch.bfloat16
+
+
+def test_generate_beyond_the_context_is_a_usage_error(tmp_path):
+    directory = write_checkpoint(tmp_path / "m", config_overrides={"max_position_embeddings": 64})
+    with pytest.raises(UsageError, match="more than the model's context of 64"):
+        generate(directory, prompt="12+30=", max_new_tokens=64)

@@ -13,13 +13,14 @@ from safetensors.torch import save_file
 from tokenizer_builders import BOS_ID, tokenizer_config, write_tokenizer
 from transformers import AutoModelForCausalLM
 
+from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.cli import cli
 from vacc_deploy.errors import CalibrationError, CheckpointError, UsageError
 from vacc_deploy.prepare import prepare
 from vacc_deploy.quantize.pipeline import quantize
 from vacc_deploy.quantize.plan import QuantizeOptions
 from vacc_deploy.tokenizer import Tokenizer
-from vacc_deploy.verify import LayerError, Limits, verify
+from vacc_deploy.verify import LayerError, Limits, _read_tokens, verify
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 9
 
@@ -363,3 +364,11 @@ def test_verify_command_directory_without_a_model(tmp_path):
     values, rest = read_object(result.stdout)
     assert rest == "" and values["error"]["type"] == "CheckpointError"
     assert "config.json is missing" in values["error"]["message"]
+
+
+def test_read_tokens_drops_a_byte_order_mark(tmp_path):
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "m"))
+    plain, marked = tmp_path / "plain.txt", tmp_path / "marked.txt"
+    plain.write_text("one two three four five six", "utf-8")
+    marked.write_text("one two three four five six", "utf-8-sig")
+    assert torch.equal(*(_read_tokens(checkpoint, p, 64, 64) for p in (plain, marked)))

@@ -18,7 +18,7 @@ import torch
 
 from vacc_deploy.assets import SOURCE_FILES, source_file
 from vacc_deploy.checkpoint import Checkpoint
-from vacc_deploy.errors import CheckpointError
+from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.results import format_seconds
 from vacc_deploy.tokenizer import Tokenizer
 from vacc_deploy.vacc_config import AUTO_MAP, VACC_CONFIG_NAME, needs_vacc_config
@@ -231,11 +231,19 @@ def generate(directory: Path, *, prompt: str, max_new_tokens: int = 256) -> Answ
         max_new_tokens: where to stop at the latest.
 
     Raises:
+        UsageError: the prompt and the answer do not fit the model's context.
         CheckpointError: see ``load_model``; also where there is no chat template.
     """
     tokenizer = Tokenizer.from_dir(directory)
     ids = tokenizer.encode_chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
-    model = load_model(directory, dtype=_activation_dtype(Checkpoint.open(directory)))
+    checkpoint = Checkpoint.open(directory)
+    context = checkpoint.config.max_position_embeddings
+    if len(ids) + max_new_tokens > context:
+        raise UsageError(
+            f"The prompt of {len(ids)} tokens and --max-new-tokens {max_new_tokens} are more than "
+            f"the model's context of {context}. Ask for fewer tokens."
+        )
+    model = load_model(directory, dtype=_activation_dtype(checkpoint))
     started = time.monotonic()
     (answer,) = complete(model, tokenizer, [ids], max_new_tokens=max_new_tokens)
     seconds = time.monotonic() - started

@@ -230,7 +230,7 @@ def _read_tokens(
         raise CalibrationError(f"{path} cannot be read: {err.strerror}.") from err
     try:
         # The last character may be cut by the limit above; anything else must be UTF-8.
-        text = codecs.getincrementaldecoder("utf-8")().decode(data)
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(data)
     except UnicodeDecodeError as err:
         where = f"{err.reason}, byte {err.start}"
         raise CalibrationError(f"{path} is not UTF-8 text: {where}.") from err

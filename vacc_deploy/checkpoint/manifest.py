@@ -115,4 +115,8 @@ def model_name(directory: Path) -> str:
     name = (manifest or {}).get("model")
     if isinstance(name, str) and name.rstrip("/"):
         return name.rstrip("/").rpartition("/")[2]
-    return directory.resolve().name.removesuffix("-int8").removesuffix("-vacc")
+    path = directory.resolve()
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+        # The hub's cache: models--<owner>--<name>/snapshots/<commit>.
+        return path.parent.parent.name.rpartition("--")[2]
+    return path.name.removesuffix("-int8").removesuffix("-vacc")

@@ -23,7 +23,8 @@ def demo_command(output: Path, overwrite: bool) -> None:
 
     Example: vacc-deploy demo --output vacc-demo
     """
-    from vacc_deploy.cli.progress import terminal_progress
+    from vacc_deploy.cli.progress import quiet_transformers, terminal_progress
     from vacc_deploy.demo import demo
 
+    quiet_transformers()
     emit(demo(output=output, overwrite=overwrite, progress=terminal_progress()))

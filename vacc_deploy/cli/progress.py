@@ -19,6 +19,14 @@ def terminal_progress() -> Progress:
     return progress
 
 
+def quiet_transformers() -> None:
+    """Keep the library's own bars and notes off stderr; errors stay."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 class LineProgress(Progress):
     """One plain line per named step; steps without a name are told in tenths of the whole."""
 
@@ -39,7 +47,8 @@ class LineProgress(Progress):
             return
         seconds = time.monotonic() - self._started
         left = seconds / self._done * (self._total - self._done) if self._done else 0.0
-        done, total = (_amount(value, self._unit) for value in (self._done, self._total))
+        done = _amount(self._done, self._unit if self._unit == "bytes" else "")
+        total = _amount(self._total, self._unit)
         line = f"{self._description}: {done} of {total}, {format_seconds(max(left, 0.0))} left"
         click.echo(f"{line}  {note}".rstrip(), err=True)
 
@@ -105,4 +114,4 @@ class BarProgress(Progress):
 
 
 def _amount(value: float, unit: str) -> str:
-    return format_bytes(value) if unit == "bytes" else f"{value:g} {unit}"
+    return format_bytes(value) if unit == "bytes" else f"{value:,.4g} {unit}".rstrip()
