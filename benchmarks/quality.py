@@ -158,6 +158,7 @@ def main(
                 for kind in ("rtn", "gptq")
             ]
             rows.append(row(label, *scores))
+            click.echo(f"judged on {label}: ratio {rows[-1][6]}", err=True)
     headers = (
         "text",
         "tokens",

@@ -1,5 +1,6 @@
 import errno
 import fcntl
+import json
 import subprocess
 import sys
 import time
@@ -13,10 +14,12 @@ from vacc_deploy.checkpoint import (
     check_output,
     check_space,
     output_directory,
+    replace_text,
     write_shard,
 )
 from vacc_deploy.checkpoint import output as module
 from vacc_deploy.errors import OutputError
+from vacc_deploy.quantize.report import TIMING_NAME
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKER = ".vacc-deploy-partial"
@@ -32,7 +35,7 @@ def write(output_dir, content="new", *, overwrite=False, fail=None, inputs=()):
     """Write a directory of two files through the function under test."""
     with output_directory(output_dir, overwrite=overwrite, inputs=inputs) as partial:
         (partial / "a.txt").write_text(content)
-        (partial / MANIFEST_NAME).write_text("{}")
+        (partial / MANIFEST_NAME).write_text(json.dumps({"files": {"a.txt": {}}}))
         if fail is not None:
             raise fail
 
@@ -68,7 +71,6 @@ def test_an_error_or_an_interruption_leaves_nothing(tmp_path, fail):
 def test_overwrite_keeps_the_old_one_until_the_end(tmp_path, fail):
     out = tmp_path / "out"
     write(out, "old")
-    (out / "old-only.txt").write_text("x")
     with pytest.raises(type(fail)):
         write(out, overwrite=True, fail=fail)
     assert (out / "a.txt").read_text() == "old"
@@ -336,3 +338,98 @@ def test_two_processes_race_and_one_of_them_wins(tmp_path):
         first.stdin.close()
         assert first.wait(timeout=20) == 0
     assert names(tmp_path) == ["out"]
+
+
+def test_files_of_the_user_in_an_output_are_never_deleted(tmp_path):
+    out = tmp_path / "out"
+    write(out)
+    for name in ("thesis.tex", "notes.md"):
+        (out / name).write_text("mine")
+    (out / "runs").mkdir()
+    assert message(write, out, overwrite=True) == (
+        f"{out} holds what {MANIFEST_NAME} does not list, so --overwrite will not delete it:\n"
+        "  - notes.md\n  - runs\n  - thesis.tex\nMove it away, or choose another --output."
+    )
+    assert names(out) == ["a.txt", "notes.md", "runs", "thesis.tex", MANIFEST_NAME]
+
+
+def test_the_timing_of_quantize_is_ours_though_no_manifest_lists_it(tmp_path):
+    out = tmp_path / "out"
+    write(out)
+    (out / TIMING_NAME).write_text("{}")
+    write(out, overwrite=True)
+    assert names(out) == ["a.txt", MANIFEST_NAME]
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", "{}", '{"files": ["a.txt"]}'])
+def test_a_manifest_that_lists_nothing_protects_everything(tmp_path, manifest):
+    out = tmp_path / "out"
+    write(out)
+    (out / MANIFEST_NAME).write_text(manifest)
+    assert "  - a.txt\nMove it away" in message(write, out, overwrite=True)
+
+
+def test_a_directory_within_an_output_has_a_manifest_of_its_own(tmp_path):
+    out = tmp_path / "out"
+
+    def write_nested():
+        with output_directory(out, overwrite=True) as partial:
+            write(partial / "inner")
+            files = {f"inner/{MANIFEST_NAME}": {}}
+            (partial / MANIFEST_NAME).write_text(json.dumps({"files": files}))
+
+    write_nested()
+    write_nested()
+    (out / "inner" / "mine").write_text("x")
+    assert "  - inner/mine\n" in message(write_nested)
+    (out / "inner" / "mine").unlink()
+    (out / "a.txt").mkdir()
+    assert "  - a.txt\n" in message(write_nested)
+
+
+@pytest.mark.parametrize("place", [".", "..", "sub/.."])
+def test_the_working_directory_is_no_output(tmp_path, monkeypatch, place):
+    here = tmp_path / "a" / "b"
+    (here / "sub").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    for overwrite in (False, True):
+        assert message(check_output, Path(place), overwrite=overwrite) == (
+            f"The output {Path(place)} is the working directory or contains it. Choose another "
+            "--output."
+        )
+
+
+def test_replace_text_is_whole_and_replaces_its_own_files_only(tmp_path, monkeypatch):
+    path, synced = tmp_path / "a.yaml", []
+    fsync = module.os.fsync
+    monkeypatch.setattr("os.fsync", lambda descriptor: (synced.append(1), fsync(descriptor)))
+    (tmp_path / "a.yaml.partial").write_text("mine")
+    replace_text(path, "# ours\n模", overwrite=False, head="# ours")
+    assert path.read_text("utf-8") == "# ours\n模"
+    assert synced
+    assert path.stat().st_mode & 0o777 == (tmp_path / "a.yaml.partial").stat().st_mode & 0o777
+    text = f"{path} exists already. Add --overwrite to replace it."
+    assert message(replace_text, path, "x", overwrite=False, head="# ours") == text
+    replace_text(path, "# ours, new", overwrite=True, head="# ours")
+    assert path.read_text() == "# ours, new"
+    path.write_text("# mine\n# ours")
+    assert message(replace_text, path, "x", overwrite=True, head="# ours") == (
+        f"{path} was not written by vacc-deploy, so --overwrite will not replace it. Remove it "
+        "yourself, or choose another --output."
+    )
+    assert path.read_text() == "# mine\n# ours"
+    replace_text(path, "any", overwrite=True, head="")
+    assert names(tmp_path) == ["a.yaml", "a.yaml.partial"]
+    assert (tmp_path / "a.yaml.partial").read_text() == "mine"
+
+
+def test_replace_text_refuses_what_is_no_file(tmp_path):
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    options = {"overwrite": True, "head": ""}
+    assert message(replace_text, tmp_path, "x", **options) == (
+        f"{tmp_path} exists and is no file. Choose another --output."
+    )
+    assert "is no file" in message(replace_text, tmp_path / "dangling", "x", **options)
+    assert message(replace_text, tmp_path / "no" / "a", "x", **options) == (
+        f"{tmp_path / 'no'} does not exist. Create it, or choose another --output."
+    )

@@ -8,7 +8,7 @@ from checkpoint_builders import build_config, build_tensors, read_tensors, write
 from checkpoint_builders import write_json as dump
 from safetensors.torch import load_file, save_file
 
-from vacc_deploy.checkpoint import INDEX_NAME, SINGLE_FILE, Checkpoint
+from vacc_deploy.checkpoint import INDEX_NAME, SINGLE_FILE, Checkpoint, reader
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError
 
 FIRST, SECOND = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
@@ -349,3 +349,19 @@ def test_an_int8_directory_needs_codes_and_scales(tmp_path):
     assert problems[-1] == "and 18 more"
     assert any(re.search(r"is BF16, expected I8$", problem) for problem in problems)
     assert any("weight_scale is missing (config.json needs it" in problem for problem in problems)
+
+
+def test_many_missing_files_cost_one_pass_over_the_index(tmp_path):
+    passes = []
+
+    class Index(dict):
+        def values(self):
+            passes.append(1)
+            return super().values()
+
+    names = [f"{number}.safetensors" for number in range(50)]
+    index = Index({f"tensor{number}": name for number, name in enumerate(names)})
+    _, problems = reader._read_shards(tmp_path, names, index)
+    assert problems[7] == f"7.safetensors is missing ({INDEX_NAME} puts 1 tensors in it)"
+    assert len(problems) == 50
+    assert len(passes) <= 1

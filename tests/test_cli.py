@@ -15,8 +15,11 @@ from click.testing import CliRunner
 
 from vacc_deploy import __version__
 from vacc_deploy.assets import SOURCE_FILES
+from vacc_deploy.checkpoint import files
 from vacc_deploy.cli import cli
 from vacc_deploy.cli import progress as progress_module
+from vacc_deploy.cli.options import emit
+from vacc_deploy.cli.prepare import LINK_MODES
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = sorted(cli.commands)
@@ -33,6 +36,10 @@ def run(*args, code="from vacc_deploy.cli import main; main()", **options):
     return subprocess.run(
         command, capture_output=True, text=True, env=env, timeout=60, check=False, **options
     )
+
+
+def test_link_modes_of_the_option_are_those_of_the_module():
+    assert files.LINK_MODES == LINK_MODES
 
 
 def test_models_text_and_json():
@@ -210,6 +217,30 @@ def test_wrong_usage_exits_2(args, text):
     assert run(*args).returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (("prepare", "--json", "--modell", "x"), "No such option"),
+        (("quantize", "--json"), "Missing argument 'DIR'"),
+        (("verify", "x", "--max-tokens", "few", "--json"), "Invalid value for '--max-tokens'"),
+        (("--json", "nope"), "No such option"),
+        (("nope", "--json"), "No such command 'nope'"),
+    ],
+)
+def test_wrong_usage_is_an_object_under_json(args, text):
+    result = run(*args)
+    assert result.returncode == 2
+    error = json.loads(result.stdout)["error"]
+    assert error["type"] == "UsageError"
+    assert text in error["message"]
+    assert text in result.stderr
+
+
+def test_the_value_of_an_option_after_two_dashes_asks_for_no_json():
+    result = run("models", "--", "--json")
+    assert (result.returncode, result.stdout) == (2, "")
+
+
 def test_usage_errors_of_our_own_are_an_object_under_json():
     result = invoke("prepare", "--json")
     assert result.exit_code == 2
@@ -257,8 +288,53 @@ def test_no_escape_sequence_of_a_strangers_file_reaches_the_terminal(tmp_path):
         result.stderr
     )
     assert result.stderr.isascii()
-    assert "\x1b" not in result.stdout
+    assert result.stdout.isascii()
     assert name in json.loads(result.stdout)["error"]["message"]
+
+
+class Foreign:
+    """A result with a stranger's text in it."""
+
+    TEXT = "\x1b[2J\x9b31m\u202e\x07 模\u3000型\tone\ntwo"
+
+    def to_dict(self):
+        return {"text": self.TEXT}
+
+    def to_text(self):
+        return self.TEXT
+
+
+def foreign_command(as_json):
+    with click.Context(cli) as ctx:
+        ctx.meta["json"] = as_json
+        emit(Foreign())
+
+
+def test_no_escape_sequence_in_a_result_reaches_the_terminal(capsys):
+    foreign_command(as_json=False)
+    expected = "\\x1b[2J\\x9b31m\\u202e\\x07 模\u3000型\tone\ntwo\n"
+    assert capsys.readouterr().out == expected
+    foreign_command(as_json=True)
+    text = capsys.readouterr().out
+    assert not {"\x1b", "\x9b", "\u202e"} & set(text)
+    assert "模\u3000型" in text
+    assert json.loads(text)["text"] == Foreign.TEXT
+
+
+def test_no_escape_sequence_in_plain_progress_reaches_the_terminal(capsys):
+    progress = progress_module.LineProgress()
+    progress.start("Adding with \x1b[2J", 1, "sums")
+    progress.advance(1, "\x9b31m")
+    progress.warn("\u202e")
+    text = capsys.readouterr().err
+    assert not {"\x1b", "\x9b", "\u202e"} & set(text)
+    assert "\\x1b[2J" in text and "\\x9b31m" in text and "Warning: \\u202e" in text
+
+
+def test_debug_shows_no_escape_sequence_either(tmp_path):
+    result = invoke("prepare", "--weights", tmp_path / "\x1b[2J", "--debug")
+    assert result.exit_code == 1
+    assert "\x1b" not in result.stderr
 
 
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8", "en_US.UTF-8"])
@@ -364,14 +440,14 @@ def test_a_stopped_run_leaves_no_partial_directory(tmp_path, number, code, overw
     assert (process.returncode, stdout) == (code, "")
     assert "Traceback" not in stderr
     if number == signal.SIGINT:
-        assert stderr.strip() == "Interrupted; nothing was written."
+        assert stderr.strip() == "Interrupted; no half-written output was left."
     assert sorted(path.name for path in tmp_path.iterdir()) == expected
 
 
 def on_terminal(code):
     """Run code with stderr on a terminal; return what the terminal got."""
     leader, follower = pty.openpty()
-    env = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "160"}
     with subprocess.Popen([sys.executable, "-c", code], stderr=follower, cwd=ROOT, env=env) as job:
         os.close(follower)
         got = b""
@@ -398,9 +474,9 @@ def test_the_bar_gives_the_cursor_back_however_the_command_ends(end):
         "@cli.command('work')\n"
         "def work():\n"
         "    progress = terminal_progress()\n"
-        "    progress.start('Placing', 4096, 'bytes')\n"
-        "    progress.advance(1024, 'one.safetensors')\n"
-        "    progress.warn('[bold]careful[/bold]')\n"
+        "    progress.start('Placing [/] \\x1b[7m', 4096, 'bytes')\n"
+        "    progress.advance(1024, '[/]\\x1b[8mone.safetensors')\n"
+        "    progress.warn('[bold]careful[/bold]\\x1b[9m')\n"
         "    time.sleep(0.2)\n"
         f"    {end or 'progress.finish()'}\n"
         "sys.argv = ['vacc-deploy', 'work']\nmain()\n"
@@ -409,7 +485,9 @@ def test_the_bar_gives_the_cursor_back_however_the_command_ends(end):
     assert "Placing" in got
     assert " 25%" in got
     assert "one.safetensors" in got
-    assert "Warning: [bold]careful[/bold]" in got
+    assert "Warning: [bold]careful[/bold]\\x1b[9m" in got
+    assert "[/]\\x1b[8mone" in got
+    assert not [code for code in ("\x1b[7m", "\x1b[8m", "\x1b[9m") if code in got]
     assert "\x1b[?25l" in got
     assert got.rindex("\x1b[?25h") > got.rindex("\x1b[?25l")
     assert "Traceback" not in got

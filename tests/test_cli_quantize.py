@@ -113,6 +113,8 @@ def test_quantize_dry_run_prints_the_plan(source, tmp_path):
         (("--num-samples", "0"), 2, "Invalid value for '--num-samples'"),
         (("--seq-len", "8"), 2, "Invalid value for '--seq-len'"),
         (("--method", "awq"), 2, "Invalid value for '--method'"),
+        (("--format", "gptq"), 2, "Invalid value for '--format'"),
+        (("--device", "cuda"), 2, "Invalid value for '--device'"),
     ],
 )
 def test_quantize_wrong_options(source, tmp_path, arguments, code, message):
@@ -171,3 +173,10 @@ def test_quantize_help_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "--calibration NAME=PATH[:WEIGHT]" in done.stdout
+
+
+def test_quantize_takes_the_format_and_the_device_there_are(source):
+    result = run(source, "--format", "int8", "--format", "int8", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    report = json.loads((source.parent / "model-int8" / "quantize_report.json").read_text("utf-8"))
+    assert report["options"]["formats"] == ["int8"]

@@ -86,9 +86,14 @@ def test_existing_output_is_refused_without_overwrite(tmp_path):
     result = invoke("Distill-Qwen-7B", "--output", path)
     assert result.exit_code == 1
     assert "exists already. Add --overwrite to replace it." in result.output
+    foreign = invoke("Distill-Qwen-7B", "--output", path, "--overwrite")
+    assert foreign.exit_code == 1
+    assert "was not written by vacc-deploy" in foreign.output
     assert path.read_text() == "mine"
-    assert invoke("Distill-Qwen-7B", "--output", path, "--overwrite").exit_code == 0
-    assert path.read_text() != "mine"
+    path.unlink()
+    assert invoke("Distill-Qwen-7B", "--output", path).exit_code == 0
+    assert invoke("Distill-Qwen-7B", "--tp", 2, "--output", path, "--overwrite").exit_code == 0
+    assert yaml.safe_load(path.read_text())["frontend"]["model_kwargs"]["tp"] == 2
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,19 @@ def test_target_directory_takes_the_manifests_name(tmp_path, model):
     assert find_target(str(path)).model_name == "Some-Model"
 
 
-@pytest.mark.parametrize("values", [{}, {"model": None}, {"model": 5}, {"model": ""}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({}, {"model": None}, {"model": 5}, {"model": ""}, {"model": "a\0b"}, {"model": "/"}),
+        *(
+            {"model": ".."},
+            {"model": "a b"},
+            {"model": "a\n"},
+            {"model": "ä"},
+            {"model": "x" * 129},
+        ),
+    ],
+)
 def test_target_directory_with_a_manifest_without_a_name(tmp_path, values):
     path = write_model_dir(tmp_path / "x", manifest={"format_version": 1, **values})
     assert find_target(str(path)).model_name == "x"
@@ -303,18 +315,30 @@ def test_target_directory_with_a_manifest_of_another_form_is_refused(tmp_path, m
         find_target(str(path))
 
 
-@pytest.mark.parametrize("where", ["config.json", "config_vacc.json"])
-def test_target_directory_of_int8_codes_defaults_to_int8(tmp_path, where):
-    if where == "config.json":
-        path = write_model_dir(tmp_path / "x", extra={"quantization_bit": 8})
-    else:
-        path = write_model_dir(tmp_path / "x", bits=8)
+def test_target_directory_of_int8_codes_defaults_to_int8(tmp_path):
+    path = write_model_dir(tmp_path / "x", extra={"quantization_bit": 8}, bits=8)
     result = make_compile_file(find_target(str(path)))
     assert result.file.backend.dtype == "int8"
     assert result.file.frontend.quantize.type == "w8a16_gptq"
     assert "holds int8 weights already" in result.text
     with pytest.raises(CompileFileError, match="it holds int8 codes"):
         make_compile_file(find_target(str(path)), dtype="fp16")
+
+
+@pytest.mark.parametrize(
+    ("extra", "bits", "message"),
+    [
+        ({"quantization_bit": 8}, 0, "quantization_bit: got nothing, expected 8"),
+        ({}, 8, "quantization_bit: got 8, expected None"),
+        ({"num_hidden_layers": 27}, 0, "num_hidden_layers: got 28, config.json has 27"),
+    ],
+)
+def test_target_directory_with_two_configurations_that_differ_is_refused(
+    tmp_path, extra, bits, message
+):
+    path = write_model_dir(tmp_path / "x", extra=extra, bits=bits)
+    with pytest.raises(CheckpointError, match=message):
+        find_target(str(path))
 
 
 def test_target_directory_without_config_vacc_is_noted(tmp_path):
@@ -335,6 +359,9 @@ def test_target_that_is_nothing_is_refused(tmp_path):
 def test_write_compile_file_is_whole_and_refuses_an_existing_one(tmp_path):
     result = make_compile_file(Target("M", "./x", QWEN_7B.config))
     path = tmp_path / "new" / "a.yaml"
+    with pytest.raises(OutputError, match="new does not exist. Create it"):
+        write_compile_file(result, path)
+    path.parent.mkdir()
     written = write_compile_file(result, path)
     assert path.read_bytes().decode() == result.text
     assert str(path) in written.to_text()
@@ -342,10 +369,13 @@ def test_write_compile_file_is_whole_and_refuses_an_existing_one(tmp_path):
     path.write_text("mine")
     with pytest.raises(OutputError, match="exists already. Add --overwrite"):
         write_compile_file(result, path)
+    with pytest.raises(OutputError, match="was not written by vacc-deploy"):
+        write_compile_file(result, path, overwrite=True)
     assert path.read_text() == "mine"
+    path.write_text(f"{result.text.splitlines()[0]}\nold")
     write_compile_file(result, path, overwrite=True)
     assert path.read_text() == result.text
-    with pytest.raises(OutputError, match="is a directory"):
+    with pytest.raises(OutputError, match="is no file"):
         write_compile_file(result, tmp_path, overwrite=True)
     assert [p.name for p in path.parent.iterdir()] == ["a.yaml"]
 
@@ -425,14 +455,34 @@ def test_committed_sizes_are_plain_and_leave_a_fifth_of_a_32_gib_die():
 
 
 def test_write_all_replaces_its_own_files_and_deletes_none(tmp_path):
-    (tmp_path / "hf_ds_r1_distill_qwen_7b_fp16.yaml").write_text("old")
+    old = tmp_path / "hf_ds_r1_distill_qwen_7b_fp16.yaml"
+    old.write_text("old")
+    with pytest.raises(OutputError, match="was not written by vacc-deploy"):
+        write_all(tmp_path)
+    old.write_text("# Compile file for vamc, written by vacc-deploy yaml.\nold")
     (tmp_path / "mine.yaml").write_text("mine")
+    config = tmp_path / "b" / "DeepSeek-R1-Distill-Qwen-7B" / "config_vacc.json"
+    config.parent.mkdir(parents=True)
+    config.write_text("old")
     result = write_all(tmp_path, build_in=tmp_path / "b")
+    assert config.read_text() != "old"
     assert len(result.files) == 16
     assert (tmp_path / "mine.yaml").read_text() == "mine"
-    assert (tmp_path / "hf_ds_r1_distill_qwen_7b_fp16.yaml").read_text() != "old"
+    assert old.read_text() == committed_files()[old.name]
     assert result.to_dict()["files"] == [str(path) for path in result.files]
 
 
 def test_calibration_lengths_are_those_of_the_vendors_comments():
     assert CALIBRATION_LENGTHS == {"alpaca": 512, "c4": 1024, "ceval": 128}
+
+
+def test_int8_directory_of_a_llama_is_refused():
+    config = dataclasses.replace(find_model("Distill-Llama-8B").config, quantization_bit=8)
+    with pytest.raises(CompileFileError, match="int8 weights of a Llama model"):
+        build_compile_file(config, model_name="M", checkpoint="./x", dtype="int8")
+
+
+def test_int8_directory_s_note_names_the_risk_of_quantizing_twice(tmp_path):
+    config = dataclasses.replace(find_model("Distill-Qwen-7B").config, quantization_bit=8)
+    file = build_compile_file(config, model_name="M", checkpoint="./x", dtype="int8")
+    assert any("quantized twice" in note for note in compile_notes(file, config))

@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from vacc_deploy import demo as demo_module
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint import MANIFEST_NAME, Checkpoint, check_output
 from vacc_deploy.cli import cli
 from vacc_deploy.compile_yaml import load_compile_file
 from vacc_deploy.demo import INT8, PREPARED, _accuracy, demo
-from vacc_deploy.demo_task import Problem, is_held_out, sample_problems
+from vacc_deploy.demo_task import Problem, is_held_out
+from vacc_deploy.errors import OutputError
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory):
+def asked():
+    """Every problem list that demo() put to a model."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory, asked):
+    answer = demo_module.answer_problems
+
+    def answer_problems(directory, problems, progress):
+        asked.append(list(problems))
+        return answer(directory, problems, progress)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_module, "NUM_PROBLEMS", 100)
+        patch.setattr(demo_module, "answer_problems", answer_problems)
         return demo(output=tmp_path_factory.mktemp("demo") / "out")
 
 
@@ -27,8 +43,19 @@ def test_demo_answers_at_least_99_percent_with_both_models(result):
     assert result.accuracy_int8 >= 0.99
 
 
-def test_demo_asks_only_held_out_sums():
-    assert all(is_held_out(p.a, p.b) for p in sample_problems(100, seed=0, held_out=True))
+def test_demo_asks_only_held_out_sums(result, asked):
+    assert len(asked) == 2
+    assert asked[0] == asked[1]
+    assert len(set(asked[0])) == result.num_problems == 100
+    assert all(is_held_out(problem.a, problem.b) for problem in asked[0])
+
+
+def test_demo_example_is_a_long_sum_with_its_whole_thought(result, asked):
+    question, answer = result.example
+    problem = max(asked[0], key=lambda problem: len(problem.question))
+    assert question == problem.question
+    assert len(question) == len("1234+5678=")
+    assert answer == problem.response
 
 
 def test_demo_accuracy_counts_exact_answers():
@@ -43,7 +70,33 @@ def test_demo_leaves_the_chain_s_directories(result):
     assert deployed.config.quantization_bit == 8
     compiled = load_compile_file(result.output_dir / f"{INT8}.yaml", config=deployed.config)
     assert compiled.backend.dtype == "int8"
-    assert compiled.frontend.checkpoint == f"./{result.output_dir.name}/{INT8}"
+    assert compiled.frontend.checkpoint == str(result.output_dir / INT8)
+
+
+@pytest.mark.parametrize(
+    ("output", "checkpoint"),
+    [("out", f"./out/{INT8}"), ("a/out", f"./a/out/{INT8}"), ("/data/out", f"/data/out/{INT8}")],
+)
+def test_demo_compile_file_names_the_directory_as_it_was_given(
+    result, tmp_path, output, checkpoint
+):
+    config = Checkpoint.open(result.output_dir / INT8).config
+    demo_module._write_yaml(tmp_path, Path(output), config)
+    compiled = load_compile_file(tmp_path / f"{INT8}.yaml", config=config)
+    assert compiled.frontend.checkpoint == checkpoint
+
+
+def test_demo_manifest_lists_everything_so_that_overwrite_spares_the_rest(result):
+    out = result.output_dir
+    listed = json.loads((out / MANIFEST_NAME).read_text())["files"]
+    assert {name.partition("/")[0] for name in listed} == set(os.listdir(out)) - {MANIFEST_NAME}
+    assert all((out / name).stat().st_size == entry["bytes"] for name, entry in listed.items())
+    check_output(out, overwrite=True)
+    for mine in (out / "mine.txt", out / PREPARED / "mine.txt"):
+        mine.write_text("x")
+        with pytest.raises(OutputError, match="mine.txt\nMove it away"):
+            check_output(out, overwrite=True)
+        mine.unlink()
 
 
 def test_demo_verify_is_close_to_float(result):

@@ -1,4 +1,6 @@
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 from checkpoint_builders import LLAMA3_ROPE, build_config, build_tensors
@@ -116,9 +118,9 @@ def test_another_rotary_rule_is_refused_with_the_reason(rope_type):
     with pytest.raises(UnsupportedModelError) as caught:
         parse(rope_scaling={"rope_type": rope_type, "factor": 4.0})
     assert str(caught.value) == (
-        f"c.json asks for rotary scaling of type {rope_type!r}, expected one of default, linear, "
-        "llama3. The compiled graph would not compute what the model computes: remove rope_scaling "
-        "to use the trained context length only."
+        f"c.json asks for rotary scaling of type {rope_type!r}, expected one of default, linear. "
+        "The compiled graph would not compute what the model computes: remove rope_scaling to use "
+        "the trained context length only."
     )
 
 
@@ -136,7 +138,8 @@ def test_llama3_rope_needs_all_its_values():
 
 def test_sliding_window_only_when_it_is_used():
     assert parse(use_sliding_window=True).sliding_window == 4096
-    assert parse(use_sliding_window=True, sliding_window=None).sliding_window == 4096
+    assert parse(use_sliding_window=True, sliding_window=...).sliding_window == 4096
+    assert parse(use_sliding_window=True, sliding_window=None).sliding_window is None
     assert parse(use_sliding_window=None).sliding_window is None
     assert parse("llama", use_sliding_window=True, sliding_window=128).sliding_window is None
 
@@ -179,7 +182,7 @@ WHOLE = "expected a whole number from 1 to"
         ({"vocab_size": 1 << 40}, f"vocab_size: got 1099511627776, {WHOLE} 4194304"),
         ({"intermediate_size": [1]}, f"intermediate_size: got [1], {WHOLE} 262144"),
         ({"head_dim": 0}, f"head_dim: got 0, {WHOLE} 16777216"),
-        ({"head_dim": 15}, "head_dim 15 is odd; rotary needs pairs"),
+        ({"hidden_size": 60}, "head_dim 15 is odd; rotary needs pairs"),
         (
             {"num_key_value_heads": 3},
             "num_attention_heads 4 is no multiple of num_key_value_heads 3",
@@ -271,3 +274,99 @@ def test_read_json_reads_a_byte_order_mark_and_names_a_missing_file(tmp_path):
     assert read_json(tmp_path / "a.json", limit_bytes=100) == {"a": 1}
     with pytest.raises(CheckpointError, match="b.json cannot be read: No such file or directory."):
         read_json(tmp_path / "b.json", limit_bytes=100)
+
+
+# ---- what the shipped configuration class refuses, this package refuses ------------------------
+
+WINDOW = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+
+
+@pytest.fixture(scope="module")
+def shipped_class():
+    path = Path(__file__).parents[1] / "source_code" / "configuration_qwen2_vacc.py"
+    spec = importlib.util.spec_from_file_location("shipped_configuration_parity", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Qwen2Config
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"head_dim": 16},
+        {"head_dim": None, "num_key_value_heads": None},
+        {"rope_scaling": {"type": "linear", "factor": 4}},
+        {"rope_scaling": {"rope_type": "default"}},
+        {"rope_theta": ..., "rope_parameters": {"rope_theta": 5000.0}},
+        {"rope_theta": 5000, "rope_parameters": {"rope_theta": 5000.0, "rope_type": "default"}},
+        {"rope_theta": ..., "rope_parameters": {**LINEAR, "rope_theta": 5000.0}},
+        {"rope_parameters": {**LINEAR, "factor": 3.0}, "rope_scaling": LINEAR},
+        {"rope_theta": ..., "rope_scaling": {**LINEAR, "rope_theta": 700.0}},
+        {"layer_types": ["full_attention"] * 2},
+        {**WINDOW, "layer_types": ["full_attention", "sliding_attention"]},
+        {**WINDOW, "sliding_window": None, "layer_types": ["full_attention"] * 2},
+        {**WINDOW, "sliding_window": ...},
+        {**WINDOW, "max_window_layers": ..., "layer_types": ["full_attention"] * 2},
+    ],
+)
+def test_qwen2_accepted_equals_the_shipped_class(shipped_class, overrides):
+    raw = build_config(overrides=overrides)
+    ours, shipped = parse_config(raw, where="c.json"), shipped_class(**raw)
+    for name in (
+        *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+        *("num_key_value_heads", "vocab_size", "max_position_embeddings", "rms_norm_eps"),
+        *("rope_theta", "tie_word_embeddings", "sliding_window", "quantization_bit"),
+    ):
+        assert getattr(ours, name) == getattr(shipped, name), name
+    scaling = ours.rope_scaling or RopeScaling("default")
+    assert scaling.rope_type == shipped.rope_parameters["rope_type"]
+    assert scaling.factor == shipped.rope_parameters.get("factor", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"rope_scaling": LLAMA3_ROPE}, "rotary scaling of type 'llama3', expected one of default"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rotary scaling of type 'yarn'"),
+        ({"head_dim": 32}, "head_dim: got 32, expected hidden_size / num_attention_heads = 16"),
+        ({"rope_parameters": {"rope_theta": 5000.0}}, "rope_theta: got 10000 and, in the rotary"),
+        ({"rope_scaling": {**LINEAR, "rope_theta": 1}}, "rope_theta: got 10000 and, in the rotary"),
+        ({"rope_parameters": {"full_attention": LINEAR}}, "one rotary rule for each kind of layer"),
+        ({"layer_types": ["sliding_attention"] * 2}, "layer_types: not what use_sliding_window"),
+        ({"layer_types": ["full_attention"]}, "layer_types: not what use_sliding_window"),
+        ({**WINDOW, "layer_types": ["full_attention"] * 2}, "layer_types: not what use_sliding"),
+        ({**WINDOW, "sliding_window": 0}, "sliding_window: got 0"),
+        ({"num_attention_heads": 3}, "hidden_size 64 is no multiple of num_attention_heads 3"),
+        ({"num_key_value_heads": 3}, "num_attention_heads 4 is no multiple"),
+        ({"num_attention_heads": 64, "num_key_value_heads": 1}, "head_dim 1 is odd"),
+        ({"hidden_act": "gelu"}, "hidden_act: got 'gelu'"),
+        ({"hidden_act": None}, "hidden_act: got None"),
+        ({"rope_theta": -1}, "rope_theta: got -1"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor: got None"),
+        ({"rope_scaling": "linear"}, "rope_scaling: got 'linear'"),
+        ({"quantization_bit": 4}, "quantization_bit: got 4"),
+        ({"num_hidden_layers": True}, "num_hidden_layers: got True"),
+    ],
+)
+def test_qwen2_refused_by_the_shipped_class_is_refused(shipped_class, overrides, message):
+    raw = build_config(overrides=overrides)
+    with pytest.raises(ValueError, match=":"):
+        shipped_class(**raw)
+    with pytest.raises((CheckpointError, UnsupportedModelError)) as caught:
+        parse_config(raw, where="c.json")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+def test_two_rotary_rules_that_disagree_are_refused(model_type):
+    """Versions of transformers differ in which of the two they follow."""
+    rules = {"rope_scaling": {"type": "linear", "factor": 2.0}}
+    (line,) = problems(model_type, rope_parameters={"rope_type": "default"}, **rules)
+    assert line == "rope_scaling has type 'linear', rope_parameters has 'default'"
+
+
+def test_max_window_layers_that_is_no_number():
+    (line,) = problems(max_window_layers="2")
+    assert line == "max_window_layers: got '2', expected a whole number"

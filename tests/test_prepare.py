@@ -407,7 +407,12 @@ def test_another_known_model_is_named(tmp_path, monkeypatch):
     ("change", "text"),
     [
         ({"tie_word_embeddings": True}, "tie_word_embeddings is True, expected False"),
-        ({"head_dim": 64}, "head_dim is 64, expected 128"),
+        ({"rms_norm_eps": 1e-05}, "rms_norm_eps is 1e-05, expected 1e-06"),
+        # Qwen2.5-Math-7B, which it was distilled into, differs in this alone.
+        (
+            {"max_position_embeddings": 4096},
+            "max_position_embeddings is 4096, expected 131072",
+        ),
     ],
 )
 def test_every_difference_that_refuses_is_also_named(tmp_path, monkeypatch, change, text):
@@ -421,7 +426,8 @@ def test_the_named_model_takes_its_name_from_the_catalogue(tmp_path, monkeypatch
     result = prepare(model="r1-distill-qwen-7b", weights=source, output=tmp_path / "out")
     assert result.model == "DeepSeek-R1-Distill-Qwen-7B"
     manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
-    assert manifest["source"]["repository"] == "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
+    # A directory of the user's may be a fine-tune: only the hub's own files are called its own.
+    assert manifest["source"] == {"path": "../src", "repository": None, "revision": None}
 
 
 def test_int8_and_quantized_sources_are_refused(tmp_path, monkeypatch):
@@ -445,3 +451,32 @@ def test_model_name_of_a_hub_snapshot_is_the_repository_s(tmp_path):
     snapshot = tmp_path / "models--owner--Some-Model" / "snapshots" / "0123abcd"
     snapshot.mkdir(parents=True)
     assert model_name(snapshot) == "Some-Model"
+
+
+@pytest.mark.parametrize("kind", ["weights", "index", "tokenizer"])
+def test_files_that_the_source_links_to_are_inputs_too(tmp_path, kind):
+    first, second = tmp_path / "A", tmp_path / "B"
+    prepare(weights=write_checkpoint(tmp_path / "src", shards=2), output=first, link_mode="copy")
+    if kind == "weights":
+        prepare(weights=first, output=second, link_mode="symlink")
+    else:
+        shutil.copytree(first, second)
+        path = second / (INDEX if kind == "index" else "tokenizer.json")
+        path.unlink()
+        path.symlink_to(first / path.name)
+    before = snapshot(tmp_path)
+    options = {"weights": second, "output": first, "overwrite": True, "link_mode": "symlink"}
+    text = refused(OutputError, **options)
+    assert text.startswith(f"The output {first} is the input {first}/")
+    assert snapshot(tmp_path) == before
+
+
+def test_an_output_beside_the_files_that_the_source_links_to(tmp_path):
+    """As in a folder of many models' weights: its other entries are free."""
+    store = write_checkpoint(tmp_path / "store")
+    source = tmp_path / "src"
+    source.mkdir()
+    for path in store.iterdir():
+        (source / path.name).symlink_to(path)
+    prepare(weights=source, output=store / "out")
+    assert Checkpoint.open(store / "out")

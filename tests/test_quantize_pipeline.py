@@ -376,7 +376,7 @@ def test_quantize_report_of_gptq(tmp_path, text):
         "num_linears": 14,
         "num_gptq": len(kept),
         "num_rtn": 14 - len(kept),
-        "num_saturated": sum(linear["num_saturated"] for linear in kept),
+        "num_saturated": sum(linear["num_saturated"] for linear in report["linears"]),
         "mean_error_ratio_gptq_to_rtn": pytest.approx(sum(ratios) / 14),
     }
     assert report["warnings"] == []
@@ -429,6 +429,20 @@ def test_quantize_linear_without_a_factor_rounds_and_says_so():
     assert torch.equal(codes, round_to_nearest(weight, scale))
     assert (record.method, record.error_gptq, record.error_rtn) == ("rtn", None, 0.0)
     assert record.dampening_frac is None
+
+
+@pytest.mark.parametrize("with_factor", [False, True])
+def test_quantize_linear_counts_what_rounding_cuts(with_factor):
+    """Row 0 wants 1.3 times the smallest float16 and gets that one; a normal scale cuts none."""
+    weight = torch.randn(6, 24, generator=torch.Generator().manual_seed(0))
+    weight[0] = 0
+    weight[0, :3] = 2.0**-24 * torch.tensor([127 * 1.3, -127 * 1.2, 100.0])
+    fit = torch.randn(200, 24, generator=torch.Generator().manual_seed(1))
+    factor = factorize(fit.T @ fit) if with_factor else None
+    _, _, record = layer_module.quantize_linear(
+        "a.b", layer_module.Linear(weight, None), factor, torch.zeros(5, 24)
+    )
+    assert (record.method, record.num_saturated) == ("rtn", 2)
 
 
 def test_quantize_gptq_keeps_rounding_in_the_whole_chain(tmp_path, text, monkeypatch):
@@ -673,8 +687,10 @@ def test_quantize_existing_output_is_refused_and_replaced_on_request(tmp_path):
     (output / "mine.txt").write_text("x")
     message = fails(OutputError, source, RTN)
     assert message.startswith(f"{output} exists and is not empty. Give --overwrite")
+    text = fails(OutputError, source, RTN, overwrite=True)
+    assert "  - mine.txt\nMove it away" in text
+    (output / "mine.txt").unlink()
     quantize(source, options=RTN, overwrite=True)
-    assert not (output / "mine.txt").exists()
     assert fails(OutputError, source, RTN, output=source, overwrite=True).endswith(
         f"is the input {source} or contains it."
     )
@@ -829,14 +845,25 @@ def test_int8_config_of_llama_drops_a_strangers_auto_map(tmp_path):
     assert not (output / "config_vacc.json").exists()
 
 
-def test_int8_vacc_config_keeps_edits_of_the_prepared_directory(tmp_path):
+def test_int8_vacc_config_keeps_harmless_edits_of_the_prepared_directory(tmp_path):
     make_source(tmp_path / "model")
     prepared = prepare(weights=tmp_path / "model", output=tmp_path / "prepared")
     path = prepared.output_dir / "config_vacc.json"
-    edited = {**read_json(path), "my_key": [1, "ü"], "max_position_embeddings": 4096}
+    edited = {**read_json(path), "my_key": [1, "ü"]}
     path.write_text(json.dumps(edited), "utf-8")
     output = quantize(prepared.output_dir, options=RTN).output_dir
     assert read_json(output / "config_vacc.json") == {**edited, "quantization_bit": 8}
+
+
+def test_int8_vacc_config_of_another_model_is_refused(tmp_path):
+    make_source(tmp_path / "model")
+    prepared = prepare(weights=tmp_path / "model", output=tmp_path / "prepared").output_dir
+    path = prepared / "config_vacc.json"
+    edited = {**read_json(path), "rope_theta": 1, "auto_map": {"AutoConfig": "evil.Config"}}
+    path.write_text(json.dumps(edited), "utf-8")
+    message = fails(CheckpointError, prepared, RTN)
+    assert "rope_theta: got 1.0, config.json has 10000.0" in message
+    assert "auto_map: got {'AutoConfig': 'evil.Config'}, expected {" in message
 
 
 def test_int8_vacc_config_damaged_is_an_error(tmp_path):
@@ -857,3 +884,12 @@ def test_quantize_carries_no_stranger_s_files(tmp_path):
     }
     shipped = (SOURCE_DIR / "modeling_qwen2_vacc.py").read_bytes()
     assert (output / "modeling_qwen2_vacc.py").read_bytes() == shipped
+
+
+def test_quantize_files_that_the_source_links_to_are_inputs_too(tmp_path):
+    output = quantize(make_source(tmp_path / "real"), options=RTN).output_dir
+    source = make_source(tmp_path / "linked")
+    (source / "model.safetensors").rename(output / "model.safetensors")
+    (source / "model.safetensors").symlink_to(output / "model.safetensors")
+    text = fails(OutputError, source, RTN, output=output, overwrite=True)
+    assert text.startswith(f"The output {output} is the input {output / 'model.safetensors'}")

@@ -1,9 +1,13 @@
 """Loading a directory as a transformers model, what it refuses to run, and greedy answers."""
 
+import importlib.util
 import json
+import os
+import py_compile
 
 import pytest
 import torch
+import transformers.dynamic_module_utils
 from checkpoint_builders import read_tensors, write_checkpoint
 from click.testing import CliRunner
 from tokenizer_builders import ASSISTANT_ID, BOS_ID, EOS_ID, USER_ID, byte_ids
@@ -148,8 +152,78 @@ def test_load_model_auto_map_runs_no_other_file(tmp_path, form, key, config_name
     class_name = "Qwen2Config" if key == "AutoConfig" else "Qwen2ForCausalLM"
     config.setdefault("auto_map", {})[key] = f"evil.{class_name}"
     path.write_text(json.dumps(config), "utf-8")
+    if config_name == "config_vacc.json":
+        with pytest.raises(CheckpointError, match=rf"{key}.*evil.*expected"):
+            load_model(directory)
+    else:
+        load_model(directory)
+    assert not marker.exists()
+
+
+def edit_json(path, **changes):
+    values = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps({**values, **changes}), "utf-8")
+
+
+@pytest.mark.parametrize("form", ["float", "prepared", "int8"])
+@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
+def test_load_model_kernel_named_by_the_config_is_never_used(tmp_path, model_type, form, key):
+    directory = make_directory(tmp_path, model_type, form)
+    edit_json(directory / "config.json", **{key: "evil/kernel"})
+    model = load_model(directory)
+    assert model.config._attn_implementation == "eager"
+    if (directory / "config_vacc.json").is_file() and key.startswith("_"):
+        edit_json(directory / "config_vacc.json", **{key: "evil/kernel"})
+        with pytest.raises(CheckpointError, match="_attn_implementation: got 'evil/kernel'"):
+            load_model(directory)
+
+
+@pytest.mark.parametrize("form", ["prepared", "int8"])
+def test_load_model_config_vacc_of_another_model_is_refused(tmp_path, form):
+    directory = make_directory(tmp_path, form=form)
+    edit_json(directory / "config_vacc.json", rope_theta=77)
+    with pytest.raises(CheckpointError, match="rope_theta: got 77.0, config.json has 10000.0"):
+        load_model(directory)
+
+
+@pytest.mark.parametrize("form", ["prepared", "int8"])
+@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+def test_load_model_needs_no_home(tmp_path, monkeypatch, model_type, form):
+    """transformers copies remote code into this folder; a container's home may be read-only."""
+    directory = make_directory(tmp_path, model_type, form)
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", "/dev/null/x")
+    model = load_model(directory)
+    before = {path.name for path in directory.iterdir()}
+    model.save_pretrained(tmp_path / "saved")
+    assert {path.name for path in directory.iterdir()} == before  # no __pycache__ either
+    assert read_tensors(tmp_path / "saved").keys() == read_tensors(directory).keys()
+
+
+def test_load_model_stale_bytecode_beside_the_source_files_is_not_run(tmp_path):
+    """Python trusts a .pyc by the time and the size of its source, not by the content."""
+    directory, marker = make_directory(tmp_path), tmp_path / "marker"
+    path = directory / "configuration_qwen2_vacc.py"
+    content, times = path.read_text("utf-8"), path.stat()
+    path.write_text(EVIL.format(marker=str(marker)).ljust(times.st_size), "utf-8")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    py_compile.compile(str(path), cfile=importlib.util.cache_from_source(str(path)))
+    path.write_text(content, "utf-8")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     load_model(directory)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("form", ["float", "prepared", "int8"])
+@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+@pytest.mark.parametrize("changes", [{"id2label": 5}, {"id2label": {"a": "b"}}])
+def test_load_model_value_that_the_configuration_class_refuses(tmp_path, model_type, form, changes):
+    directory = make_directory(tmp_path, model_type, form)
+    for name in ("config.json", "config_vacc.json"):
+        if (directory / name).is_file():
+            edit_json(directory / name, **changes)
+    with pytest.raises(CheckpointError, match=r"json is refused by its configuration class: "):
+        load_model(directory)
 
 
 @pytest.mark.parametrize("form", ["float", "prepared", "int8"])
@@ -203,6 +277,36 @@ def test_complete_is_greedy(tmp_path, model_type, form):
         ids.append(token)
 
 
+def test_complete_is_greedy_whatever_generation_config_says(tmp_path):
+    directory = make_directory(tmp_path, "llama", "float")
+    tokenizer, prompt = Tokenizer.from_dir(directory), [BOS_ID, *byte_ids("hello there")]
+    expected = complete(load_model(directory), tokenizer, [prompt], max_new_tokens=8)
+    edit_json(
+        directory / "generation_config.json",
+        repetition_penalty=5.0,
+        num_beams=3,
+        suppress_tokens=expected[0][:1],
+        no_repeat_ngram_size=1,
+        forced_eos_token_id=3,
+        return_dict_in_generate=True,
+        num_return_sequences=2,
+        max_length=3,
+        do_sample=True,
+    )
+    model = load_model(directory)
+    for _ in range(2):
+        assert complete(model, tokenizer, [prompt], max_new_tokens=8) == expected
+
+
+def test_complete_is_greedy_whatever_generation_parameters_the_config_holds(tmp_path):
+    directory = make_directory(tmp_path, "llama", "float")
+    tokenizer, prompt = Tokenizer.from_dir(directory), [BOS_ID, *byte_ids("hello there")]
+    expected = complete(load_model(directory), tokenizer, [prompt], max_new_tokens=8)
+    (directory / "generation_config.json").unlink()
+    edit_json(directory / "config.json", repetition_penalty=5.0, num_beams=3)
+    assert complete(load_model(directory), tokenizer, [prompt], max_new_tokens=8) == expected
+
+
 @pytest.mark.parametrize("form", ["prepared", "int8"])
 @pytest.mark.parametrize("model_type", ["qwen2", "llama"])
 def test_complete_batch_equals_single_runs(tmp_path, model_type, form):
@@ -222,8 +326,9 @@ class FakeModel:
         self.rows = torch.tensor(rows)
         self.generation_config = type("Config", (), {"eos_token_id": eos_token_id})()
 
-    def generate(self, ids, *, attention_mask, eos_token_id, pad_token_id, **_):
-        self.seen = (ids.tolist(), attention_mask.tolist(), eos_token_id, pad_token_id)
+    def generate(self, ids, *, attention_mask, generation_config):
+        ends, pad = generation_config.eos_token_id, generation_config.pad_token_id
+        self.seen = (ids.tolist(), attention_mask.tolist(), ends, pad)
         return torch.cat((ids, self.rows), dim=1)
 
 

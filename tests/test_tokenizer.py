@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+import tokenizers
 from tokenizer_builders import (
     ASSISTANT,
     ASSISTANT_ID,
@@ -20,6 +21,7 @@ from tokenizer_builders import (
     write_tokenizer,
 )
 
+from vacc_deploy import chat_template
 from vacc_deploy import tokenizer as module
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.tokenizer import Tokenizer
@@ -210,8 +212,8 @@ def test_no_chat_template_is_said_when_one_is_wanted(tmp_path):
         ("{{ strftime_now.__self__.__class__.__init__.__globals__ }}", "SecurityError"),
         ("{% set _ = messages.append({}) %}", "SecurityError"),
         ("{{ messages.pop() }}", "SecurityError"),
-        ("{{ 'x' * 999999999999 }}", "SecurityError: a product of more than"),
-        ("{{ 999999999999 * [1] }}", "SecurityError: a product of more than"),
+        ("{{ 'x' * 999999999999 }}", "SecurityError: a text or list of more than"),
+        ("{{ 999999999999 * [1] }}", "SecurityError: a text or list of more than"),
         ("{{ 9 ** 9 ** 9 ** 9 }}", r"SecurityError: the operator \*\*"),
         ("{% for i in range(999999999) %}x{% endfor %}", "OverflowError"),
         ("{{ raise_exception('roles must alternate') }}", "TemplateError: roles must alternate"),
@@ -230,7 +232,7 @@ def test_hostile_or_failing_template_is_an_error_that_names_the_file(tmp_path, t
 
 
 def test_template_that_writes_without_end_is_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MAX_RENDERED_CHARS", 10_000)
+    monkeypatch.setattr(chat_template, "MAX_RENDERED_CHARS", 10_000)
     loops = "{% for i in range(9999) %}" * 3 + "xxxx" + "{% endfor %}" * 3
     with pytest.raises(CheckpointError, match="more than 10,000 characters written"):
         render(load_template(tmp_path, loops))
@@ -332,3 +334,77 @@ def test_module_imports_neither_torch_nor_transformers():
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- a library that raises bare exceptions ----------------------------------------------------
+
+
+def word_level(vocab):
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="[UNK]"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return backend
+
+
+def test_tokenizer_without_an_unknown_token_is_a_checkpoint_error(tmp_path):
+    config = tokenizer_config(bos_token=None, eos_token=None, add_bos_token=None)
+    directory = write_tokenizer(tmp_path / "probe", word_level({"b": 0}), config)
+    with pytest.raises(CheckpointError, match=r"tokenizer.json cannot be used: .* Missing \[UNK\]"):
+        Tokenizer.from_dir(directory)
+    directory = write_tokenizer(tmp_path / "encode", word_level({"a": 0}), config)
+    tokenizer = Tokenizer.from_dir(directory)
+    assert tokenizer.encode("a a", add_bos=False) == [0, 0]
+    with pytest.raises(CheckpointError, match=r"tokenizer.json cannot be used: .* Missing \[UNK\]"):
+        tokenizer.encode("a b", add_bos=False)
+
+
+class PanicException(BaseException):
+    """As pyo3 names it."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen"),
+    [
+        (PanicException("index out of bounds"), CheckpointError),
+        (Exception("odd"), CheckpointError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (SystemExit(2), SystemExit),
+        (AttributeError("a mistake of ours"), AttributeError),
+    ],
+)
+def test_library_errors_converts_two_classes_only(tmp_path, raised, seen):
+    with pytest.raises(seen), module._library_errors(tmp_path / "tokenizer.json"):
+        raise raised
+
+
+# ---- templates that grow ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("start", "step"),
+    [
+        ("'0123456789'", "n.s + n.s"),
+        ("'0123456789'", "n.s ~ n.s"),
+        ("'0123456789'", "n.s ~ n.s ~ 1"),
+        ("'0123456789'", "n.s * 2"),
+        ("[1]", "n.s + n.s"),
+    ],
+)
+def test_template_that_doubles_is_stopped(tmp_path, monkeypatch, start, step):
+    monkeypatch.setattr(chat_template, "MAX_RENDERED_CHARS", 1000)
+    template = "{% set n = namespace(s=" + start + ") %}{% for i in range(28) %}"
+    template += "{% set n.s = " + step + " %}{% endfor %}done"
+    with pytest.raises(CheckpointError, match="a text or list of more than 1,000 items"):
+        render(load_template(tmp_path, template))
+
+
+def test_template_operators_still_work(tmp_path):
+    template = (
+        "{{ 'a' + 'b' }}{{ 1 + 2 }}{{ 'x' ~ 1 ~ none }}{{ [1] + [2] }}{{ 7 % 4 }}{{ 3 * 'z' }}"
+    )
+    template += "{{ 'a' ~ messages[0].role ~ '' }}"
+    assert render(load_template(tmp_path, template)) == "ab3x1None[1, 2]3zzzauser"
+
+
+def test_template_adding_text_and_number_fails_as_before(tmp_path):
+    with pytest.raises(CheckpointError, match="TypeError"):
+        render(load_template(tmp_path, "{{ 'a' + messages | length }}"))

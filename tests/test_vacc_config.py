@@ -4,8 +4,15 @@ import json
 import pytest
 
 from vacc_deploy.catalog import find_model
+from vacc_deploy.errors import CheckpointError, UnsupportedModelError
 from vacc_deploy.model_config import parse_config
-from vacc_deploy.vacc_config import AUTO_MAP, dump_config, needs_vacc_config, vacc_config
+from vacc_deploy.vacc_config import (
+    AUTO_MAP,
+    check_vacc_config,
+    dump_config,
+    needs_vacc_config,
+    vacc_config,
+)
 
 SOURCE = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -123,3 +130,82 @@ def test_dump_config_literal_text():
     text = dump_config({"b": "é", "a": None})
     assert text == '{\n  "b": "é",\n  "a": null\n}\n'
     assert json.loads(text) == {"b": "é", "a": None}
+
+
+def check(tmp_path, config, **changes):
+    """Check the file that belongs to ``config`` after ``changes``; ``...`` takes a key out."""
+    values = {**vacc_config(config, quantization_bit=config.quantization_bit), **changes}
+    values = {key: value for key, value in values.items() if value is not ...}
+    (tmp_path / "config_vacc.json").write_text(json.dumps(values))
+    check_vacc_config(tmp_path, config)
+
+
+WINDOW = {"use_sliding_window": True, "sliding_window": 128, "max_window_layers": 1}
+ROPE_5 = {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"quantization_bit": 8},
+        WINDOW,
+        {"rope_theta": ..., "torch_dtype": ..., "dtype": "float16", "rope_parameters": ROPE_5},
+    ],
+)
+def test_check_vacc_config_accepts_what_is_written_and_harmless_keys(tmp_path, changes):
+    check(tmp_path, make(**changes))
+    check(tmp_path, make(**changes), my_key=1, torch_dtype="float16", initializer_range=0.5)
+
+
+def test_check_vacc_config_without_the_file_and_for_llama(tmp_path):
+    check_vacc_config(tmp_path, make())
+    (tmp_path / "config_vacc.json").write_text("[]")
+    check_vacc_config(tmp_path, find_model("Distill-Llama-8B").config)
+    with pytest.raises(CheckpointError, match="holds no JSON object. Run prepare again"):
+        check_vacc_config(tmp_path, make())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rope_theta": 20000}, "rope_theta: got 20000.0, config.json has 10000.0"),
+        ({"num_hidden_layers": 1}, "num_hidden_layers: got 1, config.json has 2"),
+        ({"max_position_embeddings": 64}, "max_position_embeddings: got 64, config.json has 512"),
+        ({"rms_norm_eps": 1e-5}, "rms_norm_eps: got 1e-05, config.json has 1e-06"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings: got True, config.json has False"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling: got RopeScaling("),
+        ({"model_type": "llama"}, "model_type: got 'llama', config.json has 'qwen2'"),
+        ({"auto_map": {"AutoConfig": "evil.C"}}, "auto_map: got {'AutoConfig': 'evil.C'}, "),
+        ({"auto_map": ...}, "auto_map: got nothing, expected {"),
+        ({"_attn_implementation": "evil/kernel"}, "_attn_implementation: got 'evil/kernel', "),
+        ({"insert_slice": False}, "insert_slice: got False, expected True"),
+        ({"quantization_bit": 8}, "quantization_bit: got 8, expected None"),
+        ({"sliding_window": 4096}, "sliding_window: got 4096, expected None"),
+        ({"sliding_window": ...}, "sliding_window: got nothing, expected None"),
+        ({"use_sliding_window": True, "sliding_window": 64}, "sliding_window: got 64, "),
+    ],
+)
+def test_check_vacc_config_names_what_differs(tmp_path, changes, message):
+    with pytest.raises(CheckpointError) as caught:
+        check(tmp_path, make(), **changes)
+    path = tmp_path / "config_vacc.json"
+    assert str(caught.value).startswith(f"{path} is not what vacc-deploy writes for this model")
+    assert f"  - {message}" in str(caught.value)
+    assert str(caught.value).endswith("\nPrepare the directory again.")
+
+
+def test_check_vacc_config_lists_everything_at_once(tmp_path):
+    config = make(**WINDOW, quantization_bit=8)
+    with pytest.raises(CheckpointError) as caught:
+        check(tmp_path, config, max_window_layers=0, quantization_bit=..., vocab_size=7)
+    assert str(caught.value).split("\n")[1:-1] == [
+        "  - max_window_layers: got 0, expected 1",
+        "  - quantization_bit: got nothing, expected 8",
+        "  - vocab_size: got 7, config.json has 512",
+    ]
+
+
+def test_check_vacc_config_refuses_what_the_configuration_class_refuses(tmp_path):
+    with pytest.raises(UnsupportedModelError, match="config_vacc.json asks for rotary scaling"):
+        check(tmp_path, make(), rope_scaling={"rope_type": "yarn", "factor": 4.0})

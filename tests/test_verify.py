@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import fields
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from checkpoint_builders import read_tensors, write_checkpoint
 from click.testing import CliRunner
 from safetensors.torch import save_file
-from tokenizer_builders import BOS_ID, tokenizer_config, write_tokenizer
+from tokenizer_builders import BOS_ID, build_backend, tokenizer_config, write_tokenizer
 from transformers import AutoModelForCausalLM
 
 from vacc_deploy.checkpoint import Checkpoint
@@ -19,8 +20,9 @@ from vacc_deploy.errors import CalibrationError, CheckpointError, UsageError
 from vacc_deploy.prepare import prepare
 from vacc_deploy.quantize.pipeline import quantize
 from vacc_deploy.quantize.plan import QuantizeOptions
+from vacc_deploy.scoring import NextTokenScores
 from vacc_deploy.tokenizer import Tokenizer
-from vacc_deploy.verify import LayerError, Limits, _read_tokens, verify
+from vacc_deploy.verify import LayerError, Limits, _failures, _read_tokens, verify
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 9
 
@@ -371,4 +373,89 @@ def test_read_tokens_drops_a_byte_order_mark(tmp_path):
     plain, marked = tmp_path / "plain.txt", tmp_path / "marked.txt"
     plain.write_text("one two three four five six", "utf-8")
     marked.write_text("one two three four five six", "utf-8-sig")
-    assert torch.equal(*(_read_tokens(checkpoint, p, 64, 64) for p in (plain, marked)))
+    assert torch.equal(*(_read_tokens(checkpoint, p, 64, 64)[0] for p in (plain, marked)))
+
+
+def test_read_tokens_reads_on_until_there_are_enough(tmp_path):
+    """A token may stand for many more bytes than are read for it at first."""
+    backend = build_backend()
+    backend.add_tokens(["x" * 100])
+    source = write_checkpoint(tmp_path / "m")
+    write_tokenizer(source, backend)
+    text = write_text(tmp_path, "x" * 100 * 90)
+    for max_tokens, expected in ((16, 16), (64, 64), (90, 90), (200, 90)):
+        tokens, notes = _read_tokens(Checkpoint.open(source), text, max_tokens, 512)
+        assert (tokens.shape, notes) == ((1, 1 + expected), [])
+
+
+@pytest.mark.parametrize(
+    ("length", "max_tokens", "notes"),
+    [
+        (62, 2048, []),
+        (65, 2048, ["text.txt has 65 tokens: the last 3 fill no window of 31 and were left out."]),
+        (400, 64, []),
+        (400, 82, ["--max-tokens 82: the last 20 fill no window of 31 and were left out."]),
+    ],
+)
+def test_read_tokens_notes_what_fills_no_window(tmp_path, length, max_tokens, notes):
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "m"))
+    tokens, got = _read_tokens(checkpoint, write_text(tmp_path, "a" * length), max_tokens, 32)
+    assert (tokens.shape, got) == ((2, 32), notes)
+
+
+def test_verify_text_that_ends_within_a_character(tmp_path):
+    _, deployed = make_pair(tmp_path)
+    text = write_text(tmp_path, b"a" * 40 + "中".encode()[:2])
+    with pytest.raises(CalibrationError, match="unexpected end of data, byte 40"):
+        verify(deployed, text_file=text)
+
+
+def test_verify_notes_are_in_text_and_json(tmp_path):
+    head = torch.zeros(272, 64)
+    head[5] = 1000.0
+    extra = {"lm_head.weight": head.bfloat16(), "model.norm.weight": torch.ones(64).bfloat16()}
+    extra["model.embed_tokens.weight"] = torch.ones(272, 64).bfloat16()
+    _, deployed = make_pair(tmp_path, extra_tensors=extra, scale=0.01)
+    result = verify(deployed, text_file=write_text(tmp_path, "a" * 70), sequence_length=64)
+    notes = [
+        "text.txt has 70 tokens: the last 7 fill no window of 63 and were left out.",
+        "the float model's perplexity is above its vocabulary of 272: text.txt means nothing to "
+        "this model. Give a text of its kind with --text.",
+    ]
+    assert result.to_dict()["notes"] == notes
+    assert "".join(f"\nNote: {note}" for note in notes) in result.to_text()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_verify_recorded_reference_that_is_damaged_names_the_option(tmp_path, name):
+    source, deployed = make_pair(tmp_path)
+    (source / name).write_bytes(b"{")
+    with pytest.raises(CheckpointError) as err:
+        verify(deployed, text_file=write_text(tmp_path))
+    assert str(err.value).startswith(f"{deployed} was made from {source}, which cannot be read: ")
+    assert str(err.value).endswith("Or give another copy of the float model with --reference DIR.")
+
+
+def test_verify_config_vacc_of_another_model_is_refused(tmp_path):
+    _, deployed = make_pair(tmp_path)
+    path = deployed / "config_vacc.json"
+    values = {**json.loads(path.read_text("utf-8")), "num_hidden_layers": 1}
+    path.write_text(json.dumps(values), "utf-8")
+    with pytest.raises(CheckpointError, match="num_hidden_layers: got 1, config.json has 2"):
+        verify(deployed, text_file=write_text(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"perplexity_float": math.nan}, ["float"]),
+        ({"perplexity_deployed": math.inf}, ["deployed"]),
+        ({"perplexity_float": math.nan, "perplexity_deployed": math.nan}, ["float", "deployed"]),
+        ({}, ["float or deployed"]),
+    ],
+)
+def test_failures_say_which_model_holds_no_number(changes, expected):
+    values = dict.fromkeys((field.name for field in fields(NextTokenScores)), 2.0)
+    scores = NextTokenScores(**{**values, "mean_kl": math.nan, **changes})
+    words = [f"the {name} model's output holds NaN or infinity" for name in expected]
+    assert list(_failures(scores, Limits())) == words

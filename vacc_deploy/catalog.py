@@ -18,7 +18,8 @@ ORGANIZATION = "deepseek-ai"
 
 PLAIN, ALIGN_QKV, IMPOSSIBLE = "plain", "align_qkv", "impossible"
 
-# Two configurations that agree in these compute the same function of the same weights.
+# Two configurations that agree in these compute the same function of the same weights, for as many
+# tokens. Qwen2.5-Math-7B differs from the 7B distilled into it by the last one only.
 ARCHITECTURE_FIELDS = (
     "model_type",
     "hidden_size",
@@ -32,6 +33,7 @@ ARCHITECTURE_FIELDS = (
     "rope_theta",
     "rope_scaling",
     "tie_word_embeddings",
+    "max_position_embeddings",
 )
 
 

@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.catalog import MODELS, PLAIN, tensor_parallel_rule
+from vacc_deploy.checkpoint import replace_text
 from vacc_deploy.compile_rules import DTYPES
 from vacc_deploy.compile_target import catalog_target
-from vacc_deploy.compile_yaml import (
-    LARGE_MODEL_PARAMETERS,
-    make_compile_file,
-    write_text,
-)
+from vacc_deploy.compile_yaml import FILE_HEAD, LARGE_MODEL_PARAMETERS, make_compile_file
 from vacc_deploy.model_config import ModelConfig
 from vacc_deploy.vacc_config import VACC_CONFIG_NAME, dump_config, needs_vacc_config, vacc_config
 
@@ -74,10 +71,15 @@ def write_all(output_dir: Path, *, build_in: Path | None = None) -> WrittenFiles
     Args:
         output_dir: receives the YAML files.
         build_in: receives one folder with ``config_vacc.json`` per model that needs it.
+
+    Raises:
+        OutputError: a file of such a name was not written by this tool.
     """
     texts = {output_dir / name: text for name, text in committed_files().items()}
     if build_in is not None:
         texts |= {build_in / name: text for name, text in committed_configs().items()}
     for path, text in texts.items():
-        write_text(path, text, overwrite=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        head = "" if path.name == VACC_CONFIG_NAME else FILE_HEAD
+        replace_text(path, text, overwrite=True, head=head)
     return WrittenFiles(tuple(texts))

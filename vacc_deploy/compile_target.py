@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from vacc_deploy.catalog import CatalogModel, find_model
 from vacc_deploy.checkpoint import model_name
 from vacc_deploy.errors import UnsupportedModelError
 from vacc_deploy.model_config import ModelConfig, read_config
-from vacc_deploy.vacc_config import VACC_CONFIG_NAME, needs_vacc_config
+from vacc_deploy.vacc_config import VACC_CONFIG_NAME, check_vacc_config, needs_vacc_config
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def find_target(target: str) -> Target:
 
     Raises:
         UnsupportedModelError: neither a directory nor a known name.
-        CheckpointError: the directory's configuration cannot be used.
+        CheckpointError: the directory's configuration cannot be used, or its two files differ.
     """
     directory = Path(target)
     if not target or not directory.is_dir():
@@ -49,8 +48,7 @@ def find_target(target: str) -> Target:
     config = read_config(directory)
     notes = []
     if (directory / VACC_CONFIG_NAME).is_file():
-        bits = read_config(directory, VACC_CONFIG_NAME).quantization_bit
-        config = dataclasses.replace(config, quantization_bit=bits or config.quantization_bit)
+        check_vacc_config(directory, config)
     elif needs_vacc_config(config):
         notes.append(
             f"{VACC_CONFIG_NAME} is missing in {target}; vamc wants it for every model but Llama "

@@ -7,7 +7,6 @@ versions, so the same options give the same bytes.
 from __future__ import annotations
 
 import dataclasses
-import os
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from vacc_deploy.catalog import (
     TENSOR_PARALLEL_SIZES,
     tensor_parallel_rule,
 )
+from vacc_deploy.checkpoint import replace_text
 from vacc_deploy.compile_rules import (
     CALIBRATION_LENGTHS,
     LENGTH_MULTIPLE,
@@ -41,13 +41,16 @@ from vacc_deploy.compile_schema import (
     Workspace,
 )
 from vacc_deploy.compile_target import Target
-from vacc_deploy.errors import CompileFileError, OutputError, UsageError
+from vacc_deploy.errors import CompileFileError, UsageError
 from vacc_deploy.hardware import Card, MemoryPlan, plan_memory
 from vacc_deploy.model_config import ModelConfig
 from vacc_deploy.results import format_pairs
 from vacc_deploy.strict_yaml import load_yaml
 
 WORKSPACE = "./vacc_deploy"
+_TITLE = "Compile file for vamc, written by vacc-deploy yaml"
+# How every file of ours begins; --overwrite replaces no other.
+FILE_HEAD = f"# {_TITLE}"
 # The vendor: "models of 32B and above". The 32B model has 32.8e9 parameters; others round less.
 LARGE_MODEL_PARAMETERS = 30_000_000_000
 STACK_SIZE = {"VACC_STACK_SIZE": "256"}
@@ -86,12 +89,19 @@ def build_compile_file(
 
     Raises:
         UsageError: a calibration set with fp16.
-        CompileFileError: the options break rules; lists all of them.
+        CompileFileError: the options break rules (lists all of them), or the directory holds int8
+            weights of a Llama model.
     """
     if optimize not in ("throughput", "latency"):
         raise ValueError(f"optimize must be throughput or latency, got {optimize!r}.")
     if calibration is not None and dtype != "int8":
         raise UsageError("A calibration set is for int8 only. Add --dtype int8 or leave it out.")
+    if config.quantization_bit and config.model_type == "llama":
+        raise CompileFileError(
+            f"{checkpoint} holds int8 weights of a Llama model, which vamc loads through its own "
+            "Llama code: that code knows no int8 weights (our inference). Give the prepared float "
+            "directory with --dtype int8; vamc quantizes it itself."
+        )
     file = CompileFile(
         name=compile_name(model_name, dtype, tensor_parallel_size, prefill, total),
         frontend=Frontend(
@@ -217,8 +227,10 @@ def compile_notes(file: CompileFile, config: ModelConfig) -> list[str]:
     if file.backend.dtype == "int8" and config.quantization_bit:
         notes.append(
             "The checkpoint holds int8 weights already (quantization_bit 8). That vamc takes them "
-            "as they are is our inference, not a statement of the vendor. If it does not, give it "
-            "the prepared float directory instead: its own quantize step then makes the integers."
+            "as they are is our inference, not a statement of the vendor; if its quantize step "
+            "runs over the codes, they are quantized twice and silently wrong. Compare the compiled "
+            "model's answers with vacc-deploy generate. The published way is to give it the "
+            "prepared float directory, which it quantizes itself."
         )
     elif file.backend.dtype == "int8":
         notes.append(f"vamc quantizes the float weights itself ({QUANTIZE_TYPE}).")
@@ -342,7 +354,7 @@ def _head(
         for key, value in environment.items()
     ]
     return (
-        "Compile file for vamc, written by vacc-deploy yaml.",
+        f"{_TITLE}.",
         f"Prompts of up to {lengths.prefill} tokens, {lengths.total} tokens with the answer, on "
         f"{size} die{'s' if size > 1 else ''}.",
         "",
@@ -358,27 +370,8 @@ def write_compile_file(
     """Write the text of ``result`` to ``output``, whole or not at all.
 
     Raises:
-        OutputError: the file exists and ``overwrite`` is off, or it is a directory.
+        OutputError: the file exists and ``overwrite`` is off or it is not one of ours, or its
+            directory is missing.
     """
-    write_text(output, result.text, overwrite=overwrite)
+    replace_text(output, result.text, overwrite=overwrite, head=FILE_HEAD)
     return dataclasses.replace(result, output=output)
-
-
-def write_text(path: Path, text: str, *, overwrite: bool) -> None:
-    """Write a small text file through a temporary neighbour.
-
-    Raises:
-        OutputError: see ``write_compile_file``.
-    """
-    if path.is_dir():
-        raise OutputError(f"{path} is a directory, expected a file name.")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists already. Add --overwrite to replace it.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.write_bytes(text.encode("utf-8"))
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

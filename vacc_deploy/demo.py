@@ -6,6 +6,8 @@ something: the float and the int8 model both answer sums they were never trained
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +15,15 @@ from typing import Any
 
 from vacc_deploy.assets import demo_model_dir
 from vacc_deploy.calibration.sources import CalibrationSource
-from vacc_deploy.checkpoint import output_directory, write_manifest
+from vacc_deploy.checkpoint import (
+    MANIFEST_NAME,
+    WrittenFile,
+    output_directory,
+    write_manifest,
+)
 from vacc_deploy.compile_target import Target
 from vacc_deploy.compile_yaml import make_compile_file, write_compile_file
-from vacc_deploy.demo_task import Problem, parse_answer, sample_problems
+from vacc_deploy.demo_task import THINK_START, Problem, parse_answer, sample_problems
 from vacc_deploy.model_config import ModelConfig, read_config
 from vacc_deploy.prepare import prepare
 from vacc_deploy.progress import SILENT, Progress
@@ -50,7 +57,7 @@ class DemoResult:
         num_problems: held-out sums that both models were asked.
         accuracy_float: share answered exactly by the float model, 0 to 1.
         accuracy_int8: the same of the int8 model.
-        example: one sum and what the int8 model wrote.
+        example: the longest sum, and the int8 model's thought and answer.
         verified: the comparison by ``verify``.
         seconds: for the whole chain.
     """
@@ -164,7 +171,11 @@ def demo(*, output: Path, overwrite: bool = False, progress: Progress = SILENT) 
         texts_float = answer_problems(prepared, problems, progress)
         texts_int8 = answer_problems(deployed, problems, progress)
         clock.note(f"{len(problems)} sums by each model")
-        write_manifest(partial, command="demo", model=MODEL_NAME, source={}, options={}, files=())
+        files = _written_files(partial)
+        write_manifest(
+            partial, command="demo", model=MODEL_NAME, source={}, options={}, files=files
+        )
+    longest = max(range(len(problems)), key=lambda index: len(problems[index].question))
     verified = replace(verified, deployed_dir=output / INT8, reference_dir=output / PREPARED)
     return DemoResult(
         output_dir=output,
@@ -172,7 +183,8 @@ def demo(*, output: Path, overwrite: bool = False, progress: Progress = SILENT) 
         num_problems=len(problems),
         accuracy_float=_accuracy(problems, texts_float),
         accuracy_int8=_accuracy(problems, texts_int8),
-        example=(problems[0].question, texts_int8[0]),
+        # The prompt ends with the tag, so the model's own text begins behind it.
+        example=(problems[longest].question, f"{THINK_START}\n{texts_int8[longest]}"),
         verified=verified,
         seconds=clock.total(),
     )
@@ -227,8 +239,18 @@ def _conversation(tokenizer: Tokenizer, problem: Problem) -> str:
 
 
 def _write_yaml(directory: Path, output: Path, config: ModelConfig) -> None:
-    target = Target(MODEL_NAME, f"./{output.name}/{INT8}", config)
+    target = Target(MODEL_NAME, os.path.join(".", output, INT8), config)
     compiled = make_compile_file(
         target, tensor_parallel_size=TENSOR_PARALLEL_SIZE, prefill=PREFILL, total=TOTAL
     )
     write_compile_file(compiled, directory / f"{INT8}.yaml")
+
+
+def _written_files(directory: Path) -> list[WrittenFile]:
+    """Return the demo's own files, and the manifests of the directories that it made."""
+    manifests = (f"{name}/{MANIFEST_NAME}" for name in (PREPARED, INT8))
+    files = []
+    for name in (CALIBRATION_FILE, VERIFY_FILE, f"{INT8}.yaml", *manifests):
+        data = (directory / name).read_bytes()
+        files.append(WrittenFile(name, len(data), hashlib.sha256(data).hexdigest()))
+    return files

@@ -6,28 +6,18 @@ Owns names, shapes and the rotary rule. Reads no weights.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.config_reader import ConfigReader
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError, list_problems
 
 CONFIG_NAME = "config.json"
 SUPPORTED_MODEL_TYPES = ("qwen2", "llama")
 SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3")
 MAX_CONFIG_BYTES = 1 << 20
-# Sizes far above any published model. They keep a damaged config from asking for terabytes.
-_LIMITS = {
-    "hidden_size": 1 << 16,
-    "intermediate_size": 1 << 18,
-    "num_hidden_layers": 1 << 10,
-    "num_attention_heads": 1 << 10,
-    "num_key_value_heads": 1 << 10,
-    "vocab_size": 1 << 22,
-    "max_position_embeddings": 1 << 24,
-}
 _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 # The seven linears of a decoder layer, by the part of the layer they belong to.
@@ -92,6 +82,16 @@ class ModelConfig:
     dtype: str
     quantization_bit: int = 0
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def differences(self, other: ModelConfig) -> dict[str, tuple[Any, Any]]:
+        """Return every field of the architecture that differs, name to both values.
+
+        The dtype and the quantization are none: the same model has them in several forms.
+        """
+        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        for name in ("raw", "quantization_bit", "dtype"):
+            del pairs[name]
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
     @property
     def dtype_bytes(self) -> int:
@@ -159,48 +159,6 @@ class ModelConfig:
         return total
 
 
-class _Reader:
-    """Reads typed values from a config dictionary and collects every problem."""
-
-    def __init__(self, raw: Mapping[str, Any], where: str) -> None:
-        self.raw, self.where, self.problems = raw, where, list[str]()
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self.raw.get(key)
-        value = default if value is None else value
-        limit = _LIMITS.get(key, 1 << 24)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
-            self.problems.append(f"{key}: got {value!r}, expected a whole number from 1 to {limit}")
-            return 1
-        return value
-
-    def number(self, key: str, default: float | None, source: Mapping[str, Any]) -> float:
-        value = source.get(key)
-        value = default if value is None else value
-        good = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not good or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
-            self.problems.append(f"{key}: got {value!r}, expected a positive number")
-            return 1.0
-        return float(value)  # type: ignore[arg-type]
-
-    def boolean(self, key: str, default: bool) -> bool:
-        value = self.raw.get(key)
-        value = default if value is None else value
-        if not isinstance(value, bool):
-            self.problems.append(f"{key}: got {value!r}, expected true or false")
-            return default
-        return value
-
-    def mapping(self, key: str) -> Mapping[str, Any]:
-        value = self.raw.get(key)
-        if value is None:
-            return {}
-        if not isinstance(value, dict):
-            self.problems.append(f"{key}: got {value!r}, expected an object")
-            return {}
-        return value
-
-
 def parse_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
     """Return the checked configuration.
 
@@ -222,11 +180,11 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
             f"{', '.join(SUPPORTED_MODEL_TYPES)}. vacc-deploy handles DeepSeek-R1-Distill models "
             "and other checkpoints of these two architectures."
         )
-    reader = _Reader(raw, where)
-    rope_theta, rope_scaling = _read_rope(reader)
+    reader = ConfigReader(raw, where)
+    is_qwen2 = model_type == "qwen2"
+    rope_theta, rope_scaling = _read_rope(reader, is_qwen2=is_qwen2)
     heads = reader.integer("num_attention_heads")
     hidden_size = reader.integer("hidden_size")
-    is_qwen2 = model_type == "qwen2"
     attention_bias = is_qwen2 or reader.boolean("attention_bias", False)
     config = ModelConfig(
         model_type=model_type,
@@ -259,16 +217,28 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
     return config
 
 
-def _read_rope(reader: _Reader) -> tuple[float, RopeScaling | None]:
-    parameters = reader.mapping("rope_parameters")
-    scaling = reader.mapping("rope_scaling") or parameters
-    theta_source = reader.raw if reader.raw.get("rope_theta") is not None else parameters
-    rope_theta = reader.number("rope_theta", 10000.0, theta_source)
-    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
-    if rope_type not in SUPPORTED_ROPE_TYPES:
+def _read_rope(reader: ConfigReader, *, is_qwen2: bool) -> tuple[float, RopeScaling | None]:
+    parameters, older = reader.mapping("rope_parameters"), reader.mapping("rope_scaling")
+    scaling = {**parameters, **older}
+    if any(isinstance(value, dict) for value in scaling.values()):
+        raise UnsupportedModelError(
+            f"{reader.where} has one rotary rule for each kind of layer, expected one for all."
+        )
+    inner, outer = scaling.get("rope_theta"), reader.raw.get("rope_theta")
+    if None not in (inner, outer) and inner != outer:
+        reader.problems.append(f"rope_theta: got {outer!r} and, in the rotary rule, {inner!r}")
+    rope_theta = reader.number("rope_theta", 10000.0, scaling if outer is None else reader.raw)
+    types = [s.get("rope_type", s.get("type", "default")) for s in (older, parameters) if s]
+    rope_type = types[0] if types else "default"
+    if types[1:] and types[1] != rope_type:
+        reader.problems.append(
+            f"rope_scaling has type {rope_type!r}, rope_parameters has {types[1]!r}"
+        )
+    supported = SUPPORTED_ROPE_TYPES[: 2 if is_qwen2 else 3]
+    if rope_type not in supported:
         raise UnsupportedModelError(
             f"{reader.where} asks for rotary scaling of type {rope_type!r}, expected one of "
-            f"{', '.join(SUPPORTED_ROPE_TYPES)}. The compiled graph would not compute what the "
+            f"{', '.join(supported)}. The compiled graph would not compute what the "
             "model computes: remove rope_scaling to use the trained context length only."
         )
     if rope_type == "default":
@@ -284,13 +254,16 @@ def _read_rope(reader: _Reader) -> tuple[float, RopeScaling | None]:
     return rope_theta, RopeScaling("llama3", factor, low, high, int(original))
 
 
-def _read_sliding_window(reader: _Reader, is_qwen2: bool) -> int | None:
+def _read_sliding_window(reader: ConfigReader, is_qwen2: bool) -> int | None:
     if not (is_qwen2 and reader.boolean("use_sliding_window", False)):
+        return None
+    # A null is no window, an absent key the class's own 4096.
+    if reader.raw.get("sliding_window", 4096) is None:
         return None
     return reader.integer("sliding_window", 4096)
 
 
-def _read_dtype(reader: _Reader) -> str:
+def _read_dtype(reader: ConfigReader) -> str:
     value = reader.raw.get("torch_dtype") or reader.raw.get("dtype") or "float32"
     if not isinstance(value, str) or value not in _DTYPE_BYTES:
         reader.problems.append(f"torch_dtype: got {value!r}, expected {', '.join(_DTYPE_BYTES)}")
@@ -298,7 +271,7 @@ def _read_dtype(reader: _Reader) -> str:
     return value
 
 
-def _read_quantization(reader: _Reader) -> int:
+def _read_quantization(reader: ConfigReader) -> int:
     bits = reader.raw.get("quantization_bit") or 0
     if bits not in (0, 8):
         reader.problems.append(f"quantization_bit: got {bits!r}, expected 8 or none")
@@ -313,7 +286,7 @@ def _read_quantization(reader: _Reader) -> int:
     return int(bits)
 
 
-def _check_values(reader: _Reader, config: ModelConfig) -> None:
+def _check_values(reader: ConfigReader, config: ModelConfig) -> None:
     if reader.problems:
         return
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -321,17 +294,40 @@ def _check_values(reader: _Reader, config: ModelConfig) -> None:
         reader.problems.append(
             f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
         )
-    if reader.raw.get("head_dim") is None and config.hidden_size % heads:
+    own_head_dim = config.model_type == "llama" and reader.raw.get("head_dim") is not None
+    if not own_head_dim and config.hidden_size % heads:
         reader.problems.append(
             f"hidden_size {config.hidden_size} is no multiple of num_attention_heads {heads}"
         )
-    if config.head_dim % 2:
+    if not own_head_dim and config.head_dim != config.hidden_size // heads:
+        reader.problems.append(
+            f"head_dim: got {config.head_dim}, expected hidden_size / num_attention_heads = "
+            f"{config.hidden_size // heads}, the only one of qwen2"
+        )
+    elif config.head_dim % 2:
         reader.problems.append(f"head_dim {config.head_dim} is odd; rotary needs pairs")
     if config.raw.get("hidden_act", "silu") != "silu":
         reader.problems.append(f"hidden_act: got {config.raw['hidden_act']!r}, expected 'silu'")
     if config.raw.get("pretraining_tp", 1) not in (None, 1):
         reader.problems.append(
             f"pretraining_tp: got {config.raw['pretraining_tp']!r}, expected 1 (a rule of vamc)"
+        )
+    if config.model_type == "qwen2":
+        _check_layer_types(reader, config)
+
+
+def _check_layer_types(reader: ConfigReader, config: ModelConfig) -> None:
+    """Refuse ``layer_types`` that contradict the window's own fields."""
+    stated, first = reader.raw.get("layer_types"), reader.raw.get("max_window_layers", 28)
+    count = config.num_hidden_layers
+    if isinstance(first, bool) or not isinstance(first, int):
+        reader.problems.append(f"max_window_layers: got {first!r}, expected a whole number")
+        return
+    num_full = count if config.sliding_window is None else min(max(first, 0), count)
+    expected = ["full_attention"] * num_full + ["sliding_attention"] * (count - num_full)
+    if stated is not None and stated != expected:
+        reader.problems.append(
+            "layer_types: not what use_sliding_window, sliding_window and max_window_layers say"
         )
 
 

@@ -111,36 +111,29 @@ def prepare(
         OutputError: the output cannot be written.
     """
     known = find_model(model) if model else None
-    if weights is not None:
-        source = Source(weights)
-    elif known is not None:
+    if weights is None and known is not None:
         # Before a download of gigabytes, see that the result can be written.
         check_output(output or Path(f"{known.name}-vacc"), overwrite=overwrite)
-        source = fetch(known, may_download=not dry_run)
-    else:
-        raise UsageError("Give --model NAME (see vacc-deploy models), --weights DIR, or both.")
+    source = _find_source(known, weights, may_download=not dry_run)
     checkpoint = Checkpoint.open(source.directory)
     _check_source(checkpoint, known)
     shards = checkpoint.shards.values()
     name = known.name if known else model_name(source.directory)
     output_dir = output or Path(f"{name}-vacc")
-    check_output(output_dir, overwrite=overwrite, inputs=(source.directory,))
+    inputs = checkpoint.input_paths()
+    check_output(output_dir, overwrite=overwrite, inputs=inputs)
     hows = {shard.path.name: _placing(shard, output_dir, link_mode) for shard in shards}
     copied = sum(shard.file_bytes for shard in shards if hows[shard.path.name] == "copy")
     check_space(output_dir, copied)
     if dry_run:
         return _plan(name, checkpoint, output_dir, hows)
-    with output_directory(output_dir, overwrite=overwrite, inputs=(source.directory,)) as partial:
+    with output_directory(output_dir, overwrite=overwrite, inputs=inputs) as partial:
         files = _write_files(checkpoint, partial, link_mode, progress)
         manifest = write_manifest(
             partial,
             command="prepare",
             model=name,
-            source={
-                "path": relative_source(source.directory, output_dir),
-                "repository": known.repository if known else None,
-                "revision": source.revision,
-            },
+            source=_describe_source(source, known, output_dir),
             options={"link_mode": link_mode},
             files=[file for file, _ in files],
         )
@@ -148,6 +141,25 @@ def prepare(
     listed = tuple((file.name, file.num_bytes, how) for file, how in files)
     notes = _notes(checkpoint)
     return PrepareResult(name, source.directory, output_dir, listed, notes, dry_run=False)
+
+
+def _find_source(known: CatalogModel | None, weights: Path | None, *, may_download: bool) -> Source:
+    if weights is not None:
+        return Source(weights)
+    if known is None:
+        raise UsageError("Give --model NAME (see vacc-deploy models), --weights DIR, or both.")
+    return fetch(known, may_download=may_download)
+
+
+def _describe_source(
+    source: Source, known: CatalogModel | None, output_dir: Path
+) -> dict[str, str | None]:
+    """Return the manifest's entry; a user's own directory is no repository, whatever its shape."""
+    return {
+        "path": relative_source(source.directory, output_dir),
+        "repository": known.repository if known and source.revision else None,
+        "revision": source.revision,
+    }
 
 
 def _check_source(checkpoint: Checkpoint, known: CatalogModel | None) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+
+# No letters, but text has them: line, tab, the wide space of Chinese, the joiner of emoji.
+_KEPT = "\n\t\u00a0\u3000\u200d"
 
 
 class Result(Protocol):
@@ -17,6 +20,15 @@ class Result(Protocol):
     def to_text(self) -> str:
         """Return what a person reads on the terminal."""
         ...
+
+
+def escape_controls(text: str, escape: Callable[[str], str] = lambda char: repr(char)[1:-1]) -> str:
+    """Return ``text`` with its control characters written out.
+
+    Names, notes and generated text may come from a stranger's file: no escape sequence, and no sign
+    that turns the direction of writing, may reach a terminal.
+    """
+    return "".join(c if c.isprintable() or c in _KEPT else escape(c) for c in text)
 
 
 def display_width(text: str) -> int:

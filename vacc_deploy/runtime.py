@@ -1,14 +1,15 @@
 """Load a prepared or int8 directory as a transformers model and let it answer, on the CPU.
 
-The only code run from a directory is our own three files, and only after each was found byte-equal
-to the one this package carries.
+No code is run from a directory: its three files must be byte-equal to those that this package
+carries, and these are run.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,14 +17,21 @@ from typing import Any
 
 import torch
 
-from vacc_deploy.assets import SOURCE_FILES, source_file
+from vacc_deploy.assets import SOURCE_FILES, asset_dir, source_file
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.errors import CheckpointError, UsageError
+from vacc_deploy.model_config import CONFIG_NAME
 from vacc_deploy.results import format_seconds
 from vacc_deploy.tokenizer import Tokenizer
-from vacc_deploy.vacc_config import AUTO_MAP, VACC_CONFIG_NAME, needs_vacc_config
+from vacc_deploy.vacc_config import VACC_CONFIG_NAME, check_vacc_config, needs_vacc_config
 
-_GUARD_KEYS = ("quantization_config", "quantization_bit", "auto_map")
+_GUARD_KEYS = (
+    *("quantization_config", "quantization_bit", "auto_map"),
+    *("attn_implementation", "_attn_implementation"),
+)
+# Always named: a configuration may name a kernel on the hub, which transformers would fetch.
+_ATTENTION = "eager"
+_SOURCE_PACKAGE = "vacc_deploy_source_code"
 
 
 @dataclass(frozen=True)
@@ -98,19 +106,46 @@ def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> Any:
         dtype: of activations and float weights.
 
     Raises:
-        CheckpointError: the directory is damaged, or its source files are not ours.
+        CheckpointError: the directory is damaged, its source files are not ours, or its two
+            configurations describe two models.
     """
     checkpoint = Checkpoint.open(directory)
     if needs_vacc_config(checkpoint.config) and (directory / VACC_CONFIG_NAME).is_file():
-        return _load_remote_code(directory, dtype)
+        check_vacc_config(directory, checkpoint.config)
+        return _load_own_code(directory, dtype)
     if checkpoint.config.quantization_bit:
         return _load_int8_stock(checkpoint, dtype)
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    config = _build_config(
+        directory / CONFIG_NAME,
+        lambda: AutoConfig.from_pretrained(
+            directory, trust_remote_code=False, attn_implementation=_ATTENTION
+        ),
+    )
     model = AutoModelForCausalLM.from_pretrained(
-        directory, trust_remote_code=False, use_safetensors=True, **_dtype_option(dtype)
+        directory, config=config, trust_remote_code=False, **_model_options(dtype)
     )
     return model.eval()
+
+
+def _build_config(path: Path, build: Callable[[], Any]) -> Any:
+    """Return what ``build`` makes of the configuration in ``path``."""
+    refusals: list[type[Exception]] = [AttributeError, LookupError, TypeError, ValueError]
+    try:
+        # What newer versions of transformers raise for a field of another type.
+        from huggingface_hub.errors import StrictDataclassError
+    except ImportError:
+        pass
+    else:
+        refusals.append(StrictDataclassError)
+    try:
+        return build()
+    except tuple(refusals) as err:
+        raise CheckpointError(
+            f"{path} is refused by its configuration class: {err}. Restore the file from the "
+            "model's original repository."
+        ) from err
 
 
 def _dtype_option(dtype: torch.dtype) -> dict[str, torch.dtype]:
@@ -121,23 +156,26 @@ def _dtype_option(dtype: torch.dtype) -> dict[str, torch.dtype]:
     return {name: dtype}
 
 
-def _load_remote_code(directory: Path, dtype: torch.dtype) -> Any:
+def _model_options(dtype: torch.dtype) -> dict[str, Any]:
+    """Return the options of every load from a directory."""
+    options = {"use_safetensors": True, "attn_implementation": _ATTENTION}
+    return {**options, **_dtype_option(dtype)}
+
+
+def _load_own_code(directory: Path, dtype: torch.dtype) -> Any:
     """Load through ``config_vacc.json``, as the compiler does.
 
-    The classes are named here and never trusted as a whole: ``trust_remote_code=True`` would run
-    whatever file the directory's ``auto_map`` names, and its ``custom_generate/generate.py``.
+    The classes are named here. ``trust_remote_code=True`` would run whatever file the directory's
+    ``auto_map`` names, and its ``custom_generate/generate.py``.
     """
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
     check_source_files(directory)
-    config_class, model_class = (
-        get_class_from_dynamic_module(AUTO_MAP[key], str(directory))
-        for key in ("AutoConfig", "AutoModelForCausalLM")
+    config_class = _source_module("configuration_qwen2_vacc").Qwen2Config
+    model_class = _source_module("modeling_qwen2_vacc").Qwen2ForCausalLM
+    config = _build_config(
+        directory / VACC_CONFIG_NAME,
+        lambda: config_class.from_pretrained(directory, _configuration_file=VACC_CONFIG_NAME),
     )
-    config = config_class.from_pretrained(directory, _configuration_file=VACC_CONFIG_NAME)
-    model = model_class.from_pretrained(
-        directory, config=config, use_safetensors=True, **_dtype_option(dtype)
-    )
+    model = model_class.from_pretrained(directory, config=config, **_model_options(dtype))
     return model.eval()
 
 
@@ -146,10 +184,12 @@ def _load_int8_stock(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     raw = {k: v for k, v in checkpoint.config.raw.items() if k not in _GUARD_KEYS}
-    config = AutoConfig.for_model(**raw)
+    path = checkpoint.directory / CONFIG_NAME
+    config = _build_config(path, lambda: AutoConfig.for_model(**raw))
+    config._attn_implementation = _ATTENTION
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, **_dtype_option(dtype))
-        _quantization_module().replace_linears(model, dtype=dtype)
+        _source_module("quantization_vacc").replace_linears(model, dtype=dtype)
     state = {}
     for name in checkpoint.tensors:
         tensor = checkpoint.read(name)
@@ -170,17 +210,17 @@ def _load_int8_stock(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-def _quantization_module() -> ModuleType:
-    """Import ``quantization_vacc.py`` from the package's own asset folder."""
-    name = "vacc_deploy_quantization_vacc"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, source_file("quantization_vacc.py"))
-        if spec is None or spec.loader is None:
-            raise AssertionError("a file path always has a loader")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
+def _source_module(name: str) -> ModuleType:
+    """Import one of the three files from the package's own asset folder.
+
+    They become the modules of one package, so that they find each other. transformers' own loader
+    would copy a directory's files into the user's home first, which a container may not allow.
+    """
+    if _SOURCE_PACKAGE not in sys.modules:
+        package = ModuleType(_SOURCE_PACKAGE)
+        package.__path__ = [str(asset_dir("source_code"))]
+        sys.modules[_SOURCE_PACKAGE] = package
+    return importlib.import_module(f"{_SOURCE_PACKAGE}.{name}")
 
 
 def eos_ids(model: Any, tokenizer: Tokenizer) -> list[int]:
@@ -195,11 +235,24 @@ def complete(
 ) -> list[list[int]]:
     """Continue token prompts greedily, as one left-padded batch.
 
+    The model's own generation config is replaced: only its end tokens are kept. transformers
+    completes a config that is passed from the model's, and a repetition penalty or beams would
+    choose other tokens than the most likely.
+
     Returns:
         the new ids of each prompt, up to and including the first that ends an answer.
     """
+    from transformers import GenerationConfig
+
     ends = eos_ids(model, tokenizer)
     pad = ends[0] if ends else 0
+    model.generation_config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=ends or None,
+        pad_token_id=pad,
+    )
     width = max(len(prompt) for prompt in prompts)
     padded = [[pad] * (width - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -207,13 +260,7 @@ def complete(
         output = model.generate(
             torch.tensor(padded),
             attention_mask=torch.tensor(mask),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            eos_token_id=ends or None,
-            pad_token_id=pad,
+            generation_config=model.generation_config,
         )
     answers = []
     for row in output[:, width:].tolist():

@@ -7,19 +7,14 @@ Files are read only; nothing here writes a tokenizer.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2
-import jinja2.nodes
 import tokenizers
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
+from vacc_deploy.chat_template import MAX_TEMPLATE_CHARS, ChatTemplate
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.model_config import read_json
 
@@ -29,122 +24,6 @@ TEMPLATE_NAME = "chat_template.jinja"
 TEMPLATE_JSON_NAME = "chat_template.json"
 MAX_TOKENIZER_BYTES = 64 << 20  # published files hold 4 to 17 MB
 MAX_TOKENIZER_CONFIG_BYTES = 8 << 20
-MAX_TEMPLATE_CHARS = 1 << 18
-MAX_RENDERED_CHARS = 1 << 26
-# Llama 3 templates print a date. A fixed one (the default of those templates) keeps the same
-# inputs giving the same ids on every day.
-TEMPLATE_DATE = datetime(2024, 7, 26)
-# What a template can raise beside jinja's own errors: a wrong operand, a missing key, too deep.
-_TEMPLATE_ERRORS = (
-    jinja2.TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-    SyntaxError,
-    RecursionError,
-    MemoryError,
-)
-
-
-class _GenerationBlock(Extension):
-    """Accepts ``{% generation %}`` blocks, which mark answers for training, as plain content."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body, lineno=line)
-
-
-class _TemplateEnvironment(ImmutableSandboxedEnvironment):
-    """The sandbox of a stranger's template; it refuses to multiply text without bound."""
-
-    intercepted_binops = frozenset(("*", "**"))
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Compute ``left * right`` within bounds; chat templates have no use for powers."""
-        for text, count in ((left, right), (right, left)):
-            is_repeat = isinstance(text, (str, list, tuple)) and isinstance(count, int)
-            if is_repeat and len(text) * count > MAX_RENDERED_CHARS:
-                raise SecurityError(f"a product of more than {MAX_RENDERED_CHARS:,} items")
-        if operator == "**":
-            raise SecurityError("the operator ** is not available in a chat template")
-        return super().call_binop(context, operator, left, right)
-
-
-class ChatTemplate:
-    """A compiled chat template. ``path`` is the file it came from, for messages."""
-
-    def __init__(self, source: str, path: Path) -> None:
-        """Compile ``source`` in the sandbox.
-
-        Raises:
-            CheckpointError: the template is too long or does not compile.
-        """
-        self.path = path
-        if len(source) > MAX_TEMPLATE_CHARS:
-            raise CheckpointError(
-                f"The chat template in {path} holds {len(source):,} characters, expected at most "
-                f"{MAX_TEMPLATE_CHARS:,}. Restore the file from the model's original repository."
-            )
-        environment = _TemplateEnvironment(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=["jinja2.ext.loopcontrols", _GenerationBlock],
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = TEMPLATE_DATE.strftime
-        try:
-            self._template = environment.from_string(source)
-        except _TEMPLATE_ERRORS as err:
-            self._fail("does not compile", err)
-
-    def render(self, messages: Sequence[Mapping[str, str]], **variables: Any) -> str:
-        """Return the conversation as one text.
-
-        Raises:
-            CheckpointError: the template fails, leaves the sandbox or writes without end.
-        """
-        pieces, num_chars = [], 0
-        try:
-            plain = [dict(message) for message in messages]
-            for piece in self._template.generate(messages=plain, **variables):
-                num_chars += len(piece)
-                if num_chars > MAX_RENDERED_CHARS:
-                    raise SecurityError(f"more than {MAX_RENDERED_CHARS:,} characters written")
-                pieces.append(piece)
-        except _TEMPLATE_ERRORS as err:
-            self._fail("cannot render a conversation", err)
-        return "".join(pieces)
-
-    def _fail(self, what: str, err: BaseException) -> NoReturn:
-        line = getattr(err, "lineno", None)
-        place = f" (line {line})" if line else ""
-        raise CheckpointError(
-            f"The chat template in {self.path} {what}{place}: {type(err).__name__}: {err}. "
-            "Restore the file from the model's original repository."
-        ) from err
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes HTML characters, which chat templates do not expect.
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
 
 
 class Tokenizer:
@@ -175,7 +54,8 @@ class Tokenizer:
         self.vocab_size: int = max(vocab.values()) + 1
         self.bos_token, self.bos_id = self._read_special(config, "bos_token")
         self.eos_token, self.eos_id = self._read_special(config, "eos_token")
-        leading = _probe_leading_id(backend)
+        with _library_errors(directory / TOKENIZER_NAME):
+            leading = _probe_leading_id(backend)
         if self.bos_id is None and leading is not None:
             self.bos_id, self.bos_token = leading, backend.id_to_token(leading)
         self.adds_bos: bool = self._read_adds_bos(config, leading)
@@ -208,7 +88,8 @@ class Tokenizer:
                 special token is ever added.
 
         Raises:
-            CheckpointError: ``add_bos`` for a tokenizer that has no BOS token.
+            CheckpointError: ``add_bos`` for a tokenizer that has no BOS token, or
+                ``tokenizer.json`` has no id for a part of the text.
             UsageError: ``text`` is not valid Unicode.
         """
         if add_bos and self.bos_id is None:
@@ -217,7 +98,8 @@ class Tokenizer:
                 "names none. Restore the file from the model's original repository."
             )
         try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+            with _library_errors(self._directory / TOKENIZER_NAME):
+                ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeError) as err:
             raise UsageError(
                 "A text to tokenize is not valid Unicode (it holds half of a surrogate pair, or "
@@ -229,7 +111,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Return the text of ``ids``; bytes that are no UTF-8 become U+FFFD."""
-        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        with _library_errors(self._directory / TOKENIZER_NAME):
+            text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
     def render_chat(
@@ -321,10 +204,26 @@ def _read_backend(checkpoint_dir: Path) -> tokenizers.Tokenizer:
         data = file.read(MAX_TOKENIZER_BYTES + 1)
     if len(data) > MAX_TOKENIZER_BYTES:
         raise _damaged(path, f"it holds more than {MAX_TOKENIZER_BYTES:,} bytes")
+    with _library_errors(path):
+        try:
+            return tokenizers.Tokenizer.from_buffer(data)
+        except ValueError as err:
+            raise _damaged(path, f"the tokenizers library says: {err}") from err
+
+
+@contextmanager
+def _library_errors(path: Path) -> Iterator[None]:
+    """Turn what the tokenizers library raises for a damaged file into a ``CheckpointError``.
+
+    It raises a bare ``Exception``, and the panic of its Rust code is no ``Exception`` at all.
+    Every other class passes.
+    """
     try:
-        return tokenizers.Tokenizer.from_buffer(data)
-    except ValueError as err:
-        raise _damaged(path, f"the tokenizers library says: {err}") from err
+        yield
+    except BaseException as err:
+        if type(err) is Exception or type(err).__name__ == "PanicException":
+            raise _damaged(path, f"the tokenizers library says: {err}") from err
+        raise
 
 
 def _probe_leading_id(backend: tokenizers.Tokenizer) -> int | None:

@@ -9,9 +9,17 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from vacc_deploy.model_config import ModelConfig
+from vacc_deploy.errors import CheckpointError, list_problems
+from vacc_deploy.model_config import (
+    CONFIG_NAME,
+    MAX_CONFIG_BYTES,
+    ModelConfig,
+    parse_config,
+    read_json,
+)
 
 VACC_CONFIG_NAME = "config_vacc.json"
 AUTO_MAP = {
@@ -53,6 +61,57 @@ def vacc_config(config: ModelConfig, *, quantization_bit: int = 0) -> dict[str, 
     values["insert_slice"] = True
     if quantization_bit:
         values["quantization_bit"] = quantization_bit
+    return values
+
+
+def check_vacc_config(directory: Path, config: ModelConfig) -> None:
+    """Refuse a ``config_vacc.json`` that describes another model than ``config.json``.
+
+    It is the one configuration that vamc reads. Keys that neither the architecture nor the compiler
+    depends on may differ. A directory without the file, and a Llama directory, pass.
+
+    Args:
+        directory: a checkpoint directory.
+        config: its ``config.json``.
+
+    Raises:
+        CheckpointError: lists every value that differs; or the file is damaged.
+        UnsupportedModelError: the file asks for something that is not handled.
+    """
+    path = directory / VACC_CONFIG_NAME
+    if not needs_vacc_config(config) or not path.is_file():
+        return
+    values = read_vacc_config(path)
+    got = parse_config(values, where=str(path))
+    problems = [
+        f"{name}: got {mine!r}, {CONFIG_NAME} has {its!r}"
+        for name, (mine, its) in got.differences(config).items()
+    ]
+    expected = vacc_config(config, quantization_bit=config.quantization_bit)
+    keys = ["auto_map", "_attn_implementation", "insert_slice", "sliding_window"]
+    if config.sliding_window is not None:
+        keys.append("max_window_layers")
+    for key in [*keys, "quantization_bit"]:
+        stated = key in values or key not in expected
+        if not stated or values.get(key) != expected.get(key):
+            shown = repr(values[key]) if key in values else "nothing"
+            problems.append(f"{key}: got {shown:.200}, expected {expected.get(key)!r}")
+    if problems:
+        raise CheckpointError(
+            f"{path} is not what vacc-deploy writes for this model, and vamc would compile what it "
+            f"says:\n{list_problems(dict.fromkeys(problems))}\nPrepare the directory again."
+        )
+
+
+def read_vacc_config(path: Path) -> dict[str, Any]:
+    """Return the values of a ``config_vacc.json``.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    values = read_json(path, limit_bytes=MAX_CONFIG_BYTES)
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds no JSON object. Run prepare again.")
     return values
 
 

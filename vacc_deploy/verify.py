@@ -19,11 +19,18 @@ import torch
 from vacc_deploy.assets import default_text_file
 from vacc_deploy.checkpoint import MANIFEST_NAME, Checkpoint, model_name, read_manifest
 from vacc_deploy.decoder import DecoderLayer, Positions, embed, float_reader, walk_layer
-from vacc_deploy.errors import CalibrationError, CheckpointError, UsageError, list_problems
+from vacc_deploy.errors import (
+    CalibrationError,
+    CheckpointError,
+    UnsupportedModelError,
+    UsageError,
+    list_problems,
+)
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.results import format_pairs, format_table
 from vacc_deploy.scoring import NextTokenScores, compare_next_tokens
 from vacc_deploy.tokenizer import Tokenizer
+from vacc_deploy.vacc_config import check_vacc_config
 
 BATCH_TOKENS = 2048
 MAX_TEXT_BYTES = 64 << 20
@@ -67,6 +74,7 @@ class VerifyResult:
         scores: perplexities, KL and agreement.
         layers: the hidden states' errors.
         failures: limits that are not met.
+        notes: what a reader of the figures should know.
     """
 
     model: str
@@ -76,6 +84,7 @@ class VerifyResult:
     scores: NextTokenScores
     layers: tuple[LayerError, ...]
     failures: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for ``--json``."""
@@ -88,6 +97,7 @@ class VerifyResult:
             "layers": [error.to_dict() for error in self.layers],
             "passed": not self.failures,
             "failures": list(self.failures),
+            "notes": list(self.notes),
         }
 
     def to_text(self) -> str:
@@ -113,6 +123,7 @@ class VerifyResult:
             f"Verified {self.deployed_dir} against {self.reference_dir}\n{table}\n\n"
             f"{format_pairs(pairs)}"
         )
+        text += "".join(f"\nNote: {note}" for note in self.notes)
         return text + "".join(f"\nFailed: {failure}" for failure in self.failures)
 
 
@@ -138,25 +149,29 @@ def verify(
         progress: told of every layer.
 
     Raises:
-        CheckpointError: a directory is damaged, or the two are not the same architecture.
+        CheckpointError: a directory is damaged, the two are not the same architecture, or
+            ``config_vacc.json`` describes another model.
         CalibrationError: the text cannot be read or is too short.
         UsageError: no reference is known.
     """
     deployed = Checkpoint.open(deployed_dir)
-    reference_path = reference_dir or _reference_of(deployed_dir)
-    reference = Checkpoint.open(reference_path)
+    check_vacc_config(deployed_dir, deployed.config)
+    reference = (
+        Checkpoint.open(reference_dir) if reference_dir else _open_recorded_reference(deployed_dir)
+    )
     _check_pair(reference, deployed)
     path = text_file or default_text_file()
-    tokens = _read_tokens(deployed, path, max_tokens, sequence_length)
+    tokens, notes = _read_tokens(deployed, path, max_tokens, sequence_length)
     scores, layers = compare_on_tokens(reference, deployed, tokens, progress)
     return VerifyResult(
         model=model_name(deployed_dir),
         deployed_dir=deployed_dir,
-        reference_dir=reference_path,
+        reference_dir=reference.directory,
         text=path.name,
         scores=scores,
         layers=tuple(layers),
         failures=_failures(scores, limits or Limits()),
+        notes=(*notes, *_judge_text(scores, reference, path)),
     )
 
 
@@ -200,17 +215,26 @@ def _reference_of(deployed_dir: Path) -> Path:
     return directory
 
 
+def _open_recorded_reference(deployed_dir: Path) -> Checkpoint:
+    directory = _reference_of(deployed_dir)
+    try:
+        return Checkpoint.open(directory)
+    except (CheckpointError, UnsupportedModelError) as err:
+        raise CheckpointError(
+            f"{deployed_dir} was made from {directory}, which cannot be read: {err} Or give "
+            "another copy of the float model with --reference DIR."
+        ) from err
+
+
 def _check_pair(reference: Checkpoint, deployed: Checkpoint) -> None:
     """Refuse a reference that is quantized or another architecture."""
     if reference.config.quantization_bit:
         raise CheckpointError(
             f"{reference.directory} is quantized. Give the float model with --reference."
         )
-    left, right = (asdict(c.config) for c in (reference, deployed))
     differences = [
-        f"{key} is {right[key]} in {deployed.directory}, {left[key]} in {reference.directory}"
-        for key in left
-        if key not in ("raw", "quantization_bit", "dtype") and left[key] != right[key]
+        f"{name} is {got} in {deployed.directory}, {expected} in {reference.directory}"
+        for name, (got, expected) in deployed.config.differences(reference.config).items()
     ]
     if differences:
         raise CheckpointError(
@@ -221,21 +245,14 @@ def _check_pair(reference: Checkpoint, deployed: Checkpoint) -> None:
 
 def _read_tokens(
     deployed: Checkpoint, path: Path, max_tokens: int, sequence_length: int
-) -> torch.Tensor:
-    """Return the text as token windows, int64 [rows, seq]; every window begins with the BOS."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(min(MAX_TEXT_BYTES, 16 * max_tokens))
-    except OSError as err:
-        raise CalibrationError(f"{path} cannot be read: {err.strerror}.") from err
-    try:
-        # The last character may be cut by the limit above; anything else must be UTF-8.
-        text = codecs.getincrementaldecoder("utf-8-sig")().decode(data)
-    except UnicodeDecodeError as err:
-        where = f"{err.reason}, byte {err.start}"
-        raise CalibrationError(f"{path} is not UTF-8 text: {where}.") from err
+) -> tuple[torch.Tensor, list[str]]:
+    """Return the text as token windows, and a note on tokens that fill none.
+
+    Returns:
+        int64 [rows, seq], where every window begins with the BOS, and none or one note.
+    """
     tokenizer = Tokenizer.from_dir(deployed.directory)
-    ids = tokenizer.encode(text, add_bos=False)
+    ids, is_whole = _read_ids(tokenizer, path, max_tokens)
     if ids and max(ids) >= deployed.config.vocab_size:
         raise CheckpointError(
             f"The tokenizer of {deployed.directory} gives id {max(ids)}, the model has "
@@ -250,7 +267,36 @@ def _read_tokens(
         )
     width = min(sequence_length - len(prefix), usable)
     rows = [prefix + ids[start : start + width] for start in range(0, usable - width + 1, width)]
-    return torch.tensor(rows)
+    left_over, is_short = usable % width, is_whole and len(ids) < max_tokens
+    notes = []
+    if left_over and (is_short or left_over >= MIN_TOKENS):
+        has = f"{path.name} has {len(ids):,} tokens" if is_short else f"--max-tokens {max_tokens}"
+        notes.append(
+            f"{has}: the last {left_over:,} fill no window of {width:,} and were left out."
+        )
+    return torch.tensor(rows), notes
+
+
+def _read_ids(tokenizer: Tokenizer, path: Path, max_tokens: int) -> tuple[list[int], bool]:
+    """Return the ids of as much of the text as ``max_tokens`` needs, and whether it is all."""
+    data, ids, is_whole = b"", list[int](), False
+    # The last tokens of a text that is cut are not those of the whole text.
+    while len(ids) < max_tokens + MIN_TOKENS and len(data) < MAX_TEXT_BYTES and not is_whole:
+        try:
+            with path.open("rb") as file:
+                file.seek(len(data))
+                more = file.read(max(16 * max_tokens, len(data)))
+        except OSError as err:
+            raise CalibrationError(f"{path} cannot be read: {err.strerror}.") from err
+        data, is_whole = data + more, not more
+        try:
+            # Until the end is reached the last character may be cut.
+            text = codecs.getincrementaldecoder("utf-8-sig")().decode(data, final=is_whole)
+        except UnicodeDecodeError as err:
+            where = f"{err.reason}, byte {err.start}"
+            raise CalibrationError(f"{path} is not UTF-8 text: {where}.") from err
+        ids = tokenizer.encode(text, add_bos=False)
+    return ids, is_whole
 
 
 def _walk(
@@ -287,5 +333,20 @@ def _failures(scores: NextTokenScores, limits: Limits) -> tuple[str, ...]:
     if limits.min_top1 is not None and not scores.top1 >= limits.min_top1:
         failures.append(f"same top token is {scores.top1:.4f}, the limit is {limits.min_top1}")
     if not math.isfinite(scores.mean_kl):
-        failures.append("the deployed model's output holds NaN or infinity")
+        models = {"float": scores.perplexity_float, "deployed": scores.perplexity_deployed}
+        # Both are finite where only tokens that the text does not use are damaged.
+        damaged = [name for name, value in models.items() if not math.isfinite(value)]
+        for name in damaged or ["float or deployed"]:
+            failures.append(f"the {name} model's output holds NaN or infinity")
     return tuple(failures)
+
+
+def _judge_text(scores: NextTokenScores, reference: Checkpoint, path: Path) -> list[str]:
+    """Return a note where the float model guesses the text worse than by chance."""
+    vocab_size = reference.config.vocab_size
+    if not scores.perplexity_float > vocab_size:
+        return []
+    return [
+        f"the float model's perplexity is above its vocabulary of {vocab_size:,}: {path.name} "
+        "means nothing to this model. Give a text of its kind with --text."
+    ]

@@ -14,6 +14,7 @@ from vacc_deploy.checkpoint.output import (
     check_output,
     check_space,
     output_directory,
+    replace_text,
 )
 from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
 from vacc_deploy.checkpoint.writer import (
@@ -44,6 +45,7 @@ __all__ = [
     "read_header",
     "read_manifest",
     "relative_source",
+    "replace_text",
     "shard_name",
     "side_files",
     "write_index",

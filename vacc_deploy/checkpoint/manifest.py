@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy import __version__
-from vacc_deploy.checkpoint.output import MANIFEST_NAME
+from vacc_deploy.checkpoint.output import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from vacc_deploy.checkpoint.writer import WrittenFile, write_text
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.model_config import read_json
 
 FORMAT_VERSION = 1
-MAX_MANIFEST_BYTES = 16 << 20
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _LIBRARIES = ("numpy", "safetensors", "tokenizers", "torch", "transformers")
 
 
@@ -61,7 +62,7 @@ def write_manifest(
         model: the model's name.
         source: where the weights came from.
         options: the options that shaped the result.
-        files: every other file of the directory.
+        files: every other file of the directory; of a directory in it, that one's manifest.
     """
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -107,14 +108,17 @@ def relative_source(source_dir: Path, output_dir: Path) -> str:
 
 
 def model_name(directory: Path) -> str:
-    """Return the model's name: that of the manifest, else the directory's own.
+    """Return the model's name: that of the manifest where it is one, else the directory's own.
 
-    The endings that ``prepare`` and ``quantize`` give their default outputs do not belong to it.
+    The name becomes a part of file names and of the compile file. The endings that ``prepare`` and
+    ``quantize`` give their default outputs do not belong to it.
     """
     manifest = read_manifest(directory)
     name = (manifest or {}).get("model")
-    if isinstance(name, str) and name.rstrip("/"):
-        return name.rstrip("/").rpartition("/")[2]
+    if isinstance(name, str):
+        last = name.rstrip("/").rpartition("/")[2]
+        if _MODEL_NAME.fullmatch(last):
+            return last
     path = directory.resolve()
     if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
         # The hub's cache: models--<owner>--<name>/snapshots/<commit>.

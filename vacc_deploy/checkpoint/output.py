@@ -1,24 +1,35 @@
-"""An output directory that appears whole or not at all."""
+"""Outputs that appear whole or not at all, and the rules on what --overwrite may replace."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vacc_deploy.errors import OutputError
+from vacc_deploy.checkpoint.writer import write_text
+from vacc_deploy.errors import CheckpointError, OutputError, list_problems
+from vacc_deploy.model_config import read_json
 from vacc_deploy.results import format_bytes
 
 MANIFEST_NAME = "vacc_deploy.json"
+MAX_MANIFEST_BYTES = 16 << 20
+# Ours, though no manifest lists them: itself, and the times of quantize, which differ by run.
+_UNLISTED = (MANIFEST_NAME, "quantize_timing.json")
 _MARKER = ".vacc-deploy-partial"
 
 
 def check_output(output_dir: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> None:
     """Refuse an output that exists, contains an input, or cannot be created.
+
+    Args:
+        output_dir: the directory to write.
+        overwrite: an output of an earlier run may stand there, with nothing else in it.
+        inputs: directories and files that must stay as they are.
 
     Raises:
         OutputError: says which rule is broken and what to do.
@@ -32,9 +43,13 @@ def check_output(output_dir: Path, *, overwrite: bool, inputs: tuple[Path, ...] 
                 f"The output {output_dir} lies inside the input {source}, which is never changed. "
                 "Choose another --output."
             )
+    if target == Path.cwd() or target in Path.cwd().parents:
+        raise OutputError(
+            f"The output {output_dir} is the working directory or contains it. Choose another "
+            "--output."
+        )
     parent = target.parent
-    if not parent.is_dir():
-        raise OutputError(f"{parent} does not exist. Create it, or choose another --output.")
+    _check_parent(parent)
     if output_dir.is_symlink() or (output_dir.exists() and not output_dir.is_dir()):
         raise OutputError(f"{output_dir} exists and is no directory. Choose another --output.")
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -52,6 +67,38 @@ def check_output(output_dir: Path, *, overwrite: bool, inputs: tuple[Path, ...] 
             f"{MANIFEST_NAME}), so --overwrite will not delete it. Remove it yourself, or choose "
             "another --output."
         )
+    foreign = _foreign_files(output_dir)
+    if foreign:
+        raise OutputError(
+            f"{output_dir} holds what {MANIFEST_NAME} does not list, so --overwrite will not "
+            f"delete it:\n{list_problems(foreign)}\nMove it away, or choose another --output."
+        )
+
+
+def _check_parent(parent: Path) -> None:
+    if not parent.is_dir():
+        raise OutputError(f"{parent} does not exist. Create it, or choose another --output.")
+
+
+def _foreign_files(directory: Path) -> list[str]:
+    """Return the names that no manifest lists.
+
+    A directory within an output has a manifest of its own, which that of the output lists.
+    """
+    try:
+        manifest = read_json(directory / MANIFEST_NAME, limit_bytes=MAX_MANIFEST_BYTES)
+    except CheckpointError:
+        manifest = None
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    listed = {*_UNLISTED, *(files if isinstance(files, dict) else ())}
+    foreign = []
+    for path in directory.iterdir():
+        is_directory = path.is_dir() and not path.is_symlink()
+        if is_directory and f"{path.name}/{MANIFEST_NAME}" in listed:
+            foreign += [f"{path.name}/{name}" for name in _foreign_files(path)]
+        elif is_directory or path.name not in listed:
+            foreign.append(path.name)
+    return foreign
 
 
 def check_space(output_dir: Path, needed_bytes: int) -> None:
@@ -66,6 +113,41 @@ def check_space(output_dir: Path, needed_bytes: int) -> None:
             f"{output_dir} needs {format_bytes(needed_bytes)}, its file system has "
             f"{format_bytes(free)} free. Free space or choose another --output."
         )
+
+
+def replace_text(path: Path, text: str, *, overwrite: bool, head: str) -> None:
+    """Write one small text file, whole or not at all.
+
+    Args:
+        path: the file; its directory exists.
+        text: its content.
+        overwrite: an older file of ours may be replaced.
+        head: how a file of ours begins; with "" any file counts as ours.
+
+    Raises:
+        OutputError: a file exists that may not be replaced, or the directory is missing.
+    """
+    _check_parent(path.parent)
+    if os.path.lexists(path):
+        if not path.is_file():
+            raise OutputError(f"{path} exists and is no file. Choose another --output.")
+        if not overwrite:
+            raise OutputError(f"{path} exists already. Add --overwrite to replace it.")
+        with path.open("rb") as file:
+            is_ours = file.read(len(head.encode())) == head.encode()
+        if not is_ours:
+            raise OutputError(
+                f"{path} was not written by vacc-deploy, so --overwrite will not replace it. "
+                "Remove it yourself, or choose another --output."
+            )
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        write_text(partial, text)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync_directory(path.parent)
 
 
 @contextmanager

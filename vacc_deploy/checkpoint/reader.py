@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,6 +130,14 @@ class Checkpoint:
         )
         return _read_tensor(part)
 
+    def input_paths(self) -> tuple[Path, ...]:
+        """Return what no output may replace: the directory, and its files where they really lie.
+
+        A file may be a link into another directory, as in the hub's cache.
+        """
+        files = sorted(path.resolve() for path in self.directory.iterdir() if path.is_file())
+        return (self.directory, *files)
+
     @property
     def weight_bytes(self) -> int:
         """Bytes of all tensors."""
@@ -241,11 +250,11 @@ def _read_shards(
 ) -> tuple[dict[str, ShardHeader], list[str]]:
     """Read every header; return those that are sound and the problems of the others."""
     shards, problems = {}, []
+    counts = Counter((weight_map or {}).values())
     for name in names:
         path = directory / name
         if not path.is_file():
-            count = sum(file == name for file in (weight_map or {}).values())
-            problems.append(f"{name} is missing ({INDEX_NAME} puts {count} tensors in it)")
+            problems.append(f"{name} is missing ({INDEX_NAME} puts {counts[name]} tensors in it)")
             continue
         try:
             shards[name] = read_header(path)

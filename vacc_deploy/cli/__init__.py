@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import signal
 import sys
 import traceback
+from itertools import takewhile
 from types import FrameType
 from typing import IO, Any
 
@@ -20,11 +20,13 @@ from vacc_deploy import __version__
 from vacc_deploy.cli.demo import demo_command
 from vacc_deploy.cli.generate import generate_command
 from vacc_deploy.cli.models import models_command
+from vacc_deploy.cli.options import emit_json
 from vacc_deploy.cli.prepare import prepare_command
 from vacc_deploy.cli.quantize import quantize_command
 from vacc_deploy.cli.verify import verify_command
 from vacc_deploy.cli.yaml import yaml_command
-from vacc_deploy.errors import VaccDeployError
+from vacc_deploy.errors import UsageError, VaccDeployError
+from vacc_deploy.results import escape_controls
 
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
@@ -41,13 +43,15 @@ class CommandFailure(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the message on stderr, and as an object on stdout under ``--json``."""
         if self.settings.get("debug"):
-            click.echo("".join(traceback.format_exception(self.err)), err=True)
+            text = "".join(traceback.format_exception(self.err))
+            click.echo(escape_controls(text), err=True)
         if self.settings.get("json"):
-            error = {"type": type(self.err).__name__, "message": self.message}
-            click.echo(json.dumps({"error": error}, ensure_ascii=False, indent=2))
-        # Names in a message may come from a stranger's file: no escape sequence reaches a terminal.
-        text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in self.message)
-        click.echo(f"Error: {text}", file=file, err=True)
+            _emit_error(type(self.err).__name__, self.message)
+        click.echo(escape_controls(f"Error: {self.message}"), file=file, err=True)
+
+
+def _emit_error(kind: str, message: str) -> None:
+    emit_json({"error": {"type": kind, "message": message}})
 
 
 class ErrorGroup(click.Group):
@@ -112,10 +116,14 @@ def main() -> None:
     try:
         sys.exit(cli.main(standalone_mode=False))
     except click.ClickException as err:
+        # Wrong usage is found before the option has been read.
+        arguments = takewhile(lambda argument: argument != "--", sys.argv[1:])
+        if isinstance(err, click.UsageError) and "--json" in arguments:
+            _emit_error(UsageError.__name__, err.format_message())
         err.show()
         sys.exit(err.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted; nothing was written.", err=True)
+        click.echo("Interrupted; no half-written output was left.", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except click.exceptions.Exit as err:
         sys.exit(err.exit_code)

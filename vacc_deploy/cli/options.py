@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from vacc_deploy.results import Result
+from vacc_deploy.results import Result, escape_controls
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -61,6 +61,12 @@ def output_options(function: Function) -> Function:
 def emit(result: Result) -> None:
     """Print a result on stdout: text, or one JSON object under ``--json``."""
     if click.get_current_context().find_root().meta.get("json"):
-        click.echo(json.dumps(result.to_dict(), ensure_ascii=False, indent=2))
+        emit_json(result.to_dict())
     else:
-        click.echo(result.to_text())
+        click.echo(escape_controls(result.to_text()))
+
+
+def emit_json(values: dict[str, Any]) -> None:
+    """Print one JSON object on stdout; it reads back as ``values`` to the letter."""
+    text = json.dumps(values, ensure_ascii=False, indent=2)
+    click.echo(escape_controls(text, escape=lambda char: json.dumps(char)[1:-1]))

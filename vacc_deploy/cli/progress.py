@@ -8,7 +8,7 @@ import time
 import click
 
 from vacc_deploy.progress import Progress
-from vacc_deploy.results import format_bytes, format_seconds
+from vacc_deploy.results import escape_controls, format_bytes, format_seconds
 
 
 def terminal_progress() -> Progress:
@@ -50,11 +50,11 @@ class LineProgress(Progress):
         done = _amount(self._done, self._unit if self._unit == "bytes" else "")
         total = _amount(self._total, self._unit)
         line = f"{self._description}: {done} of {total}, {format_seconds(max(left, 0.0))} left"
-        click.echo(f"{line}  {note}".rstrip(), err=True)
+        click.echo(escape_controls(f"{line}  {note}".rstrip()), err=True)
 
     def warn(self, message: str) -> None:
         """Print a warning."""
-        click.echo(f"Warning: {message}", err=True)
+        click.echo(escape_controls(f"Warning: {message}"), err=True)
 
 
 class BarProgress(Progress):
@@ -73,13 +73,13 @@ class BarProgress(Progress):
         )
 
         self._bar = RichProgress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             TextColumn("{task.percentage:>3.0f}%  {task.fields[rate]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=Console(stderr=True),
             transient=True,
         )
@@ -90,6 +90,7 @@ class BarProgress(Progress):
         """Begin a job and draw its bar."""
         self._unit, self._started, self._done = unit, time.monotonic(), 0
         self._bar.start()
+        description = escape_controls(description)
         self._task = self._bar.add_task(description, total=total, note="", rate="")
 
     def advance(self, amount: int = 1, note: str = "") -> None:
@@ -98,7 +99,7 @@ class BarProgress(Progress):
             return
         self._done += amount
         per_second = self._done / max(time.monotonic() - self._started, 1e-9)
-        rate = f"{_amount(round(per_second, 2), self._unit)}/s"
+        rate, note = f"{_amount(round(per_second, 2), self._unit)}/s", escape_controls(note)
         self._bar.update(self._task, advance=amount, note=note, rate=rate)  # type: ignore[arg-type]
 
     def finish(self) -> None:
@@ -110,7 +111,8 @@ class BarProgress(Progress):
 
     def warn(self, message: str) -> None:
         """Print a warning above the bar."""
-        self._bar.console.print(f"Warning: {message}", highlight=False, markup=False)
+        text = escape_controls(f"Warning: {message}")
+        self._bar.console.print(text, highlight=False, markup=False)
 
 
 def _amount(value: float, unit: str) -> str:

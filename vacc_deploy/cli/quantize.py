@@ -32,6 +32,21 @@ from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_opti
     default=True,
     help="Settle the columns with the largest inputs first.",
 )
+@click.option(
+    "--format",
+    type=click.Choice(["int8"]),
+    multiple=True,
+    default=("int8",),
+    expose_value=False,
+    help="Layout of the weights.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu"]),
+    default="cpu",
+    expose_value=False,
+    help="Where to compute.",
+)
 @output_options
 @common_options
 def quantize_command(

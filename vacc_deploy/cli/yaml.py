@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from vacc_deploy.cli.options import common_options, emit
 from vacc_deploy.errors import UsageError
+from vacc_deploy.results import escape_controls
 
 # Kept here, and compared in a test, so that --help need not import the modules that own them.
 CARD_NAMES = ("VA16", "VA1L", "VA10L", "VA1-16G")
@@ -122,7 +123,7 @@ def _write_one(options: dict[str, Any], output: Path | None, overwrite: bool) ->
     emit(result)
     if output is None and not click.get_current_context().find_root().meta.get("json"):
         for message in result.to_messages():
-            click.echo(message, err=True)
+            click.echo(escape_controls(message), err=True)
 
 
 def _parse_calibration(given: tuple[str, ...]) -> tuple[str, str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -31,45 +32,45 @@ from vacc_deploy.vacc_config import VACC_CONFIG_NAME, needs_vacc_config
 if TYPE_CHECKING:
     import torch
 
+_WRITERS = 2
+
 Shard = dict[str, "torch.Tensor | TensorInfo"]
 
 
 class ShardSink:
-    """Writes finished shards in the background, one at a time, in order.
+    """Writes finished shards in the background.
 
-    A context manager: no write is under way any more when its block is left, whatever ended it.
+    Two at a time: hashing one keeps a core busy while the disk takes the other. A context manager:
+    no write is under way any more when its block is left, whatever ended it.
     """
 
     def __init__(self, directory: Path, count: int) -> None:
-        self._directory, self._count, self._next = directory, count, 0
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard-writer")
-        self._pending: Future[WrittenFile] | None = None
+        self._directory, self._count = directory, count
+        self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="shard-writer")
+        self._pending: deque[Future[WrittenFile]] = deque()
         self._written: list[WrittenFile] = []
 
     def __enter__(self) -> ShardSink:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._pool.shutdown()
+        self._pool.shutdown(cancel_futures=True)
 
-    def put(self, tensors: Shard) -> None:
-        """Hand over the next shard; waits for the one before it, so that two are in memory."""
-        self._wait()
-        path = self._directory / shard_name(self._next, self._count)
-        self._next += 1
-        self._pending = self._pool.submit(write_shard, path, tensors)
+    def put(self, index: int, tensors: Shard) -> None:
+        """Hand over shard ``index`` (from 0); waits while as many as there are writers are open."""
+        while len(self._pending) >= _WRITERS:
+            self._written.append(self._pending.popleft().result())
+        path = self._directory / shard_name(index, self._count)
+        self._pending.append(self._pool.submit(write_shard, path, tensors))
 
     def finish(self) -> list[WrittenFile]:
         """Wait for the last shard, write the index, return all files."""
-        self._wait()
-        if self._next != self._count:
-            raise AssertionError(f"{self._next} shards of {self._count} were written")
-        return [*self._written, write_index(self._directory, self._written)]
-
-    def _wait(self) -> None:
-        if self._pending is not None:
-            self._written.append(self._pending.result())
-            self._pending = None
+        while self._pending:
+            self._written.append(self._pending.popleft().result())
+        if len(self._written) != self._count:
+            raise AssertionError(f"{len(self._written)} shards of {self._count} were written")
+        shards = sorted(self._written, key=lambda file: file.name)
+        return [*shards, write_index(self._directory, shards)]
 
 
 def finish_directory(
@@ -86,7 +87,7 @@ def finish_directory(
     files.append(write_text(partial / CONFIG_NAME, int8_config(config)))
     if needs_vacc_config(config):
         files += [copy_file(source_file(name), partial) for name in SOURCE_FILES]
-        text = int8_vacc_config(config, source / VACC_CONFIG_NAME)
+        text = int8_vacc_config(config, source)
         files.append(write_text(partial / VACC_CONFIG_NAME, text))
     report = {
         "model": result.model,

@@ -9,9 +9,14 @@ from typing import Any
 
 import torch
 
-from vacc_deploy.errors import CheckpointError
-from vacc_deploy.model_config import MAX_CONFIG_BYTES, ModelConfig, read_json
-from vacc_deploy.vacc_config import dump_config, vacc_config
+from vacc_deploy.model_config import ModelConfig
+from vacc_deploy.vacc_config import (
+    VACC_CONFIG_NAME,
+    check_vacc_config,
+    dump_config,
+    read_vacc_config,
+    vacc_config,
+)
 
 QUANTIZATION_BIT = 8
 # A quantization_config without quant_method: every stock loader refuses it with an error, where
@@ -57,23 +62,23 @@ def int8_config(config: ModelConfig) -> str:
     return dump_config(values)
 
 
-def int8_vacc_config(config: ModelConfig, prepared: Path) -> str:
+def int8_vacc_config(config: ModelConfig, source: Path) -> str:
     """Return the ``config_vacc.json`` of an int8 directory, which the compiler reads.
 
     Args:
         config: the source's configuration.
-        prepared: the ``config_vacc.json`` of the source, kept as it is but for the added key; made
-            from ``config`` where the source has none.
+        source: the source's directory. Its ``config_vacc.json`` is checked against ``config`` and
+            kept as it is but for the added key; without one it is made from ``config``.
 
     Raises:
-        CheckpointError: the source's file is damaged.
+        CheckpointError: the source's file is damaged, or describes another model.
+        UnsupportedModelError: the source's file asks for something that is not handled.
     """
-    if not prepared.is_file():
+    path = source / VACC_CONFIG_NAME
+    if not path.is_file():
         return dump_config(vacc_config(config, quantization_bit=QUANTIZATION_BIT))
-    values: Any = read_json(prepared, limit_bytes=MAX_CONFIG_BYTES)
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{prepared} holds no JSON object. Run prepare again.")
-    return dump_config({**values, "quantization_bit": QUANTIZATION_BIT})
+    check_vacc_config(source, config)
+    return dump_config({**read_vacc_config(path), "quantization_bit": QUANTIZATION_BIT})
 
 
 def dump_report(values: Mapping[str, Any]) -> str:

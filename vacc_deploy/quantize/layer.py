@@ -19,7 +19,7 @@ from vacc_deploy.quantize.gptq import (
     mirror_upper,
     solve,
 )
-from vacc_deploy.quantize.int8 import choose_scale, dequantize, round_to_nearest
+from vacc_deploy.quantize.int8 import INT8_MAX, choose_scale, dequantize, round_to_nearest
 from vacc_deploy.quantize.report import GPTQ, RTN, LinearRecord
 
 # Held-out tokens on which GPTQ and rounding are compared; enough for two digits of the ratio.
@@ -119,7 +119,8 @@ def quantize_linear(
     energy = torch.linalg.vector_norm(held_out @ weight.T).item()
     error_rtn = _relative_error(held_out, weight, rounded, scale, energy)
     if factor is None:
-        return rounded, scale, LinearRecord(name, RTN, None, error_rtn)
+        num_cut = count_cut(weight, scale)
+        return rounded, scale, LinearRecord(name, RTN, None, error_rtn, num_saturated=num_cut)
     solution = solve(weight, scale, factor)
     error_gptq = _relative_error(held_out, weight, solution.codes, scale, energy)
     is_better = error_gptq < error_rtn
@@ -129,9 +130,18 @@ def quantize_linear(
         error_gptq,
         error_rtn,
         factor.dampening_frac,
-        solution.num_saturated if is_better else 0,
+        solution.num_saturated if is_better else count_cut(weight, scale),
     )
     return solution.codes if is_better else rounded, scale, record
+
+
+def count_cut(weight: torch.Tensor, scale: torch.Tensor) -> int:
+    """Return how many weights [out, in] rounding has to cut at ±127 with ``scale`` [out].
+
+    None in a row whose scale is a normal float16; see ``choose_scale``.
+    """
+    quotient = weight.float() / scale.float()[:, None]
+    return int((quotient.round_().abs_() > INT8_MAX).sum())
 
 
 def _relative_error(

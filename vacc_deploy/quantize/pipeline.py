@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -44,6 +43,7 @@ from vacc_deploy.quantize.plan import (
 )
 from vacc_deploy.quantize.report import RTN, LinearRecord, QuantizeResult, summarize_layer
 from vacc_deploy.tokenizer import Tokenizer
+from vacc_deploy.vacc_config import check_vacc_config
 
 if TYPE_CHECKING:
     from vacc_deploy.calibration.rows import CalibrationRows
@@ -78,13 +78,10 @@ def quantize(
     """
     started = time.monotonic()
     options.check()
-    checkpoint = Checkpoint.open(checkpoint_dir)
-    if checkpoint.config.quantization_bit:
-        raise CheckpointError(
-            f"{checkpoint_dir} is quantized already. Give the float directory it was made from."
-        )
+    checkpoint = _open_float(checkpoint_dir)
     output_dir = output or _default_output(checkpoint_dir)
-    check_output(output_dir, overwrite=overwrite, inputs=(checkpoint_dir,))
+    inputs = checkpoint.input_paths()
+    check_output(output_dir, overwrite=overwrite, inputs=inputs)
     rows = _calibration_rows(checkpoint, options, progress)
     result = QuantizeResult(
         model=model_name(checkpoint_dir),
@@ -99,22 +96,43 @@ def quantize(
     check_space(output_dir, result.output_bytes)
     if dry_run:
         return result
-    with output_directory(output_dir, overwrite=overwrite, inputs=(checkpoint_dir,)) as partial:
+    with output_directory(output_dir, overwrite=overwrite, inputs=inputs) as partial:
         with ShardSink(partial, checkpoint.config.num_hidden_layers + 2) as sink:
             records, seconds = _write_layers(checkpoint, options, rows, sink, progress)
             files = sink.finish()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         result = replace(
             result,
             linears=tuple(records),
             warnings=_warnings(records),
             seconds=time.monotonic() - started,
-            peak_memory_bytes=peak,
+            peak_memory_bytes=_peak_memory_bytes(),
         )
         finish_directory(checkpoint, partial, result, options, files, seconds)
     for warning in result.warnings:
         progress.warn(warning)
     return result
+
+
+def _open_float(checkpoint_dir: Path) -> Checkpoint:
+    """Return the checked source; refuse int8 weights and a ``config_vacc.json`` that is not its."""
+    checkpoint = Checkpoint.open(checkpoint_dir)
+    if checkpoint.config.quantization_bit:
+        raise CheckpointError(
+            f"{checkpoint_dir} is quantized already. Give the float directory it was made from."
+        )
+    check_vacc_config(checkpoint_dir, checkpoint.config)
+    return checkpoint
+
+
+def _peak_memory_bytes() -> int:
+    """Return the largest resident size this process has had.
+
+    From the kernel's own line: what getrusage gives is inherited from the parent across exec.
+    """
+    for line in Path("/proc/self/status").read_text("ascii").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def _default_output(checkpoint_dir: Path) -> Path:
@@ -151,22 +169,23 @@ def _write_layers(
 ) -> tuple[list[LinearRecord], list[float]]:
     """Write every shard; return the records of all linears and the seconds of each layer."""
     layers = _round_layers(checkpoint) if rows is None else _calibrate(checkpoint, options, rows)
-    sink.put({EMBEDDING: checkpoint.info(EMBEDDING)})
+    last: Shard = {FINAL_NORM: checkpoint.info(FINAL_NORM)}
+    if LM_HEAD in checkpoint.tensors:
+        last[LM_HEAD] = checkpoint.info(LM_HEAD)
+    # The two large shards that are only copied come first, beside the first layers' arithmetic.
+    sink.put(0, {EMBEDDING: checkpoint.info(EMBEDDING)})
+    sink.put(checkpoint.config.num_hidden_layers + 1, last)
     records, seconds = list[LinearRecord](), list[float]()
     progress.start("Quantizing", checkpoint.config.num_hidden_layers, "layers")
     before = time.monotonic()
     for index, (tensors, layer_records) in enumerate(layers):
         shard: Shard = {**_kept_tensors(checkpoint, index), **tensors}
-        sink.put(shard)
+        sink.put(index + 1, shard)
         records += layer_records
         seconds.append(time.monotonic() - before)
         before = time.monotonic()
         progress.advance(1, summarize_layer(index, layer_records))
     progress.finish()
-    last: Shard = {FINAL_NORM: checkpoint.info(FINAL_NORM)}
-    if LM_HEAD in checkpoint.tensors:
-        last[LM_HEAD] = checkpoint.info(LM_HEAD)
-    sink.put(last)
     return records, seconds
 
 

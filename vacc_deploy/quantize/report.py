@@ -24,7 +24,8 @@ class LinearRecord:
         error_gptq: relative output error ‖X·ΔWᵀ‖ / ‖X·Wᵀ‖ of GPTQ on held-out tokens.
         error_rtn: the same of rounding.
         dampening_frac: the damping of the Hessian, None where no factorisation succeeded.
-        num_saturated: codes that GPTQ had to cut at ±127.
+        num_saturated: codes that had to be cut at ±127 by the method kept. Not counted, and 0, in
+            a run without calibration.
     """
 
     name: str
@@ -65,7 +66,7 @@ class QuantizeResult:
             "num_linears": len(self.linears),
             "num_gptq": len(kept),
             "num_rtn": len(self.linears) - len(kept),
-            "num_saturated": sum(record.num_saturated for record in kept),
+            "num_saturated": sum(record.num_saturated for record in self.linears),
             "mean_error_ratio_gptq_to_rtn": ratio,
         }
 
