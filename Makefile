@@ -1,4 +1,4 @@
-.PHONY: check format test wheel demo yaml
+.PHONY: check format test matrix matrix-short wheel demo yaml
 
 check:
 	ruff format --check .
@@ -11,6 +11,12 @@ format:
 
 test: check
 	python -m pytest -n 2
+
+matrix:
+	python tests/matrix/run_matrix.py --markdown docs/compatibility.md
+
+matrix-short:
+	python tests/matrix/run_matrix.py --short
 
 wheel:
 	rm -rf build dist *.egg-info
