@@ -143,8 +143,9 @@ def run_matrix(
         def work(environment: Environment) -> dict[str, Any]:
             environment.build(cache)
             report = environment.check(cache, Path(folder))
-            passed = [result["ok"] is not False for result in report["checks"].values()]
-            sys.stderr.write(f"{title(report)}: {sum(passed)} of {len(passed)}\n")
+            found = [result["ok"] for result in report["checks"].values()]
+            counts = f"{found.count(True)} yes, {found.count(False)} no, {found.count(None)} -"
+            sys.stderr.write(f"{title(report)}: {counts}\n")
             return report
 
         with ThreadPoolExecutor(jobs) as pool:
