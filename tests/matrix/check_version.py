@@ -480,7 +480,7 @@ def require_old_is_refused(runtime, folder):
         assert "transformers 4.43" in str(err) and transformers.__version__ in str(err), str(err)
     else:
         raise AssertionError(f"transformers {transformers.__version__} reads llama3")
-    raise NotApplicable("transformers before 4.43 cannot read llama3; vacc-deploy says so")
+    raise NotApplicable("transformers before 4.43 cannot read llama3, and the error names 4.43")
 
 
 @check("package loader")
