@@ -39,6 +39,8 @@ TIED_WEIGHTS = {"lm_head.weight": "model.embed_tokens.weight"}
 TIED_WEIGHTS_KEYS = TIED_WEIGHTS if TRANSFORMERS_VERSION >= (5, 0) else list(TIED_WEIGHTS)
 # 4.50 and newer: PreTrainedModel no longer brings generate().
 GENERATION_BASES = () if issubclass(PreTrainedModel, GenerationMixin) else (GenerationMixin,)
+# Before 4.50, low_cpu_mem_usage and device_map cast all that is read, the int8 scales too.
+META_LOADING_CASTS = TRANSFORMERS_VERSION < (4, 50)
 
 ROTARY_ROWS_STEP = 256
 
@@ -203,8 +205,13 @@ class Qwen2PreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
     _supports_cache_class = True  # 4.42 to 4.5x: generate() may hand over a DynamicCache
 
+    @classmethod
+    def _load_pretrained_model(cls, *args, **kwargs):
+        if META_LOADING_CASTS:  # without it each tensor takes the dtype its module was built with
+            kwargs["dtype"] = None
+        return super()._load_pretrained_model(*args, **kwargs)
+
     def get_input_embeddings(self):
-        """Return the token embedding."""
         return self.base_model.embed_tokens
 
     def _init_weights(self, module):
@@ -312,7 +319,6 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel, *GENERATION_BASES):
         self.post_init()
 
     def get_output_embeddings(self):
-        """Return the vocabulary projection: it may be tied to the embedding."""
         return self.lm_head
 
     def quantize(self, weight_bit_width=8):
@@ -332,8 +338,6 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel, *GENERATION_BASES):
             labels: int64 [batch, seq], -100 where there is nothing to predict.
         Returns:
             CausalLMOutputWithPast or a tuple; logits are [batch, seq or 1 if sliced, vocab_size].
-        Raises:
-            ValueError: labels are given although positions are cut away.
         """
         if labels is not None and self.model.is_sliced:
             raise ValueError(
@@ -344,7 +348,10 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel, *GENERATION_BASES):
         options = (use_cache, output_attentions, output_hidden_states, True)
         output = self.model(*inputs, *options)
         logits = self.lm_head(output.last_hidden_state)
-        loss = None if labels is None else next_token_loss(logits, labels)
+        loss = None
+        if labels is not None:  # of each label given the positions before it
+            scores = logits[:, :-1].float().transpose(1, 2)
+            loss = nn.functional.cross_entropy(scores, labels[:, 1:].to(logits.device))
         past, states, weights = output.past_key_values, output.hidden_states, output.attentions
         output = CausalLMOutputWithPast(loss, logits, past, states, weights)
         return output if pick(return_dict, self.config.return_dict) else output.to_tuple()
@@ -376,10 +383,7 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel, *GENERATION_BASES):
         if is_library_cache(past_key_values):
             past_key_values.reorder_cache(beam_idx)
             return past_key_values
-        return tuple(
-            tuple(states.index_select(0, beam_idx.to(states.device)) for states in layer)
-            for layer in past_key_values
-        )
+        return tuple(tuple(s[beam_idx.to(s.device)] for s in layer) for layer in past_key_values)
 
 
 def make_linear(config, in_features, out_features, bias=False):
@@ -420,12 +424,6 @@ def build_causal_mask(attention_mask, batch, seq, past_len, dtype, device, windo
         visible = (visible & attention_mask[:, None, None, :].bool()) | (key_idx == query_idx)
     mask = torch.zeros(visible.shape, dtype=dtype, device=device)
     return mask.masked_fill(~visible, torch.finfo(dtype).min).expand(batch, 1, seq, length)
-
-
-def next_token_loss(logits, labels):
-    """Return the mean cross-entropy of each label given the positions before it, in float32."""
-    labels = labels[:, 1:].to(logits.device)
-    return nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), labels)
 
 
 def is_library_cache(past):
