@@ -20,6 +20,8 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
+from vacc_deploy.errors import ExportError
+
 STAGES = ("prefill", "decode")
 DOMAIN, OPERATOR = "Vastai", "QuantizedLinearPerChannel"
 MIN_OPSET, MAX_OPSET = 11, 17
@@ -148,40 +150,58 @@ def trace_graph(model: Any, stage: str, shape: GraphShape, opset: int, work: Pat
         shape: the static sizes.
         opset: of the standard operators.
         work: an existing directory for the exporter's files, which are removed.
+
+    Raises:
+        ExportError: the exporter refuses the model.
     """
-    inputs, names = stage_inputs(stage, shape)
-    with tempfile.TemporaryDirectory(dir=work) as folder, torch.no_grad(), _compiled_as(model, stage):
+    with tempfile.TemporaryDirectory(dir=work) as folder:
         path = Path(folder) / "model.onnx"
-        with warnings.catch_warnings():
+        with torch.no_grad(), compiled_as(model, stage), warnings.catch_warnings():
             # Static sizes become constants on purpose; what they compute is compared afterwards.
             warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             warnings.filterwarnings("ignore", category=UserWarning, module="torch.onnx")
-            torch.onnx.export(
-                StageGraph(model).eval(),
-                inputs,
-                str(path),
-                dynamo=False,
-                opset_version=opset,
-                input_names=names,
-                output_names=["logits", *state_names("present", shape.num_layers)],
-            )
+            try:
+                _run_exporter(model, stage, shape, opset, path)
+            except torch.onnx.errors.OnnxExporterError as err:
+                raise ExportError(
+                    f"torch cannot export the {stage} graph with opset {opset}: {err}. "
+                    f"Try --opset {MAX_OPSET}."
+                ) from err
         return onnx.load(path)
 
 
+def _run_exporter(model: Any, stage: str, shape: GraphShape, opset: int, path: Path) -> None:
+    inputs, names = stage_inputs(stage, shape)
+    torch.onnx.export(
+        StageGraph(model).eval(),
+        inputs,
+        str(path),
+        dynamo=False,
+        opset_version=opset,
+        input_names=names,
+        output_names=["logits", *state_names("present", shape.num_layers)],
+    )
+
+
 @contextmanager
-def _compiled_as(model: Any, stage: str) -> Iterator[None]:
-    """Set the compiler's two switches: ``iter0`` is the prefill graph, ``iter1`` the decode one."""
-    config = model.config
-    if not is_ours(model):
-        yield
-        return
-    before = config.insert_slice, config.iter_num
-    config.insert_slice, config.iter_num = True, STAGES.index(stage)
+def compiled_as(model: Any, stage: str) -> Iterator[None]:
+    """Set what the compiler sets for a stage; the model is as before afterwards.
+
+    Its ``iter0`` is the prefill graph and ``iter1`` the decode graph. transformers' own attention
+    is made eager, the one that every opset can express.
+    """
+    switches: dict[str, Any] = {"_attn_implementation": "eager"}
+    if is_ours(model):
+        switches = {"insert_slice": True, "iter_num": STAGES.index(stage)}
+    before = {name: getattr(model.config, name) for name in switches}
+    for name, value in switches.items():
+        setattr(model.config, name, value)
     try:
         yield
     finally:
-        config.insert_slice, config.iter_num = before
+        for name, value in before.items():
+            setattr(model.config, name, value)
 
 
 def stage_inputs(stage: str, shape: GraphShape) -> tuple[tuple[torch.Tensor, ...], list[str]]:

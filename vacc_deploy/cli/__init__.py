@@ -18,6 +18,7 @@ import click
 
 from vacc_deploy import __version__
 from vacc_deploy.cli.demo import demo_command
+from vacc_deploy.cli.export_onnx import export_onnx_command
 from vacc_deploy.cli.generate import generate_command
 from vacc_deploy.cli.models import models_command
 from vacc_deploy.cli.prepare import prepare_command
@@ -93,6 +94,7 @@ for _command in (
     quantize_command,
     yaml_command,
     verify_command,
+    export_onnx_command,
     generate_command,
 ):
     cli.add_command(_command)
