@@ -78,10 +78,11 @@ def cli() -> None:
 
     \b
     The way of a model:
-      prepare   put the compiler's files beside the weights
-      quantize  write per-channel int8 weights
-      yaml      write the compile file for vamc
-      verify    prove on this CPU that the result computes what the float model computed
+      prepare      put the compiler's files beside the weights
+      quantize     write per-channel int8 weights
+      yaml         write the compile file for vamc
+      verify       prove on this CPU that the result computes what the float model computed
+      export-onnx  write the graphs that are compiled, run them on this CPU
 
     Example: vacc-deploy demo
     """
