@@ -321,6 +321,15 @@ def test_what_the_exporter_refuses_is_an_error_of_ours(directories, tmp_path, mo
     assert not any(tmp_path.iterdir())
 
 
+def test_a_model_that_cannot_be_expressed_leaves_stdout_clean(directories, tmp_path, capfd):
+    # onnx knows scaled_dot_product_attention from opset 14 on only
+    model = load_model(directories["llama", "float"], attention="sdpa")
+    shape = onnx_graph.GraphShape(16, 31, LAYERS, 2, 16)
+    with pytest.raises(ExportError, match="with opset 11: .*Try --opset 17"):
+        onnx_graph.trace_graph(model, "prefill", shape, 11, tmp_path)
+    assert capfd.readouterr().out == ""
+
+
 # ---- the command ------------------------------------------------------------------------------
 
 

@@ -89,7 +89,7 @@ def export_onnx(
     result = ExportResult(model_name(directory), directory, output, shape, options.opset)
     if dry_run:
         return replace(result, graphs=_plan(options, weight_bytes))
-    model = load_model(directory)
+    model = load_model(directory, attention="eager")  # the one that every opset can express
     with output_directory(output, overwrite=overwrite, inputs=(directory,)) as partial:
         graphs, agreement = _export(model, prompt, shape, options, partial, progress)
         files = [hash_file(path) for path in sorted(partial.glob("*.onnx*"))]

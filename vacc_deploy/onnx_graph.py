@@ -173,6 +173,10 @@ def trace_graph(model: Any, stage: str, shape: GraphShape, opset: int, work: Pat
 
 def _run_exporter(model: Any, stage: str, shape: GraphShape, opset: int, path: Path) -> None:
     inputs, names = stage_inputs(stage, shape)
+    # The exporter prints a graph that it refuses. stdout belongs to the result.
+    set_log_stream = getattr(torch._C, "_jit_set_onnx_log_output_stream", None)
+    if set_log_stream is not None:
+        set_log_stream("stderr")
     torch.onnx.export(
         StageGraph(model).eval(),
         inputs,
@@ -186,22 +190,21 @@ def _run_exporter(model: Any, stage: str, shape: GraphShape, opset: int, path: P
 
 @contextmanager
 def compiled_as(model: Any, stage: str) -> Iterator[None]:
-    """Set what the compiler sets for a stage; the model is as before afterwards.
+    """Set the compiler's two switches for a stage; the model is as before afterwards.
 
-    Its ``iter0`` is the prefill graph and ``iter1`` the decode graph. transformers' own attention
-    is made eager, the one that every opset can express.
+    Its ``iter0`` is the prefill graph and ``iter1`` the decode graph. A class of transformers has
+    no such switches.
     """
-    switches: dict[str, Any] = {"_attn_implementation": "eager"}
-    if is_ours(model):
-        switches = {"insert_slice": True, "iter_num": STAGES.index(stage)}
-    before = {name: getattr(model.config, name) for name in switches}
-    for name, value in switches.items():
-        setattr(model.config, name, value)
+    config = model.config
+    if not is_ours(model):
+        yield
+        return
+    before = config.insert_slice, config.iter_num
+    config.insert_slice, config.iter_num = True, STAGES.index(stage)
     try:
         yield
     finally:
-        for name, value in before.items():
-            setattr(model.config, name, value)
+        config.insert_slice, config.iter_num = before
 
 
 def stage_inputs(stage: str, shape: GraphShape) -> tuple[tuple[torch.Tensor, ...], list[str]]:
