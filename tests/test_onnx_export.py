@@ -124,6 +124,16 @@ def test_float_graph_has_neither_node_nor_function(exports, model_type):
         assert {entry.domain for entry in model.opset_import} == {""}
 
 
+@pytest.mark.parametrize("form", ["float", "int8"])
+def test_rotary_tables_are_stored_once_and_looked_up_in_every_layer(exports, form):
+    model = load_graph(exports["qwen2", form], "decode")
+    lookups = [n for n in model.graph.node if n.op_type == "Gather" and "self_attn" in n.name]
+    tables = {node.input[0] for node in lookups}
+    assert len(lookups) == 2 * LAYERS and len(tables) == 2
+    stored = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    assert [stored[name] for name in tables] == [[32, 16]] * 2
+
+
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 @pytest.mark.parametrize("stage", STAGES)
 def test_onnx_s_own_reference_agrees_with_onnxruntime(exports, kind, stage):
@@ -232,6 +242,8 @@ def test_weights_beyond_the_bound_go_to_one_file(directories, exports, tmp_path,
     assert set(manifest["files"]) == {"decode.onnx", "decode.onnx.data", "prefill.onnx"} | {
         "prefill.onnx.data"
     }
+    modes = {path.stat().st_mode for path in result.output_dir.iterdir()}
+    assert len(modes) == 1
     moved = load_graph(result, "decode").graph.initializer
     for left, right in zip(
         moved, load_graph(exports[kind], "decode").graph.initializer, strict=True

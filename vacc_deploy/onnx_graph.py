@@ -168,7 +168,34 @@ def trace_graph(model: Any, stage: str, shape: GraphShape, opset: int, work: Pat
                     f"torch cannot export the {stage} graph with opset {opset}: {err}. "
                     f"Try --opset {MAX_OPSET}."
                 ) from err
-        return onnx.load(path)
+        graph = onnx.load(path)
+    share_constants(graph)
+    return graph
+
+
+def share_constants(model: Any) -> None:
+    """Store equal constants once: the exporter gives each layer its own rotary tables.
+
+    The nodes that use them stay as they are.
+    """
+    graph, shared, kept = model.graph, {}, []
+    renamed: dict[str, str] = {}
+    for node in graph.node:
+        value = node.attribute[0].t if node.op_type == "Constant" else None
+        if value is None or len(value.raw_data) < MIN_EXTERNAL_BYTES:
+            kept.append(node)
+            continue
+        key = (value.data_type, tuple(value.dims), value.raw_data)
+        if key not in shared:
+            shared[key] = node.output[0]
+            graph.initializer.add().CopyFrom(value)
+            graph.initializer[-1].name = node.output[0]
+        renamed[node.output[0]] = shared[key]
+    for node in kept:
+        for idx, name in enumerate(node.input):
+            node.input[idx] = renamed.get(name, name)
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _run_exporter(model: Any, stage: str, shape: GraphShape, opset: int, path: Path) -> None:
@@ -267,6 +294,7 @@ def save_graph(model: Any, path: Path) -> list[Path]:
         location=data.name,
         size_threshold=MIN_EXTERNAL_BYTES,
     )
+    data.chmod(path.stat().st_mode & 0o777)  # onnx makes it readable by its owner only
     return [path, data]
 
 
