@@ -98,7 +98,7 @@ def test_load_model_bfloat16_keeps_codes_and_scales_exact(tmp_path, model_type):
             assert torch.equal(state[name], tensor) and state[name].dtype == tensor.dtype
     with torch.inference_mode():
         logits = model(make_tokens()).logits
-    assert logits.dtype == torch.bfloat16
+    assert logits.dtype == (torch.float32 if model_type == "qwen2" else torch.bfloat16)
     expected = decoder_logits(directory, make_tokens())[:, -logits.shape[1] :]
     assert (logits.float() - expected).abs().mean() < 0.05 * expected.std()
 

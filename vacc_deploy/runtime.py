@@ -91,7 +91,9 @@ def check_source_files(directory: Path) -> None:
         )
 
 
-def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> Any:
+def load_model(
+    directory: Path, *, dtype: torch.dtype = torch.float32, attention: str | None = None
+) -> Any:
     """Return the directory's model in evaluation mode.
 
     Qwen2 directories run the shipped modeling file; Llama directories run transformers' own Llama,
@@ -100,6 +102,8 @@ def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     Args:
         directory: a prepared or int8 directory, or any float checkpoint.
         dtype: of activations and float weights.
+        attention: the implementation that transformers' own classes take, for example ``eager``;
+            default theirs. Our Qwen2 is always eager.
 
     Raises:
         CheckpointError: the directory is damaged, its source files are not ours, or the installed
@@ -110,11 +114,15 @@ def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     if needs_vacc_config(checkpoint.config) and (directory / VACC_CONFIG_NAME).is_file():
         return _load_remote_code(directory, dtype)
     if checkpoint.config.quantization_bit:
-        return _load_int8_stock(checkpoint, dtype)
+        return _load_int8_stock(checkpoint, dtype, attention)
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        directory, trust_remote_code=False, use_safetensors=True, **_dtype_option(dtype)
+        directory,
+        trust_remote_code=False,
+        use_safetensors=True,
+        attn_implementation=attention,
+        **_dtype_option(dtype),
     )
     return model.eval()
 
@@ -163,14 +171,16 @@ def _load_remote_code(directory: Path, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-def _load_int8_stock(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+def _load_int8_stock(checkpoint: Checkpoint, dtype: torch.dtype, attention: str | None) -> Any:
     """Build transformers' own class without weights, swap the linears, read our tensors into it."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     raw = {k: v for k, v in checkpoint.config.raw.items() if k not in _GUARD_KEYS}
     config = AutoConfig.for_model(**raw)
     with _parameters_on_meta():
-        model = AutoModelForCausalLM.from_config(config, **_dtype_option(dtype))
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation=attention, **_dtype_option(dtype)
+        )
         _quantization_module().replace_linears(model, dtype=dtype)
     state = {}
     for name in checkpoint.tensors:
