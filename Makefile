@@ -1,4 +1,4 @@
-.PHONY: check format test wheel demo yaml
+.PHONY: check format test matrix matrix-short wheel demo yaml
 
 check:
 	ruff format --check .
@@ -11,6 +11,13 @@ format:
 
 test: check
 	python -m pytest -n 2
+
+# The rows of torch 2.1: make matrix OLD_TORCH="--old-torch python3.8 --old-torch python3.11"
+matrix:
+	python tests/matrix/run_matrix.py --markdown docs/compatibility.md $(OLD_TORCH)
+
+matrix-short:
+	python tests/matrix/run_matrix.py --short
 
 wheel:
 	rm -rf build dist *.egg-info

@@ -39,6 +39,7 @@ setup(
         "jinja2>=3.1.6",
         "numpy>=1.24",
         "onnx>=1.16",
+        "onnxruntime>=1.17",
         "pyyaml>=6.0",
         "rich>=13",
         "safetensors>=0.4.3",

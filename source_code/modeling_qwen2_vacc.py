@@ -39,6 +39,8 @@ TIED_WEIGHTS = {"lm_head.weight": "model.embed_tokens.weight"}
 TIED_WEIGHTS_KEYS = TIED_WEIGHTS if TRANSFORMERS_VERSION >= (5, 0) else list(TIED_WEIGHTS)
 # 4.50 and newer: PreTrainedModel no longer brings generate().
 GENERATION_BASES = () if issubclass(PreTrainedModel, GenerationMixin) else (GenerationMixin,)
+# Before 4.50, low_cpu_mem_usage and device_map cast all that is read, the int8 scales too.
+META_LOADING_CASTS = TRANSFORMERS_VERSION < (4, 50)
 
 ROTARY_ROWS_STEP = 256
 
@@ -54,8 +56,8 @@ class Qwen2RMSNorm(nn.Module):
     def forward(self, hidden_states):
         """Map [batch, seq, hidden_size] to the same shape and dtype."""
         values = hidden_states.to(torch.float32)
-        mean_square = values.pow(2).mean(dim=-1, keepdim=True)
-        return self.weight * (values * torch.rsqrt(mean_square + self.eps)).to(hidden_states.dtype)
+        values = values * torch.rsqrt(values.pow(2).mean(dim=-1, keepdim=True) + self.eps)
+        return self.weight * values.to(hidden_states.dtype)
 
 
 class RotaryTables:
@@ -88,14 +90,9 @@ class RotaryTables:
         with torch.inference_mode(False), torch.no_grad():
             exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device="cpu")
             frequency = 1.0 / (self.theta ** (exponent / self.head_dim)) / self.factor
-            position = torch.arange(rows, dtype=torch.float32, device="cpu")
-            angle = torch.outer(position, frequency).repeat(1, 2)  # [rows, head_dim]
-            tables = angle.cos().to(dtype), angle.sin().to(dtype)
-            if torch.jit.is_tracing():
-                # Copied through Python: the graph holds the numbers, not the cos and sin nodes,
-                # and the cached tensors belong to no trace.
-                tables = tuple(torch.tensor(t.tolist(), dtype=dtype, device="cpu") for t in tables)
-            return tuple(table.to(device) for table in tables)
+            angle = torch.outer(torch.arange(rows, device="cpu").float(), frequency).repeat(1, 2)
+            # `.data` leaves a trace: the graph holds the numbers, not the cos and sin nodes.
+            return tuple(table.to(dtype).to(device).data for table in (angle.cos(), angle.sin()))
 
 
 class Qwen2MLP(nn.Module):
@@ -140,25 +137,27 @@ class Qwen2Attention(nn.Module):
             past: None, this layer's (key, value) or a library cache.
         """
         batch, seq, hidden_size = hidden_states.shape
-        query = self._split_heads(self.q_proj(hidden_states), self.num_heads)
-        key = self._split_heads(self.k_proj(hidden_states), self.num_key_value_heads)
-        value = self._split_heads(self.v_proj(hidden_states), self.num_key_value_heads)
-
+        projected = [linear(hidden_states) for linear in (self.q_proj, self.k_proj, self.v_proj)]
+        query = self._split_heads(projected[0], self.num_heads)
+        key, value = (self._split_heads(s, self.num_key_value_heads) for s in projected[1:])
+        if torch.jit.is_tracing():
+            # Cut by this layer's own length, or the exporter merges the lookups of all layers.
+            rows = key.shape[2] + past_length(past and (past,))
+            tables = [table[:rows] for table in tables]
         cos, sin = (table[position_ids].unsqueeze(1) for table in tables)  # [batch, 1, seq, dim]
         query, key = self._rotate(query, cos, sin), self._rotate(key, cos, sin)
         if is_library_cache(past):
             key, value = past.update(key, value, self.layer_idx)
             mask = mask[..., -key.shape[-2] :]  # a windowed cache returns the newest keys only
         elif past is not None:
-            key = torch.cat((past[0], key), dim=2)  # [batch, key_value_heads, past + seq, dim]
-            value = torch.cat((past[1], value), dim=2)
-
+            key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
         groups = self.num_heads // self.num_key_value_heads
-        scores = torch.matmul(query, repeat_heads(key, groups).transpose(2, 3))
-        scores = scores / math.sqrt(self.head_dim) + mask
+        keys, values = repeat_heads(key, groups), repeat_heads(value, groups)
+        scores = torch.matmul(query, keys.transpose(2, 3)) / math.sqrt(self.head_dim)
+        scores = scores if mask is None else scores + mask
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
         weights = nn.functional.dropout(weights, self.attention_dropout, self.training)
-        output = torch.matmul(weights, repeat_heads(value, groups))  # [batch, heads, seq, dim]
+        output = torch.matmul(weights, values)  # [batch, heads, seq, dim]
         output = output.transpose(1, 2).reshape(batch, seq, hidden_size)
         return self.o_proj(output), (key, value), weights
 
@@ -169,9 +168,9 @@ class Qwen2Attention(nn.Module):
 
     def _rotate(self, states, cos, sin):
         # Turns each pair (i, i + head_dim / 2) of [batch, heads, seq, head_dim] by its angle.
-        half = self.head_dim // 2
-        turned = torch.cat((-states[..., half:], states[..., :half]), dim=-1)
-        return states * cos + turned * sin
+        straight = states * cos
+        first, second = states[..., : self.head_dim // 2], states[..., self.head_dim // 2 :]
+        return straight + torch.cat((-second, first), dim=-1) * sin
 
 
 class Qwen2DecoderLayer(nn.Module):
@@ -186,9 +185,8 @@ class Qwen2DecoderLayer(nn.Module):
 
     def forward(self, hidden_states, mask, position_ids, tables, past):
         """See Qwen2Attention.forward."""
-        attended, present, weights = self.self_attn(
-            self.input_layernorm(hidden_states), mask, position_ids, tables, past
-        )
+        normed = self.input_layernorm(hidden_states)
+        attended, present, weights = self.self_attn(normed, mask, position_ids, tables, past)
         hidden_states = hidden_states + attended
         hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
         return hidden_states, present, weights
@@ -203,8 +201,13 @@ class Qwen2PreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = ["past_key_values"]
     _supports_cache_class = True  # 4.42 to 4.5x: generate() may hand over a DynamicCache
 
+    @classmethod
+    def _load_pretrained_model(cls, *args, **kwargs):
+        if META_LOADING_CASTS:  # without it each tensor takes the dtype its module was built with
+            kwargs["dtype"] = None
+        return super()._load_pretrained_model(*args, **kwargs)
+
     def get_input_embeddings(self):
-        """Return the token embedding."""
         return self.base_model.embed_tokens
 
     def _init_weights(self, module):
@@ -256,11 +259,12 @@ class Qwen2Model(Qwen2PreTrainedModel):
         output_hidden_states = pick(output_hidden_states, self.config.output_hidden_states)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if position_ids is not None:
+            position_ids = position_ids.view(-1, pick(input_ids, inputs_embeds).shape[1]).long()
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
 
-        masks, position_ids, tables = self._prepare(
-            hidden_states, attention_mask, position_ids, past_length(past_key_values)
-        )
+        inputs = (hidden_states, attention_mask, position_ids, past_length(past_key_values))
+        masks, position_ids, tables = self._prepare(*inputs)
         cache = past_key_values if is_library_cache(past_key_values) else None
         presents, all_hidden_states, all_weights = (), (), ()
         for idx, layer in enumerate(self.layers):
@@ -312,7 +316,6 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel, *GENERATION_BASES):
         self.post_init()
 
     def get_output_embeddings(self):
-        """Return the vocabulary projection: it may be tied to the embedding."""
         return self.lm_head
 
     def quantize(self, weight_bit_width=8):
@@ -332,8 +335,6 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel, *GENERATION_BASES):
             labels: int64 [batch, seq], -100 where there is nothing to predict.
         Returns:
             CausalLMOutputWithPast or a tuple; logits are [batch, seq or 1 if sliced, vocab_size].
-        Raises:
-            ValueError: labels are given although positions are cut away.
         """
         if labels is not None and self.model.is_sliced:
             raise ValueError(
@@ -343,8 +344,11 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel, *GENERATION_BASES):
         inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
         options = (use_cache, output_attentions, output_hidden_states, True)
         output = self.model(*inputs, *options)
-        logits = self.lm_head(output.last_hidden_state)
-        loss = None if labels is None else next_token_loss(logits, labels)
+        logits = self.lm_head(output.last_hidden_state).float()
+        loss = None
+        if labels is not None:  # of each label given the positions before it
+            scores = logits[:, :-1].transpose(1, 2)
+            loss = nn.functional.cross_entropy(scores, labels[:, 1:].to(logits.device))
         past, states, weights = output.past_key_values, output.hidden_states, output.attentions
         output = CausalLMOutputWithPast(loss, logits, past, states, weights)
         return output if pick(return_dict, self.config.return_dict) else output.to_tuple()
@@ -376,10 +380,7 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel, *GENERATION_BASES):
         if is_library_cache(past_key_values):
             past_key_values.reorder_cache(beam_idx)
             return past_key_values
-        return tuple(
-            tuple(states.index_select(0, beam_idx.to(states.device)) for states in layer)
-            for layer in past_key_values
-        )
+        return tuple(tuple(s[beam_idx.to(s.device)] for s in layer) for layer in past_key_values)
 
 
 def make_linear(config, in_features, out_features, bias=False):
@@ -404,28 +405,25 @@ def build_causal_mask(attention_mask, batch, seq, past_len, dtype, device, windo
         attention_mask: [batch, past_len + seq], 0 on padding, or None.
         window: query i sees the keys in (i - window, i]; None for all up to i.
     """
-    length = past_len + seq
-    query_idx = torch.arange(past_len, length, device=device).unsqueeze(1)
-    key_idx = torch.arange(length, device=device).unsqueeze(0)
-    visible = key_idx <= query_idx
-    if window is not None:
-        visible = visible & (key_idx > query_idx - window)
-    visible = visible[None, None]
-    if attention_mask is not None:
-        columns = attention_mask.shape[-1]
-        if columns != length:
-            raise ValueError(f"attention_mask: got {columns} columns, expected {length}")
-        # A padded query keeps its own key: a row without any key is NaN in float16, and NaN
-        # in a padded value would spread to the real tokens.
-        visible = (visible & attention_mask[:, None, None, :].bool()) | (key_idx == query_idx)
-    mask = torch.zeros(visible.shape, dtype=dtype, device=device)
-    return mask.masked_fill(~visible, torch.finfo(dtype).min).expand(batch, 1, seq, length)
-
-
-def next_token_loss(logits, labels):
-    """Return the mean cross-entropy of each label given the positions before it, in float32."""
-    labels = labels[:, 1:].to(logits.device)
-    return nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), labels)
+    length, lowest = past_len + seq, torch.finfo(dtype).min
+    mask = None  # stays so in the trace of one query that sees every key
+    if seq > 1 or window is not None or not torch.jit.is_tracing():
+        query_idx = torch.arange(past_len, length, device=device).unsqueeze(1)
+        key_idx = torch.arange(length, device=device).unsqueeze(0)
+        hidden = (key_idx > query_idx) | (key_idx <= query_idx - pick(window, length))
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill(hidden, lowest)
+        # `.data` leaves a trace: the graph holds the numbers, not the nodes that make them.
+        mask = mask.data[None, None].expand(batch, 1, seq, length)
+    if attention_mask is None:
+        return mask
+    if (columns := attention_mask.shape[-1]) != length:
+        raise ValueError(f"attention_mask: got {columns} columns, expected {length}")
+    padding = 1.0 - attention_mask[:, None, None, :].expand(batch, 1, seq, length).to(dtype)
+    if mask is None:
+        return padding.masked_fill(padding.to(torch.bool), lowest).to(device)
+    # A padded query keeps its own key: a row without any key is NaN in float16, and NaN
+    # in a padded value would spread to the real tokens.
+    return mask.masked_fill(padding.to(torch.bool) & (key_idx != query_idx), lowest)
 
 
 def is_library_cache(past):

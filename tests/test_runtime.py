@@ -102,9 +102,36 @@ def test_load_model_bfloat16_keeps_codes_and_scales_exact(tmp_path, model_type):
             assert torch.equal(state[name], tensor) and state[name].dtype == tensor.dtype
     with torch.inference_mode():
         logits = model(make_tokens()).logits
-    assert logits.dtype == torch.bfloat16
+    assert logits.dtype == (torch.float32 if model_type == "qwen2" else torch.bfloat16)
     expected = decoder_logits(directory, make_tokens())[:, -logits.shape[1] :]
     assert (logits.float() - expected).abs().mean() < 0.05 * expected.std()
+
+
+@pytest.mark.parametrize("form", ["float", "int8"])
+@pytest.mark.parametrize("version", ["4.37.2", "4.42.4"])
+def test_load_model_llama3_on_old_transformers_names_the_version(
+    tmp_path, monkeypatch, form, version
+):
+    import transformers
+
+    directory = make_directory(tmp_path, "llama", form)
+    monkeypatch.setattr(transformers, "__version__", version)
+    with pytest.raises(CheckpointError) as err:
+        load_model(directory)
+    assert str(err.value) == (
+        f"{directory}: config.json has rope_scaling of type llama3, which transformers 4.43 and "
+        f"newer read; transformers {version} is installed. Run: pip install 'transformers>=4.43'"
+    )
+
+
+@pytest.mark.parametrize("form", ["float", "int8"])
+def test_load_model_llama_without_llama3_scaling_needs_no_version(tmp_path, monkeypatch, form):
+    import transformers
+
+    overrides = {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+    directory = make_directory(tmp_path, "llama", form, config_overrides=overrides)
+    monkeypatch.setattr(transformers, "__version__", "4.42.4")
+    assert torch.isfinite(load_model(directory)(make_tokens()).logits).all()
 
 
 # ---- code from a directory --------------------------------------------------------------------

@@ -228,9 +228,9 @@ def compile_notes(file: CompileFile, config: ModelConfig) -> list[str]:
         notes.append(
             "The checkpoint holds int8 weights already (quantization_bit 8). That vamc takes them "
             "as they are is our inference, not a statement of the vendor; if its quantize step "
-            "runs over the codes, they are quantized twice and silently wrong. Compare the compiled "
-            "model's answers with vacc-deploy generate. The published way is to give it the "
-            "prepared float directory, which it quantizes itself."
+            "runs over the codes, they are quantized twice and silently wrong. Compare the "
+            "compiled model's answers with those of vacc-deploy generate. The published way is to "
+            "give it the prepared float directory, which it quantizes itself."
         )
     elif file.backend.dtype == "int8":
         notes.append(f"vamc quantizes the float weights itself ({QUANTIZE_TYPE}).")

@@ -7,6 +7,7 @@
     ├── CalibrationError       calibration data is missing, damaged or too short
     ├── QuantizationError      a weight or a statistic cannot be quantized
     ├── CompileFileError       a vamc YAML breaks a rule of the compiler
+    ├── ExportError            a model cannot be exported as an ONNX graph
     ├── OutputError            an output directory cannot be written
     └── CheckFailedError       exit code 3: a check ran and failed
 
@@ -50,6 +51,10 @@ class QuantizationError(VaccDeployError):
 
 class CompileFileError(VaccDeployError):
     """A vamc compile file breaks a rule of the compiler."""
+
+
+class ExportError(VaccDeployError):
+    """A model cannot be exported as an ONNX graph."""
 
 
 class OutputError(VaccDeployError):

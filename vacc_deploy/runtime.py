@@ -9,13 +9,15 @@ from __future__ import annotations
 import importlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from vacc_deploy.assets import SOURCE_FILES, asset_dir, source_file
 from vacc_deploy.checkpoint import Checkpoint
@@ -25,6 +27,7 @@ from vacc_deploy.results import format_seconds
 from vacc_deploy.tokenizer import Tokenizer
 from vacc_deploy.vacc_config import VACC_CONFIG_NAME, check_vacc_config, needs_vacc_config
 
+LLAMA3_ROPE_SINCE = (4, 43)
 _GUARD_KEYS = (
     *("quantization_config", "quantization_bit", "auto_map"),
     *("attn_implementation", "_attn_implementation"),
@@ -106,10 +109,11 @@ def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> Any:
         dtype: of activations and float weights.
 
     Raises:
-        CheckpointError: the directory is damaged, its source files are not ours, or its two
-            configurations describe two models.
+        CheckpointError: the directory is damaged, its source files are not ours, its two
+            configurations describe two models, or the installed transformers is too old for it.
     """
     checkpoint = Checkpoint.open(directory)
+    _check_rope_is_known(checkpoint)
     if needs_vacc_config(checkpoint.config) and (directory / VACC_CONFIG_NAME).is_file():
         check_vacc_config(directory, checkpoint.config)
         return _load_own_code(directory, dtype)
@@ -146,6 +150,22 @@ def _build_config(path: Path, build: Callable[[], Any]) -> Any:
             f"{path} is refused by its configuration class: {err}. Restore the file from the "
             "model's original repository."
         ) from err
+
+
+def _check_rope_is_known(checkpoint: Checkpoint) -> None:
+    """Say which transformers to install where the installed one fails on llama3 scaling."""
+    import transformers
+
+    scaling = checkpoint.config.rope_scaling
+    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    is_llama3 = scaling is not None and scaling.rope_type == "llama3"
+    if is_llama3 and version < LLAMA3_ROPE_SINCE:
+        wanted = ".".join(str(part) for part in LLAMA3_ROPE_SINCE)
+        raise CheckpointError(
+            f"{checkpoint.directory}: config.json has rope_scaling of type llama3, which "
+            f"transformers {wanted} and newer read; transformers {transformers.__version__} is "
+            f"installed. Run: pip install 'transformers>={wanted}'"
+        )
 
 
 def _dtype_option(dtype: torch.dtype) -> dict[str, torch.dtype]:
@@ -187,7 +207,7 @@ def _load_int8_stock(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     path = checkpoint.directory / CONFIG_NAME
     config = _build_config(path, lambda: AutoConfig.for_model(**raw))
     config._attn_implementation = _ATTENTION
-    with torch.device("meta"):
+    with _parameters_on_meta():
         model = AutoModelForCausalLM.from_config(config, **_dtype_option(dtype))
         _source_module("quantization_vacc").replace_linears(model, dtype=dtype)
     state = {}
@@ -198,8 +218,6 @@ def _load_int8_stock(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     model.load_state_dict(state, strict=not checkpoint.config.tie_word_embeddings, assign=True)
     if checkpoint.config.tie_word_embeddings:
         model.tie_weights()
-    # Its tables are no parameters: on the meta device they were never computed.
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
     held = (*model.named_parameters(), *model.named_buffers())
     left = [name for name, tensor in held if tensor.is_meta]
     if left:
@@ -221,6 +239,24 @@ def _source_module(name: str) -> ModuleType:
         package.__path__ = [str(asset_dir("source_code"))]
         sys.modules[_SOURCE_PACKAGE] = package
     return importlib.import_module(f"{_SOURCE_PACKAGE}.{name}")
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Build modules whose parameters take no memory.
+
+    Buffers are left alone: the rotary ones are in no checkpoint, and transformers 4.43 cannot
+    compute them on the meta device.
+    """
+
+    def move(_module: torch.nn.Module, _name: str, parameter: torch.nn.Parameter) -> Any:
+        return torch.nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    handle = register_module_parameter_registration_hook(move)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def eos_ids(model: Any, tokenizer: Tokenizer) -> list[int]:

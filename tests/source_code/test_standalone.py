@@ -122,12 +122,14 @@ def test_switches_of_old_transformers(monkeypatch, copied):
     import transformers
 
     monkeypatch.syspath_prepend(str(copied.parent))
-    keys = {}
+    keys, casts = {}, {}
     for version in ("4.37.0.dev0", "5.0.0rc1"):
         for name in [name for name in sys.modules if name.startswith("vacc_files")]:
             monkeypatch.delitem(sys.modules, name)
         monkeypatch.setattr(transformers, "__version__", version)
         module = importlib.import_module("vacc_files.modeling_qwen2_vacc")
         keys[version] = module.TIED_WEIGHTS_KEYS
+        casts[version] = module.META_LOADING_CASTS
+    assert casts == {"4.37.0.dev0": True, "5.0.0rc1": False}
     assert keys["4.37.0.dev0"] == ["lm_head.weight"]
     assert keys["5.0.0rc1"] == {"lm_head.weight": "model.embed_tokens.weight"}

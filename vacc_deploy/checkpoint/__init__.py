@@ -19,6 +19,7 @@ from vacc_deploy.checkpoint.output import (
 from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
 from vacc_deploy.checkpoint.writer import (
     WrittenFile,
+    hash_file,
     shard_name,
     write_index,
     write_index_map,
@@ -39,6 +40,7 @@ __all__ = [
     "check_output",
     "check_space",
     "copy_file",
+    "hash_file",
     "model_name",
     "output_directory",
     "place_shard",

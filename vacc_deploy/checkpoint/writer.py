@@ -113,6 +113,16 @@ def write_bytes(path: Path, chunks: Iterable[bytes]) -> WrittenFile:
         raise
 
 
+def hash_file(path: Path) -> WrittenFile:
+    """Return the record of a file that another library wrote, once it is on the disk."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        while chunk := file.read(_WRITE_CHUNK_BYTES):
+            digest.update(chunk)
+        return WrittenFile(path.name, file.tell(), digest.hexdigest())
+
+
 def write_index(directory: Path, shards: Iterable[WrittenFile]) -> WrittenFile:
     """Write ``model.safetensors.index.json`` for finished shards."""
     shards = list(shards)

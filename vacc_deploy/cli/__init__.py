@@ -18,6 +18,7 @@ import click
 
 from vacc_deploy import __version__
 from vacc_deploy.cli.demo import demo_command
+from vacc_deploy.cli.export_onnx import export_onnx_command
 from vacc_deploy.cli.generate import generate_command
 from vacc_deploy.cli.models import models_command
 from vacc_deploy.cli.options import emit_json
@@ -81,10 +82,11 @@ def cli() -> None:
 
     \b
     The way of a model:
-      prepare   put the compiler's files beside the weights
-      quantize  write per-channel int8 weights
-      yaml      write the compile file for vamc
-      verify    prove on this CPU that the result computes what the float model computed
+      prepare      put the compiler's files beside the weights
+      quantize     write per-channel int8 weights
+      yaml         write the compile file for vamc
+      verify       prove on this CPU that the result computes what the float model computed
+      export-onnx  write the graphs that are compiled, run them on this CPU
 
     Example: vacc-deploy demo
     """
@@ -97,6 +99,7 @@ for _command in (
     quantize_command,
     yaml_command,
     verify_command,
+    export_onnx_command,
     generate_command,
 ):
     cli.add_command(_command)

@@ -1,0 +1,67 @@
+"""``vacc-deploy export-onnx``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_options
+
+
+@click.command("export-onnx")
+@click.argument("directory", metavar="DIR", type=DIRECTORY)
+@click.option("--output", required=True, type=DIRECTORY, metavar="DIR", help="Where to write.")
+@click.option(
+    "--stage",
+    type=click.Choice(["prefill", "decode", "both"]),
+    default="both",
+    help="Which graph: the prompt's, one token's, or both.",
+)
+@click.option("--seq-len", type=click.IntRange(1), default=1024, help="Tokens of the prompt.")
+@click.option(
+    "--max-seq-len",
+    type=click.IntRange(1),
+    show_default="twice --seq-len",
+    help="Tokens of prompt and answer together.",
+)
+@click.option("--opset", type=click.IntRange(11, 17), default=17, help="Of standard operators.")
+@click.option(
+    "--strip-functions",
+    is_flag=True,
+    help="Leave out the function that lets other runtimes run the int8 operator.",
+)
+@output_options
+@common_options
+def export_onnx_command(
+    directory: Path,
+    output: Path,
+    stage: str,
+    seq_len: int,
+    max_seq_len: int | None,
+    opset: int,
+    strip_functions: bool,
+    overwrite: bool,
+    dry_run: bool,
+) -> None:
+    """Write the graphs that the compiler builds from DIR, run them here and compare with torch.
+
+    Exit code 3 when a graph does not compute what torch computes.
+
+    Example: vacc-deploy export-onnx DeepSeek-R1-Distill-Qwen-1.5B-vacc-int8 --output onnx
+    """
+    from vacc_deploy.cli.progress import terminal_progress
+    from vacc_deploy.onnx_export import export_onnx
+    from vacc_deploy.onnx_report import ExportOptions
+
+    result = export_onnx(
+        directory,
+        output=output,
+        options=ExportOptions(stage, seq_len, max_seq_len, opset, not strip_functions),
+        overwrite=overwrite,
+        dry_run=dry_run,
+        progress=terminal_progress(),
+    )
+    emit(result)
+    if result.failures:
+        raise click.exceptions.Exit(3)
