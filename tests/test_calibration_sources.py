@@ -128,7 +128,7 @@ def test_missing_directory_empty_and_special_files_are_refused(tmp_path, kind):
     ("kind", "data"),
     [
         ("c4", "\n\n"),
-        ("c4", gzip.compress(b"")),
+        ("c4", gzip.compress(b"", mtime=0)),
         ("c4", lines({"text": " \n"})),
         ("alpaca", "[]"),
         ("text", "\n \n"),
@@ -184,7 +184,7 @@ def test_c4_bad_line_is_an_error_with_its_number(tmp_path, line, message):
 
 def test_c4_endless_line_is_not_read_to_its_end(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_LINE_BYTES", 1000)
-    path = write(tmp_path / "bomb.gz", gzip.compress(b" " * 50_000_000))
+    path = write(tmp_path / "bomb.gz", gzip.compress(b" " * 50_000_000, mtime=0))
     with pytest.raises(CalibrationError, match="line 1 is longer than 1,000 bytes"):
         read("c4", path)
 
@@ -246,7 +246,7 @@ def test_alpaca_array_lines_and_gzip_give_the_same_conversations(tmp_path):
         "array.json": array,
         "bom.json": b"\xef\xbb\xbf\n " + array,
         "lines.jsonl": lines(*records).encode(),
-        "array.json.gz": gzip.compress(array),
+        "array.json.gz": gzip.compress(array, mtime=0),
     }
     for name, data in forms.items():
         assert read("alpaca", write(tmp_path / name, data)) == expected, name
@@ -271,7 +271,7 @@ def test_alpaca_bad_record_is_an_error_with_its_number(tmp_path, data, message):
 
 def test_alpaca_array_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "MAX_ARRAY_BYTES", 1000)
-    path = write(tmp_path / "a.gz", gzip.compress(b"[" + b" " * 10_000_000))
+    path = write(tmp_path / "a.gz", gzip.compress(b"[" + b" " * 10_000_000, mtime=0))
     with pytest.raises(CalibrationError, match="more than 1,000 bytes in one JSON array"):
         read("alpaca", path)
 
@@ -387,7 +387,7 @@ def test_ceval_bad_table_is_an_error_that_names_the_member(tmp_path, text, messa
     ("data", "message"),
     [
         (b"not a zip at all", "is no readable zip archive.*begins with b'not a zip"),
-        (gzip.compress(b"x"), "is no readable zip archive.*looks like gzip data"),
+        (gzip.compress(b"x", mtime=0), "is no readable zip archive.*looks like gzip data"),
         (b"PK\x03\x04" + b"\0" * 100, "is no readable zip archive"),
         (b"<html>login</html>", "looks like an HTML page"),
     ],

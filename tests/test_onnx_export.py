@@ -335,7 +335,8 @@ def test_what_the_exporter_refuses_is_an_error_of_ours(directories, tmp_path, mo
 
 def test_a_model_that_cannot_be_expressed_leaves_stdout_clean(directories, tmp_path, capfd):
     # onnx knows scaled_dot_product_attention from opset 14 on only
-    model = load_model(directories["llama", "float"], attention="sdpa")
+    model = load_model(directories["llama", "float"])
+    model.set_attn_implementation("sdpa")
     shape = onnx_graph.GraphShape(16, 31, LAYERS, 2, 16)
     with pytest.raises(ExportError, match="with opset 11: .*Try --opset 17"):
         onnx_graph.trace_graph(model, "prefill", shape, 11, tmp_path)

@@ -314,7 +314,7 @@ def check_dtypes(root):
         if not can_multiply(dtype):
             continue
         logits = own(ids).logits
-        assert logits.dtype == dtype, logits.dtype
+        assert logits.dtype == torch.float32, logits.dtype  # as in transformers 4.37
         error = ((logits.float() - expected).norm() / expected.norm()).item()
         assert error < 0.05, f"{dtype}: relative error {error:.2g}"
         made = own.generate(ids, attention_mask=torch.ones_like(ids), **GREEDY)
@@ -358,7 +358,7 @@ def check_int8_load(root):
                 if not can_multiply(dtype):
                     continue
                 logits = own(ids).logits
-                assert logits.dtype == dtype, logits.dtype
+                assert logits.dtype == torch.float32, logits.dtype  # as in transformers 4.37
                 reference = expected(ids).logits[:, -logits.shape[1] :]
                 error = ((logits.float() - reference).norm() / reference.norm()).item()
                 limit = 1e-6 if dtype == torch.float32 else 0.05
@@ -521,7 +521,7 @@ def check_llama_int8(root):
     runtime = package_runtime()
     require_old_is_refused(runtime, root / "llama-int8")
     ids = make_ids()
-    reference = runtime._quantization_module().quantize(load_llama(root))
+    reference = runtime._source_module("quantization_vacc").quantize(load_llama(root))
     expected = reference(ids).logits
     for dtype in DTYPES:
         own = runtime.load_model(root / "llama-int8", dtype=dtype)
