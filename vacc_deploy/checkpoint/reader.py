@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 SINGLE_FILE = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 64 << 20
-COPY_CHUNK_BYTES = 16 << 20
+# Small enough to be hashed and written while it is still in the cache.
+COPY_CHUNK_BYTES = 1 << 20
 # Written by old exporters; every loader recomputes it from the config.
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
 
@@ -173,21 +174,24 @@ def _read_tensor(info: TensorInfo) -> torch.Tensor:
     return tensor
 
 
-def stored_bytes(info: TensorInfo) -> Iterator[bytes]:
+def stored_bytes(info: TensorInfo) -> Iterator[memoryview]:
     """Yield the bytes of one tensor in pieces of at most ``COPY_CHUNK_BYTES``.
+
+    Every piece is the same buffer, filled anew: use it before taking the next.
 
     Raises:
         CheckpointError: the file became shorter since its header was read.
     """
-    with info.path.open("rb") as file:
+    buffer = memoryview(bytearray(min(info.num_bytes, COPY_CHUNK_BYTES)))
+    with info.path.open("rb", buffering=0) as file:
         file.seek(info.offset)
         left = info.num_bytes
         while left:
-            chunk = file.read(min(left, COPY_CHUNK_BYTES))
-            if not chunk:
+            count = file.readinto(buffer[: min(left, len(buffer))])
+            if not count:
                 raise _shortened(info, left)
-            left -= len(chunk)
-            yield chunk
+            left -= count
+            yield buffer[:count]
 
 
 def _shortened(info: TensorInfo, missing: int) -> CheckpointError:

@@ -16,7 +16,7 @@ from vacc_deploy.checkpoint.reader import INDEX_NAME, stored_bytes
 if TYPE_CHECKING:
     import torch
 
-_WRITE_CHUNK_BYTES = 4 << 20
+_WRITE_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)

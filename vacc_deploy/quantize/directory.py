@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +31,7 @@ from vacc_deploy.vacc_config import VACC_CONFIG_NAME, needs_vacc_config
 if TYPE_CHECKING:
     import torch
 
-_WRITERS = 2
+_WRITERS = 3
 
 Shard = dict[str, "torch.Tensor | TensorInfo"]
 
@@ -40,14 +39,14 @@ Shard = dict[str, "torch.Tensor | TensorInfo"]
 class ShardSink:
     """Writes finished shards in the background.
 
-    Two at a time: hashing one keeps a core busy while the disk takes the other. A context manager:
-    no write is under way any more when its block is left, whatever ended it.
+    Three at a time, so that the layers need not wait for the two large shards that are only copied.
+    A context manager: no write is under way any more when its block is left, whatever ended it.
     """
 
     def __init__(self, directory: Path, count: int) -> None:
         self._directory, self._count = directory, count
         self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="shard-writer")
-        self._pending: deque[Future[WrittenFile]] = deque()
+        self._pending: set[Future[WrittenFile]] = set()
         self._written: list[WrittenFile] = []
 
     def __enter__(self) -> ShardSink:
@@ -58,19 +57,23 @@ class ShardSink:
 
     def put(self, index: int, tensors: Shard) -> None:
         """Hand over shard ``index`` (from 0); waits while as many as there are writers are open."""
-        while len(self._pending) >= _WRITERS:
-            self._written.append(self._pending.popleft().result())
+        if len(self._pending) >= _WRITERS:
+            self._collect(FIRST_COMPLETED)
         path = self._directory / shard_name(index, self._count)
-        self._pending.append(self._pool.submit(write_shard, path, tensors))
+        self._pending.add(self._pool.submit(write_shard, path, tensors))
 
     def finish(self) -> list[WrittenFile]:
         """Wait for the last shard, write the index, return all files."""
-        while self._pending:
-            self._written.append(self._pending.popleft().result())
+        self._collect(ALL_COMPLETED)
         if len(self._written) != self._count:
             raise AssertionError(f"{len(self._written)} shards of {self._count} were written")
         shards = sorted(self._written, key=lambda file: file.name)
         return [*shards, write_index(self._directory, shards)]
+
+    def _collect(self, until: str) -> None:
+        """Wait for pending writes; an error of one of them is raised here."""
+        done, self._pending = wait(self._pending, return_when=until)
+        self._written += [future.result() for future in done]
 
 
 def finish_directory(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,7 +98,10 @@ def quantize(
     if dry_run:
         return result
     with output_directory(output_dir, overwrite=overwrite, inputs=inputs) as partial:
-        with ShardSink(partial, checkpoint.config.num_hidden_layers + 2) as sink:
+        shards = checkpoint.config.num_hidden_layers + 2
+        # Rounding is bound by reading and writing: the other cores are the writers'.
+        threads = _torch_threads(1) if rows is None else nullcontext()
+        with threads, ShardSink(partial, shards) as sink:
             records, seconds = _write_layers(checkpoint, options, rows, sink, progress)
             files = sink.finish()
         result = replace(
@@ -111,6 +115,17 @@ def quantize(
     for warning in result.warnings:
         progress.warn(warning)
     return result
+
+
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _open_float(checkpoint_dir: Path) -> Checkpoint:
