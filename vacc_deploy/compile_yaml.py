@@ -96,12 +96,7 @@ def build_compile_file(
         raise ValueError(f"optimize must be throughput or latency, got {optimize!r}.")
     if calibration is not None and dtype != "int8":
         raise UsageError("A calibration set is for int8 only. Add --dtype int8 or leave it out.")
-    if config.quantization_bit and config.model_type == "llama":
-        raise CompileFileError(
-            f"{checkpoint} holds int8 weights of a Llama model, which vamc loads through its own "
-            "Llama code: that code knows no int8 weights (our inference). Give the prepared float "
-            "directory with --dtype int8; vamc quantizes it itself."
-        )
+    _check_int8_directory(config, checkpoint)
     file = CompileFile(
         name=compile_name(model_name, dtype, tensor_parallel_size, prefill, total),
         frontend=Frontend(
@@ -122,6 +117,16 @@ def build_compile_file(
     )
     where = f"The compile file for {model_name}"
     return parse_compile_file(file.to_mapping(), where=where, config=config)
+
+
+def _check_int8_directory(config: ModelConfig, checkpoint: str) -> None:
+    """Refuse int8 weights that no code on the compiler's side can read."""
+    if config.quantization_bit and config.model_type == "llama":
+        raise CompileFileError(
+            f"{checkpoint} holds int8 weights of a Llama model, which vamc loads through its own "
+            "Llama code: that code knows no int8 weights (our inference). Give the prepared float "
+            "directory with --dtype int8; vamc quantizes it itself."
+        )
 
 
 def _align_qkv(config: ModelConfig, tensor_parallel_size: int) -> bool | None:

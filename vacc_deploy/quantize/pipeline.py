@@ -84,19 +84,10 @@ def quantize(
     inputs = checkpoint.input_paths()
     check_output(output_dir, overwrite=overwrite, inputs=inputs)
     rows = _calibration_rows(checkpoint, options, progress)
-    result = QuantizeResult(
-        model=model_name(checkpoint_dir),
-        output_dir=output_dir,
-        method=options.method,
-        input_bytes=checkpoint.weight_bytes,
-        output_bytes=output_bytes(checkpoint),
-        memory_bytes=memory_bytes(checkpoint, options),
-        calibration=rows.to_dict() if rows else None,
-        dry_run=dry_run,
-    )
+    result = _plan(checkpoint, options, rows, output_dir)
     check_space(output_dir, result.output_bytes)
     if dry_run:
-        return result
+        return replace(result, dry_run=True)
     with output_directory(output_dir, overwrite=overwrite, inputs=inputs) as partial:
         shards = checkpoint.config.num_hidden_layers + 2
         # Rounding is bound by reading and writing: the other cores are the writers'.
@@ -126,6 +117,24 @@ def _torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _plan(
+    checkpoint: Checkpoint,
+    options: QuantizeOptions,
+    rows: CalibrationRows | None,
+    output_dir: Path,
+) -> QuantizeResult:
+    """Return what is known before the work: sizes, memory, calibration."""
+    return QuantizeResult(
+        model=model_name(checkpoint.directory),
+        output_dir=output_dir,
+        method=options.method,
+        input_bytes=checkpoint.weight_bytes,
+        output_bytes=output_bytes(checkpoint),
+        memory_bytes=memory_bytes(checkpoint, options),
+        calibration=rows.to_dict() if rows else None,
+    )
 
 
 def _open_float(checkpoint_dir: Path) -> Checkpoint:
