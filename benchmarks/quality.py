@@ -90,6 +90,15 @@ def text_rows(path: Path, tokenizer: Tokenizer, rows: int, seq_len: int) -> torc
     return torch.tensor(ids[: count * seq_len]).view(count, seq_len)
 
 
+def other_domains(
+    texts: tuple[str, ...], tokenizer: Tokenizer, rows: int, seq_len: int
+) -> list[tuple[str, torch.Tensor]]:
+    """Return the texts given as NAME=FILE that are long enough for one window."""
+    pairs = [text.partition("=") for text in texts]
+    found = [(name, text_rows(Path(path), tokenizer, rows, seq_len)) for name, _, path in pairs]
+    return [(name, tokens) for name, tokens in found if tokens is not None]
+
+
 def row(name: str, rtn: NextTokenScores, gptq: NextTokenScores) -> tuple[object, ...]:
     """Return one line of the table."""
     return (
@@ -146,11 +155,7 @@ def main(
             vocab_size=source.config.vocab_size,
         )
         sets = [("held-out mix", torch.from_numpy(np.ascontiguousarray(held_out.tokens)))]
-        for text in texts:
-            label, _, path = text.partition("=")
-            tokens = text_rows(Path(path), tokenizer, judge_rows, seq_len)
-            if tokens is not None:
-                sets.append((label, tokens))
+        sets += other_domains(texts, tokenizer, judge_rows, seq_len)
         rows = []
         for label, tokens in sets:
             scores = [
