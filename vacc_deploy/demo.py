@@ -114,7 +114,7 @@ class DemoResult:
             "  vacc-deploy prepare --model Distill-Qwen-1.5B\n"
             "  vacc-deploy quantize DeepSeek-R1-Distill-Qwen-1.5B-vacc\n"
             "  vacc-deploy verify DeepSeek-R1-Distill-Qwen-1.5B-vacc-int8\n"
-            "  vacc-deploy yaml DeepSeek-R1-Distill-Qwen-1.5B-vacc --dtype int8 --tp 2"
+            "  vacc-deploy yaml DeepSeek-R1-Distill-Qwen-1.5B-vacc-int8 --tp 2"
         )
 
 
