@@ -7,7 +7,8 @@ import pytest
 
 
 def pytest_configure(config):
-    # Before any test module is imported: huggingface_hub reads these variables at its import.
+    # Before any test module is imported: huggingface_hub and transformers read these variables at
+    # their import, and remote code is cached below HF_HOME.
     config.hf_home = tempfile.mkdtemp(prefix="vacc-deploy-tests-")
     config.environment = pytest.MonkeyPatch()
     config.environment.setenv("HF_HOME", config.hf_home)

@@ -15,15 +15,6 @@ from vacc_deploy.quantize.gptq import (
 from vacc_deploy.quantize.int8 import choose_scale, dequantize, round_to_nearest
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small only lose by sharing the work, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def correlated_inputs(num_tokens, in_features, *, seed=1, dtype=torch.float64):
     """Inputs with strong correlations and unequal sizes, as activations have."""
     generator = torch.Generator().manual_seed(seed)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checkpoint_builders import read_tensors, write_checkpoint
+from reference_logits import decoder_logits
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -47,15 +48,6 @@ SOURCE_DIR = Path(__file__).resolve().parents[1] / "source_code"
 RTN = QuantizeOptions("rtn")
 SEQ_LEN, NUM_SAMPLES = 32, 20
 HEADS = {"qwen2": {}, "llama": {}, "llama-biases": {"attention_bias": True, "mlp_bias": True}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small only lose by sharing the work, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_source(directory, kind="qwen2", **arguments):
@@ -151,81 +143,83 @@ def test_quantize_layout_of_shards_and_index(tmp_path, tied):
     assert (LM_HEAD in index["weight_map"]) is not tied
 
 
+STAGES = {
+    "qkv": ("q_proj", "k_proj", "v_proj"),
+    "o": ("o_proj",),
+    "gate_up": ("gate_proj", "up_proj"),
+    "down": ("down_proj",),
+}
+
+
+class PlainModel:
+    """The decoder in plain torch, run from the embedding on for every question asked of it."""
+
+    def __init__(self, source, tokens):
+        self.config, self.tokens = Checkpoint.open(source).config, tokens
+        self.weights = {name: tensor.float() for name, tensor in read_tensors(source).items()}
+        self.positions = Positions.build(self.config, tokens.shape[1])
+
+    def linear(self, layer, name, inputs):
+        full = linear_name(layer, name)
+        return F.linear(inputs, self.weights[f"{full}.weight"], self.weights.get(f"{full}.bias"))
+
+    def norm(self, layer, name, hidden):
+        weight = self.weights[f"model.layers.{layer}.{name}.weight"]
+        return rms_norm(hidden, weight, self.config.rms_norm_eps)
+
+    def attend(self, layer, inputs):
+        rows, seq, _ = inputs.shape
+        query, key, value = (
+            self.linear(layer, name, inputs)
+            .view(rows, seq, -1, self.config.head_dim)
+            .transpose(1, 2)
+            for name in STAGES["qkv"]
+        )
+        groups = self.config.num_attention_heads // self.config.num_key_value_heads
+        query, key = self.positions.rotate(query), self.positions.rotate(key)
+        key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
+        scores = query @ key.transpose(2, 3) / self.config.head_dim**0.5
+        future = torch.ones(seq, seq).triu(1).bool()
+        attended = scores.masked_fill(future, float("-inf")).softmax(-1) @ value
+        return attended.transpose(1, 2).reshape(rows, seq, -1)
+
+    def stage_inputs(self, last, stage):
+        """Run the model as it is now up to ``stage`` of layer ``last``."""
+        hidden = self.weights["model.embed_tokens.weight"][self.tokens]
+        for layer in range(last + 1):
+            inputs = {"qkv": self.norm(layer, "input_layernorm", hidden)}
+            inputs["o"] = self.attend(layer, inputs["qkv"])
+            hidden = hidden + self.linear(layer, "o_proj", inputs["o"])
+            inputs["gate_up"] = self.norm(layer, "post_attention_layernorm", hidden)
+            gate, up = (self.linear(layer, name, inputs["gate_up"]) for name in STAGES["gate_up"])
+            inputs["down"] = F.silu(gate) * up
+            hidden = hidden + self.linear(layer, "down_proj", inputs["down"])
+        return inputs[stage]
+
+
 def slow_gptq(source, tokens, *, num_held_out, act_order=True):
     """The whole calibration in plain torch: one linear at a time, the model rerun for each.
 
     Returns the codes and scales of every linear; earlier linears are already quantized when the
     inputs of a later one are collected.
     """
-    checkpoint = Checkpoint.open(source)
-    config, weights = checkpoint.config, read_tensors(source)
-    weights = {name: tensor.float() for name, tensor in weights.items()}
-    positions, result = Positions.build(config, tokens.shape[1]), {}
-    num_fit = len(tokens) - num_held_out
-    groups = config.num_attention_heads // config.num_key_value_heads
-
-    def linear(layer, name, inputs):
-        full = linear_name(layer, name)
-        return F.linear(inputs, weights[f"{full}.weight"], weights.get(f"{full}.bias"))
-
-    def stage_inputs(last, stage):
-        """Run the model as it is now up to ``stage`` of layer ``last``."""
-        hidden = weights["model.embed_tokens.weight"][tokens]
-        for layer in range(config.num_hidden_layers):
-            prefix = f"model.layers.{layer}."
-            norm = weights[f"{prefix}input_layernorm.weight"]
-            inputs = rms_norm(hidden, norm, config.rms_norm_eps)
-            if (layer, stage) == (last, "qkv"):
-                return inputs
-            rows, seq, _ = inputs.shape
-            query, key, value = (
-                linear(layer, name, inputs).view(rows, seq, -1, config.head_dim).transpose(1, 2)
-                for name in ("q_proj", "k_proj", "v_proj")
-            )
-            query, key = positions.rotate(query), positions.rotate(key)
-            key, value = (t.repeat_interleave(groups, 1) for t in (key, value))
-            scores = query @ key.transpose(2, 3) / config.head_dim**0.5
-            future = torch.ones(seq, seq).triu(1).bool()
-            attended = scores.masked_fill(future, float("-inf")).softmax(-1) @ value
-            attended = attended.transpose(1, 2).reshape(rows, seq, -1)
-            if (layer, stage) == (last, "o"):
-                return attended
-            hidden = hidden + linear(layer, "o_proj", attended)
-            norm = weights[f"{prefix}post_attention_layernorm.weight"]
-            inputs = rms_norm(hidden, norm, config.rms_norm_eps)
-            if (layer, stage) == (last, "gate_up"):
-                return inputs
-            inner = F.silu(linear(layer, "gate_proj", inputs)) * linear(layer, "up_proj", inputs)
-            if (layer, stage) == (last, "down"):
-                return inner
-            hidden = hidden + linear(layer, "down_proj", inner)
-        raise AssertionError("no such stage")
-
-    stages = {
-        "qkv": ("q_proj", "k_proj", "v_proj"),
-        "o": ("o_proj",),
-        "gate_up": ("gate_proj", "up_proj"),
-        "down": ("down_proj",),
-    }
-    for layer in range(config.num_hidden_layers):
-        for stage, names in stages.items():
-            inputs = stage_inputs(layer, stage)
+    model, result, num_fit = PlainModel(source, tokens), {}, len(tokens) - num_held_out
+    for layer in range(model.config.num_hidden_layers):
+        for stage, names in STAGES.items():
+            inputs = model.stage_inputs(layer, stage)
             fit, held_out = inputs[:num_fit].flatten(0, 1), inputs[num_fit:].flatten(0, 1)
             factor = factorize(fit.T @ fit, act_order=act_order)
-            quantized = {}
             for name in names:
-                weight = weights[f"{linear_name(layer, name)}.weight"]
-                scale = choose_scale(weight)
-                choices = []
+                full = linear_name(layer, name)
+                weight = model.weights[f"{full}.weight"]
+                scale, choices = choose_scale(weight), []
                 for codes in (round_to_nearest(weight, scale), solve(weight, scale, factor).codes):
                     difference = dequantize(codes, scale) - weight
                     error = (held_out @ difference.T).norm() / (held_out @ weight.T).norm()
                     choices.append((error.item(), codes))
-                quantized[name] = (scale, choices)
-            for name, (scale, choices) in quantized.items():
-                full, best = linear_name(layer, name), min(choices, key=lambda choice: choice[0])
+                best = min(choices, key=lambda choice: choice[0])
                 result[full] = (best[1], scale, choices[1][0], choices[0][0])
-                weights[f"{full}.weight"] = dequantize(best[1], scale)
+                model.weights[f"{full}.weight"] = dequantize(best[1], scale)
     return result
 
 
@@ -780,18 +774,6 @@ def test_quantize_default_output_of_a_link_has_the_links_name(tmp_path):
 # ---- the files that loaders read --------------------------------------------------------------
 
 
-def deployed_logits(directory, tokens):
-    """The dequantized forward pass of the decoder, all positions."""
-    checkpoint = Checkpoint.open(directory)
-    config, read = checkpoint.config, float_reader(checkpoint)
-    hidden_states = embed(checkpoint, tokens)
-    positions = Positions.build(config, tokens.shape[1])
-    for index in range(config.num_hidden_layers):
-        walk_layer(DecoderLayer(config, index, positions, read), hidden_states, batch_rows=8)
-    head = "model.embed_tokens.weight" if config.tie_word_embeddings else LM_HEAD
-    return rms_norm(hidden_states, read(FINAL_NORM), config.rms_norm_eps) @ read(head).T
-
-
 @pytest.mark.parametrize("kind", ["qwen2", "llama"])
 def test_int8_directory_is_refused_by_stock_loaders(tmp_path, kind):
     output = quantize(make_source(tmp_path / "model", kind), options=RTN).output_dir
@@ -810,7 +792,7 @@ def test_int8_directory_loads_with_remote_code_and_equals_the_decoder(tmp_path, 
     ).eval()
     tokens = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
-        logits, expected = model(tokens).logits, deployed_logits(output, tokens)
+        logits, expected = model(tokens).logits, decoder_logits(output, tokens)
     assert logits.shape == (2, 24, 272)  # every position, whatever insert_slice the compiler gets
     assert torch.allclose(logits, expected, rtol=1e-5, atol=1e-5)
     assert expected.std() > 0.1

@@ -10,14 +10,13 @@ import torch
 import transformers.dynamic_module_utils
 from checkpoint_builders import read_tensors, write_checkpoint
 from click.testing import CliRunner
+from reference_logits import decoder_logits
 from tokenizer_builders import ASSISTANT_ID, BOS_ID, EOS_ID, USER_ID, byte_ids
 
 from vacc_deploy import runtime
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.cli import cli
-from vacc_deploy.decoder import DecoderLayer, Positions, embed, float_reader, rms_norm, walk_layer
 from vacc_deploy.errors import CheckpointError, UsageError
-from vacc_deploy.model_config import FINAL_NORM, LM_HEAD
 from vacc_deploy.prepare import prepare
 from vacc_deploy.quantize.pipeline import quantize
 from vacc_deploy.quantize.plan import QuantizeOptions
@@ -25,15 +24,6 @@ from vacc_deploy.runtime import check_source_files, complete, eos_ids, generate,
 from vacc_deploy.tokenizer import Tokenizer
 
 EVIL = "import pathlib\npathlib.Path({marker!r}).write_text('ran')\n"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small only lose by sharing the work, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_directory(tmp_path, model_type="qwen2", form="prepared", **arguments):
@@ -46,17 +36,6 @@ def make_directory(tmp_path, model_type="qwen2", form="prepared", **arguments):
     if form == "prepared":
         return prepared
     return quantize(prepared, options=QuantizeOptions("rtn")).output_dir
-
-
-def decoder_logits(directory, tokens):
-    checkpoint = Checkpoint.open(directory)
-    config, read = checkpoint.config, float_reader(checkpoint)
-    hidden_states = embed(checkpoint, tokens)
-    positions = Positions.build(config, tokens.shape[1])
-    for index in range(config.num_hidden_layers):
-        walk_layer(DecoderLayer(config, index, positions, read), hidden_states, batch_rows=8)
-    head = "model.embed_tokens.weight" if config.tie_word_embeddings else LM_HEAD
-    return rms_norm(hidden_states, read(FINAL_NORM), config.rms_norm_eps) @ read(head).T
 
 
 def make_tokens(rows=2, seq=21):

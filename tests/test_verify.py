@@ -27,15 +27,6 @@ from vacc_deploy.verify import LayerError, Limits, _failures, _read_tokens, veri
 TEXT = "The quick brown fox jumps over the lazy dog. " * 9
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Matrices this small only lose by sharing the work, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def make_pair(tmp_path, model_type="qwen2", **arguments):
     """Return a float directory and its int8 directory."""
     source = write_checkpoint(tmp_path / "model", model_type=model_type, **arguments)

@@ -12,8 +12,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import transformers.dynamic_module_utils
-import transformers.utils.hub
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -43,31 +41,6 @@ SIZES = {
     "max_position_embeddings": 131072,
     "initializer_range": 0.2,
 }
-
-
-@pytest.fixture(scope="session", autouse=True)
-def modules_cache(tmp_path_factory):
-    """Keep remote code in a temporary folder; transformers read the variable at its import."""
-    cache = str(tmp_path_factory.mktemp("hf_modules"))
-    patch = pytest.MonkeyPatch()
-    patch.setenv("HF_MODULES_CACHE", cache)  # for subprocesses
-    patch.setenv("HF_HUB_OFFLINE", "1")
-    for module in (transformers.dynamic_module_utils, transformers.utils.hub):
-        patch.setattr(module, "HF_MODULES_CACHE", cache, raising=False)
-    forget_remote_modules()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield cache
-    torch.set_num_threads(threads)
-    forget_remote_modules()
-    while cache in sys.path:
-        sys.path.remove(cache)
-    patch.undo()
-
-
-def forget_remote_modules():
-    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
-        del sys.modules[name]
 
 
 @pytest.fixture(scope="session")
