@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
+from fnmatch import fnmatch
 from pathlib import Path
 
 import click
 import pytest
 
 from vacc_deploy import __version__
+from vacc_deploy import demo as demo_module
 from vacc_deploy.catalog import ALIGN_QKV, MODELS, PLAIN, TENSOR_PARALLEL_SIZES
 from vacc_deploy.catalog import tensor_parallel_rule as rule
 from vacc_deploy.cli import cli
@@ -104,3 +106,13 @@ def test_contributing_and_docs_name_existing_scripts():
     for text in texts:
         for script in re.findall(r"(?:benchmarks|tools)/\w+\.py", text):
             assert (ROOT / script).is_file(), script
+
+
+@pytest.mark.parametrize("name", ["vacc-demo", demo_module.PREPARED, demo_module.INT8])
+def test_what_the_readme_commands_write_is_not_linted_and_not_committed(name):
+    """The test command works in a checkout where the demo has run."""
+    config = (ROOT / "pyproject.toml").read_text("utf-8")
+    excluded = re.findall(r'"([^"]+)"', re.search(r"extend-exclude = (.+)", config).group(1))
+    ignored = (ROOT / ".gitignore").read_text("utf-8").split()
+    assert any(fnmatch(name, pattern) for pattern in excluded)
+    assert any(fnmatch(f"{name}/", pattern) for pattern in ignored)
