@@ -31,7 +31,7 @@ from vacc_deploy.prepare import prepare
 from vacc_deploy.progress import Progress
 from vacc_deploy.quantize import directory as directory_module
 from vacc_deploy.quantize import layer as layer_module
-from vacc_deploy.quantize import pipeline
+from vacc_deploy.quantize import calibrated, pipeline
 from vacc_deploy.quantize.formats import INT8_GUARD
 from vacc_deploy.quantize.gptq import factorize, solve
 from vacc_deploy.quantize.int8 import (
@@ -488,7 +488,7 @@ def test_quantize_gptq_dead_inputs_are_rounded_with_a_warning(tmp_path, text):
 def test_quantize_gptq_memory_does_not_grow_with_the_layers(
     tmp_path, text, monkeypatch, kept_bytes
 ):
-    monkeypatch.setattr(pipeline, "KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(calibrated, "KEPT_BYTES", kept_bytes)
     plain, peaks, layers_alive = pipeline.float_reader, {}, []
     layers = weakref.WeakSet()
 
@@ -498,7 +498,7 @@ def test_quantize_gptq_memory_does_not_grow_with_the_layers(
             layers.add(self)
             layers_alive.append(len(layers))
 
-    monkeypatch.setattr(pipeline, "DecoderLayer", CountedLayer)
+    monkeypatch.setattr(calibrated, "DecoderLayer", CountedLayer)
     for num_layers in (2, 5):
         live, sizes = [], []
 
@@ -514,7 +514,7 @@ def test_quantize_gptq_memory_does_not_grow_with_the_layers(
 
             return counted
 
-        monkeypatch.setattr(pipeline, "float_reader", counted_reader)
+        monkeypatch.setattr(calibrated, "float_reader", counted_reader)
         source = make_source(tmp_path / f"model{num_layers}", num_layers=num_layers)
         quantize(source, options=gptq_options(text))
         peaks[num_layers] = max(sizes)

@@ -18,6 +18,8 @@ from vacc_deploy.vacc_config import (
     vacc_config,
 )
 
+INT8 = "int8"
+FORMATS = (INT8,)
 QUANTIZATION_BIT = 8
 # A quantization_config without quant_method: every stock loader refuses it with an error, where
 # without it stock transformers would read the int8 codes as if they were weights. Our own
@@ -34,14 +36,19 @@ INT8_GUARD = {
 }
 
 
-def int8_tensors(name: str, codes: torch.Tensor, scale: torch.Tensor) -> dict[str, torch.Tensor]:
+def linear_tensors(
+    layout: str, name: str, codes: torch.Tensor, scale: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """Return the stored tensors of one linear.
 
     Args:
+        layout: one of ``FORMATS``.
         name: the linear's full name.
         codes: int8 [out_features, in_features].
         scale: float16 [out_features].
     """
+    if layout != INT8:
+        raise ValueError(f"unknown format {layout!r}")
     return {f"{name}.weight": codes, f"{name}.weight_scale": scale}
 
 

@@ -11,7 +11,6 @@ import torch
 from vacc_deploy.decoder import STAGE_LINEARS, DecoderLayer, Linear
 from vacc_deploy.errors import QuantizationError
 from vacc_deploy.model_config import linear_name
-from vacc_deploy.quantize.formats import int8_tensors
 from vacc_deploy.quantize.gptq import (
     Factor,
     accumulate_hessian,
@@ -20,7 +19,7 @@ from vacc_deploy.quantize.gptq import (
     solve,
 )
 from vacc_deploy.quantize.int8 import INT8_MAX, choose_scale, dequantize, round_to_nearest
-from vacc_deploy.quantize.report import GPTQ, RTN, LinearRecord
+from vacc_deploy.quantize.report import GPTQ, RTN, LinearRecord, QuantizedLinear
 
 # Held-out tokens on which GPTQ and rounding are compared; enough for two digits of the ratio.
 MAX_HELD_OUT_TOKENS = 1024
@@ -30,7 +29,7 @@ class LayerQuantizer:
     """A ``StageObserver`` that replaces every linear of a layer by its int8 form.
 
     Attributes:
-        tensors: the stored tensors of the finished linears.
+        linears: the codes and scales of the finished linears.
         records: one record per finished linear.
     """
 
@@ -42,7 +41,7 @@ class LayerQuantizer:
             num_held_out_tokens: tokens in the held-out rows.
             act_order: see ``factorize``.
         """
-        self.tensors: dict[str, torch.Tensor] = {}
+        self.linears: list[QuantizedLinear] = []
         self.records: list[LinearRecord] = []
         self._num_fit_rows, self._act_order = num_fit_rows, act_order
         self._stride = -(-num_held_out_tokens // MAX_HELD_OUT_TOKENS)
@@ -88,7 +87,7 @@ class LayerQuantizer:
     ) -> None:
         full_name, linear = linear_name(layer.index, name), layer.linear(name)
         codes, scale, record = quantize_linear(full_name, linear, factor, held_out)
-        self.tensors.update(int8_tensors(full_name, codes, scale))
+        self.linears.append(QuantizedLinear(full_name, codes, scale))
         self.records.append(record)
         linear.weight = dequantize(codes, scale)
 

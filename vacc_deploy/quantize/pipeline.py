@@ -19,30 +19,16 @@ from vacc_deploy.checkpoint import (
     model_name,
     output_directory,
 )
-from vacc_deploy.decoder import (
-    DecoderLayer,
-    Positions,
-    check_sequence_length,
-    embed,
-    float_reader,
-    walk_layer,
-)
-from vacc_deploy.errors import CheckpointError, QuantizationError
+from vacc_deploy.decoder import check_sequence_length
+from vacc_deploy.errors import CheckpointError
 from vacc_deploy.model_config import EMBEDDING, FINAL_NORM, LAYER_LINEARS, LM_HEAD, linear_name
 from vacc_deploy.progress import SILENT, Progress
+from vacc_deploy.quantize.calibrated import calibrate_layers
 from vacc_deploy.quantize.directory import Shard, ShardSink, finish_directory
-from vacc_deploy.quantize.formats import int8_tensors
-from vacc_deploy.quantize.int8 import quantize_rounding
-from vacc_deploy.quantize.layer import LayerQuantizer
-from vacc_deploy.quantize.plan import (
-    BATCH_TOKENS,
-    HELD_OUT_SHARE,
-    KEPT_BYTES,
-    QuantizeOptions,
-    memory_bytes,
-    output_bytes,
-)
+from vacc_deploy.quantize.formats import INT8, linear_tensors
+from vacc_deploy.quantize.plan import QuantizeOptions, memory_bytes, output_bytes
 from vacc_deploy.quantize.report import RTN, LinearRecord, QuantizeResult, summarize_layer
+from vacc_deploy.quantize.rounded import round_layers
 from vacc_deploy.tokenizer import Tokenizer
 from vacc_deploy.vacc_config import check_vacc_config
 
@@ -192,7 +178,9 @@ def _write_layers(
     progress: Progress,
 ) -> tuple[list[LinearRecord], list[float]]:
     """Write every shard; return the records of all linears and the seconds of each layer."""
-    layers = _round_layers(checkpoint) if rows is None else _calibrate(checkpoint, options, rows)
+    layers = (
+        round_layers(checkpoint) if rows is None else calibrate_layers(checkpoint, options, rows)
+    )
     last: Shard = {FINAL_NORM: checkpoint.info(FINAL_NORM)}
     if LM_HEAD in checkpoint.tensors:
         last[LM_HEAD] = checkpoint.info(LM_HEAD)
@@ -202,13 +190,15 @@ def _write_layers(
     records, seconds = list[LinearRecord](), list[float]()
     progress.start("Quantizing", checkpoint.config.num_hidden_layers, "layers")
     before = time.monotonic()
-    for index, (tensors, layer_records) in enumerate(layers):
-        shard: Shard = {**_kept_tensors(checkpoint, index), **tensors}
-        sink.put(index + 1, shard)
-        records += layer_records
+    for layer in layers:
+        shard: Shard = {**_kept_tensors(checkpoint, layer.index)}
+        for linear in layer.linears:
+            shard.update(linear_tensors(INT8, linear.name, linear.codes, linear.scale))
+        sink.put(layer.index + 1, shard)
+        records += layer.records
         seconds.append(time.monotonic() - before)
         before = time.monotonic()
-        progress.advance(1, summarize_layer(index, layer_records))
+        progress.advance(1, summarize_layer(layer.index, layer.records))
     progress.finish()
     return records, seconds
 
@@ -218,54 +208,6 @@ def _kept_tensors(checkpoint: Checkpoint, layer: int) -> dict[str, TensorInfo]:
     weights = {f"{linear_name(layer, linear)}.weight" for linear in LAYER_LINEARS}
     names = checkpoint.config.layer_tensors(layer).keys() - weights
     return {name: checkpoint.info(name) for name in sorted(names)}
-
-
-def _round_layers(
-    checkpoint: Checkpoint,
-) -> Iterator[tuple[dict[str, torch.Tensor], list[LinearRecord]]]:
-    """Yield every layer quantized by rounding; no forward pass, no calibration."""
-    for layer in range(checkpoint.config.num_hidden_layers):
-        tensors, records = dict[str, torch.Tensor](), []
-        for linear in LAYER_LINEARS:
-            name = linear_name(layer, linear)
-            try:
-                codes, scale = quantize_rounding(checkpoint.read(f"{name}.weight"))
-            except QuantizationError as err:
-                raise QuantizationError(
-                    f"{name}.weight in {checkpoint.directory}: {err}. Download the file "
-                    f"{checkpoint.info(f'{name}.weight').path.name} again."
-                ) from err
-            tensors.update(int8_tensors(name, codes, scale))
-            records.append(LinearRecord(name, RTN))
-        yield tensors, records
-
-
-def _calibrate(
-    checkpoint: Checkpoint, options: QuantizeOptions, rows: CalibrationRows
-) -> Iterator[tuple[dict[str, torch.Tensor], list[LinearRecord]]]:
-    """Yield every layer quantized by GPTQ, carrying the rows through the quantized layers."""
-    config, tokens = checkpoint.config, torch.from_numpy(rows.tokens)
-    num_rows, sequence_length = tokens.shape
-    num_held_out = max(1, round(num_rows * HELD_OUT_SHARE))
-    positions = Positions.build(config, sequence_length)
-    read = float_reader(checkpoint)
-    hidden_states = embed(checkpoint, tokens)
-    for index in range(config.num_hidden_layers):
-        quantizer = LayerQuantizer(
-            num_fit_rows=num_rows - num_held_out,
-            num_held_out_tokens=num_held_out * sequence_length,
-            act_order=options.act_order,
-        )
-        # Closed before the yield: the mode belongs to the thread and would reach the caller.
-        with torch.inference_mode():
-            walk_layer(
-                DecoderLayer(config, index, positions, read),
-                hidden_states,
-                batch_rows=max(1, BATCH_TOKENS // sequence_length),
-                observer=quantizer,
-                kept_bytes=KEPT_BYTES,
-            )
-        yield quantizer.tensors, quantizer.records
 
 
 def _warnings(records: Sequence[LinearRecord]) -> tuple[str, ...]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vacc_deploy.results import format_bytes, format_pairs, format_seconds
+
+if TYPE_CHECKING:
+    import torch
 
 REPORT_NAME = "quantize_report.json"
 TIMING_NAME = "quantize_timing.json"
@@ -34,6 +37,24 @@ class LinearRecord:
     error_rtn: float | None = None
     dampening_frac: float | None = None
     num_saturated: int = 0
+
+
+@dataclass(frozen=True)
+class QuantizedLinear:
+    """The int8 form of one linear: codes int8 [out, in] and scale float16 [out], on the CPU."""
+
+    name: str
+    codes: torch.Tensor
+    scale: torch.Tensor
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """One finished decoder layer: its linears in the order of use, and one record for each."""
+
+    index: int
+    linears: tuple[QuantizedLinear, ...]
+    records: tuple[LinearRecord, ...]
 
 
 @dataclass(frozen=True)
