@@ -29,9 +29,9 @@ from vacc_deploy.errors import (
 from vacc_deploy.model_config import FINAL_NORM, LAYER_LINEARS, LM_HEAD, linear_name
 from vacc_deploy.prepare import prepare
 from vacc_deploy.progress import Progress
+from vacc_deploy.quantize import calibrated, pipeline
 from vacc_deploy.quantize import directory as directory_module
 from vacc_deploy.quantize import layer as layer_module
-from vacc_deploy.quantize import calibrated, pipeline
 from vacc_deploy.quantize.formats import INT8_GUARD
 from vacc_deploy.quantize.gptq import factorize, solve
 from vacc_deploy.quantize.int8 import (
