@@ -315,6 +315,50 @@ def test_solve_stacked_weights_equal_single_ones():
     assert torch.equal(together, torch.cat(parts))
 
 
+@pytest.mark.parametrize("act_order", [False, True])
+def test_solve_nan_is_an_error_with_the_row(act_order):
+    weight = random_weight(12, 40, dtype=torch.float32)
+    scale = choose_scale(weight)
+    factor = factorize(
+        full_hessian(correlated_inputs(90, 40, dtype=torch.float32)), act_order=act_order
+    )
+    weight[7, 23] = torch.nan
+    with pytest.raises(QuantizationError, match="^row 7 became NaN while it was solved: "):
+        solve(weight, scale, factor)
+
+
+def test_solve_widens_a_half_weight_to_the_factors_dtype():
+    weight = random_weight(12, 40).bfloat16()
+    scale, factor = choose_scale(weight), factorize(full_hessian(correlated_inputs(90, 40)))
+    expected = solve(weight.double(), scale, factor)
+    assert torch.equal(solve(weight, scale, factor).codes, expected.codes)
+
+
+def test_solve_aligned_splits_settle_full_blocks_and_one_rest():
+    inputs, weight = correlated_inputs(200, 50), random_weight(12, 50)
+    scale, factor = choose_scale(weight), factorize(full_hessian(inputs))
+    sizes = []
+
+    def settle(unit_rows, targets, *rest):
+        sizes.append(len(targets))
+        gptq._settle_leaf(unit_rows, targets, *rest)
+
+    aligned = solve(weight, scale, factor, block_solver=gptq.BlockSolver(8, settle, True))
+    assert sizes == [2, 8, 8, 8, 8, 8, 8]
+    assert torch.equal(aligned.codes, solve(weight, scale, factor).codes)
+
+
+def test_choose_block_solver_takes_the_kernel_for_float32_on_cuda(monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 1)
+    monkeypatch.setattr(gptq, "can_run_triton", lambda: True)
+    assert gptq.choose_block_solver(cuda, torch.float32).max_columns == 128
+    for device, dtype in ((cpu, torch.float32), (cuda, torch.float64)):
+        assert gptq.choose_block_solver(device, dtype).settle is gptq._settle_leaf
+    monkeypatch.setattr(gptq, "can_run_triton", lambda: False)
+    assert gptq.choose_block_solver(cuda, torch.float32).settle is gptq._settle_leaf
+
+
 def test_factor_is_frozen():
     factor = factorize(torch.eye(3))
     assert isinstance(factor, Factor)

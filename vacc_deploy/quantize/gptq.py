@@ -10,11 +10,13 @@ Pure functions on tensors: no paths, no model names, no logging.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
 from vacc_deploy.errors import QuantizationError
+from vacc_deploy.quantize.cuda_support import accumulate_half, can_run_triton, float32_products
 from vacc_deploy.quantize.int8 import INT8_MAX
 
 DAMPENING_LADDER = (0.01, 0.1, 1.0)
@@ -47,6 +49,22 @@ class Solution:
     num_saturated: int
 
 
+@dataclass(frozen=True)
+class BlockSolver:
+    """How a device settles a block of columns too narrow to split.
+
+    Attributes:
+        max_columns: the widest block that it takes.
+        settle: called with the block's unit_rows [n, n], targets [n, out], errors [n, out] (v on
+            entry, v − q on return), codes int8 [n, out] and an int32 [1] count of saturated codes.
+        is_aligned: split wider blocks at multiples of ``max_columns``, so that launches are few.
+    """
+
+    max_columns: int
+    settle: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
+    is_aligned: bool = False
+
+
 def accumulate_hessian(hessian: torch.Tensor, inputs: torch.Tensor) -> None:
     """Add ``inputsᵀ · inputs`` to the upper triangle of ``hessian``, in place.
 
@@ -55,12 +73,17 @@ def accumulate_hessian(hessian: torch.Tensor, inputs: torch.Tensor) -> None:
 
     Args:
         hessian: float [in_features, in_features].
-        inputs: float [num_tokens, in_features].
+        inputs: [num_tokens, in_features], of the dtype of ``hessian``; on CUDA also bfloat16 or
+            float16 with a float32 ``hessian``, at the speed of the former.
     """
+    if inputs.is_cuda and inputs.dtype != hessian.dtype:
+        accumulate_half(hessian, inputs)
+        return
     size = hessian.shape[0]
-    for start in range(0, size, _HESSIAN_BLOCK):
-        stop = min(start + _HESSIAN_BLOCK, size)
-        hessian[start:stop, start:].addmm_(inputs[:, start:stop].T, inputs[:, start:])
+    with float32_products(hessian.device):
+        for start in range(0, size, _HESSIAN_BLOCK):
+            stop = min(start + _HESSIAN_BLOCK, size)
+            hessian[start:stop, start:].addmm_(inputs[:, start:stop].T, inputs[:, start:])
 
 
 def mirror_upper(hessian: torch.Tensor) -> None:
@@ -106,11 +129,31 @@ def factorize(
     for fraction in ladder:
         diagonal.add_((fraction - applied) * mean)
         applied = fraction
-        factor, info = torch.linalg.cholesky_ex(hessian, upper=True)
+        factor, info = _factor_upper(hessian)
         if int(info) == 0:
             factor.div_(factor.diagonal().clone()[:, None])
             return Factor(factor, order, fraction)
     return None
+
+
+def _factor_upper(hessian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the upper Cholesky factor and LAPACK's info, 0 when it succeeded."""
+    if not hessian.is_cuda:
+        return torch.linalg.cholesky_ex(hessian, upper=True)
+    # torch stores factors by columns. The block kernel reads rows, which are those of the lower
+    # factor's transpose: the same numbers, adjacent.
+    with float32_products(hessian.device):
+        factor, info = torch.linalg.cholesky_ex(hessian)
+    return factor.mT, info
+
+
+def choose_block_solver(device: torch.device, dtype: torch.dtype) -> BlockSolver:
+    """Return the fused kernel for float32 on CUDA where Triton runs, else the loop in torch."""
+    if device.type == "cuda" and dtype == torch.float32 and can_run_triton():
+        from vacc_deploy.quantize.block_kernel import MAX_COLUMNS, settle_block
+
+        return BlockSolver(MAX_COLUMNS, settle_block, is_aligned=True)
+    return BlockSolver(_LEAF_COLUMNS, _settle_leaf)
 
 
 def solve(
@@ -118,30 +161,54 @@ def solve(
     scale: torch.Tensor,
     factor: Factor,
     *,
-    leaf_columns: int = _LEAF_COLUMNS,
+    leaf_columns: int | None = None,
+    block_solver: BlockSolver | None = None,
 ) -> Solution:
-    """Return the codes that nearest-plane rounding gives ``weight``.
+    """Return the codes that nearest-plane rounding gives ``weight``, on the device of ``weight``.
 
     In units of the scale, v = w / s and e = v − q for settled columns:
     q_j = clamp(round(v_j + Σ_{k>j} U_jk · e_k)), with U the unit rows of the factor.
 
     Args:
-        weight: float [out_features, in_features], of the factor's dtype.
+        weight: float [out_features, in_features]; computed in the factor's dtype.
         scale: [out_features], as it will be stored.
-        factor: from ``factorize`` on the Hessian of this weight's inputs.
-        leaf_columns: columns settled one by one; everything else is matrix products.
+        factor: from ``factorize`` on the Hessian of this weight's inputs, on the same device.
+        leaf_columns: columns settled one by one; everything else is matrix products. None is what
+            suits the device; the kernel takes no more than that.
+        block_solver: what settles them. None is what suits the device.
+
+    Raises:
+        QuantizationError: an output met NaN on the way; the message has the row's index.
     """
+    unit_rows = factor.unit_rows
+    solver = block_solver or choose_block_solver(unit_rows.device, unit_rows.dtype)
+    if leaf_columns is not None:
+        solver = replace(solver, max_columns=leaf_columns)
     if factor.order is not None:
         weight = weight[:, factor.order]
-    errors = (weight / scale.to(weight.dtype)[:, None]).T.contiguous()  # [in, out]; v, then e
+    # [in, out]; v, then e
+    errors = (weight.to(unit_rows.dtype) / scale.to(unit_rows)[:, None]).T.contiguous()
     codes = torch.empty(errors.shape, dtype=torch.int8, device=errors.device)
-    targets = errors.clone()
-    saturated = _settle(factor.unit_rows, targets, errors, codes, leaf_columns)
+    num_saturated = torch.zeros(1, dtype=torch.int32, device=errors.device)
+    with float32_products(errors.device):
+        _settle(unit_rows, errors.clone(), errors, codes, num_saturated, solver)
+    _require_numbers(errors[0])
     if factor.order is None:
-        return Solution(codes.T.contiguous(), saturated)
+        return Solution(codes.T.contiguous(), int(num_saturated))
     restored = torch.empty_like(codes)
     restored[factor.order] = codes
-    return Solution(restored.T.contiguous(), saturated)
+    return Solution(restored.T.contiguous(), int(num_saturated))
+
+
+def _require_numbers(last_errors: torch.Tensor) -> None:
+    """Raise where the errors [out] of the column settled last are NaN: it meets all others'."""
+    is_nan = torch.isnan(last_errors)
+    if is_nan.any():
+        row = int(is_nan.nonzero()[0])
+        raise QuantizationError(
+            f"row {row} became NaN while it was solved: its weights, its scale or the factor of "
+            "the Hessian hold NaN or infinity"
+        )
 
 
 def _settle(
@@ -149,37 +216,41 @@ def _settle(
     targets: torch.Tensor,
     errors: torch.Tensor,
     codes: torch.Tensor,
-    leaf_columns: int,
-) -> int:
-    """Settle all columns of a block from the last to the first; return the saturated codes.
+    num_saturated: torch.Tensor,
+    solver: BlockSolver,
+) -> None:
+    """Settle all columns of a block from the last to the first.
 
-    Right half first; its errors then move the targets of the left half in one product.
-
-    Args:
-        unit_rows: [n, n] block on the diagonal.
-        targets: [n, out], v plus what settled columns further right add to it.
-        errors: [n, out], v on entry, v − q on return.
-        codes: int8 [n, out], filled.
-        leaf_columns: see ``solve``.
+    Right half first; its errors then move the targets of the left half in one product. The tensors
+    are those of ``BlockSolver.settle``, with n of any size.
     """
     size = targets.shape[0]
-    if size <= leaf_columns:
-        return _settle_leaf(unit_rows, targets, errors, codes)
+    if size <= solver.max_columns:
+        solver.settle(unit_rows, targets, errors, codes, num_saturated)
+        return
     half = size // 2
-    right = _settle(
-        unit_rows[half:, half:], targets[half:], errors[half:], codes[half:], leaf_columns
+    if solver.is_aligned:
+        half = -(-half // solver.max_columns) * solver.max_columns
+    left, right = slice(None, half), slice(half, None)
+    _settle(
+        *(unit_rows[right, right], targets[right], errors[right], codes[right]),
+        *(num_saturated, solver),
     )
-    targets[:half].addmm_(unit_rows[:half, half:], errors[half:])
-    left = _settle(
-        unit_rows[:half, :half], targets[:half], errors[:half], codes[:half], leaf_columns
+    targets[left].addmm_(unit_rows[left, right], errors[right])
+    _settle(
+        *(unit_rows[left, left], targets[left], errors[left], codes[left]),
+        *(num_saturated, solver),
     )
-    return right + left
 
 
 def _settle_leaf(
-    unit_rows: torch.Tensor, targets: torch.Tensor, errors: torch.Tensor, codes: torch.Tensor
-) -> int:
-    """Settle a few columns one by one; see ``_settle``."""
+    unit_rows: torch.Tensor,
+    targets: torch.Tensor,
+    errors: torch.Tensor,
+    codes: torch.Tensor,
+    num_saturated: torch.Tensor,
+) -> None:
+    """Settle a few columns one by one; see ``BlockSolver.settle``."""
     size = targets.shape[0]
     for column in range(size - 1, -1, -1):
         target = targets[column]
@@ -188,4 +259,4 @@ def _settle_leaf(
         target.round_()
         errors[column].sub_(target.clamp(-INT8_MAX, INT8_MAX))
     codes.copy_(targets.clamp(-INT8_MAX, INT8_MAX))
-    return int((targets.abs() > INT8_MAX).sum())
+    num_saturated += (targets.abs() > INT8_MAX).sum()
