@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from vacc_deploy.quantize.block_kernel import MAX_COLUMNS, settle_block
+from vacc_deploy.quantize.block_kernel import MAX_COLUMNS, LaunchConfig, settle_block
 from vacc_deploy.quantize.gptq import BlockSolver, Factor, solve
 
 
@@ -18,7 +18,8 @@ def settle(case):
     errors = case["values"].clone()
     codes = torch.full(errors.shape, 99, dtype=torch.int8)
     num_saturated = torch.zeros(1, dtype=torch.int32)
-    settle_block(case["unit_rows"], case["targets"], errors, codes, num_saturated)
+    config = LaunchConfig(*case["config"]) if "config" in case else None
+    settle_block(case["unit_rows"], case["targets"], errors, codes, num_saturated, config=config)
     return {"errors": errors, "codes": codes, "num_saturated": int(num_saturated)}
 
 

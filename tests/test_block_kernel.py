@@ -94,6 +94,7 @@ CASES = {
     **{f"{n}x{out}": exact_block(n, out) for n, out in SHAPES},
     "saturated": exact_block(60, 50, spread=170),
     "column-major": column_major_block(),
+    "other sizes": {**exact_block(30, 40), "config": [64, 16, 2]},
     "far": far_block(),
     "halves": half_block(),
     "nan": nan_block(),
@@ -173,6 +174,7 @@ def test_settle_block_compiles_for_an_h100_without_spilling(tmp_path, monkeypatc
     config = block_kernel.choose_config(block_kernel.MAX_COLUMNS, num_outputs)
     constants = {
         "unit_columns_stride": 1,
+        "num_columns": block_kernel.MAX_COLUMNS,
         "block_columns": config.block_columns,
         "block_outputs": config.block_outputs,
     }
@@ -183,7 +185,7 @@ def test_settle_block_compiles_for_an_h100_without_spilling(tmp_path, monkeypatc
     aligned = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(names)
-        if name not in constants
+        if name not in constants and name != "last"
     }
     compiled = triton.compile(
         ASTSource(block_kernel._settle_kernel, signature, constants, aligned),

@@ -62,6 +62,8 @@ def settle_block(
     errors: torch.Tensor,
     codes: torch.Tensor,
     num_saturated: torch.Tensor,
+    *,
+    config: LaunchConfig | None = None,
 ) -> None:
     """Settle the columns of one block one by one, for all outputs at once, without waiting for it.
 
@@ -76,18 +78,20 @@ def settle_block(
         errors: float32 [n, out], v on entry, v − q on return.
         codes: int8 [n, out], filled.
         num_saturated: int32 [1], grows by the number of codes cut at ±127.
+        config: sizes of a program; None is ``choose_config``'s.
 
     Raises:
         ValueError: a dtype, a shape or a stride is not as above.
     """
     _check_arguments(unit_rows, targets, errors, codes, num_saturated)
     num_columns, num_outputs = targets.shape
-    config = choose_config(num_columns, num_outputs)
+    config = config or choose_config(num_columns, num_outputs)
     with torch.cuda.device_of(targets):  # Triton launches on the current device
         _settle_kernel[(triton.cdiv(num_outputs, config.block_outputs),)](
             *(unit_rows, targets, errors, codes, num_saturated),
-            *(num_columns, num_outputs),
+            *(num_columns - 1, num_outputs),
             *(*unit_rows.stride(), targets.stride(0), errors.stride(0), codes.stride(0)),
+            num_columns=num_columns,
             block_columns=config.block_columns,
             block_outputs=config.block_outputs,
             num_warps=config.num_warps,
@@ -124,13 +128,14 @@ def _settle_kernel(  # type: ignore[no-untyped-def]  # Triton gives annotations 
     errors,
     codes,
     num_saturated,
-    num_columns,
+    last,  # num_columns - 1; known at compile time, it makes 64-bit comparisons of 32-bit ones
     num_outputs,
     unit_rows_stride,
     unit_columns_stride,
     targets_stride,
     errors_stride,
     codes_stride,
+    num_columns: tl.constexpr,  # nearly always MAX_COLUMNS: one kernel more for each rest
     block_columns: tl.constexpr,
     block_outputs: tl.constexpr,
 ):
@@ -139,7 +144,6 @@ def _settle_kernel(  # type: ignore[no-untyped-def]  # Triton gives annotations 
     columns = tl.arange(0, block_columns)
     settled = tl.zeros([block_columns, block_outputs], tl.float32)  # errors; 0 where not settled
     saturated = tl.zeros([block_outputs], tl.int32)
-    last = num_columns - 1
     coupling = tl.zeros([block_columns], tl.float32)  # nothing lies right of the last column
     target = tl.load(targets + last * targets_stride + outputs, mask=inside, other=0.0)
     value = tl.load(errors + last * errors_stride + outputs, mask=inside, other=0.0)
