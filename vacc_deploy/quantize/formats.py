@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vacc_deploy.model_config import ModelConfig
+from vacc_deploy.assets import SOURCE_FILES
+from vacc_deploy.errors import UnsupportedModelError
+from vacc_deploy.model_config import CONFIG_NAME, ModelConfig
 from vacc_deploy.vacc_config import (
     VACC_CONFIG_NAME,
     check_vacc_config,
     dump_config,
+    needs_vacc_config,
     read_vacc_config,
     vacc_config,
 )
 
 INT8 = "int8"
-FORMATS = (INT8,)
+FORMATS = (INT8, "fp16", "gptq", "compressed-tensors")
 QUANTIZATION_BIT = 8
 # A quantization_config without quant_method: every stock loader refuses it with an error, where
 # without it stock transformers would read the int8 codes as if they were weights. Our own
@@ -50,6 +53,53 @@ def linear_tensors(
     if layout != INT8:
         raise ValueError(f"unknown format {layout!r}")
     return {f"{name}.weight": codes, f"{name}.weight_scale": scale}
+
+
+def codes_from(
+    layout: str,
+    read: Callable[[str], torch.Tensor],
+    name: str,
+    scale: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the codes int8 [out, in] and the scale float16 [out] of a stored linear.
+
+    Args:
+        layout: one of ``FORMATS``.
+        read: returns the stored tensor of a name.
+        name: the linear's full name.
+        scale: its scale, where it is known.
+    """
+    if layout != INT8:
+        raise ValueError(f"unknown format {layout!r}")
+    return read(f"{name}.weight"), read(f"{name}.weight_scale") if scale is None else scale
+
+
+def check_format(layout: str, config: ModelConfig) -> None:
+    """Refuse a model that a layout cannot hold, before any work."""
+    if layout != INT8:
+        raise UnsupportedModelError(f"The {layout} layout cannot hold {config.model_type} yet.")
+
+
+def stored_linear_bytes(layout: str, out_features: int, in_features: int) -> int:
+    """Return the bytes of the stored tensors of one linear."""
+    if layout != INT8:
+        raise ValueError(f"unknown format {layout!r}")
+    return out_features * in_features + 2 * out_features
+
+
+def format_files(layout: str, config: ModelConfig, source: Path) -> dict[str, str]:
+    """Return the text files that lie beside the weights, by name."""
+    if layout != INT8:
+        raise ValueError(f"unknown format {layout!r}")
+    files = {CONFIG_NAME: int8_config(config)}
+    if needs_vacc_config(config):
+        files[VACC_CONFIG_NAME] = int8_vacc_config(config, source)
+    return files
+
+
+def format_source_files(layout: str, config: ModelConfig) -> tuple[str, ...]:
+    """Return the names of the source files that travel with the weights."""
+    return SOURCE_FILES if layout == INT8 and needs_vacc_config(config) else ()
 
 
 def int8_config(config: ModelConfig) -> str:
