@@ -87,7 +87,7 @@ class Checkpoint:
 
     def read(self, name: str) -> torch.Tensor:
         """Return one tensor on the CPU in its stored dtype, in memory of its own."""
-        return _read_tensor(self.info(name))
+        return read_tensor(self.info(name))
 
     def read_rows(self, name: str, rows: Sequence[int]) -> torch.Tensor:
         """Return some rows of a matrix, [len(rows), columns], without reading the others.
@@ -129,7 +129,7 @@ class Checkpoint:
             offset=info.offset + start * row_bytes,
             num_bytes=(stop - start) * row_bytes,
         )
-        return _read_tensor(part)
+        return read_tensor(part)
 
     def input_paths(self) -> tuple[Path, ...]:
         """Return what no output may replace: the directory, and its files where they really lie.
@@ -159,7 +159,12 @@ _TORCH_NAMES = {
 }
 
 
-def _read_tensor(info: TensorInfo) -> torch.Tensor:
+def read_tensor(info: TensorInfo) -> torch.Tensor:
+    """Return one tensor on the CPU in its stored dtype, in memory of its own.
+
+    Raises:
+        CheckpointError: the file became shorter since its header was read.
+    """
     import torch
 
     tensor = torch.empty(info.shape, dtype=getattr(torch, _TORCH_NAMES[info.dtype]))
