@@ -103,7 +103,7 @@ def test_quantize_dry_run_prints_the_plan(source, tmp_path):
         (("--num-samples", "0"), 2, "Invalid value for '--num-samples'"),
         (("--seq-len", "8"), 2, "Invalid value for '--seq-len'"),
         (("--method", "awq"), 2, "Invalid value for '--method'"),
-        (("--format", "gptq"), 2, "Invalid value for '--format'"),
+        (("--format", "int4"), 2, "Invalid value for '--format'"),
         (("--device", "cuda"), 2, "Invalid value for '--device'"),
     ],
 )
