@@ -64,8 +64,10 @@ class ShardSink:
     def __enter__(self) -> ShardSink:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        # After an error, what is quantized is still worth writing; an interruption cannot wait.
+        is_hurried = kind is not None and not issubclass(kind, Exception)
+        self._pool.shutdown(cancel_futures=is_hurried)
 
     def put(
         self,

@@ -22,7 +22,7 @@ from vacc_deploy.vacc_config import VACC_CONFIG_NAME
 # Weights of at most this size are hashed whole; of larger ones three pieces of every tensor are.
 WHOLE_BYTES = 64 << 20
 PIECE_BYTES = 4096
-_SHOWN_CHARS = 60
+_SHOWN_CHARS = 64
 
 
 def identify(
@@ -39,7 +39,8 @@ def identify(
     """
     values: dict[str, Any] = {"model": model, "vacc-deploy": __version__, "device": "cpu"}
     values |= {f"library {name}": version for name, version in library_versions().items()}
-    values |= {f"option {name}": value for name, value in options.to_dict().items()}
+    asked = options.to_dict()
+    values |= dict(_flatten("option", asked))
     whole = checkpoint.weight_bytes <= WHOLE_BYTES
     for name, shard in checkpoint.shards.items():
         values[f"weights {name}"] = _hash(_shard_pieces(shard, whole))
@@ -50,11 +51,23 @@ def identify(
         size = vacc_config.stat().st_size
         values[f"file {VACC_CONFIG_NAME}"] = _hash(_pieces(vacc_config, [(0, size)]))
     if calibration is not None:
-        values |= {f"calibration {name}": value for name, value in calibration.items()}
+        given = {name: value for name, value in calibration.items() if name not in asked}
+        values |= dict(_flatten("calibration", given))
         # The order of a float sum depends on both.
         values["torch threads"] = torch.get_num_threads()
         values["processor"] = _processor()
-    return dict(json.loads(json.dumps(values)))
+    return values
+
+
+def _flatten(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield every plain value below ``values`` with the way to it."""
+    for name, value in values.items():
+        if isinstance(value, (list, tuple)):
+            value = {str(place): item for place, item in enumerate(value)}
+        if isinstance(value, Mapping):
+            yield from _flatten(f"{prefix} {name}", value)
+        else:
+            yield f"{prefix} {name}", value
 
 
 def differences(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
