@@ -6,10 +6,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from checkpoint_builders import write_checkpoint
 from click.testing import CliRunner
 
 from vacc_deploy.cli import cli
+from vacc_deploy.cli import quantize as command_module
+from vacc_deploy.quantize.formats import FORMATS
 
 
 @pytest.fixture
@@ -170,3 +173,37 @@ def test_quantize_takes_the_format_and_the_device_there_are(source):
     assert result.exit_code == 0, result.output
     report = json.loads((source.parent / "model-int8" / "quantize_report.json").read_text("utf-8"))
     assert report["options"]["formats"] == ["int8"]
+
+
+def test_quantize_formats_of_the_command_are_those_of_the_package():
+    assert command_module.FORMATS == FORMATS
+
+
+def test_quantize_resume_of_a_finished_output(source):
+    first = json.loads(run(source, "--json").stdout)
+    result = run(source, "--resume", "--json")
+    assert result.exit_code == 0, result.output
+    again = json.loads(result.stdout)
+    assert (first.pop("already_finished"), again.pop("already_finished")) == (False, True)
+    for values in (first, again):
+        values["seconds"] = values["peak_memory_bytes"] = 0
+    assert again == first
+    assert run(source, "--resume").stdout.startswith("Finished already, and every file has its ")
+
+
+def test_quantize_failure_names_the_command_that_goes_on(source, monkeypatch):
+    bad = torch.full((160, 64), float("nan"), dtype=torch.bfloat16)
+    name = "model.layers.1.mlp.up_proj.weight"
+    write_checkpoint(source, extra_tensors={name: bad})
+    monkeypatch.setattr("sys.argv", ["vacc-deploy-test", "quantize", str(source)])
+    way = f"Resume with: vacc-deploy-test quantize {source} --resume\n"
+    result = run(source)
+    assert result.exit_code == 1
+    assert result.output.endswith(f" 1 of 2 layers are finished and kept. {way}")
+    result = run(source)
+    assert "holds 1 of 2 finished layers of an interrupted run." in result.output
+    assert "Resume with" not in result.output
+    write_checkpoint(source)
+    result = run(source, "--resume")
+    assert "weights model.safetensors: " in result.output and result.exit_code == 1
+    assert run(source, "--overwrite").exit_code == 0

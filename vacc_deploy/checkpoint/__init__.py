@@ -19,8 +19,8 @@ from vacc_deploy.checkpoint.output import (
     clear_partial,
     output_directory,
     partial_path,
+    remove_leftovers,
     remove_path,
-    remove_run_files,
     replace_text,
     sync_directory,
 )
@@ -62,7 +62,7 @@ __all__ = [
     "read_tensor",
     "relative_source",
     "remove_path",
-    "remove_run_files",
+    "remove_leftovers",
     "replace_text",
     "shard_name",
     "side_files",

@@ -268,10 +268,23 @@ def _remove_directory(directory: Path, last: str) -> None:
         directory.rmdir()
 
 
-def remove_run_files(output_dir: Path) -> None:
-    """Remove what a run killed right after its last rename left in a finished output."""
+def remove_leftovers(output_dir: Path) -> None:
+    """Remove what a run has still to remove after its last rename: its own files, an older output.
+
+    Needs no lock: once the new output stands, nobody has another use for these.
+    """
+    target = output_dir.resolve()
     for name in _RUN_FILES:
-        (output_dir / name).unlink(missing_ok=True)
+        (target / name).unlink(missing_ok=True)
+    for aside in _replaced(target):
+        if target.exists() and not _foreign_files(aside):
+            _remove_directory(aside, last=MANIFEST_NAME)
+
+
+def _replaced(target: Path) -> list[Path]:
+    """Return the older outputs that were renamed to make place for ``target``."""
+    paths = sorted(target.parent.glob(f".{glob.escape(target.name)}.replaced-*"))
+    return [path for path in paths if path.is_dir() and not path.is_symlink()]
 
 
 def sync_directory(directory: Path) -> None:
@@ -289,14 +302,12 @@ def _settle_replaced(target: Path) -> None:
     Killed between the two renames, the older output has no name of its own: it gets its name back.
     Killed after them, it is removed.
     """
-    for aside in sorted(target.parent.glob(f".{glob.escape(target.name)}.replaced-*")):
-        if aside.is_symlink() or not aside.is_dir():
-            continue
+    for aside in _replaced(target):
         if not target.exists() and (aside / MANIFEST_NAME).is_file():
             aside.rename(target)
             sync_directory(target.parent)
-        elif target.exists() and not _foreign_files(aside):
-            _remove_directory(aside, last=MANIFEST_NAME)
+    if target.exists():
+        remove_leftovers(target)
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
@@ -309,7 +320,7 @@ def _put_in_place(partial: Path, target: Path) -> None:
     if not target.exists():
         partial.rename(target)
         sync_directory(target.parent)
-        remove_run_files(target)
+        remove_leftovers(target)
         return
     aside = target.with_name(f".{target.name}.replaced-{os.getpid()}")
     try:
@@ -321,5 +332,4 @@ def _put_in_place(partial: Path, target: Path) -> None:
             aside.rename(target)
         raise
     sync_directory(target.parent)
-    remove_run_files(target)
-    _remove_directory(aside, last=MANIFEST_NAME)
+    remove_leftovers(target)

@@ -67,6 +67,9 @@ def telling_how_to_resume(control: SignalControl) -> Iterator[None]:
     """
     try:
         yield
+    except StoppedError as err:
+        err.args = (f"{err} Resume with: {resume_command(sys.argv)}",)
+        raise
     except VaccDeployError as err:
         if control.kept_layers:
             err.args = (f"{err} {_way_on(control.kept_layers)}",)

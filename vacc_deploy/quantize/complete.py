@@ -11,7 +11,7 @@ from vacc_deploy.checkpoint import (
     MAX_MANIFEST_BYTES,
     hash_file,
     read_manifest,
-    remove_run_files,
+    remove_leftovers,
 )
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
 from vacc_deploy.model_config import read_json
@@ -74,7 +74,7 @@ def take_finished(
         )
     if problems:
         return None
-    remove_run_files(output_dir)
+    remove_leftovers(output_dir)
     first = output_dir if len(result.formats) == 1 else output_dir / result.formats[0]
     report = read_json(first / REPORT_NAME, limit_bytes=MAX_MANIFEST_BYTES)
     return replace(

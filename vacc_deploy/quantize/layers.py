@@ -109,7 +109,9 @@ def _write_layers(
         if signum is not None:
             sink.drain()
             finished = run.journal.recorded.finished
-            raise StoppedError(f"Stopped after {finished} of {run.num_layers} layers.", signum)
+            raise StoppedError(
+                f"Stopped after {finished} of {run.num_layers} layers, which are kept.", signum
+            )
     progress.finish()
 
 

@@ -125,8 +125,8 @@ def _quantize(
         finished = take_finished(result, standing, identity, overwrite=request.overwrite)
         if finished is not None:
             return finished
-    there = _kept_bytes(output_dir) if request.resume else 0
-    check_space(output_dir, result.output_bytes - there)
+    # What an interrupted run has written is used again, or removed first.
+    check_space(output_dir, result.output_bytes - _kept_bytes(output_dir))
     if request.dry_run:
         return replace(result, dry_run=True)
     inputs = checkpoint.input_paths()
