@@ -10,14 +10,8 @@ from typing import TYPE_CHECKING
 
 from vacc_deploy.checkpoint.header import FLOAT_DTYPES, ShardHeader, TensorInfo, read_header
 from vacc_deploy.errors import CheckpointError, list_problems
-from vacc_deploy.model_config import (
-    LAYER_LINEARS,
-    LM_HEAD,
-    ModelConfig,
-    linear_name,
-    read_config,
-    read_json,
-)
+from vacc_deploy.layouts import stored_linear
+from vacc_deploy.model_config import LM_HEAD, ModelConfig, read_config, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -298,13 +292,12 @@ def _compare_with_config(config: ModelConfig, tensors: dict[str, TensorInfo]) ->
     expected: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
         name: (shape, FLOAT_DTYPES) for name, shape in config.expected_tensors().items()
     }
-    if config.quantization_bit:
-        for layer in range(config.num_hidden_layers):
-            for linear in LAYER_LINEARS:
-                name = linear_name(layer, linear)
-                out_features, in_features = config.linear_shape(linear)
-                expected[f"{name}.weight"] = ((out_features, in_features), ("I8",))
-                expected[f"{name}.weight_scale"] = ((out_features,), ("F16",))
+    if config.quantization_format:
+        for name, (out_features, in_features) in config.linear_names().items():
+            del expected[f"{name}.weight"]
+            stored = stored_linear(config.quantization_format, out_features, in_features)
+            for suffix, (shape, dtype) in stored.items():
+                expected[f"{name}.{suffix}"] = (shape, (dtype,))
     problems = []
     for name, (shape, dtypes) in expected.items():
         info = tensors.get(name)

@@ -198,7 +198,7 @@ def _plan(
 def _open_float(checkpoint_dir: Path) -> Checkpoint:
     """Return the checked source; refuse int8 weights and a ``config_vacc.json`` that is not its."""
     checkpoint = Checkpoint.open(checkpoint_dir)
-    if checkpoint.config.quantization_bit:
+    if checkpoint.config.quantization_format:
         raise CheckpointError(
             f"{checkpoint_dir} is quantized already. Give the float directory it was made from."
         )
