@@ -11,8 +11,6 @@ from checkpoint_builders import write_checkpoint
 from click.testing import CliRunner
 
 from vacc_deploy.cli import cli
-from vacc_deploy.cli import quantize as command_module
-from vacc_deploy.quantize.formats import FORMATS
 
 
 @pytest.fixture
@@ -175,8 +173,13 @@ def test_quantize_takes_the_format_and_the_device_there_are(source):
     assert report["options"]["formats"] == ["int8"]
 
 
-def test_quantize_formats_of_the_command_are_those_of_the_package():
-    assert command_module.FORMATS == FORMATS
+def test_quantize_writes_several_formats(source):
+    result = run(source, "--format", "fp16", "--format", "int8", "--format", "fp16", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["formats"] == ["fp16", "int8"]
+    assert sorted(os.listdir(f"{source}-quantized")) == [
+        *("fp16", "int8", "quantize_timing.json", "vacc_deploy.json")
+    ]
 
 
 def test_quantize_resume_of_a_finished_output(source):

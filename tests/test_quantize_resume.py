@@ -21,13 +21,13 @@ from vacc_deploy.checkpoint import JOURNAL_NAME, MANIFEST_NAME
 from vacc_deploy.checkpoint import output as output_module
 from vacc_deploy.cli.signals import resume_command
 from vacc_deploy.errors import OutputError, QuantizationError, StoppedError
+from vacc_deploy.layouts import COMPRESSED_TENSORS, FORMATS, FP16, GPTQ
 from vacc_deploy.progress import Progress, RunControl
 from vacc_deploy.quantize import directory as directory_module
 from vacc_deploy.quantize import identity as identity_module
 from vacc_deploy.quantize import journal as journal_module
 from vacc_deploy.quantize import pipeline
-from vacc_deploy.quantize import plan as plan_module
-from vacc_deploy.quantize import resume as resume_module
+from vacc_deploy.quantize.formats import codes_from
 from vacc_deploy.quantize.journal import Journal, read_journal
 from vacc_deploy.quantize.pipeline import quantize
 from vacc_deploy.quantize.plan import QuantizeOptions
@@ -588,41 +588,17 @@ def test_resume_of_a_finished_but_damaged_output(place, output, gptq, expected):
 
 # ---- several formats --------------------------------------------------------------------------
 
-WIDE = "wide"
 
-
-@pytest.fixture
-def wide(monkeypatch):
-    """A second layout for the tests: codes as int32, and no scale."""
-    tensors, codes = directory_module.linear_tensors, resume_module.codes_from
-    files, sources = directory_module.format_files, directory_module.format_source_files
-    stored, check = plan_module.stored_linear_bytes, pipeline.check_format
-
-    def wide_tensors(layout, name, values, scale):
-        if layout != WIDE:
-            return tensors(layout, name, values, scale)
-        return {f"{name}.wide": values.to(torch.int32)}
-
-    def wide_codes(layout, read, name, scale=None):
-        if layout != WIDE:
-            return codes(layout, read, name, scale)
-        assert scale is not None
-        return read(f"{name}.wide").to(torch.int8), scale
-
-    def for_wide(plain, value):
-        return lambda layout, *rest: value if layout == WIDE else plain(layout, *rest)
-
-    monkeypatch.setattr(directory_module, "linear_tensors", wide_tensors)
-    monkeypatch.setattr(resume_module, "codes_from", wide_codes)
-    monkeypatch.setattr(directory_module, "format_files", for_wide(files, {"config.json": "{}"}))
-    monkeypatch.setattr(directory_module, "format_source_files", for_wide(sources, ()))
-    monkeypatch.setattr(plan_module, "stored_linear_bytes", for_wide(stored, 1))
-    monkeypatch.setattr(pipeline, "check_format", for_wide(check, None))
-
-
-@pytest.mark.parametrize("formats", [("int8", WIDE), (WIDE,)])
-@pytest.mark.parametrize("method", ["gptq", "rtn"])
-def test_resume_of_other_formats(place, output, gptq, wide, method, formats):
+@pytest.mark.parametrize(
+    ("method", "formats"),
+    [
+        ("gptq", FORMATS),
+        ("rtn", FORMATS),
+        ("gptq", (FP16,)),  # stores no scales: they come from the journal
+        ("gptq", (GPTQ, COMPRESSED_TENSORS)),
+    ],
+)
+def test_resume_of_other_formats(place, output, gptq, method, formats):
     options = replace(gptq if method == "gptq" else RTN, formats=formats)
     whole = quantize(place / "model", options=options, output=place / "whole-out").output_dir
     arguments = {"options": options, "output": output}
@@ -633,14 +609,14 @@ def test_resume_of_other_formats(place, output, gptq, wide, method, formats):
     assert quantize(place / "model", **arguments, resume=True).already_finished
 
 
-def test_several_formats_are_directories_of_their_own(place, output, gptq, wide, expected):
-    options = replace(gptq, formats=("int8", WIDE))
+def test_several_formats_are_directories_of_their_own(place, output, gptq, expected):
+    options = replace(gptq, formats=("int8", FP16))
     result = quantize(place / "model", options=options, output=output)
     names = {path.name for path in output.iterdir()}
-    assert names == {"int8", WIDE, MANIFEST_NAME, TIMING_NAME}
+    assert names == {"int8", FP16, MANIFEST_NAME, TIMING_NAME}
     manifest = json.loads((output / MANIFEST_NAME).read_text("utf-8"))
-    assert manifest["files"].keys() == {f"int8/{MANIFEST_NAME}", f"{WIDE}/{MANIFEST_NAME}"}
-    assert manifest["options"]["formats"] == ["int8", WIDE]
+    assert manifest["files"].keys() == {f"int8/{MANIFEST_NAME}", f"{FP16}/{MANIFEST_NAME}"}
+    assert manifest["options"]["formats"] == ["int8", FP16]
     # But for the way to the source, the directory is that of a run with one format.
     alone, inner = dict(expected["gptq"]), contents(output / "int8")
     own, other = (json.loads(files.pop(MANIFEST_NAME)) for files in (alone, inner))
@@ -649,14 +625,26 @@ def test_several_formats_are_directories_of_their_own(place, output, gptq, wide,
     assert other["files"] == own["files"] and other["options"] == own["options"]
     assert f"Next: vacc-deploy verify {output / 'int8'}" in result.to_text()
     quantize(place / "model", options=options, output=output, overwrite=True)
-    (output / WIDE / "mine").touch()
-    with pytest.raises(OutputError, match=f"  - {WIDE}/mine\n"):
+    (output / FP16 / "mine").touch()
+    with pytest.raises(OutputError, match=f"  - {FP16}/mine\n"):
         quantize(place / "model", options=options, output=output, overwrite=True)
 
 
-def test_default_outputs_of_formats(tmp_path, wide):
+def test_all_formats_of_a_run_hold_the_same_integers_and_scales(place, output, gptq):
+    options = replace(gptq, formats=FORMATS)
+    quantize(place / "model", options=options, output=output)
+    opened = {layout: pipeline.Checkpoint.open(output / layout) for layout in FORMATS}
+    for name in opened["int8"].config.linear_names():
+        codes, scale = codes_from("int8", opened["int8"].read, name)
+        assert codes.dtype == torch.int8 and scale.dtype == torch.float16
+        for layout, checkpoint in opened.items():
+            got, got_scale = codes_from(layout, checkpoint.read, name, scale)
+            assert torch.equal(got, codes) and torch.equal(got_scale, scale)
+
+
+def test_default_outputs_of_formats(tmp_path):
     source = write_checkpoint(tmp_path / "model")
-    for formats, name in ((("int8",), "int8"), ((WIDE,), WIDE), (("int8", WIDE), "quantized")):
+    for formats, name in ((("int8",), "int8"), ((FP16,), FP16), (("int8", FP16), "quantized")):
         options = replace(RTN, formats=formats)
         result = quantize(source, options=options, dry_run=True)
         assert result.output_dir == tmp_path / f"model-{name}"

@@ -7,9 +7,7 @@ from pathlib import Path
 import click
 
 from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_options
-
-# Kept here, and compared in a test: importing the module that owns it would load torch.
-FORMATS = ("int8", "fp16", "gptq", "compressed-tensors")
+from vacc_deploy.layouts import FORMATS
 
 
 @click.command("quantize")
