@@ -586,6 +586,17 @@ def test_quantize_options_that_contradict_each_other(tmp_path, text):
     )
 
 
+@pytest.mark.parametrize("formats", [(), ("int4",), ("int8", "int8")])
+def test_quantize_formats_are_known_and_given_once(tmp_path, formats):
+    message = fails(
+        UsageError, make_source(tmp_path / "model"), QuantizeOptions("rtn", formats=formats)
+    )
+    assert message == (
+        f"The formats are {', '.join(formats) or 'none'}; expected one or more of int8, fp16, "
+        "gptq, compressed-tensors, each once."
+    )
+
+
 def test_quantize_gptq_two_samples_are_enough(tmp_path, text):
     result = quantize(make_source(tmp_path / "model"), options=gptq_options(text, num_samples=2))
     assert result.calibration["num_samples"] == 2

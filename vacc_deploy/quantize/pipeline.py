@@ -73,7 +73,6 @@ def quantize(
             a calibration row.
         CalibrationError: calibration text is missing, damaged or too short.
         UnsupportedModelError: a format cannot hold this model.
-        UnsupportedModelError: a format cannot hold this model.
         QuantizationError: a weight or an activation is not finite.
         OutputError: the output cannot be written, or the interrupted run was another one.
         StoppedError: ``control`` asked for it.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.errors import UsageError
 from vacc_deploy.model_config import LAYER_LINEARS, linear_name
-from vacc_deploy.quantize.formats import INT8, stored_linear_bytes
+from vacc_deploy.quantize.formats import FORMATS, INT8, stored_linear_bytes
 from vacc_deploy.quantize.report import GPTQ, RTN
 
 if TYPE_CHECKING:
@@ -48,6 +48,12 @@ class QuantizeOptions:
         Raises:
             UsageError: says which.
         """
+        are_known = set(self.formats) <= set(FORMATS)
+        if not self.formats or not are_known or len(set(self.formats)) < len(self.formats):
+            raise UsageError(
+                f"The formats are {', '.join(self.formats) or 'none'}; expected one or more of "
+                f"{', '.join(FORMATS)}, each once."
+            )
         if self.method == GPTQ and not self.sources:
             raise UsageError(
                 "--method gptq needs text to calibrate on: give --calibration NAME=PATH (c4, "
