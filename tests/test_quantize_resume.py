@@ -229,7 +229,9 @@ def test_resume_after_a_kill_gives_the_bytes_of_a_whole_run(
     assert result.already_finished is (point == "after the rename")
     assert len(result.linears) == 7 * NUM_LAYERS
     assert sorted(path.name for path in place.iterdir() if "out" in path.name) == ["out"]
+    (output / "mine").touch()
     again = quantize(place / "model", **arguments, resume=True)
+    assert (output / "mine").exists()
     assert again.already_finished and again.linears == result.linears
     assert again.to_text().startswith("Finished already, and every file has its hash.\n")
 
@@ -586,6 +588,25 @@ def test_resume_of_a_finished_but_damaged_output(place, output, gptq, expected):
     assert contents(output) == expected["gptq"]
 
 
+@pytest.mark.parametrize(
+    ("files", "problem"),
+    [
+        ([], "out/vacc_deploy.json lists no files"),
+        ({"../whole-rtn/config.json": {}}, "lists '../whole-rtn/config.json', which lies outside"),
+        ({"/etc/hostname": {}}, "vacc_deploy.json lists '/etc/hostname', which lies outside"),
+        ({"config.json": 5}, "config.json has another hash than vacc_deploy.json gives"),
+    ],
+)
+def test_resume_of_a_finished_output_with_a_strange_manifest(place, output, files, problem):
+    quantize(place / "model", options=RTN, output=output)
+    path = output / MANIFEST_NAME
+    manifest = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**manifest, "files": files}), "utf-8")
+    with pytest.raises(OutputError) as caught:
+        quantize(place / "model", options=RTN, output=output, resume=True)
+    assert problem in str(caught.value)
+
+
 # ---- several formats --------------------------------------------------------------------------
 
 
@@ -725,7 +746,7 @@ def test_a_second_signal_ends_at_once(tmp_path, words, gptq, expected, place):
 @pytest.mark.parametrize(
     ("argv", "command"),
     [
-        (["/opt/x/vacc-deploy", "quantize", "a b"], "/opt/x/vacc-deploy quantize 'a b' --resume"),
+        (["/usr/x/vacc-deploy", "quantize", "a b"], "/usr/x/vacc-deploy quantize 'a b' --resume"),
         (["/x/vacc_deploy/__main__.py", "quantize", "m"], f"{sys.executable} -m vacc_deploy "),
         (["x", "quantize", "m", "--resume"], "x quantize m --resume"),
         (["x", "quantize", "--", "-m"], "x quantize --resume -- -m"),

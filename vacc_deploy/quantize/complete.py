@@ -87,13 +87,17 @@ def take_finished(
 
 def _damages(directory: Path) -> list[str]:
     """Return what differs from the manifest, and from those of the directories it lists."""
-    manifest = read_manifest(directory) or {}
+    files = (read_manifest(directory) or {}).get("files")
+    if not isinstance(files, dict):
+        return [f"{directory / MANIFEST_NAME} lists no files"]
     problems = []
-    for name, entry in manifest.get("files", {}).items():
+    for name, entry in files.items():
         path = directory / name
-        if not path.is_file():
+        if name.startswith("/") or ".." in path.relative_to(directory).parts:
+            problems.append(f"{MANIFEST_NAME} lists {name!r}, which lies outside {directory}")
+        elif not path.is_file():
             problems.append(f"{path} is missing")
-        elif hash_file(path).sha256 != entry.get("sha256"):
+        elif not isinstance(entry, dict) or hash_file(path).sha256 != entry.get("sha256"):
             problems.append(f"{path} has another hash than {MANIFEST_NAME} gives")
         elif path.name == MANIFEST_NAME:
             problems += _damages(path.parent)

@@ -85,8 +85,8 @@ def quantize(
     output_dir = output or _default_output(checkpoint_dir, options.formats)
     request = _Request(checkpoint, options, output_dir, overwrite, dry_run, resume)
     standing = finished_identity(output_dir) if resume else None
-    replaces = overwrite or standing is not None
-    check_output(output_dir, overwrite=replaces, inputs=checkpoint.input_paths())
+    if overwrite or standing is None:  # else nothing is written, whatever stands there
+        check_output(output_dir, overwrite=overwrite, inputs=checkpoint.input_paths())
     check_unfinished(output_dir, resume=resume, overwrite=overwrite)
     # An interruption may also come before the first layer of a resumed run.
     with _telling(control, output_dir, KeyboardInterrupt, SystemExit):
