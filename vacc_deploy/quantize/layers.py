@@ -105,6 +105,8 @@ def _write_layers(
         sink.put(layer.index + 1, kept, layer, time.monotonic() - before)
         before = time.monotonic()
         progress.advance(1, summarize_layer(layer.index, layer.records))
+        # Only the writers still need its codes while the next layer is made.
+        del layer
         signum = control.stop_signal()
         if signum is not None:
             sink.drain()
