@@ -229,14 +229,14 @@ def test_a_concurrent_run_is_refused_and_disturbs_nothing(tmp_path):
 
 
 def test_a_run_that_ends_well_leaves_the_next_ones_partial_alone(tmp_path, monkeypatch):
-    out, sync = tmp_path / "out", module._sync_directory
+    out, sync = tmp_path / "out", module.sync_directory
 
     def next_run_begins(directory):
         sync(directory)
         if directory == tmp_path:
             (tmp_path / "out.partial").mkdir()
 
-    monkeypatch.setattr(module, "_sync_directory", next_run_begins)
+    monkeypatch.setattr(module, "sync_directory", next_run_begins)
     write(out)
     assert names(tmp_path) == ["out", "out.partial"]
 

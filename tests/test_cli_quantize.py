@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from checkpoint_builders import write_checkpoint
 from click.testing import CliRunner
 
@@ -103,7 +104,7 @@ def test_quantize_dry_run_prints_the_plan(source, tmp_path):
         (("--num-samples", "0"), 2, "Invalid value for '--num-samples'"),
         (("--seq-len", "8"), 2, "Invalid value for '--seq-len'"),
         (("--method", "awq"), 2, "Invalid value for '--method'"),
-        (("--format", "gptq"), 2, "Invalid value for '--format'"),
+        (("--format", "int4"), 2, "Invalid value for '--format'"),
         (("--device", "cuda"), 2, "Invalid value for '--device'"),
     ],
 )
@@ -170,3 +171,42 @@ def test_quantize_takes_the_format_and_the_device_there_are(source):
     assert result.exit_code == 0, result.output
     report = json.loads((source.parent / "model-int8" / "quantize_report.json").read_text("utf-8"))
     assert report["options"]["formats"] == ["int8"]
+
+
+def test_quantize_writes_several_formats(source):
+    result = run(source, "--format", "fp16", "--format", "int8", "--format", "fp16", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["formats"] == ["fp16", "int8"]
+    assert sorted(os.listdir(f"{source}-quantized")) == [
+        *("fp16", "int8", "quantize_timing.json", "vacc_deploy.json")
+    ]
+
+
+def test_quantize_resume_of_a_finished_output(source):
+    first = json.loads(run(source, "--json").stdout)
+    result = run(source, "--resume", "--json")
+    assert result.exit_code == 0, result.output
+    again = json.loads(result.stdout)
+    assert (first.pop("already_finished"), again.pop("already_finished")) == (False, True)
+    for values in (first, again):
+        values["seconds"] = values["peak_memory_bytes"] = 0
+    assert again == first
+    assert run(source, "--resume").stdout.startswith("Finished already, and every file has its ")
+
+
+def test_quantize_failure_names_the_command_that_goes_on(source, monkeypatch):
+    bad = torch.full((160, 64), float("nan"), dtype=torch.bfloat16)
+    name = "model.layers.1.mlp.up_proj.weight"
+    write_checkpoint(source, extra_tensors={name: bad})
+    monkeypatch.setattr("sys.argv", ["vacc-deploy-test", "quantize", str(source)])
+    way = f"Resume with: vacc-deploy-test quantize {source} --resume\n"
+    result = run(source)
+    assert result.exit_code == 1
+    assert result.output.endswith(f" 1 of 2 layers are finished and kept. {way}")
+    result = run(source)
+    assert "holds 1 of 2 finished layers of an interrupted run." in result.output
+    assert "Resume with" not in result.output
+    write_checkpoint(source)
+    result = run(source, "--resume")
+    assert "weights model.safetensors: " in result.output and result.exit_code == 1
+    assert run(source, "--overwrite").exit_code == 0

@@ -489,7 +489,7 @@ def test_quantize_gptq_memory_does_not_grow_with_the_layers(
     tmp_path, text, monkeypatch, kept_bytes
 ):
     monkeypatch.setattr(calibrated, "KEPT_BYTES", kept_bytes)
-    plain, peaks, layers_alive = pipeline.float_reader, {}, []
+    plain, peaks, layers_alive = calibrated.float_reader, {}, []
     layers = weakref.WeakSet()
 
     class CountedLayer(DecoderLayer):
@@ -586,6 +586,17 @@ def test_quantize_options_that_contradict_each_other(tmp_path, text):
     )
 
 
+@pytest.mark.parametrize("formats", [(), ("int4",), ("int8", "int8")])
+def test_quantize_formats_are_known_and_given_once(tmp_path, formats):
+    message = fails(
+        UsageError, make_source(tmp_path / "model"), QuantizeOptions("rtn", formats=formats)
+    )
+    assert message == (
+        f"The formats are {', '.join(formats) or 'none'}; expected one or more of int8, fp16, "
+        "gptq, compressed-tensors, each once."
+    )
+
+
 def test_quantize_gptq_two_samples_are_enough(tmp_path, text):
     result = quantize(make_source(tmp_path / "model"), options=gptq_options(text, num_samples=2))
     assert result.calibration["num_samples"] == 2
@@ -635,7 +646,7 @@ def test_quantize_sequence_longer_than_the_context(tmp_path, text, overrides, dr
 @pytest.mark.parametrize("method", ["rtn", "gptq"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_quantize_non_finite_weight_names_tensor_and_row(tmp_path, text, method, bad):
-    name = "model.layers.1.mlp.up_proj.weight"
+    name = "model.layers.0.mlp.up_proj.weight"
     weight = torch.ones(160, 64, dtype=torch.bfloat16) * 0.01
     weight[137, 5] = bad
     source = make_source(tmp_path / "model", extra_tensors={name: weight})
@@ -650,12 +661,12 @@ def test_quantize_non_finite_weight_names_tensor_and_row(tmp_path, text, method,
 
 
 def test_quantize_non_finite_activations_name_the_linear(tmp_path, text):
-    name = "model.layers.1.input_layernorm.weight"
+    name = "model.layers.0.input_layernorm.weight"
     norm = torch.ones(64, dtype=torch.bfloat16)
     norm[3] = float("nan")
     source = make_source(tmp_path / "model", extra_tensors={name: norm})
     assert fails(QuantizationError, source, gptq_options(text)) == (
-        "The inputs of model.layers.1.self_attn.q_proj: the activations hold NaN or infinity."
+        "The inputs of model.layers.0.self_attn.q_proj: the activations hold NaN or infinity."
     )
 
 
@@ -694,7 +705,7 @@ def test_quantize_failed_overwrite_keeps_the_older_output(tmp_path):
     output = quantize(make_source(tmp_path / "model"), options=RTN).output_dir
     before = snapshot(output)
     bad = torch.full((160, 64), float("nan"), dtype=torch.bfloat16)
-    name = "model.layers.1.mlp.up_proj.weight"
+    name = "model.layers.0.mlp.up_proj.weight"
     source = make_source(tmp_path / "damaged", extra_tensors={name: bad})
     fails(QuantizationError, source, RTN, output=output, overwrite=True)
     assert snapshot(output) == before
@@ -724,7 +735,7 @@ def test_quantize_disk_full_in_the_writer_is_an_output_error(tmp_path, text, met
 
     def full(path, tensors):
         count.append(path)
-        if len(count) == 2:
+        if len(count) >= 2:  # a full disk stays full
             raise OSError(28, "No space left on device")
         return plain(path, tensors)
 

@@ -9,7 +9,12 @@ from vacc_deploy.catalog import CatalogModel, find_model
 from vacc_deploy.checkpoint import model_name
 from vacc_deploy.errors import UnsupportedModelError
 from vacc_deploy.model_config import ModelConfig, read_config
-from vacc_deploy.vacc_config import VACC_CONFIG_NAME, check_vacc_config, needs_vacc_config
+from vacc_deploy.vacc_config import (
+    VACC_CONFIG_NAME,
+    check_for_compiler,
+    check_vacc_config,
+    needs_vacc_config,
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,8 @@ def find_target(target: str) -> Target:
 
     Raises:
         UnsupportedModelError: neither a directory nor a known name.
-        CheckpointError: the directory's configuration cannot be used, or its two files differ.
+        CheckpointError: the directory's configuration cannot be used, its two files differ, or its
+            layout is for stock loaders.
     """
     directory = Path(target)
     if not target or not directory.is_dir():
@@ -46,6 +52,7 @@ def find_target(target: str) -> Target:
         except UnsupportedModelError as err:
             raise UnsupportedModelError(f"There is no directory {target!r}. {err}") from err
     config = read_config(directory)
+    check_for_compiler(directory, config)
     notes = []
     if (directory / VACC_CONFIG_NAME).is_file():
         check_vacc_config(directory, config)

@@ -21,6 +21,7 @@ import torch.nn.functional as F  # noqa: N812 - the usual name
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.model_config import EMBEDDING, ModelConfig, layer_prefix, linear_name
+from vacc_deploy.quantize.formats import codes_from
 from vacc_deploy.quantize.int8 import dequantize
 
 ReadTensor = Callable[[str], torch.Tensor]
@@ -35,13 +36,18 @@ STAGE_LINEARS = {
 
 
 def float_reader(checkpoint: Checkpoint) -> ReadTensor:
-    """Return a function that reads a tensor as float32; int8 codes come back dequantized."""
+    """Return a function that reads a tensor as float32; codes of any layout come back dequantized.
+
+    The name asked for is that of the float model: ``<linear>.weight``.
+    """
+    layout = checkpoint.config.quantization_format
+    linears = checkpoint.config.linear_names() if layout else {}
 
     def read(name: str) -> torch.Tensor:
-        stored = checkpoint.read(name)
-        if stored.dtype == torch.int8:
-            return dequantize(stored, checkpoint.read(f"{name}_scale"))
-        return stored.float()
+        module = name.removesuffix(".weight")
+        if module in linears:
+            return dequantize(*codes_from(layout, checkpoint.read, module))
+        return checkpoint.read(name).float()
 
     return read
 
@@ -146,7 +152,7 @@ class DecoderLayer:
             config: the architecture.
             index: the layer's number.
             positions: shared by all layers.
-            read: returns the float32 tensor of a name; int8 pairs come back dequantized.
+            read: returns the float32 tensor of a name; see ``float_reader``.
         """
         self.config, self.index, self.positions, self._read = config, index, positions, read
         prefix = layer_prefix(index)

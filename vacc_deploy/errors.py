@@ -9,6 +9,7 @@
     ├── CompileFileError       a vamc YAML breaks a rule of the compiler
     ├── ExportError            a model cannot be exported as an ONNX graph
     ├── OutputError            an output directory cannot be written
+    ├── StoppedError           exit code 128 + signal: stopped between two layers on request
     └── CheckFailedError       exit code 3: a check ran and failed
 
 A message says what is wrong, where, what was got and expected, and what to do next.
@@ -59,6 +60,14 @@ class ExportError(VaccDeployError):
 
 class OutputError(VaccDeployError):
     """An output directory exists already or cannot be written."""
+
+
+class StoppedError(VaccDeployError):
+    """A resumable run was stopped by a signal; what is finished is kept."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum
 
 
 class CheckFailedError(VaccDeployError):

@@ -13,6 +13,7 @@ from typing import Any
 
 from vacc_deploy.config_reader import ConfigReader
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError, list_problems
+from vacc_deploy.layouts import INT8, recognize
 
 CONFIG_NAME = "config.json"
 SUPPORTED_MODEL_TYPES = ("qwen2", "llama")
@@ -58,8 +59,9 @@ class RopeScaling:
 class ModelConfig:
     """The architecture of one checkpoint, with the field names of ``config.json``.
 
-    ``raw`` is the parsed file as it was. ``quantization_bit`` is 8 for a directory that
-    ``quantize`` wrote in its int8 format, else 0.
+    ``raw`` is the parsed file as it was. ``quantization_format`` is the layout of the codes in a
+    directory that ``quantize`` wrote (``int8``, ``gptq``, ``compressed-tensors``), empty for float
+    weights; ``quantization_bit`` is 8 for ``int8`` only, else 0.
     """
 
     model_type: str
@@ -81,6 +83,7 @@ class ModelConfig:
     sliding_window: int | None
     dtype: str
     quantization_bit: int = 0
+    quantization_format: str = ""
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def differences(self, other: ModelConfig) -> dict[str, tuple[Any, Any]]:
@@ -89,7 +92,7 @@ class ModelConfig:
         The dtype and the quantization are none: the same model has them in several forms.
         """
         pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
-        for name in ("raw", "quantization_bit", "dtype"):
+        for name in ("raw", "quantization_bit", "quantization_format", "dtype"):
             del pairs[name]
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
@@ -122,6 +125,14 @@ class ModelConfig:
         if linear == "o_proj":
             return self.attention_output_bias
         return self.attention_bias if linear in ATTENTION_LINEARS else self.mlp_bias
+
+    def linear_names(self) -> dict[str, tuple[int, int]]:
+        """Return every linear of the decoder layers: full name to [out_features, in_features]."""
+        return {
+            linear_name(layer, linear): self.linear_shape(linear)
+            for layer in range(self.num_hidden_layers)
+            for linear in LAYER_LINEARS
+        }
 
     def layer_tensors(self, layer: int) -> dict[str, tuple[int, ...]]:
         """Return the float tensors of one decoder layer, name to shape, in the order of use."""
@@ -186,6 +197,7 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
     heads = reader.integer("num_attention_heads")
     hidden_size = reader.integer("hidden_size")
     attention_bias = is_qwen2 or reader.boolean("attention_bias", False)
+    quantization_format = _read_quantization(reader)
     config = ModelConfig(
         model_type=model_type,
         hidden_size=hidden_size,
@@ -205,7 +217,8 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
         mlp_bias=not is_qwen2 and reader.boolean("mlp_bias", False),
         sliding_window=_read_sliding_window(reader, is_qwen2),
         dtype=_read_dtype(reader),
-        quantization_bit=_read_quantization(reader),
+        quantization_bit=8 if quantization_format == INT8 else 0,
+        quantization_format=quantization_format,
         raw=dict(raw),
     )
     _check_values(reader, config)
@@ -271,19 +284,25 @@ def _read_dtype(reader: ConfigReader) -> str:
     return value
 
 
-def _read_quantization(reader: ConfigReader) -> int:
+def _read_quantization(reader: ConfigReader) -> str:
+    """Return the layout of the codes, empty for float weights."""
     bits = reader.raw.get("quantization_bit") or 0
     if bits not in (0, 8):
         reader.problems.append(f"quantization_bit: got {bits!r}, expected 8 or none")
-        return 0
-    other = reader.raw.get("quantization_config")
-    if other and not bits:
-        method = other.get("quant_method") if isinstance(other, dict) else other
+        return ""
+    if bits:
+        return INT8
+    stated = reader.raw.get("quantization_config")
+    if not stated:
+        return ""
+    layout = recognize(stated)
+    if layout is None:
+        method = stated.get("quant_method") if isinstance(stated, dict) else stated
         raise UnsupportedModelError(
             f"{reader.where} has a quantization_config (quant_method {method!r}): the weights are "
             "quantized already. Start from the float checkpoint."
         )
-    return int(bits)
+    return layout
 
 
 def _check_values(reader: ConfigReader, config: ModelConfig) -> None:

@@ -41,7 +41,7 @@ from vacc_deploy.onnx_report import ExportedGraph, ExportOptions, ExportResult
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.runtime import load_model
 from vacc_deploy.tokenizer import Tokenizer
-from vacc_deploy.vacc_config import VACC_CONFIG_NAME, needs_vacc_config
+from vacc_deploy.vacc_config import VACC_CONFIG_NAME, check_for_compiler, needs_vacc_config
 
 MAX_DIFFERENCE = 2e-3  # of the logits' range
 _TEXT_BYTES_PER_TOKEN = 16  # more than a token of any language has on average
@@ -68,13 +68,15 @@ def export_onnx(
 
     Raises:
         UsageError: lengths that no compiler takes, or another opset.
-        CheckpointError: the directory is damaged, not prepared, or its source files are not ours.
+        CheckpointError: the directory is damaged, not prepared, for stock loaders, or its source
+            files are not ours.
         CalibrationError: see ``Tokenizer``.
         OutputError: the output may not be written.
         ExportError: the exporter refuses the model.
     """
     options = options or ExportOptions()
     checkpoint = Checkpoint.open(directory)
+    check_for_compiler(directory, checkpoint.config)
     shape = _check_options(checkpoint.config, options)
     if needs_vacc_config(checkpoint.config) and not (directory / VACC_CONFIG_NAME).is_file():
         raise CheckpointError(

@@ -164,10 +164,10 @@ def _describe_source(
 
 def _check_source(checkpoint: Checkpoint, known: CatalogModel | None) -> None:
     """Refuse quantized weights, and a directory that is another model than the one named."""
-    if checkpoint.config.quantization_bit:
+    if layout := checkpoint.config.quantization_format:
         raise CheckpointError(
-            f"{checkpoint.directory} holds int8 weights already. Prepare the float checkpoint it "
-            "was made from."
+            f"{checkpoint.directory} holds {layout} weights already. Prepare the float checkpoint "
+            "it was made from."
         )
     if known is None or match_config(checkpoint.config) is known:
         return

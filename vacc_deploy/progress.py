@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 
 class Progress:
     """Receives the steps of a long job. This base class ignores them."""
@@ -20,3 +22,21 @@ class Progress:
 
 
 SILENT = Progress()
+
+
+class RunControl:
+    """Lets the caller of a resumable run stop it between two layers. This base class never does."""
+
+    def watch(self) -> AbstractContextManager[None]:
+        """Return the context in which ``stop_signal`` is asked after every layer."""
+        return nullcontext()
+
+    def stop_signal(self) -> int | None:
+        """Return the number of the signal that asks to stop, None to go on."""
+        return None
+
+    def kept(self, finished: int, total: int) -> None:
+        """Learn, after an error or an interruption, that ``finished`` of ``total`` layers stay."""
+
+
+UNCONTROLLED = RunControl()

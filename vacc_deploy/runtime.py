@@ -1,4 +1,4 @@
-"""Load a prepared or int8 directory as a transformers model and let it answer, on the CPU.
+"""Load a prepared or quantized directory as a transformers model and let it answer, on the CPU.
 
 No code is run from a directory: its three files must be byte-equal to those that this package
 carries, and these are run.
@@ -23,6 +23,7 @@ from vacc_deploy.assets import SOURCE_FILES, asset_dir, source_file
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.model_config import CONFIG_NAME
+from vacc_deploy.quantize.formats import codes_from
 from vacc_deploy.results import format_seconds
 from vacc_deploy.tokenizer import Tokenizer
 from vacc_deploy.vacc_config import VACC_CONFIG_NAME, check_vacc_config, needs_vacc_config
@@ -101,11 +102,11 @@ def check_source_files(directory: Path) -> None:
 def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     """Return the directory's model in evaluation mode.
 
-    Qwen2 directories run the shipped modeling file; Llama directories run transformers' own Llama,
-    with the linears of an int8 directory swapped for those of ``quantization_vacc.py``.
+    Qwen2 directories for the compiler run the shipped modeling file; all others run transformers'
+    own class. Codes of any layout stay int8: the linears are those of ``quantization_vacc.py``.
 
     Args:
-        directory: a prepared or int8 directory, or any float checkpoint.
+        directory: one that ``prepare`` or ``quantize`` wrote, or any float checkpoint.
         dtype: of activations and float weights.
 
     Raises:
@@ -117,8 +118,8 @@ def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> Any:
     if needs_vacc_config(checkpoint.config) and (directory / VACC_CONFIG_NAME).is_file():
         check_vacc_config(directory, checkpoint.config)
         return _load_own_code(directory, dtype)
-    if checkpoint.config.quantization_bit:
-        return _load_int8_stock(checkpoint, dtype)
+    if checkpoint.config.quantization_format:
+        return _load_codes(checkpoint, dtype)
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = _build_config(
@@ -199,7 +200,7 @@ def _load_own_code(directory: Path, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-def _load_int8_stock(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+def _load_codes(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     """Build transformers' own class without weights, swap the linears, read our tensors into it."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -210,11 +211,16 @@ def _load_int8_stock(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     with _parameters_on_meta():
         model = AutoModelForCausalLM.from_config(config, **_dtype_option(dtype))
         _source_module("quantization_vacc").replace_linears(model, dtype=dtype)
-    state = {}
-    for name in checkpoint.tensors:
-        tensor = checkpoint.read(name)
-        keep = name.endswith(".weight_scale") or not tensor.is_floating_point()
-        state[name] = tensor if keep else tensor.to(dtype)
+    state, linears = dict[str, torch.Tensor](), checkpoint.config.linear_names()
+    for name in checkpoint.config.expected_tensors():
+        module = name.removesuffix(".weight")
+        if module in linears:
+            codes, scale = codes_from(
+                checkpoint.config.quantization_format, checkpoint.read, module
+            )
+            state |= {name: codes, f"{module}.weight_scale": scale}
+        else:
+            state[name] = checkpoint.read(name).to(dtype)
     model.load_state_dict(state, strict=not checkpoint.config.tie_word_embeddings, assign=True)
     if checkpoint.config.tie_word_embeddings:
         model.tie_weights()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.errors import CheckpointError, list_problems
+from vacc_deploy.layouts import INT8
 from vacc_deploy.model_config import (
     CONFIG_NAME,
     MAX_CONFIG_BYTES,
@@ -100,6 +101,20 @@ def check_vacc_config(directory: Path, config: ModelConfig) -> None:
         raise CheckpointError(
             f"{path} is not what vacc-deploy writes for this model, and vamc would compile what it "
             f"says:\n{list_problems(dict.fromkeys(problems))}\nPrepare the directory again."
+        )
+
+
+def check_for_compiler(directory: Path, config: ModelConfig) -> None:
+    """Refuse a directory in a layout that is for stock loaders.
+
+    Raises:
+        CheckpointError: says which directory to give instead.
+    """
+    if config.quantization_format not in ("", INT8):
+        raise CheckpointError(
+            f"{directory} holds weights in the {config.quantization_format} layout, which is for "
+            "transformers and vLLM; the compiler's side reads int8 and float directories. Give the "
+            "int8 or the fp16 directory of the same run of quantize, or the prepared directory."
         )
 
 

@@ -140,7 +140,7 @@ def verify(
     """Compare a deployed directory with its float model on a text.
 
     Args:
-        deployed_dir: an int8 or prepared directory.
+        deployed_dir: a directory that ``quantize`` or ``prepare`` wrote.
         reference_dir: the float checkpoint; default the one its manifest names.
         text_file: UTF-8 text; default the text the package carries.
         max_tokens: tokens of the text to use.
@@ -228,7 +228,7 @@ def _open_recorded_reference(deployed_dir: Path) -> Checkpoint:
 
 def _check_pair(reference: Checkpoint, deployed: Checkpoint) -> None:
     """Refuse a reference that is quantized or another architecture."""
-    if reference.config.quantization_bit:
+    if reference.config.quantization_format:
         raise CheckpointError(
             f"{reference.directory} is quantized. Give the float model with --reference."
         )

@@ -4,19 +4,27 @@ from vacc_deploy.checkpoint.files import LINK_MODES, copy_file, place_shard, sid
 from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo, read_header
 from vacc_deploy.checkpoint.manifest import (
     LinkedFile,
+    library_versions,
     model_name,
     read_manifest,
     relative_source,
     write_manifest,
 )
 from vacc_deploy.checkpoint.output import (
+    JOURNAL_NAME,
     MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
     check_output,
     check_space,
+    clear_partial,
     output_directory,
+    partial_path,
+    remove_leftovers,
+    remove_path,
     replace_text,
+    sync_directory,
 )
-from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
+from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint, read_tensor
 from vacc_deploy.checkpoint.writer import (
     WrittenFile,
     hash_file,
@@ -29,8 +37,10 @@ from vacc_deploy.checkpoint.writer import (
 
 __all__ = [
     "INDEX_NAME",
+    "JOURNAL_NAME",
     "LINK_MODES",
     "MANIFEST_NAME",
+    "MAX_MANIFEST_BYTES",
     "SINGLE_FILE",
     "Checkpoint",
     "LinkedFile",
@@ -39,17 +49,24 @@ __all__ = [
     "WrittenFile",
     "check_output",
     "check_space",
+    "clear_partial",
     "copy_file",
     "hash_file",
+    "library_versions",
     "model_name",
     "output_directory",
+    "partial_path",
     "place_shard",
     "read_header",
     "read_manifest",
+    "read_tensor",
     "relative_source",
+    "remove_path",
+    "remove_leftovers",
     "replace_text",
     "shard_name",
     "side_files",
+    "sync_directory",
     "write_index",
     "write_index_map",
     "write_manifest",

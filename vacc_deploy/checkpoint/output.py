@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vacc_deploy.checkpoint.writer import write_text
@@ -18,9 +19,13 @@ from vacc_deploy.results import format_bytes
 
 MANIFEST_NAME = "vacc_deploy.json"
 MAX_MANIFEST_BYTES = 16 << 20
-# Ours, though no manifest lists them: itself, and the times of quantize, which differ by run.
-_UNLISTED = (MANIFEST_NAME, "quantize_timing.json")
+JOURNAL_NAME = ".vacc-deploy-journal"
 _MARKER = ".vacc-deploy-partial"
+# What a run keeps in its partial directory for itself, removed right after the last rename.
+_RUN_FILES = (JOURNAL_NAME, _MARKER)
+# Ours, though no manifest lists them: itself, the times of quantize, which differ by run, and what
+# stays when a run is killed between its last rename and its last removal.
+_UNLISTED = (MANIFEST_NAME, "quantize_timing.json", *_RUN_FILES)
 
 
 def check_output(output_dir: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> None:
@@ -147,51 +152,73 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
+
+
+def partial_path(output_dir: Path) -> Path:
+    """Return the directory in which a run makes ``output_dir``."""
+    target = output_dir.resolve()
+    return target.with_name(f"{target.name}.partial")
 
 
 @contextmanager
 def output_directory(
-    output_dir: Path, *, overwrite: bool = False, inputs: tuple[Path, ...] = ()
+    output_dir: Path,
+    *,
+    overwrite: bool = False,
+    inputs: tuple[Path, ...] = (),
+    keeps: Callable[[Path], bool] | None = None,
 ) -> Iterator[Path]:
     """Yield ``<output_dir>.partial``; rename it to ``output_dir`` when the block ends well.
 
     After an error or an interruption the partial directory is removed and an older output is
     left as it was.
 
+    Args:
+        output_dir: the directory to write.
+        overwrite: see ``check_output``.
+        inputs: see ``check_output``.
+        keeps: for runs that can be resumed. Told the partial directory after an error; it stays
+            where the answer is true. With it, what an earlier run left is the block's to clear.
+
     Raises:
         OutputError: the output may not be written, the disk is full, or another run is writing it.
     """
     check_output(output_dir, overwrite=overwrite, inputs=inputs)
-    partial = output_dir.resolve().with_name(output_dir.resolve().name + ".partial")
+    target, partial = output_dir.resolve(), partial_path(output_dir)
     lock, finished = _claim(partial), False
     try:
-        yield partial
-        # Something else may have come to stand there since the first check.
+        _settle_replaced(target)
+        if keeps is None:
+            clear_partial(partial)
+        # An older output may stand there again, or something else have come to, at both times.
         check_output(output_dir, overwrite=overwrite, inputs=inputs)
-        (partial / _MARKER).unlink()
-        _sync_directory(partial)
-        _put_in_place(partial, output_dir.resolve())
+        yield partial
+        check_output(output_dir, overwrite=overwrite, inputs=inputs)
+        sync_directory(partial)
+        _put_in_place(partial, target)
         finished = True
     except OSError as err:
         if err.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         written = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+        is_kept = keeps is not None and keeps(partial)
         raise OutputError(
             f"The disk is full: {format_bytes(written)} of {output_dir} were written, then the "
-            "file system refused more. Nothing was kept. Free space or choose another --output."
+            f"file system refused more. {'What is finished' if is_kept else 'Nothing'} was kept. "
+            "Free space or choose another --output."
         ) from err
     finally:
         # Under the lock, and never after success: another run may own the name by then.
-        if not finished:
-            shutil.rmtree(partial, ignore_errors=True)
+        if not finished and not (keeps is not None and keeps(partial)):
+            _remove_directory(partial, last=_MARKER)
         os.close(lock)
 
 
 def _claim(partial: Path) -> int:
-    """Create the partial directory and return a lock on it; clear what a killed run left."""
+    """Create the partial directory and return a lock on it."""
     marker = partial / _MARKER
-    if partial.exists() and not marker.is_file():
+    if partial.exists() and not marker.is_file() and not _is_empty(partial):
         raise OutputError(f"{partial} exists and is not ours. Remove it, then rerun.")
     partial.mkdir(exist_ok=True)
     lock = os.open(marker, os.O_CREAT | os.O_RDWR, 0o644)
@@ -203,15 +230,65 @@ def _claim(partial: Path) -> int:
     if not os.fstat(lock).st_nlink:
         os.close(lock)
         raise OutputError(f"Another run has just removed {partial}. Run this again.")
-    for path in partial.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path != marker:
-            path.unlink()
     return lock
 
 
-def _sync_directory(directory: Path) -> None:
+def _is_empty(directory: Path) -> bool:
+    return directory.is_dir() and not any(directory.iterdir())
+
+
+def clear_partial(partial: Path) -> None:
+    """Remove all that a claimed partial directory holds; its journal first, so that none lies."""
+    (partial / JOURNAL_NAME).unlink(missing_ok=True)
+    for path in partial.iterdir():
+        if path.name != _MARKER:
+            remove_path(path)
+
+
+def remove_path(path: Path) -> None:
+    """Remove a file, a link (not what it points to) or a directory with all it holds."""
+    if path.is_dir() and not path.is_symlink():
+        _remove_contents(path, last=MANIFEST_NAME)
+        path.rmdir()
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_contents(directory: Path, last: str) -> None:
+    for path in directory.iterdir():
+        if path.name != last:
+            remove_path(path)
+    (directory / last).unlink(missing_ok=True)
+
+
+def _remove_directory(directory: Path, last: str) -> None:
+    """Remove what can be removed; ``last`` shows whose it is, should a kill cut this short."""
+    with suppress(OSError):
+        _remove_contents(directory, last)
+        directory.rmdir()
+
+
+def remove_leftovers(output_dir: Path) -> None:
+    """Remove what a run has still to remove after its last rename: its own files, an older output.
+
+    Needs no lock: once the new output stands, nobody has another use for these.
+    """
+    target = output_dir.resolve()
+    for name in _RUN_FILES:
+        (target / name).unlink(missing_ok=True)
+    for aside in _replaced(target):
+        if target.exists() and not _foreign_files(aside):
+            _remove_directory(aside, last=MANIFEST_NAME)
+
+
+def _replaced(target: Path) -> list[Path]:
+    """Return the older outputs that were renamed to make place for ``target``."""
+    paths = sorted(target.parent.glob(f".{glob.escape(target.name)}.replaced-*"))
+    return [path for path in paths if path.is_dir() and not path.is_symlink()]
+
+
+def sync_directory(directory: Path) -> None:
+    """Bring the names in ``directory`` to the disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -219,13 +296,31 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def _settle_replaced(target: Path) -> None:
+    """Finish what a run killed while replacing an older output left; needs the lock.
+
+    Killed between the two renames, the older output has no name of its own: it gets its name back.
+    Killed after them, it is removed.
+    """
+    for aside in _replaced(target):
+        if not target.exists() and (aside / MANIFEST_NAME).is_file():
+            aside.rename(target)
+            sync_directory(target.parent)
+    if target.exists():
+        remove_leftovers(target)
+
+
 def _put_in_place(partial: Path, target: Path) -> None:
-    """Rename ``partial`` to ``target``; an older output goes only after the new one stands."""
+    """Rename ``partial`` to ``target``; an older output goes only after the new one stands.
+
+    The run's own files go last: until then a killed run can tell what it was about.
+    """
     if target.is_dir() and not any(target.iterdir()):
         target.rmdir()
     if not target.exists():
         partial.rename(target)
-        _sync_directory(target.parent)
+        sync_directory(target.parent)
+        remove_leftovers(target)
         return
     aside = target.with_name(f".{target.name}.replaced-{os.getpid()}")
     try:
@@ -236,5 +331,5 @@ def _put_in_place(partial: Path, target: Path) -> None:
         if not target.exists():
             aside.rename(target)
         raise
-    _sync_directory(target.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    sync_directory(target.parent)
+    remove_leftovers(target)

@@ -10,14 +10,8 @@ from typing import TYPE_CHECKING
 
 from vacc_deploy.checkpoint.header import FLOAT_DTYPES, ShardHeader, TensorInfo, read_header
 from vacc_deploy.errors import CheckpointError, list_problems
-from vacc_deploy.model_config import (
-    LAYER_LINEARS,
-    LM_HEAD,
-    ModelConfig,
-    linear_name,
-    read_config,
-    read_json,
-)
+from vacc_deploy.layouts import stored_linear
+from vacc_deploy.model_config import LM_HEAD, ModelConfig, read_config, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +81,7 @@ class Checkpoint:
 
     def read(self, name: str) -> torch.Tensor:
         """Return one tensor on the CPU in its stored dtype, in memory of its own."""
-        return _read_tensor(self.info(name))
+        return read_tensor(self.info(name))
 
     def read_rows(self, name: str, rows: Sequence[int]) -> torch.Tensor:
         """Return some rows of a matrix, [len(rows), columns], without reading the others.
@@ -129,7 +123,7 @@ class Checkpoint:
             offset=info.offset + start * row_bytes,
             num_bytes=(stop - start) * row_bytes,
         )
-        return _read_tensor(part)
+        return read_tensor(part)
 
     def input_paths(self) -> tuple[Path, ...]:
         """Return what no output may replace: the directory, and its files where they really lie.
@@ -159,7 +153,12 @@ _TORCH_NAMES = {
 }
 
 
-def _read_tensor(info: TensorInfo) -> torch.Tensor:
+def read_tensor(info: TensorInfo) -> torch.Tensor:
+    """Return one tensor on the CPU in its stored dtype, in memory of its own.
+
+    Raises:
+        CheckpointError: the file became shorter since its header was read.
+    """
     import torch
 
     tensor = torch.empty(info.shape, dtype=getattr(torch, _TORCH_NAMES[info.dtype]))
@@ -293,13 +292,12 @@ def _compare_with_config(config: ModelConfig, tensors: dict[str, TensorInfo]) ->
     expected: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
         name: (shape, FLOAT_DTYPES) for name, shape in config.expected_tensors().items()
     }
-    if config.quantization_bit:
-        for layer in range(config.num_hidden_layers):
-            for linear in LAYER_LINEARS:
-                name = linear_name(layer, linear)
-                out_features, in_features = config.linear_shape(linear)
-                expected[f"{name}.weight"] = ((out_features, in_features), ("I8",))
-                expected[f"{name}.weight_scale"] = ((out_features,), ("F16",))
+    if config.quantization_format:
+        for name, (out_features, in_features) in config.linear_names().items():
+            del expected[f"{name}.weight"]
+            stored = stored_linear(config.quantization_format, out_features, in_features)
+            for suffix, (shape, dtype) in stored.items():
+                expected[f"{name}.{suffix}"] = (shape, (dtype,))
     problems = []
     for name, (shape, dtypes) in expected.items():
         info = tensors.get(name)

@@ -7,11 +7,17 @@ from pathlib import Path
 import click
 
 from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_options
+from vacc_deploy.layouts import FORMATS
 
 
 @click.command("quantize")
 @click.argument("checkpoint_dir", metavar="DIR", type=DIRECTORY)
-@click.option("--output", type=DIRECTORY, metavar="DIR", help="Default: <DIR>-int8")
+@click.option(
+    "--output",
+    type=DIRECTORY,
+    metavar="DIR",
+    help="Default: <DIR>-<format>, with several formats <DIR>-quantized",
+)
 @click.option(
     "--method",
     type=click.Choice(["gptq", "rtn"]),
@@ -34,11 +40,11 @@ from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_opti
 )
 @click.option(
     "--format",
-    type=click.Choice(["int8"]),
+    "formats",
+    type=click.Choice(FORMATS),
     multiple=True,
     default=("int8",),
-    expose_value=False,
-    help="Layout of the weights.",
+    help="Layout of the weights. Repeat for several: a directory each, the same integers in all.",
 )
 @click.option(
     "--device",
@@ -46,6 +52,11 @@ from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_opti
     default="cpu",
     expose_value=False,
     help="Where to compute.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on where an interrupted run of the same command stopped.",
 )
 @output_options
 @common_options
@@ -58,6 +69,8 @@ def quantize_command(
     seq_len: int,
     seed: int,
     act_order: bool,
+    formats: tuple[str, ...],
+    resume: bool,
     overwrite: bool,
     dry_run: bool,
 ) -> None:
@@ -65,6 +78,9 @@ def quantize_command(
 
     Without --calibration the weights are rounded to nearest. With it every linear is quantized both
     by GPTQ and by rounding, and the one with the smaller error on held-out text is kept.
+
+    A run that was killed or failed after its first layer goes on with the same command and
+    --resume. Ctrl-C finishes the current layer; a second one stops at once.
 
     \b
     Examples:
@@ -74,6 +90,7 @@ def quantize_command(
     """
     from vacc_deploy.calibration.sources import parse_source
     from vacc_deploy.cli.progress import terminal_progress
+    from vacc_deploy.cli.signals import SignalControl, telling_how_to_resume
     from vacc_deploy.quantize.pipeline import QuantizeOptions, quantize
 
     options = QuantizeOptions(
@@ -83,14 +100,18 @@ def quantize_command(
         sequence_length=seq_len,
         seed=seed,
         act_order=act_order,
+        formats=tuple(dict.fromkeys(formats)),
     )
-    emit(
-        quantize(
+    control = SignalControl()
+    with telling_how_to_resume(control):
+        result = quantize(
             checkpoint_dir,
             options=options,
             output=output,
             overwrite=overwrite,
             dry_run=dry_run,
+            resume=resume,
             progress=terminal_progress(),
+            control=control,
         )
-    )
+    emit(result)

@@ -1,32 +1,44 @@
-"""Write an int8 directory: shards in the background, then everything that lies beside them."""
+"""Write the output: shards of every format in the background, then all that lies beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vacc_deploy.assets import SOURCE_FILES, source_file
+from vacc_deploy.assets import source_file
 from vacc_deploy.checkpoint import (
+    MANIFEST_NAME,
     Checkpoint,
     TensorInfo,
     WrittenFile,
     copy_file,
     relative_source,
-    shard_name,
     side_files,
+    sync_directory,
     write_index,
     write_manifest,
     write_shard,
     write_text,
 )
-from vacc_deploy.model_config import CONFIG_NAME
-from vacc_deploy.quantize.formats import dump_report, int8_config, int8_vacc_config
+from vacc_deploy.quantize.formats import (
+    INT8,
+    dump_report,
+    format_files,
+    format_source_files,
+    linear_tensors,
+)
+from vacc_deploy.quantize.journal import Entry
 from vacc_deploy.quantize.plan import QuantizeOptions
-from vacc_deploy.quantize.report import REPORT_NAME, TIMING_NAME, QuantizeResult
-from vacc_deploy.vacc_config import VACC_CONFIG_NAME, needs_vacc_config
+from vacc_deploy.quantize.report import (
+    REPORT_NAME,
+    TIMING_NAME,
+    QuantizedLayer,
+    QuantizeResult,
+)
+from vacc_deploy.quantize.resume import Run, pack_scale, shard_path
 
 if TYPE_CHECKING:
     import torch
@@ -37,61 +49,138 @@ Shard = dict[str, "torch.Tensor | TensorInfo"]
 
 
 class ShardSink:
-    """Writes finished shards in the background.
+    """Writes finished shards in the background, and records each once it is on the disk.
 
     Three at a time, so that the layers need not wait for the two large shards that are only copied.
     A context manager: no write is under way any more when its block is left, whatever ended it.
     """
 
-    def __init__(self, directory: Path, count: int) -> None:
-        self._directory, self._count = directory, count
+    def __init__(self, run: Run) -> None:
+        self._run, self._count = run, run.num_layers + 2
         self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="shard-writer")
-        self._pending: set[Future[WrittenFile]] = set()
-        self._written: list[WrittenFile] = []
+        self._pending: set[Future[dict[str, WrittenFile]]] = set()
+        self._written = dict(run.written)
 
     def __enter__(self) -> ShardSink:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        # After an error, what is quantized is still worth writing; an interruption cannot wait.
+        is_hurried = kind is not None and not issubclass(kind, Exception)
+        self._pool.shutdown(cancel_futures=is_hurried)
 
-    def put(self, index: int, tensors: Shard) -> None:
-        """Hand over shard ``index`` (from 0); waits while as many as there are writers are open."""
+    def put(
+        self,
+        shard: int,
+        kept: Mapping[str, TensorInfo],
+        layer: QuantizedLayer | None = None,
+        seconds: float = 0.0,
+    ) -> None:
+        """Hand over a shard; waits while as many as there are writers are open.
+
+        Args:
+            shard: its number, from 0.
+            kept: tensors that are copied from the source.
+            layer: the quantized linears.
+            seconds: what the layer took.
+        """
         if len(self._pending) >= _WRITERS:
             self._collect(FIRST_COMPLETED)
-        path = self._directory / shard_name(index, self._count)
-        self._pending.add(self._pool.submit(write_shard, path, tensors))
+        self._pending.add(self._pool.submit(self._write, shard, kept, layer, seconds))
 
-    def finish(self) -> list[WrittenFile]:
-        """Wait for the last shard, write the index, return all files."""
+    def drain(self) -> None:
+        """Wait until all that was handed over is on the disk and recorded."""
         self._collect(ALL_COMPLETED)
-        if len(self._written) != self._count:
-            raise AssertionError(f"{len(self._written)} shards of {self._count} were written")
-        shards = sorted(self._written, key=lambda file: file.name)
-        return [*shards, write_index(self._directory, shards)]
+
+    def finish(self) -> dict[str, WrittenFile]:
+        """Wait for the last shard; return all files by their path within the output."""
+        self.drain()
+        expected = self._count * len(self._run.formats)
+        if len(self._written) != expected:
+            raise AssertionError(f"{len(self._written)} files of {expected} were written")
+        return self._written
 
     def _collect(self, until: str) -> None:
         """Wait for pending writes; an error of one of them is raised here."""
         done, self._pending = wait(self._pending, return_when=until)
-        self._written += [future.result() for future in done]
+        for future in done:
+            self._written |= future.result()
+
+    def _write(
+        self,
+        shard: int,
+        kept: Mapping[str, TensorInfo],
+        layer: QuantizedLayer | None,
+        seconds: float,
+    ) -> dict[str, WrittenFile]:
+        """Write a shard in every format, one after the other: each needs memory of its own."""
+        run, files = self._run, dict[str, WrittenFile]()
+        linears = layer.linears if layer else ()
+        for layout in run.formats:
+            name = shard_path(run.formats, layout, shard, run.num_layers)
+            tensors: Shard = {**kept}
+            for linear in linears:
+                tensors.update(linear_tensors(layout, linear.name, linear.codes, linear.scale))
+            files[name] = write_shard(run.partial / name, tensors)
+            sync_directory((run.partial / name).parent)
+        # The codes come back exactly from any format once the scale is known.
+        needs_scales = INT8 not in run.formats
+        run.journal.append(
+            Entry(
+                shard,
+                seconds,
+                {name: (file.num_bytes, file.sha256) for name, file in files.items()},
+                layer.records if layer else (),
+                {lin.name: pack_scale(lin.scale) for lin in linears} if needs_scales else {},
+            )
+        )
+        return files
 
 
-def finish_directory(
+def finish_output(
     checkpoint: Checkpoint,
-    partial: Path,
+    run: Run,
     result: QuantizeResult,
     options: QuantizeOptions,
-    files: list[WrittenFile],
-    layer_seconds: Sequence[float],
+    files: Mapping[str, WrittenFile],
 ) -> None:
-    """Write everything beside the weights."""
-    config, source = checkpoint.config, checkpoint.directory
-    files = [*files, *(copy_file(path, partial) for path in side_files(source, with_config=False))]
-    files.append(write_text(partial / CONFIG_NAME, int8_config(config)))
-    if needs_vacc_config(config):
-        files += [copy_file(source_file(name), partial) for name in SOURCE_FILES]
-        text = int8_vacc_config(config, source)
-        files.append(write_text(partial / VACC_CONFIG_NAME, text))
+    """Write everything beside the weights.
+
+    With one format the output is its directory. With several it holds a directory for each, whole
+    in itself, and a manifest of their manifests.
+    """
+    _write_timing(run, result)
+    if len(options.formats) == 1:
+        written = [file for _, file in sorted(files.items())]
+        _finish_format(checkpoint, run.partial, result, options, written)
+        return
+    manifests = []
+    for layout in options.formats:
+        inner = replace(result, output_dir=result.output_dir / layout)
+        written = [file for name, file in sorted(files.items()) if name.startswith(f"{layout}/")]
+        manifest = _finish_format(
+            checkpoint, run.partial / layout, inner, replace(options, formats=(layout,)), written
+        )
+        manifests.append(replace(manifest, name=f"{layout}/{MANIFEST_NAME}"))
+        sync_directory(run.partial / layout)
+    _write_manifest(checkpoint, run.partial, result, options, manifests)
+
+
+def _finish_format(
+    checkpoint: Checkpoint,
+    directory: Path,
+    result: QuantizeResult,
+    options: QuantizeOptions,
+    shards: Sequence[WrittenFile],
+) -> WrittenFile:
+    """Write what lies beside the weights of one format; return its manifest."""
+    config, source, (layout,) = checkpoint.config, checkpoint.directory, options.formats
+    files = [*shards, write_index(directory, shards)]
+    files += [copy_file(path, directory) for path in side_files(source, with_config=False)]
+    for name, text in format_files(layout, config, source).items():
+        files.append(write_text(directory / name, text))
+    for name in format_source_files(layout, config):
+        files.append(copy_file(source_file(name), directory))
     report = {
         "model": result.model,
         "options": options.to_dict(),
@@ -100,19 +189,37 @@ def finish_directory(
         "warnings": list(result.warnings),
         "linears": [asdict(record) for record in result.linears],
     }
-    files.append(write_text(partial / REPORT_NAME, dump_report(report)))
-    timing = {
-        "seconds": round(result.seconds, 3),
-        "layer_seconds": [round(value, 3) for value in layer_seconds],
-        "peak_memory_bytes": result.peak_memory_bytes,
-    }
-    # Times differ from run to run, so this one file is not in the manifest.
-    write_text(partial / TIMING_NAME, dump_report(timing))
-    write_manifest(
-        partial,
+    files.append(write_text(directory / REPORT_NAME, dump_report(report)))
+    return _write_manifest(checkpoint, directory, result, options, files)
+
+
+def _write_manifest(
+    checkpoint: Checkpoint,
+    directory: Path,
+    result: QuantizeResult,
+    options: QuantizeOptions,
+    files: Sequence[WrittenFile],
+) -> WrittenFile:
+    return write_manifest(
+        directory,
         command="quantize",
         model=result.model,
-        source={"path": relative_source(source, result.output_dir)},
+        source={"path": relative_source(checkpoint.directory, result.output_dir)},
         options=options.to_dict(),
         files=files,
     )
+
+
+def _write_timing(run: Run, result: QuantizeResult) -> None:
+    """Write what differs from run to run: the one file that is in no manifest."""
+    recorded = run.journal.recorded
+    layers = [recorded.entries[shard] for shard in range(1, run.num_layers + 1)]
+    timing: dict[str, Any] = {
+        "seconds": round(result.seconds, 3),
+        "layer_seconds": [round(entry.seconds, 3) for entry in layers],
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "resumes": recorded.resumes,
+        # By it a later --resume knows a finished output for its own.
+        "identity": recorded.identity,
+    }
+    write_text(run.partial / TIMING_NAME, dump_report(timing))

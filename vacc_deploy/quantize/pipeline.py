@@ -1,19 +1,19 @@
-"""Quantize a checkpoint layer by layer into a new directory; memory holds one layer at a time."""
+"""Quantize a checkpoint layer by layer into a new directory; memory holds one layer at a time.
+
+Resumable at every layer: see ``quantize.journal``.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from vacc_deploy.checkpoint import (
     Checkpoint,
-    TensorInfo,
     check_output,
     check_space,
     model_name,
@@ -21,14 +21,16 @@ from vacc_deploy.checkpoint import (
 )
 from vacc_deploy.decoder import check_sequence_length
 from vacc_deploy.errors import CheckpointError
-from vacc_deploy.model_config import EMBEDDING, FINAL_NORM, LAYER_LINEARS, LM_HEAD, linear_name
-from vacc_deploy.progress import SILENT, Progress
-from vacc_deploy.quantize.calibrated import calibrate_layers
-from vacc_deploy.quantize.directory import Shard, ShardSink, finish_directory
-from vacc_deploy.quantize.formats import INT8, linear_tensors
+from vacc_deploy.progress import SILENT, UNCONTROLLED, Progress, RunControl
+from vacc_deploy.quantize.complete import finished_identity, take_finished
+from vacc_deploy.quantize.directory import finish_output
+from vacc_deploy.quantize.formats import check_format
+from vacc_deploy.quantize.identity import identify
+from vacc_deploy.quantize.journal import has_finished_layers, unfinished_run
+from vacc_deploy.quantize.layers import write_shards
 from vacc_deploy.quantize.plan import QuantizeOptions, memory_bytes, output_bytes
-from vacc_deploy.quantize.report import RTN, LinearRecord, QuantizeResult, summarize_layer
-from vacc_deploy.quantize.rounded import round_layers
+from vacc_deploy.quantize.report import RTN, LinearRecord, QuantizeResult
+from vacc_deploy.quantize.resume import Run, begin_run, check_unfinished
 from vacc_deploy.tokenizer import Tokenizer
 from vacc_deploy.vacc_config import check_vacc_config
 
@@ -43,66 +45,134 @@ def quantize(
     output: Path | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
+    resume: bool = False,
     progress: Progress = SILENT,
+    control: RunControl = UNCONTROLLED,
 ) -> QuantizeResult:
-    """Write an int8 directory.
+    """Write a directory of quantized weights, or one that holds a directory for each format.
+
+    Once a layer is finished, an error or an interruption leaves ``<output>.partial``, from which a
+    later call with ``resume`` goes on.
 
     Args:
         checkpoint_dir: a prepared directory, or any float checkpoint of the two architectures.
-        options: method and calibration.
-        output: the directory to write; default ``<checkpoint_dir>-int8``.
-        overwrite: replace an output of an earlier run.
+        options: method, calibration and formats.
+        output: the directory to write; default ``<checkpoint_dir>-<format>``, with several formats
+            ``<checkpoint_dir>-quantized``.
+        overwrite: replace an output of an earlier run; without ``resume`` also forget the finished
+            layers of an interrupted one.
         dry_run: validate (calibration text included) and plan only.
+        resume: go on where an interrupted run with the same inputs, options and versions stopped;
+            begin where there is none; do nothing where its output is finished.
         progress: told of every layer.
+        control: may stop the run between two layers; told what an unfinished run keeps.
 
     Raises:
         UsageError: contradicting options.
         CheckpointError: the source is damaged or quantized already, or its context is shorter than
             a calibration row.
         CalibrationError: calibration text is missing, damaged or too short.
+        UnsupportedModelError: a format cannot hold this model.
         QuantizationError: a weight or an activation is not finite.
-        OutputError: the output cannot be written.
+        OutputError: the output cannot be written, or the interrupted run was another one.
+        StoppedError: ``control`` asked for it.
     """
     started = time.monotonic()
     options.check()
     checkpoint = _open_float(checkpoint_dir)
-    output_dir = output or _default_output(checkpoint_dir)
-    inputs = checkpoint.input_paths()
-    check_output(output_dir, overwrite=overwrite, inputs=inputs)
-    rows = _calibration_rows(checkpoint, options, progress)
-    result = _plan(checkpoint, options, rows, output_dir)
-    check_space(output_dir, result.output_bytes)
-    if dry_run:
-        return replace(result, dry_run=True)
-    with output_directory(output_dir, overwrite=overwrite, inputs=inputs) as partial:
-        shards = checkpoint.config.num_hidden_layers + 2
-        # Rounding is bound by reading and writing: the other cores are the writers'.
-        threads = _torch_threads(1) if rows is None else nullcontext()
-        with threads, ShardSink(partial, shards) as sink:
-            records, seconds = _write_layers(checkpoint, options, rows, sink, progress)
-            files = sink.finish()
-        result = replace(
-            result,
-            linears=tuple(records),
-            warnings=_warnings(records),
-            seconds=time.monotonic() - started,
-            peak_memory_bytes=_peak_memory_bytes(),
-        )
-        finish_directory(checkpoint, partial, result, options, files, seconds)
-    for warning in result.warnings:
+    for layout in options.formats:
+        check_format(layout, checkpoint.config)
+    output_dir = output or _default_output(checkpoint_dir, options.formats)
+    request = _Request(checkpoint, options, output_dir, overwrite, dry_run, resume)
+    standing = finished_identity(output_dir) if resume else None
+    if overwrite or standing is None:  # else nothing is written, whatever stands there
+        check_output(output_dir, overwrite=overwrite, inputs=checkpoint.input_paths())
+    check_unfinished(output_dir, resume=resume, overwrite=overwrite)
+    # An interruption may also come before the first layer of a resumed run.
+    with _telling(control, output_dir, KeyboardInterrupt, SystemExit):
+        result = _quantize(request, standing, progress, control, started)
+    for warning in () if result.already_finished else result.warnings:
         progress.warn(warning)
     return result
 
 
+@dataclass(frozen=True)
+class _Request:
+    """What ``quantize`` was asked for, checked."""
+
+    checkpoint: Checkpoint
+    options: QuantizeOptions
+    output_dir: Path
+    overwrite: bool
+    dry_run: bool
+    resume: bool
+
+
+def _quantize(
+    request: _Request,
+    standing: dict[str, Any] | None,
+    progress: Progress,
+    control: RunControl,
+    started: float,
+) -> QuantizeResult:
+    """Plan and work; ``standing`` is the identity of an output that stands already."""
+    checkpoint, options, output_dir = request.checkpoint, request.options, request.output_dir
+    rows = _calibration_rows(checkpoint, options, progress)
+    result = _plan(checkpoint, options, rows, output_dir)
+    identity = identify(checkpoint, options, result.model, result.calibration)
+    if standing is not None:
+        finished = take_finished(result, standing, identity, overwrite=request.overwrite)
+        if finished is not None:
+            return finished
+    # What an interrupted run has written is used again, or removed first.
+    check_space(output_dir, result.output_bytes - _kept_bytes(output_dir))
+    if request.dry_run:
+        return replace(result, dry_run=True)
+    inputs = checkpoint.input_paths()
+    with output_directory(
+        output_dir, overwrite=request.overwrite, inputs=inputs, keeps=has_finished_layers
+    ) as partial:
+        num_layers = checkpoint.config.num_hidden_layers
+        run = begin_run(
+            partial, identity, options.formats, num_layers, resume=request.resume, progress=progress
+        )
+        with closing(run.journal), _telling(control, output_dir, BaseException):
+            files = write_shards(checkpoint, run, options, rows, progress, control)
+            result = _with_records(result, run, started)
+            finish_output(checkpoint, run, result, options, files)
+    return result
+
+
+def _with_records(result: QuantizeResult, run: Run, started: float) -> QuantizeResult:
+    """Add what is known once all layers are written."""
+    entries = run.journal.recorded.entries
+    records = [record for shard in range(run.num_layers) for record in entries[shard + 1].records]
+    return replace(
+        result,
+        linears=tuple(records),
+        warnings=_warnings(records),
+        seconds=time.monotonic() - started,
+        peak_memory_bytes=_peak_memory_bytes(),
+    )
+
+
 @contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads within the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
+def _telling(control: RunControl, output_dir: Path, *errors: type[BaseException]) -> Iterator[None]:
+    """Tell ``control`` what an unfinished run keeps, when one of ``errors`` ends the block."""
     try:
         yield
-    finally:
-        torch.set_num_threads(before)
+    except errors:
+        recorded = unfinished_run(output_dir)
+        if recorded is not None:
+            control.kept(recorded.finished, recorded.num_layers)
+        raise
+
+
+def _kept_bytes(output_dir: Path) -> int:
+    """Return the bytes that an interrupted run has written already."""
+    recorded = unfinished_run(output_dir)
+    entries = recorded.entries.values() if recorded else ()
+    return sum(size for entry in entries for size, _ in entry.files.values())
 
 
 def _plan(
@@ -117,8 +187,9 @@ def _plan(
         output_dir=output_dir,
         method=options.method,
         input_bytes=checkpoint.weight_bytes,
-        output_bytes=output_bytes(checkpoint),
+        output_bytes=sum(output_bytes(checkpoint, layout) for layout in options.formats),
         memory_bytes=memory_bytes(checkpoint, options),
+        formats=options.formats,
         calibration=rows.to_dict() if rows else None,
     )
 
@@ -126,7 +197,7 @@ def _plan(
 def _open_float(checkpoint_dir: Path) -> Checkpoint:
     """Return the checked source; refuse int8 weights and a ``config_vacc.json`` that is not its."""
     checkpoint = Checkpoint.open(checkpoint_dir)
-    if checkpoint.config.quantization_bit:
+    if checkpoint.config.quantization_format:
         raise CheckpointError(
             f"{checkpoint_dir} is quantized already. Give the float directory it was made from."
         )
@@ -145,10 +216,11 @@ def _peak_memory_bytes() -> int:
     return 0
 
 
-def _default_output(checkpoint_dir: Path) -> Path:
-    """Return ``<checkpoint_dir>-int8``, also for ``.`` and ``..``, which have no name."""
+def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:
+    """Return ``<checkpoint_dir>-<ending>``, also for ``.`` and ``..``, which have no name."""
     named = checkpoint_dir if checkpoint_dir.name not in ("", "..") else checkpoint_dir.resolve()
-    return named.with_name(f"{named.name}-int8")
+    ending = formats[0] if len(formats) == 1 else "quantized"
+    return named.with_name(f"{named.name}-{ending}")
 
 
 def _calibration_rows(
@@ -168,46 +240,6 @@ def _calibration_rows(
         vocab_size=checkpoint.config.vocab_size,
         progress=progress,
     )
-
-
-def _write_layers(
-    checkpoint: Checkpoint,
-    options: QuantizeOptions,
-    rows: CalibrationRows | None,
-    sink: ShardSink,
-    progress: Progress,
-) -> tuple[list[LinearRecord], list[float]]:
-    """Write every shard; return the records of all linears and the seconds of each layer."""
-    layers = (
-        round_layers(checkpoint) if rows is None else calibrate_layers(checkpoint, options, rows)
-    )
-    last: Shard = {FINAL_NORM: checkpoint.info(FINAL_NORM)}
-    if LM_HEAD in checkpoint.tensors:
-        last[LM_HEAD] = checkpoint.info(LM_HEAD)
-    # The two large shards that are only copied come first, beside the first layers' arithmetic.
-    sink.put(0, {EMBEDDING: checkpoint.info(EMBEDDING)})
-    sink.put(checkpoint.config.num_hidden_layers + 1, last)
-    records, seconds = list[LinearRecord](), list[float]()
-    progress.start("Quantizing", checkpoint.config.num_hidden_layers, "layers")
-    before = time.monotonic()
-    for layer in layers:
-        shard: Shard = {**_kept_tensors(checkpoint, layer.index)}
-        for linear in layer.linears:
-            shard.update(linear_tensors(INT8, linear.name, linear.codes, linear.scale))
-        sink.put(layer.index + 1, shard)
-        records += layer.records
-        seconds.append(time.monotonic() - before)
-        before = time.monotonic()
-        progress.advance(1, summarize_layer(layer.index, layer.records))
-    progress.finish()
-    return records, seconds
-
-
-def _kept_tensors(checkpoint: Checkpoint, layer: int) -> dict[str, TensorInfo]:
-    """Return the tensors of a layer that stay as they are: norms and biases."""
-    weights = {f"{linear_name(layer, linear)}.weight" for linear in LAYER_LINEARS}
-    names = checkpoint.config.layer_tensors(layer).keys() - weights
-    return {name: checkpoint.info(name) for name in sorted(names)}
 
 
 def _warnings(records: Sequence[LinearRecord]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.errors import UsageError
 from vacc_deploy.model_config import LAYER_LINEARS, linear_name
+from vacc_deploy.quantize.formats import FORMATS, INT8, stored_linear_bytes
 from vacc_deploy.quantize.report import GPTQ, RTN
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class QuantizeOptions:
         sequence_length: tokens of a row.
         seed: of the sampling.
         act_order: settle the columns with the largest inputs first.
+        formats: the layouts to write, each once.
     """
 
     method: str
@@ -38,6 +40,7 @@ class QuantizeOptions:
     sequence_length: int = 2048
     seed: int = 0
     act_order: bool = True
+    formats: tuple[str, ...] = (INT8,)
 
     def check(self) -> None:
         """Refuse options that contradict each other.
@@ -45,6 +48,12 @@ class QuantizeOptions:
         Raises:
             UsageError: says which.
         """
+        are_known = set(self.formats) <= set(FORMATS)
+        if not self.formats or not are_known or len(set(self.formats)) < len(self.formats):
+            raise UsageError(
+                f"The formats are {', '.join(self.formats) or 'none'}; expected one or more of "
+                f"{', '.join(FORMATS)}, each once."
+            )
         if self.method == GPTQ and not self.sources:
             raise UsageError(
                 "--method gptq needs text to calibrate on: give --calibration NAME=PATH (c4, "
@@ -61,10 +70,10 @@ class QuantizeOptions:
     def to_dict(self) -> dict[str, Any]:
         """Return the options for the report and the manifest."""
         if self.method == RTN:
-            return {"method": RTN, "formats": ["int8"]}
+            return {"method": RTN, "formats": list(self.formats)}
         return {
             "method": self.method,
-            "formats": ["int8"],
+            "formats": list(self.formats),
             "num_samples": self.num_samples,
             "sequence_length": self.sequence_length,
             "seed": self.seed,
@@ -73,14 +82,14 @@ class QuantizeOptions:
         }
 
 
-def output_bytes(checkpoint: Checkpoint) -> int:
-    """Return the bytes of the int8 weights that ``checkpoint`` will give."""
+def output_bytes(checkpoint: Checkpoint, layout: str) -> int:
+    """Return the bytes of the weights that ``checkpoint`` will give in one format."""
     config, total = checkpoint.config, checkpoint.weight_bytes
     for layer in range(config.num_hidden_layers):
         for linear in LAYER_LINEARS:
             out_features, in_features = config.linear_shape(linear)
             stored = checkpoint.info(f"{linear_name(layer, linear)}.weight").num_bytes
-            total += out_features * in_features + 2 * out_features - stored
+            total += stored_linear_bytes(layout, out_features, in_features) - stored
     return total
 
 

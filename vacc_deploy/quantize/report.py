@@ -67,12 +67,21 @@ class QuantizeResult:
     input_bytes: int
     output_bytes: int
     memory_bytes: int
+    formats: tuple[str, ...] = ("int8",)
     linears: tuple[LinearRecord, ...] = ()
     calibration: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     dry_run: bool = False
+    already_finished: bool = False
+
+    @property
+    def main_dir(self) -> Path:
+        """The directory of the int8 format where there is one, else of the first."""
+        if len(self.formats) == 1:
+            return self.output_dir
+        return self.output_dir / ("int8" if "int8" in self.formats else self.formats[0])
 
     def totals(self) -> dict[str, Any]:
         """Return counts and means over all linears."""
@@ -97,7 +106,9 @@ class QuantizeResult:
             "model": self.model,
             "output_dir": str(self.output_dir),
             "dry_run": self.dry_run,
+            "already_finished": self.already_finished,
             "method": self.method,
+            "formats": list(self.formats),
             "input_bytes": self.input_bytes,
             "output_bytes": self.output_bytes,
             "estimated_memory_bytes": self.memory_bytes,
@@ -115,6 +126,8 @@ class QuantizeResult:
             ("method", self.method),
             ("weights", f"{format_bytes(self.input_bytes)} -> {format_bytes(self.output_bytes)}"),
         ]
+        if len(self.formats) > 1:
+            pairs.append(("formats", ", ".join(self.formats)))
         if self.calibration:
             pairs.append(("calibration", _describe_calibration(self.calibration)))
         if self.dry_run:
@@ -130,14 +143,17 @@ class QuantizeResult:
                 ),
                 ("cut at ±127", f"{totals['num_saturated']} codes"),
             ]
-        pairs += [
-            ("time", format_seconds(self.seconds)),
-            ("peak memory", format_bytes(self.peak_memory_bytes)),
-            ("report", self.output_dir / REPORT_NAME),
-        ]
+        if not self.already_finished:
+            pairs += [
+                ("time", format_seconds(self.seconds)),
+                ("peak memory", format_bytes(self.peak_memory_bytes)),
+            ]
+        pairs.append(("report", self.main_dir / REPORT_NAME))
         text = f"Quantized {self.model} in {self.output_dir}\n{format_pairs(pairs)}"
+        if self.already_finished:
+            text = f"Finished already, and every file has its hash.\n{text}"
         text += "".join(f"\nWarning: {warning}" for warning in self.warnings)
-        return f"{text}\nNext: vacc-deploy verify {self.output_dir}"
+        return f"{text}\nNext: vacc-deploy verify {self.main_dir}"
 
 
 def _describe_calibration(calibration: dict[str, Any]) -> str:

@@ -11,13 +11,13 @@ from vacc_deploy.quantize.int8 import quantize_rounding
 from vacc_deploy.quantize.report import RTN, LinearRecord, QuantizedLayer, QuantizedLinear
 
 
-def round_layers(checkpoint: Checkpoint) -> Iterator[QuantizedLayer]:
-    """Yield every layer quantized by rounding.
+def round_layers(checkpoint: Checkpoint, first: int = 0) -> Iterator[QuantizedLayer]:
+    """Yield every layer from ``first`` on quantized by rounding.
 
     Raises:
         QuantizationError: a weight is not finite; names the tensor, the row and the file.
     """
-    for layer in range(checkpoint.config.num_hidden_layers):
+    for layer in range(first, checkpoint.config.num_hidden_layers):
         names = [linear_name(layer, linear) for linear in LAYER_LINEARS]
         linears = tuple(_round_linear(checkpoint, name) for name in names)
         yield QuantizedLayer(layer, linears, tuple(LinearRecord(name, RTN) for name in names))

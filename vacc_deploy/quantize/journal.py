@@ -1,0 +1,191 @@
+"""The journal of a run: which shards are on the disk, with their hashes and records.
+
+One line a shard, each with a hash of its own, so that a line torn by a kill is known for one. The
+first line tells what the run is about. Lies in the partial directory, never in an output.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from vacc_deploy.checkpoint import JOURNAL_NAME, partial_path, sync_directory
+from vacc_deploy.quantize.report import LinearRecord
+
+JOURNAL_VERSION = 1
+MAX_JOURNAL_BYTES = 1 << 28
+_DIGEST_CHARS = 16
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One shard that is on the disk in every format.
+
+    Attributes:
+        shard: its number: 0 is the embedding, layer i is i + 1, the last is the head.
+        seconds: what the layer took.
+        files: path within the partial directory to its size and SHA-256.
+        records: of the layer's linears.
+        scales: linear to its float16 scales in base64, where no format stores them.
+    """
+
+    shard: int
+    seconds: float = 0.0
+    files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    records: tuple[LinearRecord, ...] = ()
+    scales: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a journal tells.
+
+    Attributes:
+        identity: of the run, see ``quantize.identity``.
+        num_layers: of the model.
+        resumes: how often the run was resumed.
+        entries: by shard.
+    """
+
+    identity: dict[str, Any]
+    num_layers: int
+    resumes: int = 0
+    entries: dict[int, Entry] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> int:
+        """The layers from the first on that are finished without a gap."""
+        count = 0
+        while count < self.num_layers and count + 1 in self.entries:
+            count += 1
+        return count
+
+
+class Journal:
+    """Appends to the journal of a running run; safe from several threads."""
+
+    def __init__(self, partial: Path, recorded: Recorded) -> None:
+        """Write a new journal with what is ``recorded``; it replaces an older one at once."""
+        self.recorded = recorded
+        self._lock = threading.Lock()
+        head = {
+            "version": JOURNAL_VERSION,
+            "identity": recorded.identity,
+            "num_layers": recorded.num_layers,
+            "resumes": recorded.resumes,
+        }
+        lines = [_line(head), *(_line(asdict(entry)) for entry in recorded.entries.values())]
+        path = partial / JOURNAL_NAME
+        fresh = path.with_name(f"{JOURNAL_NAME}.new")
+        # Unbuffered: what write() has taken is in the system's hands.
+        self._file = fresh.open("wb", buffering=0)
+        self._file.write(b"".join(lines))
+        os.fsync(self._file.fileno())
+        fresh.replace(path)
+        sync_directory(partial)
+
+    def append(self, entry: Entry) -> None:
+        """Record a shard whose files are on the disk."""
+        with self._lock:
+            end = self._file.tell()
+            try:
+                self._write(_line(asdict(entry)))
+            except BaseException:
+                # A torn line would hide those that another thread may still append.
+                self._file.truncate(end)
+                self._file.seek(end)
+                raise
+            self.recorded.entries[entry.shard] = entry
+
+    def _write(self, line: bytes) -> None:
+        view = memoryview(line)
+        while view:
+            view = view[self._file.write(view) :]
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+
+def _line(values: dict[str, Any]) -> bytes:
+    text = json.dumps(values, separators=(",", ":")).encode()
+    return hashlib.sha256(text).hexdigest()[:_DIGEST_CHARS].encode() + b" " + text + b"\n"
+
+
+def read_journal(partial: Path) -> Recorded | None:
+    """Return what the journal in ``partial`` tells up to its first damaged line.
+
+    None without a journal, or where its first line is damaged.
+    """
+    path = partial / JOURNAL_NAME
+    if path.is_symlink() or not path.is_file():
+        return None
+    with path.open("rb") as file:
+        lines = file.read(MAX_JOURNAL_BYTES).split(b"\n")
+    # Without its end of line the last one is torn, whatever it holds.
+    values = [_parse(line) for line in lines[:-1]]
+    recorded = _parse_head(values[0]) if values else None
+    if recorded is None:
+        return None
+    for value in values[1:]:
+        entry = _parse_entry(value)
+        if entry is None:
+            break
+        recorded.entries[entry.shard] = entry
+    return recorded
+
+
+def _parse(line: bytes) -> Any:
+    """Return the value of one line, None where it is damaged."""
+    digest, _, text = line.partition(b" ")
+    if hashlib.sha256(text).hexdigest()[:_DIGEST_CHARS].encode() != digest:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _parse_head(value: Any) -> Recorded | None:
+    if not isinstance(value, dict) or value.get("version") != JOURNAL_VERSION:
+        return None
+    identity, num_layers, resumes = (value.get(k) for k in ("identity", "num_layers", "resumes"))
+    if not isinstance(identity, dict) or not isinstance(num_layers, int):
+        return None
+    return Recorded(identity, num_layers, resumes if isinstance(resumes, int) else 0)
+
+
+def _parse_entry(value: Any) -> Entry | None:
+    """Return an entry, None where a field is missing or of another kind."""
+    names = {item.name for item in fields(Entry)}
+    if not isinstance(value, dict) or value.keys() != names:
+        return None
+    try:
+        return Entry(
+            shard=int(value["shard"]),
+            seconds=float(value["seconds"]),
+            files={str(k): (int(size), str(sha)) for k, (size, sha) in value["files"].items()},
+            records=tuple(LinearRecord(**record) for record in value["records"]),
+            scales={str(k): str(text) for k, text in value["scales"].items()},
+        )
+    except (TypeError, ValueError, AttributeError):
+        return None
+
+
+def has_finished_layers(partial: Path) -> bool:
+    """Return whether a partial directory holds finished layers, which a later run can use."""
+    recorded = read_journal(partial)
+    return recorded is not None and recorded.finished > 0
+
+
+def unfinished_run(output_dir: Path) -> Recorded | None:
+    """Return the journal of an interrupted run of ``output_dir`` that has finished layers."""
+    recorded = read_journal(partial_path(output_dir))
+    return recorded if recorded is not None and recorded.finished else None
