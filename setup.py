@@ -48,7 +48,15 @@ setup(
         "transformers>=4.43",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3", "build>=1.2", "setuptools>=77", "wheel"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3",
+            "build>=1.2",
+            "setuptools>=77",
+            "wheel",
+            # A consumer of what quantize writes; the tests load it with stock transformers.
+            "compressed-tensors>=0.15",
+        ],
         "dev": ["ruff==0.17.6", "mypy==2.4.1", "pre-commit>=4", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["vacc-deploy = vacc_deploy.cli:main"]},
