@@ -65,7 +65,7 @@ _LOADING_KEYS = (
     *("attn_implementation", "_attn_implementation"),
 )
 # The scales are float16. A loader that follows a bfloat16 config would round them (or, in an fp16
-# directory, the weights) to 8 bits: up to half a step of the largest codes.
+# directory, the weights) to 8 bits: up to a quarter of a step at the largest codes.
 _DTYPE = "float16"
 
 
