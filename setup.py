@@ -52,6 +52,8 @@ setup(
             *("pytest>=8", "pytest-xdist>=3", "build>=1.2", "setuptools>=77", "wheel"),
             # The CUDA kernel is interpreted and compiled without a GPU.
             'triton; platform_system == "Linux" and platform_machine == "x86_64"',
+            # A consumer of what quantize writes; the tests load it with stock transformers.
+            "compressed-tensors>=0.15",
         ],
         "dev": ["ruff==0.17.6", "mypy==2.4.1", "pre-commit>=4", "types-PyYAML"],
     },

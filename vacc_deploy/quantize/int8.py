@@ -88,3 +88,36 @@ def quantize_rounding(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 def dequantize(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Return the float32 weight that ``codes`` [out, in] and ``scale`` [out] stand for."""
     return codes.float().mul_(scale.float()[:, None])
+
+
+def pin_largest(
+    weight: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor
+) -> tuple[torch.Tensor, int]:
+    """Return codes of which every row that is not all zero has one of ±127, and the rows changed.
+
+    A tool that rounds code · scale again by absmax / 127 finds the same codes in such rows only.
+    In a row that has lost its ±127 the code of the largest weight becomes ±127. For a normal
+    scale that is the very code that rounding gives this weight, so the row is no worse there than
+    rounded; error feedback had moved it by a few codes, and moving it back costs that step times
+    the column's inputs (on the calibrated SmolLM2-135M 0.3 % of a linear's output error, 2.7 % at
+    the worst). Rounding itself loses its ±127 only where the scale is below 128 · 2⁻²⁴ and so has
+    few digits; there up to half of the row's range may be missing. Where all zeros are nearer to
+    the row's weights than the row with its ±127, the row becomes zero.
+
+    Args:
+        weight: float tensor [out_features, in_features].
+        codes: int8 [out_features, in_features], within ±127; left alone.
+        scale: float16 [out_features].
+    """
+    largest = codes.abs().amax(1)
+    rows = ((largest > 0) & (largest < INT8_MAX)).nonzero()[:, 0]
+    if not len(rows):
+        return codes, 0
+    exact = weight[rows].float() / scale[rows].float()[:, None]
+    pinned = codes[rows].float()
+    column = exact.abs().argmax(1, keepdim=True)
+    pinned.scatter_(1, column, INT8_MAX * exact.gather(1, column).sign())
+    pinned[(exact - pinned).square().sum(1) > exact.square().sum(1)] = 0
+    result = codes.clone()
+    result[rows] = pinned.to(torch.int8)
+    return result, len(rows)
