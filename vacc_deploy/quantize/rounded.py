@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
 import torch
 
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.errors import QuantizationError
-from vacc_deploy.model_config import LAYER_LINEARS, linear_name
+from vacc_deploy.model_config import LAYER_LINEARS, ModelConfig, linear_name
 from vacc_deploy.quantize.int8 import SCALE_DTYPE, round_rows
 from vacc_deploy.quantize.report import RTN, LinearRecord, QuantizedLayer, QuantizedLinear
 
@@ -29,17 +31,18 @@ _PIECE_WEIGHTS = 1 << 22
 def round_layers(checkpoint: Checkpoint, first: int = 0) -> Iterator[QuantizedLayer]:
     """Yield the layers from ``first`` on, in order, quantized by rounding.
 
-    Torch should be set to one thread: there is a thread for every core here already.
+    The memory of a layer is used again for a later one as soon as nothing holds its tensors. Torch
+    should be set to one thread: there is a thread for every core here already.
 
     Raises:
         QuantizationError: a weight is not finite; names the tensor, the row and the file.
         CheckpointError: a file became shorter since its header was read.
     """
-    begun = deque[_BegunLayer]()
-    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="rounding")
+    memory, begun = _CodeMemory(checkpoint.config), deque[_BegunLayer]()
+    pool = ThreadPoolExecutor(_num_cores(), thread_name_prefix="rounding")
     try:
-        for layer in range(first, checkpoint.config.num_hidden_layers):
-            begun.append(_BegunLayer(checkpoint, layer, pool))
+        for index in range(first, checkpoint.config.num_hidden_layers):
+            begun.append(_BegunLayer(checkpoint, index, memory, pool))
             if len(begun) > _LOOK_AHEAD:
                 yield begun.popleft().finish()
         while begun:
@@ -48,13 +51,55 @@ def round_layers(checkpoint: Checkpoint, first: int = 0) -> Iterator[QuantizedLa
         pool.shutdown(cancel_futures=True)
 
 
+def _num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _CodeMemory:
+    """Memory for the codes of whole layers.
+
+    Fresh pages are cleared by the kernel at their first touch. In pages of 4 KiB that takes as long
+    as computing the codes; it takes less in large pages, and nothing where they are used again.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._shapes = {linear: config.linear_shape(linear) for linear in LAYER_LINEARS}
+        self._num_bytes = sum(out * inp for out, inp in self._shapes.values())
+        self._free: list[mmap.mmap] = []
+
+    def take(self) -> dict[str, torch.Tensor]:
+        """Return the codes of one layer, int8 [out, in] each, not filled in yet."""
+        pages = self._free.pop() if self._free else _map_pages(self._num_bytes)
+        # The array lives as long as any tensor on it does.
+        array = np.frombuffer(pages, np.int8)
+        weakref.finalize(array, self._free.append, pages)
+        parts = torch.from_numpy(array).split([out * inp for out, inp in self._shapes.values()])
+        shapes = self._shapes.items()
+        return {name: part.view(shape) for (name, shape), part in zip(shapes, parts, strict=True)}
+
+
+def _map_pages(num_bytes: int) -> mmap.mmap:
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages
+
+
 class _BegunLayer:
     """A layer whose pieces are being rounded in the background."""
 
-    def __init__(self, checkpoint: Checkpoint, index: int, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, index: int, memory: _CodeMemory, pool: ThreadPoolExecutor
+    ) -> None:
         self._index = index
         self._linears = tuple(
-            _empty_linear(checkpoint, linear_name(index, linear)) for linear in LAYER_LINEARS
+            QuantizedLinear(
+                linear_name(index, linear), codes, torch.empty(len(codes), dtype=SCALE_DTYPE)
+            )
+            for linear, codes in memory.take().items()
         )
         self._pieces: list[Future[None]] = []
         for linear in self._linears:
@@ -70,16 +115,6 @@ class _BegunLayer:
             piece.result()
         records = tuple(LinearRecord(linear.name, RTN) for linear in self._linears)
         return QuantizedLayer(self._index, self._linears, records)
-
-
-def _empty_linear(checkpoint: Checkpoint, name: str) -> QuantizedLinear:
-    out_features, in_features = checkpoint.info(f"{name}.weight").shape
-    memory = mmap.mmap(-1, out_features * in_features, flags=mmap.MAP_PRIVATE)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        # With pages of 4 KiB, the first touch of the codes takes as long as computing them.
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    codes = torch.frombuffer(memory, dtype=torch.int8).view(out_features, in_features)
-    return QuantizedLinear(name, codes, torch.empty(out_features, dtype=SCALE_DTYPE))
 
 
 def _round_piece(checkpoint: Checkpoint, linear: QuantizedLinear, start: int, stop: int) -> None:
