@@ -524,20 +524,6 @@ def test_quantize_gptq_memory_does_not_grow_with_the_layers(
     assert max(layers_alive) == 1
 
 
-def test_quantize_rtn_holds_one_float_weight(tmp_path, monkeypatch):
-    plain, live, most = Checkpoint.read, [], []
-
-    def read(self, name):
-        tensor = plain(self, name)
-        live.append(weakref.ref(tensor))
-        most.append(sum(ref() is not None for ref in live))
-        return tensor
-
-    monkeypatch.setattr(Checkpoint, "read", read)
-    quantize(make_source(tmp_path / "model", num_layers=4), options=RTN)
-    assert max(most) <= 2  # the one being replaced and the next
-
-
 def test_quantize_never_reads_the_embedding_or_the_head_whole(tmp_path, text, monkeypatch):
     plain, names = Checkpoint.read, []
     monkeypatch.setattr(

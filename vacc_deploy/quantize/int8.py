@@ -16,7 +16,7 @@ SCALE_DTYPE = torch.float16
 # The smallest positive float16: the scale of a row too small for its dtype.
 SMALLEST_SCALE = 2.0**-24
 # Rows are handled in pieces of about this many weights, so that temporaries stay in the cache.
-_CHUNK_WEIGHTS = 1 << 18
+_CHUNK_WEIGHTS = 1 << 19
 
 
 def choose_scale(weight: torch.Tensor, *, first_row: int = 0) -> torch.Tensor:
@@ -63,8 +63,7 @@ def round_to_nearest(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     Returns:
         int8 tensor [out_features, in_features].
     """
-    quotient = weight.float() / scale.float()[:, None]
-    return quotient.round_().clamp_(-INT8_MAX, INT8_MAX).to(torch.int8)
+    return _round_in_place(weight.to(torch.float32, copy=True), scale).to(torch.int8)
 
 
 def quantize_rounding(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,16 +72,37 @@ def quantize_rounding(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     Raises:
         QuantizationError: see ``choose_scale``.
     """
-    out_features, in_features = weight.shape
     codes = torch.empty(weight.shape, dtype=torch.int8)
-    scale = torch.empty(out_features, dtype=SCALE_DTYPE)
-    rows = max(1, _CHUNK_WEIGHTS // in_features)
-    for start in range(0, out_features, rows):
-        part = slice(start, start + rows)
-        piece = weight[part].float()
-        scale[part] = choose_scale(piece, first_row=start)
-        codes[part] = round_to_nearest(piece, scale[part])
+    scale = torch.empty(len(weight), dtype=SCALE_DTYPE)
+    round_rows(weight, codes, scale)
     return codes, scale
+
+
+def round_rows(
+    weight: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, *, first_row: int = 0
+) -> None:
+    """Write what ``quantize_rounding`` returns into memory that is there already.
+
+    Args:
+        weight: float tensor [rows, in_features], some rows of a weight.
+        codes: int8 tensor [rows, in_features], written.
+        scale: float16 tensor [rows], written.
+        first_row: the index of the first row in the whole weight, for messages.
+
+    Raises:
+        QuantizationError: see ``choose_scale``.
+    """
+    rows = max(1, _CHUNK_WEIGHTS // weight.shape[1])
+    for start in range(0, len(weight), rows):
+        part = slice(start, start + rows)
+        piece = weight[part].to(torch.float32, copy=True)
+        scale[part] = choose_scale(piece, first_row=first_row + start)
+        codes[part] = _round_in_place(piece, scale[part])
+
+
+def _round_in_place(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Turn a float32 ``weight`` into its codes, still as float32."""
+    return weight.div_(scale.float()[:, None]).round_().clamp_(-INT8_MAX, INT8_MAX)
 
 
 def dequantize(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

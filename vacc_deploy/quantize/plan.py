@@ -98,7 +98,8 @@ def memory_bytes(checkpoint: Checkpoint, options: QuantizeOptions) -> int:
     config = checkpoint.config
     layer = sum(out * inp for out, inp in map(config.linear_shape, LAYER_LINEARS))
     if options.method == RTN:
-        return _RUNTIME_BYTES + 3 * layer
+        # Being rounded, waited for, and handed to the writers.
+        return _RUNTIME_BYTES + 4 * layer
     tokens = options.num_samples * options.sequence_length
     width = max(config.intermediate_size, config.hidden_size)
     kept = tokens * config.intermediate_size * 4
