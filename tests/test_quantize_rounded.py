@@ -11,7 +11,7 @@ from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.errors import CheckpointError, QuantizationError
 from vacc_deploy.model_config import LAYER_LINEARS, linear_name
 from vacc_deploy.quantize import rounded
-from vacc_deploy.quantize.int8 import quantize_rounding
+from vacc_deploy.quantize.int8 import pin_largest, quantize_rounding
 from vacc_deploy.quantize.report import RTN, LinearRecord
 from vacc_deploy.quantize.rounded import round_layers
 
@@ -66,6 +66,24 @@ def test_round_layers_equals_rounding_each_weight(tmp_path, monkeypatch, piece, 
             assert torch.equal(linear.codes, codes) and torch.equal(linear.scale, scale)
             assert (linear.codes.dtype, linear.scale.dtype) == (torch.int8, torch.float16)
     assert not rounding_threads()
+
+
+@pytest.mark.parametrize("piece", [64, 7 * 64, 1 << 22])
+def test_round_layers_gives_rows_of_tiny_weights_their_largest_code(tmp_path, monkeypatch, piece):
+    monkeypatch.setattr(rounded, "_PIECE_WEIGHTS", piece)
+    # Scales from 0.5 to 200 steps of the smallest float16: few digits, then enough of them.
+    steps = torch.linspace(0.5, 200, 160)
+    weight = torch.randn(160, 64, generator=torch.Generator().manual_seed(1))
+    weight *= (127 * 2.0**-24 * steps / weight.abs().amax(1))[:, None]
+    weight[3] = 0
+    name = UP.format(0)
+    checkpoint = open_checkpoint(tmp_path / "model", 1, extra_tensors={name: weight})
+    (layer,) = round_layers(checkpoint)
+    (got,) = [linear for linear in layer.linears if f"{linear.name}.weight" == name]
+    codes, scale = quantize_rounding(weight)
+    pinned, num_rows = pin_largest(weight, codes, scale)
+    assert num_rows > 10 and torch.equal(got.codes, pinned) and torch.equal(got.scale, scale)
+    assert set(got.codes.abs().amax(1).tolist()) == {0, 127}
 
 
 @pytest.mark.parametrize("first", [0, 1, 2, 3])

@@ -15,6 +15,9 @@ INT8_MAX = 127
 SCALE_DTYPE = torch.float16
 # The smallest positive float16: the scale of a row too small for its dtype.
 SMALLEST_SCALE = 2.0**-24
+# From here on a scale is exact enough for rounding to give a row's largest weight ±127: half a
+# step of 2⁻²⁴ in 128 moves 127 by less than a half.
+SAFE_SCALE = 128 * SMALLEST_SCALE
 # Rows are handled in pieces of about this many weights, so that temporaries stay in the cache.
 _CHUNK_WEIGHTS = 1 << 19
 

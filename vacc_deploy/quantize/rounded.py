@@ -19,7 +19,7 @@ import torch
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.errors import QuantizationError
 from vacc_deploy.model_config import LAYER_LINEARS, ModelConfig, linear_name
-from vacc_deploy.quantize.int8 import SCALE_DTYPE, round_rows
+from vacc_deploy.quantize.int8 import SAFE_SCALE, SCALE_DTYPE, pin_largest, round_rows
 from vacc_deploy.quantize.report import RTN, LinearRecord, QuantizedLayer, QuantizedLinear
 
 # Layers begun before the one that is waited for is done: what keeps every core busy.
@@ -120,10 +120,15 @@ class _BegunLayer:
 def _round_piece(checkpoint: Checkpoint, linear: QuantizedLinear, start: int, stop: int) -> None:
     name = f"{linear.name}.weight"
     weight = checkpoint.read_slice(name, start, stop)
+    codes, scale = linear.codes[start:stop], linear.scale[start:stop]
     try:
-        round_rows(weight, linear.codes[start:stop], linear.scale[start:stop], first_row=start)
+        round_rows(weight, codes, scale, first_row=start)
     except QuantizationError as err:
         raise QuantizationError(
             f"{name} in {checkpoint.directory}: {err}. Download the file "
             f"{checkpoint.info(name).path.name} again."
         ) from err
+    # Next to no row has such a scale: looking for the largest code of every row would cost a pass.
+    few_digits = (scale < SAFE_SCALE).nonzero()[:, 0]
+    if len(few_digits):
+        codes[few_digits], _ = pin_largest(weight[few_digits], codes[few_digits], scale[few_digits])
