@@ -26,7 +26,14 @@ from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.quantize.calibrated import calibrate_layers
 from vacc_deploy.quantize.directory import Shard, ShardSink, finish_directory
 from vacc_deploy.quantize.formats import INT8, linear_tensors
-from vacc_deploy.quantize.plan import QuantizeOptions, memory_bytes, output_bytes
+from vacc_deploy.quantize.plan import (
+    OWN,
+    QuantizeOptions,
+    budget_warnings,
+    describe_calibration,
+    memory_bytes,
+    output_bytes,
+)
 from vacc_deploy.quantize.report import RTN, LinearRecord, QuantizeResult, summarize_layer
 from vacc_deploy.quantize.rounded import round_layers
 from vacc_deploy.tokenizer import Tokenizer
@@ -34,6 +41,7 @@ from vacc_deploy.vacc_config import check_vacc_config
 
 if TYPE_CHECKING:
     from vacc_deploy.calibration.rows import CalibrationRows
+    from vacc_deploy.own_answers import OwnAnswers
 
 
 def quantize(
@@ -69,9 +77,11 @@ def quantize(
     output_dir = output or _default_output(checkpoint_dir)
     inputs = checkpoint.input_paths()
     check_output(output_dir, overwrite=overwrite, inputs=inputs)
-    rows = _calibration_rows(checkpoint, options, progress)
+    rows = _calibration_rows(checkpoint, options, progress, dry_run=dry_run)
     result = _plan(checkpoint, options, rows, output_dir)
     check_space(output_dir, result.output_bytes)
+    for warning in result.warnings:
+        progress.warn(warning)
     if dry_run:
         return replace(result, dry_run=True)
     with output_directory(output_dir, overwrite=overwrite, inputs=inputs) as partial:
@@ -84,12 +94,12 @@ def quantize(
         result = replace(
             result,
             linears=tuple(records),
-            warnings=_warnings(records),
+            warnings=(*result.warnings, *_warnings(records)),
             seconds=time.monotonic() - started,
             peak_memory_bytes=_peak_memory_bytes(),
         )
         finish_directory(checkpoint, partial, result, options, files, seconds)
-    for warning in result.warnings:
+    for warning in _warnings(records):
         progress.warn(warning)
     return result
 
@@ -119,7 +129,8 @@ def _plan(
         input_bytes=checkpoint.weight_bytes,
         output_bytes=output_bytes(checkpoint),
         memory_bytes=memory_bytes(checkpoint, options),
-        calibration=rows.to_dict() if rows else None,
+        calibration=describe_calibration(checkpoint.config, rows) if rows else None,
+        warnings=budget_warnings(checkpoint.config, rows) if rows else (),
     )
 
 
@@ -152,20 +163,48 @@ def _default_output(checkpoint_dir: Path) -> Path:
 
 
 def _calibration_rows(
-    checkpoint: Checkpoint, options: QuantizeOptions, progress: Progress
+    checkpoint: Checkpoint, options: QuantizeOptions, progress: Progress, *, dry_run: bool
 ) -> CalibrationRows | None:
     if options.method == RTN:
         return None
     from vacc_deploy.calibration.rows import build_rows
 
     check_sequence_length(checkpoint.config, options.sequence_length)
+    tokenizer = Tokenizer.from_dir(checkpoint.directory)
     return build_rows(
         options.sources,
-        Tokenizer.from_dir(checkpoint.directory),
+        tokenizer,
         num_samples=options.num_samples,
         sequence_length=options.sequence_length,
         seed=options.seed,
         vocab_size=checkpoint.config.vocab_size,
+        evaluation_share=options.evaluation_share,
+        writer=_answer_writer(checkpoint, tokenizer, options, progress, dry_run=dry_run),
+        progress=progress,
+    )
+
+
+def _answer_writer(
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    options: QuantizeOptions,
+    progress: Progress,
+    *,
+    dry_run: bool,
+) -> OwnAnswers | None:
+    if options.answers != OWN:
+        return None
+    if dry_run:
+        progress.warn("A dry run writes no answers: the plan counts the data set's own.")
+        return None
+    from vacc_deploy.own_answers import OwnAnswers
+
+    return OwnAnswers(
+        checkpoint,
+        tokenizer,
+        max_new_tokens=options.max_answer_tokens,
+        seed=options.seed,
+        cache_dir=options.answers_cache,
         progress=progress,
     )
 
