@@ -596,8 +596,8 @@ def test_quantize_refuses_an_int8_directory(tmp_path, text):
 def test_quantize_options_that_contradict_each_other(tmp_path, text):
     source = make_source(tmp_path / "model")
     assert fails(UsageError, source, QuantizeOptions("gptq")) == (
-        "--method gptq needs text to calibrate on: give --calibration NAME=PATH (c4, ceval, alpaca "
-        "or text), or use --method rtn."
+        "--method gptq needs text to calibrate on: give --calibration NAME=PATH (c4, ceval, "
+        "alpaca, text or traces), or use --method rtn."
     )
     with_text = QuantizeOptions("rtn", sources=(CalibrationSource("text", text),))
     assert fails(UsageError, source, with_text) == (

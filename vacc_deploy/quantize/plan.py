@@ -65,7 +65,7 @@ class QuantizeOptions:
         if self.method == GPTQ and not self.sources:
             raise UsageError(
                 "--method gptq needs text to calibrate on: give --calibration NAME=PATH (c4, "
-                "ceval, alpaca or text), or use --method rtn."
+                "ceval, alpaca, text or traces), or use --method rtn."
             )
         if self.method == RTN and self.sources:
             raise UsageError("--method rtn uses no calibration data. Leave --calibration out.")
