@@ -145,25 +145,17 @@ def build_rows(
     held_out = split_shares(shares) if part == CALIBRATION else [0] * len(shares)
     progress.start("Reading calibration text", num_samples * sequence_length, "tokens")
     collected = []
-    for position, source in enumerate(sources):
-        limits = Limits(
-            num_fit=(shares[position] - held_out[position]) * sequence_length,
-            num_held_out=held_out[position] * sequence_length,
-            vocab_size=vocab_size,
-            part=part,
-            evaluation_share=evaluation_share,
-        )
+    for position, (source, rows, held) in enumerate(zip(sources, shares, held_out, strict=True)):
+        num_tokens = ((rows - held) * sequence_length, held * sequence_length)
+        limits = Limits(*num_tokens, vocab_size, part, evaluation_share)
         tokens = SourceTokens(source, tokenizer, limits, writer=writer, progress=progress)
         tokens.collect(random.Random(f"vacc-deploy calibration {seed} {position} {source.kind}"))
         collected.append(tokens)
     progress.finish()
     _check_enough(collected)
     _warn_of_shared(collected, progress)
-    rows, num_fit_rows, row_sources = _arrange(collected, sequence_length, seed)
     return CalibrationRows(
-        tokens=rows,
-        num_fit_rows=num_fit_rows,
-        row_sources=row_sources,
+        *_arrange(collected, sequence_length, seed),
         sources=tuple(_report(*parts) for parts in zip(collected, shares, held_out, strict=True)),
         seed=seed,
         evaluation_share=evaluation_share,
