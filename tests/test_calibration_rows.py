@@ -1,5 +1,6 @@
 import json
 import random
+import re
 import subprocess
 import sys
 import zipfile
@@ -8,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tokenizer_builders import (
+    ASSISTANT,
     ASSISTANT_ID,
+    BOS,
     BOS_ID,
+    EOS,
     EOS_ID,
+    USER,
     USER_ID,
     VOCAB_SIZE,
     byte_ids,
@@ -18,8 +23,14 @@ from tokenizer_builders import (
     write_tokenizer,
 )
 
-from vacc_deploy.calibration import rows as module
+from vacc_deploy.calibration import collect
 from vacc_deploy.calibration.files import hash_file
+from vacc_deploy.calibration.parts import (
+    HELD_OUT_SHARE,
+    hash_document,
+    place_of,
+    split_shares,
+)
 from vacc_deploy.calibration.rows import build_rows, share_rows
 from vacc_deploy.calibration.sources import CalibrationSource
 from vacc_deploy.errors import CalibrationError, CheckpointError, UsageError
@@ -102,11 +113,16 @@ class Recorder(Progress):
 
 
 def test_plain_documents_are_joined_with_one_bos_each_and_cut(tmp_path, tokenizer):
-    source = CalibrationSource("c4", write_c4(tmp_path, ["abcd"] * 10))
+    texts = [f"{number:04}" for number in range(200)]
+    source = CalibrationSource("c4", write_c4(tmp_path, texts))
     result = build([source], tokenizer, num_samples=3, sequence_length=7)
-    stream = [BOS_ID, *byte_ids("abcd")] * 5
     assert result.tokens.dtype == np.int64
-    assert result.tokens.tolist() == [stream[0:7], stream[7:14], stream[14:21]]
+    assert result.tokens.shape == (3, 7)
+    assert result.num_fit_rows == 2
+    for stream in (result.tokens[:2].ravel().tolist(), result.tokens[2].tolist()):
+        assert stream[0::5] == [BOS_ID] * len(stream[0::5])
+        whole = [tokenizer.decode(stream[at : at + 4]) for at in range(1, len(stream) - 4, 5)]
+        assert whole and set(whole) <= set(texts)
     assert result.row_sources == (0, 0, 0)
 
 
@@ -118,6 +134,7 @@ def test_conversations_go_through_the_template_with_one_bos_each(tmp_path, token
     question, answer = byte_ids(f"q{number}"), byte_ids(f"a{number}")
     assert ids[:8] == [BOS_ID, USER_ID, *question, ASSISTANT_ID, *answer, EOS_ID]
     assert ids.count(BOS_ID) == 10
+    assert result.sources[0].answer_form == "plain"
     assert sorted(ids[3::8]) == byte_ids("0123456789")
     assert result.sources[0].templated
 
@@ -146,20 +163,24 @@ def test_every_source_gives_exactly_its_rows(tmp_path, tokenizer):
     assert [result.row_sources.count(position) for position in range(4)] == [20, 10, 10, 5]
     assert [source.templated for source in result.sources] == [False, True, True, False]
     assert (progress.total, progress.done, progress.finished) == (45 * 64, 45 * 64, 1)
-    assert progress.warnings == []
+    assert [source.held_out_rows for source in result.sources] == [2, 1, 1, 1]
 
 
 def test_report_tells_what_was_read(tmp_path, tokenizer):
-    source = CalibrationSource("c4", write_c4(tmp_path, ["abcd"] * 10), 3.0)
+    texts = [f"{number:04}" for number in range(200)]
+    source = CalibrationSource("c4", write_c4(tmp_path, texts), 3.0)
     result = build([source], tokenizer, num_samples=3, sequence_length=7, seed=5)
     report = json.loads(json.dumps(result.to_dict()))
-    digest = report.pop("tokens_sha256")
-    assert len(digest) == 64
+    assert len(report.pop("tokens_sha256")) == 64
+    assert 5 <= report["sources"][0].pop("documents_read") <= 200
     assert report == {
         "num_samples": 3,
+        "num_held_out_samples": 1,
         "sequence_length": 7,
         "tokens": 21,
         "seed": 5,
+        "evaluation_share": 0.0,
+        "answers": None,
         "sources": [
             {
                 "kind": "c4",
@@ -168,28 +189,132 @@ def test_report_tells_what_was_read(tmp_path, tokenizer):
                 "weight": 3.0,
                 "rows": 3,
                 "tokens": 21,
-                "documents_read": 10,
+                "held_out_rows": 1,
                 "documents_used": 5,
+                "documents_held_out": 2,
+                "documents_shared": 0,
+                "documents_skipped": 0,
                 "templated": False,
+                "answer_form": None,
+                "own_answers": False,
             }
         ],
     }
 
 
 @pytest.mark.parametrize("num_samples", [8, 9, 10, 20, 45, 128])
-def test_first_and_last_rows_hold_every_kind(tmp_path, tokenizer, num_samples):
-    sources = mixed_sources(tmp_path)
-    result = build(sources, tokenizer, num_samples=num_samples, sequence_length=4)
+def test_fit_rows_and_held_out_rows_hold_every_kind(tmp_path, tokenizer, num_samples):
+    result = build(mixed_sources(tmp_path), tokenizer, num_samples=num_samples, sequence_length=4)
     several = {i for i, source in enumerate(result.sources) if source.rows > 1}
-    assert several <= set(result.row_sources[: len(sources)])
-    assert several <= set(result.row_sources[-len(sources) :])
+    held_out = result.row_sources[result.num_fit_rows :]
+    assert set(result.row_sources[: result.num_fit_rows]) == {0, 1, 2, 3}
+    assert set(held_out) == several
+    assert len(held_out) == sum(source.held_out_rows for source in result.sources)
+
+
+def test_held_out_rows_share_no_document_with_fit_rows(tmp_path, tokenizer):
+    texts = [f"<{number:04}>" for number in range(900)]
+    source = CalibrationSource("c4", write_c4(tmp_path, texts))
+    held_out = set()
+    for seed in range(3):
+        result = build([source], tokenizer, num_samples=30, sequence_length=64, seed=seed)
+        fit, held = (
+            documents_in(result.tokens[:27], tokenizer),
+            documents_in(result.tokens[27:], tokenizer),
+        )
+        assert len(fit) > 200 and len(held) > 20
+        assert not fit & held
+        held_out |= held
+        assert result.sources[0].documents_shared == 0
+    # The same documents are held out under every seed.
+    assert not held_out & fit
+
+
+def documents_in(rows, tokenizer):
+    """Return the numbers of the documents that are whole in a stream of rows."""
+    return set(re.findall(r"<(\d{4})>", tokenizer.decode(rows.ravel().tolist())))
+
+
+def test_the_evaluation_share_never_calibrates(tmp_path, tokenizer):
+    texts = [f"<{number:04}>" for number in range(900)]
+    source = CalibrationSource("c4", write_c4(tmp_path, texts))
+    options = {"sequence_length": 64, "evaluation_share": 0.3}
+    judged = set()
+    for seed in range(2):
+        result = build([source], tokenizer, num_samples=20, seed=seed, part="evaluation", **options)
+        assert result.num_fit_rows == 20
+        judged |= documents_in(result.tokens, tokenizer)
+    calibrated = build([source], tokenizer, num_samples=50, seed=5, **options)
+    used = documents_in(calibrated.tokens, tokenizer)
+    assert len(judged) > 150 and len(used) > 300
+    assert not judged & used
+    assert calibrated.to_dict()["evaluation_share"] == 0.3
+    with pytest.raises(CalibrationError, match="too few tokens"):
+        build([source], tokenizer, num_samples=50, part="evaluation", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"part": "test"}, "The part is 'test', expected one of calibration, evaluation"),
+        ({"evaluation_share": 0.95}, "evaluation share is 0.95, expected 0 to 0.9"),
+        ({"evaluation_share": -0.1}, "evaluation share is -0.1"),
+        ({"part": "evaluation"}, "holds no document: the evaluation share is 0"),
+    ],
+)
+def test_impossible_parts_are_usage_errors(tmp_path, tokenizer, options, message):
+    source = CalibrationSource("c4", write_c4(tmp_path, ["abcd"]))
+    with pytest.raises(UsageError, match=message):
+        build([source], tokenizer, **options)
+
+
+def test_a_file_of_one_document_is_used_to_its_last_token_and_said_so(tmp_path, tokenizer):
+    text = "".join(chr(ord("a") + number % 26) for number in range(79))
+    source = CalibrationSource("c4", write_c4(tmp_path, [text]))
+    progress = Recorder()
+    result = build([source], tokenizer, num_samples=10, sequence_length=8, progress=progress)
+    assert sorted(result.tokens.ravel().tolist()) == sorted([BOS_ID, *byte_ids(text)])
+    assert (result.sources[0].documents_used, result.sources[0].documents_shared) == (1, 1)
+    assert progress.warnings == [
+        "c4.json: too few documents to hold some out; the rows that judge the calibration share "
+        "documents with it. Give more text."
+    ]
+
+
+def test_a_short_part_takes_whole_documents_that_the_other_does_not_need(tmp_path, tokenizer):
+    texts = [f"<{number:04}>" for number in range(900)]
+    places = {text: place_of(hash_document(text)) for text in texts}
+    fitting = [text for text in texts if places[text] >= HELD_OUT_SHARE][:40]
+    source = CalibrationSource("c4", write_c4(tmp_path, fitting))
+    result = build([source], tokenizer, num_samples=4, sequence_length=64)
+    fit = documents_in(result.tokens[: result.num_fit_rows], tokenizer)
+    held = documents_in(result.tokens[result.num_fit_rows :], tokenizer)
+    assert len(fit) == 27 and len(held) == 9
+    assert not fit & held
+    assert result.sources[0].documents_shared == 0
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        ([128], [13]),
+        ([64, 32, 32], [6, 3, 3]),
+        ([2, 1], [1, 0]),
+        ([1, 1], [0, 1]),
+        ([1], [0]),
+        ([2], [1]),
+    ],
+)
+def test_split_shares_holds_out_a_tenth_and_one_at_least(shares, expected):
+    assert split_shares(shares) == expected
 
 
 def test_rows_are_spread_evenly(tmp_path, tokenizer):
     result = build(mixed_sources(tmp_path), tokenizer, num_samples=90, sequence_length=8)
+    half = result.num_fit_rows // 2
     for position, source in enumerate(result.sources):
-        in_first_half = result.row_sources[:45].count(position)
-        assert abs(in_first_half - source.rows / 2) <= 2
+        in_first_half = result.row_sources[:half].count(position)
+        assert abs(in_first_half - (source.rows - source.held_out_rows) / 2) <= 2
 
 
 def test_same_seed_same_rows_and_another_seed_other_rows(tmp_path, tokenizer):
@@ -244,11 +369,11 @@ def test_known_rows_do_not_change_between_releases(tmp_path, tokenizer):
     source = CalibrationSource("c4", write_c4(tmp_path, texts))
     result = build([source], tokenizer, num_samples=4, sequence_length=4, seed=0)
     texts = [tokenizer.decode(row[1:].tolist()) for row in result.tokens]
-    assert texts == ["eee", "www", "ooo", "iii"]
+    assert texts == ["eee", "ooo", "ppp", "www"]
 
 
 def test_a_long_stream_is_read_only_as_far_as_needed(tmp_path, tokenizer):
-    good = write_c4(tmp_path, ["x" * 99] * 500)
+    good = write_c4(tmp_path, [f"{number:99}" for number in range(500)])
     good.write_text(good.read_text("utf-8") + "{broken\n", "utf-8")
     result = build([CalibrationSource("c4", good)], tokenizer, num_samples=4, sequence_length=100)
     report = result.sources[0]
@@ -257,7 +382,7 @@ def test_a_long_stream_is_read_only_as_far_as_needed(tmp_path, tokenizer):
 
 
 def test_more_is_read_where_the_first_pool_holds_too_few_tokens(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(module, "POOL_BYTES_PER_TOKEN", 0.1)
+    monkeypatch.setattr(collect, "POOL_BYTES_PER_TOKEN", 0.1)
     source = CalibrationSource("c4", write_c4(tmp_path, ["abcd"] * 100))
     result = build([source], tokenizer, num_samples=10, sequence_length=50)
     assert result.tokens.shape == (10, 50)
@@ -339,3 +464,55 @@ def test_no_source_or_the_same_twice_is_a_usage_error(tmp_path, tokenizer):
     again = tmp_path / "tokenizer" / ".." / "c4.json"
     with pytest.raises(UsageError, match="c4.json is given twice"):
         build([CalibrationSource("c4", path), CalibrationSource("c4", again)], tokenizer)
+
+
+def test_marks_written_in_a_text_become_special_tokens_without_a_second_bos(tmp_path, tokenizer):
+    path = tmp_path / "traces.txt"
+    text = f"{BOS}{USER}q{ASSISTANT}a{EOS}"
+    path.write_text(text, "utf-8")
+    result = build([CalibrationSource("text", path)], tokenizer, num_samples=1, sequence_length=6)
+    ids = [BOS_ID, USER_ID, *byte_ids("q"), ASSISTANT_ID, *byte_ids("a"), EOS_ID]
+    assert result.tokens[0].tolist() == ids
+
+
+class EchoWriter:
+    """Answers with the last id of the prompt, and counts."""
+
+    batch_size, max_prompt_tokens = 4, 8
+
+    def __init__(self):
+        self.batches = []
+
+    def write(self, prompts):
+        self.batches.append(len(prompts))
+        assert all(len(prompt) <= 8 for prompt in prompts)
+        return [[ASSISTANT_ID, prompt[2], EOS_ID] for prompt in prompts]
+
+    def describe(self):
+        return {"by": "echo"}
+
+
+def test_a_writer_answers_only_as_many_prompts_as_the_rows_need(tmp_path, tokenizer):
+    writer, text = EchoWriter(), tmp_path / "notes.txt"
+    text.write_text("note\n" * 100, "utf-8")
+    sources = [
+        CalibrationSource("alpaca", write_alpaca(tmp_path, 10)),
+        CalibrationSource("text", text),
+    ]
+    result = build(sources, tokenizer, num_samples=2, sequence_length=16, writer=writer)
+    ids = result.tokens[0].tolist()
+    # BOS, user mark, "q", the number, assistant mark; then the answer.
+    assert ids[5:8] == [ASSISTANT_ID, *byte_ids("q"), EOS_ID]
+    assert writer.batches == [4]
+    assert [source.own_answers for source in result.sources] == [True, False]
+    assert result.to_dict()["answers"] == {"by": "echo"}
+
+
+def test_prompts_too_long_to_be_answered_are_left_out_and_counted(tmp_path, tokenizer):
+    path = tmp_path / "alpaca.json"
+    records = [{"instruction": "q" * (1 + 9 * (n % 2)), "output": "a"} for n in range(8)]
+    path.write_text(json.dumps(records), "utf-8")
+    source = CalibrationSource("alpaca", path)
+    result = build([source], tokenizer, num_samples=1, sequence_length=28, writer=EchoWriter())
+    assert result.sources[0].documents_skipped == 4
+    assert result.sources[0].documents_used == 4

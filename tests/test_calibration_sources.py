@@ -459,3 +459,63 @@ def test_ceval_archive_damaged_anywhere_is_a_clear_error_or_reads_the_same(tmp_p
                 assert read("ceval", write(path, bytes(data))) == expected
             except CalibrationError as err:
                 assert str(path) in str(err)
+
+
+# ---- traces -----------------------------------------------------------------------------------
+
+
+def read_traces(directory, text):
+    path = directory / "traces.txt"
+    path.write_text(text, "utf-8")
+    return list(read_documents(CalibrationSource("traces", path)))
+
+
+def chat(*contents):
+    roles = ("user", "assistant")
+    return tuple(
+        {"role": roles[number % 2], "content": content} for number, content in enumerate(contents)
+    )
+
+
+def test_traces_become_conversations_without_their_marks(tmp_path):
+    text = (
+        "<｜User｜>1 + 1?<｜Assistant｜><think>\nhm\n</think>\n\n2\n\n"
+        "<｜User｜>2 + 2?<｜Assistant｜>4<｜end▁of▁sentence｜>\n<｜User｜>cut off"
+    )
+    assert read_traces(tmp_path, text) == [
+        chat("1 + 1?", "<think>\nhm\n</think>\n\n2"),
+        chat("2 + 2?", "4"),
+    ]
+
+
+def test_traces_with_bos_marks_may_have_several_turns_and_a_system_prompt(tmp_path):
+    text = (
+        "<｜begin▁of▁sentence｜>Be brief.<｜User｜>a<｜Assistant｜>b<｜end▁of▁sentence｜>"
+        "<｜User｜>c<｜Assistant｜>d<｜end▁of▁sentence｜><｜begin▁of▁sentence｜>"
+        "<｜User｜>e<｜Assistant｜>f"
+    )
+    assert read_traces(tmp_path, text) == [
+        ({"role": "system", "content": "Be brief."}, *chat("a", "b", "c", "d")),
+        chat("e", "f"),
+    ]
+
+
+def test_traces_without_an_answer_are_refused(tmp_path):
+    for text in ("just text", "<｜User｜>a question"):
+        with pytest.raises(CalibrationError, match="holds no trace: expected <｜User｜>question"):
+            read_traces(tmp_path, text)
+
+
+def test_traces_whose_turns_do_not_alternate_are_refused(tmp_path):
+    with pytest.raises(CalibrationError, match="<｜Assistant｜> stands where <｜User｜> is exp"):
+        read_traces(tmp_path, "<｜User｜>a<｜Assistant｜>b<｜Assistant｜>c")
+
+
+def test_traces_over_the_limit_and_not_utf8_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / "traces.txt"
+    path.write_bytes(b"<\xff>")
+    with pytest.raises(CalibrationError, match="is not UTF-8 text: invalid start byte at byte 1"):
+        list(read_documents(CalibrationSource("traces", path)))
+    monkeypatch.setattr(sources, "MAX_TRACES_BYTES", 2)
+    with pytest.raises(CalibrationError, match="holds more than 2 bytes of traces"):
+        list(read_documents(CalibrationSource("traces", path)))

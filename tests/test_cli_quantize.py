@@ -57,7 +57,17 @@ def test_quantize_with_calibration_is_gptq(source, words):
 
 
 def test_quantize_options_reach_the_report(source, words, tmp_path):
-    result = run_gptq(source, words, "--seed", 3, "--no-act-order", "--output", tmp_path / "o")
+    result = run_gptq(
+        source,
+        words,
+        "--seed",
+        3,
+        "--no-act-order",
+        "--output",
+        tmp_path / "o",
+        "--evaluation-share",
+        0.25,
+    )
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "o" / "quantize_report.json").read_text("utf-8"))
     assert report["options"] == {
@@ -68,6 +78,8 @@ def test_quantize_options_reach_the_report(source, words, tmp_path):
         "seed": 3,
         "act_order": False,
         "held_out_share": 0.1,
+        "evaluation_share": 0.25,
+        "answers": "data",
     }
 
 
@@ -98,6 +110,7 @@ def test_quantize_dry_run_prints_the_plan(source, tmp_path):
         (("--method", "gptq"), 2, "Error: --method gptq needs text to calibrate on: "),
         (("--method", "rtn", "--calibration", "text=README"), 2, "Error: --method rtn uses no "),
         (("--calibration", "text"), 2, "Error: Calibration source 'text' is not of the form NAME"),
+        (("--calibration", "c4=x", "--answers", "own"), 2, "--answers own needs questions to answ"),
         (("--calibration", "wiki=x"), 2, "has the unknown kind 'wiki', expected one of c4, ceval"),
         (("--calibration", "text=/nowhere/x"), 1, "Error: /nowhere/x does not exist. Give the "),
         (("--calibration", "text=x", "--num-samples", "1"), 2, "Error: --num-samples must be at "),

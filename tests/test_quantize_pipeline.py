@@ -46,7 +46,7 @@ from vacc_deploy.tokenizer import Tokenizer
 
 SOURCE_DIR = Path(__file__).resolve().parents[1] / "source_code"
 RTN = QuantizeOptions("rtn")
-SEQ_LEN, NUM_SAMPLES = 32, 20
+SEQ_LEN, NUM_SAMPLES = 32, 24  # 22 x 32 fitted tokens: enough for an input of 160
 HEADS = {"qwen2": {}, "llama": {}, "llama-biases": {"attention_bias": True, "mlp_bias": True}}
 
 
@@ -361,6 +361,9 @@ def test_quantize_report_of_gptq(tmp_path, text):
     assert calibration["tokens"] == NUM_SAMPLES * SEQ_LEN
     assert calibration["sources"][0]["sha256"] == sha256(text)
     assert calibration["sources"][0]["file"] == "words.txt"
+    assert calibration["fit_tokens"] == 22 * SEQ_LEN
+    assert calibration["widest_in_features"] == 160
+    assert calibration["fit_tokens_per_in_feature"] == 4.4
     tokens = calibration_tokens(source, gptq_options(text))
     digest = hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
     assert calibration["tokens_sha256"] == digest
@@ -481,6 +484,26 @@ def test_quantize_gptq_dead_inputs_are_rounded_with_a_warning(tmp_path, text):
     assert [r.dampening_frac for r in result.linears[7:10]] == [None] * 3
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_quantize_gptq_too_few_tokens_for_the_width_is_a_warning(tmp_path, text, dry_run):
+    source, warned = make_source(tmp_path / "model"), []
+
+    class Listener(Progress):
+        def warn(self, message):
+            warned.append(message)
+
+    options = gptq_options(text, num_samples=20)
+    result = quantize(source, options=options, dry_run=dry_run, progress=Listener())
+    expected = (
+        "576 fitted tokens are 3.6 for each of the 160 inputs of the widest linear, fewer than 4: "
+        "the result follows this text's noise and may be worse than rounding on other text "
+        "(--num-samples 24 of 32 tokens would do)"
+    )
+    assert result.warnings == (expected,) and warned == [expected]
+    enough = gptq_options(text, num_samples=24)
+    assert quantize(source, options=enough, output=tmp_path / "o", dry_run=True).warnings == ()
+
+
 # ---- memory -----------------------------------------------------------------------------------
 
 
@@ -559,8 +582,8 @@ def test_quantize_refuses_an_int8_directory(tmp_path, text):
 def test_quantize_options_that_contradict_each_other(tmp_path, text):
     source = make_source(tmp_path / "model")
     assert fails(UsageError, source, QuantizeOptions("gptq")) == (
-        "--method gptq needs text to calibrate on: give --calibration NAME=PATH (c4, ceval, alpaca "
-        "or text), or use --method rtn."
+        "--method gptq needs text to calibrate on: give --calibration NAME=PATH (c4, ceval, "
+        "alpaca, text or traces), or use --method rtn."
     )
     with_text = QuantizeOptions("rtn", sources=(CalibrationSource("text", text),))
     assert fails(UsageError, source, with_text) == (

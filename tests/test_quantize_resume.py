@@ -79,7 +79,7 @@ def words(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gptq(words):
-    return QuantizeOptions("gptq", (CalibrationSource("text", words),), 12, 32)
+    return QuantizeOptions("gptq", (CalibrationSource("text", words),), 24, 32)
 
 
 @pytest.fixture(scope="module")
@@ -426,7 +426,10 @@ def change_side_file(context):
 def change_text(context):
     path = context["text"]
     path.write_text(f"other {path.read_text('utf-8')}", "utf-8")
-    return ["calibration sources 0 sha256: ", "calibration tokens_sha256: "]
+    return [
+        *("calibration sources 0 documents_read: ", "calibration sources 0 sha256: "),
+        "calibration tokens_sha256: ",
+    ]
 
 
 def change_threads(context):
@@ -510,6 +513,23 @@ def test_identity_of_large_weights_looks_into_every_tensor(tmp_path, monkeypatch
             assert identity() != first
     path.write_bytes(plain)
     assert identity() == first
+
+
+def test_identity_holds_the_answers_but_not_where_they_are_kept(tmp_path, gptq):
+    checkpoint = pipeline.Checkpoint.open(write_checkpoint(tmp_path / "model"))
+    own = replace(gptq, answers="own")
+
+    def identity(answers_sha256, options=own):
+        calibration = {"answers": {"answers_sha256": answers_sha256}, "seed": options.seed}
+        return identity_module.identify(checkpoint, options, "m", calibration)
+
+    (line,) = identity_module.differences(identity("aa"), identity("bb"))
+    assert line == "calibration answers answers_sha256: aa then, bb now"
+    assert identity("aa", replace(own, answers_cache=tmp_path / "cache")) == identity("aa")
+    (line,) = identity_module.differences(
+        identity("aa"), identity("aa", replace(own, max_answer_tokens=7))
+    )
+    assert line == "option max_answer_tokens: 512 then, 7 now"
 
 
 # ---- damage -----------------------------------------------------------------------------------
@@ -691,7 +711,7 @@ main()
 
 def start_command(source, words, seconds):
     arguments = ["quantize", str(source), "--calibration", f"text={words}"]
-    arguments += ["--num-samples", "12", "--seq-len", "32"]
+    arguments += ["--num-samples", "24", "--seq-len", "32"]
     code = SLOW.replace("SECONDS", str(seconds))
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],

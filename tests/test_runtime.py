@@ -434,9 +434,9 @@ def test_generate_command_needs_a_prompt_and_a_template(tmp_path):
 
 def test_activation_dtype_depends_on_the_size(tmp_path, monkeypatch):
     checkpoint = Checkpoint.open(make_directory(tmp_path, form="float"))
-    assert runtime._activation_dtype(checkpoint) == torch.float32
+    assert runtime.activation_dtype(checkpoint) == torch.float32
     monkeypatch.setattr(type(checkpoint.config), "num_parameters", lambda self: 7_600_000_000)
-    assert runtime._activation_dtype(checkpoint) == torch.bfloat16
+    assert runtime.activation_dtype(checkpoint) == torch.bfloat16
 
 
 def test_generate_beyond_the_context_is_a_usage_error(tmp_path):

@@ -39,6 +39,16 @@ _SOURCE_PACKAGE = "vacc_deploy_source_code"
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn: ``top_k`` 0 is no limit; the same ``seed`` draws the same tokens."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class Answer:
     """One chat turn.
 
@@ -273,13 +283,18 @@ def eos_ids(model: Any, tokenizer: Tokenizer) -> list[int]:
 
 
 def complete(
-    model: Any, tokenizer: Tokenizer, prompts: list[list[int]], *, max_new_tokens: int
+    model: Any,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
 ) -> list[list[int]]:
-    """Continue token prompts greedily, as one left-padded batch.
+    """Continue token prompts as one left-padded batch, greedily or by ``sampling``.
 
     The model's own generation config is replaced: only its end tokens are kept. transformers
     completes a config that is passed from the model's, and a repetition penalty or beams would
-    choose other tokens than the most likely.
+    choose other tokens than those asked for. The caller's random state is left as it was.
 
     Returns:
         the new ids of each prompt, up to and including the first that ends an answer.
@@ -290,18 +305,19 @@ def complete(
     pad = ends[0] if ends else 0
     model.generation_config = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        do_sample=False,
         num_beams=1,
         eos_token_id=ends or None,
         pad_token_id=pad,
+        **_sampling_options(sampling),
     )
     width = max(len(prompt) for prompt in prompts)
     padded = [[pad] * (width - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    with torch.inference_mode():
+    device = getattr(model, "device", torch.device("cpu"))
+    with torch.inference_mode(), _random_state(sampling, device):
         output = model.generate(
-            torch.tensor(padded),
-            attention_mask=torch.tensor(mask),
+            torch.tensor(padded, device=device),
+            attention_mask=torch.tensor(mask, device=device),
             generation_config=model.generation_config,
         )
     answers = []
@@ -309,6 +325,28 @@ def complete(
         stop = next((i + 1 for i, value in enumerate(row) if value in ends), len(row))
         answers.append(row[:stop])
     return answers
+
+
+def _sampling_options(sampling: Sampling | None) -> dict[str, Any]:
+    if sampling is None:
+        return {"do_sample": False}
+    return {
+        "do_sample": True,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+    }
+
+
+@contextmanager
+def _random_state(sampling: Sampling | None, device: torch.device) -> Iterator[None]:
+    """Seed torch within the block."""
+    if sampling is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+        torch.manual_seed(sampling.seed)
+        yield
 
 
 def generate(directory: Path, *, prompt: str, max_new_tokens: int = 256) -> Answer:
@@ -332,7 +370,7 @@ def generate(directory: Path, *, prompt: str, max_new_tokens: int = 256) -> Answ
             f"The prompt of {len(ids)} tokens and --max-new-tokens {max_new_tokens} are more than "
             f"the model's context of {context}. Ask for fewer tokens."
         )
-    model = load_model(directory, dtype=_activation_dtype(checkpoint))
+    model = load_model(directory, dtype=activation_dtype(checkpoint))
     started = time.monotonic()
     (answer,) = complete(model, tokenizer, [ids], max_new_tokens=max_new_tokens)
     seconds = time.monotonic() - started
@@ -341,7 +379,7 @@ def generate(directory: Path, *, prompt: str, max_new_tokens: int = 256) -> Answ
     return Answer(prompt, text, len(ids), len(answer), seconds, finished)
 
 
-def _activation_dtype(checkpoint: Checkpoint) -> torch.dtype:
+def activation_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """Return float32 for models up to three billion parameters, else bfloat16, to halve memory."""
     is_small = checkpoint.config.num_parameters() <= 3_000_000_000
     return torch.float32 if is_small else torch.bfloat16

@@ -153,9 +153,37 @@ class Tokenizer:
         Raises:
             CheckpointError: there is no chat template, or it fails.
         """
-        text = self.render_chat(messages, add_generation_prompt=add_generation_prompt)
+        return self.encode_rendered(
+            self.render_chat(messages, add_generation_prompt=add_generation_prompt)
+        )
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Return the ids of what a chat template wrote; see ``encode_chat`` for its BOS."""
         wrote_bos = self.bos_token is not None and text.lstrip().startswith(self.bos_token)
         return self.encode(text, add_bos=self.adds_bos and not wrote_bos)
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of one token, None where the vocabulary does not have it."""
+        token_id: int | None = self._backend.token_to_id(token)
+        return token_id
+
+    def answer_end_id(self) -> int | None:
+        """Return the id with which the model ends an answer.
+
+        The special token that the chat template writes behind an answer; the end-of-sequence token
+        where it writes none, or there is no template.
+
+        Raises:
+            CheckpointError: the template fails.
+        """
+        if self._template is None:
+            return self.eos_id
+        probe = "vacc-deploy-probe"
+        turns = ({"role": "user", "content": "a"}, {"role": "assistant", "content": probe})
+        tail = self.render_chat(turns, add_generation_prompt=False).rpartition(probe)[2].strip()
+        first = self.encode(tail, add_bos=False)[:1]
+        added = self._backend.get_added_tokens_decoder()
+        return first[0] if first and first[0] in added else self.eos_id
 
     def _read_special(self, config: Mapping[str, Any], key: str) -> tuple[str | None, int | None]:
         value = config.get(key)

@@ -7,59 +7,41 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vacc_deploy.calibration.files import Document, hash_file
-from vacc_deploy.calibration.sources import CalibrationSource, read_documents
-from vacc_deploy.errors import CalibrationError, CheckpointError, UsageError, list_problems
+from vacc_deploy.calibration.collect import AnswerWriter, Limits, SourceTokens
+from vacc_deploy.calibration.conversations import JOINED, TextEncoder
+from vacc_deploy.calibration.files import hash_file
+from vacc_deploy.calibration.parts import CALIBRATION, check_part, split_shares
+from vacc_deploy.calibration.sources import CalibrationSource
+from vacc_deploy.errors import CalibrationError, UsageError, list_problems
 from vacc_deploy.progress import SILENT, Progress
 
 MAX_TOKENS = 1 << 28  # 2 GiB of int64
-# Documents are shuffled in pools of about 4 times the tokens that are needed. English and Chinese
-# text both come to about 4 bytes of UTF-8 a token.
-POOL_BYTES_PER_TOKEN = 4 * 4
-# The small sets are shuffled as a whole: their files are sorted by subject or by origin.
-WHOLE_KINDS = ("ceval", "alpaca")
-WHOLE_POOL_BYTES = 1 << 28
-
-
-class TextEncoder(Protocol):
-    """What rows need of a tokenizer."""
-
-    @property
-    def adds_bos(self) -> bool:
-        """Whether plain text begins with the BOS token."""
-        ...
-
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether ``encode_chat`` works."""
-        ...
-
-    def encode(self, text: str, *, add_bos: bool) -> list[int]:
-        """Return the ids of plain text."""
-        ...
-
-    def encode_chat(
-        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
-    ) -> list[int]:
-        """Return the ids of a conversation."""
-        ...
 
 
 @dataclass(frozen=True)
 class SourceReport:
     """What one source gave.
 
-    ``file`` is the name without its directory. ``documents_read`` were looked at,
-    ``documents_used`` are in the rows. ``templated`` is true where the chat template was used.
+    Attributes:
+        kind, file, sha256, weight: of the source; the name is without its directory.
+        rows, tokens: given in all.
+        held_out_rows: of the rows, the last ones, which judge the calibration.
+        documents_read: all that were looked at.
+        documents_used: those in the rows.
+        documents_held_out: of the used ones, those in the held-out rows.
+        documents_shared: used in both kinds of rows, because the file holds too few.
+        documents_skipped: left out, because their prompt is too long to be answered.
+        templated: whether the chat template was used.
+        answer_form: how answers follow the prompts; None without conversations.
+        own_answers: whether the model wrote the answers itself.
     """
 
     kind: str
@@ -68,9 +50,15 @@ class SourceReport:
     weight: float
     rows: int
     tokens: int
+    held_out_rows: int
     documents_read: int
     documents_used: int
+    documents_held_out: int
+    documents_shared: int
+    documents_skipped: int
     templated: bool
+    answer_form: str | None
+    own_answers: bool
 
 
 @dataclass(frozen=True)
@@ -78,16 +66,24 @@ class CalibrationRows:
     """Calibration tokens and where they came from.
 
     Attributes:
-        tokens: int64 [num_samples, sequence_length].
+        tokens: int64 [num_samples, sequence_length]. The rows that are fitted come first, those
+            held out to judge the fit last, each kind mixed evenly over the sources.
+        num_fit_rows: how many come first. No document is in rows of both kinds, but for the
+            ``documents_shared`` of a source.
         row_sources: for each row, the index of its source in ``sources``.
         sources: one report for each source, in the order given.
         seed: the seed of the shuffles.
+        evaluation_share: of the documents, kept from calibration.
+        answers: how the model's own answers were written; None where it wrote none.
     """
 
     tokens: npt.NDArray[np.int64]
+    num_fit_rows: int
     row_sources: tuple[int, ...]
     sources: tuple[SourceReport, ...]
     seed: int
+    evaluation_share: float = 0.0
+    answers: dict[str, Any] | None = field(default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for the report; ``tokens_sha256`` is of the little-endian int64s."""
@@ -95,10 +91,13 @@ class CalibrationRows:
         digest = hashlib.sha256(self.tokens.astype("<i8").tobytes())
         return {
             "num_samples": num_samples,
+            "num_held_out_samples": num_samples - self.num_fit_rows,
             "sequence_length": sequence_length,
             "tokens": int(self.tokens.size),
             "tokens_sha256": digest.hexdigest(),
             "seed": self.seed,
+            "evaluation_share": self.evaluation_share,
+            "answers": self.answers,
             "sources": [asdict(source) for source in self.sources],
         }
 
@@ -111,12 +110,15 @@ def build_rows(
     sequence_length: int,
     seed: int,
     vocab_size: int,
+    evaluation_share: float = 0.0,
+    part: str = CALIBRATION,
+    writer: AnswerWriter | None = None,
     progress: Progress = SILENT,
 ) -> CalibrationRows:
     """Return exactly ``num_samples`` rows of ``sequence_length`` tokens.
 
     Rows are shared among the sources by weight. The documents of a source are shuffled, joined
-    and cut. The rows of the sources are mixed evenly (see ``_interleave``).
+    and cut, for its fit rows and its held-out rows apart. The rows of the sources are mixed evenly.
 
     Args:
         sources: at least one, no file twice.
@@ -125,31 +127,39 @@ def build_rows(
         sequence_length: tokens of a row.
         seed: of every shuffle; the same inputs and seed give the same rows.
         vocab_size: of the model; every id is below it.
+        evaluation_share: the share of each file's documents that no calibration row may hold,
+            chosen by the hash of their content.
+        part: ``calibration``, or ``evaluation`` for rows of that share alone, none held out.
+        writer: answers the prompts of conversations in place of the data set.
         progress: told of the tokens as they come.
 
     Raises:
-        UsageError: no source, a source twice, sizes below 1 or too large, or a weight so small
-            that its source gets no row.
+        UsageError: no source, a source twice, sizes below 1 or too large, a share or part that does
+            not exist, or a weight so small that its source gets no row.
         CalibrationError: a file is damaged, or the sources hold too few tokens.
         CheckpointError: an id is not below ``vocab_size``, or the chat template fails.
     """
     _check_request(sources, num_samples, sequence_length)
+    check_part(part, evaluation_share)
     shares = share_rows(sources, num_samples)
+    held_out = split_shares(shares) if part == CALIBRATION else [0] * len(shares)
     progress.start("Reading calibration text", num_samples * sequence_length, "tokens")
-    needed = [rows * sequence_length for rows in shares]
-    collected = [_SourceTokens(source, tokenizer, progress) for source in sources]
-    for position, (part, count) in enumerate(zip(collected, needed, strict=True)):
-        rng = random.Random(f"vacc-deploy calibration {seed} {position} {part.source.kind}")
-        part.collect(count, vocab_size, rng)
+    collected = []
+    for position, (source, rows, held) in enumerate(zip(sources, shares, held_out, strict=True)):
+        num_tokens = ((rows - held) * sequence_length, held * sequence_length)
+        limits = Limits(*num_tokens, vocab_size, part, evaluation_share)
+        tokens = SourceTokens(source, tokenizer, limits, writer=writer, progress=progress)
+        tokens.collect(random.Random(f"vacc-deploy calibration {seed} {position} {source.kind}"))
+        collected.append(tokens)
     progress.finish()
-    _check_enough(collected, needed)
-    order = _interleave(shares, random.Random(f"vacc-deploy calibration {seed} order"))
-    blocks = [part.tokens.reshape(-1, sequence_length) for part in collected]
+    _check_enough(collected)
+    _warn_of_shared(collected, progress)
     return CalibrationRows(
-        tokens=np.stack([blocks[position][row] for position, row in order]),
-        row_sources=tuple(position for position, _ in order),
-        sources=tuple(part.report(rows) for part, rows in zip(collected, shares, strict=True)),
+        *_arrange(collected, sequence_length, seed),
+        sources=tuple(_report(*parts) for parts in zip(collected, shares, held_out, strict=True)),
         seed=seed,
+        evaluation_share=evaluation_share,
+        answers=writer.describe() if writer else None,
     )
 
 
@@ -198,104 +208,63 @@ def _check_request(
         seen.add(place)
 
 
-class _SourceTokens:
-    """Turns the documents of one source into ids, and counts them."""
+def _arrange(
+    collected: Sequence[SourceTokens], sequence_length: int, seed: int
+) -> tuple[npt.NDArray[np.int64], int, tuple[int, ...]]:
+    """Return the rows, how many of them are fitted, and the source of each."""
+    rng = random.Random(f"vacc-deploy calibration {seed} order")
+    rows, row_sources, num_fit_rows = list[npt.NDArray[np.int64]](), list[int](), 0
+    for parts in ([part.fit for part in collected], [part.held_out for part in collected]):
+        blocks = [np.frombuffer(part.ids, np.int64).reshape(-1, sequence_length) for part in parts]
+        order = _interleave([len(block) for block in blocks], rng)
+        rows += [blocks[position][row] for position, row in order]
+        row_sources += [position for position, _ in order]
+        num_fit_rows = num_fit_rows or len(order)
+    return np.stack(rows), num_fit_rows, tuple(row_sources)
 
-    def __init__(self, source: CalibrationSource, tokenizer: TextEncoder, progress: Progress):
-        self.source, self._tokenizer, self._progress = source, tokenizer, progress
-        self.documents_read = self.documents_used = 0
-        self.templated = self._has_warned = False
-        self.tokens: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
-    def collect(self, num_tokens: int, vocab_size: int, rng: random.Random) -> None:
-        """Keep the first ``num_tokens`` ids of the shuffled documents, or all there are."""
-        is_whole = self.source.kind in WHOLE_KINDS
-        pool_bytes = WHOLE_POOL_BYTES if is_whole else num_tokens * POOL_BYTES_PER_TOKEN
-        tokens = np.empty(num_tokens, dtype=np.int64)
-        filled = 0
-        with closing(self._shuffle_documents(pool_bytes, rng)) as documents:
-            for document in documents:
-                ids = self._encode(document)
-                self._check_ids(ids, vocab_size)
-                ids = ids[: num_tokens - filled]
-                tokens[filled : filled + len(ids)] = ids
-                filled += len(ids)
-                self.documents_used += bool(ids)
-                self._progress.advance(len(ids))
-                if filled == num_tokens:
-                    break
-        self.tokens = tokens[:filled]
+def _report(tokens: SourceTokens, rows: int, held_out_rows: int) -> SourceReport:
+    """Return what a source gave to its rows."""
+    source, form = tokens.source, tokens.answer_form
+    return SourceReport(
+        kind=source.kind,
+        file=source.path.name,
+        sha256=hash_file(source.path),
+        weight=source.weight,
+        rows=rows,
+        tokens=len(tokens.fit.ids) + len(tokens.held_out.ids),
+        held_out_rows=held_out_rows,
+        documents_read=tokens.documents_read,
+        documents_used=tokens.fit.num_documents
+        + tokens.held_out.num_documents
+        - tokens.documents_shared,
+        documents_held_out=tokens.held_out.num_documents,
+        documents_shared=tokens.documents_shared,
+        documents_skipped=tokens.documents_skipped,
+        templated=form is not None and form != JOINED,
+        answer_form=form,
+        own_answers=tokens.has_own_answers,
+    )
 
-    def report(self, rows: int) -> SourceReport:
-        """Return what this source gave to ``rows`` rows."""
-        return SourceReport(
-            kind=self.source.kind,
-            file=self.source.path.name,
-            sha256=hash_file(self.source.path),
-            weight=self.source.weight,
-            rows=rows,
-            tokens=self.tokens.size,
-            documents_read=self.documents_read,
-            documents_used=self.documents_used,
-            templated=self.templated,
+
+def _warn_of_shared(collected: Sequence[SourceTokens], progress: Progress) -> None:
+    names = [tokens.source.path.name for tokens in collected if tokens.documents_shared]
+    if names:
+        progress.warn(
+            f"{', '.join(names)}: too few documents to hold some out; the rows that judge the "
+            "calibration share documents with it. Give more text."
         )
 
-    def _shuffle_documents(
-        self, pool_bytes: int, rng: random.Random
-    ) -> Generator[Document, None, None]:
-        with closing(_read_pools(self.source, pool_bytes)) as pools:
-            for pool in pools:
-                self.documents_read += len(pool)
-                rng.shuffle(pool)
-                yield from pool
 
-    def _encode(self, document: Document) -> list[int]:
-        if isinstance(document, str):
-            return self._tokenizer.encode(document, add_bos=self._tokenizer.adds_bos)
-        if self._tokenizer.has_chat_template:
-            self.templated = True
-            return self._tokenizer.encode_chat(document, add_generation_prompt=False)
-        if not self._has_warned:
-            self._has_warned = True
-            self._progress.warn(
-                "The checkpoint has no chat template: the conversations of "
-                f"{self.source.path.name} are read as plain text."
-            )
-        text = "\n".join(message["content"] for message in document)
-        return self._tokenizer.encode(text, add_bos=self._tokenizer.adds_bos)
-
-    def _check_ids(self, ids: list[int], vocab_size: int) -> None:
-        largest = max(ids, default=0)
-        if largest >= vocab_size:
-            raise CheckpointError(
-                f"The tokenizer gives the id {largest} for text of {self.source.path.name}, but "
-                f"the model has vocab_size {vocab_size}: tokenizer.json does not belong to this "
-                "model. Restore the tokenizer files from the model's original repository."
-            )
-
-
-def _read_pools(source: CalibrationSource, num_bytes: int) -> Generator[list[Document], None, None]:
-    """Yield the documents in lists, each of ``num_bytes`` of text or a little more."""
-    with closing(read_documents(source)) as documents:
-        pool: list[Document] = []
-        held = 0
-        for document in documents:
-            pool.append(document)
-            turns = [document] if isinstance(document, str) else [m["content"] for m in document]
-            held += sum(len(turn.encode("utf-8")) for turn in turns)
-            if held >= num_bytes:
-                yield pool
-                pool, held = [], 0
-        if pool:
-            yield pool
-
-
-def _check_enough(collected: Sequence[_SourceTokens], needed: Sequence[int]) -> None:
-    lines = [
-        f"{part.source.path} ({part.source.kind}): {part.tokens.size:,} of {count:,} tokens"
-        for part, count in zip(collected, needed, strict=True)
-    ]
-    if any(part.tokens.size < count for part, count in zip(collected, needed, strict=True)):
+def _check_enough(collected: Sequence[SourceTokens]) -> None:
+    lines = []
+    missing = 0
+    for tokens in collected:
+        got = len(tokens.fit.ids) + len(tokens.held_out.ids)
+        needed = tokens.fit.needed + tokens.held_out.needed
+        missing += needed - got
+        lines.append(f"{tokens.source.path} ({tokens.source.kind}): {got:,} of {needed:,} tokens")
+    if missing:
         raise CalibrationError(
             f"The calibration data hold too few tokens. Got, of what is needed:\n"
             f"{list_problems(lines)}\n"
@@ -307,17 +276,11 @@ def _check_enough(collected: Sequence[_SourceTokens], needed: Sequence[int]) -> 
 def _interleave(shares: Sequence[int], rng: random.Random) -> list[tuple[int, int]]:
     """Return the order of the rows as (source, row of that source).
 
-    Each source is spread evenly, with its place in each interval drawn at random. One row of each
-    source with two or more goes into the first rows and one into the last, so that both parts of a
-    split see every kind.
+    Each source is spread evenly, with its place in each interval drawn at random.
     """
-    places = []
-    for position, rows in enumerate(shares):
-        for row in range(rows):
-            place = (row + rng.random()) / rows
-            if rows > 1 and row == 0:
-                place -= 1
-            elif rows > 1 and row == rows - 1:
-                place += 1
-            places.append((place, position, row))
+    places = [
+        ((row + rng.random()) / rows, position, row)
+        for position, rows in enumerate(shares)
+        for row in range(rows)
+    ]
     return [(position, row) for _, position, row in sorted(places)]

@@ -26,9 +26,11 @@ from vacc_deploy.calibration.files import (
     read_field,
     read_json_lines,
 )
+from vacc_deploy.calibration.traces import split_traces
 from vacc_deploy.errors import CalibrationError, UsageError
 
 MAX_ARRAY_BYTES = 256 << 20  # the published alpaca file holds 44 MB
+MAX_TRACES_BYTES = 256 << 20
 TEXT_PIECE_CHARS = 1 << 14
 Documents: TypeAlias = Generator[Document, None, None]
 
@@ -194,6 +196,20 @@ def _decode(decoder: codecs.IncrementalDecoder, data: bytes, position: int, path
         ) from err
 
 
+def _read_traces(path: Path) -> Documents:
+    with open_raw(path) as file:
+        data = file.read(MAX_TRACES_BYTES + 1)
+    if len(data) > MAX_TRACES_BYTES:
+        raise CalibrationError(
+            f"{path} holds more than {MAX_TRACES_BYTES:,} bytes of traces. Give a part of it."
+        )
+    if data.startswith(LFS_POINTER):
+        raise CalibrationError(f"{path} is {describe_start(path)}. Download the file.")
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    text = _decode(decoder, data, 0, path) + _decode(decoder, b"", len(data), path)
+    yield from split_traces(text, path)
+
+
 def _cut_piece(text: str) -> tuple[str, str]:
     """Cut at the last line end of the first piece, else at its last space, else hard."""
     for mark in ("\n", " "):
@@ -208,4 +224,7 @@ KINDS: dict[str, Callable[[Path], Documents]] = {
     "ceval": read_ceval,
     "alpaca": _read_alpaca,
     "text": _read_text,
+    "traces": _read_traces,
 }
+# Their documents are conversations, which a model can answer itself.
+CONVERSATION_KINDS = ("ceval", "alpaca", "traces")

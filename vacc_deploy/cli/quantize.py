@@ -28,7 +28,31 @@ from vacc_deploy.layouts import FORMATS
     "calibrations",
     multiple=True,
     metavar="NAME=PATH[:WEIGHT]",
-    help="Calibration text: c4, ceval, alpaca or text. Repeat to mix.",
+    help="Calibration text: c4, ceval, alpaca, text or traces. Repeat to mix.",
+)
+@click.option(
+    "--answers",
+    type=click.Choice(["data", "own"]),
+    default="data",
+    help="Calibrate on the data sets' answers, or on the model's own, written once.",
+)
+@click.option(
+    "--max-answer-tokens",
+    type=click.IntRange(1, 32768),
+    default=512,
+    help="Where an own answer is cut off.",
+)
+@click.option(
+    "--answers-cache",
+    type=DIRECTORY,
+    metavar="DIR",
+    help="Keeps own answers.  [default: vacc-deploy/answers in the user's cache]",
+)
+@click.option(
+    "--evaluation-share",
+    type=click.FloatRange(0, 0.9),
+    default=0.0,
+    help="Documents to keep from calibration, for judging afterwards.",
 )
 @click.option("--num-samples", type=click.IntRange(1), default=128, help="Calibration rows.")
 @click.option("--seq-len", type=click.IntRange(16), default=2048, help="Tokens of a row.")
@@ -65,6 +89,10 @@ def quantize_command(
     output: Path | None,
     method: str | None,
     calibrations: tuple[str, ...],
+    answers: str,
+    max_answer_tokens: int,
+    answers_cache: Path | None,
+    evaluation_share: float,
     num_samples: int,
     seq_len: int,
     seed: int,
@@ -100,6 +128,10 @@ def quantize_command(
         sequence_length=seq_len,
         seed=seed,
         act_order=act_order,
+        answers=answers,
+        max_answer_tokens=max_answer_tokens,
+        answers_cache=answers_cache,
+        evaluation_share=evaluation_share,
         formats=tuple(dict.fromkeys(formats)),
     )
     control = SignalControl()

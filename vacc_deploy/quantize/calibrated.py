@@ -19,7 +19,7 @@ from vacc_deploy.decoder import (
 from vacc_deploy.model_config import LAYER_LINEARS, linear_name
 from vacc_deploy.quantize.int8 import dequantize
 from vacc_deploy.quantize.layer import LayerQuantizer
-from vacc_deploy.quantize.plan import BATCH_TOKENS, HELD_OUT_SHARE, KEPT_BYTES, QuantizeOptions
+from vacc_deploy.quantize.plan import BATCH_TOKENS, KEPT_BYTES, QuantizeOptions
 from vacc_deploy.quantize.report import QuantizedLayer
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ def calibrate_layers(
     """
     config, tokens = checkpoint.config, torch.from_numpy(rows.tokens)
     num_rows, sequence_length = tokens.shape
-    num_held_out = max(1, round(num_rows * HELD_OUT_SHARE))
     positions = Positions.build(config, sequence_length)
     read = float_reader(checkpoint)
     hidden_states = embed(checkpoint, tokens)
@@ -63,8 +62,8 @@ def calibrate_layers(
             walk_layer(layer, hidden_states, batch_rows=batch_rows)
     for index in range(finished, config.num_hidden_layers):
         quantizer = LayerQuantizer(
-            num_fit_rows=num_rows - num_held_out,
-            num_held_out_tokens=num_held_out * sequence_length,
+            num_fit_rows=rows.num_fit_rows,
+            num_held_out_tokens=(num_rows - rows.num_fit_rows) * sequence_length,
             act_order=options.act_order,
         )
         # Closed before the yield: the mode belongs to the thread and would reach the caller.

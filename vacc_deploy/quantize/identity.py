@@ -51,7 +51,8 @@ def identify(
         size = vacc_config.stat().st_size
         values[f"file {VACC_CONFIG_NAME}"] = _hash(_pieces(vacc_config, [(0, size)]))
     if calibration is not None:
-        given = {name: value for name, value in calibration.items() if name not in asked}
+        # An option's name may also be that of what came of it: the answers and their hash.
+        given = {name: value for name, value in calibration.items() if value != asked.get(name)}
         values |= dict(_flatten("calibration", given))
         # The order of a float sum depends on both.
         values["torch threads"] = torch.get_num_threads()

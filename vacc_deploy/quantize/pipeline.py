@@ -28,7 +28,14 @@ from vacc_deploy.quantize.formats import check_format
 from vacc_deploy.quantize.identity import identify
 from vacc_deploy.quantize.journal import has_finished_layers, unfinished_run
 from vacc_deploy.quantize.layers import write_shards
-from vacc_deploy.quantize.plan import QuantizeOptions, memory_bytes, output_bytes
+from vacc_deploy.quantize.plan import (
+    OWN,
+    QuantizeOptions,
+    budget_warnings,
+    describe_calibration,
+    memory_bytes,
+    output_bytes,
+)
 from vacc_deploy.quantize.report import RTN, LinearRecord, QuantizeResult
 from vacc_deploy.quantize.resume import Run, begin_run, check_unfinished
 from vacc_deploy.tokenizer import Tokenizer
@@ -36,6 +43,7 @@ from vacc_deploy.vacc_config import check_vacc_config
 
 if TYPE_CHECKING:
     from vacc_deploy.calibration.rows import CalibrationRows
+    from vacc_deploy.own_answers import OwnAnswers
 
 
 def quantize(
@@ -90,10 +98,7 @@ def quantize(
     check_unfinished(output_dir, resume=resume, overwrite=overwrite)
     # An interruption may also come before the first layer of a resumed run.
     with _telling(control, output_dir, KeyboardInterrupt, SystemExit):
-        result = _quantize(request, standing, progress, control, started)
-    for warning in () if result.already_finished else result.warnings:
-        progress.warn(warning)
-    return result
+        return _quantize(request, standing, progress, control, started)
 
 
 @dataclass(frozen=True)
@@ -117,15 +122,17 @@ def _quantize(
 ) -> QuantizeResult:
     """Plan and work; ``standing`` is the identity of an output that stands already."""
     checkpoint, options, output_dir = request.checkpoint, request.options, request.output_dir
-    rows = _calibration_rows(checkpoint, options, progress)
+    rows = _calibration_rows(checkpoint, options, progress, dry_run=request.dry_run)
     result = _plan(checkpoint, options, rows, output_dir)
     identity = identify(checkpoint, options, result.model, result.calibration)
-    if standing is not None:
+    # A dry run writes no answers, so it cannot tell whether a finished output has the same ones.
+    if standing is not None and not (request.dry_run and options.answers == OWN):
         finished = take_finished(result, standing, identity, overwrite=request.overwrite)
         if finished is not None:
             return finished
     # What an interrupted run has written is used again, or removed first.
     check_space(output_dir, result.output_bytes - _kept_bytes(output_dir))
+    _warn(progress, result.warnings)
     if request.dry_run:
         return replace(result, dry_run=True)
     inputs = checkpoint.input_paths()
@@ -140,7 +147,13 @@ def _quantize(
             files = write_shards(checkpoint, run, options, rows, progress, control)
             result = _with_records(result, run, started)
             finish_output(checkpoint, run, result, options, files)
+    _warn(progress, _record_warnings(result.linears))
     return result
+
+
+def _warn(progress: Progress, warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        progress.warn(warning)
 
 
 def _with_records(result: QuantizeResult, run: Run, started: float) -> QuantizeResult:
@@ -150,7 +163,7 @@ def _with_records(result: QuantizeResult, run: Run, started: float) -> QuantizeR
     return replace(
         result,
         linears=tuple(records),
-        warnings=_warnings(records),
+        warnings=(*result.warnings, *_record_warnings(records)),
         seconds=time.monotonic() - started,
         peak_memory_bytes=_peak_memory_bytes(),
     )
@@ -190,7 +203,8 @@ def _plan(
         output_bytes=sum(output_bytes(checkpoint, layout) for layout in options.formats),
         memory_bytes=memory_bytes(checkpoint, options),
         formats=options.formats,
-        calibration=rows.to_dict() if rows else None,
+        calibration=describe_calibration(checkpoint.config, rows) if rows else None,
+        warnings=budget_warnings(checkpoint.config, rows) if rows else (),
     )
 
 
@@ -224,25 +238,53 @@ def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:
 
 
 def _calibration_rows(
-    checkpoint: Checkpoint, options: QuantizeOptions, progress: Progress
+    checkpoint: Checkpoint, options: QuantizeOptions, progress: Progress, *, dry_run: bool
 ) -> CalibrationRows | None:
     if options.method == RTN:
         return None
     from vacc_deploy.calibration.rows import build_rows
 
     check_sequence_length(checkpoint.config, options.sequence_length)
+    tokenizer = Tokenizer.from_dir(checkpoint.directory)
     return build_rows(
         options.sources,
-        Tokenizer.from_dir(checkpoint.directory),
+        tokenizer,
         num_samples=options.num_samples,
         sequence_length=options.sequence_length,
         seed=options.seed,
         vocab_size=checkpoint.config.vocab_size,
+        evaluation_share=options.evaluation_share,
+        writer=_answer_writer(checkpoint, tokenizer, options, progress, dry_run=dry_run),
         progress=progress,
     )
 
 
-def _warnings(records: Sequence[LinearRecord]) -> tuple[str, ...]:
+def _answer_writer(
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    options: QuantizeOptions,
+    progress: Progress,
+    *,
+    dry_run: bool,
+) -> OwnAnswers | None:
+    if options.answers != OWN:
+        return None
+    if dry_run:
+        progress.warn("A dry run writes no answers: the plan counts the data set's own.")
+        return None
+    from vacc_deploy.own_answers import OwnAnswers
+
+    return OwnAnswers(
+        checkpoint,
+        tokenizer,
+        max_new_tokens=options.max_answer_tokens,
+        seed=options.seed,
+        cache_dir=options.answers_cache,
+        progress=progress,
+    )
+
+
+def _record_warnings(records: Sequence[LinearRecord]) -> tuple[str, ...]:
     """Return one line for each kind of weaker result."""
     failed = [r.name for r in records if r.error_rtn is not None and r.dampening_frac is None]
     damped = [r.name for r in records if (r.dampening_frac or 0) > 0.01]

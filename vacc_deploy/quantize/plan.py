@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vacc_deploy.calibration.parts import HELD_OUT_SHARE
+from vacc_deploy.calibration.sources import CONVERSATION_KINDS
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.errors import UsageError
-from vacc_deploy.model_config import LAYER_LINEARS, linear_name
+from vacc_deploy.model_config import LAYER_LINEARS, ModelConfig, linear_name
 from vacc_deploy.quantize.formats import FORMATS, INT8, stored_linear_bytes
 from vacc_deploy.quantize.report import GPTQ, RTN
 
 if TYPE_CHECKING:
+    from vacc_deploy.calibration.rows import CalibrationRows
     from vacc_deploy.calibration.sources import CalibrationSource
 
-HELD_OUT_SHARE = 0.1
+DATA, OWN = "data", "own"
+# Fitted tokens for each input of the widest linear. A Hessian of about as many tokens as inputs is
+# close to singular: the solver then fits the noise of these tokens.
+MIN_TOKENS_PER_INPUT = 4
 BATCH_TOKENS = 2048
 KEPT_BYTES = 2 << 30
 _RUNTIME_BYTES = 400 << 20
@@ -31,6 +39,11 @@ class QuantizeOptions:
         sequence_length: tokens of a row.
         seed: of the sampling.
         act_order: settle the columns with the largest inputs first.
+        answers: ``data`` for those of the calibration files, ``own`` for the float model's own.
+        max_answer_tokens: where an own answer is cut off.
+        answers_cache: directory that keeps own answers; None for the user's cache. It does not
+            shape the result.
+        evaluation_share: of the documents of each file, kept from calibration.
         formats: the layouts to write, each once.
     """
 
@@ -40,6 +53,10 @@ class QuantizeOptions:
     sequence_length: int = 2048
     seed: int = 0
     act_order: bool = True
+    answers: str = DATA
+    max_answer_tokens: int = 512
+    answers_cache: Path | None = None
+    evaluation_share: float = 0.0
     formats: tuple[str, ...] = (INT8,)
 
     def check(self) -> None:
@@ -57,7 +74,7 @@ class QuantizeOptions:
         if self.method == GPTQ and not self.sources:
             raise UsageError(
                 "--method gptq needs text to calibrate on: give --calibration NAME=PATH (c4, "
-                "ceval, alpaca or text), or use --method rtn."
+                "ceval, alpaca, text or traces), or use --method rtn."
             )
         if self.method == RTN and self.sources:
             raise UsageError("--method rtn uses no calibration data. Leave --calibration out.")
@@ -66,12 +83,25 @@ class QuantizeOptions:
                 "--num-samples must be at least 2: one row in ten, and at least one, is held out "
                 "to compare gptq with rounding."
             )
+        self._check_answers()
+
+    def _check_answers(self) -> None:
+        if self.answers not in (DATA, OWN):
+            raise UsageError(f"--answers is {self.answers!r}, expected {DATA} or {OWN}.")
+        if self.answers == DATA:
+            return
+        kinds = ", ".join(CONVERSATION_KINDS)
+        if not any(source.kind in CONVERSATION_KINDS for source in self.sources):
+            raise UsageError(
+                f"--answers {OWN} needs questions to answer: give --calibration of a kind that has "
+                f"them ({kinds}), or leave --answers out."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options for the report and the manifest."""
         if self.method == RTN:
             return {"method": RTN, "formats": list(self.formats)}
-        return {
+        values: dict[str, Any] = {
             "method": self.method,
             "formats": list(self.formats),
             "num_samples": self.num_samples,
@@ -79,7 +109,45 @@ class QuantizeOptions:
             "seed": self.seed,
             "act_order": self.act_order,
             "held_out_share": HELD_OUT_SHARE,
+            "evaluation_share": self.evaluation_share,
+            "answers": self.answers,
         }
+        return values | (
+            {"max_answer_tokens": self.max_answer_tokens} if self.answers == OWN else {}
+        )
+
+
+def widest_input(config: ModelConfig) -> int:
+    """Return the largest in_features of a layer's linears."""
+    return max(in_features for _, in_features in map(config.linear_shape, LAYER_LINEARS))
+
+
+def describe_calibration(config: ModelConfig, rows: CalibrationRows) -> dict[str, Any]:
+    """Return the calibration for the report, with how far its tokens reach for this model."""
+    fit_tokens = rows.num_fit_rows * rows.tokens.shape[1]
+    widest = widest_input(config)
+    return rows.to_dict() | {
+        "fit_tokens": fit_tokens,
+        "widest_in_features": widest,
+        "fit_tokens_per_in_feature": round(fit_tokens / widest, 2),
+    }
+
+
+def budget_warnings(config: ModelConfig, rows: CalibrationRows) -> tuple[str, ...]:
+    """Return one line where the fitted tokens are too few for the widest linear."""
+    widest, sequence_length = widest_input(config), rows.tokens.shape[1]
+    fit_tokens = rows.num_fit_rows * sequence_length
+    if fit_tokens >= MIN_TOKENS_PER_INPUT * widest:
+        return ()
+    fit_rows = MIN_TOKENS_PER_INPUT * widest / sequence_length
+    # Of each source a tenth is held out, rounded, or one row.
+    enough = math.ceil((fit_rows + len(rows.sources)) / (1 - HELD_OUT_SHARE))
+    return (
+        f"{fit_tokens:,} fitted tokens are {fit_tokens / widest:.1f} for each of the {widest:,} "
+        f"inputs of the widest linear, fewer than {MIN_TOKENS_PER_INPUT}: the result follows this "
+        "text's noise and may be worse than rounding on other text "
+        f"(--num-samples {enough} of {sequence_length} tokens would do)",
+    )
 
 
 def output_bytes(checkpoint: Checkpoint, layout: str) -> int:
