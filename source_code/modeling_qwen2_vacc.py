@@ -349,7 +349,8 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel, *GENERATION_BASES):
         if labels is not None:  # of each label given the positions before it
             scores = logits[:, :-1].transpose(1, 2)
             loss = nn.functional.cross_entropy(scores, labels[:, 1:].to(logits.device))
-        past, states, weights = output.past_key_values, output.hidden_states, output.attentions
+        past = output.cache if hasattr(output, "cache") else output.past_key_values
+        states, weights = output.hidden_states, output.attentions
         output = CausalLMOutputWithPast(loss, logits, past, states, weights)
         return output if pick(return_dict, self.config.return_dict) else output.to_tuple()
 
@@ -357,6 +358,7 @@ class Qwen2ForCausalLM(Qwen2PreTrainedModel, *GENERATION_BASES):
         self, input_ids, past_key_values=None, attention_mask=None, inputs_embeds=None, **kwargs
     ):
         """Return the inputs of one generation step; positions follow the 2-D mask."""
+        past_key_values = pick(past_key_values, kwargs.get("cache"))  # its name in newer 5.x
         past_len = int(past_length(past_key_values))
         if inputs_embeds is not None and past_len == 0:
             # The ids are then the tokens made so far; without a cache both are needed again.

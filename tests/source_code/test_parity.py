@@ -121,6 +121,18 @@ def test_generate_equals_library(make_pair, left_padded, arguments):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("use_cache", "expected"), [(True, [24, 1, 1]), (False, [24, 25, 26])])
+def test_generate_with_a_cache_runs_each_token_once(make_pair, ids, use_cache, expected):
+    _, own = make_pair()
+    lengths = []
+    own.model.layers[0].register_forward_pre_hook(
+        lambda _, inputs: lengths.append(inputs[0].shape[1])
+    )
+    own.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0, use_cache=use_cache)
+    assert lengths == expected
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_generate_from_embeddings_equals_from_ids(make_pair, ids, use_cache):
     _, own = make_pair()
