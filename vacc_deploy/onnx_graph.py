@@ -7,6 +7,7 @@ the command's business.
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -114,15 +115,19 @@ def run_library_model(
         input_ids,
         attention_mask=additive_mask(model.dtype, input_ids.shape[1], past_length, attention_mask),
         position_ids=position_ids,
-        past_key_values=cache,
         use_cache=True,
+        **{_cache_argument(model.model): cache},
     )
     logits = model.lm_head(output.last_hidden_state[:, -1:, :]).float()
-    cache = output.past_key_values
     if hasattr(cache, "layers"):
         return logits, *(s for layer in cache.layers for s in (layer.keys, layer.values))
     pairs = zip(cache.key_cache, cache.value_cache, strict=True)  # transformers before 4.54
     return logits, *(states for pair in pairs for states in pair)
+
+
+def _cache_argument(model: Any) -> str:
+    """Return what the ``forward`` of a transformers model calls its cache; newer 5.x renamed it."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def additive_mask(
