@@ -14,9 +14,9 @@ from contextlib import contextmanager
 class PhaseClock:
     """Adds up wall seconds by phase; time of an inner phase is taken out of the outer one.
 
-    Costs about a microsecond a phase. It belongs to the thread that made it: what other threads do
-    beside that thread takes no time of its own, so they must not enter a phase. A generator must
-    not yield inside one, or its phase goes on in the caller.
+    A phase costs about two microseconds. The clock belongs to the thread that made it: what other
+    threads do beside that one takes no time of its own, so they must not enter a phase. A generator
+    must not yield inside one, or its phase goes on in the caller.
     """
 
     def __init__(self, synchronize: Callable[[], None] | None = None) -> None:
