@@ -56,10 +56,10 @@ class Judge:
             vector = torch.from_numpy(np.load(path.with_suffix(".npy")))
             return replace(NextTokenScores(**kept), token_kl=vector)
         scores = self._compute(deployed_dir, domain)
-        if key:
+        values = scores.to_dict()
+        if key and None not in values.values():
             assert scores.token_kl is not None
             np.save(path.with_suffix(".npy"), scores.token_kl.numpy())
-            values = scores.to_dict()
             del values["perplexity_change"]
             path.with_suffix(".json").write_text(json.dumps(values), "utf-8")
         return scores
