@@ -1,7 +1,7 @@
 """Measure ``vacc-deploy quantize`` by phase, beside the floor of each part on this machine.
 
     python benchmarks/quantize.py CHECKPOINT [--device cuda] [--num-samples 32] [--seq-len 512]
-        [--calibration NAME=PATH]... [--runs 1] [-- OPTIONS OF quantize]
+        [--calibration NAME=PATH]... [--layers N] [--runs 1] [-- OPTIONS OF quantize]
 
 CHECKPOINT is any float checkpoint; one of random weights gets the demo model's tokenizer. Without
 --calibration the text is made up, which changes the result but not the time. Floors are measured in
@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 from measured import Measured, machine, run_measured
-from stand_ins import link_checkpoint, write_sums
+from stand_ins import keep_layers, link_checkpoint, write_sums
 
 TIMING_NAME = "quantize_timing.json"
 # The phases of quantize_timing.json whose floor is the time of cp, together.
@@ -122,6 +122,7 @@ def floors_of(source: Path, num_samples: int, seq_len: int, extra: tuple[str, ..
 @click.option("--num-samples", default=32, show_default=True)
 @click.option("--seq-len", default=512, show_default=True)
 @click.option("--calibration", "sources", multiple=True, metavar="NAME=PATH")
+@click.option("--layers", type=click.IntRange(1), help="Only the first N.  [default: all]")
 @click.option("--runs", default=1, show_default=True)
 @click.option("--work-dir", type=click.Path(path_type=Path), help="Default: beside CHECKPOINT.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="All figures.")
@@ -132,6 +133,7 @@ def main(
     num_samples: int,
     seq_len: int,
     sources: tuple[str, ...],
+    layers: int | None,
     runs: int,
     work_dir: Path | None,
     json_file: Path | None,
@@ -142,7 +144,9 @@ def main(
     with tempfile.TemporaryDirectory(dir=work_dir or checkpoint.resolve().parent) as name:
         folder = Path(name)
         source = folder / "source"
-        link_checkpoint(checkpoint, source)
+        if layers:
+            keep_layers(checkpoint, folder / "first", layers)
+        link_checkpoint(folder / "first" if layers else checkpoint, source)
         if not sources:
             write_sums(folder / "text.txt", num_tokens)
             sources = (f"text={folder / 'text.txt'}",)
@@ -152,7 +156,10 @@ def main(
         options += [] if device == "cpu" else ["--device", device]
         samples = [run_once(source, folder, options, device) for _ in range(runs)]
         floors = floors_of(source, num_samples, seq_len, extra, device)
-    title = f"{checkpoint.name}, {num_samples} x {seq_len} tokens, {device}, {machine(device)}"
+    part = f" ({layers} layers)" if layers else ""
+    title = (
+        f"{checkpoint.name}{part}, {num_samples} x {seq_len} tokens, {device}, {machine(device)}"
+    )
     click.echo(" ".join([title, *extra]))
     for sample in samples:
         click.echo(f"\n{describe_run(sample, floors, num_tokens)}")
