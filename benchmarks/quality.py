@@ -1,105 +1,97 @@
-"""Measure int8 quality on text that calibration has not seen: rounding beside GPTQ.
+"""Measure int8 quality on text that calibration has not seen: rounding beside calibrated int8.
 
-    python benchmarks/quality.py CHECKPOINT --c4 FILE --ceval FILE --alpaca FILE [--text NAME=FILE]
+    python benchmarks/quality.py CHECKPOINT --c4 FILE --ceval FILE --alpaca FILE
+        [--text NAME=FILE]... [--set FIELD=VALUE]... [--reuse DIR] [--json FILE]
 
 Each published file is split in two: one half calibrates, the other judges ("held-out mix"). Further
-texts judge other domains. Prints one row per text: perplexity change, mean KL and its standard
-error, share of equal top tokens, and GPTQ's KL as a ratio of rounding's.
+texts judge other domains; ``python``, ``c`` and ``docstrings`` come from the Python that runs this.
+Prints one row per text: perplexity change, mean KL with its standard error, the calibrated KL as a
+ratio of rounding's with the paired standard error, and the share of equal top tokens.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
+import contextlib
+import dataclasses
 import json
-import platform
 import tempfile
-import zipfile
+import types
+import typing
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
-import numpy as np
-import torch
+from domains import given_domains, library_domains, set_windows, split_sources
+from judging import Judge, Paired, compare_paired
+from measured import machine
 
-from vacc_deploy.calibration.rows import build_rows
-from vacc_deploy.calibration.sources import CalibrationSource
+from vacc_deploy.calibration.sources import CalibrationSource, parse_source
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.quantize.pipeline import quantize
 from vacc_deploy.quantize.plan import QuantizeOptions
 from vacc_deploy.results import format_table
 from vacc_deploy.scoring import NextTokenScores
 from vacc_deploy.tokenizer import Tokenizer
-from vacc_deploy.verify import compare_on_tokens
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+DIRECTORY = click.Path(file_okay=False, path_type=Path)
+HEADERS = (
+    *("text", "tokens", "ppl rtn", "ppl gptq", "KL rtn", "KL gptq"),
+    *("ratio", "top-1 rtn", "top-1 gptq"),
+)
+_TRUTH = {"true": True, "yes": True, "on": True, "1": True}
+_TRUTH |= {"false": False, "no": False, "off": False, "0": False}
 
 
-def split_lines(path: Path, parts: tuple[Path, Path]) -> None:
-    """Deal the lines of a gzip file to two gzip files in turn."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        lines = file.readlines()
-    for index, part in enumerate(parts):
-        with gzip.open(part, "wt", encoding="utf-8") as file:
-            file.writelines(lines[index::2])
+def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
+    """Return FIELD=VALUE settings as values of the types that ``QuantizeOptions`` declares.
+
+    Raises:
+        click.ClickException: no such field, or no value of its type.
+    """
+    hints = typing.get_type_hints(QuantizeOptions, localns={"CalibrationSource": CalibrationSource})
+    values = {}
+    for setting in settings:
+        name, separator, text = setting.partition("=")
+        if not separator or name not in hints:
+            raise click.ClickException(
+                f"--set {setting}: expected FIELD=VALUE, FIELD one of {', '.join(sorted(hints))}."
+            )
+        try:
+            values[name] = _convert(text, hints[name])
+        except (ValueError, KeyError) as err:
+            raise click.ClickException(f"--set {setting}: no {hints[name]}.") from err
+    return values
 
 
-def split_records(path: Path, parts: tuple[Path, Path]) -> None:
-    """Deal the records of a JSON array to two files in turn."""
-    records = json.loads(path.read_text("utf-8"))
-    for index, part in enumerate(parts):
-        part.write_text(json.dumps(records[index::2], ensure_ascii=False), "utf-8")
+def _convert(text: str, hint: Any) -> Any:
+    """Return ``text`` as the type a field declares: a number, a truth value, text, None, a tuple.
+
+    Raises:
+        ValueError: it is none; KeyError: it is no truth value.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if text.lower() == "none":
+            return None
+        return _convert(text, next(a for a in arguments if a is not type(None)))
+    if origin is tuple:
+        return tuple(_convert(part, arguments[0]) for part in text.split(",") if part)
+    if origin is typing.Literal:
+        if text not in arguments:
+            raise ValueError(text)
+        return text
+    if hint is bool:
+        return _TRUTH[text.lower()]
+    if hint in (int, float, str, Path):
+        return hint(text)
+    raise ValueError(f"{hint} cannot be set from text")
 
 
-def split_subjects(path: Path, parts: tuple[Path, Path]) -> None:
-    """Deal the subjects of the C-Eval archive to two archives in turn."""
-    with zipfile.ZipFile(path) as archive:
-        names = sorted(n for n in archive.namelist() if n.endswith(".csv") and "test/" not in n)
-        subjects = sorted({Path(name).stem.rsplit("_", 1)[0] for name in names})
-        for index, part in enumerate(parts):
-            chosen = set(subjects[index::2])
-            with zipfile.ZipFile(part, "w") as out:
-                for name in names:
-                    if Path(name).stem.rsplit("_", 1)[0] in chosen:
-                        out.writestr(name, archive.read(name))
-
-
-def split_sources(
-    c4: Path, ceval: Path, alpaca: Path, folder: Path
-) -> tuple[list[CalibrationSource], list[CalibrationSource]]:
-    """Return the calibrating and the judging half of the three sets."""
-    halves: tuple[list[CalibrationSource], list[CalibrationSource]] = ([], [])
-    jobs = (
-        ("c4", c4, ".json.gz", split_lines),
-        ("ceval", ceval, ".zip", split_subjects),
-        ("alpaca", alpaca, ".json", split_records),
-    )
-    for kind, path, ending, split in jobs:
-        parts = tuple(folder / f"{kind}-{half}{ending}" for half in ("a", "b"))
-        split(path, parts)  # type: ignore[arg-type]
-        for half, part in zip(halves, parts, strict=True):
-            half.append(CalibrationSource(kind, part, 1.0))
-    return halves
-
-
-def text_rows(path: Path, tokenizer: Tokenizer, rows: int, seq_len: int) -> torch.Tensor | None:
-    """Return a text as token windows, or None where it is too short for one."""
-    ids = tokenizer.encode(path.read_text("utf-8"), add_bos=False)[: rows * seq_len]
-    count = len(ids) // seq_len
-    if not count:
-        return None
-    return torch.tensor(ids[: count * seq_len]).view(count, seq_len)
-
-
-def other_domains(
-    texts: tuple[str, ...], tokenizer: Tokenizer, rows: int, seq_len: int
-) -> list[tuple[str, torch.Tensor]]:
-    """Return the texts given as NAME=FILE that are long enough for one window."""
-    pairs = [text.partition("=") for text in texts]
-    found = [(name, text_rows(Path(path), tokenizer, rows, seq_len)) for name, _, path in pairs]
-    return [(name, tokens) for name, tokens in found if tokens is not None]
-
-
-def row(name: str, rtn: NextTokenScores, gptq: NextTokenScores) -> tuple[object, ...]:
+def table_row(
+    name: str, rtn: NextTokenScores, gptq: NextTokenScores, paired: Paired
+) -> tuple[object, ...]:
     """Return one line of the table."""
     return (
         name,
@@ -108,10 +100,38 @@ def row(name: str, rtn: NextTokenScores, gptq: NextTokenScores) -> tuple[object,
         f"{gptq.perplexity_change:+.3%}",
         f"{rtn.mean_kl:.6f} ± {rtn.kl_standard_error:.6f}",
         f"{gptq.mean_kl:.6f} ± {gptq.kl_standard_error:.6f}",
-        f"{gptq.mean_kl / rtn.mean_kl:.3f}",
+        f"{paired.ratio:.3f} ± {paired.ratio_standard_error:.3f}",
         f"{rtn.top1:.2%}",
         f"{gptq.top1:.2%}",
     )
+
+
+@contextlib.contextmanager
+def work_folder(reuse: Path | None) -> Iterator[Path]:
+    """Yield the directory to keep things in: ``reuse``, or one that goes away."""
+    if reuse is not None:
+        reuse.mkdir(parents=True, exist_ok=True)
+        yield reuse
+        return
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def judge_both(judge: Judge, folder: Path) -> tuple[list[tuple[object, ...]], dict[str, Any]]:
+    """Return the table's rows and the same figures by domain."""
+    rows, figures = [], {}
+    for name, tokens in judge.domains.items():
+        rtn, gptq = (judge.score(folder / kind, name) for kind in ("rtn", "gptq"))
+        paired = compare_paired(gptq, rtn)
+        rows.append(table_row(name, rtn, gptq, paired))
+        figures[name] = {
+            "windows": list(tokens.shape),
+            "rtn": rtn.to_dict(),
+            "gptq": gptq.to_dict(),
+            "paired": paired.to_dict(),
+        }
+        click.echo(f"judged on {name}: ratio {rows[-1][6]}", err=True)
+    return rows, figures
 
 
 @click.command()
@@ -119,68 +139,55 @@ def row(name: str, rtn: NextTokenScores, gptq: NextTokenScores) -> tuple[object,
 @click.option("--c4", type=FILE, required=True)
 @click.option("--ceval", type=FILE, required=True)
 @click.option("--alpaca", type=FILE, required=True)
+@click.option("--calibration", multiple=True, metavar="NAME=PATH", help="Calibrate on this too.")
 @click.option("--text", "texts", multiple=True, metavar="NAME=FILE", help="Another domain.")
+@click.option("--library/--no-library", default=True, help="Judge on Python's own files.")
 @click.option("--num-samples", default=32, show_default=True)
 @click.option("--seq-len", default=512, show_default=True)
 @click.option("--judge-rows", default=18, show_default=True, help="Windows to judge on.")
-@click.option("--act-order/--no-act-order", default=True, show_default=True)
+@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="QuantizeOptions.")
+@click.option("--reuse", type=DIRECTORY, help="Keep float states and scores here, use them again.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="All figures.")
 def main(
     checkpoint: Path,
     c4: Path,
     ceval: Path,
     alpaca: Path,
+    calibration: tuple[str, ...],
     texts: tuple[str, ...],
+    library: bool,
     num_samples: int,
     seq_len: int,
     judge_rows: int,
-    act_order: bool,
+    settings: tuple[str, ...],
+    reuse: Path | None,
+    json_file: Path | None,
 ) -> None:
     """Print the quality table of CHECKPOINT."""
-    with tempfile.TemporaryDirectory(dir=checkpoint.resolve().parent) as name:
-        folder = Path(name)
-        calibrate, judge = split_sources(c4, ceval, alpaca, folder)
-        options = QuantizeOptions(
-            "gptq", tuple(calibrate), num_samples, seq_len, act_order=act_order
-        )
-        result = quantize(checkpoint, options=options, output=folder / "gptq")
-        quantize(checkpoint, options=QuantizeOptions("rtn"), output=folder / "rtn")
-        tokenizer = Tokenizer.from_dir(checkpoint)
-        source = Checkpoint.open(checkpoint)
-        held_out = build_rows(
-            judge,
-            tokenizer,
-            num_samples=judge_rows,
-            sequence_length=seq_len,
-            seed=1,
-            vocab_size=source.config.vocab_size,
-        )
-        sets = [("held-out mix", torch.from_numpy(np.ascontiguousarray(held_out.tokens)))]
-        sets += other_domains(texts, tokenizer, judge_rows, seq_len)
-        rows = []
-        for label, tokens in sets:
-            scores = [
-                compare_on_tokens(source, Checkpoint.open(folder / kind), tokens)[0]
-                for kind in ("rtn", "gptq")
-            ]
-            rows.append(row(label, *scores))
-            click.echo(f"judged on {label}: ratio {rows[-1][6]}", err=True)
-    headers = (
-        "text",
-        "tokens",
-        "ppl rtn",
-        "ppl gptq",
-        "KL rtn",
-        "KL gptq",
-        "ratio",
-        "top-1 rtn",
-        "top-1 gptq",
-    )
-    out = io.StringIO()
-    out.write(f"{checkpoint.name}, {num_samples} x {seq_len} calibration tokens, ")
-    out.write(f"act_order {act_order}, {platform.processor() or platform.machine()}, ")
-    out.write(f"torch {torch.__version__}, quantize took {result.seconds:.0f} s\n\n")
-    out.write(format_table(headers, rows))
-    click.echo(out.getvalue())
+    source, tokenizer = Checkpoint.open(checkpoint), Tokenizer.from_dir(checkpoint)
+    shape, vocab_size = (judge_rows, seq_len), source.config.vocab_size
+    with work_folder(reuse) as folder:
+        calibrate, held_out = split_sources(c4, ceval, alpaca, folder)
+        calibrate += [parse_source(text) for text in calibration]
+        values = {"method": "gptq", "sources": tuple(calibrate), "num_samples": num_samples}
+        values |= {"sequence_length": seq_len, **parse_settings(settings)}
+        options = QuantizeOptions(**values)
+        domains = {"held-out mix": set_windows(held_out, tokenizer, shape, vocab_size)}
+        domains |= given_domains(texts, tokenizer, shape, vocab_size)
+        domains |= library_domains(tokenizer, shape) if library else {}
+        result = quantize(checkpoint, options=options, output=folder / "gptq", overwrite=True)
+        rounding = QuantizeOptions("rtn")
+        quantize(checkpoint, options=rounding, output=folder / "rtn", overwrite=True)
+        rows, figures = judge_both(Judge(source, domains, folder / "kept"), folder)
+    chosen = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
+    chosen["sources"] = [f"{s.kind}={s.path.name}:{s.weight:g}" for s in options.sources]
+    title = f"{checkpoint.name}, {num_samples} x {seq_len} calibration tokens"
+    title += f"{', ' + ', '.join(settings) if settings else ''}, {machine()}"
+    click.echo(f"{title}, quantize took {result.seconds:.0f} s\n\n{format_table(HEADERS, rows)}")
+    if json_file:
+        report = {"checkpoint": checkpoint.name, "machine": machine(), "options": chosen}
+        report |= {"seconds": result.seconds, "totals": result.totals(), "domains": figures}
+        json_file.write_text(json.dumps(report, indent=2, default=str) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Measure ``quantize --method rtn`` beside ``cp`` of the same input, in turn.
 
-    python benchmarks/rounding.py CHECKPOINT [--runs 5]
+    python benchmarks/rounding.py CHECKPOINT [--runs 5] [--device cpu] [--work-dir DIR]
 
-Floor: the input is read once and the output written once. Prints medians, the time beyond twice
-that of ``cp``, and the peak memory.
+CHECKPOINT is any float checkpoint, also one of random weights without a tokenizer. Floor: the input
+is read once and the output written once. Prints medians, the ratio of each pair to ``cp``, the time
+beyond twice that of ``cp``, and the peak memory.
 """
 
 from __future__ import annotations
@@ -16,29 +17,40 @@ from pathlib import Path
 
 import click
 from measured import machine, run_measured
+from stand_ins import link_checkpoint
 
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--runs", default=5, show_default=True)
-def main(checkpoint: Path, runs: int) -> None:
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--work-dir", type=click.Path(path_type=Path), help="Default: beside CHECKPOINT.")
+def main(checkpoint: Path, runs: int, device: str, work_dir: Path | None) -> None:
     """Print the time and memory of rounding CHECKPOINT."""
     copies, quantized = [], []
-    with tempfile.TemporaryDirectory(dir=checkpoint.resolve().parent) as name:
+    with tempfile.TemporaryDirectory(dir=work_dir or checkpoint.resolve().parent) as name:
+        source, copy, output = Path(name) / "source", Path(name) / "copy", Path(name) / "int8"
+        link_checkpoint(checkpoint, source)
+        num_bytes = sum(path.stat().st_size for path in source.glob("*.safetensors"))
         for _ in range(runs + 1):
-            copy, output = Path(name) / "copy", Path(name) / "int8"
-            copies.append(run_measured(["cp", "-rL", str(checkpoint), str(copy)]))
-            command = [sys.executable, "-m", "vacc_deploy", "quantize", str(checkpoint)]
-            quantized.append(run_measured([*command, "--method", "rtn", "--output", str(output)]))
+            copies.append(run_measured(["cp", "-rL", str(source), str(copy)]))
+            command = [sys.executable, "-m", "vacc_deploy", "quantize", str(source)]
+            command += ["--method", "rtn", "--output", str(output)]
+            command += [] if device == "cpu" else ["--device", device]
+            quantized.append(run_measured(command, device=device))
             shutil.rmtree(copy)
             shutil.rmtree(output)
-    copy_seconds = [m.seconds for m in copies[1:]]  # the first pair only warms the file cache
+    # The first pair only warms the file cache.
+    copy_seconds = [m.seconds for m in copies[1:]]
     seconds = [m.seconds for m in quantized[1:]]
+    ratios = [q / c for q, c in zip(seconds, copy_seconds, strict=True)]
     beyond = [q - 2 * c for q, c in zip(seconds, copy_seconds, strict=True)]
-    click.echo(f"{checkpoint.name}, {runs} pairs, {machine()}")
-    click.echo(f"cp            {statistics.median(copy_seconds):.2f} s")
-    click.echo(f"quantize rtn  {statistics.median(seconds):.2f} s")
-    click.echo(f"beyond 2 x cp {statistics.median(beyond):.2f} s")
+    median = statistics.median
+    click.echo(f"{checkpoint.name}, {num_bytes / 1e9:.2f} GB, {runs} pairs, {machine()}")
+    click.echo(f"cp            {median(copy_seconds):.2f} s")
+    click.echo(f"quantize rtn  {median(seconds):.2f} s")
+    click.echo(f"ratio to cp   {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    click.echo(f"beyond 2 x cp {median(beyond):.2f} s")
     click.echo(f"peak memory   {max(m.peak_bytes for m in quantized) / 2**20:.0f} MiB")
 
 

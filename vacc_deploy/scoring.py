@@ -7,7 +7,7 @@ a whole, and sums over the vocabulary are kept in float64 with a running maximum
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -33,6 +33,8 @@ class NextTokenScores:
         kl_standard_error: the standard error of that mean, tokens taken as independent.
         max_kl: the largest of the tokens' KL.
         top1: share of tokens where both predict the same next token, 0 to 1.
+        token_kl: the KL of every prediction, float64 [num_tokens], for paired comparisons; no part
+            of ``to_dict``.
     """
 
     num_tokens: int
@@ -42,6 +44,7 @@ class NextTokenScores:
     kl_standard_error: float
     max_kl: float
     top1: float
+    token_kl: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def perplexity_change(self) -> float:
@@ -50,7 +53,8 @@ class NextTokenScores:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; a figure that is no number is None."""
-        values = {**asdict(self), "perplexity_change": self.perplexity_change}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "token_kl"}
+        values["perplexity_change"] = self.perplexity_change
         return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
@@ -139,6 +143,7 @@ def compare_next_tokens(
         kl_standard_error=divergence.std().item() / math.sqrt(count) if count > 1 else 0.0,
         max_kl=divergence.max().item(),
         top1=(soft_left.argmax == soft_right.argmax).double().mean().item(),
+        token_kl=divergence,
     )
 
 

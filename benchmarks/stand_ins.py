@@ -1,0 +1,66 @@
+"""Stand-ins for what a checkpoint of random weights lacks: a tokenizer, and text that it can read.
+
+And a part of a checkpoint that stands for the whole. Light to import: see ``measured``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from vacc_deploy.assets import demo_model_dir
+from vacc_deploy.checkpoint import Checkpoint, shard_name, write_index, write_shard
+from vacc_deploy.demo_task import sample_problems
+
+# The tokenizers at hand make about 80 tokens of a problem and its answer, on average.
+_TOKENS_PER_PROBLEM = 40
+# Written anew, or no longer true of a part.
+NOT_COPIED = ("config.json", "config_vacc.json", "model.safetensors.index.json", "vacc_deploy.json")
+
+
+def link_checkpoint(source: Path, target: Path) -> None:
+    """Link a checkpoint's files into ``target`` and give it a tokenizer if it has none."""
+    target.mkdir()
+    for path in source.resolve().iterdir():
+        (target / path.name).symlink_to(path)
+    if not (target / "tokenizer.json").exists():
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (target / name).write_bytes((demo_model_dir() / name).read_bytes())
+
+
+def keep_layers(source: Path, target: Path, count: int) -> None:
+    """Write the first ``count`` layers of a checkpoint, and everything around them.
+
+    Raises:
+        ValueError: it has fewer.
+    """
+    checkpoint = Checkpoint.open(source)
+    if not 0 < count <= checkpoint.config.num_hidden_layers:
+        raise ValueError(f"{source} has {checkpoint.config.num_hidden_layers} layers, not {count}")
+    raw = {**checkpoint.config.raw, "num_hidden_layers": count}
+    if raw.get("layer_types"):
+        raw["layer_types"] = raw["layer_types"][:count]
+    target.mkdir()
+    for path in source.resolve().iterdir():
+        if path.suffix != ".safetensors" and path.name not in NOT_COPIED:
+            (target / path.name).write_bytes(path.read_bytes())
+    (target / "config.json").write_text(json.dumps(raw, indent=2), "utf-8")
+    inner = [checkpoint.config.layer_tensors(layer) for layer in range(count)]
+    dropped = {
+        name
+        for layer in range(checkpoint.config.num_hidden_layers)
+        for name in checkpoint.config.layer_tensors(layer)
+    }
+    outer = [name for name in checkpoint.tensors if name not in dropped]
+    shards = [{name: checkpoint.info(name) for name in names} for names in (outer, *inner)]
+    files = [
+        write_shard(target / shard_name(index, len(shards)), shard)
+        for index, shard in enumerate(shards)
+    ]
+    write_index(target, files)
+
+
+def write_sums(path: Path, num_tokens: int) -> None:
+    """Write a text of at least ``num_tokens`` tokens: sums and their answers."""
+    problems = sample_problems(num_tokens // _TOKENS_PER_PROBLEM + 1, seed=0, held_out=False)
+    path.write_text("\n".join(p.question + p.response for p in problems), "utf-8")

@@ -1,0 +1,224 @@
+"""What the benchmark scripts compute from their measurements; none of them measures here."""
+
+import importlib
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_builders import build_config, write_checkpoint
+from safetensors.torch import save_file
+
+from vacc_deploy.assets import demo_model_dir
+from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.model_config import parse_config
+from vacc_deploy.scoring import NextTokenScores
+from vacc_deploy.tokenizer import Tokenizer
+from vacc_deploy.verify import compare_on_tokens
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Import a script by name, as if it had been started; its siblings' names are free after it."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "peers"))
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        origin = getattr(sys.modules[name], "__file__", None) or ""
+        if origin.startswith(str(BENCHMARKS)):
+            del sys.modules[name]
+
+
+def scores(token_kl):
+    kl = torch.tensor(token_kl, dtype=torch.float64)
+    return NextTokenScores(len(kl), 3.0, 3.1, kl.mean().item(), 0.1, 2.0, 0.5, token_kl=kl)
+
+
+def test_settings_become_the_types_that_the_options_declare(script):
+    quality = script("quality")
+    values = quality.parse_settings(("act_order=no", "seed=7", "method=rtn"))
+    assert values == {"act_order": False, "seed": 7, "method": "rtn"}
+    assert quality._convert("none", float | None) is None
+    assert quality._convert("0.05", float | None) == 0.05
+    assert quality._convert("0.01,0.1", tuple[float, ...]) == (0.01, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("dumping=1", "expected FIELD=VALUE"),
+        ("seed", "expected FIELD=VALUE"),
+        ("seed=x", "no <class 'int'>"),
+        ("act_order=maybe", "no <class 'bool'>"),
+        ("sources=c4", "no tuple"),
+    ],
+)
+def test_settings_that_fit_no_field_are_refused(script, setting, message):
+    quality = script("quality")
+    with pytest.raises(quality.click.ClickException, match=message):
+        quality.parse_settings((setting,))
+
+
+def test_paired_comparison_of_proportional_kl_has_no_error(script):
+    judging = script("judging")
+    paired = judging.compare_paired(scores([0.5, 1.0, 1.5]), scores([1.0, 2.0, 3.0]))
+    assert paired.ratio == 0.5
+    assert paired.ratio_standard_error == 0.0
+    assert paired.difference == -1.0
+    assert paired.difference_standard_error == pytest.approx(0.5 / math.sqrt(3))
+
+
+def test_paired_error_of_the_ratio_is_that_of_its_resamples(script):
+    judging = script("judging")
+    generator = torch.Generator().manual_seed(1)
+    right = torch.rand(400, generator=generator, dtype=torch.float64) + 0.2
+    left = 0.7 * right + 0.1 * torch.rand(400, generator=generator, dtype=torch.float64)
+    paired = judging.compare_paired(scores(left.tolist()), scores(right.tolist()))
+    picks = torch.randint(0, 400, (4000, 400), generator=generator)
+    resampled = left[picks].mean(1) / right[picks].mean(1)
+    assert paired.ratio_standard_error == pytest.approx(resampled.std().item(), rel=0.1)
+
+
+def test_a_judge_finds_the_scores_of_the_same_weights_again(script, tmp_path, monkeypatch):
+    judging = script("judging")
+    reference = Checkpoint.open(write_checkpoint(tmp_path / "float", scale=3.0))
+    deployed = write_checkpoint(tmp_path / "deployed", scale=3.1)
+    manifest = {"format_version": 1, "files": {"model.safetensors": {"sha256": "a" * 64}}}
+    (deployed / "vacc_deploy.json").write_text(json.dumps(manifest))
+    tokens = torch.arange(40).view(2, 20)
+    judge = judging.Judge(reference, {"text": tokens}, tmp_path / "kept")
+    first = judge.score(deployed, "text")
+    expected, _ = compare_on_tokens(reference, Checkpoint.open(deployed), tokens)
+    assert first == expected and torch.equal(first.token_kl, expected.token_kl)
+    computed = []
+    monkeypatch.setattr(judging, "last_hidden_states", lambda *args: computed.append(args))
+    again = judging.Judge(reference, {"text": tokens}, tmp_path / "kept").score(deployed, "text")
+    assert again == first and torch.equal(again.token_kl, first.token_kl)
+    assert computed == []
+
+
+def test_phases_stand_beside_their_floors_and_files_are_one_part(script):
+    quantize = script("quantize")
+    phases = {"read": 1.0, "forward": 6.0, "compare": 2.0, "write wait": 0.5}
+    floors = {"read + write": 1.0, "forward": 4.0, "solve": 0.5}
+    assert quantize.describe_parts(phases, floors) == [
+        ("read + write", "1.50", "1.00", "1.50"),
+        ("forward", "6.00", "4.00", "1.50"),
+        ("compare", "2.00", "–", "–"),
+        ("solve", "–", "0.50", "–"),
+        ("sum of phases", "9.50", "5.50", "1.73"),
+    ]
+
+
+def test_a_run_that_notes_no_phases_gives_its_total(script):
+    quantize, measured = script("quantize"), script("measured")
+    process = measured.Measured(20.0, 1 << 30, 30.0)
+    sample = quantize.Sample(process, {"peak_memory_bytes": 2 << 30}, 1.0)
+    text = quantize.describe_run(sample, {"forward": 9.0}, 1000)
+    assert "whole process    20.00  10.00   2.00" in text
+    assert "peak memory        2.00 GiB" in text and "sum of phases" not in text
+
+
+def test_floors_leave_out_down_where_it_is_not_calibrated(script, monkeypatch):
+    floors = script("floors")
+    monkeypatch.setattr(floors, "_REPEATS", 1)
+    config = parse_config(build_config(num_layers=3), where="config.json")
+    work = floors.Workload(config, 2, 16)
+    assert [width for width, _ in work.stages()] == [64, 64, 64, 160]
+    fast = floors.Workload(work.config, 2, 16, with_down=False)
+    assert [width for width, _ in fast.stages()] == [64, 64, 64]
+    measured = floors.measure_floors(work, "cpu")
+    assert list(measured) == ["forward", "hessian", "factor", "solve"]
+    assert all(seconds > 0 for seconds in measured.values())
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+def test_the_first_layers_are_a_checkpoint_of_the_same_bytes(script, tmp_path, model_type):
+    source = write_checkpoint(tmp_path / "all", model_type=model_type, num_layers=3)
+    script("stand_ins").keep_layers(source, tmp_path / "first", 2)
+    whole, part = Checkpoint.open(source), Checkpoint.open(tmp_path / "first")
+    assert part.config.num_hidden_layers == 2
+    for name in part.tensors:
+        assert torch.equal(part.read(name), whole.read(name)), name
+
+
+def test_packed_codes_of_a_peer_are_read_as_their_values(script, tmp_path):
+    codes = torch.tensor([[-128, -1, 0, 127, 5], [1, 2, 3, 4, -5]], dtype=torch.int16)
+    padded = torch.zeros(2, 8, dtype=torch.int16)
+    padded[:, :5] = codes + 128
+    tensors = {
+        "m.weight_packed": padded.to(torch.uint8).view(torch.int32),
+        "m.weight_scale": torch.tensor([[0.5], [0.25]], dtype=torch.bfloat16),
+        "m.weight_shape": torch.tensor([2, 5]),
+        "m.bias": torch.zeros(2),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    weights = script("run_llm_compressor").read_weights(tmp_path)
+    assert list(weights) == ["m.weight"]
+    assert torch.equal(weights["m.weight"], codes * torch.tensor([[0.5], [0.25]]))
+
+
+def test_a_peers_stock_checkpoint_has_all_its_weights_or_none(script, tmp_path):
+    peer_output = script("peer_output")
+    source = write_checkpoint(tmp_path / "float", num_layers=1)
+    names = [n for n in Checkpoint.open(source).tensors if n.endswith("_proj.weight")]
+    weights = {n: torch.ones(Checkpoint.open(source).info(n).shape) for n in names}
+    peer_output.write_stock(source, tmp_path / "stock", weights)
+    stock = Checkpoint.open(tmp_path / "stock")
+    assert all(torch.equal(stock.read(name), weights[name]) for name in names)
+    norm = "model.norm.weight"
+    assert torch.equal(stock.read(norm), Checkpoint.open(source).read(norm))
+    del weights[names[0]]
+    with pytest.raises(ValueError, match="6 quantized weights in 1 layers"):
+        peer_output.write_stock(source, tmp_path / "again", weights)
+    weights["elsewhere.weight"] = torch.ones(1)
+    with pytest.raises(ValueError, match="elsewhere"):
+        peer_output.write_stock(source, tmp_path / "again", weights)
+
+
+def test_judging_texts_are_windows_of_the_right_shape(script, tmp_path):
+    domains = script("domains")
+    tokenizer = Tokenizer.from_dir(demo_model_dir())
+    (tmp_path / "sums.txt").write_text("12+34=46\n" * 400)
+    script("stand_ins").write_sums(tmp_path / "made.txt", 1000)
+    texts = (f"sums={tmp_path / 'sums.txt'}", f"made={tmp_path / 'made.txt'}")
+    windows = domains.given_domains(texts, tokenizer, (3, 32), 1000)
+    assert {name: tuple(t.shape) for name, t in windows.items()} == {
+        "sums": (3, 32),
+        "made": (3, 32),
+    }
+    with pytest.raises(domains.click.ClickException, match="shorter than one window"):
+        domains.given_domains(texts[:1], tokenizer, (1, 100_000), 1000)
+    with pytest.raises(domains.click.ClickException, match="expected NAME=FILE"):
+        domains.given_domains(("sums",), tokenizer, (1, 8), 1000)
+
+
+def test_the_halves_of_a_set_share_nothing(script, tmp_path):
+    domains = script("domains")
+    records = [{"instruction": f"i{n}", "input": "", "output": "o"} for n in range(5)]
+    (tmp_path / "alpaca.json").write_text(json.dumps(records))
+    parts = (tmp_path / "a.json", tmp_path / "b.json")
+    domains.split_records(tmp_path / "alpaca.json", parts)
+    halves = [json.loads(part.read_text()) for part in parts]
+    assert [[r["instruction"] for r in half] for half in halves] == [
+        ["i0", "i2", "i4"],
+        ["i1", "i3"],
+    ]
+
+
+def test_peers_are_asked_for_by_name_and_method(script):
+    peers = script("peers")
+    asked = peers.parse_peers((f"llm-compressor={sys.executable}", f"torchao:rtn={sys.executable}"))
+    assert [(c.name, c.method) for c in asked] == [
+        ("llm-compressor", "gptq"),
+        ("llm-compressor", "rtn"),
+        ("torchao", "rtn"),
+    ]
+    for wrong in ("other=python3", f"torchao:gptq={sys.executable}", "torchao=/no/python"):
+        with pytest.raises(peers.click.ClickException, match="expected NAME"):
+            peers.parse_peers((wrong,))
