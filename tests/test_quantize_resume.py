@@ -27,6 +27,7 @@ from vacc_deploy.quantize import directory as directory_module
 from vacc_deploy.quantize import identity as identity_module
 from vacc_deploy.quantize import journal as journal_module
 from vacc_deploy.quantize import pipeline
+from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.quantize.formats import codes_from
 from vacc_deploy.quantize.journal import Journal, read_journal
 from vacc_deploy.quantize.pipeline import quantize
@@ -34,6 +35,7 @@ from vacc_deploy.quantize.plan import QuantizeOptions
 from vacc_deploy.quantize.report import TIMING_NAME, LinearRecord
 
 NUM_LAYERS, SHARDS = 3, 5
+CPU = choose_compute("cpu")
 RTN = QuantizeOptions("rtn")
 
 
@@ -502,7 +504,9 @@ def test_identity_of_large_weights_looks_into_every_tensor(tmp_path, monkeypatch
     plain = path.read_bytes()
 
     def identity():
-        return identity_module.identify(checkpoint, RTN, "m", None)["weights model.safetensors"]
+        return identity_module.identify(checkpoint, RTN, "m", None, CPU)[
+            "weights model.safetensors"
+        ]
 
     first = identity()
     for info in checkpoint.tensors.values():
@@ -521,7 +525,7 @@ def test_identity_holds_the_answers_but_not_where_they_are_kept(tmp_path, gptq):
 
     def identity(answers_sha256, options=own):
         calibration = {"answers": {"answers_sha256": answers_sha256}, "seed": options.seed}
-        return identity_module.identify(checkpoint, options, "m", calibration)
+        return identity_module.identify(checkpoint, options, "m", calibration, CPU)
 
     (line,) = identity_module.differences(identity("aa"), identity("bb"))
     assert line == "calibration answers answers_sha256: aa then, bb now"

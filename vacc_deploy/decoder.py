@@ -1,4 +1,7 @@
-"""One decoder layer of the Qwen2 / Llama family as explicit stages, in float32.
+"""One decoder layer of the Qwen2 / Llama family as explicit stages.
+
+In the dtype of the hidden states it is given: float32, or bfloat16 with norms, rotation and softmax
+in float32.
 
 input norm -> q, k, v -> attention -> o -> post norm -> gate, up -> down. The quantizer and the
 verifier both walk a layer with ``walk_layer``; a linear is read just before its stage and let go
@@ -63,9 +66,16 @@ def embed(checkpoint: Checkpoint, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def rms_norm(hidden_states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Return ``hidden_states`` [..., hidden] scaled to unit root mean square, times ``weight``."""
-    variance = hidden_states.pow(2).mean(-1, keepdim=True)
-    return hidden_states * torch.rsqrt(variance + eps) * weight
+    """Return ``hidden_states`` [..., hidden] scaled to unit root mean square, times ``weight``.
+
+    Computed in float32, returned in the dtype of ``hidden_states``.
+    """
+    if hidden_states.is_cuda and hasattr(F, "rms_norm"):
+        # One kernel that sums in float32, where the line below takes five.
+        return F.rms_norm(hidden_states, weight.shape, weight.to(hidden_states.dtype), eps)
+    states = hidden_states.float()
+    variance = states.pow(2).mean(-1, keepdim=True)
+    return (states * torch.rsqrt(variance + eps) * weight).to(hidden_states.dtype)
 
 
 def rotary_frequencies(config: ModelConfig) -> torch.Tensor:
@@ -111,8 +121,10 @@ class Positions:
     sin: torch.Tensor
 
     @classmethod
-    def build(cls, config: ModelConfig, sequence_length: int) -> Positions:
-        """Return the tables for one sequence length.
+    def build(
+        cls, config: ModelConfig, sequence_length: int, device: torch.device | None = None
+    ) -> Positions:
+        """Return the tables for one sequence length, on ``device`` or the CPU.
 
         Raises:
             CheckpointError: see ``check_sequence_length``.
@@ -120,17 +132,18 @@ class Positions:
         check_sequence_length(config, sequence_length)
         angles = torch.outer(torch.arange(sequence_length).float(), rotary_frequencies(config))
         angles = torch.cat((angles, angles), dim=-1)
-        return cls(angles.cos(), angles.sin())
+        return cls(angles.cos().to(device), angles.sin().to(device))
 
     def rotate(self, states: torch.Tensor) -> torch.Tensor:
         """Return ``states`` [batch, heads, seq, head_dim] turned by their positions."""
         first, second = states.chunk(2, dim=-1)
-        return states * self.cos + torch.cat((-second, first), dim=-1) * self.sin
+        turned = states * self.cos + torch.cat((-second, first), dim=-1) * self.sin
+        return turned.to(states.dtype)
 
 
 @dataclass
 class Linear:
-    """One linear: weight float32 [out, in], bias float32 [out] or None."""
+    """One linear: weight float [out, in], bias float [out] or None."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -138,6 +151,9 @@ class Linear:
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return ``inputs`` [..., in] times the weight, plus the bias: [..., out]."""
         return F.linear(inputs, self.weight, self.bias)
+
+
+ApplyLinear = Callable[[str], Callable[[torch.Tensor], torch.Tensor]]
 
 
 class DecoderLayer:
@@ -159,30 +175,49 @@ class DecoderLayer:
         self._input_norm = read(f"{prefix}input_layernorm.weight")
         self._post_norm = read(f"{prefix}post_attention_layernorm.weight")
         self._linears: dict[str, Linear] = {}
+        self._deployed: dict[str, Linear] = {}
 
     def linear(self, name: str) -> Linear:
         """Return one of ``LAYER_LINEARS``, reading it if it is not in memory."""
         if name not in self._linears:
             full_name = linear_name(self.index, name)
-            bias = self._read(f"{full_name}.bias") if self.config.has_bias(name) else None
-            self._linears[name] = Linear(self._read(f"{full_name}.weight"), bias)
+            self._linears[name] = Linear(self._read(f"{full_name}.weight"), self._read_bias(name))
         return self._linears[name]
+
+    def deploy(self, name: str, weight: torch.Tensor) -> None:
+        """Let ``deployed`` return this weight [out, in] in the place of the stored one."""
+        self._deployed[name] = Linear(weight, self._read_bias(name))
+
+    def deployed(self, name: str) -> Linear:
+        """Return one of ``LAYER_LINEARS`` as ``deploy`` has set it."""
+        return self._deployed[name]
+
+    def _read_bias(self, name: str) -> torch.Tensor | None:
+        if not self.config.has_bias(name):
+            return None
+        return self._read(f"{linear_name(self.index, name)}.bias")
 
     def release(self, stage: str) -> None:
         """Let go of the linears of a stage."""
         for name in STAGE_LINEARS[stage]:
             self._linears.pop(name, None)
+            self._deployed.pop(name, None)
 
     def attention_input(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return what q, k and v are applied to: [rows, seq, hidden]."""
         return rms_norm(hidden_states, self._input_norm, self.config.rms_norm_eps)
 
-    def attend(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return what o is applied to: [rows, seq, heads · head_dim]."""
-        config = self.config
+    def attend(self, inputs: torch.Tensor, apply: ApplyLinear | None = None) -> torch.Tensor:
+        """Return what o is applied to: [rows, seq, heads · head_dim].
+
+        Args:
+            inputs: from ``attention_input``.
+            apply: ``linear``, which is the default, or ``deployed``.
+        """
+        config, apply = self.config, apply or self.linear
         rows, seq, _ = inputs.shape
         query, key, value = (
-            self.linear(name)(inputs).view(rows, seq, -1, config.head_dim).transpose(1, 2)
+            apply(name)(inputs).view(rows, seq, -1, config.head_dim).transpose(1, 2)
             for name in STAGE_LINEARS[QKV]
         )  # [rows, heads, seq, head_dim]
         query, key = self.positions.rotate(query), self.positions.rotate(key)
@@ -195,10 +230,11 @@ class DecoderLayer:
         """Return what gate and up are applied to: [rows, seq, hidden]."""
         return rms_norm(hidden_states, self._post_norm, self.config.rms_norm_eps)
 
-    def activate(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return what down is applied to: [rows, seq, intermediate]."""
-        gate = F.silu(self.linear("gate_proj")(inputs), inplace=True)
-        return gate.mul_(self.linear("up_proj")(inputs))
+    def activate(self, inputs: torch.Tensor, apply: ApplyLinear | None = None) -> torch.Tensor:
+        """Return what down is applied to: [rows, seq, intermediate]; ``apply`` as in ``attend``."""
+        apply = apply or self.linear
+        gate = F.silu(apply("gate_proj")(inputs), inplace=True)
+        return gate.mul_(apply("up_proj")(inputs))
 
 
 class StageObserver(Protocol):

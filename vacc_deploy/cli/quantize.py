@@ -71,11 +71,35 @@ from vacc_deploy.layouts import FORMATS
     help="Layout of the weights. Repeat for several: a directory each, the same integers in all.",
 )
 @click.option(
-    "--device",
-    type=click.Choice(["cpu"]),
-    default="cpu",
-    expose_value=False,
-    help="Where to compute.",
+    "--effort",
+    type=click.Choice(["fast", "full"]),
+    default="full",
+    help="fast rounds down_proj, whose inputs are the widest, and compares with no float stream.",
+)
+@click.option(
+    "--shrinkage",
+    type=click.FloatRange(0, 1),
+    default=0.3,
+    help="Of the input correlations, to hold on text unlike the calibration's.",
+)
+@click.option(
+    "--dampening",
+    "dampening_frac",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.1,
+    help="First damping of the Hessian to try, a fraction of its mean diagonal.",
+)
+@click.option(
+    "--scale-search/--no-scale-search",
+    default=True,
+    help="Choose each row's scale by its expected error; else absmax / 127.",
+)
+@click.option("--device", default="cpu", help="Where to compute: cpu, cuda or cuda:N.")
+@click.option(
+    "--compute-dtype",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    help="Of the factors of large products; auto is bfloat16 where it is fast.",
 )
 @click.option(
     "--resume",
@@ -98,6 +122,12 @@ def quantize_command(
     seed: int,
     act_order: bool,
     formats: tuple[str, ...],
+    effort: str,
+    shrinkage: float,
+    dampening_frac: float,
+    scale_search: bool,
+    device: str,
+    compute_dtype: str,
     resume: bool,
     overwrite: bool,
     dry_run: bool,
@@ -133,6 +163,12 @@ def quantize_command(
         answers_cache=answers_cache,
         evaluation_share=evaluation_share,
         formats=tuple(dict.fromkeys(formats)),
+        effort=effort,
+        shrinkage=shrinkage,
+        dampening_frac=dampening_frac,
+        scale_search=scale_search,
+        device=device,
+        compute_dtype=compute_dtype,
     )
     control = SignalControl()
     with telling_how_to_resume(control):

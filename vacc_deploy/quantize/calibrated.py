@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from vacc_deploy.checkpoint import Checkpoint
-from vacc_deploy.decoder import (
-    DecoderLayer,
-    Positions,
-    ReadTensor,
-    embed,
-    float_reader,
-    walk_layer,
-)
+from vacc_deploy.decoder import DOWN, DecoderLayer, Positions
 from vacc_deploy.model_config import LAYER_LINEARS, linear_name
-from vacc_deploy.quantize.int8 import dequantize
-from vacc_deploy.quantize.layer import LayerQuantizer
-from vacc_deploy.quantize.plan import BATCH_TOKENS, KEPT_BYTES, QuantizeOptions
+from vacc_deploy.phases import PhaseClock
+from vacc_deploy.quantize.compute import Compute, choose_compute
+from vacc_deploy.quantize.hidden_rows import HiddenRows, embed_rows
+from vacc_deploy.quantize.layer import LayerQuantizer, SolverSettings, deploy
+from vacc_deploy.quantize.layer_weights import LayerWeights, read_layers
+from vacc_deploy.quantize.plan import FAST, QuantizeOptions, num_original_rows
 from vacc_deploy.quantize.report import QuantizedLayer
+from vacc_deploy.quantize.walk import LayerWalk, Streams
 
 if TYPE_CHECKING:
     from vacc_deploy.calibration.rows import CalibrationRows
@@ -28,64 +27,123 @@ if TYPE_CHECKING:
 ReadFinished = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 
 
+@dataclass(frozen=True)
+class Carried:
+    """Layers that an earlier run has finished.
+
+    Attributes:
+        count: how many, from the first on.
+        read: returns codes int8 [out, in] and scale float16 [out] of a linear of theirs.
+    """
+
+    count: int
+    read: ReadFinished
+
+
 def calibrate_layers(
     checkpoint: Checkpoint,
     options: QuantizeOptions,
     rows: CalibrationRows,
     *,
-    finished: int = 0,
-    read_finished: ReadFinished | None = None,
+    spool_dir: Path,
+    clock: PhaseClock,
+    carried: Carried | None = None,
 ) -> Iterator[QuantizedLayer]:
-    """Yield every layer from ``finished`` on quantized by GPTQ.
+    """Yield every layer that is not finished, quantized by GPTQ.
+
+    Through finished ones the rows are only carried, with the same arithmetic, so that the next
+    layer sees the same inputs.
 
     Args:
         checkpoint: the float weights.
         options: of the run.
         rows: the calibration tokens.
-        finished: so many layers were quantized by an earlier run; the rows are only carried
-            through them, with the same arithmetic, so that the next layer sees the same inputs.
-        read_finished: returns codes int8 [out, in] and scale float16 [out] of a linear of theirs.
+        spool_dir: where the rows lie if they do not fit the memory.
+        clock: counts the seconds of each part; see ``choose_compute`` for its synchronize.
+        carried: what an earlier run has finished.
 
     Raises:
         QuantizationError: a weight or an activation is not finite; names the tensor.
     """
+    compute = choose_compute(options.device, options.compute_dtype)
+    finished = carried.count if carried else 0
+    # Every mode is left before a yield: it belongs to the thread and would reach the caller.
+    with torch.inference_mode():
+        positions = Positions.build(checkpoint.config, rows.tokens.shape[1], compute.device)
+        streams = _start(checkpoint, options, rows, compute, spool_dir)
+    settings = solver_settings(options)
+    layers = read_layers(checkpoint, compute)
+    while True:
+        with clock.phase("read"):
+            weights = next(layers, None)
+        if weights is None:
+            return
+        with torch.inference_mode():
+            layer = DecoderLayer(checkpoint.config, weights.index, positions, weights.read)
+            walk = LayerWalk(layer, streams, compute, clock)
+            if carried and weights.index < finished:
+                _deploy_finished(layer, carried.read, compute)
+                walk.carry()
+                continue
+            quantized = _quantize_layer(walk, weights, settings, streams, clock)
+        # Only the reader and the writers hold weights while the caller takes this one.
+        del layer, walk, weights
+        yield quantized
+
+
+def solver_settings(options: QuantizeOptions) -> SolverSettings:
+    """Return what the options mean for the solver."""
+    return SolverSettings(
+        act_order=options.act_order,
+        shrinkage=options.shrinkage,
+        dampening_frac=options.dampening_frac,
+        scale_search=options.scale_search,
+        skipped=(DOWN,) if options.effort == FAST else (),
+    )
+
+
+def _quantize_layer(
+    walk: LayerWalk,
+    weights: LayerWeights,
+    settings: SolverSettings,
+    streams: Streams,
+    clock: PhaseClock,
+) -> QuantizedLayer:
+    quantizer = LayerQuantizer(
+        settings,
+        weights.read_exact,
+        num_held_out_tokens=streams.num_held_out * streams.deployed.buffer.shape[1],
+        dtype=streams.deployed.buffer.dtype,
+        clock=clock,
+    )
+    walk.quantize(quantizer)
+    return QuantizedLayer(weights.index, tuple(quantizer.linears), tuple(quantizer.records))
+
+
+def _start(
+    checkpoint: Checkpoint,
+    options: QuantizeOptions,
+    rows: CalibrationRows,
+    compute: Compute,
+    spool_dir: Path,
+) -> Streams:
+    """Return the embedded rows, held-out ones first."""
     config, tokens = checkpoint.config, torch.from_numpy(rows.tokens)
     num_rows, sequence_length = tokens.shape
-    positions = Positions.build(config, sequence_length)
-    read = float_reader(checkpoint)
-    hidden_states = embed(checkpoint, tokens)
-    batch_rows = max(1, BATCH_TOKENS // sequence_length)
-    for index in range(finished):
-        assert read_finished is not None
-        with torch.inference_mode():
-            layer = DecoderLayer(config, index, positions, _stored(read, read_finished, index))
-            walk_layer(layer, hidden_states, batch_rows=batch_rows)
-    for index in range(finished, config.num_hidden_layers):
-        quantizer = LayerQuantizer(
-            num_fit_rows=rows.num_fit_rows,
-            num_held_out_tokens=(num_rows - rows.num_fit_rows) * sequence_length,
-            act_order=options.act_order,
-        )
-        # Closed before the yield: the mode belongs to the thread and would reach the caller.
-        with torch.inference_mode():
-            walk_layer(
-                DecoderLayer(config, index, positions, read),
-                hidden_states,
-                batch_rows=batch_rows,
-                observer=quantizer,
-                kept_bytes=KEPT_BYTES,
-            )
-        yield QuantizedLayer(index, tuple(quantizer.linears), tuple(quantizer.records))
+    num_held_out = num_rows - rows.num_fit_rows
+    tokens = tokens.roll(num_held_out, 0)
+    num_original = num_original_rows(config, options, rows.num_fit_rows, num_held_out)
+    deployed = embed_rows(checkpoint, tokens, compute, spool_dir)
+    original = None
+    if num_original:
+        original = deployed.clone_first(num_original, compute, spool_dir)
+    width = config.num_attention_heads * config.head_dim
+    attended = HiddenRows.allocate((num_rows, sequence_length, width), compute, spool_dir)
+    return Streams(deployed, original, attended, num_held_out, num_original, num_rows)
 
 
-def _stored(read: ReadTensor, read_finished: ReadFinished, index: int) -> ReadTensor:
-    """Return a reader that takes the linears of layer ``index`` from ``read_finished``."""
-    linears = {f"{linear_name(index, name)}.weight" for name in LAYER_LINEARS}
-
-    def read_stored(name: str) -> torch.Tensor:
-        if name not in linears:
-            return read(name)
-        codes, scale = read_finished(name.removesuffix(".weight"))
-        return dequantize(codes, scale)
-
-    return read_stored
+def _deploy_finished(layer: DecoderLayer, read: ReadFinished, compute: Compute) -> None:
+    for name in LAYER_LINEARS:
+        codes, scale = read(linear_name(layer.index, name))
+        place = compute.device
+        deploy(layer, name, codes.to(place), scale.to(place), compute.dtype)

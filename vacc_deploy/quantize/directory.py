@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from vacc_deploy.assets import source_file
 from vacc_deploy.checkpoint import (
@@ -36,16 +38,14 @@ from vacc_deploy.quantize.report import (
     REPORT_NAME,
     TIMING_NAME,
     QuantizedLayer,
+    QuantizedLinear,
     QuantizeResult,
 )
 from vacc_deploy.quantize.resume import Run, pack_scale, shard_path
 
-if TYPE_CHECKING:
-    import torch
-
 _WRITERS = 3
 
-Shard = dict[str, "torch.Tensor | TensorInfo"]
+Shard = dict[str, torch.Tensor | TensorInfo]
 
 
 class ShardSink:
@@ -115,7 +115,7 @@ class ShardSink:
     ) -> dict[str, WrittenFile]:
         """Write a shard in every format, one after the other: each needs memory of its own."""
         run, files = self._run, dict[str, WrittenFile]()
-        linears = layer.linears if layer else ()
+        linears = [_on_host(linear) for linear in layer.linears] if layer else []
         for layout in run.formats:
             name = shard_path(run.formats, layout, shard, run.num_layers)
             tensors: Shard = {**kept}
@@ -135,6 +135,17 @@ class ShardSink:
             )
         )
         return files
+
+
+def _on_host(linear: QuantizedLinear) -> QuantizedLinear:
+    """Return a linear with its tensors on the CPU.
+
+    On a stream of its own, the copy from a CUDA device runs beside the next layer's kernels.
+    """
+    if not linear.codes.is_cuda:
+        return linear
+    with torch.cuda.stream(torch.cuda.Stream(linear.codes.device)):
+        return QuantizedLinear(linear.name, linear.codes.cpu(), linear.scale.cpu())
 
 
 def finish_output(
@@ -218,6 +229,7 @@ def _write_timing(run: Run, result: QuantizeResult) -> None:
         "seconds": round(result.seconds, 3),
         "layer_seconds": [round(entry.seconds, 3) for entry in layers],
         "peak_memory_bytes": result.peak_memory_bytes,
+        "phases": run.clock.to_dict(),
         "resumes": recorded.resumes,
         # By it a later --resume knows a finished output for its own.
         "identity": recorded.identity,

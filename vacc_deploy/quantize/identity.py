@@ -16,6 +16,7 @@ import torch
 
 from vacc_deploy import __version__
 from vacc_deploy.checkpoint import Checkpoint, ShardHeader, library_versions, side_files
+from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.plan import QuantizeOptions
 from vacc_deploy.vacc_config import VACC_CONFIG_NAME
 
@@ -26,7 +27,11 @@ _SHOWN_CHARS = 64
 
 
 def identify(
-    checkpoint: Checkpoint, options: QuantizeOptions, model: str, calibration: dict[str, Any] | None
+    checkpoint: Checkpoint,
+    options: QuantizeOptions,
+    model: str,
+    calibration: dict[str, Any] | None,
+    compute: Compute,
 ) -> dict[str, Any]:
     """Return what decides the bytes of the output.
 
@@ -36,8 +41,9 @@ def identify(
         model: the model's name, which the manifest carries.
         calibration: what the report says of the rows; None for rounding, whose integers do not
             depend on the machine.
+        compute: the device and the precision of a calibrated run.
     """
-    values: dict[str, Any] = {"model": model, "vacc-deploy": __version__, "device": "cpu"}
+    values: dict[str, Any] = {"model": model, "vacc-deploy": __version__}
     values |= {f"library {name}": version for name, version in library_versions().items()}
     asked = options.to_dict()
     values |= dict(_flatten("option", asked))
@@ -54,7 +60,9 @@ def identify(
         # An option's name may also be that of what came of it: the answers and their hash.
         given = {name: value for name, value in calibration.items() if value != asked.get(name)}
         values |= dict(_flatten("calibration", given))
-        # The order of a float sum depends on both.
+        # The order of a float sum depends on all of them.
+        values["device"] = compute.describe()
+        values["compute dtype"] = str(compute.dtype).removeprefix("torch.")
         values["torch threads"] = torch.get_num_threads()
         values["processor"] = _processor()
     return values

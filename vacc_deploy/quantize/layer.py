@@ -1,156 +1,211 @@
 """Quantize the linears of one decoder layer while its stages are walked.
 
-For every stage: the Hessian of its inputs is complete before any of its linears is applied, so each
+For every stage: the sums over its inputs are complete before any of its linears is applied, so each
 linear is quantized once, applied once, and the next stage sees the quantized outputs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 
-from vacc_deploy.decoder import STAGE_LINEARS, DecoderLayer, Linear
+from vacc_deploy.decoder import DOWN, STAGE_LINEARS, DecoderLayer
 from vacc_deploy.errors import QuantizationError
 from vacc_deploy.model_config import linear_name
-from vacc_deploy.quantize.gptq import (
-    Factor,
-    accumulate_hessian,
-    factorize,
-    mirror_upper,
-    solve,
-)
-from vacc_deploy.quantize.int8 import INT8_MAX, choose_scale, dequantize, round_to_nearest
-from vacc_deploy.quantize.report import GPTQ, RTN, LinearRecord, QuantizedLinear
+from vacc_deploy.phases import PhaseClock
+from vacc_deploy.quantize.correction import regress_shift
+from vacc_deploy.quantize.gptq import dampening_ladder, factorize
+from vacc_deploy.quantize.int8 import dequantize
+from vacc_deploy.quantize.linear import StageSolver, round_linear
+from vacc_deploy.quantize.report import LinearRecord, QuantizedLinear
+from vacc_deploy.quantize.statistics import HeldOut, StageStatistics
 
 # Held-out tokens on which GPTQ and rounding are compared; enough for two digits of the ratio.
-MAX_HELD_OUT_TOKENS = 1024
+MAX_HELD_OUT_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows, all of one kind.
+
+    Attributes:
+        rows: where they are.
+        is_held_out: whether they judge instead of being fitted.
+        has_original: whether the float stream has them too.
+    """
+
+    rows: slice
+    is_held_out: bool
+    has_original: bool
+
+
+@dataclass(frozen=True)
+class SolverSettings:
+    """What shapes the codes of a calibrated layer.
+
+    Attributes:
+        act_order: settle the columns with the largest inputs first.
+        shrinkage: of the Hessian towards its diagonal, 0 to 1.
+        dampening_frac: the first damping to try, a fraction of the mean diagonal.
+        scale_search: choose each row's scale by its expected error.
+        skipped: stages whose linears are rounded.
+    """
+
+    act_order: bool = True
+    shrinkage: float = 0.3
+    dampening_frac: float = 0.1
+    scale_search: bool = True
+    skipped: tuple[str, ...] = ()
 
 
 class LayerQuantizer:
-    """A ``StageObserver`` that replaces every linear of a layer by its int8 form.
+    """Sees the inputs of each stage, then replaces the stage's linears by their int8 form.
 
     Attributes:
         linears: the codes and scales of the finished linears.
         records: one record per finished linear.
     """
 
-    def __init__(self, *, num_fit_rows: int, num_held_out_tokens: int, act_order: bool) -> None:
+    def __init__(
+        self,
+        settings: SolverSettings,
+        read_exact: Callable[[str], torch.Tensor],
+        *,
+        num_held_out_tokens: int,
+        dtype: torch.dtype,
+        clock: PhaseClock,
+    ) -> None:
         """Begin a layer.
 
         Args:
-            num_fit_rows: rows that make the Hessian; the rows after them are held out.
+            settings: of the solver.
+            read_exact: returns the float32 weight of a name.
             num_held_out_tokens: tokens in the held-out rows.
-            act_order: see ``factorize``.
+            dtype: of the activations.
+            clock: counts the seconds of each part.
         """
         self.linears: list[QuantizedLinear] = []
         self.records: list[LinearRecord] = []
-        self._num_fit_rows, self._act_order = num_fit_rows, act_order
-        self._stride = -(-num_held_out_tokens // MAX_HELD_OUT_TOKENS)
-        self._hessian: torch.Tensor | None = None
-        self._held_out: list[torch.Tensor] = []
+        self._settings, self._read_exact, self._clock = settings, read_exact, clock
+        self._dtype = dtype
+        self._stride = max(1, -(-num_held_out_tokens // MAX_HELD_OUT_TOKENS))
+        self._statistics = StageStatistics()
 
-    def observe(self, stage: str, rows: slice, inputs: torch.Tensor) -> None:
-        """Add inputs [rows, seq, in_features] to the Hessian or to the held-out sample."""
-        count = max(0, min(rows.stop, self._num_fit_rows) - rows.start)
-        fit, held_out = inputs[:count].flatten(0, 1), inputs[count:].flatten(0, 1)
-        if self._hessian is None:
-            size = inputs.shape[-1]
-            self._hessian = torch.zeros(size, size, dtype=inputs.dtype)
-        if len(fit):
-            accumulate_hessian(self._hessian, fit)
-        if len(held_out):
-            self._held_out.append(held_out[:: self._stride].clone())
+    def skips(self, stage: str) -> bool:
+        """Return whether the linears of ``stage`` are rounded without looking at their inputs."""
+        return stage in self._settings.skipped
+
+    def observe(
+        self,
+        batch: Batch,
+        inputs: torch.Tensor,
+        original: torch.Tensor | None,
+        *,
+        residual: torch.Tensor | None = None,
+    ) -> None:
+        """Add inputs [rows, seq, in_features] of the current stage.
+
+        Args:
+            batch: whose inputs they are.
+            inputs: behind quantized layers.
+            original: the same rows behind float layers, or None.
+            residual: what the stage's output is added to, [rows, seq, hidden]. The next norm
+                divides by its size, so an error counts the less the larger it is.
+        """
+        tokens = inputs.flatten(0, 1)
+        twin = None if original is None else original.flatten(0, 1)
+        with self._clock.phase("hessian"):
+            if batch.is_held_out:
+                self._statistics.add_held_out(tokens, twin, self._stride)
+                return
+            if twin is None:
+                self._statistics.end_shared()
+            weights = None if residual is None else token_weights(residual.flatten(0, 1))
+            self._statistics.add_fit(tokens, twin, weights)
 
     def complete(self, stage: str, layer: DecoderLayer) -> None:
-        """Quantize the linears of ``stage`` and put the quantized weights into ``layer``.
+        """Quantize the linears of ``stage`` and deploy them in ``layer``.
 
         Raises:
             QuantizationError: a weight or the activations are not finite; names the tensor.
         """
-        if self._hessian is None:
-            raise AssertionError("complete() before observe()")
-        mirror_upper(self._hessian)
-        held_out = torch.cat(self._held_out)
         names = STAGE_LINEARS[stage]
-        try:
-            if not torch.isfinite(held_out).all():
-                raise QuantizationError("the activations hold NaN or infinity")
-            factor = factorize(self._hessian, act_order=self._act_order)
-        except QuantizationError as err:
-            where = linear_name(layer.index, names[0])
-            raise QuantizationError(f"The inputs of {where}: {err}.") from err
-        self._hessian, self._held_out = None, []
+        if self.skips(stage):
+            for name in names:
+                full_name = linear_name(layer.index, name)
+                weight = self._read_exact(f"{full_name}.weight")
+                with self._clock.phase("solve"):
+                    self._deploy(layer, name, *round_linear(full_name, weight))
+            return
+        statistics, self._statistics = self._statistics, StageStatistics()
+        held_out = statistics.finish()
+        where = linear_name(layer.index, names[0])
+        solver = self._prepare(statistics, held_out, where, is_wide=stage == DOWN)
+        del statistics
         for name in names:
-            self._quantize(layer, name, factor, held_out)
+            full_name = linear_name(layer.index, name)
+            weight = self._read_exact(f"{full_name}.weight")
+            self._deploy(layer, name, *solver.quantize(full_name, weight))
 
-    def _quantize(
-        self, layer: DecoderLayer, name: str, factor: Factor | None, held_out: torch.Tensor
+    def _prepare(
+        self, statistics: StageStatistics, held_out: HeldOut, where: str, *, is_wide: bool
+    ) -> StageSolver:
+        """Return the solver of a stage; the sums are used up."""
+        settings, hessian = self._settings, statistics.hessian
+        assert hessian is not None
+        statistics.hessian = None
+        try:
+            if not torch.isfinite(held_out.deployed).all():
+                raise QuantizationError("the activations hold NaN or infinity")
+            correction = None
+            if statistics.cross is not None:
+                with self._clock.phase("correction"):
+                    shared = statistics.shared_hessian
+                    shared = hessian.clone() if shared is None else shared
+                    correction = regress_shift(shared, statistics.cross)
+            with self._clock.phase("factor"):
+                factor = factorize(
+                    hessian,
+                    act_order=settings.act_order,
+                    shrinkage=settings.shrinkage,
+                    ladder=dampening_ladder(settings.dampening_frac),
+                )
+        except QuantizationError as err:
+            raise QuantizationError(f"The inputs of {where}: {err}.") from err
+        return StageSolver(
+            factor, correction, held_out, scale_search=settings.scale_search, clock=self._clock
+        )
+
+    def _deploy(
+        self,
+        layer: DecoderLayer,
+        name: str,
+        codes: torch.Tensor,
+        scale: torch.Tensor,
+        record: LinearRecord,
     ) -> None:
-        full_name, linear = linear_name(layer.index, name), layer.linear(name)
-        codes, scale, record = quantize_linear(full_name, linear, factor, held_out)
-        self.linears.append(QuantizedLinear(full_name, codes, scale))
+        deploy(layer, name, codes, scale, self._dtype)
+        self.linears.append(QuantizedLinear(record.name, codes, scale))
         self.records.append(record)
-        linear.weight = dequantize(codes, scale)
 
 
-def quantize_linear(
-    name: str, linear: Linear, factor: Factor | None, held_out: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, LinearRecord]:
-    """Quantize one linear by rounding and by GPTQ and keep the better on held-out inputs.
-
-    Args:
-        name: the linear's full name.
-        linear: its float weight.
-        factor: of its inputs' Hessian; None leaves only rounding.
-        held_out: inputs [tokens, in_features] that the Hessian has not seen.
-
-    Returns:
-        codes int8 [out, in], scale float16 [out], and the record.
-
-    Raises:
-        QuantizationError: the weight is not finite; names the tensor and the row.
-    """
-    weight = linear.weight
-    try:
-        scale = choose_scale(weight)
-    except QuantizationError as err:
-        raise QuantizationError(f"{name}.weight: {err}.") from err
-    rounded = round_to_nearest(weight, scale)
-    energy = torch.linalg.vector_norm(held_out @ weight.T).item()
-    error_rtn = _relative_error(held_out, weight, rounded, scale, energy)
-    if factor is None:
-        num_cut = count_cut(weight, scale)
-        return rounded, scale, LinearRecord(name, RTN, None, error_rtn, num_saturated=num_cut)
-    solution = solve(weight, scale, factor)
-    error_gptq = _relative_error(held_out, weight, solution.codes, scale, energy)
-    is_better = error_gptq < error_rtn
-    record = LinearRecord(
-        name,
-        GPTQ if is_better else RTN,
-        error_gptq,
-        error_rtn,
-        factor.dampening_frac,
-        solution.num_saturated if is_better else count_cut(weight, scale),
-    )
-    return solution.codes if is_better else rounded, scale, record
-
-
-def count_cut(weight: torch.Tensor, scale: torch.Tensor) -> int:
-    """Return how many weights [out, in] rounding has to cut at ±127 with ``scale`` [out].
-
-    None in a row whose scale is a normal float16; see ``choose_scale``.
-    """
-    quotient = weight.float() / scale.float()[:, None]
-    return int((quotient.round_().abs_() > INT8_MAX).sum())
-
-
-def _relative_error(
-    inputs: torch.Tensor,
-    weight: torch.Tensor,
+def deploy(
+    layer: DecoderLayer,
+    name: str,
     codes: torch.Tensor,
     scale: torch.Tensor,
-    energy: float,
-) -> float:
-    """Return ‖X·ΔWᵀ‖ / ‖X·Wᵀ‖; 0 where the float output is zero."""
-    difference = dequantize(codes, scale).sub_(weight)
-    error = torch.linalg.vector_norm(inputs @ difference.T).item()
-    return error / energy if energy else 0.0
+    dtype: torch.dtype,
+) -> None:
+    """Let ``layer`` compute with codes int8 [out, in] and scale float16 [out].
+
+    In bfloat16 their products are rounded by 1/512 at most, which adds about 1.5 % to the error
+    that rounding to int8 has made; only what later layers see is rounded so.
+    """
+    layer.deploy(name, dequantize(codes, scale).to(dtype))
+
+
+def token_weights(residual: torch.Tensor) -> torch.Tensor:
+    """Return one over the root mean square of each token's residual [tokens, hidden], float32."""
+    return (residual.float().square().mean(-1) + 1e-6).rsqrt()

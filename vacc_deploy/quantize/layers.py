@@ -13,7 +13,7 @@ from vacc_deploy.checkpoint import Checkpoint, TensorInfo, WrittenFile
 from vacc_deploy.errors import StoppedError
 from vacc_deploy.model_config import EMBEDDING, FINAL_NORM, LAYER_LINEARS, LM_HEAD, linear_name
 from vacc_deploy.progress import Progress, RunControl
-from vacc_deploy.quantize.calibrated import calibrate_layers
+from vacc_deploy.quantize.calibrated import Carried, calibrate_layers
 from vacc_deploy.quantize.directory import ShardSink
 from vacc_deploy.quantize.plan import QuantizeOptions
 from vacc_deploy.quantize.report import QuantizedLayer, summarize_layer
@@ -78,8 +78,9 @@ def _remaining_layers(
 ) -> Iterator[QuantizedLayer]:
     if rows is None:
         return round_layers(checkpoint, run.finished)
+    carried = Carried(run.finished, run.read_finished) if run.finished else None
     return calibrate_layers(
-        checkpoint, options, rows, finished=run.finished, read_finished=run.read_finished
+        checkpoint, options, rows, spool_dir=run.partial, clock=run.clock, carried=carried
     )
 
 
@@ -102,7 +103,8 @@ def _write_layers(
     before = time.monotonic()
     for layer in layers:
         kept = _kept_tensors(checkpoint, layer.index)
-        sink.put(layer.index + 1, kept, layer, time.monotonic() - before)
+        with run.clock.phase("write wait"):
+            sink.put(layer.index + 1, kept, layer, time.monotonic() - before)
         before = time.monotonic()
         progress.advance(1, summarize_layer(layer.index, layer.records))
         # Only the writers still need its codes while the next layer is made.

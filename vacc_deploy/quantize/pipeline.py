@@ -21,8 +21,10 @@ from vacc_deploy.checkpoint import (
 )
 from vacc_deploy.decoder import check_sequence_length
 from vacc_deploy.errors import CheckpointError
+from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import SILENT, UNCONTROLLED, Progress, RunControl
 from vacc_deploy.quantize.complete import finished_identity, take_finished
+from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.quantize.directory import finish_output
 from vacc_deploy.quantize.formats import check_format
 from vacc_deploy.quantize.identity import identify
@@ -124,7 +126,8 @@ def _quantize(
     checkpoint, options, output_dir = request.checkpoint, request.options, request.output_dir
     rows = _calibration_rows(checkpoint, options, progress, dry_run=request.dry_run)
     result = _plan(checkpoint, options, rows, output_dir)
-    identity = identify(checkpoint, options, result.model, result.calibration)
+    compute = choose_compute(options.device, options.compute_dtype)
+    identity = identify(checkpoint, options, result.model, result.calibration, compute)
     # A dry run writes no answers, so it cannot tell whether a finished output has the same ones.
     if standing is not None and not (request.dry_run and options.answers == OWN):
         finished = take_finished(result, standing, identity, overwrite=request.overwrite)
@@ -143,11 +146,12 @@ def _quantize(
         run = begin_run(
             partial, identity, options.formats, num_layers, resume=request.resume, progress=progress
         )
+        run = replace(run, clock=PhaseClock(compute.synchronize))
         with closing(run.journal), _telling(control, output_dir, BaseException):
             files = write_shards(checkpoint, run, options, rows, progress, control)
-            result = _with_records(result, run, started)
+            result = _with_records(result, run, started, options.dampening_frac)
             finish_output(checkpoint, run, result, options, files)
-    _warn(progress, _record_warnings(result.linears))
+    _warn(progress, _record_warnings(result.linears, options.dampening_frac))
     return result
 
 
@@ -156,14 +160,16 @@ def _warn(progress: Progress, warnings: Sequence[str]) -> None:
         progress.warn(warning)
 
 
-def _with_records(result: QuantizeResult, run: Run, started: float) -> QuantizeResult:
+def _with_records(
+    result: QuantizeResult, run: Run, started: float, dampening_frac: float
+) -> QuantizeResult:
     """Add what is known once all layers are written."""
     entries = run.journal.recorded.entries
     records = [record for shard in range(run.num_layers) for record in entries[shard + 1].records]
     return replace(
         result,
         linears=tuple(records),
-        warnings=(*result.warnings, *_record_warnings(records)),
+        warnings=(*result.warnings, *_record_warnings(records, dampening_frac)),
         seconds=time.monotonic() - started,
         peak_memory_bytes=_peak_memory_bytes(),
     )
@@ -284,10 +290,10 @@ def _answer_writer(
     )
 
 
-def _record_warnings(records: Sequence[LinearRecord]) -> tuple[str, ...]:
+def _record_warnings(records: Sequence[LinearRecord], dampening_frac: float) -> tuple[str, ...]:
     """Return one line for each kind of weaker result."""
     failed = [r.name for r in records if r.error_rtn is not None and r.dampening_frac is None]
-    damped = [r.name for r in records if (r.dampening_frac or 0) > 0.01]
+    damped = [r.name for r in records if (r.dampening_frac or 0) > dampening_frac]
     lines = []
     if failed:
         lines.append(
@@ -295,5 +301,7 @@ def _record_warnings(records: Sequence[LinearRecord]) -> tuple[str, ...]:
             f"(first {failed[0]})"
         )
     if damped:
-        lines.append(f"{len(damped)} linears needed more damping than 0.01 (first {damped[0]})")
+        lines.append(
+            f"{len(damped)} linears needed more damping than {dampening_frac:g} (first {damped[0]})"
+        )
     return tuple(lines)

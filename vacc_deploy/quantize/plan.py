@@ -23,6 +23,11 @@ DATA, OWN = "data", "own"
 # Fitted tokens for each input of the widest linear. A Hessian of about as many tokens as inputs is
 # close to singular: the solver then fits the noise of these tokens.
 MIN_TOKENS_PER_INPUT = 4
+# Of the fitted rows, how many are carried through the float layers too: a quarter, and at least as
+# many as make eight tokens for each input of the residual stream.
+ORIGINAL_SHARE = 4
+ORIGINAL_TOKENS_PER_INPUT = 8
+FAST, FULL = "fast", "full"
 BATCH_TOKENS = 2048
 KEPT_BYTES = 2 << 30
 _RUNTIME_BYTES = 400 << 20
@@ -45,6 +50,12 @@ class QuantizeOptions:
             shape the result.
         evaluation_share: of the documents of each file, kept from calibration.
         formats: the layouts to write, each once.
+        effort: ``full``, or ``fast``, which rounds down_proj and carries no float stream.
+        shrinkage: of each Hessian towards its diagonal, 0 to 1.
+        dampening_frac: the first damping to try, a fraction of the mean diagonal.
+        scale_search: choose each row's scale by its expected error.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        compute_dtype: ``float32``, ``bfloat16``, or ``auto`` for what is fast there.
     """
 
     method: str
@@ -58,6 +69,12 @@ class QuantizeOptions:
     answers_cache: Path | None = None
     evaluation_share: float = 0.0
     formats: tuple[str, ...] = (INT8,)
+    effort: str = FULL
+    shrinkage: float = 0.3
+    dampening_frac: float = 0.1
+    scale_search: bool = True
+    device: str = "cpu"
+    compute_dtype: str = "auto"
 
     def check(self) -> None:
         """Refuse options that contradict each other.
@@ -83,7 +100,15 @@ class QuantizeOptions:
                 "--num-samples must be at least 2: one row in ten, and at least one, is held out "
                 "to compare gptq with rounding."
             )
+        self._check_solver()
         self._check_answers()
+
+    def _check_solver(self) -> None:
+        if self.effort not in (FAST, FULL):
+            raise UsageError(f"--effort is {self.effort!r}, expected {FAST} or {FULL}.")
+        for option, value in (("shrinkage", self.shrinkage), ("dampening", self.dampening_frac)):
+            if not 0 <= value <= 1 or (option == "dampening" and not value):
+                raise UsageError(f"--{option} is {value}, expected a number from 0 to 1.")
 
     def _check_answers(self) -> None:
         if self.answers not in (DATA, OWN):
@@ -111,10 +136,24 @@ class QuantizeOptions:
             "held_out_share": HELD_OUT_SHARE,
             "evaluation_share": self.evaluation_share,
             "answers": self.answers,
+            "effort": self.effort,
+            "shrinkage": self.shrinkage,
+            "dampening_frac": self.dampening_frac,
+            "scale_search": self.scale_search,
         }
         return values | (
             {"max_answer_tokens": self.max_answer_tokens} if self.answers == OWN else {}
         )
+
+
+def num_original_rows(
+    config: ModelConfig, options: QuantizeOptions, num_fit_rows: int, num_held_out: int
+) -> int:
+    """Return how many rows go through the float layers too, the held-out ones among them."""
+    if options.effort == FAST:
+        return 0
+    wanted = -(-ORIGINAL_TOKENS_PER_INPUT * config.hidden_size // options.sequence_length)
+    return num_held_out + min(num_fit_rows, max(-(-num_fit_rows // ORIGINAL_SHARE), wanted))
 
 
 def widest_input(config: ModelConfig) -> int:

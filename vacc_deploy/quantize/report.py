@@ -29,6 +29,9 @@ class LinearRecord:
         dampening_frac: the damping of the Hessian, None where no factorisation succeeded.
         num_saturated: codes that had to be cut at ±127 by the method kept. Not counted, and 0, in
             a run without calibration.
+        correction: with what strength, 0 to 1, the linear makes up for the layers before it.
+        scale_shrink: by how much the scales are below absmax / 127, the mean over the rows.
+        num_pinned: rows whose largest code was set to ±127.
     """
 
     name: str
@@ -37,11 +40,14 @@ class LinearRecord:
     error_rtn: float | None = None
     dampening_frac: float | None = None
     num_saturated: int = 0
+    correction: float = 0.0
+    scale_shrink: float = 0.0
+    num_pinned: int = 0
 
 
 @dataclass(frozen=True)
 class QuantizedLinear:
-    """The int8 form of one linear: codes int8 [out, in] and scale float16 [out], on the CPU."""
+    """The int8 form of one linear: codes int8 [out, in] and scale float16 [out]."""
 
     name: str
     codes: torch.Tensor

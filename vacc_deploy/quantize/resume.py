@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from vacc_deploy.checkpoint import (
     shard_name,
 )
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
+from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import Progress
 from vacc_deploy.quantize.formats import INT8, codes_from
 from vacc_deploy.quantize.identity import differences
@@ -45,6 +46,7 @@ class Run:
         journal: open for more entries.
         written: path within ``partial`` to the finished files that were found there.
         finished: the number of layers that need not be quantized again.
+        clock: counts the seconds of this run by phase.
     """
 
     partial: Path
@@ -53,6 +55,7 @@ class Run:
     journal: Journal
     written: dict[str, WrittenFile]
     finished: int
+    clock: PhaseClock = field(default_factory=PhaseClock)
 
     def read_finished(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the codes int8 [out, in] and the scale float16 [out] of a finished linear.

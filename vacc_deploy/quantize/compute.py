@@ -1,0 +1,91 @@
+"""Where and in which precision the calibrated quantizer computes.
+
+Products take bfloat16 factors and sum in float32 where the processor has units for that; the solver
+is float32 everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vacc_deploy.errors import UsageError
+
+AUTO = "auto"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_CPU_FLAGS = ("avx512_bf16", "amx_bf16")
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and how much it takes at a time.
+
+    Attributes:
+        device: where everything but reading and writing happens.
+        dtype: of activations and of the weights they meet: float32 or bfloat16.
+        batch_tokens: tokens of one matrix product.
+        kept_bytes: memory that may hold the inputs of down_proj between their two uses.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    batch_tokens: int
+    kept_bytes: int
+
+    @property
+    def synchronize(self) -> Callable[[], None] | None:
+        """Return what waits for the device, or None where nothing runs ahead of the host."""
+        return torch.cuda.synchronize if self.device.type == "cuda" else None
+
+    def describe(self) -> str:
+        """Return the device's name for the report: bytes may differ between two kinds."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return "cpu"
+
+
+def choose_compute(device: str, dtype: str = AUTO) -> Compute:
+    """Return how to compute on ``device``.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: ``float32``, ``bfloat16``, or ``auto`` for bfloat16 where it is fast.
+
+    Raises:
+        UsageError: the device is not there, or a name is unknown.
+    """
+    if dtype != AUTO and dtype not in DTYPES:
+        raise UsageError(f"The compute dtype is {dtype!r}, expected auto, float32 or bfloat16.")
+    if device == "cpu":
+        chosen = DTYPES.get(dtype) or (torch.bfloat16 if _has_bfloat16() else torch.float32)
+        return Compute(torch.device("cpu"), chosen, 2048, 2 * _GIB)
+    place = _cuda_device(device)
+    return Compute(place, DTYPES.get(dtype, torch.bfloat16), 16384, 2 * _GIB)
+
+
+def _cuda_device(name: str) -> torch.device:
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or (number and not number.isdecimal()):
+        raise UsageError(f"--device is {name!r}, expected cpu, cuda or cuda:N.")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count <= int(number or 0):
+        raise UsageError(
+            f"--device {name}: torch {torch.__version__} sees {count} CUDA devices. Use --device "
+            "cpu, or install a CUDA build of torch and the driver."
+        )
+    return torch.device("cuda", int(number or 0))
+
+
+def _has_bfloat16() -> bool:
+    """Return whether the processor multiplies bfloat16 itself; else float32 is faster."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return False
+    for line in info.read_text("utf-8", "replace").splitlines():
+        if line.startswith("flags"):
+            return any(flag in line.split() for flag in _CPU_FLAGS)
+    return False

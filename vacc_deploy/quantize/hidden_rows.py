@@ -1,0 +1,97 @@
+"""The calibration rows' hidden states: one buffer, on the device, in memory or on the disk."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+
+from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.model_config import EMBEDDING
+from vacc_deploy.quantize.compute import Compute
+
+# Of the device's free memory; the rest is for weights, Hessians and activations.
+_DEVICE_SHARE = 0.45
+# Of the host's available memory.
+_HOST_SHARE = 0.5
+
+
+class HiddenRows:
+    """Hidden states [num_rows, seq, width] that are read and written some rows at a time."""
+
+    def __init__(self, buffer: torch.Tensor, device: torch.device) -> None:
+        self.buffer, self._device = buffer, device
+
+    @classmethod
+    def allocate(cls, shape: tuple[int, int, int], compute: Compute, spool_dir: Path) -> HiddenRows:
+        """Return a buffer of undefined content in the compute dtype, in the fastest place it fits.
+
+        Args:
+            shape: [num_rows, seq, width].
+            compute: where it is used.
+            spool_dir: takes the file where it does not fit the memory; the file has no name.
+        """
+        num_bytes = shape[0] * shape[1] * shape[2] * compute.dtype.itemsize
+        if compute.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(compute.device)
+            if num_bytes <= _DEVICE_SHARE * free:
+                buffer = torch.empty(shape, dtype=compute.dtype, device=compute.device)
+                return cls(buffer, compute.device)
+        if num_bytes <= _HOST_SHARE * available_memory_bytes():
+            return cls(torch.empty(shape, dtype=compute.dtype), compute.device)
+        return cls(_map_file(shape, compute.dtype, spool_dir), compute.device)
+
+    def read(self, rows: slice) -> torch.Tensor:
+        """Return the states of some rows on the device; treat them as read-only."""
+        return self.buffer[rows].to(self._device)
+
+    def write(self, rows: slice, states: torch.Tensor) -> None:
+        """Replace the states of some rows."""
+        self.buffer[rows].copy_(states)
+
+    def clone_first(self, count: int, compute: Compute, spool_dir: Path) -> HiddenRows:
+        """Return a copy of the first ``count`` rows."""
+        shape = (count, self.buffer.shape[1], self.buffer.shape[2])
+        copy = HiddenRows.allocate(shape, compute, spool_dir)
+        copy.buffer.copy_(self.buffer[:count])
+        return copy
+
+
+def embed_rows(
+    checkpoint: Checkpoint, tokens: torch.Tensor, compute: Compute, spool_dir: Path
+) -> HiddenRows:
+    """Return the embeddings of ``tokens`` int64 [rows, seq].
+
+    Only the rows of the table that occur are read.
+
+    Raises:
+        CheckpointError: a token id is outside the table.
+    """
+    unique, inverse = torch.unique(tokens, return_inverse=True)
+    table = checkpoint.read_rows(EMBEDDING, unique.tolist()).to(compute.dtype)
+    shape = (*tokens.shape, table.shape[1])
+    hidden = HiddenRows.allocate(shape, compute, spool_dir)
+    for row in range(len(tokens)):
+        hidden.write(slice(row, row + 1), table[inverse[row]][None])
+    return hidden
+
+
+def available_memory_bytes() -> int:
+    """Return the memory that the kernel would give without swapping."""
+    for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def _map_file(shape: tuple[int, int, int], dtype: torch.dtype, spool_dir: Path) -> torch.Tensor:
+    """Return a tensor on a file that goes when the tensor goes, whatever ends the process."""
+    size = shape[0] * shape[1] * shape[2]
+    descriptor, name = tempfile.mkstemp(prefix=".rows-", dir=spool_dir)
+    os.close(descriptor)
+    try:
+        return torch.from_file(name, shared=True, size=size, dtype=dtype).view(shape)
+    finally:
+        os.unlink(name)

@@ -1,0 +1,69 @@
+"""Read the next decoder layer's weights while this one is computed; two layers in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.quantize.compute import Compute
+
+
+class LayerWeights:
+    """The stored tensors of one layer on the device.
+
+    ``read`` gives the dtype of the computation, ``read_exact`` float32 without loss.
+    """
+
+    def __init__(self, index: int, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+        self.index, self._tensors, self._dtype = index, tensors, dtype
+
+    def read(self, name: str) -> torch.Tensor:
+        """Return a tensor in the compute dtype."""
+        return self._tensors[name].to(self._dtype)
+
+    def read_exact(self, name: str) -> torch.Tensor:
+        """Return a tensor as float32; treat it as read-only."""
+        return self._tensors[name].float()
+
+
+def read_layers(checkpoint: Checkpoint, compute: Compute, first: int = 0) -> Iterator[LayerWeights]:
+    """Yield the weights of every layer from ``first`` on, reading one ahead in a thread.
+
+    Raises:
+        CheckpointError: a file became shorter since its header was read.
+    """
+    stream = torch.cuda.Stream(compute.device) if compute.device.type == "cuda" else None
+    count = checkpoint.config.num_hidden_layers
+    pool = ThreadPoolExecutor(1, thread_name_prefix="layer-reader")
+    try:
+        ahead: Future[dict[str, torch.Tensor]] | None = None
+        for index in range(first, count):
+            tensors = (ahead or pool.submit(_load, checkpoint, compute, index, stream)).result()
+            ahead = None
+            if index + 1 < count:
+                ahead = pool.submit(_load, checkpoint, compute, index + 1, stream)
+            if stream is not None:
+                for tensor in tensors.values():
+                    # Its memory is the side stream's; it may be given out again only after the
+                    # main stream is done with it.
+                    tensor.record_stream(torch.cuda.current_stream(compute.device))
+            yield LayerWeights(index, tensors, compute.dtype)
+            del tensors
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _load(
+    checkpoint: Checkpoint, compute: Compute, index: int, stream: torch.cuda.Stream | None
+) -> dict[str, torch.Tensor]:
+    names = checkpoint.config.layer_tensors(index)
+    if stream is None:
+        return {name: checkpoint.read(name) for name in names}
+    # On a stream of its own a copy does not queue behind the kernels of the layer before.
+    with torch.cuda.stream(stream):
+        tensors = {name: checkpoint.read(name).to(compute.device) for name in names}
+        stream.synchronize()
+    return tensors
