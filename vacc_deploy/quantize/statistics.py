@@ -77,7 +77,8 @@ class StageStatistics:
 
     def end_shared(self) -> None:
         """Note that the tokens from here on have no float stream."""
-        if self.hessian is not None and self.cross is not None:
+        if self.shared_hessian is None and self.cross is not None:
+            assert self.hessian is not None
             self.shared_hessian = self.hessian.clone()
 
     def add_held_out(
