@@ -154,7 +154,8 @@ class LayerWalk:
     def _settle_down(self, quantizer: LayerQuantizer) -> None:
         """Observe the inputs of down, keeping as many as fit for their second use."""
         layer, streams = self._layer, self._streams
-        kept, left = dict[int, torch.Tensor](), self._compute.kept_bytes
+        kept = dict[int, torch.Tensor]()
+        left = self._compute.kept_bytes - 4 * layer.config.intermediate_size**2
         for number, batch in enumerate(self._batches):
             with self._clock.phase("forward"):
                 states = streams.deployed.read(batch.rows)
