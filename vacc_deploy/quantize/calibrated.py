@@ -87,6 +87,9 @@ def calibrate_layers(
                 walk.carry()
                 continue
             quantized = _quantize_layer(walk, weights, settings, streams, clock)
+        if compute.synchronize is not None:
+            # The writers copy the codes on streams of their own.
+            compute.synchronize()
         # Only the reader and the writers hold weights while the caller takes this one.
         del layer, walk, weights
         yield quantized

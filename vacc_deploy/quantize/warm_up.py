@@ -17,6 +17,8 @@ from vacc_deploy.quantize.gptq import accumulate_hessian, factorize, mirror_uppe
 from vacc_deploy.quantize.int8 import choose_scale
 
 _SIZE = 256
+# The block kernel has a second form for wide outputs.
+_WIDE = 1 << 15
 
 
 @contextmanager
@@ -47,6 +49,7 @@ def _solve_small(compute: Compute) -> None:
     F.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
     torch.cholesky_solve(hessian, hessian)
     factor = factorize(hessian, act_order=True)
-    weight = torch.eye(_SIZE, device=place)
-    if factor is not None:
-        solve(weight, choose_scale(weight), factor)
+    for out_features in (_SIZE, _WIDE):
+        weight = torch.ones(out_features, _SIZE, device=place)
+        if factor is not None:
+            solve(weight, choose_scale(weight), factor)
