@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -154,9 +155,12 @@ def quantize_command(
     """
     from vacc_deploy.calibration.sources import parse_source
     from vacc_deploy.cli.progress import terminal_progress
+    from vacc_deploy.cli.ranks import device_of, joined_ranks, launcher, read_place
     from vacc_deploy.cli.signals import SignalControl, telling_how_to_resume
+    from vacc_deploy.quantize.assist import assist
     from vacc_deploy.quantize.pipeline import QuantizeOptions, quantize
 
+    place = read_place(os.environ)
     options = QuantizeOptions(
         method=method or ("gptq" if calibrations else "rtn"),
         sources=tuple(parse_source(text) for text in calibrations),
@@ -173,12 +177,20 @@ def quantize_command(
         shrinkage=shrinkage,
         dampening_frac=dampening_frac,
         scale_search=scale_search,
-        device=device,
+        device=device_of(device, place),
         compute_dtype=compute_dtype,
         profile=profile,
     )
-    control = SignalControl()
-    with telling_how_to_resume(control):
+    control = SignalControl(
+        is_quiet=place is not None and place.rank > 0, launcher=launcher(os.environ, place)
+    )
+    with (
+        joined_ranks(place, options.device, control) as ranks,
+        telling_how_to_resume(control),
+    ):
+        if ranks.rank:
+            assist(checkpoint_dir, options=options, ranks=ranks, control=control)
+            return
         result = quantize(
             checkpoint_dir,
             options=options,
@@ -188,5 +200,6 @@ def quantize_command(
             resume=resume,
             progress=terminal_progress(),
             control=control,
+            ranks=ranks,
         )
     emit(result)

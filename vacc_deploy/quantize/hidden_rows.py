@@ -39,7 +39,7 @@ class HiddenRows:
             if num_bytes <= _DEVICE_SHARE * free:
                 buffer = torch.empty(shape, dtype=compute.dtype, device=compute.device)
                 return cls(buffer, compute.device)
-        if num_bytes <= _HOST_SHARE * available_memory_bytes():
+        if num_bytes <= _HOST_SHARE * available_memory_bytes() / compute.num_sharing:
             return cls(torch.empty(shape, dtype=compute.dtype), compute.device)
         return cls(_map_file(shape, compute.dtype, spool_dir), compute.device)
 

@@ -13,9 +13,11 @@ from vacc_deploy.checkpoint import Checkpoint, TensorInfo, WrittenFile
 from vacc_deploy.errors import StoppedError
 from vacc_deploy.model_config import EMBEDDING, FINAL_NORM, LAYER_LINEARS, LM_HEAD, linear_name
 from vacc_deploy.progress import Progress, RunControl
+from vacc_deploy.quantize.assist import send_work
 from vacc_deploy.quantize.calibrated import Carried, calibrate_layers
 from vacc_deploy.quantize.directory import ShardSink
 from vacc_deploy.quantize.plan import QuantizeOptions
+from vacc_deploy.quantize.ranks import ALONE, Ranks
 from vacc_deploy.quantize.report import QuantizedLayer, summarize_layer
 from vacc_deploy.quantize.resume import Run
 from vacc_deploy.quantize.rounded import round_layers
@@ -31,8 +33,11 @@ def write_shards(
     rows: CalibrationRows | None,
     progress: Progress,
     control: RunControl,
+    ranks: Ranks = ALONE,
 ) -> dict[str, WrittenFile]:
     """Write the shards that are not there yet; return all of them by their path in the output.
+
+    With several ranks this is the first one, and the others calibrate along.
 
     Raises:
         QuantizationError: a weight or an activation is not finite.
@@ -43,9 +48,9 @@ def write_shards(
     with threads, ShardSink(run) as sink:
         _write_copies(checkpoint, run, sink)
         if run.finished < run.num_layers:
-            layers = _remaining_layers(checkpoint, run, options, rows)
+            layers = _remaining_layers(checkpoint, run, options, rows, ranks)
             with control.watch():
-                _write_layers(checkpoint, run, layers, sink, progress, control)
+                _write_layers(checkpoint, run, layers, sink, progress, control, ranks)
         return sink.finish()
 
 
@@ -74,13 +79,24 @@ def _write_copies(checkpoint: Checkpoint, run: Run, sink: ShardSink) -> None:
 
 
 def _remaining_layers(
-    checkpoint: Checkpoint, run: Run, options: QuantizeOptions, rows: CalibrationRows | None
+    checkpoint: Checkpoint,
+    run: Run,
+    options: QuantizeOptions,
+    rows: CalibrationRows | None,
+    ranks: Ranks,
 ) -> Iterator[QuantizedLayer]:
     if rows is None:
         return round_layers(checkpoint, run.finished)
     carried = Carried(run.finished, run.read_finished) if run.finished else None
+    send_work(checkpoint, options, rows, run.finished, ranks)
     return calibrate_layers(
-        checkpoint, options, rows, spool_dir=run.partial, clock=run.clock, carried=carried
+        checkpoint,
+        options,
+        rows,
+        spool_dir=run.partial,
+        clock=run.clock,
+        carried=carried,
+        ranks=ranks,
     )
 
 
@@ -91,6 +107,7 @@ def _write_layers(
     sink: ShardSink,
     progress: Progress,
     control: RunControl,
+    ranks: Ranks,
 ) -> None:
     """Hand over every layer that is not finished; stop between two of them when asked to.
 
@@ -109,7 +126,7 @@ def _write_layers(
         progress.advance(1, summarize_layer(layer.index, layer.records))
         # Only the writers still need its codes while the next layer is made.
         del layer
-        signum = control.stop_signal()
+        signum = ranks.agree(control.stop_signal())
         if signum is not None:
             sink.drain()
             finished = run.journal.recorded.finished
