@@ -161,33 +161,33 @@ def quantize_command(
     from vacc_deploy.quantize.pipeline import QuantizeOptions, quantize
 
     place = read_place(os.environ)
-    options = QuantizeOptions(
-        method=method or ("gptq" if calibrations else "rtn"),
-        sources=tuple(parse_source(text) for text in calibrations),
-        num_samples=num_samples,
-        sequence_length=seq_len,
-        seed=seed,
-        act_order=act_order,
-        answers=answers,
-        max_answer_tokens=max_answer_tokens,
-        answers_cache=answers_cache,
-        evaluation_share=evaluation_share,
-        formats=tuple(dict.fromkeys(formats)),
-        effort=effort,
-        shrinkage=shrinkage,
-        dampening_frac=dampening_frac,
-        scale_search=scale_search,
-        device=device_of(device, place),
-        compute_dtype=compute_dtype,
-        profile=profile,
-    )
     control = SignalControl(
         is_quiet=place is not None and place.rank > 0, launcher=launcher(os.environ, place)
     )
     with (
-        joined_ranks(place, options.device, control) as ranks,
+        joined_ranks(place, device, control) as ranks,
         telling_how_to_resume(control),
     ):
+        options = QuantizeOptions(
+            method=method or ("gptq" if calibrations else "rtn"),
+            sources=tuple(parse_source(text) for text in calibrations),
+            num_samples=num_samples,
+            sequence_length=seq_len,
+            seed=seed,
+            act_order=act_order,
+            answers=answers,
+            max_answer_tokens=max_answer_tokens,
+            answers_cache=answers_cache,
+            evaluation_share=evaluation_share,
+            formats=tuple(dict.fromkeys(formats)),
+            effort=effort,
+            shrinkage=shrinkage,
+            dampening_frac=dampening_frac,
+            scale_search=scale_search,
+            device=device_of(device, place),
+            compute_dtype=compute_dtype,
+            profile=profile,
+        )
         if ranks.rank:
             assist(checkpoint_dir, options=options, ranks=ranks, control=control)
             return

@@ -86,7 +86,7 @@ def joined_ranks(place: Place | None, device: str, control: SignalControl) -> It
     """Give the processes of the run; of an error on several of them only the first one is told.
 
     Raises:
-        UsageError: the device is not there.
+        UsageError: the device is not there, or is one for several processes.
         RankLostError: the others did not come.
         SystemExit: another process has failed before and tells why.
     """
@@ -98,8 +98,9 @@ def joined_ranks(place: Place | None, device: str, control: SignalControl) -> It
     from vacc_deploy.quantize.compute import choose_compute
     from vacc_deploy.quantize.process_ranks import ProcessRanks
 
-    ranks = ProcessRanks.join(place, choose_compute(device).device)
+    ranks = ProcessRanks(place)
     try:
+        ranks.connect(choose_compute(device_of(device, place)).device)
         yield ranks
     except BaseException as err:
         is_first = ranks.claim_failure()

@@ -54,33 +54,43 @@ class Place:
 class ProcessRanks(Ranks):
     """See ``Ranks``; every method is called by all ranks in the same order."""
 
-    def __init__(self, place: Place, device: torch.device, store: dist.Store) -> None:
-        """Take what ``join`` has set up."""
+    def __init__(self, place: Place) -> None:
+        """Meet the others where MASTER_ADDR and MASTER_PORT say, to tell them of failures.
+
+        Raises:
+            RankLostError: nobody is there.
+        """
         self.rank, self.count, self.local_count = place.rank, place.count, place.local_count
-        self._device, self._store = device, store
+        self._device = torch.device("cpu")
+        self._store = self._find_store("vacc-deploy")
         self._has_begun = False
         self._closed = threading.Event()
         threading.Thread(target=self._watch, name="rank-watcher", daemon=True).start()
 
-    @classmethod
-    def join(cls, place: Place, device: torch.device) -> ProcessRanks:
-        """Meet the others where MASTER_ADDR and MASTER_PORT say; gloo on a CPU, nccl on CUDA.
+    def connect(self, device: torch.device) -> None:
+        """Get ready to exchange tensors on ``device``: by gloo on a CPU, by nccl on CUDA.
 
         Raises:
-            RankLostError: they did not come.
+            RankLostError: not all of the others came.
         """
-        with _losing(place.rank):
-            store, _, _ = next(dist.rendezvous("env://", timeout=_JOIN_TIMEOUT))
-            if device.type == "cuda":
-                torch.cuda.set_device(device)
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        # With a connection of its own: the watcher's must not wait while this one does.
+        store = self._find_store("group")
+        with _losing(self.rank):
             dist.init_process_group(
                 "nccl" if device.type == "cuda" else "gloo",
-                store=dist.PrefixStore("group", store),
-                rank=place.rank,
-                world_size=place.count,
+                store=store,
+                rank=self.rank,
+                world_size=self.count,
                 timeout=_TIMEOUT,
             )
-        return cls(place, device, dist.PrefixStore("vacc-deploy", store))
+
+    def _find_store(self, name: str) -> dist.Store:
+        with _losing(self.rank):
+            store, _, _ = next(dist.rendezvous("env://", timeout=_JOIN_TIMEOUT))
+        return dist.PrefixStore(name, store)
 
     def exchange(self, *values: float) -> list[list[float]]:
         """Return the numbers of every rank; see ``Ranks``."""
@@ -154,7 +164,7 @@ class ProcessRanks(Ranks):
     def abandon(self) -> None:
         """End after a failure, without waiting for anybody."""
         self._closed.set()
-        if self._device.type == "cpu":
+        if self._device.type == "cpu" and dist.is_initialized():
             # Closes the connections, at which the others notice. That of nccl may wait for them.
             dist.destroy_process_group()
 
