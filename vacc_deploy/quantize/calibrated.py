@@ -17,7 +17,7 @@ from vacc_deploy.phases import PhaseClock
 from vacc_deploy.quantize.compute import Compute, choose_compute
 from vacc_deploy.quantize.hidden_rows import HiddenRows, embed_rows
 from vacc_deploy.quantize.int8 import SCALE_DTYPE
-from vacc_deploy.quantize.layer import LayerQuantizer, ReadRows, SolverSettings, deploy
+from vacc_deploy.quantize.layer import LayerQuantizer, SolverSettings, deploy
 from vacc_deploy.quantize.layer_weights import LayerWeights, read_layers
 from vacc_deploy.quantize.plan import FAST, QuantizeOptions, num_original_rows
 from vacc_deploy.quantize.ranks import ALONE, Ranks
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vacc_deploy.calibration.rows import CalibrationRows
 
 ReadFinished = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
-MakeQuantizer = Callable[[ReadRows], LayerQuantizer]
+MakeQuantizer = Callable[[Callable[[str], torch.Tensor]], LayerQuantizer]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ linear is quantized once, applied once, and the next stage sees the quantized ou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -67,13 +67,6 @@ class SolverSettings:
     skipped: tuple[str, ...] = ()
 
 
-class ReadRows(Protocol):
-    """Returns some rows of the tensor of a name as float32, all of them by default."""
-
-    def __call__(self, name: str, rows: slice = ...) -> torch.Tensor:
-        """Return float32 [rows, in]; treat it as read-only."""
-
-
 class LayerQuantizer:
     """Sees the inputs of each stage, then replaces the stage's linears by their int8 form.
 
@@ -85,7 +78,7 @@ class LayerQuantizer:
     def __init__(
         self,
         settings: SolverSettings,
-        read_exact: ReadRows,
+        read_exact: Callable[[str], torch.Tensor],
         *,
         num_held_out_tokens: int,
         dtype: torch.dtype,
@@ -130,16 +123,27 @@ class LayerQuantizer:
             residual: what the stage's output is added to, [rows, seq, hidden]. The next norm
                 divides by its size, so an error counts the less the larger it is.
         """
+        if batch.is_held_out:
+            with self._clock.phase("hessian"):
+                self._sample(batch, inputs, original)
+            return
         tokens = inputs.flatten(0, 1)
         twin = None if original is None else original.flatten(0, 1)
         with self._clock.phase("hessian"):
-            if batch.is_held_out:
-                self._statistics.add_held_out(tokens, twin, self._stride)
-                return
             if twin is None:
                 self._statistics.end_shared()
             weights = None if residual is None else token_weights(residual.flatten(0, 1))
             self._statistics.add_fit(tokens, twin, weights)
+
+    def _sample(self, batch: Batch, inputs: torch.Tensor, original: torch.Tensor | None) -> None:
+        """Keep some tokens of held-out rows: the same ones for any batches and number of ranks."""
+        ranks, sequence_length = self._ranks, inputs.shape[1]
+        for place, row in enumerate(range(batch.rows.start, batch.rows.stop)):
+            before = (ranks.rank + row * ranks.count) * sequence_length
+            twin = None if original is None else original[place]
+            self._statistics.add_held_out(
+                inputs[place], twin, self._stride, first=-before % self._stride
+            )
 
     def complete(self, stage: str, layer: DecoderLayer) -> None:
         """Quantize the linears of ``stage`` and deploy them in ``layer``.
@@ -201,7 +205,7 @@ class LayerQuantizer:
         ranks, full_name = self._ranks, linear_name(layer.index, name)
         sizes = share_evenly(layer.config.linear_shape(name)[0], ranks.count)
         first = sum(sizes[: ranks.rank])
-        weight = self._read_exact(f"{full_name}.weight", slice(first, first + sizes[ranks.rank]))
+        weight = self._read_exact(f"{full_name}.weight")[first : first + sizes[ranks.rank]]
         codes, scale, record = solver.quantize(full_name, weight, first)
         codes, scale = gather_rows(codes, scale, sizes, ranks, self._clock)
         self._deploy(layer, name, codes, scale, record)

@@ -28,9 +28,9 @@ class LayerWeights:
         """Let go of a linear's weight, by the linear's full name."""
         self._tensors.pop(f"{linear}.weight", None)
 
-    def read_exact(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
-        """Return some rows of a tensor as float32; treat it as read-only."""
-        return self._tensors[name][rows].float()
+    def read_exact(self, name: str) -> torch.Tensor:
+        """Return a tensor as float32; treat it as read-only."""
+        return self._tensors[name].float()
 
 
 def read_layers(checkpoint: Checkpoint, compute: Compute, first: int = 0) -> Iterator[LayerWeights]:

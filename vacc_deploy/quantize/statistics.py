@@ -84,12 +84,12 @@ class StageStatistics:
             self.shared_hessian = self.hessian.clone()
 
     def add_held_out(
-        self, inputs: torch.Tensor, original: torch.Tensor | None, stride: int
+        self, inputs: torch.Tensor, original: torch.Tensor | None, stride: int, first: int = 0
     ) -> None:
-        """Keep every ``stride``-th of these tokens [tokens, in]."""
-        self._deployed.append(inputs[::stride].clone())
+        """Keep every ``stride``-th of these tokens [tokens, in], from the ``first`` on."""
+        self._deployed.append(inputs[first::stride].clone())
         if original is not None:
-            self._original.append(original[::stride].clone())
+            self._original.append(original[first::stride].clone())
 
     def finish(self) -> HeldOut:
         """Complete the symmetric sums that are here and return the held-out sample."""
