@@ -155,19 +155,11 @@ def quantize_command(
     """
     from vacc_deploy.calibration.sources import parse_source
     from vacc_deploy.cli.progress import terminal_progress
-    from vacc_deploy.cli.ranks import device_of, joined_ranks, launcher, read_place
-    from vacc_deploy.cli.signals import SignalControl, telling_how_to_resume
+    from vacc_deploy.cli.ranks import join_ranks
     from vacc_deploy.quantize.assist import assist
     from vacc_deploy.quantize.pipeline import QuantizeOptions, quantize
 
-    place = read_place(os.environ)
-    control = SignalControl(
-        is_quiet=place is not None and place.rank > 0, launcher=launcher(os.environ, place)
-    )
-    with (
-        joined_ranks(place, device, control) as ranks,
-        telling_how_to_resume(control),
-    ):
+    with join_ranks(os.environ, device) as seat:
         options = QuantizeOptions(
             method=method or ("gptq" if calibrations else "rtn"),
             sources=tuple(parse_source(text) for text in calibrations),
@@ -184,12 +176,12 @@ def quantize_command(
             shrinkage=shrinkage,
             dampening_frac=dampening_frac,
             scale_search=scale_search,
-            device=device_of(device, place),
+            device=seat.device,
             compute_dtype=compute_dtype,
             profile=profile,
         )
-        if ranks.rank:
-            assist(checkpoint_dir, options=options, ranks=ranks, control=control)
+        if seat.ranks.rank:
+            assist(checkpoint_dir, options=options, ranks=seat.ranks, control=seat.control)
             return
         result = quantize(
             checkpoint_dir,
@@ -199,7 +191,7 @@ def quantize_command(
             dry_run=dry_run,
             resume=resume,
             progress=terminal_progress(),
-            control=control,
-            ranks=ranks,
+            control=seat.control,
+            ranks=seat.ranks,
         )
     emit(result)

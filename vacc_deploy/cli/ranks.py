@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
-from vacc_deploy.cli.signals import SignalControl, tell_way_on
+from vacc_deploy.cli.signals import SignalControl, tell_way_on, telling_how_to_resume
 from vacc_deploy.errors import UsageError, VaccDeployError
 
 if TYPE_CHECKING:
@@ -81,33 +82,62 @@ def device_of(device: str, place: Place | None) -> str:
     return f"cuda:{place.local_rank}"
 
 
+@dataclass(frozen=True)
+class Seat:
+    """What a command has of its process among the others.
+
+    Attributes:
+        ranks: all processes of the run.
+        control: stops the run between two layers.
+        device: where this process computes.
+    """
+
+    ranks: Ranks
+    control: SignalControl
+    device: str
+
+
 @contextmanager
-def joined_ranks(place: Place | None, device: str, control: SignalControl) -> Iterator[Ranks]:
-    """Give the processes of the run; of an error on several of them only the first one is told.
+def join_ranks(environment: Mapping[str, str], device: str) -> Iterator[Seat]:
+    """Let a resumable command run as one of the processes that the environment tells of.
+
+    Where several of them fail, only the first one says why.
+
+    Args:
+        environment: of this process.
+        device: ``cpu``, ``cuda`` or, for a single process, ``cuda:N``.
 
     Raises:
-        UsageError: the device is not there, or is one for several processes.
+        UsageError: the environment contradicts itself; the device is not there, or is one for
+            several processes.
         RankLostError: the others did not come.
-        SystemExit: another process has failed before and tells why.
+        SystemExit: another process has failed before and says why.
     """
     from vacc_deploy.quantize.ranks import ALONE
 
+    place = read_place(environment)
+    is_quiet = place is not None and place.rank > 0
+    control = SignalControl(is_quiet=is_quiet, launcher=launcher(environment, place))
     if place is None:
-        yield ALONE
+        with telling_how_to_resume(control):
+            yield Seat(ALONE, control, device)
         return
     from vacc_deploy.quantize.compute import choose_compute
     from vacc_deploy.quantize.process_ranks import ProcessRanks
 
     ranks = ProcessRanks(place)
     try:
-        ranks.connect(choose_compute(device_of(device, place)).device)
-        yield ranks
+        own_device = device_of(device, place)
+        ranks.connect(choose_compute(own_device).device)
+        with telling_how_to_resume(control):
+            yield Seat(ranks, control, own_device)
     except BaseException as err:
         is_first = ranks.claim_failure()
         ranks.abandon()
         if is_first:
             raise
-        tell_way_on(control)
+        if isinstance(err, VaccDeployError):
+            tell_way_on(control)
         raise SystemExit(_exit_code(err)) from err
     ranks.leave()
 

@@ -96,7 +96,7 @@ def assist(
         CalibrationRows(tokens.cpu().numpy(), work["num_fit_rows"], (), (), options.seed),
         # The output's directory may be on the first rank's machine only.
         spool_dir=Path(tempfile.gettempdir()),
-        clock=PhaseClock(compute.synchronize),
+        clock=PhaseClock(),
         carried=Carried(work["finished"], None) if work["finished"] else None,
         ranks=ranks,
     )

@@ -28,7 +28,7 @@ _JOIN_TIMEOUT = timedelta(minutes=5)
 _TIMEOUT = timedelta(minutes=30)
 # Numbers in a message of a sum: small enough that all ranks of the chain are at work.
 _PIECE_NUMBERS = 1 << 21
-_BEGIN, _FAILED, _FAILED_COUNT = "begin", "failed", "failed count"
+_BEGIN, _FAILED, _FAILED_COUNT, _LEFT = "begin", "failed", "failed count", "left"
 _LOOK_SECONDS = 0.5
 # What a process may take to end by itself once another one has failed.
 _GRACE_SECONDS = 20.0
@@ -159,6 +159,14 @@ class ProcessRanks(Ranks):
         if self.rank == 0 and not self._has_begun:
             self._tell_others(json.dumps(None))
         self._closed.set()
+        with _losing(self.rank):
+            self._store.add(_LEFT, int(self.rank > 0))
+            # Without torchrun the store is this process's: the others may still have to read it.
+            deadline = time.monotonic() + _GRACE_SECONDS
+            while self.rank == 0 and self._store.add(_LEFT, 0) < self.count - 1:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.02)
         dist.destroy_process_group()
 
     def abandon(self) -> None:
