@@ -5,14 +5,21 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
-import traceback
 import warnings
+from typing import NamedTuple
 
 import torch
 
 from vacc_deploy.quantize.process_ranks import Place, ProcessRanks
 
 TIMEOUT_SECONDS = 60
+
+
+class Raised(NamedTuple):
+    """What a rank has raised: the error's class and its text."""
+
+    kind: type
+    text: str
 
 
 def free_port():
@@ -22,7 +29,7 @@ def free_port():
 
 
 def run_ranks(count, work):
-    """Call ``work(ranks)`` on every rank; return, by rank, what it returned or raised.
+    """Call ``work(ranks)`` on every rank; return, by rank, what it returned, or ``Raised``.
 
     A rank that ends without either gives its exit code.
     """
@@ -70,9 +77,8 @@ def _be_rank(rank, count, port, work, end):
         ranks.connect(torch.device("cpu"))
         result = work(ranks)
     except Exception as err:
-        traceback.print_exc()
         ranks.claim_failure()
-        end.send(err)
+        end.send(Raised(type(err), str(err)))
         ranks.abandon()
     else:
         end.send(result)

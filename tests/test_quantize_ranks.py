@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch
-from rank_processes import run_ranks
+from rank_processes import Raised, run_ranks
 
 from vacc_deploy.errors import RankLostError, UsageError
 from vacc_deploy.quantize import process_ranks
@@ -136,10 +136,10 @@ def test_a_failing_rank_ends_one_that_waits_for_it(failing):
     began = time.monotonic()
     outcomes = run_ranks(2, work)
     assert time.monotonic() - began < 20
-    assert isinstance(outcomes[failing], ValueError)
+    assert outcomes[failing] == Raised(ValueError, "mine")
     error = outcomes[1 - failing]
-    assert isinstance(error, RankLostError)
-    assert str(error).startswith(f"Process {1 - failing} has lost the others: ")
+    assert error.kind is RankLostError
+    assert error.text.startswith(f"Process {1 - failing} has lost the others: ")
 
 
 def test_a_failing_first_rank_ends_one_that_waits_for_work():
@@ -148,8 +148,7 @@ def test_a_failing_first_rank_ends_one_that_waits_for_work():
             raise ValueError("mine")
         ranks.await_begin()
 
-    error = run_ranks(2, work)[1]
-    assert isinstance(error, RankLostError)
+    assert run_ranks(2, work)[1].kind is RankLostError
 
 
 def test_a_rank_that_cannot_notice_is_ended(monkeypatch):
