@@ -200,7 +200,7 @@ def deploy(
 ) -> None:
     """Let ``layer`` compute with codes int8 [out, in] and scale float16 [out].
 
-    In bfloat16 their products are rounded by 1/512 at most, which adds about 1.5 % to the error
+    In bfloat16 their products are rounded by 1/256 at most, which adds about 1.5 % to the error
     that rounding to int8 has made; only what later layers see is rounded so.
     """
     layer.deploy(name, dequantize(codes, scale).to(dtype))
