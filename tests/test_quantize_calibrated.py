@@ -1,5 +1,6 @@
 """The calibrated quantizer as a whole: beside a slow reference, and what it never does."""
 
+import json
 import weakref
 from dataclasses import replace
 
@@ -280,6 +281,8 @@ def test_quantize_gptq_dead_inputs_are_rounded_with_a_warning(tmp_path, text):
     )
     assert result.warnings == (expected,) and warned == [expected]
     assert f"Warning: {expected}" in result.to_text()
+    report = json.loads((result.output_dir / "quantize_report.json").read_text("utf-8"))
+    assert report["warnings"] == [expected]
     assert [r.dampening_frac for r in result.linears[7:10]] == [None] * 3
 
 
