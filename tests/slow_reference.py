@@ -192,12 +192,12 @@ class StageReference:
         return Expected(codes, scale, "gptq", error_gptq, error_rtn, strength, shrink)
 
     def strength(self, weight: torch.Tensor, shift: torch.Tensor) -> float:
-        """Half of the least-squares strength on the held-out tokens, that within 0 to 1."""
+        """Three quarters of the least-squares fit on the held-out tokens, that within 0 to 1."""
         given = (self.seen @ shift.T).reshape(-1, 1)
         wanted = ((self.meant - self.seen) @ weight.T).reshape(-1, 1)
         if not given.any():
             return 0.0
-        return 0.5 * min(max(torch.linalg.lstsq(given, wanted).solution.item(), 0.0), 1.0)
+        return 0.75 * min(max(torch.linalg.lstsq(given, wanted).solution.item(), 0.0), 1.0)
 
     def settle(self, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Column by column; those left over make up for the error as well as they can."""

@@ -21,7 +21,7 @@ RANKS = (
     ("quantize.block_kernel", "quantize.cuda_support", "quantize.scale_search"),
     ("quantize.gptq", "quantize.formats", "quantize.journal", "onnx_check"),
     ("quantize.statistics", "quantize.correction", "quantize.hidden_rows"),
-    ("quantize.linear", "quantize.layer_weights"),
+    ("quantize.linear", "quantize.layer_weights", "quantize.warm_up"),
     ("decoder", "quantize.plan"),
     ("scoring", "quantize.layer", "quantize.identity", "runtime", "onnx_report"),
     ("quantize.walk",),

@@ -105,7 +105,7 @@ def check_against_reference(source, text, variant):
             assert record.error_gptq is record.error_rtn is record.dampening_frac is None
             continue
         assert record.dampening_frac == settings.dampening_frac
-        assert record.error_gptq == pytest.approx(want.error_gptq, rel=2e-3)
+        assert record.error_gptq == pytest.approx(want.error_gptq, rel=0.01)
         assert record.error_rtn == pytest.approx(want.error_rtn, rel=1e-4)
         assert record.correction == pytest.approx(want.correction, abs=2e-4)
         assert record.scale_shrink == pytest.approx(want.scale_shrink, abs=1e-4)
@@ -160,9 +160,9 @@ def test_quantize_effort_fast_rounds_down_and_carries_no_float_stream(tmp_path, 
     source, streams = make_source(tmp_path / "model"), []
     plain = calibrated.LayerWalk
 
-    def walk(layer, stream, *rest):
+    def walk(layer, weights, stream, *rest):
         streams.append(stream)
-        return plain(layer, stream, *rest)
+        return plain(layer, weights, stream, *rest)
 
     monkeypatch.setattr(calibrated, "LayerWalk", walk)
     result = quantize(source, options=float32_options(text, effort="fast"))

@@ -67,13 +67,24 @@ def test_choose_compute_takes_the_dtype_asked_for(processor, gpus, name, flags):
         assert choose_compute(device, name).dtype is getattr(torch, name)
 
 
-def test_choose_compute_on_cuda(gpus):
+def test_choose_compute_on_cuda_waits_for_its_main_stream(gpus, monkeypatch):
     gpus(2)
+    waited = []
+
+    class Stream:
+        def __init__(self, device):
+            self.device = device
+
+        def synchronize(self):
+            waited.append(self.device)
+
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     for name, index in (("cuda", 0), ("cuda:0", 0), ("cuda:1", 1)):
         chosen = choose_compute(name)
         assert (chosen.device, chosen.dtype) == (torch.device("cuda", index), torch.bfloat16)
         assert chosen.describe() == f"GPU {index}"
-        assert chosen.synchronize is torch.cuda.synchronize
+        chosen.synchronize()
+    assert waited == [torch.device("cuda", index) for index in (0, 0, 1)]
     assert chosen.batch_tokens > choose_compute("cpu").batch_tokens
 
 

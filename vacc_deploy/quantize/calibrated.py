@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,12 +82,15 @@ def calibrate_layers(
         quantized: QuantizedLayer | None = None
         with torch.inference_mode():
             layer = DecoderLayer(checkpoint.config, weights.index, positions, weights.read)
-            walk = LayerWalk(layer, streams, compute, clock)
+            walk = LayerWalk(layer, weights, streams, compute, clock)
             if carried and weights.index < finished:
                 _deploy_finished(layer, carried.read, compute)
                 walk.carry()
             else:
                 quantized = _quantize_layer(walk, weights, settings, streams, clock)
+        if compute.synchronize is not None:
+            # The writers copy the codes on streams of their own.
+            compute.synchronize()
         # Nothing of this layer is left here when the next is asked for: the reader has the next
         # one's weights, the caller this one's codes.
         del layer, walk, weights
@@ -141,9 +145,15 @@ def _start(
     original = None
     if num_original:
         original = deployed.clone_first(num_original, compute, spool_dir)
-    width = config.num_attention_heads * config.head_dim
-    attended = HiddenRows.allocate((num_rows, sequence_length, width), compute, spool_dir)
-    return Streams(deployed, original, attended, num_held_out, num_original, num_rows)
+    shape = (num_rows, sequence_length, config.num_attention_heads * config.head_dim)
+    return Streams(
+        deployed,
+        original,
+        partial(HiddenRows.allocate, shape, compute, spool_dir),
+        num_held_out,
+        num_original,
+        num_rows,
+    )
 
 
 def _deploy_finished(layer: DecoderLayer, read: ReadFinished, compute: Compute) -> None:

@@ -29,7 +29,8 @@ class Compute:
         device: where everything but reading and writing happens.
         dtype: of activations and of the weights they meet: float32 or bfloat16.
         batch_tokens: tokens of one matrix product.
-        kept_bytes: memory that may hold the inputs of down_proj between their two uses.
+        kept_bytes: memory for the Hessian of down_proj and for those of its inputs that are kept
+            between their two uses.
     """
 
     device: torch.device
@@ -40,7 +41,10 @@ class Compute:
     @property
     def synchronize(self) -> Callable[[], None] | None:
         """Return what waits for the device, or None where nothing runs ahead of the host."""
-        return torch.cuda.synchronize if self.device.type == "cuda" else None
+        if self.device.type != "cuda":
+            return None
+        # Of the main stream only: the copies of the next layer's weights go on beside it.
+        return lambda: torch.cuda.current_stream(self.device).synchronize()
 
     def describe(self) -> str:
         """Return the device's name for the report: bytes may differ between two kinds."""
@@ -65,7 +69,7 @@ def choose_compute(device: str, dtype: str = AUTO) -> Compute:
         chosen = DTYPES.get(dtype) or (torch.bfloat16 if _has_bfloat16() else torch.float32)
         return Compute(torch.device("cpu"), chosen, 2048, 2 * _GIB)
     place = _cuda_device(device)
-    return Compute(place, DTYPES.get(dtype, torch.bfloat16), 16384, 2 * _GIB)
+    return Compute(place, DTYPES.get(dtype, torch.bfloat16), 16384, 9 * _GIB // 2)
 
 
 def _cuda_device(name: str) -> torch.device:

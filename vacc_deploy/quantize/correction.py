@@ -21,7 +21,7 @@ from vacc_deploy.quantize.gptq import shrink_to_diagonal
 SHRINKAGE = 0.5
 DAMPENING_FRAC = 0.3
 # Of the strength that fits best: every linear of a layer corrects, and together they overshoot.
-STRENGTH = 0.5
+STRENGTH = 0.75
 
 
 def regress_shift(hessian: torch.Tensor, cross: torch.Tensor) -> torch.Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
@@ -43,7 +44,9 @@ from vacc_deploy.quantize.report import (
 )
 from vacc_deploy.quantize.resume import Run, pack_scale, shard_path
 
-_WRITERS = 3
+# Three, so that the layers need not wait for the two large shards that are only copied; more where
+# there are cores for them: each waits for the disk once a file.
+_WRITERS = min(8, max(3, len(os.sched_getaffinity(0)) // 2))
 
 Shard = dict[str, torch.Tensor | TensorInfo]
 
@@ -51,7 +54,6 @@ Shard = dict[str, torch.Tensor | TensorInfo]
 class ShardSink:
     """Writes finished shards in the background, and records each once it is on the disk.
 
-    Three at a time, so that the layers need not wait for the two large shards that are only copied.
     A context manager: no write is under way any more when its block is left, whatever ended it.
     """
 

@@ -133,7 +133,7 @@ def factorize(
     """Factor a full symmetric Hessian; raise the damping until it succeeds.
 
     Args:
-        hessian: float [in_features, in_features]; shrunk and damped in place.
+        hessian: float [in_features, in_features]; used up: its memory may hold the factor.
         act_order: settle the columns with the largest diagonal first.
         shrinkage: see ``shrink_to_diagonal``, 0 to 1.
         ladder: damping to try, as fractions of the mean diagonal.
@@ -148,18 +148,19 @@ def factorize(
     if not torch.isfinite(diagonal).all():
         raise QuantizationError("the activations hold NaN or infinity")
     shrink_to_diagonal(hessian, shrinkage)
-    order = None
+    order, room = None, None
     if act_order:
         # Solved from the last column to the first: ascending puts the largest first in line.
         order = torch.argsort(diagonal, stable=True)
-        hessian = _permute(hessian, order)
+        # The factor takes the memory of the matrix that is not needed any more.
+        hessian, room = _permute(hessian, order), hessian
         diagonal = hessian.diagonal()
     mean = float(diagonal.mean())
     applied = 0.0
     for fraction in ladder:
         diagonal.add_((fraction - applied) * mean)
         applied = fraction
-        factor, info = _factor_upper(hessian)
+        factor, info = _factor_upper(hessian, room)
         if int(info) == 0:
             unit = factor.diagonal().clone()
             factor.div_(unit[:, None])
@@ -185,15 +186,19 @@ def _restore(values: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
     return restored
 
 
-def _factor_upper(hessian: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the upper Cholesky factor and LAPACK's info, 0 when it succeeded."""
-    if not hessian.is_cuda:
-        return torch.linalg.cholesky_ex(hessian, upper=True)
-    # torch stores factors by columns. The block kernel reads rows, which are those of the lower
-    # factor's transpose: the same numbers, adjacent.
+def _factor_upper(
+    hessian: torch.Tensor, room: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the upper Cholesky factor, in ``room`` if given, and LAPACK's info, 0 for success.
+
+    torch stores factors by columns. The solver reads rows, which are those of the lower factor's
+    transpose: the same numbers, adjacent.
+    """
+    room = torch.empty_like(hessian) if room is None else room
+    info = torch.empty((), dtype=torch.int32, device=hessian.device)
     with float32_products(hessian.device):
-        factor, info = torch.linalg.cholesky_ex(hessian)
-    return factor.mT, info
+        torch.linalg.cholesky_ex(hessian, out=(room.mT, info))
+    return room, info
 
 
 def choose_block_solver(device: torch.device, dtype: torch.dtype) -> BlockSolver:

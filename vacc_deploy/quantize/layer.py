@@ -218,4 +218,5 @@ def _require_finite(*tensors: torch.Tensor | None) -> None:
 
 def token_weights(residual: torch.Tensor) -> torch.Tensor:
     """Return one over the root mean square of each token's residual [tokens, hidden], float32."""
-    return (residual.float().square().mean(-1) + 1e-6).rsqrt()
+    length = torch.linalg.vector_norm(residual, dim=-1, dtype=torch.float32)
+    return (length.square() / residual.shape[-1] + 1e-6).rsqrt()

@@ -24,6 +24,10 @@ class LayerWeights:
         """Return a tensor in the compute dtype."""
         return self._tensors[name].to(self._dtype)
 
+    def release(self, linear: str) -> None:
+        """Let go of a linear's weight, by the linear's full name."""
+        self._tensors.pop(f"{linear}.weight", None)
+
     def read_exact(self, name: str) -> torch.Tensor:
         """Return a tensor as float32; treat it as read-only."""
         return self._tensors[name].float()

@@ -40,6 +40,7 @@ from vacc_deploy.quantize.plan import (
 )
 from vacc_deploy.quantize.report import RTN, LinearRecord, QuantizeResult
 from vacc_deploy.quantize.resume import Run, begin_run, check_unfinished
+from vacc_deploy.quantize.warm_up import warming_up
 from vacc_deploy.tokenizer import Tokenizer
 from vacc_deploy.vacc_config import check_vacc_config
 
@@ -124,9 +125,10 @@ def _quantize(
 ) -> QuantizeResult:
     """Plan and work; ``standing`` is the identity of an output that stands already."""
     checkpoint, options, output_dir = request.checkpoint, request.options, request.output_dir
-    rows = _calibration_rows(checkpoint, options, progress, dry_run=request.dry_run)
-    result = _plan(checkpoint, options, rows, output_dir)
     compute = choose_compute(options.device, options.compute_dtype)
+    with warming_up(compute):
+        rows = _calibration_rows(checkpoint, options, progress, dry_run=request.dry_run)
+    result = _plan(checkpoint, options, rows, output_dir)
     identity = identify(checkpoint, options, result.model, result.calibration, compute)
     # A dry run writes no answers, so it cannot tell whether a finished output has the same ones.
     if standing is not None and not (request.dry_run and options.answers == OWN):
@@ -146,7 +148,8 @@ def _quantize(
         run = begin_run(
             partial, identity, options.formats, num_layers, resume=request.resume, progress=progress
         )
-        run = replace(run, clock=PhaseClock(compute.synchronize))
+        synchronize = compute.synchronize if options.profile else None
+        run = replace(run, clock=PhaseClock(synchronize))
         with closing(run.journal), _telling(control, output_dir, BaseException):
             files = write_shards(checkpoint, run, options, rows, progress, control)
             result = _with_records(result, run, started, options.dampening_frac)

@@ -23,9 +23,9 @@ DATA, OWN = "data", "own"
 # Fitted tokens for each input of the widest linear. A Hessian of about as many tokens as inputs is
 # close to singular: the solver then fits the noise of these tokens.
 MIN_TOKENS_PER_INPUT = 4
-# Of the fitted rows, how many are carried through the float layers too: a quarter, and at least as
+# Of the fitted rows, how many are carried through the float layers too: an eighth, and at least as
 # many as make eight tokens for each input of the residual stream.
-ORIGINAL_SHARE = 4
+ORIGINAL_SHARE = 8
 ORIGINAL_TOKENS_PER_INPUT = 8
 FAST, FULL = "fast", "full"
 BATCH_TOKENS = 2048
@@ -56,6 +56,8 @@ class QuantizeOptions:
         scale_search: choose each row's scale by its expected error.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         compute_dtype: ``float32``, ``bfloat16``, or ``auto`` for what is fast there.
+        profile: wait for the device at the edges of every phase, so that each has its own seconds.
+            It does not shape the result.
     """
 
     method: str
@@ -75,6 +77,7 @@ class QuantizeOptions:
     scale_search: bool = True
     device: str = "cpu"
     compute_dtype: str = "auto"
+    profile: bool = False
 
     def check(self) -> None:
         """Refuse options that contradict each other.

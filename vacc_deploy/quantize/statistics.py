@@ -76,8 +76,9 @@ class StageStatistics:
             self.cross.add_(product)
 
     def end_shared(self) -> None:
-        """Note that the tokens from here on have no float stream; again and again does no harm."""
-        if self.shared_hessian is None and self.hessian is not None and self.cross is not None:
+        """Note that the tokens from here on have no float stream."""
+        if self.shared_hessian is None and self.cross is not None:
+            assert self.hessian is not None
             self.shared_hessian = self.hessian.clone()
 
     def add_held_out(

@@ -7,16 +7,18 @@ stream, but for gate and up where their product does not fit the memory that may
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
-from vacc_deploy.decoder import DOWN, GATE_UP, OUTPUT, QKV, DecoderLayer
+from vacc_deploy.decoder import DOWN, GATE_UP, OUTPUT, QKV, STAGE_LINEARS, DecoderLayer
+from vacc_deploy.model_config import linear_name
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.hidden_rows import HiddenRows
 from vacc_deploy.quantize.layer import Batch, LayerQuantizer
+from vacc_deploy.quantize.layer_weights import LayerWeights
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Streams:
     Attributes:
         deployed: every row, behind quantized layers.
         original: the first ``num_original`` rows behind float layers; None where there are none.
-        attended: room for what o_proj is applied to.
+        make_attended: returns room for what o_proj is applied to, of all rows.
         num_held_out: rows that no Hessian sees.
         num_original: rows of ``original``, the held-out ones among them.
         num_rows: all of them.
@@ -34,7 +36,7 @@ class Streams:
 
     deployed: HiddenRows
     original: HiddenRows | None
-    attended: HiddenRows
+    make_attended: Callable[[], HiddenRows]
     num_held_out: int
     num_original: int
     num_rows: int
@@ -55,23 +57,31 @@ class LayerWalk:
     """One layer, all rows, stage by stage."""
 
     def __init__(
-        self, layer: DecoderLayer, streams: Streams, compute: Compute, clock: PhaseClock
+        self,
+        layer: DecoderLayer,
+        weights: LayerWeights,
+        streams: Streams,
+        compute: Compute,
+        clock: PhaseClock,
     ) -> None:
-        self._layer, self._streams, self._compute, self._clock = layer, streams, compute, clock
+        """Bind a layer to its weights and to the rows."""
+        self._layer, self._weights, self._streams = layer, weights, streams
+        self._compute, self._clock = compute, clock
         seq = streams.deployed.buffer.shape[1]
         self._batches = list(streams.batches(max(1, compute.batch_tokens // seq)))
 
     def quantize(self, quantizer: LayerQuantizer) -> None:
         """Quantize every linear before its one application to the deployed stream."""
         self._settle_qkv(quantizer)
-        self._settle_output(quantizer)
-        self._settle_gate_up(quantizer)
+        attended = self._settle_output(quantizer)
+        self._settle_gate_up(quantizer, attended)
+        del attended
         if quantizer.skips(DOWN):
             quantizer.complete(DOWN, self._layer)
             self._apply_mlp()
         else:
             self._settle_down(quantizer)
-        self._layer.release(DOWN)
+        self._release(DOWN)
 
     def carry(self) -> None:
         """Apply a layer whose linears are deployed already, with the arithmetic of ``quantize``."""
@@ -101,14 +111,15 @@ class LayerWalk:
             quantizer.observe(batch, inputs, original)
         quantizer.complete(QKV, layer)
 
-    def _settle_output(self, quantizer: LayerQuantizer) -> None:
+    def _settle_output(self, quantizer: LayerQuantizer) -> HiddenRows:
         layer, streams = self._layer, self._streams
+        room = streams.make_attended()
         for batch in self._batches:
             original = None
             with self._clock.phase("forward"):
                 states = streams.deployed.read(batch.rows)
                 attended = layer.attend(layer.attention_input(states), layer.deployed)
-                streams.attended.write(batch.rows, attended)
+                room.write(batch.rows, attended)
                 if batch.has_original:
                     before = self._original(batch)
                     original = layer.attend(layer.attention_input(before))
@@ -116,16 +127,17 @@ class LayerWalk:
             if original is not None:
                 with self._clock.phase("forward"):
                     self._write_original(batch, before + layer.linear("o_proj")(original))
-        layer.release(QKV)
+        self._release(QKV)
         quantizer.complete(OUTPUT, layer)
+        return room
 
-    def _settle_gate_up(self, quantizer: LayerQuantizer) -> None:
+    def _settle_gate_up(self, quantizer: LayerQuantizer, attended: HiddenRows) -> None:
         layer, streams = self._layer, self._streams
         for batch in self._batches:
             original = None
             with self._clock.phase("forward"):
                 states = streams.deployed.read(batch.rows)
-                states = states + layer.deployed("o_proj")(streams.attended.read(batch.rows))
+                states = states + layer.deployed("o_proj")(attended.read(batch.rows))
                 streams.deployed.write(batch.rows, states)
                 inputs = layer.mlp_input(states)
                 if batch.has_original:
@@ -136,13 +148,14 @@ class LayerWalk:
                 with self._clock.phase("forward"):
                     inner = layer.activate(original)
                     self._write_original(batch, before + layer.linear("down_proj")(inner))
-        layer.release(OUTPUT)
+        self._release(OUTPUT)
         quantizer.complete(GATE_UP, layer)
 
     def _settle_down(self, quantizer: LayerQuantizer) -> None:
         """Observe the inputs of down, keeping as many as fit for their second use."""
         layer, streams = self._layer, self._streams
-        kept, left = dict[int, torch.Tensor](), self._compute.kept_bytes
+        kept = dict[int, torch.Tensor]()
+        left = self._compute.kept_bytes - 4 * layer.config.intermediate_size**2
         for number, batch in enumerate(self._batches):
             with self._clock.phase("forward"):
                 states = streams.deployed.read(batch.rows)
@@ -165,7 +178,12 @@ class LayerWalk:
                 if inner is None:
                     inner = layer.activate(layer.mlp_input(states), layer.deployed)
                 deployed.write(batch.rows, states + layer.deployed("down_proj")(inner))
-        layer.release(GATE_UP)
+        self._release(GATE_UP)
+
+    def _release(self, stage: str) -> None:
+        self._layer.release(stage)
+        for name in STAGE_LINEARS[stage]:
+            self._weights.release(linear_name(self._layer.index, name))
 
     def _original(self, batch: Batch) -> torch.Tensor:
         assert self._streams.original is not None
