@@ -79,20 +79,24 @@ def calibrate_layers(
             weights = next(layers, None)
         if weights is None:
             return
+        quantized: QuantizedLayer | None = None
         with torch.inference_mode():
             layer = DecoderLayer(checkpoint.config, weights.index, positions, weights.read)
             walk = LayerWalk(layer, weights, streams, compute, clock)
             if carried and weights.index < finished:
                 _deploy_finished(layer, carried.read, compute)
                 walk.carry()
-                continue
-            quantized = _quantize_layer(walk, weights, settings, streams, clock)
+            else:
+                quantized = _quantize_layer(walk, weights, settings, streams, clock)
         if compute.synchronize is not None:
             # The writers copy the codes on streams of their own.
             compute.synchronize()
-        # Only the reader and the writers hold weights while the caller takes this one.
+        # Nothing of this layer is left here when the next is asked for: the reader has the next
+        # one's weights, the caller this one's codes.
         del layer, walk, weights
-        yield quantized
+        if quantized is not None:
+            yield quantized
+        del quantized
 
 
 def solver_settings(options: QuantizeOptions) -> SolverSettings:

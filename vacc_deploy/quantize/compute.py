@@ -6,6 +6,7 @@ is float32 everywhere.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,16 +73,17 @@ def choose_compute(device: str, dtype: str = AUTO) -> Compute:
 
 
 def _cuda_device(name: str) -> torch.device:
-    kind, _, number = name.partition(":")
-    if kind != "cuda" or (number and not number.isdecimal()):
+    match = re.fullmatch("cuda(?::([0-9]+))?", name)
+    if match is None:
         raise UsageError(f"--device is {name!r}, expected cpu, cuda or cuda:N.")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count <= int(number or 0):
+    number = int(match[1] or 0)
+    if count <= number:
         raise UsageError(
             f"--device {name}: torch {torch.__version__} sees {count} CUDA devices. Use --device "
             "cpu, or install a CUDA build of torch and the driver."
         )
-    return torch.device("cuda", int(number or 0))
+    return torch.device("cuda", number)
 
 
 def _has_bfloat16() -> bool:

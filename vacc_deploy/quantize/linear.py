@@ -97,18 +97,15 @@ class StageSolver:
             solved, num_pinned = pin_largest(target, solution.codes, found)
         with clock.phase("compare"):
             error_gptq = judge.error(solved, found)
-        record = replace(
-            record,
-            error_gptq=error_gptq,
-            dampening_frac=self.factor.dampening_frac,
-            correction=round(strength, 4),
-        )
+        dampening_frac = self.factor.dampening_frac
+        record = replace(record, error_gptq=error_gptq, dampening_frac=dampening_frac)
         if not error_gptq < error_rtn:
             return codes, scale, record
         record = replace(
             record,
             method=GPTQ,
             num_saturated=solution.num_saturated,
+            correction=round(strength, 4),
             num_pinned=num_pinned,
             scale_shrink=round(shrink, 5),
         )

@@ -61,7 +61,7 @@ class StageStatistics:
             self.hessian = torch.zeros(size, size, device=inputs.device)
         shift = None if original is None else original - inputs
         if weights is not None:
-            # Off by 1/512 in bfloat16; a product of two dtypes would be ten times slower.
+            # Off by 1/256 in bfloat16; a product of two dtypes would be ten times slower.
             weights = weights.to(inputs.dtype)[:, None]
             inputs = inputs * weights
         accumulate_hessian(self.hessian, inputs)
