@@ -12,7 +12,16 @@ PACKAGE = "vacc_deploy"
 # From the floor up. A line imports from the lines above it only. A package is one entry, but for
 # quantize/, whose modules have ranks of their own: its mathematics lies far below its pipeline.
 RANKS = (
-    ("errors", "assets", "config_reader", "layouts", "phases", "progress", "results"),
+    (
+        "errors",
+        "assets",
+        "config_reader",
+        "host_memory",
+        "layouts",
+        "phases",
+        "progress",
+        "results",
+    ),
     ("chat_template", "model_config"),
     ("catalog", "vacc_config", "strict_yaml", "compile_schema", "hardware", "demo_task"),
     ("checkpoint", "tokenizer", "calibration", "answer_cache"),

@@ -13,6 +13,7 @@ from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.decoder import DOWN, DecoderLayer, Positions
 from vacc_deploy.model_config import LAYER_LINEARS, linear_name
 from vacc_deploy.phases import PhaseClock
+from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.quantize.compute import Compute, choose_compute
 from vacc_deploy.quantize.hidden_rows import HiddenRows, embed_rows
 from vacc_deploy.quantize.layer import LayerQuantizer, SolverSettings, deploy
@@ -34,10 +35,12 @@ class Carried:
     Attributes:
         count: how many, from the first on.
         read: returns codes int8 [out, in] and scale float16 [out] of a linear of theirs.
+        told: called with the index of each one that the rows have passed.
     """
 
     count: int
     read: ReadFinished
+    told: Callable[[int], None]
 
 
 def calibrate_layers(
@@ -48,6 +51,7 @@ def calibrate_layers(
     spool_dir: Path,
     clock: PhaseClock,
     carried: Carried | None = None,
+    progress: Progress = SILENT,
 ) -> Iterator[QuantizedLayer]:
     """Yield every layer that is not finished, quantized by GPTQ.
 
@@ -61,6 +65,7 @@ def calibrate_layers(
         spool_dir: where the rows lie if they do not fit the memory.
         clock: counts the seconds of each part; see ``choose_compute`` for its synchronize.
         carried: what an earlier run has finished.
+        progress: told of every linear.
 
     Raises:
         QuantizationError: a weight or an activation is not finite; names the tensor.
@@ -84,8 +89,9 @@ def calibrate_layers(
             if carried and weights.index < finished:
                 _deploy_finished(layer, carried.read, compute)
                 walk.carry()
+                carried.told(weights.index)
                 continue
-            quantized = _quantize_layer(walk, weights, settings, streams, clock)
+            quantized = _quantize_layer(walk, weights, settings, streams, clock, progress)
         # Only the reader and the writers hold weights while the caller takes this one.
         del layer, walk, weights
         yield quantized
@@ -108,6 +114,7 @@ def _quantize_layer(
     settings: SolverSettings,
     streams: Streams,
     clock: PhaseClock,
+    progress: Progress,
 ) -> QuantizedLayer:
     quantizer = LayerQuantizer(
         settings,
@@ -115,9 +122,15 @@ def _quantize_layer(
         num_held_out_tokens=streams.num_held_out * streams.deployed.buffer.shape[1],
         dtype=streams.deployed.buffer.dtype,
         clock=clock,
+        progress=progress,
     )
     walk.quantize(quantizer)
-    return QuantizedLayer(weights.index, tuple(quantizer.linears), tuple(quantizer.records))
+    return QuantizedLayer(
+        weights.index,
+        tuple(quantizer.linears),
+        tuple(quantizer.records),
+        tuple(quantizer.seconds),
+    )
 
 
 def _start(

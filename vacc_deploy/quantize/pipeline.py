@@ -21,6 +21,7 @@ from vacc_deploy.checkpoint import (
 )
 from vacc_deploy.decoder import check_sequence_length
 from vacc_deploy.errors import CheckpointError
+from vacc_deploy.host_memory import peak_memory_bytes
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import SILENT, UNCONTROLLED, Progress, RunControl
 from vacc_deploy.quantize.complete import finished_identity, take_finished
@@ -150,6 +151,7 @@ def _quantize(
         with closing(run.journal), _telling(control, output_dir, BaseException):
             files = write_shards(checkpoint, run, options, rows, progress, control)
             result = _with_records(result, run, started, options.dampening_frac)
+            result = replace(result, peak_device_memory_bytes=compute.peak_memory_bytes())
             finish_output(checkpoint, run, result, options, files)
     _warn(progress, _record_warnings(result.linears, options.dampening_frac))
     return result
@@ -171,7 +173,7 @@ def _with_records(
         linears=tuple(records),
         warnings=(*result.warnings, *_record_warnings(records, dampening_frac)),
         seconds=time.monotonic() - started,
-        peak_memory_bytes=_peak_memory_bytes(),
+        peak_memory_bytes=peak_memory_bytes(),
     )
 
 
@@ -223,17 +225,6 @@ def _open_float(checkpoint_dir: Path) -> Checkpoint:
         )
     check_vacc_config(checkpoint_dir, checkpoint.config)
     return checkpoint
-
-
-def _peak_memory_bytes() -> int:
-    """Return the largest resident size this process has had.
-
-    From the kernel's own line: what getrusage gives is inherited from the parent across exec.
-    """
-    for line in Path("/proc/self/status").read_text("ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:

@@ -56,11 +56,16 @@ class QuantizedLinear:
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """One finished decoder layer: its linears in the order of use, and one record for each."""
+    """One finished decoder layer: its linears in the order of use, and one record for each.
+
+    ``linear_seconds`` has the wall time of each linear where they are made one after the other.
+    It leaves out what the linears of a stage share: forward pass, Hessian and its factor.
+    """
 
     index: int
     linears: tuple[QuantizedLinear, ...]
     records: tuple[LinearRecord, ...]
+    linear_seconds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class QuantizeResult:
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
     peak_memory_bytes: int = 0
+    peak_device_memory_bytes: int | None = None
     dry_run: bool = False
     already_finished: bool = False
 
@@ -120,6 +126,7 @@ class QuantizeResult:
             "estimated_memory_bytes": self.memory_bytes,
             "seconds": round(self.seconds, 3),
             "peak_memory_bytes": self.peak_memory_bytes,
+            "peak_device_memory_bytes": self.peak_device_memory_bytes,
             "totals": self.totals(),
             "calibration": self.calibration,
             "warnings": list(self.warnings),
@@ -152,7 +159,10 @@ class QuantizeResult:
         if not self.already_finished:
             pairs += [
                 ("time", format_seconds(self.seconds)),
-                ("peak memory", format_bytes(self.peak_memory_bytes)),
+                (
+                    "peak memory",
+                    describe_peak(self.peak_memory_bytes, self.peak_device_memory_bytes),
+                ),
             ]
         pairs.append(("report", self.main_dir / REPORT_NAME))
         text = f"Quantized {self.model} in {self.output_dir}\n{format_pairs(pairs)}"
@@ -167,13 +177,32 @@ def _describe_calibration(calibration: dict[str, Any]) -> str:
     return f"{calibration['tokens']:,} tokens ({sources})"
 
 
+def describe_peak(host_bytes: int, device_bytes: int | None) -> str:
+    """Return the peak memory of the host and, where it is another, of the device."""
+    device = "" if device_bytes is None else f", {format_bytes(device_bytes)} on the device"
+    return f"{format_bytes(host_bytes)}{device}"
+
+
 def summarize_layer(layer: int, records: Sequence[LinearRecord]) -> str:
     """Return one line on a finished layer for the progress display."""
-    parts = []
-    for record in records:
-        name = record.name.rsplit(".", 1)[-1].removesuffix("_proj")
-        if record.error_gptq is None or not record.error_rtn:
-            continue
-        ratio = record.error_gptq / record.error_rtn
-        parts.append(f"{name} {ratio:.2f}" + ("" if record.method == GPTQ else " (rounded)"))
+    parts = [part for part in map(_compare_errors, records) if part]
     return f"layer {layer}" + (f": error beside rounding's {', '.join(parts)}" if parts else "")
+
+
+def summarize_linear(layer: int, linear: str, records: Sequence[LinearRecord]) -> str:
+    """Return what is under way, ``linear``, and how those before it in the layer came out."""
+    return f"{_short_name(linear)} of {summarize_layer(layer, records)}"
+
+
+def _compare_errors(record: LinearRecord) -> str:
+    """Return the error beside rounding's, for example ``q 0.52``; empty where there is none."""
+    if record.error_gptq is None or not record.error_rtn:
+        return ""
+    ratio = record.error_gptq / record.error_rtn
+    return f"{_short_name(record.name)} {ratio:.2f}" + (
+        "" if record.method == GPTQ else " (rounded)"
+    )
+
+
+def _short_name(linear: str) -> str:
+    return linear.rsplit(".", 1)[-1].removesuffix("_proj")
