@@ -41,6 +41,10 @@ class Compute:
         """Return what waits for the device, or None where nothing runs ahead of the host."""
         return torch.cuda.synchronize if self.device.type == "cuda" else None
 
+    def free_memory_bytes(self) -> int | None:
+        """Return the bytes free on the device; None where that is the host."""
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
+
     def peak_memory_bytes(self) -> int | None:
         """Return the most that this process has held on the device; None where that is the host."""
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
