@@ -142,10 +142,22 @@ def _start(
 ) -> Streams:
     """Return the embedded rows, held-out ones first."""
     config, tokens = checkpoint.config, torch.from_numpy(rows.tokens)
-    num_rows, sequence_length = tokens.shape
-    num_held_out = num_rows - rows.num_fit_rows
+    num_held_out = len(tokens) - rows.num_fit_rows
     tokens = tokens.roll(num_held_out, 0)
     num_original = num_original_rows(config, options, rows.num_fit_rows, num_held_out)
+    return open_streams(checkpoint, tokens, num_held_out, num_original, compute, spool_dir)
+
+
+def open_streams(
+    checkpoint: Checkpoint,
+    tokens: torch.Tensor,
+    num_held_out: int,
+    num_original: int,
+    compute: Compute,
+    spool_dir: Path,
+) -> Streams:
+    """Return the embeddings of ``tokens`` int64 [rows, seq], which are in the order of Streams."""
+    config, (num_rows, sequence_length) = checkpoint.config, tokens.shape
     deployed = embed_rows(checkpoint, tokens, compute, spool_dir)
     original = None
     if num_original:

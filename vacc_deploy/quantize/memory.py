@@ -136,8 +136,10 @@ def _observing(work: Workload, stage: str) -> Parts:
     if _has_correction(work, stage):
         # The sum that the float stream shares, the cross sum, and the product to be added to it.
         squares += (_FLOAT * (1 + (work.num_plain > 0)) + itemsize) * in_features**2
-    panel = _PANEL_ROWS * in_features * _FLOAT
-    return {"Hessians": squares + panel, "activations": _activations(work, stage)}
+    return {
+        "Hessians": squares + _panel_bytes(in_features),
+        "activations": _activations(work, stage),
+    }
 
 
 def _activations(work: Workload, stage: str) -> int:
@@ -162,8 +164,12 @@ def _factoring(work: Workload, stage: str) -> Parts:
     squares = 2 + work.act_order  # the Hessian, itself permuted, the factor
     if _has_correction(work, stage):
         squares += 3  # the shared sum, the cross sum, the correction
-    panel = _PANEL_ROWS * in_features * _FLOAT if work.act_order else 0
+    panel = _panel_bytes(in_features) if work.act_order else 0
     return {"Hessians": squares * _FLOAT * in_features**2 + panel}
+
+
+def _panel_bytes(in_features: int) -> int:
+    return min(_PANEL_ROWS, in_features) * in_features * _FLOAT
 
 
 def _solving(work: Workload, stage: str) -> Parts:
@@ -172,7 +178,8 @@ def _solving(work: Workload, stage: str) -> Parts:
     corrected = _has_correction(work, stage)
     # Permuted, its errors, its targets; and the codes of rounding and of the solver.
     floats = 3 + corrected + (work.weight_bytes != _FLOAT)
-    sample = _COMPARED_TOKENS * (2 * in_features + num_weights // in_features) * _FLOAT
+    compared = min(_COMPARED_TOKENS, work.num_held_out * work.sequence_length)
+    sample = compared * (2 * in_features + num_weights // in_features) * _FLOAT
     return {
         "Hessians": (1 + corrected) * _FLOAT * in_features**2,
         "solver": (floats * _FLOAT + 2) * num_weights,

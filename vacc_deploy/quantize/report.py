@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,54 @@ class QuantizedLayer:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """What a run will need, in parts by name.
+
+    Attributes:
+        memory: bytes of the host.
+        device_memory: bytes of the device; None where that is the host.
+        seconds: wall time; None where it was not predicted.
+    """
+
+    memory: dict[str, int]
+    device_memory: dict[str, int] | None = None
+    seconds: dict[str, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sums and their parts for ``--json``."""
+        device, seconds = self.device_memory, self.seconds
+        rounded = {name: round(part, 3) for name, part in (seconds or {}).items()}
+        return {
+            "estimated_seconds": round(sum(seconds.values()), 3) if seconds else None,
+            "estimated_memory_bytes": sum(self.memory.values()),
+            "estimated_device_memory_bytes": None if device is None else sum(device.values()),
+            "estimated_parts": {
+                "seconds": rounded if seconds else None,
+                "memory_bytes": self.memory,
+                "device_memory_bytes": device,
+            },
+        }
+
+    def to_pairs(self) -> list[tuple[str, object]]:
+        """Return the lines of the plan."""
+        pairs: list[tuple[str, object]] = []
+        if self.seconds:
+            pairs.append(("time", _describe_sum(self.seconds, format_seconds)))
+        pairs.append(("memory", _describe_sum(self.memory, format_bytes)))
+        if self.device_memory is not None:
+            pairs.append(("device memory", _describe_sum(self.device_memory, format_bytes)))
+        return pairs
+
+
+def _describe_sum(parts: Mapping[str, float], show: Callable[[float], str]) -> str:
+    """Return a sum and its parts, the largest first; parts below a hundredth are left out."""
+    total = sum(parts.values())
+    shown = sorted(parts.items(), key=lambda item: -item[1])
+    listed = ", ".join(f"{name} {show(part)}" for name, part in shown if part >= total / 100)
+    return f"about {show(total)} ({listed})"
+
+
+@dataclass(frozen=True)
 class QuantizeResult:
     """What ``quantize`` wrote, or would write (``dry_run``)."""
 
@@ -77,7 +125,7 @@ class QuantizeResult:
     method: str
     input_bytes: int
     output_bytes: int
-    memory_bytes: int
+    estimate: Estimate
     formats: tuple[str, ...] = ("int8",)
     linears: tuple[LinearRecord, ...] = ()
     calibration: dict[str, Any] | None = None
@@ -94,6 +142,11 @@ class QuantizeResult:
         if len(self.formats) == 1:
             return self.output_dir
         return self.output_dir / ("int8" if "int8" in self.formats else self.formats[0])
+
+    @property
+    def memory_bytes(self) -> int:
+        """The bytes of the host that the run is estimated to hold at most."""
+        return sum(self.estimate.memory.values())
 
     def totals(self) -> dict[str, Any]:
         """Return counts and means over all linears."""
@@ -123,7 +176,7 @@ class QuantizeResult:
             "formats": list(self.formats),
             "input_bytes": self.input_bytes,
             "output_bytes": self.output_bytes,
-            "estimated_memory_bytes": self.memory_bytes,
+            **self.estimate.to_dict(),
             "seconds": round(self.seconds, 3),
             "peak_memory_bytes": self.peak_memory_bytes,
             "peak_device_memory_bytes": self.peak_device_memory_bytes,
@@ -144,7 +197,7 @@ class QuantizeResult:
         if self.calibration:
             pairs.append(("calibration", _describe_calibration(self.calibration)))
         if self.dry_run:
-            pairs.append(("memory", f"about {format_bytes(self.memory_bytes)}"))
+            pairs += self.estimate.to_pairs()
             return f"Would quantize {self.model} into {self.output_dir}\n{format_pairs(pairs)}"
         totals = self.totals()
         if totals["mean_error_ratio_gptq_to_rtn"] is not None:
