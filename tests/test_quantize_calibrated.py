@@ -376,7 +376,9 @@ def test_calibrate_layers_memory_does_not_grow_with_the_layers(
         del layer
     monkeypatch.setattr(Checkpoint, "read", read)
     monkeypatch.setattr(calibrated, "DecoderLayer", CountedLayer)
-    carried = Carried(num_carried, finished.__getitem__) if num_carried else None
+    carried = (
+        Carried(num_carried, finished.__getitem__, lambda index: None) if num_carried else None
+    )
     for layer in layers_of(source, options, tmp_path, carried):
         results.add(layer)
         del layer
