@@ -11,6 +11,8 @@ from checkpoint_builders import write_checkpoint
 from click.testing import CliRunner
 
 from vacc_deploy.cli import cli
+from vacc_deploy.quantize import compute, pipeline
+from vacc_deploy.quantize.plan import QuantizeOptions
 
 
 @pytest.fixture
@@ -67,6 +69,17 @@ def test_quantize_options_reach_the_report(source, words, tmp_path):
         tmp_path / "o",
         "--evaluation-share",
         0.25,
+        "--effort",
+        "fast",
+        "--shrinkage",
+        0.5,
+        "--dampening",
+        0.05,
+        "--no-scale-search",
+        "--compute-dtype",
+        "float32",
+        "--device",
+        "cpu",
     )
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "o" / "quantize_report.json").read_text("utf-8"))
@@ -80,7 +93,37 @@ def test_quantize_options_reach_the_report(source, words, tmp_path):
         "held_out_share": 0.1,
         "evaluation_share": 0.25,
         "answers": "data",
+        "effort": "fast",
+        "shrinkage": 0.5,
+        "dampening_frac": 0.05,
+        "scale_search": False,
     }
+    down = [linear for linear in report["linears"] if linear["name"].endswith("down_proj")]
+    assert [linear["method"] for linear in down] == ["rtn", "rtn"]
+    assert {linear["dampening_frac"] for linear in report["linears"]} == {None, 0.05}
+    assert {linear["scale_shrink"] for linear in report["linears"]} == {0.0}
+
+
+def test_quantize_defaults_of_the_solver_are_those_of_the_library(source, words):
+    assert run_gptq(source, words).exit_code == 0
+    path = source.with_name("model-int8") / "quantize_report.json"
+    given = json.loads(path.read_text("utf-8"))["options"]
+    library = QuantizeOptions("gptq").to_dict()
+    names = ("act_order", "effort", "shrinkage", "dampening_frac", "scale_search", "seed")
+    assert {name: given[name] for name in names} == {name: library[name] for name in names}
+
+
+def test_quantize_compute_dtype_reaches_the_computation(source, words, monkeypatch):
+    asked = []
+    plain = compute.choose_compute
+
+    def choose(*arguments):
+        asked.append(arguments)
+        return plain(*arguments)
+
+    monkeypatch.setattr(pipeline, "choose_compute", choose)
+    assert run_gptq(source, words, "--compute-dtype", "bfloat16", "--dry-run").exit_code == 0
+    assert asked == [("cpu", "bfloat16")]
 
 
 @pytest.mark.parametrize("extra", [(), ("--dry-run",)])
@@ -100,7 +143,7 @@ def test_quantize_dry_run_prints_the_plan(source, tmp_path):
     result = run(source, "--dry-run")
     assert result.exit_code == 0
     assert result.stdout.startswith(f"Would quantize model into {source}-int8\n")
-    assert "memory   about " in result.stdout
+    assert "time     about " in result.stdout and "memory   about " in result.stdout
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -118,11 +161,19 @@ def test_quantize_dry_run_prints_the_plan(source, tmp_path):
         (("--seq-len", "8"), 2, "Invalid value for '--seq-len'"),
         (("--method", "awq"), 2, "Invalid value for '--method'"),
         (("--format", "int4"), 2, "Invalid value for '--format'"),
-        (("--device", "cuda"), 2, "Invalid value for '--device'"),
+        (("--effort", "slow"), 2, "Invalid value for '--effort'"),
+        (("--shrinkage", "1.5"), 2, "Invalid value for '--shrinkage'"),
+        (("--dampening", "0"), 2, "Invalid value for '--dampening'"),
+        (("--compute-dtype", "float16"), 2, "Invalid value for '--compute-dtype'"),
+        (("--device", "tpu"), 2, "Error: --device is 'tpu', expected cpu, cuda or cuda:N."),
+        (("--device", "cuda:x"), 2, "Error: --device is 'cuda:x', expected cpu, cuda or cuda:N."),
+        (("--device", "cuda"), 2, " sees 0 CUDA devices. Use --device cpu, or install a CUDA "),
+        (("--device", "cuda:1"), 2, "Error: --device cuda:1: torch "),
     ],
 )
-def test_quantize_wrong_options(source, tmp_path, arguments, code, message):
+def test_quantize_wrong_options(source, tmp_path, monkeypatch, arguments, code, message):
     before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # whatever the machine has
     result = run(source, *arguments)
     assert result.exit_code == code
     assert message in result.output
@@ -203,6 +254,8 @@ def test_quantize_resume_of_a_finished_output(source):
     assert (first.pop("already_finished"), again.pop("already_finished")) == (False, True)
     for values in (first, again):
         values["seconds"] = values["peak_memory_bytes"] = 0
+        # They begin with what the process holds already.
+        del values["estimated_memory_bytes"], values["estimated_parts"]
     assert again == first
     assert run(source, "--resume").stdout.startswith("Finished already, and every file has its ")
 

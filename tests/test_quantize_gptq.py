@@ -8,8 +8,10 @@ from vacc_deploy.quantize import gptq
 from vacc_deploy.quantize.gptq import (
     Factor,
     accumulate_hessian,
+    dampening_ladder,
     factorize,
     mirror_upper,
+    shrink_to_diagonal,
     solve,
 )
 from vacc_deploy.quantize.int8 import choose_scale, dequantize, round_to_nearest
@@ -60,6 +62,16 @@ def textbook_gptq(weight, scale, hessian, columns, dampening_frac):
     restored = torch.empty_like(codes)
     restored[:, columns] = codes
     return restored
+
+
+def factored_hessian(factor):
+    """Return RᵀR in float64, the damped Hessian, columns in their own order."""
+    size = len(factor.column_cost)
+    order = torch.arange(size) if factor.order is None else factor.order
+    rows = factor.column_cost.double()[order].sqrt()[:, None] * factor.unit_rows.double()
+    product = torch.empty(size, size, dtype=torch.float64)
+    product[order[:, None], order] = rows.T @ rows
+    return product
 
 
 def settling_order(hessian, act_order):
@@ -207,6 +219,94 @@ def test_factorize_unit_rows_are_upper_with_unit_diagonal():
     assert (diagonal[1:] >= diagonal[:-1]).all()
 
 
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        (0.01, (0.01, 0.1, 1.0)),
+        (0.1, (0.1, 1.0)),
+        (0.05, (0.05, 0.5, 1.0)),
+        (0.3, (0.3, 1.0)),
+        (1.0, (1.0,)),
+        (1e-4, (1e-4, 1e-3, 1e-2, 0.1, 1.0)),
+    ],
+)
+def test_dampening_ladder_climbs_by_tens_to_one(first, expected):
+    assert dampening_ladder(first) == pytest.approx(expected, rel=1e-12)
+    assert dampening_ladder(first)[0] == first and dampening_ladder(first)[-1] == 1.0
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 0.3, 1.0])
+def test_shrink_to_diagonal_keeps_the_diagonal_and_scales_the_rest(shrinkage):
+    hessian = full_hessian(correlated_inputs(60, 20))
+    shrunk = hessian.clone()
+    shrink_to_diagonal(shrunk, shrinkage)
+    diagonal = torch.diag(hessian.diagonal())
+    expected = (1 - shrinkage) * (hessian - diagonal) + diagonal
+    assert torch.allclose(shrunk, expected, rtol=1e-14, atol=0)
+    assert torch.equal(shrunk.diagonal(), hessian.diagonal())
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("shrinkage", [0.2, 0.7])
+def test_factorize_shrinkage_equals_a_hessian_shrunk_before(act_order, shrinkage):
+    hessian = full_hessian(correlated_inputs(90, 30))
+    shrunk = (1 - shrinkage) * hessian + shrinkage * torch.diag(hessian.diagonal())
+    got = factorize(hessian.clone(), act_order=act_order, shrinkage=shrinkage)
+    expected = factorize(shrunk, act_order=act_order)
+    assert torch.allclose(got.unit_rows, expected.unit_rows, rtol=1e-10, atol=1e-12)
+    plain = factorize(hessian.clone(), act_order=act_order)
+    assert not torch.allclose(got.unit_rows, plain.unit_rows, rtol=0.01)
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+def test_factorize_full_shrinkage_equals_rounding(act_order):
+    hessian, weight = full_hessian(correlated_inputs(90, 30)), random_weight(16, 30)
+    scale = choose_scale(weight)
+    codes = solve(weight, scale, factorize(hessian, act_order=act_order, shrinkage=1.0)).codes
+    assert torch.equal(codes, round_to_nearest(weight, scale))
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+def test_factorize_column_cost_is_the_squared_cholesky_diagonal_in_own_order(act_order):
+    hessian = full_hessian(correlated_inputs(90, 30))
+    factor = factorize(hessian.clone(), act_order=act_order, ladder=(0.1,))
+    damped = hessian + 0.1 * hessian.diagonal().mean() * torch.eye(30, dtype=torch.float64)
+    order = settling_order(hessian, act_order).flip(0)
+    upper = torch.linalg.cholesky(damped[order][:, order], upper=True)
+    assert torch.allclose(factor.column_cost[order], upper.diagonal() ** 2, rtol=1e-10)
+    assert torch.allclose(factored_hessian(factor), damped, rtol=1e-10, atol=1e-9)
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+def test_factorize_column_cost_is_what_an_error_costs_after_the_rest_is_settled(act_order):
+    """The columns settled later move so as to make up for it: a least-squares fit of it by them."""
+    inputs = correlated_inputs(90, 12)
+    hessian = full_hessian(inputs)
+    factor = factorize(hessian.clone(), act_order=act_order, ladder=(1e-12,))
+    settled_first = settling_order(hessian, act_order).tolist()
+    for place, column in enumerate(settled_first):
+        later = inputs[:, settled_first[place + 1 :]]
+        left = inputs[:, column]
+        if later.shape[1]:
+            left = left - later @ torch.linalg.lstsq(later, left[:, None]).solution[:, 0]
+        assert factor.column_cost[column].item() == pytest.approx(
+            left.square().sum().item(), rel=1e-6
+        )
+
+
+@pytest.mark.parametrize("size", [1, 4, 5, 11])
+def test_permute_equals_fancy_indexing(monkeypatch, size):
+    monkeypatch.setattr(gptq, "_HESSIAN_BLOCK", 4)
+    matrix = random_weight(size, size)
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(5))
+    before = matrix.clone()
+    assert torch.equal(gptq._permute(matrix, order), matrix[order][:, order])
+    assert torch.equal(matrix, before)
+    values = matrix[0].clone()
+    assert torch.equal(gptq._restore(values[order], order), values)
+    assert gptq._restore(values, None) is values
+
+
 @pytest.mark.parametrize("size", [1, 7, 1023, 1024, 1025, 2100])
 def test_accumulate_hessian_equals_the_full_product(size):
     inputs = torch.randn(9, size, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -270,6 +370,37 @@ def test_solve_float32_is_as_good_as_float64(act_order):
         difference = dequantize(codes, scale).double() - weight
         errors.append(torch.linalg.norm(inputs @ difference.T).item())
     assert errors[0] == pytest.approx(errors[1], rel=0.01)
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("shrinkage", [0.0, 0.3])
+def test_bfloat16_hessian_is_as_good_as_float32(act_order, shrinkage):
+    """Products in bfloat16 move single codes; on tokens of their own the errors are the same."""
+    inputs = correlated_inputs(1600, 192, dtype=torch.float32)
+    inputs[:, [3, 50, 120]] *= 60  # the outlier columns of a transformer
+    fit, held_out = inputs[:1200], inputs[1200:].double()
+    weight = random_weight(64, 192, dtype=torch.float32)
+    scale, factors, errors, fits = choose_scale(weight), [], [], []
+    for dtype in (torch.float32, torch.bfloat16):
+        hessian = torch.zeros(192, 192)
+        for batch in fit.chunk(4):
+            accumulate_hessian(hessian, batch.to(dtype))
+        mirror_upper(hessian)
+        factors.append(factorize(hessian, act_order=act_order, shrinkage=shrinkage, ladder=(0.1,)))
+        codes = solve(weight, scale, factors[-1]).codes
+        difference = dequantize(codes, scale).double() - weight.double()
+        output = torch.linalg.norm(held_out @ weight.double().T)
+        errors.append((torch.linalg.norm(held_out @ difference.T) / output).item())
+        fits.append(torch.linalg.norm(fit.double() @ difference.T).item())
+    assert errors[1] == pytest.approx(errors[0], rel=0.01)
+    assert fits[1] == pytest.approx(fits[0], rel=0.01)
+    exact, half = factors
+    assert exact.dampening_frac == half.dampening_frac == 0.1
+    assert not torch.equal(exact.unit_rows, half.unit_rows)
+    assert torch.allclose(half.column_cost, exact.column_cost, rtol=0.05)
+    products = [factored_hessian(factor) for factor in factors]
+    off = torch.linalg.norm(products[1] - products[0]) / torch.linalg.norm(products[0])
+    assert 0 < off < 0.01
 
 
 def test_solve_counts_saturated_codes_exactly():

@@ -4,21 +4,27 @@ import hashlib
 import importlib.util
 import json
 import threading
-import weakref
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from checkpoint_builders import read_tensors, write_checkpoint
+from checkpoint_builders import read_tensors
+from quantize_runs import (
+    HEADS,
+    NUM_SAMPLES,
+    RTN,
+    SEQ_LEN,
+    calibration_tokens,
+    gptq_options,
+    make_source,
+    write_words,
+)
 from reference_logits import decoder_logits
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from vacc_deploy.calibration.rows import build_rows
 from vacc_deploy.calibration.sources import CalibrationSource
 from vacc_deploy.checkpoint import Checkpoint
-from vacc_deploy.decoder import DecoderLayer, Positions, embed, float_reader, rms_norm, walk_layer
 from vacc_deploy.errors import (
     CalibrationError,
     CheckpointError,
@@ -26,62 +32,25 @@ from vacc_deploy.errors import (
     QuantizationError,
     UsageError,
 )
-from vacc_deploy.model_config import FINAL_NORM, LAYER_LINEARS, LM_HEAD, linear_name
+from vacc_deploy.model_config import LAYER_LINEARS, LM_HEAD, linear_name
 from vacc_deploy.prepare import prepare
 from vacc_deploy.progress import Progress
-from vacc_deploy.quantize import calibrated, pipeline
 from vacc_deploy.quantize import directory as directory_module
-from vacc_deploy.quantize import layer as layer_module
+from vacc_deploy.quantize import pipeline
 from vacc_deploy.quantize.formats import INT8_GUARD
-from vacc_deploy.quantize.gptq import factorize, solve
 from vacc_deploy.quantize.int8 import (
-    choose_scale,
-    dequantize,
     quantize_rounding,
-    round_to_nearest,
 )
 from vacc_deploy.quantize.pipeline import quantize
 from vacc_deploy.quantize.plan import QuantizeOptions
-from vacc_deploy.tokenizer import Tokenizer
 
 SOURCE_DIR = Path(__file__).resolve().parents[1] / "source_code"
-RTN = QuantizeOptions("rtn")
-SEQ_LEN, NUM_SAMPLES = 32, 24  # 22 x 32 fitted tokens: enough for an input of 160
-HEADS = {"qwen2": {}, "llama": {}, "llama-biases": {"attention_bias": True, "mlp_bias": True}}
-
-
-def make_source(directory, kind="qwen2", **arguments):
-    overrides = {**HEADS[kind], **arguments.pop("config_overrides", {})}
-    return write_checkpoint(
-        directory, model_type=kind.split("-")[0], config_overrides=overrides, **arguments
-    )
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     """Calibration text of 12,000 random words."""
-    path = tmp_path_factory.mktemp("text") / "words.txt"
-    generator = torch.Generator().manual_seed(9)
-    letters = torch.randint(97, 123, (12000, 5), generator=generator).tolist()
-    path.write_text("\n".join("".join(map(chr, word)) for word in letters), "utf-8")
-    return path
-
-
-def gptq_options(text, **changes):
-    values = {"num_samples": NUM_SAMPLES, "sequence_length": SEQ_LEN, **changes}
-    return QuantizeOptions("gptq", sources=(CalibrationSource("text", text),), **values)
-
-
-def calibration_tokens(source, options):
-    rows = build_rows(
-        options.sources,
-        Tokenizer.from_dir(source),
-        num_samples=options.num_samples,
-        sequence_length=options.sequence_length,
-        seed=options.seed,
-        vocab_size=Checkpoint.open(source).config.vocab_size,
-    )
-    return torch.from_numpy(rows.tokens)
+    return write_words(tmp_path_factory.mktemp("text") / "words.txt")
 
 
 def sha256(path):
@@ -141,155 +110,6 @@ def test_quantize_layout_of_shards_and_index(tmp_path, tied):
     total = sum(t.numel() * t.element_size() for t in read_tensors(output).values())
     assert index["metadata"]["total_size"] == total
     assert (LM_HEAD in index["weight_map"]) is not tied
-
-
-STAGES = {
-    "qkv": ("q_proj", "k_proj", "v_proj"),
-    "o": ("o_proj",),
-    "gate_up": ("gate_proj", "up_proj"),
-    "down": ("down_proj",),
-}
-
-
-class PlainModel:
-    """The decoder in plain torch, run from the embedding on for every question asked of it."""
-
-    def __init__(self, source, tokens):
-        self.config, self.tokens = Checkpoint.open(source).config, tokens
-        self.weights = {name: tensor.float() for name, tensor in read_tensors(source).items()}
-        self.positions = Positions.build(self.config, tokens.shape[1])
-
-    def linear(self, layer, name, inputs):
-        full = linear_name(layer, name)
-        return F.linear(inputs, self.weights[f"{full}.weight"], self.weights.get(f"{full}.bias"))
-
-    def norm(self, layer, name, hidden):
-        weight = self.weights[f"model.layers.{layer}.{name}.weight"]
-        return rms_norm(hidden, weight, self.config.rms_norm_eps)
-
-    def attend(self, layer, inputs):
-        rows, seq, _ = inputs.shape
-        query, key, value = (
-            self.linear(layer, name, inputs)
-            .view(rows, seq, -1, self.config.head_dim)
-            .transpose(1, 2)
-            for name in STAGES["qkv"]
-        )
-        groups = self.config.num_attention_heads // self.config.num_key_value_heads
-        query, key = self.positions.rotate(query), self.positions.rotate(key)
-        key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
-        scores = query @ key.transpose(2, 3) / self.config.head_dim**0.5
-        future = torch.ones(seq, seq).triu(1).bool()
-        attended = scores.masked_fill(future, float("-inf")).softmax(-1) @ value
-        return attended.transpose(1, 2).reshape(rows, seq, -1)
-
-    def stage_inputs(self, last, stage):
-        """Run the model as it is now up to ``stage`` of layer ``last``."""
-        hidden = self.weights["model.embed_tokens.weight"][self.tokens]
-        for layer in range(last + 1):
-            inputs = {"qkv": self.norm(layer, "input_layernorm", hidden)}
-            inputs["o"] = self.attend(layer, inputs["qkv"])
-            hidden = hidden + self.linear(layer, "o_proj", inputs["o"])
-            inputs["gate_up"] = self.norm(layer, "post_attention_layernorm", hidden)
-            gate, up = (self.linear(layer, name, inputs["gate_up"]) for name in STAGES["gate_up"])
-            inputs["down"] = F.silu(gate) * up
-            hidden = hidden + self.linear(layer, "down_proj", inputs["down"])
-        return inputs[stage]
-
-
-def slow_gptq(source, tokens, *, num_held_out, act_order=True):
-    """The whole calibration in plain torch: one linear at a time, the model rerun for each.
-
-    Returns the codes and scales of every linear; earlier linears are already quantized when the
-    inputs of a later one are collected.
-    """
-    model, result, num_fit = PlainModel(source, tokens), {}, len(tokens) - num_held_out
-    for layer in range(model.config.num_hidden_layers):
-        for stage, names in STAGES.items():
-            inputs = model.stage_inputs(layer, stage)
-            fit, held_out = inputs[:num_fit].flatten(0, 1), inputs[num_fit:].flatten(0, 1)
-            factor = factorize(fit.T @ fit, act_order=act_order)
-            for name in names:
-                full = linear_name(layer, name)
-                weight = model.weights[f"{full}.weight"]
-                scale, choices = choose_scale(weight), []
-                for codes in (round_to_nearest(weight, scale), solve(weight, scale, factor).codes):
-                    difference = dequantize(codes, scale) - weight
-                    error = (held_out @ difference.T).norm() / (held_out @ weight.T).norm()
-                    choices.append((error.item(), codes))
-                best = min(choices, key=lambda choice: choice[0])
-                result[full] = (best[1], scale, choices[1][0], choices[0][0])
-                model.weights[f"{full}.weight"] = dequantize(best[1], scale)
-    return result
-
-
-@pytest.mark.parametrize("kind", HEADS)
-@pytest.mark.parametrize("act_order", [True, False])
-def test_quantize_gptq_equals_a_slow_reference(tmp_path, text, kind, act_order):
-    source = make_source(tmp_path / "model", kind, num_layers=2)
-    options = gptq_options(text, act_order=act_order)
-    result = quantize(source, options=options)
-    tokens = calibration_tokens(source, options)
-    expected = slow_gptq(source, tokens, num_held_out=2, act_order=act_order)
-    written, stored = read_tensors(result.output_dir), read_tensors(source)
-    assert [record.name for record in result.linears] == list(expected)
-    for record in result.linears:
-        codes, scale, error_gptq, error_rtn = expected[record.name]
-        got = written[f"{record.name}.weight"]
-        assert torch.equal(written[f"{record.name}.weight_scale"], scale)
-        # The order of a sum in float32 moves a rounding here and there, and no more.
-        assert (got != codes).float().mean() < 0.02
-        assert (got.int() - codes.int()).abs().max() <= 2
-        assert record.error_gptq == pytest.approx(error_gptq, rel=0.02)
-        assert record.error_rtn == pytest.approx(error_rtn, rel=0.005)
-        assert record.method == ("gptq" if error_gptq < error_rtn else "rtn")
-        assert record.dampening_frac == 0.01
-    first = result.linears[0]
-    # Nothing before it was quantized, so nothing can have moved.
-    assert torch.equal(written[f"{first.name}.weight"], expected[first.name][0])
-    assert sum(record.method == "gptq" for record in result.linears) >= 10
-    for name in stored:
-        if name.removesuffix(".weight") not in expected:
-            assert torch.equal(written[name].view(torch.uint8), stored[name].view(torch.uint8))
-
-
-def test_quantize_gptq_sees_quantized_inputs(tmp_path, text, monkeypatch):
-    """The Hessian of a stage holds the outputs of the quantized stages before it."""
-    source = make_source(tmp_path / "model", dtype=torch.float32)
-    seen = []
-    plain = layer_module.LayerQuantizer.observe
-
-    def observe(self, stage, rows, inputs):
-        seen.append((stage, inputs.clone()))
-        plain(self, stage, rows, inputs)
-
-    monkeypatch.setattr(layer_module.LayerQuantizer, "observe", observe)
-    options = gptq_options(text)
-    output = quantize(source, options=options).output_dir
-    tokens = calibration_tokens(source, options)
-
-    class Collect:
-        inputs = []
-
-        def observe(self, stage, rows, inputs):
-            self.inputs.append((stage, inputs.clone()))
-
-        def complete(self, stage, layer):
-            pass
-
-    deployed = Checkpoint.open(output)
-    hidden_states = embed(deployed, tokens)
-    for index in range(2):
-        positions = Positions.build(deployed.config, SEQ_LEN)
-        walk_layer(
-            DecoderLayer(deployed.config, index, positions, float_reader(deployed)),
-            hidden_states,
-            batch_rows=64,
-            observer=Collect(),
-        )
-    assert [stage for stage, _ in seen] == [stage for stage, _ in Collect.inputs]
-    for (_, got), (_, want) in zip(seen, Collect.inputs, strict=True):
-        assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "llama"])
@@ -355,8 +175,9 @@ def test_quantize_report_of_gptq(tmp_path, text):
     for linear in report["linears"]:
         assert linear["method"] == "gptq" if linear["error_gptq"] < linear["error_rtn"] else "rtn"
         assert 0 < linear["error_gptq"] < 0.05 and 0 < linear["error_rtn"] < 0.05
-        assert linear["dampening_frac"] == 0.01
-        assert isinstance(linear["num_saturated"], int)
+        assert linear["dampening_frac"] == 0.1
+        assert 0 <= linear["correction"] <= 0.75 and 0 <= linear["scale_shrink"] <= 0.2
+        assert isinstance(linear["num_saturated"], int) and isinstance(linear["num_pinned"], int)
     calibration = report["calibration"]
     assert calibration["tokens"] == NUM_SAMPLES * SEQ_LEN
     assert calibration["sources"][0]["sha256"] == sha256(text)
@@ -395,95 +216,6 @@ def test_quantize_report_of_rtn(tmp_path):
     )
 
 
-# ---- never worse than rounding ----------------------------------------------------------------
-
-
-def test_quantize_linear_keeps_rounding_where_gptq_is_not_better():
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(16, 24, generator=generator)
-    fit = torch.randn(200, 4, generator=generator) @ torch.randn(4, 24, generator=generator)
-    # Held-out rows of a quite different kind: what helped on the others hurts on these.
-    held_out = torch.randn(200, 24, generator=generator)
-    linear = layer_module.Linear(weight.clone(), None)
-    codes, scale, record = layer_module.quantize_linear(
-        "a.b", linear, factorize(fit.T @ fit), held_out
-    )
-    assert record.method == "rtn"
-    assert record.error_gptq > record.error_rtn > 0
-    assert record.num_saturated == 0 and record.dampening_frac == 0.01
-    assert torch.equal(codes, round_to_nearest(weight, scale))
-    codes, _, record = layer_module.quantize_linear("a.b", linear, factorize(fit.T @ fit), fit)
-    assert record.method == "gptq" and record.error_gptq < record.error_rtn
-    assert not torch.equal(codes, round_to_nearest(weight, scale))
-    assert torch.equal(linear.weight, weight)
-
-
-def test_quantize_linear_without_a_factor_rounds_and_says_so():
-    weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
-    codes, scale, record = layer_module.quantize_linear(
-        "a.b", layer_module.Linear(weight, None), None, torch.zeros(5, 6)
-    )
-    assert torch.equal(codes, round_to_nearest(weight, scale))
-    assert (record.method, record.error_gptq, record.error_rtn) == ("rtn", None, 0.0)
-    assert record.dampening_frac is None
-
-
-@pytest.mark.parametrize("with_factor", [False, True])
-def test_quantize_linear_counts_what_rounding_cuts(with_factor):
-    """Row 0 wants 1.3 times the smallest float16 and gets that one; a normal scale cuts none."""
-    weight = torch.randn(6, 24, generator=torch.Generator().manual_seed(0))
-    weight[0] = 0
-    weight[0, :3] = 2.0**-24 * torch.tensor([127 * 1.3, -127 * 1.2, 100.0])
-    fit = torch.randn(200, 24, generator=torch.Generator().manual_seed(1))
-    factor = factorize(fit.T @ fit) if with_factor else None
-    _, _, record = layer_module.quantize_linear(
-        "a.b", layer_module.Linear(weight, None), factor, torch.zeros(5, 24)
-    )
-    assert (record.method, record.num_saturated) == ("rtn", 2)
-
-
-def test_quantize_gptq_keeps_rounding_in_the_whole_chain(tmp_path, text, monkeypatch):
-    """A solver that is always worse leaves exactly the rounded weights."""
-    source = make_source(tmp_path / "model")
-    plain = layer_module.solve
-
-    def worse(weight, scale, factor):
-        solution = plain(weight, scale, factor)
-        return type(solution)(-solution.codes, 5)
-
-    monkeypatch.setattr(layer_module, "solve", worse)
-    result = quantize(source, options=gptq_options(text), output=tmp_path / "gptq")
-    assert {record.method for record in result.linears} == {"rtn"}
-    assert result.totals()["num_saturated"] == 0
-    rounded = quantize(source, options=RTN, output=tmp_path / "rtn").output_dir
-    got, expected = read_tensors(result.output_dir), read_tensors(rounded)
-    assert all(torch.equal(got[name], expected[name]) for name in expected)
-
-
-def test_quantize_gptq_dead_inputs_are_rounded_with_a_warning(tmp_path, text):
-    """A norm of zeros: the inputs of q, k, v are zero, their Hessian cannot be factored."""
-    name = "model.layers.1.input_layernorm.weight"
-    source = make_source(
-        tmp_path / "model", extra_tensors={name: torch.zeros(64, dtype=torch.bfloat16)}
-    )
-    warned = []
-
-    class Listener(Progress):
-        def warn(self, message):
-            warned.append(message)
-
-    result = quantize(source, options=gptq_options(text), progress=Listener())
-    expected = (
-        "3 linears were rounded because their Hessian could not be factored "
-        "(first model.layers.1.self_attn.q_proj)"
-    )
-    assert result.warnings == (expected,) and warned == [expected]
-    assert f"Warning: {expected}" in result.to_text()
-    report = read_json(result.output_dir / "quantize_report.json")
-    assert report["warnings"] == [expected]
-    assert [r.dampening_frac for r in result.linears[7:10]] == [None] * 3
-
-
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_quantize_gptq_too_few_tokens_for_the_width_is_a_warning(tmp_path, text, dry_run):
     source, warned = make_source(tmp_path / "model"), []
@@ -502,58 +234,6 @@ def test_quantize_gptq_too_few_tokens_for_the_width_is_a_warning(tmp_path, text,
     assert result.warnings == (expected,) and warned == [expected]
     enough = gptq_options(text, num_samples=24)
     assert quantize(source, options=enough, output=tmp_path / "o", dry_run=True).warnings == ()
-
-
-# ---- memory -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kept_bytes", [0, 1 << 31])
-def test_quantize_gptq_memory_does_not_grow_with_the_layers(
-    tmp_path, text, monkeypatch, kept_bytes
-):
-    monkeypatch.setattr(calibrated, "KEPT_BYTES", kept_bytes)
-    plain, peaks, layers_alive = calibrated.float_reader, {}, []
-    layers = weakref.WeakSet()
-
-    class CountedLayer(DecoderLayer):
-        def __init__(self, *arguments):
-            super().__init__(*arguments)
-            layers.add(self)
-            layers_alive.append(len(layers))
-
-    monkeypatch.setattr(calibrated, "DecoderLayer", CountedLayer)
-    for num_layers in (2, 5):
-        live, sizes = [], []
-
-        def counted_reader(checkpoint, live=live, sizes=sizes):
-            read = plain(checkpoint)
-
-            def counted(name):
-                tensor = read(name)
-                live.append(weakref.ref(tensor))
-                alive = [ref() for ref in live]
-                sizes.append(sum(t.numel() for t in alive if t is not None))
-                return tensor
-
-            return counted
-
-        monkeypatch.setattr(calibrated, "float_reader", counted_reader)
-        source = make_source(tmp_path / f"model{num_layers}", num_layers=num_layers)
-        quantize(source, options=gptq_options(text))
-        peaks[num_layers] = max(sizes)
-        assert all(ref() is None for ref in live)
-    assert peaks[2] == peaks[5]
-    assert peaks[5] <= 3 * 160 * 64 + 2 * 64  # gate, up and down, and the two norms
-    assert max(layers_alive) == 1
-
-
-def test_quantize_never_reads_the_embedding_or_the_head_whole(tmp_path, text, monkeypatch):
-    plain, names = Checkpoint.read, []
-    monkeypatch.setattr(
-        Checkpoint, "read", lambda self, name: names.append(name) or plain(self, name)
-    )
-    quantize(make_source(tmp_path / "model"), options=gptq_options(text))
-    assert not {"model.embed_tokens.weight", LM_HEAD, FINAL_NORM} & set(names)
 
 
 # ---- failures ---------------------------------------------------------------------------------
@@ -593,6 +273,31 @@ def test_quantize_options_that_contradict_each_other(tmp_path, text):
         "--num-samples must be at least 2: one row in ten, and at least one, is held out to "
         "compare gptq with rounding."
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"effort": "slow"}, "--effort is 'slow', expected fast or full."),
+        ({"shrinkage": -0.1}, "--shrinkage is -0.1, expected a number from 0 to 1."),
+        ({"shrinkage": 1.1}, "--shrinkage is 1.1, expected a number from 0 to 1."),
+        ({"shrinkage": float("nan")}, "--shrinkage is nan, expected a number from 0 to 1."),
+        ({"dampening_frac": 0.0}, "--dampening is 0.0, expected a number above 0, up to 1."),
+        ({"dampening_frac": 2.0}, "--dampening is 2.0, expected a number above 0, up to 1."),
+        ({"device": "tpu"}, "--device is 'tpu', expected cpu, cuda or cuda:N."),
+        (
+            {"compute_dtype": "float16"},
+            "The compute dtype is 'float16', expected auto, float32 or bfloat16.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_quantize_options_out_of_range_are_refused_before_text_is_read(
+    tmp_path, text, monkeypatch, changes, expected, dry_run
+):
+    source = make_source(tmp_path / "model")
+    monkeypatch.setattr(pipeline, "_calibration_rows", lambda *_, **__: pytest.fail("read"))
+    assert fails(UsageError, source, gptq_options(text, **changes), dry_run=dry_run) == expected
 
 
 @pytest.mark.parametrize("formats", [(), ("int4",), ("int8", "int8")])
@@ -675,22 +380,6 @@ def test_quantize_non_finite_activations_name_the_linear(tmp_path, text):
     norm[3] = float("nan")
     source = make_source(tmp_path / "model", extra_tensors={name: norm})
     assert fails(QuantizationError, source, gptq_options(text)) == (
-        "The inputs of model.layers.0.self_attn.q_proj: the activations hold NaN or infinity."
-    )
-
-
-def test_layer_quantizer_checks_the_held_out_inputs(tmp_path):
-    checkpoint = Checkpoint.open(make_source(tmp_path / "model"))
-    quantizer = layer_module.LayerQuantizer(num_fit_rows=3, num_held_out_tokens=8, act_order=True)
-    inputs = torch.randn(4, 8, 64, generator=torch.Generator().manual_seed(0))
-    inputs[3, 2, 5] = float("nan")
-    quantizer.observe("qkv", slice(0, 4), inputs)
-    layer = DecoderLayer(
-        checkpoint.config, 0, Positions.build(checkpoint.config, 8), float_reader(checkpoint)
-    )
-    with pytest.raises(QuantizationError) as err:
-        quantizer.complete("qkv", layer)
-    assert str(err.value) == (
         "The inputs of model.layers.0.self_attn.q_proj: the activations hold NaN or infinity."
     )
 

@@ -88,6 +88,7 @@ def assist(
     checkpoint = Checkpoint.open(checkpoint_dir)
     compute = choose_compute(options.device, options.compute_dtype)
     _check_same(work["identity"], _shared_identity(checkpoint, options, compute), ranks.rank)
+    finished = work["finished"]
     tokens = torch.empty(work["shape"], dtype=torch.int64, device=compute.device)
     ranks.broadcast(tokens, 0)
     layers = calibrate_layers(
@@ -97,7 +98,7 @@ def assist(
         # The output's directory may be on the first rank's machine only.
         spool_dir=Path(tempfile.gettempdir()),
         clock=PhaseClock(),
-        carried=Carried(work["finished"], None) if work["finished"] else None,
+        carried=Carried(finished, None, lambda index: None) if finished else None,
         ranks=ranks,
     )
     with control.watch():

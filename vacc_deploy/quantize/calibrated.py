@@ -14,6 +14,7 @@ from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.decoder import DOWN, DecoderLayer, Positions
 from vacc_deploy.model_config import LAYER_LINEARS, linear_name
 from vacc_deploy.phases import PhaseClock
+from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.quantize.compute import Compute, choose_compute
 from vacc_deploy.quantize.hidden_rows import HiddenRows, embed_rows
 from vacc_deploy.quantize.int8 import SCALE_DTYPE
@@ -39,10 +40,12 @@ class Carried:
         count: how many, from the first on.
         read: returns codes int8 [out, in] and scale float16 [out] of a linear of theirs; None on
             every rank but the first, which sends them.
+        told: called with the index of each one that the rows have passed.
     """
 
     count: int
     read: ReadFinished | None
+    told: Callable[[int], None]
 
 
 def calibrate_layers(
@@ -54,6 +57,7 @@ def calibrate_layers(
     clock: PhaseClock,
     carried: Carried | None = None,
     ranks: Ranks = ALONE,
+    progress: Progress = SILENT,
 ) -> Iterator[QuantizedLayer]:
     """Yield every layer that is not finished, quantized by GPTQ; on every rank the same ones.
 
@@ -68,6 +72,7 @@ def calibrate_layers(
         clock: counts the seconds of each part; see ``choose_compute`` for its synchronize.
         carried: what an earlier run has finished.
         ranks: the processes of the run; each carries its share of the rows.
+        progress: told of every linear.
 
     Raises:
         QuantizationError: a weight or an activation is not finite; names the tensor.
@@ -87,6 +92,7 @@ def calibrate_layers(
         dtype=compute.dtype,
         clock=clock,
         ranks=ranks,
+        progress=progress,
     )
     layers = read_layers(checkpoint, compute)
     while True:
@@ -94,20 +100,25 @@ def calibrate_layers(
             weights = next(layers, None)
         if weights is None:
             return
+        quantized: QuantizedLayer | None = None
         with torch.inference_mode():
             layer = DecoderLayer(checkpoint.config, weights.index, positions, weights.read)
             walk = LayerWalk(layer, weights, streams, compute, clock)
             if carried and weights.index < finished:
                 _deploy_finished(layer, carried.read, compute, ranks)
                 walk.carry()
-                continue
-            quantized = _quantize_layer(walk, weights, make_quantizer)
+                carried.told(weights.index)
+            else:
+                quantized = _quantize_layer(walk, weights, make_quantizer)
         if compute.synchronize is not None:
             # The writers copy the codes on streams of their own.
             compute.synchronize()
-        # Only the reader and the writers hold weights while the caller takes this one.
+        # Nothing of this layer is left here when the next is asked for: the reader has the next
+        # one's weights, the caller this one's codes.
         del layer, walk, weights
-        yield quantized
+        if quantized is not None:
+            yield quantized
+        del quantized
 
 
 def solver_settings(options: QuantizeOptions) -> SolverSettings:
@@ -126,7 +137,12 @@ def _quantize_layer(
 ) -> QuantizedLayer:
     quantizer = make_quantizer(weights.read_exact)
     walk.quantize(quantizer)
-    return QuantizedLayer(weights.index, tuple(quantizer.linears), tuple(quantizer.records))
+    return QuantizedLayer(
+        weights.index,
+        tuple(quantizer.linears),
+        tuple(quantizer.records),
+        tuple(quantizer.seconds),
+    )
 
 
 def _start(
@@ -148,6 +164,19 @@ def _start(
     num_held_out, num_original = (
         len(range(ranks.rank, count, ranks.count)) for count in (num_held_out, num_original)
     )
+    return open_streams(checkpoint, tokens, num_held_out, num_original, compute, spool_dir)
+
+
+def open_streams(
+    checkpoint: Checkpoint,
+    tokens: torch.Tensor,
+    num_held_out: int,
+    num_original: int,
+    compute: Compute,
+    spool_dir: Path,
+) -> Streams:
+    """Return the embeddings of ``tokens`` int64 [rows, seq], which are in the order of Streams."""
+    config = checkpoint.config
     deployed = embed_rows(checkpoint, tokens, compute, spool_dir)
     original = None
     if num_original:

@@ -6,6 +6,7 @@ is float32 everywhere.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,6 +55,14 @@ class Compute:
             kept_bytes //= num_processes
         return replace(self, kept_bytes=kept_bytes, num_sharing=num_processes)
 
+    def free_memory_bytes(self) -> int | None:
+        """Return the bytes free on the device; None where that is the host."""
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
+
+    def peak_memory_bytes(self) -> int | None:
+        """Return the most that this process has held on the device; None where that is the host."""
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+
     def describe(self) -> str:
         """Return the device's name for the report: bytes may differ between two kinds."""
         if self.device.type == "cuda":
@@ -81,16 +90,17 @@ def choose_compute(device: str, dtype: str = AUTO) -> Compute:
 
 
 def _cuda_device(name: str) -> torch.device:
-    kind, _, number = name.partition(":")
-    if kind != "cuda" or (number and not number.isdecimal()):
+    match = re.fullmatch("cuda(?::([0-9]+))?", name)
+    if match is None:
         raise UsageError(f"--device is {name!r}, expected cpu, cuda or cuda:N.")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count <= int(number or 0):
+    number = int(match[1] or 0)
+    if count <= number:
         raise UsageError(
             f"--device {name}: torch {torch.__version__} sees {count} CUDA devices. Use --device "
             "cpu, or install a CUDA build of torch and the driver."
         )
-    return torch.device("cuda", int(number or 0))
+    return torch.device("cuda", number)
 
 
 def _has_bfloat16() -> bool:

@@ -6,7 +6,9 @@ linear is quantized once, applied once, and the next stage sees the quantized ou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +17,13 @@ from vacc_deploy.decoder import STAGE_LINEARS, DecoderLayer
 from vacc_deploy.errors import QuantizationError
 from vacc_deploy.model_config import linear_name
 from vacc_deploy.phases import PhaseClock
+from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.quantize.correction import regress_shift
 from vacc_deploy.quantize.gptq import dampening_ladder, factorize
 from vacc_deploy.quantize.int8 import dequantize
 from vacc_deploy.quantize.linear import StageSolver, round_linear
 from vacc_deploy.quantize.ranks import ALONE, Ranks, share_evenly
-from vacc_deploy.quantize.report import LinearRecord, QuantizedLinear
+from vacc_deploy.quantize.report import LinearRecord, QuantizedLinear, summarize_linear
 from vacc_deploy.quantize.stage_exchange import (
     gather_held_out,
     gather_rows,
@@ -73,6 +76,7 @@ class LayerQuantizer:
     Attributes:
         linears: the codes and scales of the finished linears.
         records: one record per finished linear.
+        seconds: what each finished linear took, without what its stage shares.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class LayerQuantizer:
         dtype: torch.dtype,
         clock: PhaseClock,
         ranks: Ranks = ALONE,
+        progress: Progress = SILENT,
     ) -> None:
         """Begin a layer.
 
@@ -94,9 +99,12 @@ class LayerQuantizer:
             dtype: of the activations.
             clock: counts the seconds of each part.
             ranks: the processes of the run; each sees some rows and quantizes some outputs.
+            progress: told of every linear.
         """
         self.linears: list[QuantizedLinear] = []
         self.records: list[LinearRecord] = []
+        self.seconds: list[float] = []
+        self._progress = progress
         self._settings, self._read_exact, self._clock = settings, read_exact, clock
         self._dtype, self._ranks = dtype, ranks
         self._stride = max(1, -(-num_held_out_tokens // MAX_HELD_OUT_TOKENS))
@@ -154,9 +162,9 @@ class LayerQuantizer:
         names = STAGE_LINEARS[stage]
         if self.skips(stage):
             for name in names:
-                full_name = linear_name(layer.index, name)
-                weight = self._read_exact(f"{full_name}.weight")
-                with self._clock.phase("solve"):
+                with self._watch(layer.index, name), self._clock.phase("solve"):
+                    full_name = linear_name(layer.index, name)
+                    weight = self._read_exact(f"{full_name}.weight")
                     self._deploy(layer, name, *round_linear(full_name, weight))
             return
         statistics, self._statistics = self._statistics, StageStatistics()
@@ -167,15 +175,23 @@ class LayerQuantizer:
             raise QuantizationError(f"The inputs of {where}: {err}.") from err
         del statistics
         for name in names:
-            self._solve(layer, name, solver)
+            with self._watch(layer.index, name):
+                self._solve(layer, name, solver)
+
+    @contextmanager
+    def _watch(self, layer: int, name: str) -> Iterator[None]:
+        """Tell of a linear and note its seconds."""
+        self._progress.note(summarize_linear(layer, name, self.records))
+        started = time.perf_counter()
+        yield
+        self.seconds.append(time.perf_counter() - started)
 
     def _prepare(self, statistics: StageStatistics) -> StageSolver:
         """Return the solver of a stage; the sums are used up."""
         settings, clock, ranks = self._settings, self._clock, self._ranks
         owners = sum_at_owners(statistics, ranks, clock)
         held_out = gather_held_out(statistics.finish(), ranks, clock)
-        if not torch.isfinite(held_out.deployed).all():
-            raise QuantizationError("the activations hold NaN or infinity")
+        _require_finite(held_out.deployed, held_out.original, statistics.cross)
         correction = factor = None
         hessian, statistics.hessian = statistics.hessian, None
         if statistics.cross is not None:
@@ -232,10 +248,21 @@ def deploy(
 ) -> None:
     """Let ``layer`` compute with codes int8 [out, in] and scale float16 [out].
 
-    In bfloat16 their products are rounded by 1/512 at most, which adds about 1.5 % to the error
+    In bfloat16 their products are rounded by 1/256 at most, which adds about 1.5 % to the error
     that rounding to int8 has made; only what later layers see is rounded so.
     """
     layer.deploy(name, dequantize(codes, scale).to(dtype))
+
+
+def _require_finite(*tensors: torch.Tensor | None) -> None:
+    """Refuse NaN and infinity in what ``factorize`` does not see; a sum passes them on.
+
+    Raises:
+        QuantizationError: one of the tensors holds one.
+    """
+    for tensor in tensors:
+        if tensor is not None and not torch.isfinite(tensor.sum(dtype=torch.float32)):
+            raise QuantizationError("the activations hold NaN or infinity")
 
 
 def token_weights(residual: torch.Tensor) -> torch.Tensor:

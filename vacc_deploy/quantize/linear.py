@@ -104,18 +104,15 @@ class StageSolver:
                 *(kept, len(found)),
             )
             error_gptq = _relative(lost, energy)
-        record = replace(
-            record,
-            error_gptq=error_gptq,
-            dampening_frac=factor.dampening_frac,
-            correction=round(strength, 4),
-        )
+        dampening_frac = factor.dampening_frac
+        record = replace(record, error_gptq=error_gptq, dampening_frac=dampening_frac)
         if not error_gptq < error_rtn:
             return codes, scale, record
         record = replace(
             record,
             method=GPTQ,
             num_saturated=int(cut),
+            correction=round(strength, 4),
             num_pinned=int(pinned),
             scale_shrink=round(1 - kept / num_rows, 5),
         )

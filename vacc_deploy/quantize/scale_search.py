@@ -31,7 +31,8 @@ def search_scale(
         column_cost: float32 [in_features], of ``Factor``.
 
     Returns:
-        float16 [out_features], between ``1 - MAX_SHRINK`` times ``scale`` and ``scale``.
+        float16 [out_features], between ``1 - MAX_SHRINK`` times ``scale`` and ``scale``; that of
+        an all-zero row as it was.
     """
     count = min(_LARGEST, weight.shape[1])
     largest, columns = weight.abs().topk(count, dim=1)
@@ -39,6 +40,8 @@ def search_scale(
     rounding = column_cost.sum() / 12
     # Below the last one of those looked at, others might be cut too.
     floor = largest[:, -1] / INT8_MAX
+    # Of a row of zeros nothing is cut and nothing rounded, whatever its scale.
+    is_zero = largest[:, 0] == 0
     best_scale, best_cost = scale.clone(), torch.full_like(floor, torch.inf)
     for step in range(_STEPS + 1):
         tried = (scale.float() * (1 - MAX_SHRINK * step / _STEPS)).to(SCALE_DTYPE)
@@ -46,7 +49,8 @@ def search_scale(
         width = tried.float()
         cut = (largest - INT8_MAX * width[:, None]).clamp_min_(0)
         total = rounding * width.square() + (cut.square_() * cost).sum(1)
-        is_better = (total < best_cost) & ((width >= floor) | (step == 0))
+        is_allowed = ((width >= floor) & ~is_zero) | (step == 0)
+        is_better = (total < best_cost) & is_allowed
         best_scale = torch.where(is_better, tried, best_scale)
         best_cost = torch.where(is_better, total, best_cost)
     return best_scale

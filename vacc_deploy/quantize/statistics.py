@@ -63,7 +63,7 @@ class StageStatistics:
             self._nothing = inputs.new_empty(0, size)
         shift = None if original is None else original - inputs
         if weights is not None:
-            # Off by 1/512 in bfloat16; a product of two dtypes would be ten times slower.
+            # Off by 1/256 in bfloat16; a product of two dtypes would be ten times slower.
             weights = weights.to(inputs.dtype)[:, None]
             inputs = inputs * weights
         accumulate_hessian(self.hessian, inputs)
