@@ -40,12 +40,14 @@ class Workload:
         num_rows: calibration rows.
         sequence_length: tokens of a row.
         with_down: whether down_proj is calibrated too.
+        num_original_rows: rows that go through the float layers too.
     """
 
     config: ModelConfig
     num_rows: int
     sequence_length: int
     with_down: bool = True
+    num_original_rows: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -67,9 +69,16 @@ def measure_floors(work: Workload, device: str) -> dict[str, float]:
     """
     meter, layers = _Meter(torch.device(device)), work.config.num_hidden_layers
     forward = sum(meter.linear(*work.config.linear_shape(n)) for n in LAYER_LINEARS)
+    original = work.num_original_rows * work.sequence_length
+    # What the quantized layers have changed is multiplied by the inputs, but for down_proj.
+    cross = sum(
+        meter.linear(width, width) for width, names in work.stages() if "down_proj" not in names
+    )
     per_layer = {
-        "forward": forward * work.num_tokens + meter.attention(work),
-        "hessian": sum(meter.hessian(width) for width, _ in work.stages()) * work.num_tokens,
+        "forward": forward * (work.num_tokens + original)
+        + meter.attention(work) * (1 + work.num_original_rows / work.num_rows),
+        "hessian": sum(meter.hessian(width) for width, _ in work.stages()) * work.num_tokens
+        + cross * original,
         "factor": sum(meter.cholesky(width) for width, _ in work.stages()),
         "solve": sum(
             meter.solve(*work.config.linear_shape(name))

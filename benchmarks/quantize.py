@@ -107,12 +107,20 @@ def floors_of(source: Path, num_samples: int, seq_len: int, extra: tuple[str, ..
     """Return the floors of the calibrated parts; torch is first imported here."""
     from floors import Workload, measure_floors
 
+    from vacc_deploy.calibration.parts import HELD_OUT_SHARE
     from vacc_deploy.model_config import read_config
+    from vacc_deploy.quantize.plan import QuantizeOptions, num_original_rows
 
     options = " ".join(extra).replace("=", " ")
     if "--method rtn" in options:
         return {}
-    work = Workload(read_config(source), num_samples, seq_len, "--effort fast" not in options)
+    config, is_full = read_config(source), "--effort fast" not in options
+    original = 0
+    if is_full:
+        asked = QuantizeOptions("gptq", num_samples=num_samples, sequence_length=seq_len)
+        held_out = max(1, round(num_samples * HELD_OUT_SHARE))
+        original = num_original_rows(config, asked, num_samples - held_out, held_out)
+    work = Workload(config, num_samples, seq_len, is_full, original)
     return measure_floors(work, device)
 
 

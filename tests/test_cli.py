@@ -510,3 +510,39 @@ def test_plain_progress_is_one_line_a_step(capsys, monkeypatch):
         "Quantizing: 3 of 3 layers, 0.0 s left\n"
         "Warning: a row was skipped\n"
     )
+
+
+def test_plain_progress_takes_the_time_left_from_what_was_not_skipped(capsys, monkeypatch):
+    progress = progress_module.LineProgress()
+    clock = iter([0.0, 50.0, 52.0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(clock))
+    progress.start("Quantizing", 10, "layers")
+    progress.skip(6, "6 layers were finished before")
+    progress.advance(1, "layer 6")
+    assert capsys.readouterr().err == (
+        "Quantizing: 6 of 10 layers  6 layers were finished before\n"
+        "Quantizing: 7 of 10 layers, 6.0 s left  layer 6\n"
+    )
+
+
+def test_plain_progress_prints_no_line_for_what_is_under_way(capsys):
+    progress = progress_module.LineProgress()
+    progress.start("Quantizing", 2, "layers")
+    progress.note("q of layer 0")
+    assert capsys.readouterr().err == ""
+
+
+def test_the_bar_shows_what_is_under_way_and_the_time_left():
+    code = (
+        "import time\nfrom vacc_deploy.cli.progress import BarProgress\n"
+        "bar = BarProgress()\n"
+        "bar.start('Quantizing', 4, 'layers')\n"
+        "bar.skip(2, 'finished before')\n"
+        "bar.advance(1)\n"
+        "bar.note('q of layer 3 \\x1b[7m')\n"
+        "time.sleep(0.2)\n"
+        "bar.finish()\n"
+    )
+    got = on_terminal(code)
+    assert " 75%" in got and "s left" in got
+    assert "q of layer 3 \\x1b[7m" in got and "\x1b[7m" not in got

@@ -170,7 +170,7 @@ def test_quantize_with_own_answers(tmp_path, source):
     listener = Listener()
     plan = quantize(source, options=options, dry_run=True, progress=listener)
     assert plan.calibration["answers"] is None
-    assert "A dry run writes no answers: the plan counts the data set's own." in listener.warnings
+    assert listener.warnings[0].startswith("A dry run writes no answers: the plan counts the ")
     assert not (tmp_path / "cache").exists()
     result = quantize(source, options=options)
     assert result.calibration["answers"]["written_by"] == "model"

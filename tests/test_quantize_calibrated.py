@@ -334,7 +334,9 @@ def test_calibrate_layers_carried_through_finished_ones_gives_the_same_bits(
         assert name.split(".")[2] in ("0", "1")
         return finished[name].codes, finished[name].scale
 
-    (last,) = layers_of(source, options, tmp_path, Carried(2, read))
+    told = []
+    (last,) = layers_of(source, options, tmp_path, Carried(2, read, told.append))
+    assert told == [0, 1]
     assert last.index == 2 and last.records == whole[2].records
     for got, want in zip(last.linears, whole[2].linears, strict=True):
         assert torch.equal(got.codes, want.codes) and torch.equal(got.scale, want.scale)

@@ -51,7 +51,7 @@ def count_reads(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_round_layers_equals_rounding_each_weight(tmp_path, monkeypatch, piece, cores, dtype):
     monkeypatch.setattr(rounded, "_PIECE_WEIGHTS", piece)
-    monkeypatch.setattr(rounded, "_num_cores", lambda: cores)
+    monkeypatch.setattr(rounded, "num_cores", lambda: cores)
     checkpoint = open_checkpoint(tmp_path / "model", dtype=dtype)
     stored = read_tensors(checkpoint.directory)
     # All layers are held together: none may lie in the memory of another.
@@ -131,7 +131,7 @@ def test_round_layers_holds_a_piece_for_each_core(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Checkpoint, "read_slice", read_slice)
     monkeypatch.setattr(rounded, "_PIECE_WEIGHTS", 1024)
-    monkeypatch.setattr(rounded, "_num_cores", lambda: 2)
+    monkeypatch.setattr(rounded, "num_cores", lambda: 2)
     for _ in round_layers(open_checkpoint(tmp_path / "model")):
         pass
     assert max(most) <= 2
@@ -140,7 +140,7 @@ def test_round_layers_holds_a_piece_for_each_core(tmp_path, monkeypatch):
 @pytest.mark.parametrize("cores", [1, 4])
 def test_round_layers_non_finite_weight_names_the_first_row(tmp_path, monkeypatch, cores):
     monkeypatch.setattr(rounded, "_PIECE_WEIGHTS", 640)
-    monkeypatch.setattr(rounded, "_num_cores", lambda: cores)
+    monkeypatch.setattr(rounded, "num_cores", lambda: cores)
     checkpoint = with_bad_rows(tmp_path / "model", 1, (33, 137, 159))
     layers = round_layers(checkpoint)
     assert next(layers).index == 0
@@ -155,7 +155,7 @@ def test_round_layers_non_finite_weight_names_the_first_row(tmp_path, monkeypatc
 
 def test_round_layers_error_stops_the_pieces_that_wait(tmp_path, monkeypatch, count_reads):
     monkeypatch.setattr(rounded, "_PIECE_WEIGHTS", 64)
-    monkeypatch.setattr(rounded, "_num_cores", lambda: 1)
+    monkeypatch.setattr(rounded, "num_cores", lambda: 1)
     gate, plain = threading.Event(), rounded.round_rows
 
     def round_rows(*arguments, first_row):

@@ -14,6 +14,12 @@ class Progress:
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Report ``amount`` units done; ``note`` describes the step just finished."""
 
+    def skip(self, amount: int = 1, note: str = "") -> None:
+        """Report ``amount`` units that need no work now; rate and time left begin behind them."""
+
+    def note(self, text: str) -> None:
+        """Say what is under way within the current unit. Plain lines leave it out."""
+
     def finish(self) -> None:
         """End the job."""
 

@@ -27,29 +27,63 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
+class _Pace:
+    """Counts units and their seconds; those that were skipped have none."""
+
+    def __init__(self, total: int = 0) -> None:
+        self.total, self.done, self._skipped = total, 0, 0
+        self._since = self._last = time.monotonic()
+
+    def advance(self, amount: int) -> None:
+        self.done += amount
+        self._last = time.monotonic()
+
+    def skip(self, amount: int) -> None:
+        self.done += amount
+        self._skipped = self.done
+        self._since = self._last = time.monotonic()
+
+    def per_second(self) -> float:
+        return (self.done - self._skipped) / max(self._last - self._since, 1e-9)
+
+    def describe_left(self) -> str:
+        """Return the time left as of the last unit; empty before one tells how long they take."""
+        counted = self.done - self._skipped
+        if not counted:
+            return ""
+        left = (self._last - self._since) / counted * (self.total - self.done)
+        return f"{format_seconds(max(left, 0.0))} left"
+
+
 class LineProgress(Progress):
     """One plain line per named step; steps without a name are told in tenths of the whole."""
 
     def __init__(self) -> None:
-        self._description, self._total, self._done, self._unit = "", 0, 0, ""
-        self._started = 0.0
+        self._description, self._unit, self._pace = "", "", _Pace()
 
     def start(self, description: str, total: int, unit: str) -> None:
         """Begin a job."""
-        self._description, self._total, self._unit, self._done = description, total, unit, 0
-        self._started = time.monotonic()
+        self._description, self._unit, self._pace = description, unit, _Pace(total)
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Print the step that was finished."""
-        tenths_before = 10 * self._done // max(self._total, 1)
-        self._done += amount
-        if not note and 10 * self._done // max(self._total, 1) == tenths_before:
-            return
-        seconds = time.monotonic() - self._started
-        left = seconds / self._done * (self._total - self._done) if self._done else 0.0
-        done = _amount(self._done, self._unit if self._unit == "bytes" else "")
-        total = _amount(self._total, self._unit)
-        line = f"{self._description}: {done} of {total}, {format_seconds(max(left, 0.0))} left"
+        tenths_before = self._tenths()
+        self._pace.advance(amount)
+        if note or self._tenths() != tenths_before:
+            self._print(note)
+
+    def skip(self, amount: int = 1, note: str = "") -> None:
+        """Print what needs no work."""
+        self._pace.skip(amount)
+        self._print(note)
+
+    def _tenths(self) -> int:
+        return 10 * self._pace.done // max(self._pace.total, 1)
+
+    def _print(self, note: str) -> None:
+        done = _amount(self._pace.done, self._unit if self._unit == "bytes" else "")
+        parts = [f"{self._description}: {done} of {_amount(self._pace.total, self._unit)}"]
+        line = ", ".join([*parts, *filter(None, [self._pace.describe_left()])])
         click.echo(escape_controls(f"{line}  {note}".rstrip()), err=True)
 
     def warn(self, message: str) -> None:
@@ -66,7 +100,6 @@ class BarProgress(Progress):
             BarColumn,
             TextColumn,
             TimeElapsedColumn,
-            TimeRemainingColumn,
         )
         from rich.progress import (
             Progress as RichProgress,
@@ -77,30 +110,42 @@ class BarProgress(Progress):
             BarColumn(bar_width=30),
             TextColumn("{task.percentage:>3.0f}%  {task.fields[rate]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            # rich's own column goes by the last 30 seconds: less than one layer of a large model.
+            TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[note]}", markup=False),
             console=Console(stderr=True),
             transient=True,
         )
         self._task: int | None = None
-        self._unit, self._started, self._done = "", 0.0, 0
+        self._unit, self._pace = "", _Pace()
 
     def start(self, description: str, total: int, unit: str) -> None:
         """Begin a job and draw its bar."""
-        self._unit, self._started, self._done = unit, time.monotonic(), 0
+        self._unit, self._pace = unit, _Pace(total)
         self._bar.start()
         description = escape_controls(description)
-        self._task = self._bar.add_task(description, total=total, note="", rate="")
+        self._task = self._bar.add_task(description, total=total, note="", rate="", left="")
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Move the bar."""
+        self._pace.advance(amount)
+        self._move(amount, note, f"{_amount(round(self._pace.per_second(), 2), self._unit)}/s")
+
+    def skip(self, amount: int = 1, note: str = "") -> None:
+        """Move the bar over what needs no work."""
+        self._pace.skip(amount)
+        self._move(amount, note, "")
+
+    def note(self, text: str) -> None:
+        """Change what stands behind the bar."""
+        if self._task is not None:
+            self._bar.update(self._task, note=escape_controls(text))  # type: ignore[arg-type]
+
+    def _move(self, amount: int, note: str, rate: str) -> None:
         if self._task is None:
             return
-        self._done += amount
-        per_second = self._done / max(time.monotonic() - self._started, 1e-9)
-        rate, note = f"{_amount(round(per_second, 2), self._unit)}/s", escape_controls(note)
-        self._bar.update(self._task, advance=amount, note=note, rate=rate)  # type: ignore[arg-type]
+        fields = {"note": escape_controls(note), "rate": rate, "left": self._pace.describe_left()}
+        self._bar.update(self._task, advance=amount, **fields)  # type: ignore[arg-type]
 
     def finish(self) -> None:
         """Remove the bar."""

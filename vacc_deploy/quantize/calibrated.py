@@ -14,6 +14,7 @@ from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.decoder import DOWN, DecoderLayer, Positions
 from vacc_deploy.model_config import LAYER_LINEARS, linear_name
 from vacc_deploy.phases import PhaseClock
+from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.quantize.compute import Compute, choose_compute
 from vacc_deploy.quantize.hidden_rows import HiddenRows, embed_rows
 from vacc_deploy.quantize.layer import LayerQuantizer, SolverSettings, deploy
@@ -35,10 +36,12 @@ class Carried:
     Attributes:
         count: how many, from the first on.
         read: returns codes int8 [out, in] and scale float16 [out] of a linear of theirs.
+        told: called with the index of each one that the rows have passed.
     """
 
     count: int
     read: ReadFinished
+    told: Callable[[int], None]
 
 
 def calibrate_layers(
@@ -49,6 +52,7 @@ def calibrate_layers(
     spool_dir: Path,
     clock: PhaseClock,
     carried: Carried | None = None,
+    progress: Progress = SILENT,
 ) -> Iterator[QuantizedLayer]:
     """Yield every layer that is not finished, quantized by GPTQ.
 
@@ -62,6 +66,7 @@ def calibrate_layers(
         spool_dir: where the rows lie if they do not fit the memory.
         clock: counts the seconds of each part; see ``choose_compute`` for its synchronize.
         carried: what an earlier run has finished.
+        progress: told of every linear.
 
     Raises:
         QuantizationError: a weight or an activation is not finite; names the tensor.
@@ -86,8 +91,9 @@ def calibrate_layers(
             if carried and weights.index < finished:
                 _deploy_finished(layer, carried.read, compute)
                 walk.carry()
+                carried.told(weights.index)
             else:
-                quantized = _quantize_layer(walk, weights, settings, streams, clock)
+                quantized = _quantize_layer(walk, weights, settings, streams, clock, progress)
         if compute.synchronize is not None:
             # The writers copy the codes on streams of their own.
             compute.synchronize()
@@ -116,6 +122,7 @@ def _quantize_layer(
     settings: SolverSettings,
     streams: Streams,
     clock: PhaseClock,
+    progress: Progress,
 ) -> QuantizedLayer:
     quantizer = LayerQuantizer(
         settings,
@@ -123,9 +130,15 @@ def _quantize_layer(
         num_held_out_tokens=streams.num_held_out * streams.deployed.buffer.shape[1],
         dtype=streams.deployed.buffer.dtype,
         clock=clock,
+        progress=progress,
     )
     walk.quantize(quantizer)
-    return QuantizedLayer(weights.index, tuple(quantizer.linears), tuple(quantizer.records))
+    return QuantizedLayer(
+        weights.index,
+        tuple(quantizer.linears),
+        tuple(quantizer.records),
+        tuple(quantizer.seconds),
+    )
 
 
 def _start(
@@ -137,10 +150,22 @@ def _start(
 ) -> Streams:
     """Return the embedded rows, held-out ones first."""
     config, tokens = checkpoint.config, torch.from_numpy(rows.tokens)
-    num_rows, sequence_length = tokens.shape
-    num_held_out = num_rows - rows.num_fit_rows
+    num_held_out = len(tokens) - rows.num_fit_rows
     tokens = tokens.roll(num_held_out, 0)
     num_original = num_original_rows(config, options, rows.num_fit_rows, num_held_out)
+    return open_streams(checkpoint, tokens, num_held_out, num_original, compute, spool_dir)
+
+
+def open_streams(
+    checkpoint: Checkpoint,
+    tokens: torch.Tensor,
+    num_held_out: int,
+    num_original: int,
+    compute: Compute,
+    spool_dir: Path,
+) -> Streams:
+    """Return the embeddings of ``tokens`` int64 [rows, seq], which are in the order of Streams."""
+    config, (num_rows, sequence_length) = checkpoint.config, tokens.shape
     deployed = embed_rows(checkpoint, tokens, compute, spool_dir)
     original = None
     if num_original:

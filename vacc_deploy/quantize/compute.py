@@ -46,6 +46,14 @@ class Compute:
         # Of the main stream only: the copies of the next layer's weights go on beside it.
         return lambda: torch.cuda.current_stream(self.device).synchronize()
 
+    def free_memory_bytes(self) -> int | None:
+        """Return the bytes free on the device; None where that is the host."""
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
+
+    def peak_memory_bytes(self) -> int | None:
+        """Return the most that this process has held on the device; None where that is the host."""
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+
     def describe(self) -> str:
         """Return the device's name for the report: bytes may differ between two kinds."""
         if self.device.type == "cuda":

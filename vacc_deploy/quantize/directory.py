@@ -134,9 +134,15 @@ class ShardSink:
                 {name: (file.num_bytes, file.sha256) for name, file in files.items()},
                 layer.records if layer else (),
                 {lin.name: pack_scale(lin.scale) for lin in linears} if needs_scales else {},
+                _linear_seconds(layer) if layer else {},
             )
         )
         return files
+
+
+def _linear_seconds(layer: QuantizedLayer) -> dict[str, float]:
+    names = [record.name for record in layer.records]
+    return dict(zip(names, layer.linear_seconds, strict=True)) if layer.linear_seconds else {}
 
 
 def _on_host(linear: QuantizedLinear) -> QuantizedLinear:
@@ -230,7 +236,13 @@ def _write_timing(run: Run, result: QuantizeResult) -> None:
     timing: dict[str, Any] = {
         "seconds": round(result.seconds, 3),
         "layer_seconds": [round(entry.seconds, 3) for entry in layers],
+        "linear_seconds": {
+            name: round(seconds, 4)
+            for entry in layers
+            for name, seconds in entry.linear_seconds.items()
+        },
         "peak_memory_bytes": result.peak_memory_bytes,
+        "peak_device_memory_bytes": result.peak_device_memory_bytes,
         "phases": run.clock.to_dict(),
         "resumes": recorded.resumes,
         # By it a later --resume knows a finished output for its own.

@@ -16,6 +16,7 @@ from vacc_deploy.quantize.compute import Compute
 _DEVICE_SHARE = 0.45
 # Of the host's available memory.
 _HOST_SHARE = 0.5
+DEVICE, HOST, DISK = "device", "host", "disk"
 
 
 class HiddenRows:
@@ -34,14 +35,11 @@ class HiddenRows:
             spool_dir: takes the file where it does not fit the memory; the file has no name.
         """
         num_bytes = shape[0] * shape[1] * shape[2] * compute.dtype.itemsize
-        if compute.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(compute.device)
-            if num_bytes <= _DEVICE_SHARE * free:
-                buffer = torch.empty(shape, dtype=compute.dtype, device=compute.device)
-                return cls(buffer, compute.device)
-        if num_bytes <= _HOST_SHARE * available_memory_bytes():
-            return cls(torch.empty(shape, dtype=compute.dtype), compute.device)
-        return cls(_map_file(shape, compute.dtype, spool_dir), compute.device)
+        place = choose_place(num_bytes, compute.free_memory_bytes(), available_memory_bytes())
+        if place == DISK:
+            return cls(_map_file(shape, compute.dtype, spool_dir), compute.device)
+        where = compute.device if place == DEVICE else None
+        return cls(torch.empty(shape, dtype=compute.dtype, device=where), compute.device)
 
     def read(self, rows: slice) -> torch.Tensor:
         """Return the states of some rows on the device; treat them as read-only."""
@@ -57,6 +55,19 @@ class HiddenRows:
         copy = HiddenRows.allocate(shape, compute, spool_dir)
         copy.buffer.copy_(self.buffer[:count])
         return copy
+
+
+def choose_place(num_bytes: int, device_free: int | None, host_available: int) -> str:
+    """Return where a buffer goes: ``device``, ``host`` or ``disk``.
+
+    Args:
+        num_bytes: of the buffer.
+        device_free: bytes free on the device; None where that is the host.
+        host_available: bytes available on the host.
+    """
+    if device_free is not None and num_bytes <= _DEVICE_SHARE * device_free:
+        return DEVICE
+    return HOST if num_bytes <= _HOST_SHARE * host_available else DISK
 
 
 def embed_rows(

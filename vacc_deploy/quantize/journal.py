@@ -18,7 +18,7 @@ from typing import Any
 from vacc_deploy.checkpoint import JOURNAL_NAME, partial_path, sync_directory
 from vacc_deploy.quantize.report import LinearRecord
 
-JOURNAL_VERSION = 1
+JOURNAL_VERSION = 2
 MAX_JOURNAL_BYTES = 1 << 28
 _DIGEST_CHARS = 16
 
@@ -33,6 +33,7 @@ class Entry:
         files: path within the partial directory to its size and SHA-256.
         records: of the layer's linears.
         scales: linear to its float16 scales in base64, where no format stores them.
+        linear_seconds: linear to what it took, where that was measured.
     """
 
     shard: int
@@ -40,6 +41,7 @@ class Entry:
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     records: tuple[LinearRecord, ...] = ()
     scales: Mapping[str, str] = field(default_factory=dict)
+    linear_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,7 @@ def _parse_entry(value: Any) -> Entry | None:
             files={str(k): (int(size), str(sha)) for k, (size, sha) in value["files"].items()},
             records=tuple(LinearRecord(**record) for record in value["records"]),
             scales={str(k): str(text) for k, text in value["scales"].items()},
+            linear_seconds={str(k): float(s) for k, s in value["linear_seconds"].items()},
         )
     except (TypeError, ValueError, AttributeError):
         return None

@@ -6,7 +6,9 @@ linear is quantized once, applied once, and the next stage sees the quantized ou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +17,12 @@ from vacc_deploy.decoder import DOWN, STAGE_LINEARS, DecoderLayer
 from vacc_deploy.errors import QuantizationError
 from vacc_deploy.model_config import linear_name
 from vacc_deploy.phases import PhaseClock
+from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.quantize.correction import regress_shift
 from vacc_deploy.quantize.gptq import dampening_ladder, factorize
 from vacc_deploy.quantize.int8 import dequantize
 from vacc_deploy.quantize.linear import StageSolver, round_linear
-from vacc_deploy.quantize.report import LinearRecord, QuantizedLinear
+from vacc_deploy.quantize.report import LinearRecord, QuantizedLinear, summarize_linear
 from vacc_deploy.quantize.statistics import HeldOut, StageStatistics
 
 # Held-out tokens on which GPTQ and rounding are compared; enough for two digits of the ratio.
@@ -66,6 +69,7 @@ class LayerQuantizer:
     Attributes:
         linears: the codes and scales of the finished linears.
         records: one record per finished linear.
+        seconds: what each finished linear took, without what its stage shares.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class LayerQuantizer:
         num_held_out_tokens: int,
         dtype: torch.dtype,
         clock: PhaseClock,
+        progress: Progress = SILENT,
     ) -> None:
         """Begin a layer.
 
@@ -85,9 +90,12 @@ class LayerQuantizer:
             num_held_out_tokens: tokens in the held-out rows.
             dtype: of the activations.
             clock: counts the seconds of each part.
+            progress: told of every linear.
         """
         self.linears: list[QuantizedLinear] = []
         self.records: list[LinearRecord] = []
+        self.seconds: list[float] = []
+        self._progress = progress
         self._settings, self._read_exact, self._clock = settings, read_exact, clock
         self._dtype = dtype
         self._stride = max(1, -(-num_held_out_tokens // MAX_HELD_OUT_TOKENS))
@@ -134,9 +142,9 @@ class LayerQuantizer:
         names = STAGE_LINEARS[stage]
         if self.skips(stage):
             for name in names:
-                full_name = linear_name(layer.index, name)
-                weight = self._read_exact(f"{full_name}.weight")
-                with self._clock.phase("solve"):
+                with self._watch(layer.index, name), self._clock.phase("solve"):
+                    full_name = linear_name(layer.index, name)
+                    weight = self._read_exact(f"{full_name}.weight")
                     self._deploy(layer, name, *round_linear(full_name, weight))
             return
         statistics, self._statistics = self._statistics, StageStatistics()
@@ -145,9 +153,18 @@ class LayerQuantizer:
         solver = self._prepare(statistics, held_out, where, is_wide=stage == DOWN)
         del statistics
         for name in names:
-            full_name = linear_name(layer.index, name)
-            weight = self._read_exact(f"{full_name}.weight")
-            self._deploy(layer, name, *solver.quantize(full_name, weight))
+            with self._watch(layer.index, name):
+                full_name = linear_name(layer.index, name)
+                weight = self._read_exact(f"{full_name}.weight")
+                self._deploy(layer, name, *solver.quantize(full_name, weight))
+
+    @contextmanager
+    def _watch(self, layer: int, name: str) -> Iterator[None]:
+        """Tell of a linear and note its seconds."""
+        self._progress.note(summarize_linear(layer, name, self.records))
+        started = time.perf_counter()
+        yield
+        self.seconds.append(time.perf_counter() - started)
 
     def _prepare(
         self, statistics: StageStatistics, held_out: HeldOut, where: str, *, is_wide: bool

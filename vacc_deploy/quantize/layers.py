@@ -11,12 +11,14 @@ import torch
 
 from vacc_deploy.checkpoint import Checkpoint, TensorInfo, WrittenFile
 from vacc_deploy.errors import StoppedError
+from vacc_deploy.host_memory import peak_memory_bytes
 from vacc_deploy.model_config import EMBEDDING, FINAL_NORM, LAYER_LINEARS, LM_HEAD, linear_name
 from vacc_deploy.progress import Progress, RunControl
 from vacc_deploy.quantize.calibrated import Carried, calibrate_layers
+from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.quantize.directory import ShardSink
 from vacc_deploy.quantize.plan import QuantizeOptions
-from vacc_deploy.quantize.report import QuantizedLayer, summarize_layer
+from vacc_deploy.quantize.report import QuantizedLayer, describe_peak, summarize_layer
 from vacc_deploy.quantize.resume import Run
 from vacc_deploy.quantize.rounded import round_layers
 
@@ -43,9 +45,12 @@ def write_shards(
     with threads, ShardSink(run) as sink:
         _write_copies(checkpoint, run, sink)
         if run.finished < run.num_layers:
-            layers = _remaining_layers(checkpoint, run, options, rows)
+            pace = _Pace(progress, options, 0 if rows is None else rows.tokens.size)
             with control.watch():
-                _write_layers(checkpoint, run, layers, sink, progress, control)
+                progress.start("Quantizing", run.num_layers, "layers")
+                layers = _remaining_layers(checkpoint, run, options, rows, pace)
+                _write_layers(checkpoint, run, layers, sink, pace, control)
+                progress.finish()
         return sink.finish()
 
 
@@ -73,14 +78,58 @@ def _write_copies(checkpoint: Checkpoint, run: Run, sink: ShardSink) -> None:
             sink.put(shard, tensors)
 
 
+class _Pace:
+    """Tells of layers, and counts the seconds of those that this run quantizes itself."""
+
+    def __init__(self, progress: Progress, options: QuantizeOptions, num_tokens: int) -> None:
+        self.progress, self._num_tokens, self._count = progress, num_tokens, 0
+        self._compute = choose_compute(options.device, options.compute_dtype)
+        self._since = self._last = time.monotonic()
+
+    def skip(self, count: int, note: str) -> None:
+        """Tell of layers that were finished before; the time up to here is theirs."""
+        self._since = self._last = time.monotonic()
+        self.progress.skip(count, note)
+
+    def layer_seconds(self) -> float:
+        """Return the seconds since the layer before was handed over."""
+        return time.monotonic() - self._last
+
+    def advance(self, layer: QuantizedLayer) -> None:
+        """Tell of a layer that was handed over."""
+        self._count, self._last = self._count + 1, time.monotonic()
+        notes = [summarize_layer(layer.index, layer.records)]
+        if self._num_tokens:
+            per_second = self._num_tokens * self._count / (self._last - self._since)
+            notes.append(f"{per_second:,.0f} tokens/s")
+        peak = describe_peak(peak_memory_bytes(), self._compute.peak_memory_bytes())
+        self.progress.advance(1, "; ".join([*notes, f"peak memory {peak}"]))
+
+
 def _remaining_layers(
-    checkpoint: Checkpoint, run: Run, options: QuantizeOptions, rows: CalibrationRows | None
+    checkpoint: Checkpoint,
+    run: Run,
+    options: QuantizeOptions,
+    rows: CalibrationRows | None,
+    pace: _Pace,
 ) -> Iterator[QuantizedLayer]:
     if rows is None:
+        if run.finished:
+            pace.skip(run.finished, f"{run.finished} layers were finished before")
         return round_layers(checkpoint, run.finished)
-    carried = Carried(run.finished, run.read_finished) if run.finished else None
+
+    def tell(index: int) -> None:
+        pace.skip(1, f"layer {index}: finished before, the rows were carried through it")
+
+    carried = Carried(run.finished, run.read_finished, tell) if run.finished else None
     return calibrate_layers(
-        checkpoint, options, rows, spool_dir=run.partial, clock=run.clock, carried=carried
+        checkpoint,
+        options,
+        rows,
+        spool_dir=run.partial,
+        clock=run.clock,
+        carried=carried,
+        progress=pace.progress,
     )
 
 
@@ -89,7 +138,7 @@ def _write_layers(
     run: Run,
     layers: Iterator[QuantizedLayer],
     sink: ShardSink,
-    progress: Progress,
+    pace: _Pace,
     control: RunControl,
 ) -> None:
     """Hand over every layer that is not finished; stop between two of them when asked to.
@@ -97,16 +146,11 @@ def _write_layers(
     Raises:
         StoppedError: all layers up to the one just computed are on the disk.
     """
-    progress.start("Quantizing", run.num_layers, "layers")
-    if run.finished:
-        progress.advance(run.finished, f"{run.finished} layers were finished before")
-    before = time.monotonic()
     for layer in layers:
         kept = _kept_tensors(checkpoint, layer.index)
         with run.clock.phase("write wait"):
-            sink.put(layer.index + 1, kept, layer, time.monotonic() - before)
-        before = time.monotonic()
-        progress.advance(1, summarize_layer(layer.index, layer.records))
+            sink.put(layer.index + 1, kept, layer, pace.layer_seconds())
+        pace.advance(layer)
         # Only the writers still need its codes while the next layer is made.
         del layer
         signum = control.stop_signal()
@@ -116,7 +160,6 @@ def _write_layers(
             raise StoppedError(
                 f"Stopped after {finished} of {run.num_layers} layers, which are kept.", signum
             )
-    progress.finish()
 
 
 def _kept_tensors(checkpoint: Checkpoint, layer: int) -> dict[str, TensorInfo]:

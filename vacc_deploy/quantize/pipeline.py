@@ -21,11 +21,13 @@ from vacc_deploy.checkpoint import (
 )
 from vacc_deploy.decoder import check_sequence_length
 from vacc_deploy.errors import CheckpointError
+from vacc_deploy.host_memory import peak_memory_bytes
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import SILENT, UNCONTROLLED, Progress, RunControl
 from vacc_deploy.quantize.complete import finished_identity, take_finished
-from vacc_deploy.quantize.compute import choose_compute
+from vacc_deploy.quantize.compute import Compute, choose_compute
 from vacc_deploy.quantize.directory import finish_output
+from vacc_deploy.quantize.estimate import Plan
 from vacc_deploy.quantize.formats import check_format
 from vacc_deploy.quantize.identity import identify
 from vacc_deploy.quantize.journal import has_finished_layers, unfinished_run
@@ -35,7 +37,6 @@ from vacc_deploy.quantize.plan import (
     QuantizeOptions,
     budget_warnings,
     describe_calibration,
-    memory_bytes,
     output_bytes,
 )
 from vacc_deploy.quantize.report import RTN, LinearRecord, QuantizeResult
@@ -128,7 +129,8 @@ def _quantize(
     compute = choose_compute(options.device, options.compute_dtype)
     with warming_up(compute):
         rows = _calibration_rows(checkpoint, options, progress, dry_run=request.dry_run)
-    result = _plan(checkpoint, options, rows, output_dir)
+    plan = _plan(checkpoint, options, rows, compute, output_dir if request.resume else None)
+    result = _planned_result(plan, output_dir)
     identity = identify(checkpoint, options, result.model, result.calibration, compute)
     # A dry run writes no answers, so it cannot tell whether a finished output has the same ones.
     if standing is not None and not (request.dry_run and options.answers == OWN):
@@ -139,7 +141,11 @@ def _quantize(
     check_space(output_dir, result.output_bytes - _kept_bytes(output_dir))
     _warn(progress, result.warnings)
     if request.dry_run:
-        return replace(result, dry_run=True)
+        estimate, problem = plan.predict_time(time.monotonic() - started, progress)
+        problems = [f"No time is predicted: {problem}"] if problem else []
+        _warn(progress, problems)
+        warnings = (*result.warnings, *problems)
+        return replace(result, dry_run=True, estimate=estimate, warnings=warnings)
     inputs = checkpoint.input_paths()
     with output_directory(
         output_dir, overwrite=request.overwrite, inputs=inputs, keeps=has_finished_layers
@@ -153,6 +159,7 @@ def _quantize(
         with closing(run.journal), _telling(control, output_dir, BaseException):
             files = write_shards(checkpoint, run, options, rows, progress, control)
             result = _with_records(result, run, started, options.dampening_frac)
+            result = replace(result, peak_device_memory_bytes=compute.peak_memory_bytes())
             finish_output(checkpoint, run, result, options, files)
     _warn(progress, _record_warnings(result.linears, options.dampening_frac))
     return result
@@ -174,7 +181,7 @@ def _with_records(
         linears=tuple(records),
         warnings=(*result.warnings, *_record_warnings(records, dampening_frac)),
         seconds=time.monotonic() - started,
-        peak_memory_bytes=_peak_memory_bytes(),
+        peak_memory_bytes=peak_memory_bytes(),
     )
 
 
@@ -201,16 +208,26 @@ def _plan(
     checkpoint: Checkpoint,
     options: QuantizeOptions,
     rows: CalibrationRows | None,
-    output_dir: Path,
-) -> QuantizeResult:
+    compute: Compute,
+    resumed: Path | None,
+) -> Plan:
+    """Return the run as planned; ``resumed`` is the output whose finished layers stay."""
+    recorded = unfinished_run(resumed) if resumed else None
+    num_bytes = sum(output_bytes(checkpoint, layout) for layout in options.formats)
+    finished = recorded.finished if recorded else 0
+    return Plan(checkpoint, options, rows, compute, num_bytes, finished)
+
+
+def _planned_result(plan: Plan, output_dir: Path) -> QuantizeResult:
     """Return what is known before the work: sizes, memory, calibration."""
+    checkpoint, options, rows = plan.checkpoint, plan.options, plan.rows
     return QuantizeResult(
         model=model_name(checkpoint.directory),
         output_dir=output_dir,
         method=options.method,
         input_bytes=checkpoint.weight_bytes,
-        output_bytes=sum(output_bytes(checkpoint, layout) for layout in options.formats),
-        memory_bytes=memory_bytes(checkpoint, options),
+        output_bytes=plan.output_bytes,
+        estimate=plan.estimate_memory(),
         formats=options.formats,
         calibration=describe_calibration(checkpoint.config, rows) if rows else None,
         warnings=budget_warnings(checkpoint.config, rows) if rows else (),
@@ -226,17 +243,6 @@ def _open_float(checkpoint_dir: Path) -> Checkpoint:
         )
     check_vacc_config(checkpoint_dir, checkpoint.config)
     return checkpoint
-
-
-def _peak_memory_bytes() -> int:
-    """Return the largest resident size this process has had.
-
-    From the kernel's own line: what getrusage gives is inherited from the parent across exec.
-    """
-    for line in Path("/proc/self/status").read_text("ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:
@@ -279,7 +285,10 @@ def _answer_writer(
     if options.answers != OWN:
         return None
     if dry_run:
-        progress.warn("A dry run writes no answers: the plan counts the data set's own.")
+        progress.warn(
+            "A dry run writes no answers: the plan counts the data set's own, and no time for "
+            "writing them."
+        )
         return None
     from vacc_deploy.own_answers import OwnAnswers
 

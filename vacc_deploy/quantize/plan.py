@@ -28,9 +28,6 @@ MIN_TOKENS_PER_INPUT = 4
 ORIGINAL_SHARE = 8
 ORIGINAL_TOKENS_PER_INPUT = 8
 FAST, FULL = "fast", "full"
-BATCH_TOKENS = 2048
-KEPT_BYTES = 2 << 30
-_RUNTIME_BYTES = 400 << 20
 
 
 @dataclass(frozen=True)
@@ -204,25 +201,3 @@ def output_bytes(checkpoint: Checkpoint, layout: str) -> int:
             stored = checkpoint.info(f"{linear_name(layer, linear)}.weight").num_bytes
             total += stored_linear_bytes(layout, out_features, in_features) - stored
     return total
-
-
-def memory_bytes(checkpoint: Checkpoint, options: QuantizeOptions) -> int:
-    """Return an estimate of the peak memory: one layer, never all of them."""
-    config = checkpoint.config
-    layer = sum(out * inp for out, inp in map(config.linear_shape, LAYER_LINEARS))
-    if options.method == RTN:
-        # Being rounded, waited for, and handed to the writers.
-        return _RUNTIME_BYTES + 4 * layer
-    tokens = options.num_samples * options.sequence_length
-    width = max(config.intermediate_size, config.hidden_size)
-    kept = tokens * config.intermediate_size * 4
-    down = 4 * config.intermediate_size * config.hidden_size
-    return (
-        _RUNTIME_BYTES
-        + 4 * tokens * config.hidden_size
-        + (kept if kept <= KEPT_BYTES else 0)
-        + 4 * 4 * BATCH_TOKENS * config.intermediate_size
-        + (3 if options.act_order else 2) * 4 * width * width
-        + 5 * down
-        + layer
-    )

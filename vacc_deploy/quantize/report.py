@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,11 +56,64 @@ class QuantizedLinear:
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """One finished decoder layer: its linears in the order of use, and one record for each."""
+    """One finished decoder layer: its linears in the order of use, and one record for each.
+
+    ``linear_seconds`` has the wall time of each linear where they are made one after the other.
+    It leaves out what the linears of a stage share: forward pass, Hessian and its factor.
+    """
 
     index: int
     linears: tuple[QuantizedLinear, ...]
     records: tuple[LinearRecord, ...]
+    linear_seconds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will need, in parts by name.
+
+    Attributes:
+        memory: bytes of the host.
+        device_memory: bytes of the device; None where that is the host.
+        seconds: wall time; None where it was not predicted.
+    """
+
+    memory: dict[str, int]
+    device_memory: dict[str, int] | None = None
+    seconds: dict[str, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sums and their parts for ``--json``."""
+        device, seconds = self.device_memory, self.seconds
+        rounded = {name: round(part, 3) for name, part in (seconds or {}).items()}
+        return {
+            "estimated_seconds": round(sum(seconds.values()), 3) if seconds else None,
+            "estimated_memory_bytes": sum(self.memory.values()),
+            "estimated_device_memory_bytes": None if device is None else sum(device.values()),
+            "estimated_parts": {
+                "seconds": rounded if seconds else None,
+                "memory_bytes": self.memory,
+                "device_memory_bytes": device,
+            },
+        }
+
+    def to_pairs(self) -> list[tuple[str, object]]:
+        """Return the lines of the plan."""
+        pairs: list[tuple[str, object]] = []
+        if self.seconds:
+            pairs.append(("time", _describe_sum(self.seconds, format_seconds)))
+        pairs.append(("memory", _describe_sum(self.memory, format_bytes)))
+        if self.device_memory is not None:
+            pairs.append(("device memory", _describe_sum(self.device_memory, format_bytes)))
+        return pairs
+
+
+def _describe_sum(parts: Mapping[str, float], show: Callable[[float], str]) -> str:
+    """Return a sum and its parts, the largest first; parts below a hundredth are left out."""
+    total = sum(parts.values())
+    shown = sorted(parts.items(), key=lambda item: -item[1])
+    listed = ", ".join(f"{name} {show(part)}" for name, part in shown if part >= total / 100)
+    return f"about {show(total)} ({listed})"
 
 
 @dataclass(frozen=True)
@@ -72,13 +125,14 @@ class QuantizeResult:
     method: str
     input_bytes: int
     output_bytes: int
-    memory_bytes: int
+    estimate: Estimate
     formats: tuple[str, ...] = ("int8",)
     linears: tuple[LinearRecord, ...] = ()
     calibration: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
     peak_memory_bytes: int = 0
+    peak_device_memory_bytes: int | None = None
     dry_run: bool = False
     already_finished: bool = False
 
@@ -88,6 +142,11 @@ class QuantizeResult:
         if len(self.formats) == 1:
             return self.output_dir
         return self.output_dir / ("int8" if "int8" in self.formats else self.formats[0])
+
+    @property
+    def memory_bytes(self) -> int:
+        """The bytes of the host that the run is estimated to hold at most."""
+        return sum(self.estimate.memory.values())
 
     def totals(self) -> dict[str, Any]:
         """Return counts and means over all linears."""
@@ -117,9 +176,10 @@ class QuantizeResult:
             "formats": list(self.formats),
             "input_bytes": self.input_bytes,
             "output_bytes": self.output_bytes,
-            "estimated_memory_bytes": self.memory_bytes,
+            **self.estimate.to_dict(),
             "seconds": round(self.seconds, 3),
             "peak_memory_bytes": self.peak_memory_bytes,
+            "peak_device_memory_bytes": self.peak_device_memory_bytes,
             "totals": self.totals(),
             "calibration": self.calibration,
             "warnings": list(self.warnings),
@@ -137,7 +197,7 @@ class QuantizeResult:
         if self.calibration:
             pairs.append(("calibration", _describe_calibration(self.calibration)))
         if self.dry_run:
-            pairs.append(("memory", f"about {format_bytes(self.memory_bytes)}"))
+            pairs += self.estimate.to_pairs()
             return f"Would quantize {self.model} into {self.output_dir}\n{format_pairs(pairs)}"
         totals = self.totals()
         if totals["mean_error_ratio_gptq_to_rtn"] is not None:
@@ -152,7 +212,10 @@ class QuantizeResult:
         if not self.already_finished:
             pairs += [
                 ("time", format_seconds(self.seconds)),
-                ("peak memory", format_bytes(self.peak_memory_bytes)),
+                (
+                    "peak memory",
+                    describe_peak(self.peak_memory_bytes, self.peak_device_memory_bytes),
+                ),
             ]
         pairs.append(("report", self.main_dir / REPORT_NAME))
         text = f"Quantized {self.model} in {self.output_dir}\n{format_pairs(pairs)}"
@@ -167,13 +230,32 @@ def _describe_calibration(calibration: dict[str, Any]) -> str:
     return f"{calibration['tokens']:,} tokens ({sources})"
 
 
+def describe_peak(host_bytes: int, device_bytes: int | None) -> str:
+    """Return the peak memory of the host and, where it is another, of the device."""
+    device = "" if device_bytes is None else f", {format_bytes(device_bytes)} on the device"
+    return f"{format_bytes(host_bytes)}{device}"
+
+
 def summarize_layer(layer: int, records: Sequence[LinearRecord]) -> str:
     """Return one line on a finished layer for the progress display."""
-    parts = []
-    for record in records:
-        name = record.name.rsplit(".", 1)[-1].removesuffix("_proj")
-        if record.error_gptq is None or not record.error_rtn:
-            continue
-        ratio = record.error_gptq / record.error_rtn
-        parts.append(f"{name} {ratio:.2f}" + ("" if record.method == GPTQ else " (rounded)"))
+    parts = [part for part in map(_compare_errors, records) if part]
     return f"layer {layer}" + (f": error beside rounding's {', '.join(parts)}" if parts else "")
+
+
+def summarize_linear(layer: int, linear: str, records: Sequence[LinearRecord]) -> str:
+    """Return what is under way, ``linear``, and how those before it in the layer came out."""
+    return f"{_short_name(linear)} of {summarize_layer(layer, records)}"
+
+
+def _compare_errors(record: LinearRecord) -> str:
+    """Return the error beside rounding's, for example ``q 0.52``; empty where there is none."""
+    if record.error_gptq is None or not record.error_rtn:
+        return ""
+    ratio = record.error_gptq / record.error_rtn
+    return f"{_short_name(record.name)} {ratio:.2f}" + (
+        "" if record.method == GPTQ else " (rounded)"
+    )
+
+
+def _short_name(linear: str) -> str:
+    return linear.rsplit(".", 1)[-1].removesuffix("_proj")

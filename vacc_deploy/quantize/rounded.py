@@ -39,7 +39,7 @@ def round_layers(checkpoint: Checkpoint, first: int = 0) -> Iterator[QuantizedLa
         CheckpointError: a file became shorter since its header was read.
     """
     memory, begun = _CodeMemory(checkpoint.config), deque[_BegunLayer]()
-    pool = ThreadPoolExecutor(_num_cores(), thread_name_prefix="rounding")
+    pool = ThreadPoolExecutor(num_cores(), thread_name_prefix="rounding")
     try:
         for index in range(first, checkpoint.config.num_hidden_layers):
             begun.append(_BegunLayer(checkpoint, index, memory, pool))
@@ -51,7 +51,7 @@ def round_layers(checkpoint: Checkpoint, first: int = 0) -> Iterator[QuantizedLa
         pool.shutdown(cancel_futures=True)
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

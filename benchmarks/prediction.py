@@ -1,0 +1,99 @@
+"""Compare what ``vacc-deploy quantize --dry-run`` predicts with the run itself.
+
+    python benchmarks/prediction.py CHECKPOINT [--device cuda] [--num-samples 32] [--seq-len 512]
+        [--calibration NAME=PATH]... [-- OPTIONS OF quantize]
+
+CHECKPOINT and the text are those of ``quantize.py`` here. Both commands run one after the other, so
+that they see the same machine. Prints time and memory, and the time by part, each with its ratio.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+from measured import machine
+from stand_ins import link_checkpoint, write_sums
+
+TIMING_NAME = "quantize_timing.json"
+# The phases of quantize_timing.json that make up a part of the prediction.
+PARTS = {
+    "forward": ("forward",),
+    "Hessians": ("hessian",),
+    "solver": ("correction", "factor", "compare", "scale search", "solve"),
+}
+_GIB = 1 << 30
+
+
+def compare(plan: dict[str, Any], timing: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return the table: quantity, predicted, measured, ratio."""
+    predicted, phases = plan["estimated_parts"]["seconds"] or {}, timing["phases"]
+    rows = [_row("seconds", plan["estimated_seconds"], timing["seconds"])]
+    for part, names in PARTS.items():
+        if part in predicted:
+            seconds = sum(phases.get(name, 0.0) for name in names)
+            rows.append(_row(f"  {part}", predicted[part], seconds))
+    for label, estimated, measured in (
+        ("memory in GiB", "estimated_memory_bytes", "peak_memory_bytes"),
+        ("device memory in GiB", "estimated_device_memory_bytes", "peak_device_memory_bytes"),
+    ):
+        if plan[estimated] is not None:
+            rows.append(_row(label, plan[estimated] / _GIB, timing[measured] / _GIB))
+    return rows
+
+
+def _row(name: str, predicted: float | None, measured: float) -> tuple[str, str, str, str]:
+    if predicted is None:
+        return name, "–", f"{measured:.2f}", "–"
+    ratio = f"{predicted / measured:.2f}" if measured else "–"
+    return name, f"{predicted:.2f}", f"{measured:.2f}", ratio
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--num-samples", default=32, show_default=True)
+@click.option("--seq-len", default=512, show_default=True)
+@click.option("--calibration", "sources", multiple=True, metavar="NAME=PATH")
+@click.option("--work-dir", type=click.Path(path_type=Path), help="Default: beside CHECKPOINT.")
+@click.argument("extra", nargs=-1, type=click.UNPROCESSED)
+def main(
+    checkpoint: Path,
+    device: str,
+    num_samples: int,
+    seq_len: int,
+    sources: tuple[str, ...],
+    work_dir: Path | None,
+    extra: tuple[str, ...],
+) -> None:
+    """Predict and run; EXTRA (after --) goes to quantize."""
+    from vacc_deploy.results import format_table
+
+    with tempfile.TemporaryDirectory(dir=work_dir or checkpoint.resolve().parent) as name:
+        folder = Path(name)
+        source, output = folder / "source", folder / "int8"
+        link_checkpoint(checkpoint, source)
+        if not sources:
+            write_sums(folder / "text.txt", num_samples * seq_len)
+            sources = (f"text={folder / 'text.txt'}",)
+        command = [sys.executable, "-m", "vacc_deploy", "quantize", str(source)]
+        command += ["--output", str(output), "--device", device, "--json", *extra]
+        command += ["--num-samples", str(num_samples), "--seq-len", str(seq_len)]
+        if "rtn" not in extra and "--method=rtn" not in extra:
+            command += [part for text in sources for part in ("--calibration", text)]
+        planned = subprocess.run([*command, "--dry-run"], stdout=subprocess.PIPE, check=True)
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        timing = json.loads((output / TIMING_NAME).read_text("utf-8"))
+    title = f"{checkpoint.name}, {num_samples} x {seq_len} tokens, {device}, {machine(device)}"
+    click.echo(" ".join([title, *extra]))
+    rows = compare(json.loads(planned.stdout), timing)
+    click.echo(format_table(("", "predicted", "measured", "ratio"), rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The parts of the memory of a run, against numbers worked out by hand on a tiny model."""
+
+import numpy as np
+import pytest
+import torch
+from checkpoint_builders import build_config, write_checkpoint
+
+from vacc_deploy.calibration.rows import CalibrationRows
+from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.model_config import parse_config
+from vacc_deploy.quantize.compute import Compute
+from vacc_deploy.quantize.hidden_rows import choose_place
+from vacc_deploy.quantize.memory import calibrated_memory, layer_weights, rounding_memory
+from vacc_deploy.quantize.plan import QuantizeOptions
+from vacc_deploy.quantize.workload import Workload
+
+# hidden 64, inner 160, q and o 64 x 64, k and v 32 x 64
+CONFIG = parse_config(build_config(), where="config.json")
+WEIGHTS = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 160 * 64
+MUCH = 1 << 40
+
+
+def make_work(dtype=torch.bfloat16, kept_bytes=MUCH, **changes):
+    compute = Compute(torch.device("cpu"), dtype, batch_tokens=64, kept_bytes=kept_bytes)
+    values = {
+        "config": CONFIG,
+        "compute": compute,
+        "weight_bytes": 2,
+        "sequence_length": 32,
+        "num_held_out": 2,
+        "num_original": 6,
+        "num_rows": 10,
+    }
+    return Workload(**(values | changes))
+
+
+def host_memory(work):
+    parts, device = calibrated_memory(work, 1000, device_free=None, host_available=MUCH)
+    assert device is None
+    return parts
+
+
+def test_the_workload_counts_the_rows_of_each_kind(tmp_path):
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "model", dtype=torch.float32))
+    rows = CalibrationRows(np.zeros((40, 32), np.int64), 36, (0,) * 40, (), seed=0)
+    compute = make_work().compute
+    work = Workload.of(checkpoint, QuantizeOptions("gptq", sequence_length=32), rows, compute)
+    # Of 36 fitted rows a quarter, and no fewer than 8 * 64 tokens, have a float stream.
+    assert (work.num_held_out, work.num_original, work.num_rows) == (4, 4 + 16, 40)
+    assert (work.num_plain, work.batch_rows, work.weight_bytes) == (20, 2, 4)
+    fast = Workload.of(
+        checkpoint, QuantizeOptions("gptq", sequence_length=32, effort="fast"), rows, compute
+    )
+    assert (fast.num_original, fast.num_plain, fast.with_down) == (0, 36, False)
+
+
+def test_a_short_workload_keeps_some_rows_of_each_kind():
+    small = make_work(num_held_out=4, num_original=20, num_rows=40).shorten(2)
+    assert (small.num_held_out, small.num_original, small.num_rows) == (2, 2 + 4, 2 + 4 + 4)
+    assert make_work(num_original=0).shorten(2).num_original == 0
+    assert make_work().shorten(99) == make_work()
+
+
+def test_gate_and_up_are_repeated_for_what_does_not_fit():
+    inner_bytes = 10 * 32 * 160 * 2
+    assert make_work().repeated_share == 0
+    assert make_work(kept_bytes=inner_bytes // 4).repeated_share == 0.75
+    assert make_work(kept_bytes=0, with_down=False).repeated_share == 0
+
+
+def test_memory_is_that_of_the_worst_moment():
+    assert layer_weights(CONFIG) == WEIGHTS
+    assert host_memory(make_work()) == {
+        "runtime": 1000,
+        "rows": (10 + 6 + 10) * 32 * 64 * 2,
+        "weights of two layers": 2 * WEIGHTS * 2,
+        "codes": 3 * WEIGHTS,
+        # While the Hessian of down is factored: itself, permuted, the factor, and a panel.
+        "weights in use": 3 * 160 * 64 * 2,
+        "kept inputs of down": 10 * 32 * 160 * 2,
+        "Hessians": 4 * 160 * 160 * 4,
+    }
+
+
+def test_memory_without_act_order_needs_no_permuted_copy():
+    # The largest moment is then the solver's: three copies of the weight, the float one, codes.
+    parts = host_memory(make_work(act_order=False))
+    assert parts["Hessians"] == 160 * 160 * 4
+    assert parts["solver"] == (4 * 4 + 2) * 64 * 160
+    assert parts["held-out sample"] == 2 * 32 * (2 * 160 + 64) * 4
+
+
+def test_memory_of_wide_inputs_beside_few_kept_ones():
+    with_all, with_few = host_memory(make_work()), host_memory(make_work(kept_bytes=640))
+    assert with_few["kept inputs of down"] == 640
+    assert with_few | {"kept inputs of down": 0} == with_all | {"kept inputs of down": 0}
+
+
+def test_memory_of_the_fast_effort_is_that_of_the_widest_other_stage():
+    parts = host_memory(make_work(with_down=False, num_original=0))
+    assert parts["rows"] == (10 + 10) * 32 * 64 * 2
+    assert parts["kept inputs of down"] == 0
+    assert parts["weights in use"] == (64 * 64 + 2 * 160 * 64) * 2
+    assert parts["solver"] == (4 * 4 + 2) * 160 * 64
+
+
+def test_memory_in_float32_has_copies_of_the_float_weights():
+    # While down is observed nothing else is copied but down itself.
+    parts = host_memory(make_work(torch.float32))
+    assert parts["weights in use"] == (3 * 160 * 64 + 160 * 64) * 4
+    assert host_memory(make_work(torch.float32, weight_bytes=4))["weights in use"] == 122880
+
+
+def test_memory_on_a_device_leaves_little_to_the_host():
+    work, rows = make_work(), (10 + 6 + 10) * 32 * 64 * 2
+    host, device = calibrated_memory(work, 1000, device_free=MUCH, host_available=MUCH)
+    assert host == {
+        "runtime": 1000,
+        "rows": 0,
+        "codes": 3 * WEIGHTS,
+        "a weight on its way": 160 * 64 * 2,
+    }
+    expected = host_memory(work)
+    del expected["runtime"]
+    assert device == expected
+    host, device = calibrated_memory(work, 1000, device_free=40000, host_available=MUCH)
+    assert (host["rows"], device["rows"]) == (rows, 0)
+    host, device = calibrated_memory(work, 1000, device_free=40000, host_available=40000)
+    assert (host["rows"], device["rows"]) == (0, 0)  # on the disk
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "place"), [(45, "device"), (46, "host"), (50, "host"), (51, "disk")]
+)
+def test_rows_take_the_fastest_place_with_room(num_bytes, place):
+    assert choose_place(num_bytes, 100, 100) == place
+    if place == "device":
+        assert choose_place(num_bytes, None, 100) == "host"
+
+
+def test_memory_of_rounding_is_a_few_layers_of_codes():
+    assert rounding_memory(CONFIG, 1000) == {"runtime": 1000, "codes": 4 * WEIGHTS}
