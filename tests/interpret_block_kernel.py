@@ -28,7 +28,7 @@ def solve_whole(case):
     solution = solve(
         case["weight"],
         case["scale"],
-        Factor(case["unit_rows"], case["order"], 0.01),
+        Factor(case["unit_rows"], case["order"], 0.01, torch.ones(len(case["unit_rows"]))),
         leaf_columns=case["leaf_columns"],
         block_solver=BlockSolver(MAX_COLUMNS, settle_block, is_aligned=True),
     )

@@ -155,7 +155,7 @@ def test_settle_block_nan_is_code_0_and_stays_nan_to_the_last_column(results):
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("whole")])
 def test_solve_with_the_kernel_equals_the_loop(results, name):
     case = CASES[name]
-    factor = Factor(case["unit_rows"], case["order"], 0.01)
+    factor = Factor(case["unit_rows"], case["order"], 0.01, torch.ones(len(case["unit_rows"])))
     expected = solve(case["weight"], case["scale"], factor)
     assert torch.equal(results[name]["codes"], expected.codes)
     assert results[name]["num_saturated"] == expected.num_saturated > 0

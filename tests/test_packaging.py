@@ -118,8 +118,9 @@ def test_installed_package_finds_its_files(how, wheel, tmp_path):
         "assert (a.demo_model_dir() / 'model.safetensors').is_file();"
         "assert a.default_text_file().is_file()"
     )
+    # -I: no PYTHONPATH, which may name this checkout.
     result = subprocess.run(
-        [str(python), "-c", script], check=True, cwd=tmp_path, capture_output=True, text=True
+        [str(python), "-I", "-c", script], check=True, cwd=tmp_path, capture_output=True, text=True
     )
     assert str(tmp_path) in result.stdout
     executable = environment / "bin/vacc-deploy"

@@ -354,7 +354,7 @@ def test_calibrate_layers_memory_does_not_grow_with_the_layers(
     options = float32_options(text)
     read_whole, tensors, sizes = Checkpoint.read, [], []
     layers, most_layers = weakref.WeakSet(), []
-    results, results_alive = weakref.WeakSet(), []
+    results, results_alive, told = weakref.WeakSet(), [], []
 
     def read(self, name):
         tensor = read_whole(self, name)
@@ -376,16 +376,14 @@ def test_calibrate_layers_memory_does_not_grow_with_the_layers(
         del layer
     monkeypatch.setattr(Checkpoint, "read", read)
     monkeypatch.setattr(calibrated, "DecoderLayer", CountedLayer)
-    carried = (
-        Carried(num_carried, finished.__getitem__, lambda index: None) if num_carried else None
-    )
+    carried = Carried(num_carried, finished.__getitem__, told.append) if num_carried else None
     for layer in layers_of(source, options, tmp_path, carried):
         results.add(layer)
         del layer
     names = Checkpoint.open(source).config.layer_tensors(0)
     assert max(sizes) <= 2 * sum(read_tensors(source)[name].numel() for name in names)
     assert len(sizes) == 6 * len(names)
-    assert most_layers == [1] * 6
+    assert most_layers == [1] * 6 and told == list(range(num_carried))
     assert results_alive == [0] * 6
     assert all(ref() is None for ref in tensors)
 

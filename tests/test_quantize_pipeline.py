@@ -37,6 +37,7 @@ from vacc_deploy.prepare import prepare
 from vacc_deploy.progress import Progress
 from vacc_deploy.quantize import directory as directory_module
 from vacc_deploy.quantize import pipeline
+from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.formats import INT8_GUARD
 from vacc_deploy.quantize.int8 import (
     quantize_rounding,
@@ -234,6 +235,32 @@ def test_quantize_gptq_too_few_tokens_for_the_width_is_a_warning(tmp_path, text,
     assert result.warnings == (expected,) and warned == [expected]
     enough = gptq_options(text, num_samples=24)
     assert quantize(source, options=enough, output=tmp_path / "o", dry_run=True).warnings == ()
+
+
+# ---- the time of each part ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", [False, True])
+def test_quantize_waits_for_the_device_at_every_phase_only_to_profile(
+    tmp_path, text, monkeypatch, profile
+):
+    waited, plain = [], pipeline.choose_compute
+
+    class CountedCompute(Compute):
+        synchronize = property(lambda self: lambda: waited.append(1))
+
+    def choose(*arguments):
+        chosen = plain(*arguments)
+        return CountedCompute(chosen.device, chosen.dtype, chosen.batch_tokens, chosen.kept_bytes)
+
+    monkeypatch.setattr(pipeline, "choose_compute", choose)
+    source = make_source(tmp_path / "model")
+    result = quantize(source, options=gptq_options(text, profile=profile))
+    assert (len(waited) > 100) is profile and bool(waited) is profile
+    phases = read_json(result.output_dir / "quantize_timing.json")["phases"]
+    assert {"read", "forward", "hessian", "factor", "solve", "compare"} <= phases.keys()
+    report = read_json(result.output_dir / "quantize_report.json")
+    assert "profile" not in report["options"]
 
 
 # ---- failures ---------------------------------------------------------------------------------

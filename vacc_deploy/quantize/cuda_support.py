@@ -1,6 +1,6 @@
 """What the solver needs of a CUDA device: its float32 precision, mixed products, and Triton.
 
-Works on a CPU too, where nothing is switched and every product is a float32 one.
+Works on a CPU too, where nothing is switched and products are those of float32 or bfloat16.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def accumulate_half(hessian: torch.Tensor, inputs: torch.Tensor) -> None:
         hessian: float32 [in_features, in_features].
         inputs: bfloat16 or float16 [num_tokens, in_features].
     """
-    if inputs.device.type == "cpu":
+    if inputs.device.type == "cpu" and inputs.dtype == torch.bfloat16:
         _add_rounded_panels(hessian, inputs)
         return
     product = find_half_product(inputs.device, inputs.dtype)

@@ -89,7 +89,9 @@ def _worst_moment(work: Workload) -> Parts:
     moments = []
     for stage in (QKV, OUTPUT, GATE_UP, DOWN):
         settled = _deployed_bytes(work, stage)
-        kept = min(work.compute.kept_bytes, work.inner_bytes) if stage == DOWN else 0
+        # The Hessian of down takes its part of what may be kept; see ``LayerWalk``.
+        room = max(0, work.compute.kept_bytes - 4 * work.config.intermediate_size**2)
+        kept = min(room, work.inner_bytes) if stage == DOWN else 0
         common = {"weights in use": settled, "kept inputs of down": kept}
         if stage == DOWN and not work.with_down:
             continue

@@ -106,9 +106,12 @@ class QuantizeOptions:
     def _check_solver(self) -> None:
         if self.effort not in (FAST, FULL):
             raise UsageError(f"--effort is {self.effort!r}, expected {FAST} or {FULL}.")
-        for option, value in (("shrinkage", self.shrinkage), ("dampening", self.dampening_frac)):
-            if not 0 <= value <= 1 or (option == "dampening" and not value):
-                raise UsageError(f"--{option} is {value}, expected a number from 0 to 1.")
+        if not 0 <= self.shrinkage <= 1:
+            raise UsageError(f"--shrinkage is {self.shrinkage}, expected a number from 0 to 1.")
+        if not 0 < self.dampening_frac <= 1:
+            raise UsageError(
+                f"--dampening is {self.dampening_frac}, expected a number above 0, up to 1."
+            )
 
     def _check_answers(self) -> None:
         if self.answers not in (DATA, OWN):
