@@ -247,7 +247,7 @@ def test_quantize_gptq_keeps_rounding_in_the_whole_chain(tmp_path, text, monkeyp
     source = make_source(tmp_path / "model")
     plain = linear_module.solve
 
-    def worse(weight, scale, factor):
+    def worse(weight, scale, factor, **_):
         solution = plain(weight, scale, factor)
         return type(solution)(-solution.codes, 5)
 

@@ -9,6 +9,7 @@
     ├── CompileFileError       a vamc YAML breaks a rule of the compiler
     ├── ExportError            a model cannot be exported as an ONNX graph
     ├── OutputError            an output directory cannot be written
+    ├── RankLostError          another process of a run on several ranks is gone
     ├── StoppedError           exit code 128 + signal: stopped between two layers on request
     └── CheckFailedError       exit code 3: a check ran and failed
 
@@ -60,6 +61,10 @@ class ExportError(VaccDeployError):
 
 class OutputError(VaccDeployError):
     """An output directory exists already or cannot be written."""
+
+
+class RankLostError(VaccDeployError):
+    """Another process of a run on several ranks has failed or cannot be reached."""
 
 
 class StoppedError(VaccDeployError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -154,31 +155,34 @@ def quantize_command(
     """
     from vacc_deploy.calibration.sources import parse_source
     from vacc_deploy.cli.progress import terminal_progress
-    from vacc_deploy.cli.signals import SignalControl, telling_how_to_resume
+    from vacc_deploy.cli.ranks import join_ranks
+    from vacc_deploy.quantize.assist import assist
     from vacc_deploy.quantize.pipeline import QuantizeOptions, quantize
 
-    options = QuantizeOptions(
-        method=method or ("gptq" if calibrations else "rtn"),
-        sources=tuple(parse_source(text) for text in calibrations),
-        num_samples=num_samples,
-        sequence_length=seq_len,
-        seed=seed,
-        act_order=act_order,
-        answers=answers,
-        max_answer_tokens=max_answer_tokens,
-        answers_cache=answers_cache,
-        evaluation_share=evaluation_share,
-        formats=tuple(dict.fromkeys(formats)),
-        effort=effort,
-        shrinkage=shrinkage,
-        dampening_frac=dampening_frac,
-        scale_search=scale_search,
-        device=device,
-        compute_dtype=compute_dtype,
-        profile=profile,
-    )
-    control = SignalControl()
-    with telling_how_to_resume(control):
+    with join_ranks(os.environ, device) as seat:
+        options = QuantizeOptions(
+            method=method or ("gptq" if calibrations else "rtn"),
+            sources=tuple(parse_source(text) for text in calibrations),
+            num_samples=num_samples,
+            sequence_length=seq_len,
+            seed=seed,
+            act_order=act_order,
+            answers=answers,
+            max_answer_tokens=max_answer_tokens,
+            answers_cache=answers_cache,
+            evaluation_share=evaluation_share,
+            formats=tuple(dict.fromkeys(formats)),
+            effort=effort,
+            shrinkage=shrinkage,
+            dampening_frac=dampening_frac,
+            scale_search=scale_search,
+            device=seat.device,
+            compute_dtype=compute_dtype,
+            profile=profile,
+        )
+        if seat.ranks.rank:
+            assist(checkpoint_dir, options=options, ranks=seat.ranks, control=seat.control)
+            return
         result = quantize(
             checkpoint_dir,
             options=options,
@@ -187,6 +191,7 @@ def quantize_command(
             dry_run=dry_run,
             resume=resume,
             progress=terminal_progress(),
-            control=control,
+            control=seat.control,
+            ranks=seat.ranks,
         )
     emit(result)

@@ -28,7 +28,14 @@ class SignalControl(RunControl):
         kept_layers: finished and all layers of a run that ended early, None where nothing stays.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_quiet: bool = False, launcher: Sequence[str] = ()) -> None:
+        """Begin with no signal.
+
+        Args:
+            is_quiet: say nothing at the first signal; another process does.
+            launcher: what the command was started with; see ``resume_command``.
+        """
+        self.launcher, self._is_quiet = tuple(launcher), is_quiet
         self.kept_layers: tuple[int, int] | None = None
         self._signum: int | None = None
 
@@ -46,8 +53,9 @@ class SignalControl(RunControl):
         if self._signum is not None:
             raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
         self._signum = signum
-        # Not through a stream: the handler may have interrupted a write to that one.
-        os.write(2, _NOTICE)
+        if not self._is_quiet:
+            # Not through a stream: the handler may have interrupted a write to that one.
+            os.write(2, _NOTICE)
 
     def stop_signal(self) -> int | None:
         """Return the signal that was noted."""
@@ -68,36 +76,50 @@ def telling_how_to_resume(control: SignalControl) -> Iterator[None]:
     try:
         yield
     except StoppedError as err:
-        err.args = (f"{err} Resume with: {resume_command(sys.argv)}",)
+        command = resume_command(sys.argv, control.launcher)
+        err.args = (f"{err} Resume with: {command}",)
         raise
     except VaccDeployError as err:
         if control.kept_layers:
-            err.args = (f"{err} {_way_on(control.kept_layers)}",)
+            err.args = (f"{err} {_way_on(control)}",)
         raise
     except (KeyboardInterrupt, SystemExit) as err:
         if not control.kept_layers:
             raise
         number = signal.SIGINT if isinstance(err, KeyboardInterrupt) else signal.SIGTERM
-        raise StoppedError(f"Interrupted. {_way_on(control.kept_layers)}", number) from err
+        raise StoppedError(f"Interrupted. {_way_on(control)}", number) from err
     except BaseException:
-        if control.kept_layers:
-            click.echo(_way_on(control.kept_layers), err=True)
+        tell_way_on(control)
         raise
 
 
-def _way_on(kept_layers: tuple[int, int]) -> str:
-    finished, total = kept_layers
-    command = resume_command(sys.argv)
+def tell_way_on(control: SignalControl) -> None:
+    """Print what stays and the command that goes on, where something stays."""
+    if control.kept_layers:
+        click.echo(_way_on(control), err=True)
+
+
+def _way_on(control: SignalControl) -> str:
+    assert control.kept_layers is not None
+    finished, total = control.kept_layers
+    command = resume_command(sys.argv, control.launcher)
     return f"{finished} of {total} layers are finished and kept. Resume with: {command}"
 
 
-def resume_command(argv: Sequence[str]) -> str:
-    """Return the command line that was given, with ``--resume``, as a shell reads it."""
+def resume_command(argv: Sequence[str], launcher: Sequence[str] = ()) -> str:
+    """Return the command line that was given, with ``--resume``, as a shell reads it.
+
+    Args:
+        argv: of this process.
+        launcher: the program that started this and other processes, with its options.
+    """
     program, arguments = argv[0], list(argv[1:])
     if "--resume" not in arguments:
         # Before a "--", behind which nothing is an option.
         place = arguments.index("--") if "--" in arguments else len(arguments)
         arguments.insert(place, "--resume")
+    if launcher:
+        return shlex.join([*launcher, "-m", "vacc_deploy", *arguments])
     if Path(program).name == "__main__.py":
         return shlex.join([sys.executable, "-m", "vacc_deploy", *arguments])
     found = shutil.which(Path(program).name)

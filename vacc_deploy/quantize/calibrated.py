@@ -17,9 +17,11 @@ from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.quantize.compute import Compute, choose_compute
 from vacc_deploy.quantize.hidden_rows import HiddenRows, embed_rows
+from vacc_deploy.quantize.int8 import SCALE_DTYPE
 from vacc_deploy.quantize.layer import LayerQuantizer, SolverSettings, deploy
 from vacc_deploy.quantize.layer_weights import LayerWeights, read_layers
 from vacc_deploy.quantize.plan import FAST, QuantizeOptions, num_original_rows
+from vacc_deploy.quantize.ranks import ALONE, Ranks
 from vacc_deploy.quantize.report import QuantizedLayer
 from vacc_deploy.quantize.walk import LayerWalk, Streams
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from vacc_deploy.calibration.rows import CalibrationRows
 
 ReadFinished = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
+MakeQuantizer = Callable[[Callable[[str], torch.Tensor]], LayerQuantizer]
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,13 @@ class Carried:
 
     Attributes:
         count: how many, from the first on.
-        read: returns codes int8 [out, in] and scale float16 [out] of a linear of theirs.
+        read: returns codes int8 [out, in] and scale float16 [out] of a linear of theirs; None on
+            every rank but the first, which sends them.
         told: called with the index of each one that the rows have passed.
     """
 
     count: int
-    read: ReadFinished
+    read: ReadFinished | None
     told: Callable[[int], None]
 
 
@@ -52,9 +56,10 @@ def calibrate_layers(
     spool_dir: Path,
     clock: PhaseClock,
     carried: Carried | None = None,
+    ranks: Ranks = ALONE,
     progress: Progress = SILENT,
 ) -> Iterator[QuantizedLayer]:
-    """Yield every layer that is not finished, quantized by GPTQ.
+    """Yield every layer that is not finished, quantized by GPTQ; on every rank the same ones.
 
     Through finished ones the rows are only carried, with the same arithmetic, so that the next
     layer sees the same inputs.
@@ -66,18 +71,29 @@ def calibrate_layers(
         spool_dir: where the rows lie if they do not fit the memory.
         clock: counts the seconds of each part; see ``choose_compute`` for its synchronize.
         carried: what an earlier run has finished.
+        ranks: the processes of the run; each carries its share of the rows.
         progress: told of every linear.
 
     Raises:
         QuantizationError: a weight or an activation is not finite; names the tensor.
     """
     compute = choose_compute(options.device, options.compute_dtype)
+    compute = compute.shared_by(ranks.local_count)
     finished = carried.count if carried else 0
     # Every mode is left before a yield: it belongs to the thread and would reach the caller.
     with torch.inference_mode():
         positions = Positions.build(checkpoint.config, rows.tokens.shape[1], compute.device)
-        streams = _start(checkpoint, options, rows, compute, spool_dir)
-    settings = solver_settings(options)
+        streams = _start(checkpoint, options, rows, compute, spool_dir, ranks)
+    num_rows, sequence_length = rows.tokens.shape
+    make_quantizer = partial(
+        LayerQuantizer,
+        solver_settings(options),
+        num_held_out_tokens=(num_rows - rows.num_fit_rows) * sequence_length,
+        dtype=compute.dtype,
+        clock=clock,
+        ranks=ranks,
+        progress=progress,
+    )
     layers = read_layers(checkpoint, compute)
     while True:
         with clock.phase("read"):
@@ -89,11 +105,11 @@ def calibrate_layers(
             layer = DecoderLayer(checkpoint.config, weights.index, positions, weights.read)
             walk = LayerWalk(layer, weights, streams, compute, clock)
             if carried and weights.index < finished:
-                _deploy_finished(layer, carried.read, compute)
+                _deploy_finished(layer, carried.read, compute, ranks)
                 walk.carry()
                 carried.told(weights.index)
             else:
-                quantized = _quantize_layer(walk, weights, settings, streams, clock, progress)
+                quantized = _quantize_layer(walk, weights, make_quantizer)
         if compute.synchronize is not None:
             # The writers copy the codes on streams of their own.
             compute.synchronize()
@@ -117,21 +133,9 @@ def solver_settings(options: QuantizeOptions) -> SolverSettings:
 
 
 def _quantize_layer(
-    walk: LayerWalk,
-    weights: LayerWeights,
-    settings: SolverSettings,
-    streams: Streams,
-    clock: PhaseClock,
-    progress: Progress,
+    walk: LayerWalk, weights: LayerWeights, make_quantizer: MakeQuantizer
 ) -> QuantizedLayer:
-    quantizer = LayerQuantizer(
-        settings,
-        weights.read_exact,
-        num_held_out_tokens=streams.num_held_out * streams.deployed.buffer.shape[1],
-        dtype=streams.deployed.buffer.dtype,
-        clock=clock,
-        progress=progress,
-    )
+    quantizer = make_quantizer(weights.read_exact)
     walk.quantize(quantizer)
     return QuantizedLayer(
         weights.index,
@@ -147,12 +151,19 @@ def _start(
     rows: CalibrationRows,
     compute: Compute,
     spool_dir: Path,
+    ranks: Ranks,
 ) -> Streams:
-    """Return the embedded rows, held-out ones first."""
+    """Return this rank's rows, embedded: held-out ones first, then those with a float stream.
+
+    Dealt one by one, so that every rank has its share of each kind.
+    """
     config, tokens = checkpoint.config, torch.from_numpy(rows.tokens)
     num_held_out = len(tokens) - rows.num_fit_rows
-    tokens = tokens.roll(num_held_out, 0)
     num_original = num_original_rows(config, options, rows.num_fit_rows, num_held_out)
+    tokens = tokens.roll(num_held_out, 0)[ranks.rank :: ranks.count]
+    num_held_out, num_original = (
+        len(range(ranks.rank, count, ranks.count)) for count in (num_held_out, num_original)
+    )
     return open_streams(checkpoint, tokens, num_held_out, num_original, compute, spool_dir)
 
 
@@ -165,24 +176,34 @@ def open_streams(
     spool_dir: Path,
 ) -> Streams:
     """Return the embeddings of ``tokens`` int64 [rows, seq], which are in the order of Streams."""
-    config, (num_rows, sequence_length) = checkpoint.config, tokens.shape
+    config = checkpoint.config
     deployed = embed_rows(checkpoint, tokens, compute, spool_dir)
     original = None
     if num_original:
         original = deployed.clone_first(num_original, compute, spool_dir)
-    shape = (num_rows, sequence_length, config.num_attention_heads * config.head_dim)
+    shape = (*tokens.shape, config.num_attention_heads * config.head_dim)
     return Streams(
         deployed,
         original,
         partial(HiddenRows.allocate, shape, compute, spool_dir),
         num_held_out,
         num_original,
-        num_rows,
+        len(tokens),
     )
 
 
-def _deploy_finished(layer: DecoderLayer, read: ReadFinished, compute: Compute) -> None:
+def _deploy_finished(
+    layer: DecoderLayer, read: ReadFinished | None, compute: Compute, ranks: Ranks
+) -> None:
+    """Deploy the stored linears of a layer; the first rank reads them for all."""
+    place = compute.device
     for name in LAYER_LINEARS:
-        codes, scale = read(linear_name(layer.index, name))
-        place = compute.device
-        deploy(layer, name, codes.to(place), scale.to(place), compute.dtype)
+        if read is not None:
+            codes, scale = (part.to(place) for part in read(linear_name(layer.index, name)))
+        else:
+            shape = layer.config.linear_shape(name)
+            codes = torch.empty(shape, dtype=torch.int8, device=place)
+            scale = torch.empty(shape[0], dtype=SCALE_DTYPE, device=place)
+        for part in (codes, scale):
+            ranks.broadcast(part, 0)
+        deploy(layer, name, codes, scale, compute.dtype)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,12 +31,14 @@ class Compute:
         batch_tokens: tokens of one matrix product.
         kept_bytes: memory for the Hessian of down_proj and for those of its inputs that are kept
             between their two uses.
+        num_sharing: processes of the run that share this machine's memory.
     """
 
     device: torch.device
     dtype: torch.dtype
     batch_tokens: int
     kept_bytes: int
+    num_sharing: int = 1
 
     @property
     def synchronize(self) -> Callable[[], None] | None:
@@ -45,6 +47,13 @@ class Compute:
             return None
         # Of the main stream only: the copies of the next layer's weights go on beside it.
         return lambda: torch.cuda.current_stream(self.device).synchronize()
+
+    def shared_by(self, num_processes: int) -> Compute:
+        """Return it for one of several processes on one machine, each with a device of its own."""
+        kept_bytes = self.kept_bytes
+        if self.device.type == "cpu":
+            kept_bytes //= num_processes
+        return replace(self, kept_bytes=kept_bytes, num_sharing=num_processes)
 
     def free_memory_bytes(self) -> int | None:
         """Return the bytes free on the device; None where that is the host."""

@@ -35,7 +35,9 @@ class HiddenRows:
             spool_dir: takes the file where it does not fit the memory; the file has no name.
         """
         num_bytes = shape[0] * shape[1] * shape[2] * compute.dtype.itemsize
-        place = choose_place(num_bytes, compute.free_memory_bytes(), available_memory_bytes())
+        place = choose_place(
+            num_bytes, compute.free_memory_bytes(), available_memory_bytes() // compute.num_sharing
+        )
         if place == DISK:
             return cls(_map_file(shape, compute.dtype, spool_dir), compute.device)
         where = compute.device if place == DEVICE else None

@@ -32,6 +32,7 @@ def identify(
     model: str,
     calibration: dict[str, Any] | None,
     compute: Compute,
+    num_ranks: int = 1,
 ) -> dict[str, Any]:
     """Return what decides the bytes of the output.
 
@@ -42,6 +43,7 @@ def identify(
         calibration: what the report says of the rows; None for rounding, whose integers do not
             depend on the machine.
         compute: the device and the precision of a calibrated run.
+        num_ranks: processes that share its rows.
     """
     values: dict[str, Any] = {"model": model, "vacc-deploy": __version__}
     values |= {f"library {name}": version for name, version in library_versions().items()}
@@ -65,6 +67,7 @@ def identify(
         values["compute dtype"] = str(compute.dtype).removeprefix("torch.")
         values["torch threads"] = torch.get_num_threads()
         values["processor"] = _processor()
+        values["processes"] = num_ranks
     return values
 
 
@@ -79,10 +82,16 @@ def _flatten(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]
             yield f"{prefix} {name}", value
 
 
-def differences(recorded: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+def differences(
+    recorded: Mapping[str, Any],
+    current: Mapping[str, Any],
+    *,
+    labels: tuple[str, str] = ("then", "now"),
+) -> list[str]:
     """Return one line for every value in which two identities differ."""
+    before, after = labels
     return [
-        f"{name}: {_show(recorded.get(name))} then, {_show(current.get(name))} now"
+        f"{name}: {_show(recorded.get(name))} {before}, {_show(current.get(name))} {after}"
         for name in sorted(recorded.keys() | current.keys())
         if recorded.get(name) != current.get(name)
     ]

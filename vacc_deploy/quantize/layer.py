@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vacc_deploy.decoder import DOWN, STAGE_LINEARS, DecoderLayer
+from vacc_deploy.decoder import STAGE_LINEARS, DecoderLayer
 from vacc_deploy.errors import QuantizationError
 from vacc_deploy.model_config import linear_name
 from vacc_deploy.phases import PhaseClock
@@ -22,8 +22,15 @@ from vacc_deploy.quantize.correction import regress_shift
 from vacc_deploy.quantize.gptq import dampening_ladder, factorize
 from vacc_deploy.quantize.int8 import dequantize
 from vacc_deploy.quantize.linear import StageSolver, round_linear
+from vacc_deploy.quantize.ranks import ALONE, Ranks, share_evenly
 from vacc_deploy.quantize.report import LinearRecord, QuantizedLinear, summarize_linear
-from vacc_deploy.quantize.statistics import HeldOut, StageStatistics
+from vacc_deploy.quantize.stage_exchange import (
+    gather_held_out,
+    gather_rows,
+    share_solution,
+    sum_at_owners,
+)
+from vacc_deploy.quantize.statistics import StageStatistics
 
 # Held-out tokens on which GPTQ and rounding are compared; enough for two digits of the ratio.
 MAX_HELD_OUT_TOKENS = 512
@@ -80,6 +87,7 @@ class LayerQuantizer:
         num_held_out_tokens: int,
         dtype: torch.dtype,
         clock: PhaseClock,
+        ranks: Ranks = ALONE,
         progress: Progress = SILENT,
     ) -> None:
         """Begin a layer.
@@ -87,9 +95,10 @@ class LayerQuantizer:
         Args:
             settings: of the solver.
             read_exact: returns the float32 weight of a name.
-            num_held_out_tokens: tokens in the held-out rows.
+            num_held_out_tokens: tokens in the held-out rows of all ranks.
             dtype: of the activations.
             clock: counts the seconds of each part.
+            ranks: the processes of the run; each sees some rows and quantizes some outputs.
             progress: told of every linear.
         """
         self.linears: list[QuantizedLinear] = []
@@ -97,7 +106,7 @@ class LayerQuantizer:
         self.seconds: list[float] = []
         self._progress = progress
         self._settings, self._read_exact, self._clock = settings, read_exact, clock
-        self._dtype = dtype
+        self._dtype, self._ranks = dtype, ranks
         self._stride = max(1, -(-num_held_out_tokens // MAX_HELD_OUT_TOKENS))
         self._statistics = StageStatistics()
 
@@ -122,16 +131,27 @@ class LayerQuantizer:
             residual: what the stage's output is added to, [rows, seq, hidden]. The next norm
                 divides by its size, so an error counts the less the larger it is.
         """
+        if batch.is_held_out:
+            with self._clock.phase("hessian"):
+                self._sample(batch, inputs, original)
+            return
         tokens = inputs.flatten(0, 1)
         twin = None if original is None else original.flatten(0, 1)
         with self._clock.phase("hessian"):
-            if batch.is_held_out:
-                self._statistics.add_held_out(tokens, twin, self._stride)
-                return
             if twin is None:
                 self._statistics.end_shared()
             weights = None if residual is None else token_weights(residual.flatten(0, 1))
             self._statistics.add_fit(tokens, twin, weights)
+
+    def _sample(self, batch: Batch, inputs: torch.Tensor, original: torch.Tensor | None) -> None:
+        """Keep some tokens of held-out rows: the same ones for any batches and number of ranks."""
+        ranks, sequence_length = self._ranks, inputs.shape[1]
+        for place, row in enumerate(range(batch.rows.start, batch.rows.stop)):
+            before = (ranks.rank + row * ranks.count) * sequence_length
+            twin = None if original is None else original[place]
+            self._statistics.add_held_out(
+                inputs[place], twin, self._stride, first=-before % self._stride
+            )
 
     def complete(self, stage: str, layer: DecoderLayer) -> None:
         """Quantize the linears of ``stage`` and deploy them in ``layer``.
@@ -148,15 +168,15 @@ class LayerQuantizer:
                     self._deploy(layer, name, *round_linear(full_name, weight))
             return
         statistics, self._statistics = self._statistics, StageStatistics()
-        held_out = statistics.finish()
-        where = linear_name(layer.index, names[0])
-        solver = self._prepare(statistics, held_out, where, is_wide=stage == DOWN)
+        try:
+            solver = self._prepare(statistics)
+        except QuantizationError as err:
+            where = linear_name(layer.index, names[0])
+            raise QuantizationError(f"The inputs of {where}: {err}.") from err
         del statistics
         for name in names:
             with self._watch(layer.index, name):
-                full_name = linear_name(layer.index, name)
-                weight = self._read_exact(f"{full_name}.weight")
-                self._deploy(layer, name, *solver.quantize(full_name, weight))
+                self._solve(layer, name, solver)
 
     @contextmanager
     def _watch(self, layer: int, name: str) -> Iterator[None]:
@@ -166,33 +186,45 @@ class LayerQuantizer:
         yield
         self.seconds.append(time.perf_counter() - started)
 
-    def _prepare(
-        self, statistics: StageStatistics, held_out: HeldOut, where: str, *, is_wide: bool
-    ) -> StageSolver:
+    def _prepare(self, statistics: StageStatistics) -> StageSolver:
         """Return the solver of a stage; the sums are used up."""
-        settings, hessian = self._settings, statistics.hessian
-        assert hessian is not None
-        statistics.hessian = None
-        try:
-            _require_finite(held_out.deployed, held_out.original, statistics.cross)
-            correction = None
-            if statistics.cross is not None:
-                with self._clock.phase("correction"):
-                    shared = statistics.shared_hessian
-                    shared = hessian.clone() if shared is None else shared
-                    correction = regress_shift(shared, statistics.cross)
-            with self._clock.phase("factor"):
+        settings, clock, ranks = self._settings, self._clock, self._ranks
+        owners = sum_at_owners(statistics, ranks, clock)
+        held_out = gather_held_out(statistics.finish(), ranks, clock)
+        _require_finite(held_out.deployed, held_out.original, statistics.cross)
+        correction = factor = None
+        hessian, statistics.hessian = statistics.hessian, None
+        if statistics.cross is not None:
+            with clock.phase("correction"):
+                shared = statistics.shared_hessian
+                if shared is None:
+                    assert hessian is not None
+                    shared = hessian.clone()
+                correction = regress_shift(shared, statistics.cross)
+        if hessian is not None:
+            with clock.phase("factor"):
                 factor = factorize(
                     hessian,
                     act_order=settings.act_order,
                     shrinkage=settings.shrinkage,
                     ladder=dampening_ladder(settings.dampening_frac),
                 )
-        except QuantizationError as err:
-            raise QuantizationError(f"The inputs of {where}: {err}.") from err
-        return StageSolver(
-            factor, correction, held_out, scale_search=settings.scale_search, clock=self._clock
+        factor, correction = share_solution(
+            factor, correction, owners, ranks, like=held_out.deployed, clock=clock
         )
+        return StageSolver(
+            factor, correction, held_out, settings.scale_search, clock=clock, ranks=ranks
+        )
+
+    def _solve(self, layer: DecoderLayer, name: str, solver: StageSolver) -> None:
+        """Quantize this rank's rows of a linear, and deploy all of them."""
+        ranks, full_name = self._ranks, linear_name(layer.index, name)
+        sizes = share_evenly(layer.config.linear_shape(name)[0], ranks.count)
+        first = sum(sizes[: ranks.rank])
+        weight = self._read_exact(f"{full_name}.weight")[first : first + sizes[ranks.rank]]
+        codes, scale, record = solver.quantize(full_name, weight, first)
+        codes, scale = gather_rows(codes, scale, sizes, ranks, self._clock)
+        self._deploy(layer, name, codes, scale, record)
 
     def _deploy(
         self,

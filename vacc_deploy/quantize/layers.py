@@ -14,10 +14,12 @@ from vacc_deploy.errors import StoppedError
 from vacc_deploy.host_memory import peak_memory_bytes
 from vacc_deploy.model_config import EMBEDDING, FINAL_NORM, LAYER_LINEARS, LM_HEAD, linear_name
 from vacc_deploy.progress import Progress, RunControl
+from vacc_deploy.quantize.assist import send_work
 from vacc_deploy.quantize.calibrated import Carried, calibrate_layers
 from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.quantize.directory import ShardSink
 from vacc_deploy.quantize.plan import QuantizeOptions
+from vacc_deploy.quantize.ranks import ALONE, Ranks
 from vacc_deploy.quantize.report import QuantizedLayer, describe_peak, summarize_layer
 from vacc_deploy.quantize.resume import Run
 from vacc_deploy.quantize.rounded import round_layers
@@ -33,8 +35,11 @@ def write_shards(
     rows: CalibrationRows | None,
     progress: Progress,
     control: RunControl,
+    ranks: Ranks = ALONE,
 ) -> dict[str, WrittenFile]:
     """Write the shards that are not there yet; return all of them by their path in the output.
+
+    With several ranks this is the first one, and the others calibrate along.
 
     Raises:
         QuantizationError: a weight or an activation is not finite.
@@ -48,8 +53,8 @@ def write_shards(
             pace = _Pace(progress, options, 0 if rows is None else rows.tokens.size)
             with control.watch():
                 progress.start("Quantizing", run.num_layers, "layers")
-                layers = _remaining_layers(checkpoint, run, options, rows, pace)
-                _write_layers(checkpoint, run, layers, sink, pace, control)
+                layers = _remaining_layers(checkpoint, run, options, rows, pace, ranks)
+                _write_layers(checkpoint, run, layers, sink, pace, control, ranks)
                 progress.finish()
         return sink.finish()
 
@@ -112,6 +117,7 @@ def _remaining_layers(
     options: QuantizeOptions,
     rows: CalibrationRows | None,
     pace: _Pace,
+    ranks: Ranks,
 ) -> Iterator[QuantizedLayer]:
     if rows is None:
         if run.finished:
@@ -122,6 +128,7 @@ def _remaining_layers(
         pace.skip(1, f"layer {index}: finished before, the rows were carried through it")
 
     carried = Carried(run.finished, run.read_finished, tell) if run.finished else None
+    send_work(checkpoint, options, rows, run.finished, ranks)
     return calibrate_layers(
         checkpoint,
         options,
@@ -130,6 +137,7 @@ def _remaining_layers(
         clock=run.clock,
         carried=carried,
         progress=pace.progress,
+        ranks=ranks,
     )
 
 
@@ -140,6 +148,7 @@ def _write_layers(
     sink: ShardSink,
     pace: _Pace,
     control: RunControl,
+    ranks: Ranks,
 ) -> None:
     """Hand over every layer that is not finished; stop between two of them when asked to.
 
@@ -153,7 +162,7 @@ def _write_layers(
         pace.advance(layer)
         # Only the writers still need its codes while the next layer is made.
         del layer
-        signum = control.stop_signal()
+        signum = ranks.agree(control.stop_signal())
         if signum is not None:
             sink.drain()
             finished = run.journal.recorded.finished

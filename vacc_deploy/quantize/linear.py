@@ -5,6 +5,7 @@ Pure functions on tensors: no paths, no logging; names only for records and mess
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +21,7 @@ from vacc_deploy.quantize.int8 import (
     pin_largest,
     round_to_nearest,
 )
+from vacc_deploy.quantize.ranks import ALONE, Ranks
 from vacc_deploy.quantize.report import GPTQ, RTN, LinearRecord
 from vacc_deploy.quantize.scale_search import search_scale
 from vacc_deploy.quantize.statistics import HeldOut
@@ -27,17 +29,18 @@ from vacc_deploy.quantize.statistics import HeldOut
 Quantized = tuple[torch.Tensor, torch.Tensor, LinearRecord]
 
 
-def round_linear(name: str, weight: torch.Tensor) -> Quantized:
+def round_linear(name: str, weight: torch.Tensor, first_row: int = 0) -> Quantized:
     """Return codes int8 [out, in], scale float16 [out] and the record of plain rounding.
 
     Args:
         name: the linear's full name.
-        weight: float32 [out, in].
+        weight: float32 [out, in], all rows of the linear or some.
+        first_row: the index of the first of them, for messages.
 
     Raises:
         QuantizationError: the weight is not finite; names the tensor and the row.
     """
-    scale = _absmax_scale(name, weight)
+    scale = _absmax_scale(name, weight, first_row)
     codes, _ = pin_largest(weight, round_to_nearest(weight, scale), scale)
     return codes, scale, LinearRecord(name, RTN, num_saturated=count_cut(weight, scale))
 
@@ -52,6 +55,7 @@ class StageSolver:
         held_out: inputs that the Hessian has not seen.
         scale_search: see ``search_scale``.
         clock: counts the seconds of each part.
+        ranks: the processes of the run; each quantizes some rows.
     """
 
     factor: Factor | None
@@ -59,61 +63,74 @@ class StageSolver:
     held_out: HeldOut
     scale_search: bool
     clock: PhaseClock
+    ranks: Ranks = ALONE
 
-    def quantize(self, name: str, weight: torch.Tensor) -> Quantized:
-        """Return codes int8 [out, in], scale float16 [out] and the record of one linear.
+    def quantize(self, name: str, weight: torch.Tensor, first_row: int = 0) -> Quantized:
+        """Return codes int8 [out, in] and scale float16 [out] of these rows of one linear.
+
+        The record is that of the whole linear, the same on every rank.
 
         Args:
             name: the linear's full name.
-            weight: float32 [out, in].
+            weight: float32 [out, in], this rank's rows.
+            first_row: the index of the first of them.
 
         Raises:
             QuantizationError: the weight is not finite; names the tensor and the row.
         """
-        clock = self.clock
+        clock, add = self.clock, self.ranks.add
         with clock.phase("compare"):
-            codes, scale, record = round_linear(name, weight)
+            codes, scale, record = round_linear(name, weight, first_row)
             judge = _Judge(weight, self.held_out)
-            error_rtn = judge.error(codes, scale)
-            record = replace(record, error_rtn=error_rtn)
-        if self.factor is None:
+            lost, energy, cut = add(judge.measure(codes, scale), judge.energy, record.num_saturated)
+            error_rtn = _relative(lost, energy)
+            record = replace(record, error_rtn=error_rtn, num_saturated=int(cut))
+        factor = self.factor
+        if factor is None:
             return codes, scale, record
-        target, strength = weight, 0.0
-        if self.correction is not None:
-            with clock.phase("correction"):
-                assert judge.wanted is not None
-                shift = correct(weight, self.correction)
-                strength = choose_strength(judge.wanted, judge.inputs, shift)
-                target = weight + strength * shift
-                del shift
+        target, strength = self._correct(weight, judge)
         with clock.phase("scale search"):
-            absmax = _absmax_scale(name, target)
+            absmax = _absmax_scale(name, target, first_row)
             found = absmax
             if self.scale_search:
-                found = search_scale(target, absmax, self.factor.column_cost)
-            shrink = 1 - (found.float() / absmax.float()).mean().item()
+                found = search_scale(target, absmax, factor.column_cost)
         with clock.phase("solve"):
-            solution = _solve(name, target, found, self.factor)
+            solution = _solve(name, target, found, factor, first_row)
             solved, num_pinned = pin_largest(target, solution.codes, found)
         with clock.phase("compare"):
-            error_gptq = judge.error(solved, found)
-        dampening_frac = self.factor.dampening_frac
+            kept = (found.float() / absmax.float()).sum().item()
+            lost, cut, pinned, kept, num_rows = add(
+                *(judge.measure(solved, found), solution.num_saturated, num_pinned),
+                *(kept, len(found)),
+            )
+            error_gptq = _relative(lost, energy)
+        dampening_frac = factor.dampening_frac
         record = replace(record, error_gptq=error_gptq, dampening_frac=dampening_frac)
         if not error_gptq < error_rtn:
             return codes, scale, record
         record = replace(
             record,
             method=GPTQ,
-            num_saturated=solution.num_saturated,
+            num_saturated=int(cut),
             correction=round(strength, 4),
-            num_pinned=num_pinned,
-            scale_shrink=round(shrink, 5),
+            num_pinned=int(pinned),
+            scale_shrink=round(1 - kept / num_rows, 5),
         )
         return solved, found, record
 
+    def _correct(self, weight: torch.Tensor, judge: _Judge) -> tuple[torch.Tensor, float]:
+        """Return the weight that makes up for the layers before, and how strongly it does."""
+        if self.correction is None:
+            return weight, 0.0
+        with self.clock.phase("correction"):
+            assert judge.wanted is not None
+            shift = correct(weight, self.correction)
+            strength = choose_strength(judge.wanted, judge.inputs, shift, add=self.ranks.add)
+            return weight + strength * shift, strength
+
 
 class _Judge:
-    """Measures what a linear's codes do to its outputs on held-out tokens.
+    """Measures what the codes of a linear's rows do to its outputs on held-out tokens.
 
     The outputs wanted are those of the float weight on the inputs of the float stream, where there
     is one. Differences are multiplied, not outputs: they are small, and so is their rounding.
@@ -123,29 +140,41 @@ class _Judge:
         self.inputs, self._weight = held_out.deployed, weight
         original = held_out.deployed if held_out.original is None else held_out.original
         compared = weight.to(original.dtype).T
-        self._energy = torch.linalg.vector_norm((original @ compared).float()).item()
+        # ‖x·Wᵀ‖²
+        self.energy = _square_length(original @ compared)
         # (x − x̂)·Wᵀ: what the layers before have taken from this linear's outputs.
         self.wanted = None if held_out.original is None else (original - self.inputs) @ compared
 
-    def error(self, codes: torch.Tensor, scale: torch.Tensor) -> float:
-        """Return ‖x̂·Ŵᵀ − x·Wᵀ‖ / ‖x·Wᵀ‖; 0 where the float output is zero."""
+    def measure(self, codes: torch.Tensor, scale: torch.Tensor) -> float:
+        """Return ‖x̂·Ŵᵀ − x·Wᵀ‖²."""
         difference = dequantize(codes, scale).sub_(self._weight)
         error = (self.inputs @ difference.to(self.inputs.dtype).T).float()
         if self.wanted is not None:
             error -= self.wanted
-        return torch.linalg.vector_norm(error).item() / self._energy if self._energy else 0.0
+        return _square_length(error)
 
 
-def _solve(name: str, weight: torch.Tensor, scale: torch.Tensor, factor: Factor) -> Solution:
+def _square_length(values: torch.Tensor) -> float:
+    return torch.linalg.vector_norm(values.float()).item() ** 2
+
+
+def _relative(lost: float, energy: float) -> float:
+    """Return the relative error; 0 where the float output is zero."""
+    return math.sqrt(lost) / math.sqrt(energy) if energy else 0.0
+
+
+def _solve(
+    name: str, weight: torch.Tensor, scale: torch.Tensor, factor: Factor, first_row: int
+) -> Solution:
     try:
-        return solve(weight, scale, factor)
+        return solve(weight, scale, factor, first_row=first_row)
     except QuantizationError as err:
         raise QuantizationError(f"{name}.weight: {err}.") from err
 
 
-def _absmax_scale(name: str, weight: torch.Tensor) -> torch.Tensor:
+def _absmax_scale(name: str, weight: torch.Tensor, first_row: int) -> torch.Tensor:
     try:
-        return choose_scale(weight)
+        return choose_scale(weight, first_row=first_row)
     except QuantizationError as err:
         raise QuantizationError(f"{name}.weight: {err}.") from err
 

@@ -24,6 +24,7 @@ from vacc_deploy.errors import CheckpointError
 from vacc_deploy.host_memory import peak_memory_bytes
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import SILENT, UNCONTROLLED, Progress, RunControl
+from vacc_deploy.quantize.assist import check_ranks
 from vacc_deploy.quantize.complete import finished_identity, take_finished
 from vacc_deploy.quantize.compute import Compute, choose_compute
 from vacc_deploy.quantize.directory import finish_output
@@ -39,6 +40,7 @@ from vacc_deploy.quantize.plan import (
     describe_calibration,
     output_bytes,
 )
+from vacc_deploy.quantize.ranks import ALONE, Ranks
 from vacc_deploy.quantize.report import RTN, LinearRecord, QuantizeResult
 from vacc_deploy.quantize.resume import Run, begin_run, check_unfinished
 from vacc_deploy.quantize.warm_up import warming_up
@@ -60,6 +62,7 @@ def quantize(
     resume: bool = False,
     progress: Progress = SILENT,
     control: RunControl = UNCONTROLLED,
+    ranks: Ranks = ALONE,
 ) -> QuantizeResult:
     """Write a directory of quantized weights, or one that holds a directory for each format.
 
@@ -78,6 +81,7 @@ def quantize(
             begin where there is none; do nothing where its output is finished.
         progress: told of every layer.
         control: may stop the run between two layers; told what an unfinished run keeps.
+        ranks: the processes of the run, of which this is the first; see ``assist``.
 
     Raises:
         UsageError: contradicting options.
@@ -102,7 +106,7 @@ def quantize(
     check_unfinished(output_dir, resume=resume, overwrite=overwrite)
     # An interruption may also come before the first layer of a resumed run.
     with _telling(control, output_dir, KeyboardInterrupt, SystemExit):
-        return _quantize(request, standing, progress, control, started)
+        return _quantize(request, standing, progress, control, ranks, started)
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,7 @@ def _quantize(
     standing: dict[str, Any] | None,
     progress: Progress,
     control: RunControl,
+    ranks: Ranks,
     started: float,
 ) -> QuantizeResult:
     """Plan and work; ``standing`` is the identity of an output that stands already."""
@@ -129,9 +134,10 @@ def _quantize(
     compute = choose_compute(options.device, options.compute_dtype)
     with warming_up(compute):
         rows = _calibration_rows(checkpoint, options, progress, dry_run=request.dry_run)
+    check_ranks(checkpoint, rows, ranks)
     plan = _plan(checkpoint, options, rows, compute, output_dir if request.resume else None)
     result = _planned_result(plan, output_dir)
-    identity = identify(checkpoint, options, result.model, result.calibration, compute)
+    identity = identify(checkpoint, options, result.model, result.calibration, compute, ranks.count)
     # A dry run writes no answers, so it cannot tell whether a finished output has the same ones.
     if standing is not None and not (request.dry_run and options.answers == OWN):
         finished = take_finished(result, standing, identity, overwrite=request.overwrite)
@@ -157,7 +163,7 @@ def _quantize(
         synchronize = compute.synchronize if options.profile else None
         run = replace(run, clock=PhaseClock(synchronize))
         with closing(run.journal), _telling(control, output_dir, BaseException):
-            files = write_shards(checkpoint, run, options, rows, progress, control)
+            files = write_shards(checkpoint, run, options, rows, progress, control, ranks)
             result = _with_records(result, run, started, options.dampening_frac)
             result = replace(result, peak_device_memory_bytes=compute.peak_memory_bytes())
             finish_output(checkpoint, run, result, options, files)

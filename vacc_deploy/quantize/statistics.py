@@ -40,6 +40,7 @@ class StageStatistics:
     hessian: torch.Tensor | None = None
     shared_hessian: torch.Tensor | None = None
     cross: torch.Tensor | None = None
+    _nothing: torch.Tensor | None = None
     _deployed: list[torch.Tensor] = field(default_factory=list)
     _original: list[torch.Tensor] = field(default_factory=list)
 
@@ -59,6 +60,7 @@ class StageStatistics:
         size = inputs.shape[-1]
         if self.hessian is None:
             self.hessian = torch.zeros(size, size, device=inputs.device)
+            self._nothing = inputs.new_empty(0, size)
         shift = None if original is None else original - inputs
         if weights is not None:
             # Off by 1/256 in bfloat16; a product of two dtypes would be ten times slower.
@@ -82,20 +84,20 @@ class StageStatistics:
             self.shared_hessian = self.hessian.clone()
 
     def add_held_out(
-        self, inputs: torch.Tensor, original: torch.Tensor | None, stride: int
+        self, inputs: torch.Tensor, original: torch.Tensor | None, stride: int, first: int = 0
     ) -> None:
-        """Keep every ``stride``-th of these tokens [tokens, in]."""
-        self._deployed.append(inputs[::stride].clone())
+        """Keep every ``stride``-th of these tokens [tokens, in], from the ``first`` on."""
+        self._deployed.append(inputs[first::stride].clone())
         if original is not None:
-            self._original.append(original[::stride].clone())
+            self._original.append(original[first::stride].clone())
 
     def finish(self) -> HeldOut:
-        """Complete the symmetric sums and return the held-out sample."""
-        assert self.hessian is not None, "finish() before add_fit()"
-        mirror_upper(self.hessian)
-        if self.shared_hessian is not None:
-            mirror_upper(self.shared_hessian)
+        """Complete the symmetric sums that are here and return the held-out sample."""
+        assert self._nothing is not None, "finish() before add_fit()"
+        for matrix in (self.hessian, self.shared_hessian):
+            if matrix is not None:
+                mirror_upper(matrix)
         original = torch.cat(self._original) if self._original else None
-        held_out = HeldOut(torch.cat(self._deployed), original)
+        held_out = HeldOut(torch.cat([self._nothing, *self._deployed]), original)
         self._deployed, self._original = [], []
         return held_out
