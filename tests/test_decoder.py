@@ -80,15 +80,33 @@ def make_tokens(rows=3, seq=40, vocab_size=272):
     return torch.randint(0, vocab_size, (rows, seq), generator=torch.Generator().manual_seed(5))
 
 
-def walk(checkpoint, tokens, *, batch_rows=2, observer=None, **arguments):
+def walk(checkpoint, tokens, *, batch_rows=2):
     """Return the hidden states after the embedding and after every layer."""
     positions = Positions.build(checkpoint.config, tokens.shape[1])
     states = [embed(checkpoint, tokens)]
     for index in range(checkpoint.config.num_hidden_layers):
         states.append(states[-1].clone())
         layer = DecoderLayer(checkpoint.config, index, positions, float_reader(checkpoint))
-        walk_layer(layer, states[-1], batch_rows=batch_rows, observer=observer, **arguments)
+        walk_layer(layer, states[-1], batch_rows=batch_rows)
     return states
+
+
+def stage_inputs(checkpoint, tokens):
+    """Return the inputs of every stage, a tensor for each layer."""
+    positions, states = (
+        Positions.build(checkpoint.config, tokens.shape[1]),
+        embed(checkpoint, tokens),
+    )
+    seen = {stage: [] for stage in STAGE_LINEARS}
+    for index in range(checkpoint.config.num_hidden_layers):
+        layer = DecoderLayer(checkpoint.config, index, positions, float_reader(checkpoint))
+        seen[QKV].append(layer.attention_input(states))
+        seen[OUTPUT].append(layer.attend(seen[QKV][-1]))
+        states = states + layer.linear("o_proj")(seen[OUTPUT][-1])
+        seen[GATE_UP].append(layer.mlp_input(states))
+        seen[DOWN].append(layer.activate(seen[GATE_UP][-1]))
+        states = states + layer.linear("down_proj")(seen[DOWN][-1])
+    return seen
 
 
 def stock_model(checkpoint):
@@ -96,20 +114,6 @@ def stock_model(checkpoint):
         checkpoint.directory, dtype=torch.float32, attn_implementation="eager"
     )
     return model.eval()
-
-
-class Recorder:
-    """Keeps a copy of everything a walk shows."""
-
-    def __init__(self):
-        self.inputs, self.calls = {}, []
-
-    def observe(self, stage, rows, inputs):
-        self.calls.append(("observe", stage, rows.start, rows.stop))
-        self.inputs.setdefault(stage, []).append(inputs.clone())
-
-    def complete(self, stage, layer):
-        self.calls.append(("complete", stage, layer.index))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -159,11 +163,10 @@ def test_rotary_frequencies_llama3_has_all_three_bands(tmp_path):
     assert ((ratio > 1.01) & (ratio < 7.99)).any()
 
 
-@pytest.mark.parametrize("kept_bytes", [0, 1 << 31])
 @pytest.mark.parametrize("name", ["qwen2", "llama-biases"])
-def test_walk_layer_observer_changes_nothing_and_sees_the_stage_inputs(tmp_path, name, kept_bytes):
+def test_stages_of_a_layer_have_the_inputs_of_transformers(tmp_path, name):
     checkpoint, tokens = make_checkpoint(tmp_path / "model", **MODELS[name]), make_tokens()
-    model, recorder, expected = stock_model(checkpoint), Recorder(), {}
+    model, expected = stock_model(checkpoint), {}
 
     def record(stage):
         return lambda _, args: expected.setdefault(stage, []).append(args[0].clone())
@@ -177,50 +180,35 @@ def test_walk_layer_observer_changes_nothing_and_sees_the_stage_inputs(tmp_path,
         ):
             linear.register_forward_pre_hook(record(stage))
     with torch.inference_mode():
-        plain = walk(checkpoint, tokens)
-        observed = walk(checkpoint, tokens, observer=recorder, kept_bytes=kept_bytes)
         model(tokens)
-    assert all(torch.equal(a, b) for a, b in zip(plain, observed, strict=True))
+        seen = stage_inputs(checkpoint, tokens)
     for stage in STAGE_LINEARS:
-        got = torch.cat(recorder.inputs[stage]).view(3, 3, 40, -1)  # [layers, rows, seq, in]
-        assert torch.allclose(got, torch.stack(expected[stage]), rtol=1e-5, atol=1e-5)
+        for got, want in zip(seen[stage], expected[stage], strict=True):
+            assert torch.allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_walk_layer_shows_every_row_once_and_completes_each_stage_in_order(tmp_path):
+def test_attend_and_activate_use_deployed_weights_where_told(tmp_path):
     checkpoint = make_checkpoint(tmp_path / "model", num_layers=1)
-    recorder = Recorder()
-    walk(checkpoint, make_tokens(rows=5), observer=recorder)
-    expected = []
-    for stage in (QKV, OUTPUT, GATE_UP, DOWN):
-        expected += [("observe", stage, start, min(start + 2, 5)) for start in (0, 2, 4)]
-        expected.append(("complete", stage, 0))
-    assert recorder.calls == expected
+    positions = Positions.build(checkpoint.config, 40)
+    layer = DecoderLayer(checkpoint.config, 0, positions, float_reader(checkpoint))
+    inputs = layer.attention_input(embed(checkpoint, make_tokens()))
+    for name in LAYER_LINEARS:
+        layer.deploy(name, torch.zeros(checkpoint.config.linear_shape(name)))
+    assert layer.activate(inputs, layer.deployed).abs().max() == 0
+    assert layer.activate(inputs).abs().max() > 0
+    bias = layer.linear("v_proj").bias.view(2, 1, 16).expand(2, 2, 16).flatten()
+    attended = layer.attend(inputs, layer.deployed)
+    assert torch.allclose(attended, bias.expand_as(attended), atol=1e-6)  # only biases are left
+    layer.release(QKV)
+    with pytest.raises(KeyError):
+        layer.deployed("q_proj")
 
 
-def test_walk_layer_uses_weights_that_the_observer_replaced(tmp_path):
-    checkpoint = make_checkpoint(tmp_path / "model", num_layers=1)
-    tokens = make_tokens()
-
-    class Zero:
-        def observe(self, stage, rows, inputs):
-            pass
-
-        def complete(self, stage, layer):
-            if stage in (OUTPUT, DOWN):
-                (name,) = STAGE_LINEARS[stage]
-                layer.linear(name).weight = torch.zeros_like(layer.linear(name).weight)
-
-    for kept_bytes in (0, 1 << 31):
-        states = walk(checkpoint, tokens, observer=Zero(), kept_bytes=kept_bytes)
-        assert torch.equal(states[1], states[0])  # both branches were silenced
-
-
-@pytest.mark.parametrize("observer", [None, Recorder()])
-def test_walk_layer_batch_rows_do_not_matter(tmp_path, observer):
+def test_walk_layer_batch_rows_do_not_matter(tmp_path):
     checkpoint, tokens = make_checkpoint(tmp_path / "model"), make_tokens(rows=5)
     expected = walk(checkpoint, tokens, batch_rows=5)[-1]
     for batch_rows in (1, 2, 3, 64):
-        got = walk(checkpoint, tokens, batch_rows=batch_rows, observer=observer)[-1]
+        got = walk(checkpoint, tokens, batch_rows=batch_rows)[-1]
         assert torch.allclose(got, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -241,10 +229,7 @@ def test_walk_layer_positions_do_not_see_the_future(tmp_path):
     assert not torch.allclose(before[:, 25:], after[:, 25:], atol=1e-2)
 
 
-@pytest.mark.parametrize(
-    ("observer", "kept_bytes"), [(None, 0), (Recorder(), 0), (Recorder(), 1 << 31)]
-)
-def test_walk_layer_lets_go_of_every_linear_after_its_stage(tmp_path, observer, kept_bytes):
+def test_walk_layer_lets_go_of_every_linear_after_its_stage(tmp_path):
     checkpoint, tokens = make_checkpoint(tmp_path / "model", num_layers=2), make_tokens()
     plain_read, holders, alive = float_reader(checkpoint), {}, {}
 
@@ -261,14 +246,13 @@ def test_walk_layer_lets_go_of_every_linear_after_its_stage(tmp_path, observer, 
     hidden_states = embed(checkpoint, tokens)
     for index in range(2):
         layer = DecoderLayer(checkpoint.config, index, positions, read)
-        walk_layer(layer, hidden_states, batch_rows=2, observer=observer, kept_bytes=kept_bytes)
+        walk_layer(layer, hidden_states, batch_rows=2)
         assert all(ref() is None for ref in holders.values())  # while the layer itself lives
     assert len(holders) == 14
-    # Gate and up are still wanted where the inputs of down are not kept.
-    down = 1 if observer and kept_bytes else 3
+    # Gate and up are still wanted for the next rows.
     assert alive == {
         "q_proj": 1, "k_proj": 2, "v_proj": 3, "o_proj": 1,
-        "gate_proj": 1, "up_proj": 2, "down_proj": down,
+        "gate_proj": 1, "up_proj": 2, "down_proj": 3,
     }  # fmt: skip
 
 

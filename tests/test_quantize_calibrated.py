@@ -23,7 +23,16 @@ from reference_logits import decoder_logits
 from slow_reference import STAGES, Settings, slow_calibration
 
 from vacc_deploy.checkpoint import Checkpoint
-from vacc_deploy.decoder import DecoderLayer, Positions, embed, float_reader, walk_layer
+from vacc_deploy.decoder import (
+    DOWN,
+    GATE_UP,
+    OUTPUT,
+    QKV,
+    DecoderLayer,
+    Positions,
+    embed,
+    float_reader,
+)
 from vacc_deploy.errors import QuantizationError
 from vacc_deploy.model_config import FINAL_NORM, LM_HEAD
 from vacc_deploy.phases import PhaseClock
@@ -179,19 +188,6 @@ def test_quantize_effort_fast_rounds_down_and_carries_no_float_stream(tmp_path, 
 # ---- what each stage sees ----------------------------------------------------------------------
 
 
-class Collect:
-    """Keeps the inputs of every stage."""
-
-    def __init__(self):
-        self.inputs = {}
-
-    def observe(self, stage, rows, inputs):
-        self.inputs[stage] = inputs.clone()
-
-    def complete(self, stage, layer):
-        pass
-
-
 def inputs_by_stage(directory, tokens):
     """Return the inputs of every stage of every layer of a checkpoint, float or quantized."""
     checkpoint, seen = Checkpoint.open(directory), []
@@ -199,9 +195,13 @@ def inputs_by_stage(directory, tokens):
     hidden_states = embed(checkpoint, tokens)
     for index in range(checkpoint.config.num_hidden_layers):
         layer = DecoderLayer(checkpoint.config, index, positions, float_reader(checkpoint))
-        collect = Collect()
-        walk_layer(layer, hidden_states, batch_rows=64, observer=collect)
-        seen.append(collect.inputs)
+        inputs = {QKV: layer.attention_input(hidden_states)}
+        inputs[OUTPUT] = layer.attend(inputs[QKV])
+        hidden_states = hidden_states + layer.linear("o_proj")(inputs[OUTPUT])
+        inputs[GATE_UP] = layer.mlp_input(hidden_states)
+        inputs[DOWN] = layer.activate(inputs[GATE_UP])
+        hidden_states = hidden_states + layer.linear("down_proj")(inputs[DOWN])
+        seen.append(inputs)
     return seen
 
 

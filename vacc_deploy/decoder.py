@@ -3,9 +3,9 @@
 In the dtype of the hidden states it is given: float32, or bfloat16 with norms, rotation and softmax
 in float32.
 
-input norm -> q, k, v -> attention -> o -> post norm -> gate, up -> down. The quantizer and the
-verifier both walk a layer with ``walk_layer``; a linear is read just before its stage and let go
-after it, so that memory holds one stage, whatever the number of layers.
+input norm -> q, k, v -> attention -> o -> post norm -> gate, up -> down. The verifier walks a layer
+with ``walk_layer``, the quantizer in an order of its own (``quantize.walk``). A linear is read just
+before its stage and let go after it: memory holds one stage, whatever the number of layers.
 
 Source: RMSNorm (arXiv 1910.07467), rotary embedding (arXiv 2104.09864), grouped-query attention
 (arXiv 2305.13245), SwiGLU (arXiv 2002.05202), llama3 rotary scaling (arXiv 2407.21783, 3.4).
@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
@@ -237,104 +236,31 @@ class DecoderLayer:
         return gate.mul_(apply("up_proj")(inputs))
 
 
-class StageObserver(Protocol):
-    """Sees every stage's inputs before the stage's linears are applied for good."""
-
-    def observe(self, stage: str, rows: slice, inputs: torch.Tensor) -> None:
-        """Receive inputs [rows, seq, in_features] of ``stage``, one batch of rows at a time."""
-
-    def complete(self, stage: str, layer: DecoderLayer) -> None:
-        """Act once all rows of ``stage`` were seen; may replace the layer's weights."""
-
-
 def batches(num_rows: int, batch_rows: int) -> list[slice]:
     """Return the slices that cut ``num_rows`` into batches of at most ``batch_rows``."""
     return [slice(i, min(i + batch_rows, num_rows)) for i in range(0, num_rows, batch_rows)]
 
 
-def walk_layer(
-    layer: DecoderLayer,
-    hidden_states: torch.Tensor,
-    *,
-    batch_rows: int,
-    observer: StageObserver | None = None,
-    kept_bytes: int = 1 << 31,
-) -> None:
+def walk_layer(layer: DecoderLayer, hidden_states: torch.Tensor, *, batch_rows: int) -> None:
     """Apply a layer to all rows, stage by stage, in place.
-
-    With an observer the inputs of each stage are shown to it first; each linear is still applied
-    once, but for gate and up where their product does not fit ``kept_bytes``.
 
     Args:
         layer: the layer.
-        hidden_states: float32 [rows, seq, hidden], replaced by the layer's output.
+        hidden_states: float [rows, seq, hidden], replaced by the layer's output.
         batch_rows: rows computed at a time.
-        observer: shown every stage's inputs.
-        kept_bytes: memory that may hold the inputs of down between its two uses.
     """
     parts = batches(hidden_states.shape[0], batch_rows)
-    attended = _walk_attention(layer, hidden_states, parts, observer)
-    for rows in parts:
-        hidden_states[rows] += layer.linear("o_proj")(attended[rows])
-    del attended
-    layer.release(OUTPUT)
-    _walk_mlp(layer, hidden_states, parts, observer, kept_bytes)
-
-
-def _walk_attention(
-    layer: DecoderLayer,
-    hidden_states: torch.Tensor,
-    parts: list[slice],
-    observer: StageObserver | None,
-) -> torch.Tensor:
-    """Return the inputs of o for all rows; q, k, v (and o) are settled by then."""
-    if observer:
-        for rows in parts:
-            observer.observe(QKV, rows, layer.attention_input(hidden_states[rows]))
-        observer.complete(QKV, layer)
     width = layer.config.num_attention_heads * layer.config.head_dim
     attended = hidden_states.new_empty(*hidden_states.shape[:2], width)
     for rows in parts:
         attended[rows] = layer.attend(layer.attention_input(hidden_states[rows]))
-        if observer:
-            observer.observe(OUTPUT, rows, attended[rows])
     layer.release(QKV)
-    if observer:
-        observer.complete(OUTPUT, layer)
-    return attended
-
-
-def _walk_mlp(
-    layer: DecoderLayer,
-    hidden_states: torch.Tensor,
-    parts: list[slice],
-    observer: StageObserver | None,
-    kept_bytes: int,
-) -> None:
-    """Add the MLP's output to all rows, in place."""
-    if observer is None:
-        for rows in parts:
-            inner = layer.activate(layer.mlp_input(hidden_states[rows]))
-            hidden_states[rows] += layer.linear("down_proj")(inner)
-        layer.release(GATE_UP)
-        layer.release(DOWN)
-        return
     for rows in parts:
-        observer.observe(GATE_UP, rows, layer.mlp_input(hidden_states[rows]))
-    observer.complete(GATE_UP, layer)
-    num_rows, seq, _ = hidden_states.shape
-    fits = num_rows * seq * layer.config.intermediate_size * 4 <= kept_bytes
-    kept: list[torch.Tensor] = []
+        hidden_states[rows] += layer.linear("o_proj")(attended[rows])
+    del attended
+    layer.release(OUTPUT)
     for rows in parts:
         inner = layer.activate(layer.mlp_input(hidden_states[rows]))
-        observer.observe(DOWN, rows, inner)
-        if fits:
-            kept.append(inner)
-    if fits:
-        layer.release(GATE_UP)
-    observer.complete(DOWN, layer)
-    for index, rows in enumerate(parts):
-        inner = kept[index] if fits else layer.activate(layer.mlp_input(hidden_states[rows]))
         hidden_states[rows] += layer.linear("down_proj")(inner)
     layer.release(GATE_UP)
     layer.release(DOWN)
