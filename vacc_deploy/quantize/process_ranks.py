@@ -210,14 +210,17 @@ def _losing(rank: int) -> Iterator[None]:
     """Turn what torch raises when another rank is gone into an error of ours.
 
     Raises:
-        RankLostError: with the first line of torch's message.
+        RankLostError: with the first sentence of torch's message.
     """
     try:
         yield
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as err:
-        reason = (str(err).splitlines() or [type(err).__name__])[0]
+        first_line = (str(err).splitlines() or [type(err).__name__])[0]
+        # Without the place in torch's sources before it, and the advice behind it.
+        reason = first_line.partition("] ")[2] or first_line
+        reason = reason.partition(". ")[0].removesuffix(".")
         raise RankLostError(
             f"Process {rank} has lost the others: {reason}. One of them may have been killed, for "
             "example for lack of memory, or cannot be reached (MASTER_ADDR, MASTER_PORT)."
