@@ -140,7 +140,7 @@ def test_a_failing_rank_ends_one_that_waits_for_it(failing):
     error = outcomes[1 - failing]
     assert error.kind is RankLostError
     assert error.text.startswith(f"Process {1 - failing} has lost the others: ")
-    assert ".cc" not in error.text and " by peer. One of them may" in error.text
+    assert ".cc" not in error.text and " by peer" in error.text
 
 
 def test_a_failing_first_rank_ends_one_that_waits_for_work():
