@@ -24,6 +24,8 @@ from vacc_deploy.errors import OutputError, QuantizationError, StoppedError
 from vacc_deploy.layouts import COMPRESSED_TENSORS, FORMATS, FP16, GPTQ
 from vacc_deploy.progress import Progress, RunControl
 from vacc_deploy.quantize import directory as directory_module
+from vacc_deploy.quantize import estimate as estimate_module
+from vacc_deploy.quantize import hidden_rows as hidden_rows_module
 from vacc_deploy.quantize import identity as identity_module
 from vacc_deploy.quantize import journal as journal_module
 from vacc_deploy.quantize import pipeline
@@ -382,6 +384,28 @@ def test_a_full_disk_keeps_what_is_finished_and_says_so(place, output, gptq, exp
     monkeypatch.undo()
     quantize(place / "model", options=gptq, output=output, resume=True)
     assert contents(output) == expected["gptq"]
+
+
+def test_rows_that_do_not_fit_the_disk_are_told_of(place, output, gptq, monkeypatch):
+    def full(descriptor, offset, length):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hidden_rows_module, "available_memory_bytes", lambda: 0)
+    monkeypatch.setattr(hidden_rows_module.os, "posix_fallocate", full)
+    with pytest.raises(OutputError, match="The disk is full: .* Nothing was kept. Free space"):
+        quantize(place / "model", options=gptq, output=output)
+    assert [path.name for path in place.iterdir() if "out" in path.name] == []
+
+
+def test_rows_on_the_disk_count_for_the_space_that_is_needed(place, output, gptq, monkeypatch):
+    needed = []
+    monkeypatch.setattr(pipeline, "check_space", lambda path, count: needed.append(count))
+    quantize(place / "model", options=gptq, output=output, dry_run=True)
+    monkeypatch.setattr(estimate_module, "available_memory_bytes", lambda: 0)
+    quantize(place / "model", options=gptq, output=output, dry_run=True)
+    # Two buffers of all 24 x 32 tokens, and the rows of the float stream, 64 wide.
+    least = 2 * 24 * 32 * 64 * CPU.dtype.itemsize
+    assert least < needed[1] - needed[0] <= 3 * least // 2
 
 
 def test_a_journal_line_that_did_not_fit_leaves_no_torn_line(tmp_path, monkeypatch):

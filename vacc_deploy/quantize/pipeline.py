@@ -144,7 +144,8 @@ def _quantize(
         if finished is not None:
             return finished
     # What an interrupted run has written is used again, or removed first.
-    check_space(output_dir, result.output_bytes - _kept_bytes(output_dir))
+    written = result.output_bytes - _kept_bytes(output_dir)
+    check_space(output_dir, written + plan.spooled_bytes(ranks.count, ranks.local_count))
     _warn(progress, result.warnings)
     if request.dry_run:
         estimate, problem = plan.predict_time(time.monotonic() - started, progress)
