@@ -619,6 +619,90 @@ def test_a_damaged_journal_counts_up_to_the_damage(place, output, gptq, expected
     assert listener.warnings == ([damaged] if line == 0 else [])
 
 
+def rewrite_line(path, number, change):
+    """Change the values of one line of a journal, and give it its hash again."""
+    lines = path.read_bytes().split(b"\n")
+    values = json.loads(lines[number].partition(b" ")[2])
+    change(values)
+    lines[number] = journal_module._line(values).rstrip(b"\n")
+    path.write_bytes(b"\n".join(lines))
+
+
+FOREIGN = {
+    "another version": (0, lambda head: head.update(version=99), "journal version 99, expected "),
+    "no identity": (0, lambda head: head.pop("identity"), "its first line lacks the run's"),
+    "another field": (1, lambda entry: entry.update(colour=1), "a line has the fields ['colour'"),
+    "a field less": (2, lambda entry: entry.pop("scales"), "a line has the fields ['files'"),
+    "another record": (-2, lambda entry: entry["records"][0].update(colour=1), "colour"),
+    "no number": (1, lambda entry: entry.update(shard=float("inf")), "cannot convert float"),
+    "another kind": (1, lambda entry: entry.update(files=[1]), "'list' object"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_finished_layers_of_another_version_are_not_destroyed(place, output, gptq, expected, kind):
+    interrupt(place, output, gptq, layers=2)
+    partial = place / "out.partial"
+    number, change, reason = FOREIGN[kind]
+    rewrite_line(partial / JOURNAL_NAME, number, change)
+    before, arguments = contents(partial), {"options": gptq, "output": output}
+    for more in ({}, {"resume": True}, {"resume": True, "overwrite": True}, {"dry_run": True}):
+        with pytest.raises(OutputError) as caught:
+            quantize(place / "model", **arguments, **more)
+        first, _, rest = str(caught.value).partition(" (")
+        assert first == (
+            f"{partial / JOURNAL_NAME} was written by another version of vacc-deploy, and this one "
+            "cannot read it, nor the layers that are finished there"
+        )
+        assert reason in rest and rest.endswith(
+            "). Resume with the version that began, or give --overwrite, without --resume, to "
+            "begin again."
+        )
+        assert contents(partial) == before
+    quantize(place / "model", **arguments, overwrite=True)
+    assert contents(output) == expected["gptq"]
+
+
+def test_a_run_that_fails_keeps_the_journal_of_another_version(place, output, gptq, monkeypatch):
+    interrupt(place, output, gptq)
+    partial = place / "out.partial"
+    rewrite_line(partial / JOURNAL_NAME, 0, lambda head: head.update(version=99))
+    before = contents(partial)
+
+    def fail(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "begin_run", fail)
+    control = StopAfter(99)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(place / "model", options=gptq, output=output, overwrite=True, control=control)
+    assert contents(partial) == before and control.told is None
+
+
+@pytest.mark.parametrize("formats", [("int8",), ("int8", FP16)])
+def test_shards_with_a_damaged_journal_are_not_destroyed(place, output, formats):
+    options = replace(RTN, formats=formats)
+    interrupt(place, output, options)
+    partial = place / "out.partial"
+    os.truncate(partial / JOURNAL_NAME, 40)
+    before = contents(partial)
+    with pytest.raises(OutputError) as caught:
+        quantize(place / "model", options=options, output=output)
+    assert str(caught.value) == (
+        f"{partial} holds shards of an interrupted run, but {JOURNAL_NAME} there is damaged, so "
+        "that none can be used again. Give --overwrite to begin again."
+    )
+    assert contents(partial) == before
+    quantize(place / "model", options=options, output=output, overwrite=True)
+
+
+def test_a_damaged_journal_without_a_shard_is_in_nobodys_way(place, output, expected):
+    killed(POINTS["first journal in place"], place / "model", options=RTN, output=output)
+    os.truncate(place / "out.partial" / JOURNAL_NAME, 40)
+    quantize(place / "model", options=RTN, output=output)
+    assert contents(output) == expected["rtn"]
+
+
 def test_resume_of_a_finished_but_damaged_output(place, output, gptq, expected):
     quantize(place / "model", options=gptq, output=output)
     flip(output / "model-00003-of-00005.safetensors")
