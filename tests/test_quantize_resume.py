@@ -51,10 +51,13 @@ def contents(directory):
 
 
 class Listener(Progress):
-    """Keeps the warnings."""
+    """Keeps the warnings, and the layers that were finished before."""
 
     def __init__(self):
-        self.warnings = []
+        self.warnings, self.skipped = [], []
+
+    def skip(self, amount=1, note=""):
+        self.skipped.append(note)
 
     def warn(self, message):
         self.warnings.append(message)
@@ -337,6 +340,30 @@ def test_stop_finishes_the_layer_and_keeps_it(place, output, gptq, expected, met
     assert (partial / "model-00002-of-00005.safetensors").is_file()
     quantize(place / "model", options=options, output=output, resume=True)
     assert contents(output) == expected[method]
+
+
+def test_stop_while_finished_layers_are_carried_keeps_them_all(place, output, gptq, expected):
+    interrupt(place, output, gptq, layers=2)
+    before = contents(place / "out.partial")
+    control, listener = StopAfter(1, signal.SIGTERM), Listener()
+    with pytest.raises(StoppedError) as caught:
+        quantize(
+            place / "model",
+            options=gptq,
+            output=output,
+            resume=True,
+            control=control,
+            progress=listener,
+        )
+    assert str(caught.value) == "Stopped after 2 of 3 layers, which are kept."
+    assert caught.value.exit_code == 143 and control.told == (2, NUM_LAYERS)
+    assert listener.skipped == ["layer 0: finished before, the rows were carried through it"]
+    after = contents(place / "out.partial")
+    for files in (before, after):
+        del files[JOURNAL_NAME]
+    assert after == before
+    quantize(place / "model", options=gptq, output=output, resume=True)
+    assert contents(output) == expected["gptq"]
 
 
 def test_without_resume_finished_layers_are_not_destroyed(place, output, gptq, expected):
