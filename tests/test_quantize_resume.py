@@ -243,6 +243,31 @@ def test_resume_after_a_kill_gives_the_bytes_of_a_whole_run(
     assert again.to_text().startswith("Finished already, and every file has its hash.\n")
 
 
+def after_the_renames():
+    # It is called before the run too, when no older output has been renamed.
+    before_call(
+        output_module,
+        "remove_leftovers",
+        lambda target: any(target.parent.glob(f".{target.name}.replaced-*")),
+    )()
+
+
+def test_a_dry_run_of_a_finished_output_removes_nothing(place, output, gptq, expected):
+    arguments = {"options": gptq, "output": output}
+    quantize(place / "model", **arguments)
+    killed(after_the_renames, place / "model", **arguments, overwrite=True)
+
+    def around():
+        return {path: contents(path) for path in place.iterdir() if "out" in path.name}
+
+    before = around()
+    assert len(before) == 2 and (output / JOURNAL_NAME).exists()
+    result = quantize(place / "model", **arguments, resume=True, dry_run=True)
+    assert result.already_finished and around() == before
+    quantize(place / "model", **arguments, resume=True)
+    assert around() == {output: expected["gptq"]}
+
+
 def between_the_renames():
     plain = Path.rename
 
@@ -269,7 +294,7 @@ def while_the_older_one_is_removed():
 REPLACING = {
     "before the renames": before_call(output_module, "_put_in_place"),
     "between the renames": between_the_renames,
-    "after the renames": before_call(output_module, "remove_leftovers"),
+    "after the renames": after_the_renames,
     "the older one half removed": while_the_older_one_is_removed,
 }
 

@@ -140,7 +140,9 @@ def _quantize(
     identity = identify(checkpoint, options, result.model, result.calibration, compute, ranks.count)
     # A dry run writes no answers, so it cannot tell whether a finished output has the same ones.
     if standing is not None and not (request.dry_run and options.answers == OWN):
-        finished = take_finished(result, standing, identity, overwrite=request.overwrite)
+        finished = take_finished(
+            result, standing, identity, overwrite=request.overwrite, dry_run=request.dry_run
+        )
         if finished is not None:
             return finished
     # What an interrupted run has written is used again, or removed first.
