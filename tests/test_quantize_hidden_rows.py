@@ -1,5 +1,6 @@
 """The calibration rows' hidden states in memory and in a file without a name."""
 
+import errno
 import os
 from dataclasses import replace
 
@@ -91,6 +92,37 @@ def test_embed_rows_equals_the_table(tmp_path, place, compute):
     assert torch.equal(rows.read(slice(0, 4)), table[tokens])
     assert os.listdir(spool_dir) == []
     assert len(mapped_files(spool_dir)) == (place == "file")
+
+
+def test_hidden_rows_on_a_full_disk_are_an_error_not_a_signal(tmp_path, monkeypatch):
+    """A sparse file would end the process by SIGBUS at the first page without a block."""
+    asked = []
+
+    def full(descriptor, offset, length):
+        asked.append((offset, length))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hidden_rows_module, "available_memory_bytes", lambda: 0)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        HiddenRows.allocate(SHAPE, HALF, tmp_path)
+    assert asked == [(0, NUM_BYTES // 2)]
+    assert os.listdir(tmp_path) == []
+
+
+def test_hidden_rows_in_a_file_have_their_blocks_from_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(hidden_rows_module, "available_memory_bytes", lambda: 0)
+    sizes = []
+    plain = torch.from_file
+
+    def look(name, **arguments):
+        sizes.append((os.stat(name).st_size, os.stat(name).st_blocks * 512))
+        return plain(name, **arguments)
+
+    monkeypatch.setattr(torch, "from_file", look)
+    HiddenRows.allocate(SHAPE, CPU, tmp_path)
+    ((size, in_blocks),) = sizes
+    assert size == NUM_BYTES and in_blocks >= NUM_BYTES
 
 
 def test_embed_rows_token_outside_the_table_is_an_error(tmp_path):

@@ -10,7 +10,12 @@ from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.model_config import parse_config
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.hidden_rows import choose_place
-from vacc_deploy.quantize.memory import calibrated_memory, layer_weights, rounding_memory
+from vacc_deploy.quantize.memory import (
+    calibrated_memory,
+    layer_weights,
+    rounding_memory,
+    spooled_bytes,
+)
 from vacc_deploy.quantize.plan import QuantizeOptions
 from vacc_deploy.quantize.workload import Workload
 
@@ -136,6 +141,23 @@ def test_rows_take_the_fastest_place_with_room(num_bytes, place):
     assert choose_place(num_bytes, 100, 100) == place
     if place == "device":
         assert choose_place(num_bytes, None, 100) == "host"
+
+
+@pytest.mark.parametrize(
+    ("available", "spooled"),
+    [(MUCH, 0), (100_000, 40_960), (0, 40_960 + 24_576 + 40_960)],
+)
+def test_spooled_bytes_are_those_of_the_rows_that_find_no_memory(available, spooled):
+    """10 rows of 32 tokens, 6 of the float stream, 10 behind attention; 64 wide, two bytes."""
+    assert spooled_bytes(make_work(), device_free=None, host_available=available) == spooled
+
+
+def test_a_rank_spools_its_share_of_the_rows():
+    work = make_work()
+    shares = [work.share(count) for count in (1, 3)]
+    assert shares[0] == work
+    assert shares[1].num_rows == -(-work.num_rows // 3)
+    assert shares[1].num_original == -(-work.num_original // 3)
 
 
 def test_memory_of_rounding_is_a_few_layers_of_codes():

@@ -24,6 +24,8 @@ from vacc_deploy.errors import OutputError, QuantizationError, StoppedError
 from vacc_deploy.layouts import COMPRESSED_TENSORS, FORMATS, FP16, GPTQ
 from vacc_deploy.progress import Progress, RunControl
 from vacc_deploy.quantize import directory as directory_module
+from vacc_deploy.quantize import estimate as estimate_module
+from vacc_deploy.quantize import hidden_rows as hidden_rows_module
 from vacc_deploy.quantize import identity as identity_module
 from vacc_deploy.quantize import journal as journal_module
 from vacc_deploy.quantize import pipeline
@@ -49,10 +51,13 @@ def contents(directory):
 
 
 class Listener(Progress):
-    """Keeps the warnings."""
+    """Keeps the warnings, and the layers that were finished before."""
 
     def __init__(self):
-        self.warnings = []
+        self.warnings, self.skipped = [], []
+
+    def skip(self, amount=1, note=""):
+        self.skipped.append(note)
 
     def warn(self, message):
         self.warnings.append(message)
@@ -238,6 +243,31 @@ def test_resume_after_a_kill_gives_the_bytes_of_a_whole_run(
     assert again.to_text().startswith("Finished already, and every file has its hash.\n")
 
 
+def after_the_renames():
+    # It is called before the run too, when no older output has been renamed.
+    before_call(
+        output_module,
+        "remove_leftovers",
+        lambda target: any(target.parent.glob(f".{target.name}.replaced-*")),
+    )()
+
+
+def test_a_dry_run_of_a_finished_output_removes_nothing(place, output, gptq, expected):
+    arguments = {"options": gptq, "output": output}
+    quantize(place / "model", **arguments)
+    killed(after_the_renames, place / "model", **arguments, overwrite=True)
+
+    def around():
+        return {path: contents(path) for path in place.iterdir() if "out" in path.name}
+
+    before = around()
+    assert len(before) == 2 and (output / JOURNAL_NAME).exists()
+    result = quantize(place / "model", **arguments, resume=True, dry_run=True)
+    assert result.already_finished and around() == before
+    quantize(place / "model", **arguments, resume=True)
+    assert around() == {output: expected["gptq"]}
+
+
 def between_the_renames():
     plain = Path.rename
 
@@ -264,7 +294,7 @@ def while_the_older_one_is_removed():
 REPLACING = {
     "before the renames": before_call(output_module, "_put_in_place"),
     "between the renames": between_the_renames,
-    "after the renames": before_call(output_module, "remove_leftovers"),
+    "after the renames": after_the_renames,
     "the older one half removed": while_the_older_one_is_removed,
 }
 
@@ -337,6 +367,30 @@ def test_stop_finishes_the_layer_and_keeps_it(place, output, gptq, expected, met
     assert contents(output) == expected[method]
 
 
+def test_stop_while_finished_layers_are_carried_keeps_them_all(place, output, gptq, expected):
+    interrupt(place, output, gptq, layers=2)
+    before = contents(place / "out.partial")
+    control, listener = StopAfter(1, signal.SIGTERM), Listener()
+    with pytest.raises(StoppedError) as caught:
+        quantize(
+            place / "model",
+            options=gptq,
+            output=output,
+            resume=True,
+            control=control,
+            progress=listener,
+        )
+    assert str(caught.value) == "Stopped after 2 of 3 layers, which are kept."
+    assert caught.value.exit_code == 143 and control.told == (2, NUM_LAYERS)
+    assert listener.skipped == ["layer 0: finished before, the rows were carried through it"]
+    after = contents(place / "out.partial")
+    for files in (before, after):
+        del files[JOURNAL_NAME]
+    assert after == before
+    quantize(place / "model", options=gptq, output=output, resume=True)
+    assert contents(output) == expected["gptq"]
+
+
 def test_without_resume_finished_layers_are_not_destroyed(place, output, gptq, expected):
     interrupt(place, output, gptq, layers=2)
     before = contents(place / "out.partial")
@@ -382,6 +436,28 @@ def test_a_full_disk_keeps_what_is_finished_and_says_so(place, output, gptq, exp
     monkeypatch.undo()
     quantize(place / "model", options=gptq, output=output, resume=True)
     assert contents(output) == expected["gptq"]
+
+
+def test_rows_that_do_not_fit_the_disk_are_told_of(place, output, gptq, monkeypatch):
+    def full(descriptor, offset, length):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hidden_rows_module, "available_memory_bytes", lambda: 0)
+    monkeypatch.setattr(hidden_rows_module.os, "posix_fallocate", full)
+    with pytest.raises(OutputError, match="The disk is full: .* Nothing was kept. Free space"):
+        quantize(place / "model", options=gptq, output=output)
+    assert [path.name for path in place.iterdir() if "out" in path.name] == []
+
+
+def test_rows_on_the_disk_count_for_the_space_that_is_needed(place, output, gptq, monkeypatch):
+    needed = []
+    monkeypatch.setattr(pipeline, "check_space", lambda path, count: needed.append(count))
+    quantize(place / "model", options=gptq, output=output, dry_run=True)
+    monkeypatch.setattr(estimate_module, "available_memory_bytes", lambda: 0)
+    quantize(place / "model", options=gptq, output=output, dry_run=True)
+    # Two buffers of all 24 x 32 tokens, and the rows of the float stream, 64 wide.
+    least = 2 * 24 * 32 * 64 * CPU.dtype.itemsize
+    assert least < needed[1] - needed[0] <= 3 * least // 2
 
 
 def test_a_journal_line_that_did_not_fit_leaves_no_torn_line(tmp_path, monkeypatch):
@@ -593,6 +669,90 @@ def test_a_damaged_journal_counts_up_to_the_damage(place, output, gptq, expected
     assert contents(output) == expected["gptq"]
     damaged = f"the journal in {place / 'out.partial'} is damaged: beginning again"
     assert listener.warnings == ([damaged] if line == 0 else [])
+
+
+def rewrite_line(path, number, change):
+    """Change the values of one line of a journal, and give it its hash again."""
+    lines = path.read_bytes().split(b"\n")
+    values = json.loads(lines[number].partition(b" ")[2])
+    change(values)
+    lines[number] = journal_module._line(values).rstrip(b"\n")
+    path.write_bytes(b"\n".join(lines))
+
+
+FOREIGN = {
+    "another version": (0, lambda head: head.update(version=99), "journal version 99, expected "),
+    "no identity": (0, lambda head: head.pop("identity"), "its first line lacks the run's"),
+    "another field": (1, lambda entry: entry.update(colour=1), "a line has the fields ['colour'"),
+    "a field less": (2, lambda entry: entry.pop("scales"), "a line has the fields ['files'"),
+    "another record": (-2, lambda entry: entry["records"][0].update(colour=1), "colour"),
+    "no number": (1, lambda entry: entry.update(shard=float("inf")), "cannot convert float"),
+    "another kind": (1, lambda entry: entry.update(files=[1]), "'list' object"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_finished_layers_of_another_version_are_not_destroyed(place, output, gptq, expected, kind):
+    interrupt(place, output, gptq, layers=2)
+    partial = place / "out.partial"
+    number, change, reason = FOREIGN[kind]
+    rewrite_line(partial / JOURNAL_NAME, number, change)
+    before, arguments = contents(partial), {"options": gptq, "output": output}
+    for more in ({}, {"resume": True}, {"resume": True, "overwrite": True}, {"dry_run": True}):
+        with pytest.raises(OutputError) as caught:
+            quantize(place / "model", **arguments, **more)
+        first, _, rest = str(caught.value).partition(" (")
+        assert first == (
+            f"{partial / JOURNAL_NAME} was written by another version of vacc-deploy, and this one "
+            "cannot read it, nor the layers that are finished there"
+        )
+        assert reason in rest and rest.endswith(
+            "). Resume with the version that began, or give --overwrite, without --resume, to "
+            "begin again."
+        )
+        assert contents(partial) == before
+    quantize(place / "model", **arguments, overwrite=True)
+    assert contents(output) == expected["gptq"]
+
+
+def test_a_run_that_fails_keeps_the_journal_of_another_version(place, output, gptq, monkeypatch):
+    interrupt(place, output, gptq)
+    partial = place / "out.partial"
+    rewrite_line(partial / JOURNAL_NAME, 0, lambda head: head.update(version=99))
+    before = contents(partial)
+
+    def fail(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "begin_run", fail)
+    control = StopAfter(99)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(place / "model", options=gptq, output=output, overwrite=True, control=control)
+    assert contents(partial) == before and control.told is None
+
+
+@pytest.mark.parametrize("formats", [("int8",), ("int8", FP16)])
+def test_shards_with_a_damaged_journal_are_not_destroyed(place, output, formats):
+    options = replace(RTN, formats=formats)
+    interrupt(place, output, options)
+    partial = place / "out.partial"
+    os.truncate(partial / JOURNAL_NAME, 40)
+    before = contents(partial)
+    with pytest.raises(OutputError) as caught:
+        quantize(place / "model", options=options, output=output)
+    assert str(caught.value) == (
+        f"{partial} holds shards of an interrupted run, but {JOURNAL_NAME} there is damaged, so "
+        "that none can be used again. Give --overwrite to begin again."
+    )
+    assert contents(partial) == before
+    quantize(place / "model", options=options, output=output, overwrite=True)
+
+
+def test_a_damaged_journal_without_a_shard_is_in_nobodys_way(place, output, expected):
+    killed(POINTS["first journal in place"], place / "model", options=RTN, output=output)
+    os.truncate(place / "out.partial" / JOURNAL_NAME, 40)
+    quantize(place / "model", options=RTN, output=output)
+    assert contents(output) == expected["rtn"]
 
 
 def test_resume_of_a_finished_but_damaged_output(place, output, gptq, expected):

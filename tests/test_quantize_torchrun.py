@@ -148,6 +148,10 @@ def test_a_stopped_run_goes_on_with_as_many_ranks_only(place, two):
     arguments = (place / "model", options_of(place), place / "stopped")
     stopped, other = quantize_on(2, *arguments, control=StopAfterOne())
     assert stopped.kind is StoppedError and other is None
+    # Now while the rows are carried through the finished layer.
+    stopped, other = quantize_on(2, *arguments, control=StopAfterOne(), resume=True)
+    assert stopped.kind is StoppedError and other is None
+    assert "Stopped after 1 of " in stopped.text
     refused = quantize_on(3, *arguments, resume=True)[0]
     assert refused.kind is OutputError and "  - processes: 2 then, 3 now" in refused.text
     assert quantize_on(2, *arguments, resume=True) == [7 * NUM_LAYERS, None]

@@ -58,8 +58,8 @@ def calibrate_layers(
     carried: Carried | None = None,
     ranks: Ranks = ALONE,
     progress: Progress = SILENT,
-) -> Iterator[QuantizedLayer]:
-    """Yield every layer that is not finished, quantized by GPTQ; on every rank the same ones.
+) -> Iterator[QuantizedLayer | None]:
+    """Yield every layer, quantized by GPTQ; None for one that is finished. The same on every rank.
 
     Through finished ones the rows are only carried, with the same arithmetic, so that the next
     layer sees the same inputs.
@@ -79,21 +79,11 @@ def calibrate_layers(
     """
     compute = choose_compute(options.device, options.compute_dtype)
     compute = compute.shared_by(ranks.local_count)
-    finished = carried.count if carried else 0
     # Every mode is left before a yield: it belongs to the thread and would reach the caller.
     with torch.inference_mode():
         positions = Positions.build(checkpoint.config, rows.tokens.shape[1], compute.device)
         streams = _start(checkpoint, options, rows, compute, spool_dir, ranks)
-    num_rows, sequence_length = rows.tokens.shape
-    make_quantizer = partial(
-        LayerQuantizer,
-        solver_settings(options),
-        num_held_out_tokens=(num_rows - rows.num_fit_rows) * sequence_length,
-        dtype=compute.dtype,
-        clock=clock,
-        ranks=ranks,
-        progress=progress,
-    )
+    make_quantizer = _quantizer_maker(options, rows, compute, clock, ranks, progress)
     layers = read_layers(checkpoint, compute)
     while True:
         with clock.phase("read"):
@@ -104,10 +94,8 @@ def calibrate_layers(
         with torch.inference_mode():
             layer = DecoderLayer(checkpoint.config, weights.index, positions, weights.read)
             walk = LayerWalk(layer, weights, streams, compute, clock)
-            if carried and weights.index < finished:
-                _deploy_finished(layer, carried.read, compute, ranks)
-                walk.carry()
-                carried.told(weights.index)
+            if carried and weights.index < carried.count:
+                _carry_through(layer, walk, carried, compute, ranks)
             else:
                 quantized = _quantize_layer(walk, weights, make_quantizer)
         if compute.synchronize is not None:
@@ -116,8 +104,7 @@ def calibrate_layers(
         # Nothing of this layer is left here when the next is asked for: the reader has the next
         # one's weights, the caller this one's codes.
         del layer, walk, weights
-        if quantized is not None:
-            yield quantized
+        yield quantized
         del quantized
 
 
@@ -130,6 +117,36 @@ def solver_settings(options: QuantizeOptions) -> SolverSettings:
         scale_search=options.scale_search,
         skipped=(DOWN,) if options.effort == FAST else (),
     )
+
+
+def _quantizer_maker(
+    options: QuantizeOptions,
+    rows: CalibrationRows,
+    compute: Compute,
+    clock: PhaseClock,
+    ranks: Ranks,
+    progress: Progress,
+) -> MakeQuantizer:
+    """Return what makes the quantizer of one layer, given the reader of its exact weights."""
+    num_rows, sequence_length = rows.tokens.shape
+    return partial(
+        LayerQuantizer,
+        solver_settings(options),
+        num_held_out_tokens=(num_rows - rows.num_fit_rows) * sequence_length,
+        dtype=compute.dtype,
+        clock=clock,
+        ranks=ranks,
+        progress=progress,
+    )
+
+
+def _carry_through(
+    layer: DecoderLayer, walk: LayerWalk, carried: Carried, compute: Compute, ranks: Ranks
+) -> None:
+    """Carry the rows through a finished layer; tell of it."""
+    _deploy_finished(layer, carried.read, compute, ranks)
+    walk.carry()
+    carried.told(layer.index)
 
 
 def _quantize_layer(

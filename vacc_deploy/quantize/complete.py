@@ -49,6 +49,7 @@ def take_finished(
     identity: dict[str, Any],
     *,
     overwrite: bool,
+    dry_run: bool,
 ) -> QuantizeResult | None:
     """Return the result of a finished output, or None where it is another's to be replaced.
 
@@ -57,6 +58,7 @@ def take_finished(
         recorded: the identity of the finished output.
         identity: of the run now.
         overwrite: it may be replaced.
+        dry_run: what the run that wrote it had still to remove stays.
 
     Raises:
         OutputError: it comes from other inputs, options or versions, or one of its files is
@@ -74,7 +76,8 @@ def take_finished(
         )
     if problems:
         return None
-    remove_leftovers(output_dir)
+    if not dry_run:
+        remove_leftovers(output_dir)
     first = output_dir if len(result.formats) == 1 else output_dir / result.formats[0]
     report = read_json(first / REPORT_NAME, limit_bytes=MAX_MANIFEST_BYTES)
     return replace(

@@ -18,6 +18,7 @@ from vacc_deploy.quantize.memory import (
     CUDA_LIBRARY_BYTES,
     calibrated_memory,
     rounding_memory,
+    spooled_bytes,
 )
 from vacc_deploy.quantize.plan import QuantizeOptions
 from vacc_deploy.quantize.report import Estimate
@@ -59,6 +60,21 @@ class Plan:
         if self.rows is None:
             return Estimate(rounding_memory(self.checkpoint.config, runtime))
         return Estimate(*self._memory_of(self._workload(), runtime))
+
+    def spooled_bytes(self, num_ranks: int = 1, num_sharing: int = 1) -> int:
+        """Return the bytes of the rows that will lie on the disk beside the output.
+
+        Args:
+            num_ranks: processes of the run; each has its share of the rows.
+            num_sharing: those of them that share this machine's memory.
+        """
+        if self.rows is None:
+            return 0
+        return spooled_bytes(
+            self._workload().share(num_ranks),
+            device_free=self.compute.free_memory_bytes(),
+            host_available=available_memory_bytes() // num_sharing,
+        )
 
     def predict_time(self, seconds_so_far: float, progress: Progress) -> tuple[Estimate, str]:
         """Return the memory and the time, and why there is no time, else an empty text.

@@ -33,6 +33,9 @@ class HiddenRows:
             shape: [num_rows, seq, width].
             compute: where it is used.
             spool_dir: takes the file where it does not fit the memory; the file has no name.
+
+        Raises:
+            OSError: it does not fit the disk either.
         """
         num_bytes = shape[0] * shape[1] * shape[2] * compute.dtype.itemsize
         place = choose_place(
@@ -100,11 +103,19 @@ def available_memory_bytes() -> int:
 
 
 def _map_file(shape: tuple[int, int, int], dtype: torch.dtype, spool_dir: Path) -> torch.Tensor:
-    """Return a tensor on a file that goes when the tensor goes, whatever ends the process."""
+    """Return a tensor on a file that goes when the tensor goes, whatever ends the process.
+
+    Raises:
+        OSError: the file system has no room for all of it.
+    """
     size = shape[0] * shape[1] * shape[2]
     descriptor, name = tempfile.mkstemp(prefix=".rows-", dir=spool_dir)
-    os.close(descriptor)
     try:
+        try:
+            # A page that finds no block when it is written ends the process, without an error.
+            os.posix_fallocate(descriptor, 0, size * dtype.itemsize)
+        finally:
+            os.close(descriptor)
         return torch.from_file(name, shared=True, size=size, dtype=dtype).view(shape)
     finally:
         os.unlink(name)

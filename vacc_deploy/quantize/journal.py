@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.checkpoint import JOURNAL_NAME, partial_path, sync_directory
+from vacc_deploy.errors import OutputError
 from vacc_deploy.quantize.report import LinearRecord
 
 JOURNAL_VERSION = 2
 MAX_JOURNAL_BYTES = 1 << 28
 _DIGEST_CHARS = 16
+_MAX_REASON_CHARS = 300
 
 
 @dataclass(frozen=True)
@@ -125,70 +127,98 @@ def read_journal(partial: Path) -> Recorded | None:
     """Return what the journal in ``partial`` tells up to its first damaged line.
 
     None without a journal, or where its first line is damaged.
+
+    Raises:
+        OutputError: a line is whole but not one of this version: another version wrote it, which
+            may have finished layers there.
     """
     path = partial / JOURNAL_NAME
     if path.is_symlink() or not path.is_file():
         return None
     with path.open("rb") as file:
         lines = file.read(MAX_JOURNAL_BYTES).split(b"\n")
-    # Without its end of line the last one is torn, whatever it holds.
-    values = [_parse(line) for line in lines[:-1]]
-    recorded = _parse_head(values[0]) if values else None
-    if recorded is None:
-        return None
-    for value in values[1:]:
-        entry = _parse_entry(value)
-        if entry is None:
-            break
-        recorded.entries[entry.shard] = entry
+    recorded: Recorded | None = None
+    try:
+        # Without its end of line the last one is torn, whatever it holds.
+        for line in lines[:-1]:
+            text = _sound_text(line)
+            if text is None:
+                break
+            if recorded is None:
+                recorded = _parse_head(json.loads(text))
+            else:
+                entry = _parse_entry(json.loads(text))
+                recorded.entries[entry.shard] = entry
+    except (TypeError, ValueError, OverflowError, AttributeError, RecursionError) as err:
+        raise OutputError(
+            f"{path} was written by another version of vacc-deploy, and this one cannot read it, "
+            "nor the layers that are finished there "
+            f"({str(err)[:_MAX_REASON_CHARS]}). Resume with the version that began, "
+            "or give --overwrite, without --resume, to begin again."
+        ) from err
     return recorded
 
 
-def _parse(line: bytes) -> Any:
-    """Return the value of one line, None where it is damaged."""
+def _sound_text(line: bytes) -> bytes | None:
+    """Return what one line holds, None where that has not the line's hash."""
     digest, _, text = line.partition(b" ")
-    if hashlib.sha256(text).hexdigest()[:_DIGEST_CHARS].encode() != digest:
-        return None
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+    is_sound = hashlib.sha256(text).hexdigest()[:_DIGEST_CHARS].encode() == digest
+    return text if is_sound else None
 
 
-def _parse_head(value: Any) -> Recorded | None:
-    if not isinstance(value, dict) or value.get("version") != JOURNAL_VERSION:
-        return None
+def _parse_head(value: Any) -> Recorded:
+    """Return what the first line tells.
+
+    Raises:
+        ValueError: it is of another version.
+        AttributeError: it is no dictionary.
+    """
+    if value.get("version") != JOURNAL_VERSION:
+        raise ValueError(f"journal version {value.get('version')!r}, expected {JOURNAL_VERSION}")
     identity, num_layers, resumes = (value.get(k) for k in ("identity", "num_layers", "resumes"))
     if not isinstance(identity, dict) or not isinstance(num_layers, int):
-        return None
+        raise ValueError("its first line lacks the run's identity or number of layers")
     return Recorded(identity, num_layers, resumes if isinstance(resumes, int) else 0)
 
 
-def _parse_entry(value: Any) -> Entry | None:
-    """Return an entry, None where a field is missing or of another kind."""
+def _parse_entry(value: Any) -> Entry:
+    """Return what another line tells.
+
+    Raises:
+        ValueError: a field is missing or unknown, as also TypeError and AttributeError may tell.
+    """
     names = {item.name for item in fields(Entry)}
-    if not isinstance(value, dict) or value.keys() != names:
-        return None
-    try:
-        return Entry(
-            shard=int(value["shard"]),
-            seconds=float(value["seconds"]),
-            files={str(k): (int(size), str(sha)) for k, (size, sha) in value["files"].items()},
-            records=tuple(LinearRecord(**record) for record in value["records"]),
-            scales={str(k): str(text) for k, text in value["scales"].items()},
-            linear_seconds={str(k): float(s) for k, s in value["linear_seconds"].items()},
-        )
-    except (TypeError, ValueError, AttributeError):
-        return None
+    if value.keys() != names:
+        raise ValueError(f"a line has the fields {sorted(value)}, expected {sorted(names)}")
+    return Entry(
+        shard=int(value["shard"]),
+        seconds=float(value["seconds"]),
+        files={str(k): (int(size), str(sha)) for k, (size, sha) in value["files"].items()},
+        records=tuple(LinearRecord(**record) for record in value["records"]),
+        scales={str(k): str(text) for k, text in value["scales"].items()},
+        linear_seconds={str(k): float(s) for k, s in value["linear_seconds"].items()},
+    )
 
 
 def has_finished_layers(partial: Path) -> bool:
-    """Return whether a partial directory holds finished layers, which a later run can use."""
-    recorded = read_journal(partial)
+    """Return whether a partial directory holds finished layers, which a later run can use.
+
+    Those of a journal that only another version can read count too.
+    """
+    try:
+        recorded = read_journal(partial)
+    except OutputError:
+        return True
     return recorded is not None and recorded.finished > 0
 
 
 def unfinished_run(output_dir: Path) -> Recorded | None:
-    """Return the journal of an interrupted run of ``output_dir`` that has finished layers."""
-    recorded = read_journal(partial_path(output_dir))
+    """Return the journal of an interrupted run of ``output_dir`` that has finished layers.
+
+    None also where only another version can read it; see ``resume.check_unfinished``.
+    """
+    try:
+        recorded = read_journal(partial_path(output_dir))
+    except OutputError:
+        return None
     return recorded if recorded is not None and recorded.finished else None

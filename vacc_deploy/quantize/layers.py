@@ -118,7 +118,8 @@ def _remaining_layers(
     rows: CalibrationRows | None,
     pace: _Pace,
     ranks: Ranks,
-) -> Iterator[QuantizedLayer]:
+) -> Iterator[QuantizedLayer | None]:
+    """Yield every layer that is not finished, None for each that the rows are carried through."""
     if rows is None:
         if run.finished:
             pace.skip(run.finished, f"{run.finished} layers were finished before")
@@ -144,22 +145,23 @@ def _remaining_layers(
 def _write_layers(
     checkpoint: Checkpoint,
     run: Run,
-    layers: Iterator[QuantizedLayer],
+    layers: Iterator[QuantizedLayer | None],
     sink: ShardSink,
     pace: _Pace,
     control: RunControl,
     ranks: Ranks,
 ) -> None:
-    """Hand over every layer that is not finished; stop between two of them when asked to.
+    """Hand over every layer that is not finished; stop between any two layers when asked to.
 
     Raises:
         StoppedError: all layers up to the one just computed are on the disk.
     """
     for layer in layers:
-        kept = _kept_tensors(checkpoint, layer.index)
-        with run.clock.phase("write wait"):
-            sink.put(layer.index + 1, kept, layer, pace.layer_seconds())
-        pace.advance(layer)
+        if layer is not None:
+            kept = _kept_tensors(checkpoint, layer.index)
+            with run.clock.phase("write wait"):
+                sink.put(layer.index + 1, kept, layer, pace.layer_seconds())
+            pace.advance(layer)
         # Only the writers still need its codes while the next layer is made.
         del layer
         signum = ranks.agree(control.stop_signal())

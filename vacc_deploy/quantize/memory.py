@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from vacc_deploy.decoder import DOWN, GATE_UP, OUTPUT, QKV, STAGE_LINEARS
 from vacc_deploy.model_config import LAYER_LINEARS, ModelConfig
-from vacc_deploy.quantize.hidden_rows import DEVICE, HOST, choose_place
+from vacc_deploy.quantize.hidden_rows import DEVICE, DISK, HOST, choose_place
 from vacc_deploy.quantize.workload import Workload
 
 Parts = dict[str, int]
@@ -55,6 +55,11 @@ def calibrated_memory(
         return host | computing, None
     host |= {"codes": _CODE_LAYERS * weights, "a weight on its way": largest * work.weight_bytes}
     return host, {"rows": rows.get(DEVICE, 0)} | computing
+
+
+def spooled_bytes(work: Workload, *, device_free: int | None, host_available: int) -> int:
+    """Return the bytes of the rows that will lie on the disk; arguments as above."""
+    return _place_rows(work, device_free, host_available).get(DISK, 0)
 
 
 def layer_weights(config: ModelConfig) -> int:

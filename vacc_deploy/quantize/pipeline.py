@@ -140,11 +140,14 @@ def _quantize(
     identity = identify(checkpoint, options, result.model, result.calibration, compute, ranks.count)
     # A dry run writes no answers, so it cannot tell whether a finished output has the same ones.
     if standing is not None and not (request.dry_run and options.answers == OWN):
-        finished = take_finished(result, standing, identity, overwrite=request.overwrite)
+        finished = take_finished(
+            result, standing, identity, overwrite=request.overwrite, dry_run=request.dry_run
+        )
         if finished is not None:
             return finished
     # What an interrupted run has written is used again, or removed first.
-    check_space(output_dir, result.output_bytes - _kept_bytes(output_dir))
+    written = result.output_bytes - _kept_bytes(output_dir)
+    check_space(output_dir, written + plan.spooled_bytes(ranks.count, ranks.local_count))
     _warn(progress, result.warnings)
     if request.dry_run:
         estimate, problem = plan.predict_time(time.monotonic() - started, progress)

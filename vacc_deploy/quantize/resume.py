@@ -30,7 +30,7 @@ from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import Progress
 from vacc_deploy.quantize.formats import INT8, codes_from
 from vacc_deploy.quantize.identity import differences
-from vacc_deploy.quantize.journal import Entry, Journal, Recorded, read_journal, unfinished_run
+from vacc_deploy.quantize.journal import Entry, Journal, Recorded, read_journal
 
 Finished = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 
@@ -96,16 +96,32 @@ def check_unfinished(output_dir: Path, *, resume: bool, overwrite: bool) -> None
     """Refuse to destroy the finished layers of an interrupted run without being told to.
 
     Raises:
-        OutputError: gives their number and the two ways on.
+        OutputError: gives their number and the two ways on; or their journal is damaged, or
+            another version's.
     """
-    recorded = unfinished_run(output_dir)
-    if recorded is None or resume or overwrite:
+    if overwrite and not resume:
+        return
+    partial = partial_path(output_dir)
+    recorded = read_journal(partial)
+    if resume:
+        return
+    if recorded is None and (partial / JOURNAL_NAME).exists() and _has_shards(partial):
+        raise OutputError(
+            f"{partial} holds shards of an interrupted run, but {JOURNAL_NAME} there is damaged, "
+            "so that none can be used again. Give --overwrite to begin again."
+        )
+    if recorded is None or not recorded.finished:
         return
     raise OutputError(
-        f"{partial_path(output_dir)} holds {recorded.finished} of {recorded.num_layers} finished "
+        f"{partial} holds {recorded.finished} of {recorded.num_layers} finished "
         "layers of an interrupted run. Give --resume to go on from there, or --overwrite to begin "
         "again."
     )
+
+
+def _has_shards(partial: Path) -> bool:
+    """Return whether a shard lies there, or in the directory of a format."""
+    return any(any(partial.glob(f"{below}model-*.safetensors")) for below in ("", "*/"))
 
 
 def begin_run(
@@ -121,7 +137,7 @@ def begin_run(
 
     Raises:
         OutputError: the finished layers come from other inputs, options or versions; every
-            difference is named.
+            difference is named; or only another version can read their journal.
     """
     recorded = read_journal(partial) if resume else None
     if resume and recorded is None and (partial / JOURNAL_NAME).exists():

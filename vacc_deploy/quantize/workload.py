@@ -78,6 +78,14 @@ class Workload:
         total = held_out + fit_original + plain
         return replace(self, num_held_out=held_out, num_original=original, num_rows=total)
 
+    def share(self, num_ranks: int) -> Workload:
+        """Return the share of the first of ``num_ranks`` processes, which has the most rows."""
+        held_out, original, total = (
+            -(-count // num_ranks)
+            for count in (self.num_held_out, self.num_original, self.num_rows)
+        )
+        return replace(self, num_held_out=held_out, num_original=original, num_rows=total)
+
     @property
     def batch_rows(self) -> int:
         """Rows of one matrix product."""
