@@ -215,7 +215,8 @@ def test_read_place_of_torchrun():
         ({"RANK": "-1"}, "RANK is '-1', expected a whole number"),
         ({"RANK": "8"}, "RANK 8 of WORLD_SIZE 8 and LOCAL_RANK 1 of LOCAL_WORLD_SIZE 4 contrad"),
         ({"LOCAL_RANK": "4"}, "LOCAL_RANK 4 of LOCAL_WORLD_SIZE 4 contradict each other"),
-        ({"MASTER_ADDR": "", "RANK": ""}, "but RANK, MASTER_ADDR is not set. Start the processes"),
+        ({"MASTER_ADDR": "", "RANK": ""}, "but RANK, MASTER_ADDR are not set. Start the processes"),
+        ({"LOCAL_RANK": ""}, "but LOCAL_RANK is not set. Start the processes"),
     ],
 )
 def test_read_place_refuses_what_contradicts_itself(changes, message):
