@@ -10,7 +10,12 @@ from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.model_config import parse_config
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.hidden_rows import choose_place
-from vacc_deploy.quantize.memory import calibrated_memory, layer_weights, rounding_memory
+from vacc_deploy.quantize.memory import (
+    NUM_WRITERS,
+    calibrated_memory,
+    layer_weights,
+    rounding_memory,
+)
 from vacc_deploy.quantize.plan import QuantizeOptions
 from vacc_deploy.quantize.workload import Workload
 
@@ -144,4 +149,6 @@ def test_rows_take_the_fastest_place_with_room(num_bytes, place):
 
 
 def test_memory_of_rounding_is_a_few_layers_of_codes():
-    assert rounding_memory(CONFIG, 1000) == {"runtime": 1000, "codes": 4 * WEIGHTS}
+    # One for each writer, one that waits for them, one that is being rounded.
+    expected = {"runtime": 1000, "codes": (NUM_WRITERS + 2) * WEIGHTS}
+    assert rounding_memory(CONFIG, 1000) == expected

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from vacc_deploy.decoder import DOWN, GATE_UP, OUTPUT, QKV, STAGE_LINEARS
 from vacc_deploy.model_config import LAYER_LINEARS, ModelConfig
+from vacc_deploy.quantize.compute import num_cores
 from vacc_deploy.quantize.gptq import HESSIAN_BLOCK
 from vacc_deploy.quantize.hidden_rows import DEVICE, HOST, choose_place
 from vacc_deploy.quantize.layer import MAX_HELD_OUT_TOKENS
@@ -19,9 +20,14 @@ Parts = dict[str, int]
 CPU_LIBRARY_BYTES = 64 << 20
 CUDA_LIBRARY_BYTES = 1536 << 20
 _FLOAT = 4
-# Layers of codes: one is made, others wait for the writers.
-_CODE_LAYERS = 3
-_ROUNDED_LAYERS = 4
+# Shards that are written at a time. Three, so that the layers need not wait for the two large ones
+# that are only copied; more where there are cores for them: each waits for the disk once a file.
+NUM_WRITERS = min(8, max(3, num_cores() // 2))
+# Calibrated layers that may wait for the disk: one is made in more time than one is written.
+MAX_PENDING_LAYERS = 2
+# Beside those that wait: one is made; of rounded ones, one more is begun.
+_CODE_LAYERS = MAX_PENDING_LAYERS + 1
+_ROUNDED_LAYERS = NUM_WRITERS + 2
 
 
 def rounding_memory(config: ModelConfig, runtime_bytes: int) -> Parts:

@@ -7,7 +7,6 @@ rows, read just before they are rounded, so that no float weight is ever whole i
 from __future__ import annotations
 
 import mmap
-import os
 import weakref
 from collections import deque
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import torch
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.errors import QuantizationError
 from vacc_deploy.model_config import LAYER_LINEARS, ModelConfig, linear_name
+from vacc_deploy.quantize.compute import num_cores
 from vacc_deploy.quantize.int8 import SAFE_SCALE, SCALE_DTYPE, pin_largest, round_rows
 from vacc_deploy.quantize.report import RTN, LinearRecord, QuantizedLayer, QuantizedLinear
 
@@ -49,13 +49,6 @@ def round_layers(checkpoint: Checkpoint, first: int = 0) -> Iterator[QuantizedLa
             yield begun.popleft().finish()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def num_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _CodeMemory:
