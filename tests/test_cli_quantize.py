@@ -11,7 +11,8 @@ from checkpoint_builders import write_checkpoint
 from click.testing import CliRunner
 
 from vacc_deploy.cli import cli
-from vacc_deploy.quantize import compute, pipeline
+from vacc_deploy.errors import OutputError
+from vacc_deploy.quantize import compute, directory, pipeline
 from vacc_deploy.quantize.plan import QuantizeOptions
 
 
@@ -260,15 +261,18 @@ def test_quantize_resume_of_a_finished_output(source):
     assert run(source, "--resume").stdout.startswith("Finished already, and every file has its ")
 
 
-def test_quantize_failure_names_the_command_that_goes_on(source, monkeypatch):
+def test_quantize_bad_weight_advises_no_resume(source, monkeypatch):
     bad = torch.full((160, 64), float("nan"), dtype=torch.bfloat16)
     name = "model.layers.1.mlp.up_proj.weight"
     write_checkpoint(source, extra_tensors={name: bad})
     monkeypatch.setattr("sys.argv", ["vacc-deploy-test", "quantize", str(source)])
-    way = f"Resume with: vacc-deploy-test quantize {source} --resume\n"
     result = run(source)
     assert result.exit_code == 1
-    assert result.output.endswith(f" 1 of 2 layers are finished and kept. {way}")
+    assert result.output.endswith(
+        " Download the file model.safetensors again. 1 of 2 layers are finished and kept, but "
+        "--resume goes on with unchanged files only: with a changed one begin again by "
+        "--overwrite.\n"
+    )
     result = run(source)
     assert "holds 1 of 2 finished layers of an interrupted run." in result.output
     assert "Resume with" not in result.output
@@ -276,3 +280,23 @@ def test_quantize_failure_names_the_command_that_goes_on(source, monkeypatch):
     result = run(source, "--resume")
     assert "weights model.safetensors: " in result.output and result.exit_code == 1
     assert run(source, "--overwrite").exit_code == 0
+
+
+def test_quantize_failure_names_the_command_that_goes_on(source, monkeypatch):
+    plain = directory.write_shard
+
+    def write(path, tensors):
+        if path.name.startswith("model-00003"):
+            raise OutputError("The disk is full.")
+        return plain(path, tensors)
+
+    monkeypatch.setattr(directory, "write_shard", write)
+    monkeypatch.setattr("sys.argv", ["vacc-deploy-test", "quantize", str(source)])
+    result = run(source)
+    assert result.exit_code == 1
+    assert result.output.endswith(
+        "Error: The disk is full. 1 of 2 layers are finished and kept. Resume with: "
+        f"vacc-deploy-test quantize {source} --resume\n"
+    )
+    monkeypatch.setattr(directory, "write_shard", plain)
+    assert run(source, "--resume").exit_code == 0

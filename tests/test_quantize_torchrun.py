@@ -296,7 +296,10 @@ def test_torchrun_tells_of_a_bad_weight_once(place, tmp_path):
     out, err = process.communicate(timeout=60)
     assert time.monotonic() - began < 50
     assert process.returncode != 0
-    message = f"{name}: row 130 holds NaN or infinity."
+    message = (
+        f"{name} in {source}: row 130 holds NaN or infinity. Download the file model.safetensors "
+        "again."
+    )
     assert json.loads(out)["error"] == {"type": "QuantizationError", "message": message}
     assert err.count(f"Error: {message}") == 1 and err.count(name) == 1
     assert err.count("1 of 3 layers are finished and kept. Resume with: torchrun") == 1

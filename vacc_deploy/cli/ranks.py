@@ -138,7 +138,7 @@ def join_ranks(environment: Mapping[str, str], device: str) -> Iterator[Seat]:
         if is_first:
             raise
         if isinstance(err, VaccDeployError):
-            tell_way_on(control)
+            tell_way_on(control, err)
         raise SystemExit(_exit_code(err)) from err
     ranks.leave()
 

@@ -20,6 +20,7 @@ from vacc_deploy.errors import QuantizationError
 from vacc_deploy.model_config import LAYER_LINEARS, ModelConfig, linear_name
 from vacc_deploy.quantize.compute import num_cores
 from vacc_deploy.quantize.int8 import SAFE_SCALE, SCALE_DTYPE, pin_largest, round_rows
+from vacc_deploy.quantize.layer_weights import describe_bad_weight
 from vacc_deploy.quantize.report import RTN, LinearRecord, QuantizedLayer, QuantizedLinear
 
 # Layers begun before the one that is waited for is done: what keeps every core busy.
@@ -117,10 +118,7 @@ def _round_piece(checkpoint: Checkpoint, linear: QuantizedLinear, start: int, st
     try:
         round_rows(weight, codes, scale, first_row=start)
     except QuantizationError as err:
-        raise QuantizationError(
-            f"{name} in {checkpoint.directory}: {err}. Download the file "
-            f"{checkpoint.info(name).path.name} again."
-        ) from err
+        raise QuantizationError(describe_bad_weight(checkpoint, name, err)) from err
     # Next to no row has such a scale: looking for the largest code of every row would cost a pass.
     few_digits = (scale < SAFE_SCALE).nonzero()[:, 0]
     if len(few_digits):
