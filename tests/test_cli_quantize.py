@@ -300,3 +300,52 @@ def test_quantize_failure_names_the_command_that_goes_on(source, monkeypatch):
     )
     monkeypatch.setattr(directory, "write_shard", plain)
     assert run(source, "--resume").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--num-samples", "128"),
+            "Without --calibration the weights are rounded to nearest, with no effect of "
+            "--num-samples. Give --calibration NAME=PATH (c4, ceval, alpaca, text or traces), or "
+            "leave it out.",
+        ),
+        (
+            ("--no-act-order", "--scale-search", "--dampening", "0.2"),
+            "with no effect of --no-act-order, --dampening, --scale-search. Give --calibration "
+            "NAME=PATH (c4, ceval, alpaca, text or traces), or leave them out.",
+        ),
+        (
+            ("--method", "rtn", "--calibration", "text=x", "--seq-len", "64"),
+            "--method rtn uses no calibration data. Leave --calibration, --seq-len out, or use "
+            "--method gptq with --calibration NAME=PATH.",
+        ),
+        (
+            ("--method", "rtn", "--compute-dtype", "float32"),
+            "--method rtn uses no calibration data. Leave --compute-dtype out, or use ",
+        ),
+    ],
+)
+def test_quantize_refuses_options_that_rounding_would_ignore(source, tmp_path, arguments, message):
+    result = run(source, *arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not (tmp_path / "model-int8").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("--answers", "own"), ("--max-answer-tokens", "9"), ("--answers-cache", "x")),
+        *(("--evaluation-share", "0.1"), ("--seq-len", "64"), ("--effort", "fast")),
+        ("--shrinkage", "0.2"),
+    ],
+)
+def test_quantize_refuses_each_of_them(source, option, value):
+    result = run(source, option, value)
+    assert result.exit_code == 2 and f"no effect of {option}. Give" in result.output
+
+
+def test_quantize_rounds_with_a_seed_and_on_a_device_all_the_same(source):
+    assert run(source, "--seed", 7, "--device", "cpu", "--profile").exit_code == 0

@@ -28,7 +28,9 @@ from vacc_deploy.cli.quantize_options import quantization_options, read_options
 )
 @output_options
 @common_options
+@click.pass_context
 def quantize_command(
+    context: click.Context,
     checkpoint_dir: Path,
     output: Path | None,
     device: str,
@@ -57,7 +59,7 @@ def quantize_command(
     from vacc_deploy.quantize.pipeline import quantize
 
     with join_ranks(os.environ, device) as seat:
-        options = read_options(given, seat.device)
+        options = read_options(context, given, seat.device)
         if seat.ranks.rank:
             assist(checkpoint_dir, options=options, ranks=seat.ranks, control=seat.control)
             return

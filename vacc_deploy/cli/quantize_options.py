@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from vacc_deploy.cli.options import DIRECTORY, Function
+from vacc_deploy.errors import UsageError
 from vacc_deploy.layouts import FORMATS
 
 if TYPE_CHECKING:
@@ -106,6 +108,13 @@ _OPTIONS = (
         help="Give every phase its own seconds in quantize_timing.json, at some cost on CUDA.",
     ),
 )
+# What rounding does not look at. The seed is harmless, since rounding draws nothing; so are the
+# device, which gives the same integers wherever it is, and the profile, which is about time.
+_CALIBRATED_ONLY = (
+    *("answers", "max_answer_tokens", "answers_cache", "evaluation_share", "num_samples"),
+    *("seq_len", "act_order", "effort", "shrinkage", "dampening_frac", "scale_search"),
+    "compute_dtype",
+)
 
 
 def quantization_options(function: Function) -> Function:
@@ -115,15 +124,16 @@ def quantization_options(function: Function) -> Function:
     return function
 
 
-def read_options(given: Mapping[str, Any], device: str) -> QuantizeOptions:
+def read_options(context: click.Context, given: Mapping[str, Any], device: str) -> QuantizeOptions:
     """Return what was asked for.
 
     Args:
+        context: of the command, which knows what the user gave and what is a default.
         given: the values of ``quantization_options`` by their names.
         device: where to compute, in place of the given one.
 
     Raises:
-        UsageError: a source has a wrong form.
+        UsageError: an option has no effect without calibration; or a source has a wrong form.
     """
     from vacc_deploy.calibration.sources import parse_source
     from vacc_deploy.quantize.plan import QuantizeOptions
@@ -131,6 +141,8 @@ def read_options(given: Mapping[str, Any], device: str) -> QuantizeOptions:
     values = dict(given)
     sources, length = values.pop("calibrations"), values.pop("seq_len")
     method = values.pop("method") or ("gptq" if sources else "rtn")
+    if method == "rtn":
+        _refuse_calibrated_only(context)
     return QuantizeOptions(
         method=method,
         sources=tuple(parse_source(text) for text in sources),
@@ -138,3 +150,36 @@ def read_options(given: Mapping[str, Any], device: str) -> QuantizeOptions:
         formats=tuple(dict.fromkeys(values.pop("formats"))),
         **(values | {"device": device}),
     )
+
+
+def _refuse_calibrated_only(context: click.Context) -> None:
+    """Refuse options of the command line that plain rounding would ignore without a word.
+
+    Raises:
+        UsageError: names them all.
+    """
+    names = [_spell(context, name) for name in _CALIBRATED_ONLY if _is_given(context, name)]
+    if not names:
+        return
+    if _is_given(context, "method"):
+        names = ["--calibration"] * _is_given(context, "calibrations") + names
+        raise UsageError(
+            f"--method rtn uses no calibration data. Leave {', '.join(names)} out, or use --method "
+            "gptq with --calibration NAME=PATH."
+        )
+    raise UsageError(
+        "Without --calibration the weights are rounded to nearest, with no effect of "
+        f"{', '.join(names)}. Give --calibration NAME=PATH (c4, ceval, alpaca, text or traces), or "
+        f"leave {'it' if len(names) == 1 else 'them'} out."
+    )
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+
+
+def _spell(context: click.Context, name: str) -> str:
+    """Return an option as it was given: ``--no-`` forms have names of their own."""
+    (option,) = (param for param in context.command.params if param.name == name)
+    is_negated = context.params[name] is False and option.secondary_opts
+    return (option.secondary_opts if is_negated else option.opts)[0]
