@@ -83,8 +83,8 @@ def main(
             sources = (f"text={folder / 'text.txt'}",)
         command = [sys.executable, "-m", "vacc_deploy", "quantize", str(source)]
         command += ["--output", str(output), "--device", device, "--json", *extra]
-        command += ["--num-samples", str(num_samples), "--seq-len", str(seq_len)]
         if "rtn" not in extra and "--method=rtn" not in extra:
+            command += ["--num-samples", str(num_samples), "--seq-len", str(seq_len)]
             command += [part for text in sources for part in ("--calibration", text)]
         planned = subprocess.run([*command, "--dry-run"], stdout=subprocess.PIPE, check=True)
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)

@@ -158,9 +158,11 @@ def main(
         if not sources:
             write_sums(folder / "text.txt", num_tokens)
             sources = (f"text={folder / 'text.txt'}",)
-        options = ["--num-samples", str(num_samples), "--seq-len", str(seq_len), *extra]
+        options = []
         if "rtn" not in extra and "--method=rtn" not in extra:
+            options += ["--num-samples", str(num_samples), "--seq-len", str(seq_len)]
             options += [part for text in sources for part in ("--calibration", text)]
+        options += extra
         options += [] if device == "cpu" else ["--device", device]
         samples = [run_once(source, folder, options, device) for _ in range(runs)]
         floors = floors_of(source, num_samples, seq_len, extra, device)

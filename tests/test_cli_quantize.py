@@ -11,7 +11,8 @@ from checkpoint_builders import write_checkpoint
 from click.testing import CliRunner
 
 from vacc_deploy.cli import cli
-from vacc_deploy.quantize import compute, pipeline
+from vacc_deploy.errors import OutputError
+from vacc_deploy.quantize import compute, directory, pipeline
 from vacc_deploy.quantize.plan import QuantizeOptions
 
 
@@ -260,15 +261,18 @@ def test_quantize_resume_of_a_finished_output(source):
     assert run(source, "--resume").stdout.startswith("Finished already, and every file has its ")
 
 
-def test_quantize_failure_names_the_command_that_goes_on(source, monkeypatch):
+def test_quantize_bad_weight_advises_no_resume(source, monkeypatch):
     bad = torch.full((160, 64), float("nan"), dtype=torch.bfloat16)
     name = "model.layers.1.mlp.up_proj.weight"
     write_checkpoint(source, extra_tensors={name: bad})
     monkeypatch.setattr("sys.argv", ["vacc-deploy-test", "quantize", str(source)])
-    way = f"Resume with: vacc-deploy-test quantize {source} --resume\n"
     result = run(source)
     assert result.exit_code == 1
-    assert result.output.endswith(f" 1 of 2 layers are finished and kept. {way}")
+    assert result.output.endswith(
+        " Download the file model.safetensors again. 1 of 2 layers are finished and kept, but "
+        "--resume goes on with unchanged files only: with a changed one begin again by "
+        "--overwrite.\n"
+    )
     result = run(source)
     assert "holds 1 of 2 finished layers of an interrupted run." in result.output
     assert "Resume with" not in result.output
@@ -276,3 +280,72 @@ def test_quantize_failure_names_the_command_that_goes_on(source, monkeypatch):
     result = run(source, "--resume")
     assert "weights model.safetensors: " in result.output and result.exit_code == 1
     assert run(source, "--overwrite").exit_code == 0
+
+
+def test_quantize_failure_names_the_command_that_goes_on(source, monkeypatch):
+    plain = directory.write_shard
+
+    def write(path, tensors):
+        if path.name.startswith("model-00003"):
+            raise OutputError("The disk is full.")
+        return plain(path, tensors)
+
+    monkeypatch.setattr(directory, "write_shard", write)
+    monkeypatch.setattr("sys.argv", ["vacc-deploy-test", "quantize", str(source)])
+    result = run(source)
+    assert result.exit_code == 1
+    assert result.output.endswith(
+        "Error: The disk is full. 1 of 2 layers are finished and kept. Resume with: "
+        f"vacc-deploy-test quantize {source} --resume\n"
+    )
+    monkeypatch.setattr(directory, "write_shard", plain)
+    assert run(source, "--resume").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--num-samples", "128"),
+            "Without --calibration the weights are rounded to nearest, with no effect of "
+            "--num-samples. Give --calibration NAME=PATH (c4, ceval, alpaca, text or traces), or "
+            "leave it out.",
+        ),
+        (
+            ("--no-act-order", "--scale-search", "--dampening", "0.2"),
+            "with no effect of --no-act-order, --dampening, --scale-search. Give --calibration "
+            "NAME=PATH (c4, ceval, alpaca, text or traces), or leave them out.",
+        ),
+        (
+            ("--method", "rtn", "--calibration", "text=x", "--seq-len", "64"),
+            "--method rtn uses no calibration data. Leave --calibration, --seq-len out, or use "
+            "--method gptq with --calibration NAME=PATH.",
+        ),
+        (
+            ("--method", "rtn", "--compute-dtype", "float32"),
+            "--method rtn uses no calibration data. Leave --compute-dtype out, or use ",
+        ),
+    ],
+)
+def test_quantize_refuses_options_that_rounding_would_ignore(source, tmp_path, arguments, message):
+    result = run(source, *arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not (tmp_path / "model-int8").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("--answers", "own"), ("--max-answer-tokens", "9"), ("--answers-cache", "x")),
+        *(("--evaluation-share", "0.1"), ("--seq-len", "64"), ("--effort", "fast")),
+        ("--shrinkage", "0.2"),
+    ],
+)
+def test_quantize_refuses_each_of_them(source, option, value):
+    result = run(source, option, value)
+    assert result.exit_code == 2 and f"no effect of {option}. Give" in result.output
+
+
+def test_quantize_rounds_with_a_seed_and_on_a_device_all_the_same(source):
+    assert run(source, "--seed", 7, "--device", "cpu", "--profile").exit_code == 0

@@ -1,5 +1,6 @@
 import json
 import shutil
+import weakref
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.own_answers import OwnAnswers, read_sampling
 from vacc_deploy.progress import Progress
+from vacc_deploy.quantize import pipeline
 from vacc_deploy.quantize.pipeline import quantize
 from vacc_deploy.quantize.plan import QuantizeOptions
 from vacc_deploy.tokenizer import Tokenizer
@@ -155,6 +157,47 @@ def test_an_interrupted_run_goes_on_from_the_cache(tmp_path, source, monkeypatch
     forbid_loading(monkeypatch)
     last = make_writer(source, tmp_path / "c")
     assert [last.write(batch) for batch in batches] == expected
+
+
+def test_the_model_answers_on_the_device_of_the_run_and_is_let_go(tmp_path, source, monkeypatch):
+    class Model:
+        def to(self, device):
+            devices.append(device)
+            return self
+
+    devices, models = [], []
+
+    def load(*_, **__):
+        model = Model()
+        model.itself = model  # as models may: counting references alone does not free it
+        models.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(own_answers, "load_model", load)
+    monkeypatch.setattr(
+        own_answers, "complete", lambda _, __, prompts, **___: [[65]] * len(prompts)
+    )
+    options = QuantizeOptions(
+        "gptq",
+        (write_alpaca(tmp_path),),
+        num_samples=4,
+        sequence_length=32,
+        answers="own",
+        answers_cache=tmp_path / "cache",
+        device="cuda:1",
+    )
+    rows = pipeline._calibration_rows(Checkpoint.open(source), options, Progress(), dry_run=False)
+    assert rows.tokens.shape == (4, 32)
+    assert devices == ["cuda:1"]
+    assert [model() for model in models] == [None]
+
+
+def test_the_cache_of_one_device_is_not_anothers(tmp_path, source):
+    digests = {
+        make_writer(source, tmp_path / "c", device=device).describe()["identity_sha256"]
+        for device in ("cpu", "cuda", "cuda:1")
+    }
+    assert len(digests) == 2
 
 
 def test_quantize_with_own_answers(tmp_path, source):

@@ -296,7 +296,7 @@ def test_factorize_column_cost_is_what_an_error_costs_after_the_rest_is_settled(
 
 @pytest.mark.parametrize("size", [1, 4, 5, 11])
 def test_permute_equals_fancy_indexing(monkeypatch, size):
-    monkeypatch.setattr(gptq, "_HESSIAN_BLOCK", 4)
+    monkeypatch.setattr(gptq, "HESSIAN_BLOCK", 4)
     matrix = random_weight(size, size)
     order = torch.randperm(size, generator=torch.Generator().manual_seed(5))
     before = matrix.clone()
@@ -316,7 +316,7 @@ def test_accumulate_hessian_equals_the_full_product(size):
 
 
 def test_mirror_upper_ignores_what_lies_below(monkeypatch):
-    monkeypatch.setattr(gptq, "_HESSIAN_BLOCK", 4)
+    monkeypatch.setattr(gptq, "HESSIAN_BLOCK", 4)
     full = full_hessian(correlated_inputs(30, 10))
     spoiled = full.triu() + torch.full_like(full, 1e9).tril(-1)
     mirror_upper(spoiled)

@@ -11,6 +11,7 @@ from vacc_deploy.model_config import parse_config
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.hidden_rows import choose_place
 from vacc_deploy.quantize.memory import (
+    NUM_WRITERS,
     calibrated_memory,
     layer_weights,
     rounding_memory,
@@ -50,7 +51,7 @@ def test_the_workload_counts_the_rows_of_each_kind(tmp_path):
     rows = CalibrationRows(np.zeros((40, 32), np.int64), 36, (0,) * 40, (), seed=0)
     compute = make_work().compute
     work = Workload.of(checkpoint, QuantizeOptions("gptq", sequence_length=32), rows, compute)
-    # Of 36 fitted rows a quarter, and no fewer than 8 * 64 tokens, have a float stream.
+    # An eighth of the 36 fitted rows would be 5; the 8 * 64 tokens that are the least take 16.
     assert (work.num_held_out, work.num_original, work.num_rows) == (4, 4 + 16, 40)
     assert (work.num_plain, work.batch_rows, work.weight_bytes) == (20, 2, 4)
     fast = Workload.of(
@@ -67,9 +68,13 @@ def test_a_short_workload_keeps_some_rows_of_each_kind():
 
 
 def test_gate_and_up_are_repeated_for_what_does_not_fit():
-    inner_bytes = 10 * 32 * 160 * 2
+    inner_bytes, hessian_bytes = 10 * 32 * 160 * 2, 160 * 160 * 4
     assert make_work().repeated_share == 0
-    assert make_work(kept_bytes=inner_bytes // 4).repeated_share == 0.75
+    quarter = make_work(kept_bytes=hessian_bytes + inner_bytes // 4)
+    assert (quarter.kept_inner_bytes, quarter.repeated_share) == (inner_bytes // 4, 0.75)
+    # Less than the Hessian alone needs leaves no room for inputs.
+    tight = make_work(kept_bytes=hessian_bytes - 4)
+    assert (tight.kept_inner_bytes, tight.repeated_share) == (0, 1)
     assert make_work(kept_bytes=0, with_down=False).repeated_share == 0
 
 
@@ -96,7 +101,8 @@ def test_memory_without_act_order_needs_no_permuted_copy():
 
 
 def test_memory_of_wide_inputs_beside_few_kept_ones():
-    with_all, with_few = host_memory(make_work()), host_memory(make_work(kept_bytes=640))
+    few = make_work(kept_bytes=160 * 160 * 4 + 640)
+    with_all, with_few = host_memory(make_work()), host_memory(few)
     assert with_few["kept inputs of down"] == 640
     assert with_few | {"kept inputs of down": 0} == with_all | {"kept inputs of down": 0}
 
@@ -161,4 +167,6 @@ def test_a_rank_spools_its_share_of_the_rows():
 
 
 def test_memory_of_rounding_is_a_few_layers_of_codes():
-    assert rounding_memory(CONFIG, 1000) == {"runtime": 1000, "codes": 4 * WEIGHTS}
+    # One for each writer, one that waits for them, one that is being rounded.
+    expected = {"runtime": 1000, "codes": (NUM_WRITERS + 2) * WEIGHTS}
+    assert rounding_memory(CONFIG, 1000) == expected

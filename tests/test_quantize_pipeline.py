@@ -393,12 +393,10 @@ def test_quantize_non_finite_weight_names_tensor_and_row(tmp_path, text, method,
     source = make_source(tmp_path / "model", extra_tensors={name: weight})
     options = RTN if method == "rtn" else gptq_options(text)
     message = fails(QuantizationError, source, options)
-    assert name in message and "row 137 holds NaN or infinity" in message
-    if method == "rtn":
-        assert message == (
-            f"{name} in {source}: row 137 holds NaN or infinity. Download the file "
-            "model.safetensors again."
-        )
+    assert message == (
+        f"{name} in {source}: row 137 holds NaN or infinity. Download the file "
+        "model.safetensors again."
+    )
 
 
 def test_quantize_non_finite_activations_name_the_linear(tmp_path, text):

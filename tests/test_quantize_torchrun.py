@@ -219,7 +219,8 @@ def test_read_place_of_torchrun():
         ({"RANK": "-1"}, "RANK is '-1', expected a whole number"),
         ({"RANK": "8"}, "RANK 8 of WORLD_SIZE 8 and LOCAL_RANK 1 of LOCAL_WORLD_SIZE 4 contrad"),
         ({"LOCAL_RANK": "4"}, "LOCAL_RANK 4 of LOCAL_WORLD_SIZE 4 contradict each other"),
-        ({"MASTER_ADDR": "", "RANK": ""}, "but RANK, MASTER_ADDR is not set. Start the processes"),
+        ({"MASTER_ADDR": "", "RANK": ""}, "but RANK, MASTER_ADDR are not set. Start the processes"),
+        ({"LOCAL_RANK": ""}, "but LOCAL_RANK is not set. Start the processes"),
     ],
 )
 def test_read_place_refuses_what_contradicts_itself(changes, message):
@@ -299,7 +300,10 @@ def test_torchrun_tells_of_a_bad_weight_once(place, tmp_path):
     out, err = process.communicate(timeout=60)
     assert time.monotonic() - began < 50
     assert process.returncode != 0
-    message = f"{name}: row 130 holds NaN or infinity."
+    message = (
+        f"{name} in {source}: row 130 holds NaN or infinity. Download the file model.safetensors "
+        "again."
+    )
     assert json.loads(out)["error"] == {"type": "QuantizationError", "message": message}
     assert err.count(f"Error: {message}") == 1 and err.count(name) == 1
     assert err.count("1 of 3 layers are finished and kept. Resume with: torchrun") == 1

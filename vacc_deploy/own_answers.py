@@ -6,6 +6,7 @@ ids: nothing here reads it.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
 import os
@@ -136,6 +137,15 @@ class OwnAnswers:
             "seed": self._seed,
             **self._settings,
         }
+
+    def release(self) -> None:
+        """Let go of the model: the memory is needed for what comes next."""
+        if self._model is None:
+            return
+        self._model = None
+        gc.collect()
+        if torch.device(self._device).type == "cuda":
+            torch.cuda.empty_cache()
 
     def _generate(self, prompts: list[list[int]]) -> list[list[int]]:
         if self._model is None:

@@ -36,9 +36,10 @@ def read_place(environment: Mapping[str, str]) -> Place | None:
 
     missing = [name for name in _REQUIRED if not environment.get(name)]
     if missing:
+        verb = "is" if len(missing) == 1 else "are"
         raise UsageError(
-            f"WORLD_SIZE is {count}, but {', '.join(missing)} is not set. Start the processes with "
-            "torchrun, or leave WORLD_SIZE unset for one process."
+            f"WORLD_SIZE is {count}, but {', '.join(missing)} {verb} not set. Start the processes "
+            "with torchrun, or leave WORLD_SIZE unset for one process."
         )
     rank, local_rank = (_read_number(environment, name, 0) for name in _REQUIRED[:2])
     local_count = _read_number(environment, "LOCAL_WORLD_SIZE", count)
@@ -137,7 +138,7 @@ def join_ranks(environment: Mapping[str, str], device: str) -> Iterator[Seat]:
         if is_first:
             raise
         if isinstance(err, VaccDeployError):
-            tell_way_on(control)
+            tell_way_on(control, err)
         raise SystemExit(_exit_code(err)) from err
     ranks.leave()
 

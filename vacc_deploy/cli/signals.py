@@ -14,7 +14,7 @@ from types import FrameType
 
 import click
 
-from vacc_deploy.errors import StoppedError, VaccDeployError
+from vacc_deploy.errors import QuantizationError, StoppedError, VaccDeployError
 from vacc_deploy.progress import RunControl
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -68,7 +68,7 @@ class SignalControl(RunControl):
 
 @contextmanager
 def telling_how_to_resume(control: SignalControl) -> Iterator[None]:
-    """Add the command that goes on to whatever ended a run that keeps finished layers.
+    """Add how to go on to the error of a run that keeps finished layers.
 
     Raises:
         StoppedError: for an interruption in the middle of a layer.
@@ -81,7 +81,7 @@ def telling_how_to_resume(control: SignalControl) -> Iterator[None]:
         raise
     except VaccDeployError as err:
         if control.kept_layers:
-            err.args = (f"{err} {_way_on(control)}",)
+            err.args = (f"{err} {_way_on(control, err)}",)
         raise
     except (KeyboardInterrupt, SystemExit) as err:
         if not control.kept_layers:
@@ -93,15 +93,21 @@ def telling_how_to_resume(control: SignalControl) -> Iterator[None]:
         raise
 
 
-def tell_way_on(control: SignalControl) -> None:
-    """Print what stays and the command that goes on, where something stays."""
+def tell_way_on(control: SignalControl, err: BaseException | None = None) -> None:
+    """Print what stays and how to go on after ``err``, where something stays."""
     if control.kept_layers:
-        click.echo(_way_on(control), err=True)
+        click.echo(_way_on(control, err), err=True)
 
 
-def _way_on(control: SignalControl) -> str:
+def _way_on(control: SignalControl, err: BaseException | None = None) -> str:
     assert control.kept_layers is not None
     finished, total = control.kept_layers
+    if isinstance(err, QuantizationError):
+        # The same files would end the same way, and with others it is another run.
+        return (
+            f"{finished} of {total} layers are finished and kept, but --resume goes on with "
+            "unchanged files only: with a changed one begin again by --overwrite."
+        )
     command = resume_command(sys.argv, control.launcher)
     return f"{finished} of {total} layers are finished and kept. Resume with: {command}"
 

@@ -6,6 +6,7 @@ is float32 everywhere.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -112,3 +113,10 @@ def _has_bfloat16() -> bool:
         if line.startswith("flags"):
             return any(flag in line.split() for flag in _CPU_FLAGS)
     return False
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
@@ -34,6 +33,7 @@ from vacc_deploy.quantize.formats import (
     linear_tensors,
 )
 from vacc_deploy.quantize.journal import Entry
+from vacc_deploy.quantize.memory import MAX_PENDING_LAYERS, NUM_WRITERS
 from vacc_deploy.quantize.plan import QuantizeOptions
 from vacc_deploy.quantize.report import (
     REPORT_NAME,
@@ -43,10 +43,6 @@ from vacc_deploy.quantize.report import (
     QuantizeResult,
 )
 from vacc_deploy.quantize.resume import Run, pack_scale, shard_path
-
-# Three, so that the layers need not wait for the two large shards that are only copied; more where
-# there are cores for them: each waits for the disk once a file.
-_WRITERS = min(8, max(3, len(os.sched_getaffinity(0)) // 2))
 
 Shard = dict[str, torch.Tensor | TensorInfo]
 
@@ -59,8 +55,9 @@ class ShardSink:
 
     def __init__(self, run: Run) -> None:
         self._run, self._count = run, run.num_layers + 2
-        self._pool = ThreadPoolExecutor(_WRITERS, thread_name_prefix="shard-writer")
+        self._pool = ThreadPoolExecutor(NUM_WRITERS, thread_name_prefix="shard-writer")
         self._pending: set[Future[dict[str, WrittenFile]]] = set()
+        self._calibrated: set[Future[dict[str, WrittenFile]]] = set()
         self._written = dict(run.written)
 
     def __enter__(self) -> ShardSink:
@@ -80,15 +77,34 @@ class ShardSink:
     ) -> None:
         """Hand over a shard; waits while as many as there are writers are open.
 
+        Of calibrated layers only ``MAX_PENDING_LAYERS`` are taken at a time: beside what the solver
+        holds there is little memory for more, and writing is the faster part.
+
         Args:
             shard: its number, from 0.
             kept: tensors that are copied from the source.
             layer: the quantized linears.
             seconds: what the layer took.
         """
-        if len(self._pending) >= _WRITERS:
+        is_calibrated = layer is not None and layer.is_calibrated
+        while len(self._pending) >= NUM_WRITERS or (
+            is_calibrated and len(self._calibrated) >= MAX_PENDING_LAYERS
+        ):
             self._collect(FIRST_COMPLETED)
-        self._pending.add(self._pool.submit(self._write, shard, kept, layer, seconds))
+        # A list, which the writer empties of the device's tensors: its arguments live as long as
+        # it works.
+        linears = list(layer.linears) if layer else []
+        entry = Entry(
+            shard,
+            seconds,
+            {},
+            layer.records if layer else (),
+            linear_seconds=_linear_seconds(layer) if layer else {},
+        )
+        future = self._pool.submit(self._write, entry, kept, linears)
+        self._pending.add(future)
+        if is_calibrated:
+            self._calibrated.add(future)
 
     def drain(self) -> None:
         """Wait until all that was handed over is on the disk and recorded."""
@@ -105,21 +121,24 @@ class ShardSink:
     def _collect(self, until: str) -> None:
         """Wait for pending writes; an error of one of them is raised here."""
         done, self._pending = wait(self._pending, return_when=until)
+        self._calibrated &= self._pending
         for future in done:
             self._written |= future.result()
 
     def _write(
-        self,
-        shard: int,
-        kept: Mapping[str, TensorInfo],
-        layer: QuantizedLayer | None,
-        seconds: float,
+        self, entry: Entry, kept: Mapping[str, TensorInfo], linears: list[QuantizedLinear]
     ) -> dict[str, WrittenFile]:
-        """Write a shard in every format, one after the other: each needs memory of its own."""
+        """Write a shard in every format, one after the other: each needs memory of its own.
+
+        Args:
+            entry: of the journal, but for what is known only now.
+            kept: tensors that are copied from the source.
+            linears: the quantized linears; used up.
+        """
         run, files = self._run, dict[str, WrittenFile]()
-        linears = [_on_host(linear) for linear in layer.linears] if layer else []
+        _move_to_host(linears)
         for layout in run.formats:
-            name = shard_path(run.formats, layout, shard, run.num_layers)
+            name = shard_path(run.formats, layout, entry.shard, run.num_layers)
             tensors: Shard = {**kept}
             for linear in linears:
                 tensors.update(linear_tensors(layout, linear.name, linear.codes, linear.scale))
@@ -127,22 +146,21 @@ class ShardSink:
             sync_directory((run.partial / name).parent)
         # The codes come back exactly from any format once the scale is known.
         needs_scales = INT8 not in run.formats
-        run.journal.append(
-            Entry(
-                shard,
-                seconds,
-                {name: (file.num_bytes, file.sha256) for name, file in files.items()},
-                layer.records if layer else (),
-                {lin.name: pack_scale(lin.scale) for lin in linears} if needs_scales else {},
-                _linear_seconds(layer) if layer else {},
-            )
-        )
+        scales = {lin.name: pack_scale(lin.scale) for lin in linears} if needs_scales else {}
+        sizes = {name: (file.num_bytes, file.sha256) for name, file in files.items()}
+        run.journal.append(replace(entry, files=sizes, scales=scales))
         return files
 
 
 def _linear_seconds(layer: QuantizedLayer) -> dict[str, float]:
     names = [record.name for record in layer.records]
     return dict(zip(names, layer.linear_seconds, strict=True)) if layer.linear_seconds else {}
+
+
+def _move_to_host(linears: list[QuantizedLinear]) -> None:
+    """Replace each linear by its like on the CPU; where it was, its memory is free at once."""
+    for place in range(len(linears)):
+        linears[place] = _on_host(linears[place])
 
 
 def _on_host(linear: QuantizedLinear) -> QuantizedLinear:

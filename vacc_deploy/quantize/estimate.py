@@ -10,19 +10,19 @@ import torch
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.host_memory import resident_memory_bytes
 from vacc_deploy.quantize.calibrated import solver_settings
-from vacc_deploy.quantize.compute import Compute
+from vacc_deploy.quantize.compute import Compute, num_cores
 from vacc_deploy.quantize.file_time import rounding_seconds, writing_seconds
 from vacc_deploy.quantize.hidden_rows import available_memory_bytes
 from vacc_deploy.quantize.memory import (
     CPU_LIBRARY_BYTES,
     CUDA_LIBRARY_BYTES,
+    MAX_PENDING_LAYERS,
     calibrated_memory,
     rounding_memory,
     spooled_bytes,
 )
 from vacc_deploy.quantize.plan import QuantizeOptions
 from vacc_deploy.quantize.report import Estimate
-from vacc_deploy.quantize.rounded import num_cores
 from vacc_deploy.quantize.trial import BATCHES, Trial, predict_seconds, run_trial
 from vacc_deploy.quantize.workload import Workload
 from vacc_deploy.results import format_bytes
@@ -140,7 +140,7 @@ class Plan:
         They go on beside it: on a CPU they take its cores' time, on another device none of its.
         """
         reading = trial.layer.read * self.checkpoint.config.num_hidden_layers
-        writing = writing_seconds(self.output_bytes)
+        writing = writing_seconds(self.output_bytes, num_writers=MAX_PENDING_LAYERS)
         if self.compute.device.type == "cpu":
             return reading / num_cores() + writing
         return max(0.0, reading + writing - computing)

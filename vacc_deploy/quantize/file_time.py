@@ -13,13 +13,12 @@ import torch
 
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.model_config import LAYER_LINEARS, linear_name
+from vacc_deploy.quantize.compute import num_cores
 from vacc_deploy.quantize.int8 import SCALE_DTYPE, round_rows
-from vacc_deploy.quantize.rounded import num_cores
+from vacc_deploy.quantize.memory import NUM_WRITERS
 
 # Assumed: what is written goes through the system's memory to a solid-state disk.
 WRITTEN_BYTES_PER_SECOND = 2 << 30
-# Shards that are written at the same time; see ``directory``.
-_WRITERS = 3
 _HASHED_BYTES = 16 << 20
 _PIECE_WEIGHTS = 1 << 22
 
@@ -45,10 +44,18 @@ def rounding_seconds(
     }
 
 
-def writing_seconds(output_bytes: int, now: Now = time.perf_counter) -> float:
-    """Return the seconds that hashing and writing take on cores that do nothing else."""
+def writing_seconds(
+    output_bytes: int, now: Now = time.perf_counter, *, num_writers: int = NUM_WRITERS
+) -> float:
+    """Return the seconds that hashing and writing take on cores that do nothing else.
+
+    Args:
+        output_bytes: of all formats.
+        now: the clock.
+        num_writers: shards that are written at a time.
+    """
     hashing = output_bytes / _hashed_bytes_per_second(now)
-    return hashing / min(num_cores(), _WRITERS) + output_bytes / WRITTEN_BYTES_PER_SECOND
+    return hashing / min(num_cores(), num_writers) + output_bytes / WRITTEN_BYTES_PER_SECOND
 
 
 def _hashed_bytes_per_second(now: Now) -> float:

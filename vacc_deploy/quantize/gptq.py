@@ -20,7 +20,7 @@ from vacc_deploy.quantize.cuda_support import accumulate_half, can_run_triton, f
 from vacc_deploy.quantize.int8 import INT8_MAX
 
 DAMPENING_LADDER = (0.01, 0.1, 1.0)
-_HESSIAN_BLOCK = 1024
+HESSIAN_BLOCK = 1024
 _LEAF_COLUMNS = 16
 
 
@@ -85,16 +85,16 @@ def accumulate_hessian(hessian: torch.Tensor, inputs: torch.Tensor) -> None:
         return
     size = hessian.shape[0]
     with float32_products(hessian.device):
-        for start in range(0, size, _HESSIAN_BLOCK):
-            stop = min(start + _HESSIAN_BLOCK, size)
+        for start in range(0, size, HESSIAN_BLOCK):
+            stop = min(start + HESSIAN_BLOCK, size)
             hessian[start:stop, start:].addmm_(inputs[:, start:stop].T, inputs[:, start:])
 
 
 def mirror_upper(hessian: torch.Tensor) -> None:
     """Copy the upper triangle of ``hessian`` below the diagonal, in place."""
     size = hessian.shape[0]
-    for start in range(0, size, _HESSIAN_BLOCK):
-        stop = min(start + _HESSIAN_BLOCK, size)
+    for start in range(0, size, HESSIAN_BLOCK):
+        stop = min(start + HESSIAN_BLOCK, size)
         block = hessian[start:stop, start:stop]
         block.copy_(block.triu() + block.triu(1).T)
         hessian[stop:, start:stop] = hessian[start:stop, stop:].T
@@ -171,9 +171,9 @@ def factorize(
 def _permute(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """Return the rows and columns of a square matrix in ``order``, with one copy in memory."""
     permuted = torch.empty_like(matrix)
-    for start in range(0, len(order), _HESSIAN_BLOCK):
-        rows = order[start : start + _HESSIAN_BLOCK]
-        torch.index_select(matrix[rows], 1, order, out=permuted[start : start + _HESSIAN_BLOCK])
+    for start in range(0, len(order), HESSIAN_BLOCK):
+        rows = order[start : start + HESSIAN_BLOCK]
+        torch.index_select(matrix[rows], 1, order, out=permuted[start : start + HESSIAN_BLOCK])
     return permuted
 
 

@@ -17,8 +17,15 @@ class LayerWeights:
     ``read`` gives the dtype of the computation, ``read_exact`` float32 without loss.
     """
 
-    def __init__(self, index: int, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
-        self.index, self._tensors, self._dtype = index, tensors, dtype
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        index: int,
+        tensors: dict[str, torch.Tensor],
+        dtype: torch.dtype,
+    ) -> None:
+        self.checkpoint, self.index = checkpoint, index
+        self._tensors, self._dtype = tensors, dtype
 
     def read(self, name: str) -> torch.Tensor:
         """Return a tensor in the compute dtype."""
@@ -31,6 +38,14 @@ class LayerWeights:
     def read_exact(self, name: str) -> torch.Tensor:
         """Return a tensor as float32; treat it as read-only."""
         return self._tensors[name].float()
+
+
+def describe_bad_weight(checkpoint: Checkpoint, name: str, reason: object) -> str:
+    """Return the message about a tensor that cannot be quantized, with the file it lies in."""
+    return (
+        f"{name} in {checkpoint.directory}: {reason}. Download the file "
+        f"{checkpoint.info(name).path.name} again."
+    )
 
 
 def read_layers(checkpoint: Checkpoint, compute: Compute, first: int = 0) -> Iterator[LayerWeights]:
@@ -54,7 +69,7 @@ def read_layers(checkpoint: Checkpoint, compute: Compute, first: int = 0) -> Ite
                     # Its memory is the side stream's; it may be given out again only after the
                     # main stream is done with it.
                     tensor.record_stream(torch.cuda.current_stream(compute.device))
-            yield LayerWeights(index, tensors, compute.dtype)
+            yield LayerWeights(checkpoint, index, tensors, compute.dtype)
             del tensors
     finally:
         pool.shutdown(cancel_futures=True)

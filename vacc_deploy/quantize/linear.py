@@ -29,6 +29,19 @@ from vacc_deploy.quantize.statistics import HeldOut
 Quantized = tuple[torch.Tensor, torch.Tensor, LinearRecord]
 
 
+class WeightError(QuantizationError):
+    """A weight of the source is not finite. Whoever knows its file adds that.
+
+    Attributes:
+        tensor: its full name.
+        reason: what is wrong with which row.
+    """
+
+    def __init__(self, tensor: str, reason: str) -> None:
+        super().__init__(f"{tensor}: {reason}.")
+        self.tensor, self.reason = tensor, reason
+
+
 def round_linear(name: str, weight: torch.Tensor, first_row: int = 0) -> Quantized:
     """Return codes int8 [out, in], scale float16 [out] and the record of plain rounding.
 
@@ -38,9 +51,12 @@ def round_linear(name: str, weight: torch.Tensor, first_row: int = 0) -> Quantiz
         first_row: the index of the first of them, for messages.
 
     Raises:
-        QuantizationError: the weight is not finite; names the tensor and the row.
+        WeightError: the weight is not finite; names the tensor and the row.
     """
-    scale = _absmax_scale(name, weight, first_row)
+    try:
+        scale = choose_scale(weight, first_row=first_row)
+    except QuantizationError as err:
+        raise WeightError(f"{name}.weight", str(err)) from err
     codes, _ = pin_largest(weight, round_to_nearest(weight, scale), scale)
     return codes, scale, LinearRecord(name, RTN, num_saturated=count_cut(weight, scale))
 
@@ -76,7 +92,8 @@ class StageSolver:
             first_row: the index of the first of them.
 
         Raises:
-            QuantizationError: the weight is not finite; names the tensor and the row.
+            WeightError: the weight is not finite; names the tensor and the row.
+            QuantizationError: what was made of it is not finite.
         """
         clock, add = self.clock, self.ranks.add
         with clock.phase("compare"):

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from vacc_deploy.decoder import DOWN, GATE_UP, OUTPUT, QKV, STAGE_LINEARS
 from vacc_deploy.model_config import LAYER_LINEARS, ModelConfig
+from vacc_deploy.quantize.compute import num_cores
+from vacc_deploy.quantize.gptq import HESSIAN_BLOCK
 from vacc_deploy.quantize.hidden_rows import DEVICE, DISK, HOST, choose_place
+from vacc_deploy.quantize.layer import MAX_HELD_OUT_TOKENS
 from vacc_deploy.quantize.workload import Workload
 
 Parts = dict[str, int]
@@ -16,14 +19,15 @@ Parts = dict[str, int]
 # Code and tables that torch loads with its first products, and what malloc keeps for later.
 CPU_LIBRARY_BYTES = 64 << 20
 CUDA_LIBRARY_BYTES = 1536 << 20
-# Held-out tokens of a comparison; see ``layer.MAX_HELD_OUT_TOKENS``.
-_COMPARED_TOKENS = 512
 _FLOAT = 4
-# Layers of codes: one is made, others wait for the writers.
-_CODE_LAYERS = 3
-_ROUNDED_LAYERS = 4
-# Rows of a matrix that are permuted, or of a Hessian that are summed, at a time.
-_PANEL_ROWS = 1024
+# Shards that are written at a time. Three, so that the layers need not wait for the two large ones
+# that are only copied; more where there are cores for them: each waits for the disk once a file.
+NUM_WRITERS = min(8, max(3, num_cores() // 2))
+# Calibrated layers that may wait for the disk: one is made in more time than one is written.
+MAX_PENDING_LAYERS = 2
+# Beside those that wait: one is made; of rounded ones, one more is begun.
+_CODE_LAYERS = MAX_PENDING_LAYERS + 1
+_ROUNDED_LAYERS = NUM_WRITERS + 2
 
 
 def rounding_memory(config: ModelConfig, runtime_bytes: int) -> Parts:
@@ -94,9 +98,7 @@ def _worst_moment(work: Workload) -> Parts:
     moments = []
     for stage in (QKV, OUTPUT, GATE_UP, DOWN):
         settled = _deployed_bytes(work, stage)
-        # The Hessian of down takes its part of what may be kept; see ``LayerWalk``.
-        room = max(0, work.compute.kept_bytes - 4 * work.config.intermediate_size**2)
-        kept = min(room, work.inner_bytes) if stage == DOWN else 0
+        kept = min(work.kept_inner_bytes, work.inner_bytes) if stage == DOWN else 0
         common = {"weights in use": settled, "kept inputs of down": kept}
         if stage == DOWN and not work.with_down:
             continue
@@ -176,7 +178,7 @@ def _factoring(work: Workload, stage: str) -> Parts:
 
 
 def _panel_bytes(in_features: int) -> int:
-    return min(_PANEL_ROWS, in_features) * in_features * _FLOAT
+    return min(HESSIAN_BLOCK, in_features) * in_features * _FLOAT
 
 
 def _solving(work: Workload, stage: str) -> Parts:
@@ -185,7 +187,7 @@ def _solving(work: Workload, stage: str) -> Parts:
     corrected = _has_correction(work, stage)
     # Permuted, its errors, its targets; and the codes of rounding and of the solver.
     floats = 3 + corrected + (work.weight_bytes != _FLOAT)
-    compared = min(_COMPARED_TOKENS, work.num_held_out * work.sequence_length)
+    compared = min(MAX_HELD_OUT_TOKENS, work.num_held_out * work.sequence_length)
     sample = compared * (2 * in_features + num_weights // in_features) * _FLOAT
     return {
         "Hessians": (1 + corrected) * _FLOAT * in_features**2,

@@ -270,17 +270,22 @@ def _calibration_rows(
 
     check_sequence_length(checkpoint.config, options.sequence_length)
     tokenizer = Tokenizer.from_dir(checkpoint.directory)
-    return build_rows(
-        options.sources,
-        tokenizer,
-        num_samples=options.num_samples,
-        sequence_length=options.sequence_length,
-        seed=options.seed,
-        vocab_size=checkpoint.config.vocab_size,
-        evaluation_share=options.evaluation_share,
-        writer=_answer_writer(checkpoint, tokenizer, options, progress, dry_run=dry_run),
-        progress=progress,
-    )
+    writer = _answer_writer(checkpoint, tokenizer, options, progress, dry_run=dry_run)
+    try:
+        return build_rows(
+            options.sources,
+            tokenizer,
+            num_samples=options.num_samples,
+            sequence_length=options.sequence_length,
+            seed=options.seed,
+            vocab_size=checkpoint.config.vocab_size,
+            evaluation_share=options.evaluation_share,
+            writer=writer,
+            progress=progress,
+        )
+    finally:
+        if writer is not None:
+            writer.release()
 
 
 def _answer_writer(
@@ -307,6 +312,7 @@ def _answer_writer(
         max_new_tokens=options.max_answer_tokens,
         seed=options.seed,
         cache_dir=options.answers_cache,
+        device=options.device,
         progress=progress,
     )
 

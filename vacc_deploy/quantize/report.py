@@ -67,6 +67,11 @@ class QuantizedLayer:
     records: tuple[LinearRecord, ...]
     linear_seconds: tuple[float, ...] = ()
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a linear was compared with rounding: the layer took a while to make."""
+        return any(record.error_rtn is not None for record in self.records)
+
 
 @dataclass(frozen=True)
 class Estimate:

@@ -7,7 +7,6 @@ rows, read just before they are rounded, so that no float weight is ever whole i
 from __future__ import annotations
 
 import mmap
-import os
 import weakref
 from collections import deque
 from collections.abc import Iterator
@@ -19,7 +18,9 @@ import torch
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.errors import QuantizationError
 from vacc_deploy.model_config import LAYER_LINEARS, ModelConfig, linear_name
+from vacc_deploy.quantize.compute import num_cores
 from vacc_deploy.quantize.int8 import SAFE_SCALE, SCALE_DTYPE, pin_largest, round_rows
+from vacc_deploy.quantize.layer_weights import describe_bad_weight
 from vacc_deploy.quantize.report import RTN, LinearRecord, QuantizedLayer, QuantizedLinear
 
 # Layers begun before the one that is waited for is done: what keeps every core busy.
@@ -49,13 +50,6 @@ def round_layers(checkpoint: Checkpoint, first: int = 0) -> Iterator[QuantizedLa
             yield begun.popleft().finish()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def num_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _CodeMemory:
@@ -124,10 +118,7 @@ def _round_piece(checkpoint: Checkpoint, linear: QuantizedLinear, start: int, st
     try:
         round_rows(weight, codes, scale, first_row=start)
     except QuantizationError as err:
-        raise QuantizationError(
-            f"{name} in {checkpoint.directory}: {err}. Download the file "
-            f"{checkpoint.info(name).path.name} again."
-        ) from err
+        raise QuantizationError(describe_bad_weight(checkpoint, name, err)) from err
     # Next to no row has such a scale: looking for the largest code of every row would cost a pass.
     few_digits = (scale < SAFE_SCALE).nonzero()[:, 0]
     if len(few_digits):

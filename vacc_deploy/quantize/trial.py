@@ -184,7 +184,8 @@ class _Bench:
         tensors = {name: self.checkpoint.read(name).to(compute.device) for name in names}
         wait()
         read = self.now() - started
-        clock, weights = PhaseClock(wait), LayerWeights(index, tensors, compute.dtype)
+        weights = LayerWeights(self.checkpoint, index, tensors, compute.dtype)
+        clock = PhaseClock(wait)
         quantizer = _ObservedQuantizer(
             self.settings,
             weights.read_exact,

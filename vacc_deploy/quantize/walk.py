@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import torch
 
 from vacc_deploy.decoder import DOWN, GATE_UP, OUTPUT, QKV, STAGE_LINEARS, DecoderLayer
+from vacc_deploy.errors import QuantizationError
 from vacc_deploy.model_config import linear_name
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.hidden_rows import HiddenRows
 from vacc_deploy.quantize.layer import Batch, LayerQuantizer
-from vacc_deploy.quantize.layer_weights import LayerWeights
+from vacc_deploy.quantize.layer_weights import LayerWeights, describe_bad_weight
+from vacc_deploy.quantize.linear import WeightError
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,19 @@ class LayerWalk:
         self._batches = list(streams.batches(max(1, compute.batch_tokens // seq)))
 
     def quantize(self, quantizer: LayerQuantizer) -> None:
-        """Quantize every linear before its one application to the deployed stream."""
+        """Quantize every linear before its one application to the deployed stream.
+
+        Raises:
+            QuantizationError: a weight or an activation is not finite; names the tensor, and of a
+                weight the row and the file.
+        """
+        try:
+            self._quantize(quantizer)
+        except WeightError as err:
+            where = self._weights.checkpoint
+            raise QuantizationError(describe_bad_weight(where, err.tensor, err.reason)) from err
+
+    def _quantize(self, quantizer: LayerQuantizer) -> None:
         self._settle_qkv(quantizer)
         attended = self._settle_output(quantizer)
         self._settle_gate_up(quantizer, attended)

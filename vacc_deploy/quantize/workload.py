@@ -112,8 +112,13 @@ class Workload:
         return self.num_tokens * self.config.intermediate_size * self.compute.dtype.itemsize
 
     @property
+    def kept_inner_bytes(self) -> int:
+        """Bytes of inputs of down_proj that may be kept; its Hessian takes its part of the room."""
+        return max(0, self.compute.kept_bytes - 4 * self.config.intermediate_size**2)
+
+    @property
     def repeated_share(self) -> float:
         """Share of the tokens for which gate and up are computed twice, 0 to 1."""
         if not self.with_down:
             return 0.0
-        return 1 - min(1.0, self.compute.kept_bytes / self.inner_bytes)
+        return 1 - min(1.0, self.kept_inner_bytes / self.inner_bytes)
