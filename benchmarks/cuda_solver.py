@@ -20,18 +20,17 @@ import click
 import torch
 from measured import machine
 
-from vacc_deploy.quantize import cuda_support
-from vacc_deploy.quantize.gptq import (
+from vacc_deploy.formats.int8 import choose_scale, dequantize, round_to_nearest
+from vacc_deploy.solver import precision as cuda_support
+from vacc_deploy.solver.gptq import (
     BlockSolver,
     Solution,
     _settle_leaf,
-    accumulate_hessian,
     choose_block_solver,
     factorize,
-    mirror_upper,
     solve,
 )
-from vacc_deploy.quantize.int8 import choose_scale, dequantize, round_to_nearest
+from vacc_deploy.solver.hessian import accumulate_hessian, mirror_upper
 
 STAGES_7B = ("3584x4608", "3584x3584", "3584x37888", "18944x3584")
 SMALL = (1024, 3584)
@@ -234,7 +233,7 @@ def check_hessian(device: torch.device) -> list[str]:
 
 def tune(device: torch.device) -> None:
     """Print the time of other sizes than the chosen ones."""
-    from vacc_deploy.quantize.block_kernel import LaunchConfig, settle_block
+    from vacc_deploy.solver.triton_kernel import LaunchConfig, settle_block
 
     click.echo("panels of a Hessian of 18944 and 3584 inputs, ms for 16384 tokens")
     for size in (18944, 3584):

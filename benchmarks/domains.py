@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from vacc_deploy.calibration.rows import build_rows
-from vacc_deploy.calibration.sources import CalibrationSource
-from vacc_deploy.tokenizer import Tokenizer
+from vacc_deploy.datasets.sources import CalibrationSource
+from vacc_deploy.text.tokenizer import Tokenizer
 
 JUDGE_SEED = 1
 # More characters than this many a token are not needed for a window.

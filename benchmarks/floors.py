@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 
-from vacc_deploy.decoder import STAGE_LINEARS
-from vacc_deploy.model_config import LAYER_LINEARS, ModelConfig
+from vacc_deploy.models.config import LAYER_LINEARS, ModelConfig
+from vacc_deploy.reference.decoder import STAGE_LINEARS
 
 # Tokens of one product. A GPU needs more of them to be busy.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}

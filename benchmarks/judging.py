@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from vacc_deploy.checkpoint import Checkpoint, read_manifest
-from vacc_deploy.decoder import DecoderLayer, Positions, embed, float_reader, walk_layer
-from vacc_deploy.scoring import NextTokenScores, compare_next_tokens
+from vacc_deploy.reference.decoder import DecoderLayer, Positions, embed, float_reader, walk_layer
+from vacc_deploy.reference.next_tokens import NextTokenScores, compare_next_tokens
 
 BATCH_TOKENS = 2048
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from measured import machine
 
-from vacc_deploy.onnx_export import export_onnx
-from vacc_deploy.onnx_report import ExportOptions
+from vacc_deploy.graphs.export import export_onnx
+from vacc_deploy.graphs.result import ExportOptions
 
 
 def main() -> int:

@@ -30,11 +30,11 @@ from measured import Measured, machine, run_measured
 from quality import DIRECTORY, work_folder
 
 from vacc_deploy.calibration.rows import build_rows
-from vacc_deploy.calibration.sources import parse_source
 from vacc_deploy.checkpoint import Checkpoint
-from vacc_deploy.quantize.report import TIMING_NAME
+from vacc_deploy.datasets.sources import parse_source
+from vacc_deploy.quantize.result import TIMING_NAME
 from vacc_deploy.results import format_table
-from vacc_deploy.tokenizer import Tokenizer
+from vacc_deploy.text.tokenizer import Tokenizer
 
 RUNNERS = Path(__file__).resolve().parent / "peers"
 PEERS = {

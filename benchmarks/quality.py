@@ -26,13 +26,13 @@ from domains import given_domains, library_domains, set_windows, split_sources
 from judging import Judge, Paired, compare_paired
 from measured import machine
 
-from vacc_deploy.calibration.sources import CalibrationSource, parse_source
 from vacc_deploy.checkpoint import Checkpoint
-from vacc_deploy.quantize.pipeline import quantize
-from vacc_deploy.quantize.plan import QuantizeOptions
+from vacc_deploy.datasets.sources import CalibrationSource, parse_source
+from vacc_deploy.quantize.options import QuantizeOptions
+from vacc_deploy.quantize.run import quantize
+from vacc_deploy.reference.next_tokens import NextTokenScores
 from vacc_deploy.results import format_table
-from vacc_deploy.scoring import NextTokenScores
-from vacc_deploy.tokenizer import Tokenizer
+from vacc_deploy.text.tokenizer import Tokenizer
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 DIRECTORY = click.Path(file_okay=False, path_type=Path)

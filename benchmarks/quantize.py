@@ -107,9 +107,10 @@ def floors_of(source: Path, num_samples: int, seq_len: int, extra: tuple[str, ..
     """Return the floors of the calibrated parts; torch is first imported here."""
     from floors import Workload, measure_floors
 
-    from vacc_deploy.calibration.parts import HELD_OUT_SHARE
-    from vacc_deploy.model_config import read_config
-    from vacc_deploy.quantize.plan import QuantizeOptions, num_original_rows
+    from vacc_deploy.calibration.split import HELD_OUT_SHARE
+    from vacc_deploy.models.parse import read_config
+    from vacc_deploy.quantize.layer_walk import num_original_rows
+    from vacc_deploy.quantize.options import QuantizeOptions
 
     options = " ".join(extra).replace("=", " ")
     if "--method rtn" in options:

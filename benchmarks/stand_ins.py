@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vacc_deploy.assets import demo_model_dir
 from vacc_deploy.checkpoint import Checkpoint, shard_name, write_index, write_shard
-from vacc_deploy.demo_task import sample_problems
+from vacc_deploy.demo.task import sample_problems
 
 # The tokenizers at hand make about 80 tokens of a problem and its answer, on average.
 _TOKENS_PER_PROBLEM = 40

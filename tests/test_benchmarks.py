@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 
 from vacc_deploy.assets import demo_model_dir
 from vacc_deploy.checkpoint import Checkpoint
-from vacc_deploy.model_config import parse_config
-from vacc_deploy.scoring import NextTokenScores
-from vacc_deploy.tokenizer import Tokenizer
-from vacc_deploy.verify import compare_on_tokens
+from vacc_deploy.models.parse import parse_config
+from vacc_deploy.reference.compare import compare_on_tokens
+from vacc_deploy.reference.next_tokens import NextTokenScores
+from vacc_deploy.text.tokenizer import Tokenizer
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 

@@ -11,10 +11,10 @@ import click
 import pytest
 
 from vacc_deploy import __version__
-from vacc_deploy import demo as demo_module
-from vacc_deploy.catalog import ALIGN_QKV, MODELS, PLAIN, TENSOR_PARALLEL_SIZES
-from vacc_deploy.catalog import tensor_parallel_rule as rule
 from vacc_deploy.cli import cli
+from vacc_deploy.demo import run as demo_module
+from vacc_deploy.models.catalog import ALIGN_QKV, MODELS, PLAIN, TENSOR_PARALLEL_SIZES
+from vacc_deploy.models.catalog import tensor_parallel_rule as rule
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

@@ -1,95 +1,50 @@
-"""Imports go down only; see ``RANKS``. Those inside functions count, those for types do not."""
+"""The architecture as a list: a folder imports from the lines before its own only.
+
+Imports inside functions count. Those for types do not, since no interpreter runs them.
+"""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "vacc_deploy"
 
-# From the floor up. A line imports from the lines above it only. A package is one entry, but for
-# quantize/, whose modules have ranks of their own: its mathematics lies far below its pipeline.
-RANKS = (
-    (
-        "errors",
-        "assets",
-        "config_reader",
-        "host_memory",
-        "layouts",
-        "phases",
-        "progress",
-        "results",
-    ),
-    ("chat_template", "model_config"),
-    ("catalog", "vacc_config", "strict_yaml", "compile_schema", "hardware", "demo_task"),
-    ("checkpoint", "tokenizer", "calibration", "answer_cache"),
-    ("hub", "compile_target", "compile_rules", "onnx_graph"),
-    ("quantize.int8", "quantize.packing", "quantize.report", "quantize.compute", "quantize.ranks"),
-    ("quantize.block_kernel", "quantize.cuda_support", "quantize.scale_search"),
-    ("quantize.gptq", "quantize.formats", "quantize.journal", "onnx_check"),
-    ("quantize.statistics", "quantize.correction", "quantize.hidden_rows"),
-    (
-        "quantize.linear",
-        "quantize.layer_weights",
-        "quantize.stage_exchange",
-        "quantize.process_ranks",
-        "quantize.warm_up",
-    ),
-    ("decoder", "quantize.plan"),
-    (
-        "scoring",
-        "quantize.layer",
-        "quantize.identity",
-        "quantize.workload",
-        "runtime",
-        "onnx_report",
-    ),
-    ("quantize.walk", "quantize.memory"),
-    ("quantize.rounded", "quantize.calibrated", "quantize.resume", "quantize.complete"),
-    (
-        "quantize.directory",
-        "own_answers",
-        "quantize.assist",
-        "quantize.trial",
-        "quantize.file_time",
-    ),
-    ("quantize.layers", "quantize.estimate"),
-    ("prepare", "quantize.pipeline", "compile_yaml", "verify", "onnx_export"),
-    ("compile_set", "demo"),
-    ("cli",),
+# From the floor up. Within a folder modules import each other freely, but never in a circle.
+LAYERS = (
+    "errors progress results assets phases system",
+    "json_files formats datasets",
+    "text models solver",
+    "checkpoint",
+    "vamc reference prepare",
+    "calibration graphs",
+    "quantize",
+    "demo",
+    "cli",
 )
-WHOLE_PACKAGES = ("checkpoint", "calibration", "cli")
-# The mathematics: no paths, no model names, no logging.
-PURE = {
-    "quantize.gptq": {
-        *("torch", "errors"),
-        *("quantize.int8", "quantize.block_kernel", "quantize.cuda_support"),
-    },
-    "quantize.int8": {"torch", "errors"},
-    "quantize.block_kernel": {"torch", "triton", "quantize.int8"},
-    "quantize.cuda_support": {"torch"},
-    "quantize.scale_search": {"torch", "quantize.int8"},
-    "quantize.correction": {"torch", "quantize.cuda_support", "quantize.gptq"},
-    "quantize.statistics": {"torch", "quantize.gptq"},
-    "quantize.packing": {"torch", "errors"},
+# Mathematics and codes: no paths, no model names, no logging. They may use these and each other.
+PURE = ("formats", "solver")
+PURE_MAY_IMPORT = {"torch", "triton", "numpy", "errors"}
+PURE_STANDARD = {
+    *("__future__", "collections", "contextlib", "copy", "dataclasses", "functools", "importlib"),
+    *("math", "os", "shutil", "typing"),
 }
 SOURCE_CODE_MAY_IMPORT = {"torch", "transformers", "onnx"}
+HEAVY = {"torch", "transformers", "numpy", "onnx", "onnxruntime", "yaml", "tokenizers"}
 
 
-def module_names():
-    """Return every module of the package but the entry points: dotted name to path."""
+def module_names(package_dir):
+    """Return the modules below a package but its entry points: dotted name to path."""
     names = {}
-    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
-        parts = path.relative_to(ROOT / PACKAGE).with_suffix("").parts
+    for path in sorted(package_dir.rglob("*.py")):
+        parts = path.relative_to(package_dir).with_suffix("").parts
         name = ".".join(part for part in parts if part != "__init__")
         if name and name != "__main__":
             names[name] = path
     return names
-
-
-MODULES = module_names()
 
 
 def imported(source, modules):
@@ -101,9 +56,9 @@ def imported(source, modules):
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "relative imports are not used in the package"
             for alias in node.names:
-                full = f"{node.module}.{alias.name}"
-                inner = full.removeprefix(f"{PACKAGE}.")
-                found.add(full if full.startswith(PACKAGE) and inner in modules else node.module)
+                inner = f"{node.module}.{alias.name}".removeprefix(f"{PACKAGE}.")
+                is_inside = node.module.partition(".")[0] == PACKAGE
+                found.add(f"{PACKAGE}.{inner}" if is_inside and inner in modules else node.module)
     inside = {name for name in found if name.partition(".")[0] == PACKAGE}
     outside = {name.partition(".")[0] for name in found - inside}
     return {name.removeprefix(f"{PACKAGE}.") for name in inside if name != PACKAGE} | outside
@@ -126,111 +81,162 @@ def is_type_checking(node):
     )
 
 
-def entry(name):
-    """Return the entry of ``RANKS`` that a module belongs to."""
-    top = name.partition(".")[0]
-    return top if top in WHOLE_PACKAGES else name
+def read_graph(package_dir):
+    """Return every module's imports."""
+    modules = module_names(package_dir)
+    return {name: imported(path.read_text("utf-8"), modules) for name, path in modules.items()}
 
 
-def rank(name):
-    for number, line in enumerate(RANKS):
-        if entry(name) in line:
+def folder_of(name):
+    return name.partition(".")[0]
+
+
+def layer_of(folder):
+    for number, line in enumerate(LAYERS):
+        if folder in line.split():
             return number
-    raise AssertionError(f"{name} is in no line of RANKS: give it one")
+    raise AssertionError(f"{folder} is in no line of LAYERS: give the new folder a place")
 
 
-def wrong_imports(name, targets):
-    """Return the imports of ``name`` that go up or sideways."""
+def wrong_imports(graph):
+    """Return a line for every import that goes up, or to another folder of the same layer."""
     wrong = []
-    for target in sorted(targets & (MODULES.keys() | {name})):
-        same_package = "." in name and name.partition(".")[0] == target.partition(".")[0]
-        if rank(target) < rank(name) or (same_package and rank(target) == rank(name)):
-            continue
-        wrong.append(f"{name} (rank {rank(name)}) imports {target} (rank {rank(target)})")
+    for name, targets in sorted(graph.items()):
+        for target in sorted(targets & graph.keys()):
+            own, other = folder_of(name), folder_of(target)
+            if own != other and layer_of(other) >= layer_of(own):
+                wrong.append(f"{name} (layer {layer_of(own)}) imports {target} ({layer_of(other)})")
     return wrong
 
 
-GRAPH = {name: imported(path.read_text("utf-8"), MODULES) for name, path in MODULES.items()}
-
-
-@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"quantize"}))
-def test_imports_go_down_only(name):
-    # A package's own __init__ gathers its modules.
-    own = {target for target in GRAPH[name] if target.startswith(f"{name}.")}
-    assert wrong_imports(name, GRAPH[name] - own) == []
-
-
-def test_every_entry_of_the_table_exists():
-    listed = [name for line in RANKS for name in line]
-    assert len(listed) == len(set(listed))
-    assert set(listed) <= MODULES.keys()
-
-
-def test_no_module_imports_in_a_circle():
+def circle(graph):
+    """Return the names along a circle of imports, empty where there is none."""
     finished, path = set(), []
 
     def visit(name):
-        assert name not in path, f"circle: {' -> '.join([*path, name])}"
+        if name in path:
+            return [*path[path.index(name) :], name]
         if name in finished:
-            return
+            return []
         path.append(name)
-        for target in sorted(GRAPH[name] & MODULES.keys()):
-            visit(target)
+        for target in sorted(graph[name] & graph.keys()):
+            found = visit(target)
+            if found:
+                return found
         finished.add(path.pop())
+        return []
 
-    for name in MODULES:
-        visit(name)
-
-
-@pytest.mark.parametrize(
-    "name", sorted(n for n in MODULES if n.partition(".")[0] in WHOLE_PACKAGES)
-)
-def test_a_packages_module_names_the_sibling_it_needs(name):
-    assert name.partition(".")[0] not in GRAPH[name]
+    return next(filter(None, map(visit, graph)), [])
 
 
-@pytest.mark.parametrize("name", PURE)
-def test_the_mathematics_imports_nothing_else(name):
-    standard = {"__future__", "math", "collections", "dataclasses", "typing"}
-    standard |= {"contextlib", "functools", "importlib", "os", "shutil"}
-    assert GRAPH[name] - standard <= PURE[name]
+def impure_imports(graph):
+    """Return a line for every import of a pure folder that is none of what those may use."""
+    allowed = PURE_MAY_IMPORT | PURE_STANDARD
+    return [
+        f"{name} imports {target}"
+        for name, targets in sorted(graph.items())
+        for target in sorted(targets)
+        if folder_of(name) in PURE and folder_of(target) not in {*allowed, *PURE}
+    ]
+
+
+GRAPH = read_graph(ROOT / PACKAGE)
+
+
+def test_a_folder_imports_only_from_the_layers_before_its_own():
+    assert wrong_imports(GRAPH) == []
+
+
+def test_every_entry_of_the_list_exists():
+    listed = [folder for line in LAYERS for folder in line.split()]
+    assert sorted(listed) == sorted({folder_of(name) for name in GRAPH})
+
+
+def test_nothing_imports_in_a_circle():
+    assert circle(GRAPH) == []
+
+
+def test_pure_folders_import_tensors_and_errors_only():
+    assert impure_imports(GRAPH) == []
+
+
+def test_the_command_line_starts_without_a_heavy_library():
+    code = f"import sys, vacc_deploy.cli; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split() == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "source_code").glob("*.py")), ids=lambda p: p.name)
 def test_source_code_stands_alone(path):
-    tree = ast.parse(path.read_text("utf-8"))
     names = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names.add(node.module.partition(".")[0])
     siblings = {other.stem for other in path.parent.glob("*.py")}
     assert names - set(sys.stdlib_module_names) - siblings <= SOURCE_CODE_MAY_IMPORT
-    assert PACKAGE not in names
 
 
-def test_the_reader_sees_imports_inside_functions_and_not_those_for_types():
+# ---- the rules refuse what they are for --------------------------------------------------------
+
+
+@pytest.fixture
+def graph(tmp_path):
+    """Return a function that writes a small package, module to source, and reads its imports."""
+
+    def write(sources):
+        for name, source in sources.items():
+            path = tmp_path / PACKAGE / f"{name.replace('.', '/')}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(source, "utf-8")
+        return read_graph(tmp_path / PACKAGE)
+
+    return write
+
+
+def test_an_import_that_goes_up_is_named_even_inside_a_function(graph):
+    up = "def f():\n    from vacc_deploy.quantize.run import quantize\n"
+    sources = {"checkpoint.reader": up, "quantize.run": ""}
+    assert wrong_imports(graph(sources)) == ["checkpoint.reader (layer 3) imports quantize.run (6)"]
+
+
+def test_an_import_sideways_to_another_folder_is_named(graph):
+    sources = {"text.tokenizer": "from vacc_deploy.models import config", "models.config": ""}
+    assert wrong_imports(graph(sources)) == ["text.tokenizer (layer 2) imports models.config (2)"]
+
+
+def test_imports_down_within_a_folder_and_for_types_are_free(graph):
     source = (
-        "from typing import TYPE_CHECKING\nimport torch.nn\n"
-        "from vacc_deploy import __version__, errors\n"
-        "if TYPE_CHECKING:\n    import vacc_deploy.cli\n"
-        "def f():\n    if TYPE_CHECKING:\n        import yaml\n"
-        "    def g():\n        from vacc_deploy.quantize.pipeline import quantize\n"
-        "        from vacc_deploy.quantize import gptq\n"
-        "    try:\n        import numpy as np\n"
-        "    except ImportError:\n        import vacc_deploy.hub\n"
+        "from typing import TYPE_CHECKING\nfrom vacc_deploy.errors import UsageError\n"
+        "from vacc_deploy.checkpoint.header import read_header\n"
+        "if TYPE_CHECKING:\n    from vacc_deploy.cli import main\n"
     )
-    assert imported(source, MODULES) == {
-        *("typing", "torch", "numpy", "errors", "hub"),
-        *("quantize.pipeline", "quantize.gptq"),
+    sources = {"checkpoint.reader": source, "checkpoint.header": "", "errors": "", "cli": ""}
+    assert wrong_imports(graph(sources)) == [] and circle(graph(sources)) == []
+
+
+def test_a_folder_without_a_place_is_named(graph):
+    sources = {"attic.box": "import vacc_deploy.errors", "errors": ""}
+    with pytest.raises(AssertionError, match="attic is in no line of LAYERS"):
+        wrong_imports(graph(sources))
+
+
+def test_a_circle_is_named(graph):
+    sources = {
+        "solver.a": "from vacc_deploy.solver import b",
+        "solver.b": "from vacc_deploy.solver.c import f",
+        "solver.c": "import vacc_deploy.solver.a",
     }
+    assert circle(graph(sources)) == ["solver.a", "solver.b", "solver.c", "solver.a"]
 
 
-def test_the_rule_refuses_up_and_sideways():
-    assert wrong_imports("errors", {"results"}) == ["errors (rank 0) imports results (rank 0)"]
-    assert wrong_imports("decoder", {"verify"}) == ["decoder (rank 10) imports verify (rank 16)"]
-    assert wrong_imports("quantize.gptq", {"quantize.layer"}) != []
-    assert wrong_imports("checkpoint.reader", {"tokenizer"}) != []
-    assert wrong_imports("verify", {"decoder", "errors", "torch"}) == []
-    assert wrong_imports("checkpoint.reader", {"checkpoint.header"}) == []
+def test_a_path_or_a_checkpoint_in_a_pure_folder_is_named(graph):
+    source = "import torch\nfrom pathlib import Path\nfrom vacc_deploy.checkpoint import reader\n"
+    sources = {"solver.gptq": source, "checkpoint.reader": ""}
+    assert impure_imports(graph(sources)) == [
+        "solver.gptq imports checkpoint.reader",
+        "solver.gptq imports pathlib",
+    ]

@@ -10,13 +10,14 @@ import torch
 from checkpoint_builders import build_config, read_tensors, write_checkpoint, write_json
 
 from vacc_deploy.assets import SOURCE_FILES, source_file
-from vacc_deploy.catalog import MODELS
 from vacc_deploy.checkpoint import Checkpoint, model_name, read_header
 from vacc_deploy.errors import CheckpointError, OutputError, UnsupportedModelError, UsageError
-from vacc_deploy.model_config import parse_config
+from vacc_deploy.json_files import dump_config
+from vacc_deploy.models.catalog import MODELS
+from vacc_deploy.models.parse import parse_config
+from vacc_deploy.models.vacc_config import vacc_config
 from vacc_deploy.prepare import prepare
 from vacc_deploy.progress import Progress
-from vacc_deploy.vacc_config import dump_config, vacc_config
 
 MANIFEST, INDEX, VACC = "vacc_deploy.json", "model.safetensors.index.json", "config_vacc.json"
 SIDES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]

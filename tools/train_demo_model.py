@@ -3,7 +3,7 @@
 The model is a Qwen2 of about 0.8 million parameters that adds two numbers digit by digit and
 answers in the R1 style. Run from the repository root, with the package installed::
 
-    python tools/train_demo_model.py --output vacc_deploy/demo_model
+    python tools/train_demo_model.py --output vacc_deploy/data/demo_model
 
 The run is deterministic for a given seed, thread count and torch version. It ends by measuring
 the rounded bfloat16 weights on held-out sums, as they are and with int8 decoder linears, and
@@ -28,8 +28,8 @@ from tokenizers.models import BPE
 from tokenizers.normalizers import NFC
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from vacc_deploy import demo_task
-from vacc_deploy.demo_task import END_OF_SENTENCE, Problem
+from vacc_deploy.demo import task as demo_task
+from vacc_deploy.demo.task import END_OF_SENTENCE, Problem
 
 BEGIN_OF_SENTENCE = "<｜begin▁of▁sentence｜>"
 SPECIAL_TOKENS = (END_OF_SENTENCE, "<｜User｜>", "<｜Assistant｜>", BEGIN_OF_SENTENCE)

@@ -40,9 +40,9 @@ def source_file(name: str) -> Path:
 
 def demo_model_dir() -> Path:
     """Return the directory of the small trained model that the package carries."""
-    return _PACKAGE_DIR / "demo_model"
+    return _PACKAGE_DIR / "data" / "demo_model"
 
 
 def default_text_file() -> Path:
     """Return the text that ``verify`` reads when none is given."""
-    return _PACKAGE_DIR / "texts" / "verify.txt"
+    return _PACKAGE_DIR / "data" / "verify.txt"

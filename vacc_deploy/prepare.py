@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.assets import SOURCE_FILES, source_file
-from vacc_deploy.catalog import ARCHITECTURE_FIELDS, CatalogModel, find_model, match_config
 from vacc_deploy.checkpoint import (
     INDEX_NAME,
     MANIFEST_NAME,
@@ -29,16 +28,13 @@ from vacc_deploy.checkpoint import (
     write_manifest,
     write_text,
 )
+from vacc_deploy.checkpoint.hub import Source, fetch
 from vacc_deploy.errors import CheckpointError, UsageError
-from vacc_deploy.hub import Source, fetch
+from vacc_deploy.json_files import dump_config
+from vacc_deploy.models.catalog import ARCHITECTURE_FIELDS, CatalogModel, find_model, match_config
+from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, needs_vacc_config, vacc_config
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.results import format_bytes, format_pairs
-from vacc_deploy.vacc_config import (
-    VACC_CONFIG_NAME,
-    dump_config,
-    needs_vacc_config,
-    vacc_config,
-)
 
 
 @dataclass(frozen=True)

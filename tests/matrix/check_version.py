@@ -467,7 +467,7 @@ def package_runtime():
     if sys.version_info < (3, 10):  # noqa: UP036
         raise NotApplicable("the package needs Python 3.10")
     sys.path.insert(0, str(ROOT))
-    return importlib.import_module("vacc_deploy.runtime")
+    return importlib.import_module("vacc_deploy.reference.loader")
 
 
 def require_old_is_refused(runtime, folder):

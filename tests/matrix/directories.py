@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 from checkpoint_builders import write_checkpoint, write_json  # noqa: E402
 
 from vacc_deploy.prepare import prepare  # noqa: E402
-from vacc_deploy.quantize.pipeline import quantize  # noqa: E402
-from vacc_deploy.quantize.plan import QuantizeOptions  # noqa: E402
+from vacc_deploy.quantize.options import QuantizeOptions  # noqa: E402
+from vacc_deploy.quantize.run import quantize  # noqa: E402
 
 
 def write_directories(folder: Path) -> Path:

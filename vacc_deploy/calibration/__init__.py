@@ -1,6 +1,1 @@
-"""Calibration text: published data files in, rows of token ids out.
-
-``sources`` reads documents, ``conversations`` writes them as a model does, ``parts`` says which of
-them judge, ``rows`` turns them into ids. Nothing is downloaded and nothing is
-unpacked to disk.
-"""
+"""Documents to rows of token ids: written as a model does, split, sampled."""

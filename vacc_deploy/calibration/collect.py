@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vacc_deploy.calibration.conversations import ConversationEncoder, TextEncoder
-from vacc_deploy.calibration.files import Document
-from vacc_deploy.calibration.parts import (
+from vacc_deploy.calibration.split import (
     HELD_OUT_SHARE,
     TokenPart,
     hash_document,
     is_in_part,
     place_of,
 )
-from vacc_deploy.calibration.sources import CONVERSATION_KINDS, CalibrationSource, read_documents
+from vacc_deploy.datasets.files import Document
+from vacc_deploy.datasets.sources import CONVERSATION_KINDS, CalibrationSource, read_documents
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.progress import Progress
 

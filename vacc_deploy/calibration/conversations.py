@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from vacc_deploy.calibration.files import Message
+from vacc_deploy.datasets.files import Message
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 # What R1 models write when they do not think. Source: the usage notes in the DeepSeek-R1 README.

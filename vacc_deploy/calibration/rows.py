@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from vacc_deploy.calibration.collect import AnswerWriter, Limits, SourceTokens
 from vacc_deploy.calibration.conversations import JOINED, TextEncoder
-from vacc_deploy.calibration.files import hash_file
-from vacc_deploy.calibration.parts import CALIBRATION, check_part, split_shares
-from vacc_deploy.calibration.sources import CalibrationSource
+from vacc_deploy.calibration.split import CALIBRATION, check_part, split_shares
+from vacc_deploy.datasets.files import hash_file
+from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.errors import CalibrationError, UsageError, list_problems
 from vacc_deploy.progress import SILENT, Progress
 

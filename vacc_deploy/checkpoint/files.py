@@ -12,7 +12,7 @@ from vacc_deploy.checkpoint.manifest import LinkedFile
 from vacc_deploy.checkpoint.reader import COPY_CHUNK_BYTES
 from vacc_deploy.checkpoint.writer import WrittenFile, write_bytes
 from vacc_deploy.errors import CheckpointError, OutputError
-from vacc_deploy.model_config import CONFIG_NAME
+from vacc_deploy.models.config import CONFIG_NAME
 
 LINK_MODES = ("auto", "hardlink", "symlink", "copy")
 MAX_SIDE_FILE_BYTES = 256 << 20

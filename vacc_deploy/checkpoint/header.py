@@ -15,28 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.errors import CheckpointError
+from vacc_deploy.formats.dtypes import DTYPES
 
 # The limit of the safetensors library itself. Without it a damaged length reads gigabytes.
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMENSION = 1 << 40
-DTYPE_BYTES = {
-    "BOOL": 1,
-    "U8": 1,
-    "I8": 1,
-    "F8_E4M3": 1,
-    "F8_E5M2": 1,
-    "I16": 2,
-    "U16": 2,
-    "F16": 2,
-    "BF16": 2,
-    "I32": 4,
-    "U32": 4,
-    "F32": 4,
-    "I64": 8,
-    "U64": 8,
-    "F64": 8,
-}
-FLOAT_DTYPES = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -79,14 +62,14 @@ def _parse_entry(name: str, entry: Any, path: Path, data_start: int) -> TensorIn
     if not isinstance(entry, dict):
         raise ValueError(f"tensor {name!r} is described by {type(entry).__name__}, not an object")
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"tensor {name!r} has the unknown dtype {dtype!r}")
     if not isinstance(shape, list) or not all(_is_size(size) for size in shape):
         raise ValueError(f"tensor {name!r} has the impossible shape {shape!r}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
         raise ValueError(f"tensor {name!r} has the impossible data_offsets {offsets!r}")
     begin, end = offsets
-    expected = math.prod(shape) * DTYPE_BYTES[dtype]
+    expected = math.prod(shape) * DTYPES[dtype].num_bytes
     if end - begin != expected:
         raise ValueError(
             f"tensor {name!r} {dtype} {shape} needs {expected:,} bytes, its data_offsets give "

@@ -18,7 +18,7 @@ from vacc_deploy import __version__
 from vacc_deploy.checkpoint.output import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from vacc_deploy.checkpoint.writer import WrittenFile, write_text
 from vacc_deploy.errors import CheckpointError
-from vacc_deploy.model_config import read_json
+from vacc_deploy.json_files import read_json
 
 FORMAT_VERSION = 1
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)

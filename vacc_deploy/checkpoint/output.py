@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vacc_deploy.checkpoint.writer import write_text
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
-from vacc_deploy.model_config import read_json
+from vacc_deploy.json_files import read_json
 from vacc_deploy.results import format_bytes
 
 MANIFEST_NAME = "vacc_deploy.json"

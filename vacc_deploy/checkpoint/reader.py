@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vacc_deploy.checkpoint.header import FLOAT_DTYPES, ShardHeader, TensorInfo, read_header
+from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo, read_header
 from vacc_deploy.errors import CheckpointError, list_problems
-from vacc_deploy.layouts import stored_linear
-from vacc_deploy.model_config import LM_HEAD, ModelConfig, read_config, read_json
+from vacc_deploy.formats.dtypes import FLOAT_DTYPES, torch_dtype
+from vacc_deploy.formats.layouts import stored_linear
+from vacc_deploy.json_files import read_json
+from vacc_deploy.models.config import LM_HEAD, ModelConfig
+from vacc_deploy.models.parse import read_config
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +103,7 @@ class Checkpoint:
                 f"{name} has {num_rows} rows, there is no row {outside[0]}. Does the tokenizer "
                 "belong to this model?"
             )
-        tensor = torch.empty((len(rows), columns), dtype=getattr(torch, _TORCH_NAMES[info.dtype]))
+        tensor = torch.empty((len(rows), columns), dtype=torch_dtype(info.dtype))
         row_bytes = info.num_bytes // num_rows
         view = memoryview(tensor.view(-1).view(torch.uint8).numpy().data)
         with info.path.open("rb", buffering=0) as file:
@@ -139,20 +142,6 @@ class Checkpoint:
         return sum(info.num_bytes for info in self.tensors.values())
 
 
-_TORCH_NAMES = {
-    "BOOL": "bool",
-    "U8": "uint8",
-    "I8": "int8",
-    "I16": "int16",
-    "I32": "int32",
-    "I64": "int64",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F32": "float32",
-    "F64": "float64",
-}
-
-
 def read_tensor(info: TensorInfo) -> torch.Tensor:
     """Return one tensor on the CPU in its stored dtype, in memory of its own.
 
@@ -161,7 +150,7 @@ def read_tensor(info: TensorInfo) -> torch.Tensor:
     """
     import torch
 
-    tensor = torch.empty(info.shape, dtype=getattr(torch, _TORCH_NAMES[info.dtype]))
+    tensor = torch.empty(info.shape, dtype=torch_dtype(info.dtype))
     view = memoryview(tensor.view(-1).view(torch.uint8).numpy().data)
     with info.path.open("rb", buffering=0) as file:
         file.seek(info.offset)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vacc_deploy.checkpoint.header import DTYPE_BYTES, TensorInfo
+from vacc_deploy.checkpoint.header import TensorInfo
 from vacc_deploy.checkpoint.reader import INDEX_NAME, stored_bytes
+from vacc_deploy.formats.dtypes import DTYPES, dtype_code
 
 if TYPE_CHECKING:
     import torch
@@ -137,23 +138,12 @@ def write_index_map(directory: Path, weight_map: Mapping[str, str], total: int) 
     return write_text(directory / INDEX_NAME, json.dumps(index, indent=2) + "\n")
 
 
-_CODES = {
-    "torch.float32": "F32",
-    "torch.float16": "F16",
-    "torch.bfloat16": "BF16",
-    "torch.int8": "I8",
-    "torch.uint8": "U8",
-    "torch.int32": "I32",
-    "torch.int64": "I64",
-}
-
-
 def _dtype_code(tensor: torch.Tensor | TensorInfo) -> str:
-    return tensor.dtype if isinstance(tensor, TensorInfo) else _CODES[str(tensor.dtype)]
+    return tensor.dtype if isinstance(tensor, TensorInfo) else dtype_code(tensor.dtype)
 
 
 def _item_bytes(tensor: torch.Tensor | TensorInfo) -> int:
-    return DTYPE_BYTES[_dtype_code(tensor)]
+    return DTYPES[_dtype_code(tensor)].num_bytes
 
 
 def _num_bytes(tensor: torch.Tensor | TensorInfo) -> int:

@@ -23,8 +23,8 @@ def demo_command(output: Path, overwrite: bool) -> None:
 
     Example: vacc-deploy demo --output vacc-demo
     """
-    from vacc_deploy.cli.progress import quiet_transformers, terminal_progress
-    from vacc_deploy.demo import demo
+    from vacc_deploy.cli.terminal import quiet_transformers, terminal_progress
+    from vacc_deploy.demo.run import demo
 
     quiet_transformers()
     emit(demo(output=output, overwrite=overwrite, progress=terminal_progress()))

@@ -50,9 +50,9 @@ def export_onnx_command(
 
     Example: vacc-deploy export-onnx DeepSeek-R1-Distill-Qwen-1.5B-vacc-int8 --output onnx
     """
-    from vacc_deploy.cli.progress import terminal_progress
-    from vacc_deploy.onnx_export import export_onnx
-    from vacc_deploy.onnx_report import ExportOptions
+    from vacc_deploy.cli.terminal import terminal_progress
+    from vacc_deploy.graphs.export import export_onnx
+    from vacc_deploy.graphs.result import ExportOptions
 
     result = export_onnx(
         directory,

@@ -19,8 +19,8 @@ def generate_command(directory: Path, prompt: str, max_new_tokens: int) -> None:
 
     Example: vacc-deploy generate DeepSeek-R1-Distill-Qwen-1.5B-vacc-int8 --prompt "What is 7 x 8?"
     """
-    from vacc_deploy.cli.progress import quiet_transformers
-    from vacc_deploy.runtime import generate
+    from vacc_deploy.cli.terminal import quiet_transformers
+    from vacc_deploy.reference.generate import generate
 
     quiet_transformers()
     emit(generate(directory, prompt=prompt, max_new_tokens=max_new_tokens))

@@ -14,6 +14,6 @@ def models_command() -> None:
 
     Example: vacc-deploy models --json
     """
-    from vacc_deploy.catalog import CatalogTable
+    from vacc_deploy.models.catalog import CatalogTable
 
     emit(CatalogTable())

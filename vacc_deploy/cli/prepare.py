@@ -45,7 +45,7 @@ def prepare_command(
 
     Example: vacc-deploy prepare --model Distill-Qwen-7B --weights ./DeepSeek-R1-Distill-Qwen-7B
     """
-    from vacc_deploy.cli.progress import terminal_progress
+    from vacc_deploy.cli.terminal import terminal_progress
     from vacc_deploy.prepare import prepare
 
     emit(

@@ -53,10 +53,10 @@ def quantize_command(
       vacc-deploy quantize DeepSeek-R1-Distill-Qwen-7B-vacc \\
           --calibration c4=c4-train.00000-of-01024.json.gz --calibration ceval=ceval-exam.zip
     """
-    from vacc_deploy.cli.progress import terminal_progress
-    from vacc_deploy.cli.ranks import join_ranks
+    from vacc_deploy.cli.launcher import join_ranks
+    from vacc_deploy.cli.terminal import terminal_progress
     from vacc_deploy.quantize.assist import assist
-    from vacc_deploy.quantize.pipeline import quantize
+    from vacc_deploy.quantize.run import quantize
 
     with join_ranks(os.environ, device) as seat:
         options = read_options(context, given, seat.device)

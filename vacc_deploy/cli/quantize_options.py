@@ -10,10 +10,10 @@ from click.core import ParameterSource
 
 from vacc_deploy.cli.options import DIRECTORY, Function
 from vacc_deploy.errors import UsageError
-from vacc_deploy.layouts import FORMATS
+from vacc_deploy.formats.layouts import FORMATS
 
 if TYPE_CHECKING:
-    from vacc_deploy.quantize.plan import QuantizeOptions
+    from vacc_deploy.quantize.options import QuantizeOptions
 
 # In the order of the help.
 _OPTIONS = (
@@ -135,8 +135,8 @@ def read_options(context: click.Context, given: Mapping[str, Any], device: str) 
     Raises:
         UsageError: an option has no effect without calibration; or a source has a wrong form.
     """
-    from vacc_deploy.calibration.sources import parse_source
-    from vacc_deploy.quantize.plan import QuantizeOptions
+    from vacc_deploy.datasets.sources import parse_source
+    from vacc_deploy.quantize.options import QuantizeOptions
 
     values = dict(given)
     sources, length = values.pop("calibrations"), values.pop("seq_len")

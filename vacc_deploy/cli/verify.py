@@ -43,8 +43,8 @@ def verify_command(
 
     Example: vacc-deploy verify DeepSeek-R1-Distill-Qwen-7B-vacc-int8 --max-kl 0.01 --min-top1 0.97
     """
-    from vacc_deploy.cli.progress import terminal_progress
-    from vacc_deploy.verify import Limits, verify
+    from vacc_deploy.cli.terminal import terminal_progress
+    from vacc_deploy.reference.verify import Limits, verify
 
     result = verify(
         deployed_dir,

@@ -103,7 +103,7 @@ def _write_set(ctx: click.Context, output: Path | None, build_in: Path | None) -
         )
     if output is None:
         raise UsageError("--all needs --output DIR.")
-    from vacc_deploy.compile_set import write_all
+    from vacc_deploy.vamc.committed import write_all
 
     emit(write_all(output, build_in=build_in))
 
@@ -113,9 +113,9 @@ def _write_one(options: dict[str, Any], output: Path | None, overwrite: bool) ->
     if target is None:
         raise UsageError("Give a directory or a model name as TARGET, or --all.")
     options["calibration"] = _parse_calibration(options["calibration"])
-    from vacc_deploy.compile_target import find_target
-    from vacc_deploy.compile_yaml import make_compile_file, write_compile_file
-    from vacc_deploy.hardware import CARDS
+    from vacc_deploy.vamc.cards import CARDS
+    from vacc_deploy.vamc.compile_file import make_compile_file, write_compile_file
+    from vacc_deploy.vamc.target import find_target
 
     result = make_compile_file(find_target(target), card=CARDS[card] if card else None, **options)
     if output is not None:

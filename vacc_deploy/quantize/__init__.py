@@ -1,1 +1,1 @@
-"""Turn float weights into per-channel int8: the mathematics, the pipeline, the formats."""
+"""The streaming run: layer by layer, from a float checkpoint to a directory of int8 weights."""

@@ -11,13 +11,13 @@ import torch
 from vacc_deploy.calibration.rows import CalibrationRows
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.errors import CheckpointError, UsageError, list_problems
-from vacc_deploy.model_config import LAYER_LINEARS
+from vacc_deploy.models.config import LAYER_LINEARS
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import UNCONTROLLED, RunControl
 from vacc_deploy.quantize.calibrated import Carried, calibrate_layers
 from vacc_deploy.quantize.compute import Compute, choose_compute
 from vacc_deploy.quantize.identity import differences, identify
-from vacc_deploy.quantize.plan import QuantizeOptions
+from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.ranks import Ranks, check_shares
 
 

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from vacc_deploy.checkpoint import Checkpoint
-from vacc_deploy.decoder import DOWN, DecoderLayer, Positions
-from vacc_deploy.model_config import LAYER_LINEARS, linear_name
+from vacc_deploy.formats.int8 import SCALE_DTYPE
+from vacc_deploy.models.config import LAYER_LINEARS, linear_name
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.quantize.compute import Compute, choose_compute
-from vacc_deploy.quantize.hidden_rows import HiddenRows, embed_rows
-from vacc_deploy.quantize.int8 import SCALE_DTYPE
-from vacc_deploy.quantize.layer import LayerQuantizer, SolverSettings, deploy
+from vacc_deploy.quantize.layer_quantizer import LayerQuantizer, SolverSettings, deploy
+from vacc_deploy.quantize.layer_walk import LayerWalk, Streams, num_original_rows
 from vacc_deploy.quantize.layer_weights import LayerWeights, read_layers
-from vacc_deploy.quantize.plan import FAST, QuantizeOptions, num_original_rows
+from vacc_deploy.quantize.options import FAST, QuantizeOptions
 from vacc_deploy.quantize.ranks import ALONE, Ranks
-from vacc_deploy.quantize.report import QuantizedLayer
-from vacc_deploy.quantize.walk import LayerWalk, Streams
+from vacc_deploy.quantize.row_buffers import HiddenRows, embed_rows
+from vacc_deploy.reference.decoder import DOWN, DecoderLayer, Positions
+from vacc_deploy.solver.records import QuantizedLayer
 
 if TYPE_CHECKING:
     from vacc_deploy.calibration.rows import CalibrationRows

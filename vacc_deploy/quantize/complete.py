@@ -14,15 +14,11 @@ from vacc_deploy.checkpoint import (
     remove_leftovers,
 )
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
-from vacc_deploy.model_config import read_json
+from vacc_deploy.json_files import read_json
 from vacc_deploy.quantize.identity import differences
 from vacc_deploy.quantize.journal import unfinished_run
-from vacc_deploy.quantize.report import (
-    REPORT_NAME,
-    TIMING_NAME,
-    LinearRecord,
-    QuantizeResult,
-)
+from vacc_deploy.quantize.result import REPORT_NAME, TIMING_NAME, QuantizeResult
+from vacc_deploy.solver.records import LinearRecord
 
 
 def finished_identity(output_dir: Path) -> dict[str, Any] | None:

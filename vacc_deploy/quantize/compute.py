@@ -6,19 +6,17 @@ is float32 everywhere.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from vacc_deploy.errors import UsageError
+from vacc_deploy.system import _has_bfloat16
 
 AUTO = "auto"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_CPU_FLAGS = ("avx512_bf16", "amx_bf16")
 _GIB = 1 << 30
 
 
@@ -102,21 +100,3 @@ def _cuda_device(name: str) -> torch.device:
             "cpu, or install a CUDA build of torch and the driver."
         )
     return torch.device("cuda", number)
-
-
-def _has_bfloat16() -> bool:
-    """Return whether the processor multiplies bfloat16 itself; else float32 is faster."""
-    info = Path("/proc/cpuinfo")
-    if not info.is_file():
-        return False
-    for line in info.read_text("utf-8", "replace").splitlines():
-        if line.startswith("flags"):
-            return any(flag in line.split() for flag in _CPU_FLAGS)
-    return False
-
-
-def num_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

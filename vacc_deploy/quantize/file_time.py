@@ -12,10 +12,10 @@ from collections.abc import Callable
 import torch
 
 from vacc_deploy.checkpoint import Checkpoint
-from vacc_deploy.model_config import LAYER_LINEARS, linear_name
-from vacc_deploy.quantize.compute import num_cores
-from vacc_deploy.quantize.int8 import SCALE_DTYPE, round_rows
+from vacc_deploy.formats.int8 import SCALE_DTYPE, round_rows
+from vacc_deploy.models.config import LAYER_LINEARS, linear_name
 from vacc_deploy.quantize.memory import NUM_WRITERS
+from vacc_deploy.system import num_cores
 
 # Assumed: what is written goes through the system's memory to a solid-state disk.
 WRITTEN_BYTES_PER_SECOND = 2 << 30

@@ -16,9 +16,9 @@ import torch
 
 from vacc_deploy import __version__
 from vacc_deploy.checkpoint import Checkpoint, ShardHeader, library_versions, side_files
+from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME
 from vacc_deploy.quantize.compute import Compute
-from vacc_deploy.quantize.plan import QuantizeOptions
-from vacc_deploy.vacc_config import VACC_CONFIG_NAME
+from vacc_deploy.quantize.options import QuantizeOptions
 
 # Weights of at most this size are hashed whole; of larger ones three pieces of every tensor are.
 WHOLE_BYTES = 64 << 20

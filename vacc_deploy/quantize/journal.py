@@ -17,7 +17,7 @@ from typing import Any
 
 from vacc_deploy.checkpoint import JOURNAL_NAME, partial_path, sync_directory
 from vacc_deploy.errors import OutputError
-from vacc_deploy.quantize.report import LinearRecord
+from vacc_deploy.solver.records import LinearRecord
 
 JOURNAL_VERSION = 2
 MAX_JOURNAL_BYTES = 1 << 28

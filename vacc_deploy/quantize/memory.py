@@ -6,13 +6,13 @@ moment at which the sum is largest.
 
 from __future__ import annotations
 
-from vacc_deploy.decoder import DOWN, GATE_UP, OUTPUT, QKV, STAGE_LINEARS
-from vacc_deploy.model_config import LAYER_LINEARS, ModelConfig
-from vacc_deploy.quantize.compute import num_cores
-from vacc_deploy.quantize.gptq import HESSIAN_BLOCK
-from vacc_deploy.quantize.hidden_rows import DEVICE, DISK, HOST, choose_place
-from vacc_deploy.quantize.layer import MAX_HELD_OUT_TOKENS
+from vacc_deploy.models.config import LAYER_LINEARS, ModelConfig
+from vacc_deploy.quantize.layer_quantizer import MAX_HELD_OUT_TOKENS
+from vacc_deploy.quantize.row_buffers import DEVICE, DISK, HOST, choose_place
 from vacc_deploy.quantize.workload import Workload
+from vacc_deploy.reference.decoder import DOWN, GATE_UP, OUTPUT, QKV, STAGE_LINEARS
+from vacc_deploy.solver.hessian import HESSIAN_BLOCK
+from vacc_deploy.system import num_cores
 
 Parts = dict[str, int]
 

@@ -26,9 +26,10 @@ from vacc_deploy.checkpoint import (
     shard_name,
 )
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
+from vacc_deploy.formats.layouts import INT8
+from vacc_deploy.formats.linears import codes_from
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import Progress
-from vacc_deploy.quantize.formats import INT8, codes_from
 from vacc_deploy.quantize.identity import differences
 from vacc_deploy.quantize.journal import Entry, Journal, Recorded, read_journal
 

@@ -17,11 +17,11 @@ import torch
 
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.errors import QuantizationError
-from vacc_deploy.model_config import LAYER_LINEARS, ModelConfig, linear_name
-from vacc_deploy.quantize.compute import num_cores
-from vacc_deploy.quantize.int8 import SAFE_SCALE, SCALE_DTYPE, pin_largest, round_rows
+from vacc_deploy.formats.int8 import SAFE_SCALE, SCALE_DTYPE, pin_largest, round_rows
+from vacc_deploy.models.config import LAYER_LINEARS, ModelConfig, linear_name
 from vacc_deploy.quantize.layer_weights import describe_bad_weight
-from vacc_deploy.quantize.report import RTN, LinearRecord, QuantizedLayer, QuantizedLinear
+from vacc_deploy.solver.records import RTN, LinearRecord, QuantizedLayer, QuantizedLinear
+from vacc_deploy.system import num_cores
 
 # Layers begun before the one that is waited for is done: what keeps every core busy.
 _LOOK_AHEAD = 1

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 
 from vacc_deploy.phases import PhaseClock
-from vacc_deploy.quantize.gptq import Factor
 from vacc_deploy.quantize.ranks import Ranks, choose_owners
-from vacc_deploy.quantize.statistics import HeldOut, StageStatistics
+from vacc_deploy.solver.gptq import Factor
+from vacc_deploy.solver.stage_sums import HeldOut, StageStatistics
 
 _PHASE = "exchange"
 

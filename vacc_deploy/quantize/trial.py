@@ -17,15 +17,15 @@ from typing import Any
 import torch
 
 from vacc_deploy.checkpoint import Checkpoint
-from vacc_deploy.decoder import DecoderLayer, Positions
-from vacc_deploy.model_config import LAYER_LINEARS
+from vacc_deploy.models.config import LAYER_LINEARS
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.quantize.calibrated import open_streams
-from vacc_deploy.quantize.layer import Batch, LayerQuantizer, SolverSettings
+from vacc_deploy.quantize.layer_quantizer import Batch, LayerQuantizer, SolverSettings
+from vacc_deploy.quantize.layer_walk import LayerWalk, Streams
 from vacc_deploy.quantize.layer_weights import LayerWeights
-from vacc_deploy.quantize.walk import LayerWalk, Streams
 from vacc_deploy.quantize.workload import Workload
+from vacc_deploy.reference.decoder import DecoderLayer, Positions
 
 HELD_OUT, SHARED, PLAIN = "held out", "with float stream", "plain"
 # Batches of each kind of fitted rows: what the first one allocates weighs half.

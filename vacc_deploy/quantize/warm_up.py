@@ -12,9 +12,10 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 
+from vacc_deploy.formats.int8 import choose_scale
 from vacc_deploy.quantize.compute import Compute
-from vacc_deploy.quantize.gptq import accumulate_hessian, factorize, mirror_upper, solve
-from vacc_deploy.quantize.int8 import choose_scale
+from vacc_deploy.solver.gptq import factorize, solve
+from vacc_deploy.solver.hessian import accumulate_hessian, mirror_upper
 
 _SIZE = 256
 # The block kernel has a second form for wide outputs.

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vacc_deploy.checkpoint import Checkpoint
-from vacc_deploy.model_config import LAYER_LINEARS, ModelConfig, linear_name
+from vacc_deploy.models.config import LAYER_LINEARS, ModelConfig, linear_name
 from vacc_deploy.quantize.compute import Compute
-from vacc_deploy.quantize.plan import FAST, QuantizeOptions, num_original_rows
+from vacc_deploy.quantize.layer_walk import num_original_rows
+from vacc_deploy.quantize.options import FAST, QuantizeOptions
 
 if TYPE_CHECKING:
     from vacc_deploy.calibration.rows import CalibrationRows

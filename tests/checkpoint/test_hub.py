@@ -1,0 +1,266 @@
+"""The hub's cache and download, against a small hub on 127.0.0.1."""
+
+import hashlib
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from checkpoint_builders import build_config, write_checkpoint
+
+from vacc_deploy.checkpoint import hub
+from vacc_deploy.errors import CheckpointError
+from vacc_deploy.models.catalog import CatalogModel
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "DeepSeek-R1-Distill-Tiny"
+REPOSITORY = f"deepseek-ai/{NAME}"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SHARDS = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+# Runs the command line with one more model in the catalogue.
+RUN = f"""
+import sys
+from vacc_deploy.models import catalog
+from vacc_deploy.cli import main
+model = catalog.CatalogModel({NAME!r}, "x/y", {build_config()!r})
+catalog._MODELS += (model,)
+catalog._BY_ALIAS.update(dict.fromkeys((alias.lower() for alias in model.aliases), model))
+sys.argv[0] = "vacc-deploy"
+main()
+"""
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """The four requests that a download makes."""
+
+    def log_message(self, *args):
+        pass
+
+    def do_HEAD(self):
+        self.answer(with_body=False)
+
+    def do_GET(self):
+        self.answer(with_body=True)
+
+    def answer(self, *, with_body):
+        path = self.path.partition("?")[0]
+        self.server.requests.append((self.command, path))
+        if path in self.server.failing and with_body:
+            return self.send(500, b"broken", {})
+        if path == f"/api/models/{REPOSITORY}/revision/main":
+            return self.send_json({"id": REPOSITORY, "sha": COMMIT, "siblings": []})
+        if path == f"/api/models/{REPOSITORY}/tree/{COMMIT}":
+            return self.send_json([self.entry(name) for name in sorted(self.server.files)])
+        match = re.fullmatch(rf"/{REPOSITORY}/resolve/{COMMIT}/(.+)", path)
+        if match and match[1] in self.server.files:
+            data = self.server.files[match[1]]
+            headers = {"ETag": f'"{etag(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            return self.send(200, data, headers, with_body=with_body)
+        headers = {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
+        return self.send(404, b"Repository not found", headers)
+
+    def entry(self, name):
+        data = self.server.files[name]
+        return {"type": "file", "path": name, "size": len(data), "oid": etag(data)}
+
+    def send_json(self, values):
+        self.send(200, json.dumps(values).encode(), {"Content-Type": "application/json"})
+
+    def send(self, code, data, headers, *, with_body=True):
+        self.send_response(code)
+        for key, value in {"Content-Length": str(len(data)), **headers}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if with_body and self.command != "HEAD":
+            self.wfile.write(data)
+
+
+def etag(data):
+    return hashlib.sha1(data).hexdigest()
+
+
+@pytest.fixture
+def server(tmp_path):
+    source = write_checkpoint(tmp_path / "origin", shards=2)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.files = {path.name: path.read_bytes() for path in source.iterdir()}
+    server.files |= {
+        ".gitattributes": b"*.safetensors filter=lfs",
+        "LICENSE": b"MIT",
+        "figures/benchmark.jpg": b"jpg",
+        "evil.py": b"raise SystemExit(99)",
+        "pytorch_model.bin": b"pickle",
+    }
+    server.requests, server.failing = [], set()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def run(tmp_path, *args, endpoint="http://127.0.0.1:9", **environment):
+    """Run ``vacc-deploy`` with a cache of its own."""
+    env = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
+    env |= {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": endpoint, "NO_PROXY": "127.0.0.1"}
+    env |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+    env |= {"PYTHONPATH": str(ROOT), **environment}
+    command = [sys.executable, "-c", RUN, *map(str, args)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=60, check=False
+    )
+
+
+def at(server):
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+def fetched(server):
+    """Return the files whose bytes were sent."""
+    prefix = f"/{REPOSITORY}/resolve/{COMMIT}/"
+    got = [path for method, path in server.requests if method == "GET" and path.startswith(prefix)]
+    return sorted(path.removeprefix(prefix) for path in got)
+
+
+def test_download_then_cache_without_network(tmp_path, server):
+    out = ("--model", "distill-tiny", "--output")
+    first = run(tmp_path, "prepare", *out, "a", endpoint=at(server))
+    assert first.returncode == 0, first.stderr
+    wanted = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+    wanted += ["LICENSE", "model.safetensors.index.json", *SHARDS]
+    assert fetched(server) == sorted(wanted)
+    for name in wanted:
+        assert (tmp_path / "a" / name).read_bytes() == server.files[name]
+    manifest = json.loads((tmp_path / "a" / "vacc_deploy.json").read_text())
+    assert (manifest["source"]["repository"], manifest["source"]["revision"]) == (
+        REPOSITORY,
+        COMMIT,
+    )
+    # The second run must not ask the hub again, though the repository holds more than was fetched.
+    server.requests.clear()
+    again = run(tmp_path, "prepare", *out, "b", endpoint=at(server))
+    assert again.returncode == 0, again.stderr
+    assert server.requests == []
+    offline = run(tmp_path, "prepare", *out, "c", "--dry-run", HF_HUB_OFFLINE="1")
+    assert offline.returncode == 0, offline.stderr
+    assert offline.stdout.startswith(f"Would prepare {NAME} in c\n")
+    assert (tmp_path / "a" / "config.json").read_bytes() == server.files["config.json"]
+    assert (tmp_path / "b" / "vacc_deploy.json").read_bytes() == (
+        tmp_path / "a" / "vacc_deploy.json"
+    ).read_bytes()
+
+
+def test_a_broken_download_is_an_error_and_resumes(tmp_path, server):
+    server.failing = {f"/{REPOSITORY}/resolve/{COMMIT}/{SHARDS[1]}"}
+    broken = run(tmp_path, "prepare", "--model", NAME, endpoint=at(server))
+    assert broken.returncode == 1, broken.stderr
+    assert f"{NAME} is not in the Hugging Face cache ({tmp_path / 'hf' / 'hub'})" in broken.stderr
+    assert "Traceback" not in broken.stderr
+    assert not (tmp_path / f"{NAME}-vacc").exists()
+    server.requests.clear()
+    server.failing = set()
+    resumed = run(tmp_path, "prepare", "--model", NAME, endpoint=at(server))
+    assert resumed.returncode == 0, resumed.stderr
+    assert SHARDS[1] in fetched(server)
+    assert SHARDS[0] not in fetched(server)
+    assert (tmp_path / f"{NAME}-vacc" / SHARDS[1]).read_bytes() == server.files[SHARDS[1]]
+
+
+ADVICE = (
+    "\nOn a machine with network access run:\n"
+    f"  hf download {REPOSITORY} --local-dir {NAME}\n"
+    "copy that directory here, then run:\n"
+    f"  vacc-deploy prepare --model Distill-Tiny --weights {NAME}\n"
+    "A mirror is set with HF_ENDPOINT.\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("environment", "endpoint"),
+    [({"HF_HUB_OFFLINE": "1"}, "http://127.0.0.1:9"), ({}, "http://127.0.0.1:9")],
+    ids=["offline", "unreachable"],
+)
+def test_without_network_the_error_names_the_command(tmp_path, environment, endpoint):
+    result = run(tmp_path, "prepare", "--model", NAME, endpoint=endpoint, **environment)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(
+        f"Error: {NAME} is not in the Hugging Face cache ({tmp_path / 'hf' / 'hub'}) and cannot be "
+        f"downloaded from {endpoint} ("
+    )
+    assert result.stderr.endswith(ADVICE)
+    assert "Traceback" not in result.stderr
+
+
+def test_a_repository_that_the_endpoint_lacks(tmp_path, server):
+    server.files.clear()
+    result = run(tmp_path, "prepare", "--model", "Distill-Qwen-7B", endpoint=at(server))
+    assert result.returncode == 1
+    assert f"cannot be downloaded from {at(server)} (" in result.stderr
+    assert "hf download deepseek-ai/DeepSeek-R1-Distill-Qwen-7B --local-dir" in result.stderr
+
+
+def test_a_dry_run_downloads_nothing(tmp_path, server):
+    result = run(tmp_path, "prepare", "--model", NAME, "--dry-run", endpoint=at(server))
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"Error: {NAME} is not in the Hugging Face cache, and a dry run downloads nothing. Run it "
+        "without --dry-run, or give --weights DIR.\n"
+    )
+    assert server.requests == []
+
+
+def test_a_full_output_is_refused_before_the_download(tmp_path, server):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x").touch()
+    result = run(tmp_path, "prepare", "--model", NAME, "--output", "out", endpoint=at(server))
+    assert result.returncode == 1
+    assert "Error: out exists and is not empty." in result.stderr
+    assert server.requests == []
+
+
+def cache(tmp_path, monkeypatch, **options):
+    """Fill a cache the way any tool of the hub does, and make this process use it."""
+    from huggingface_hub import constants
+
+    folder = tmp_path / "hub" / f"models--{REPOSITORY.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return write_checkpoint(folder / "snapshots" / COMMIT, **options)
+
+
+MODEL = CatalogModel(NAME, "x/y", build_config())
+
+
+def test_find_in_cache_needs_a_complete_snapshot(tmp_path, monkeypatch):
+    directory = cache(tmp_path, monkeypatch, shards=2)
+    assert hub.find_in_cache(MODEL) == hub.Source(directory, COMMIT)
+    assert hub.fetch(MODEL) == hub.Source(directory, COMMIT)
+    (directory / SHARDS[1]).unlink()
+    assert hub.find_in_cache(MODEL) is None
+
+
+def test_find_in_cache_without_any_cache(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "none"))
+    assert hub.find_in_cache(MODEL) is None
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "one\ntwo"])
+def test_an_error_without_text_still_gives_a_reason(monkeypatch, text):
+    def fails(*args, **options):
+        raise ConnectionResetError(text)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
+    with pytest.raises(CheckpointError) as caught:
+        hub._download(MODEL)
+    reason = "one" if text.startswith("one") else "ConnectionResetError"
+    assert f" ({reason}).\nOn a machine" in str(caught.value)

@@ -1,0 +1,435 @@
+import errno
+import fcntl
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from vacc_deploy.checkpoint import (
+    MANIFEST_NAME,
+    check_output,
+    check_space,
+    output_directory,
+    replace_text,
+    write_shard,
+)
+from vacc_deploy.checkpoint import output as module
+from vacc_deploy.errors import OutputError
+from vacc_deploy.quantize.result import TIMING_NAME
+
+ROOT = Path(__file__).resolve().parents[2]
+MARKER = ".vacc-deploy-partial"
+
+
+def message(function, *args, **options):
+    with pytest.raises(OutputError) as caught:
+        function(*args, **options)
+    return str(caught.value)
+
+
+def write(output_dir, content="new", *, overwrite=False, fail=None, inputs=()):
+    """Write a directory of two files through the function under test."""
+    with output_directory(output_dir, overwrite=overwrite, inputs=inputs) as partial:
+        (partial / "a.txt").write_text(content)
+        (partial / MANIFEST_NAME).write_text(json.dumps({"files": {"a.txt": {}}}))
+        if fail is not None:
+            raise fail
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_the_directory_appears_only_at_the_end(tmp_path):
+    out = tmp_path / "out"
+    with output_directory(out) as partial:
+        assert partial == tmp_path / "out.partial"
+        (partial / "a.txt").write_text("x")
+        assert not out.exists()
+    assert names(tmp_path) == ["out"]
+    assert names(out) == ["a.txt"]
+
+
+def test_an_empty_directory_may_stand_there(tmp_path):
+    (tmp_path / "out").mkdir()
+    write(tmp_path / "out")
+    assert names(tmp_path / "out") == ["a.txt", MANIFEST_NAME]
+
+
+@pytest.mark.parametrize("fail", [ValueError("x"), KeyboardInterrupt(), SystemExit(143)], ids=repr)
+def test_an_error_or_an_interruption_leaves_nothing(tmp_path, fail):
+    with pytest.raises(type(fail)):
+        write(tmp_path / "out", fail=fail)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("fail", [ValueError("x"), KeyboardInterrupt()], ids=repr)
+def test_overwrite_keeps_the_old_one_until_the_end(tmp_path, fail):
+    out = tmp_path / "out"
+    write(out, "old")
+    with pytest.raises(type(fail)):
+        write(out, overwrite=True, fail=fail)
+    assert (out / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["out"]
+    with output_directory(out, overwrite=True) as partial:
+        (partial / "a.txt").write_text("new")
+        assert (out / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["out"]
+    assert names(out) == ["a.txt"]
+    assert (out / "a.txt").read_text() == "new"
+
+
+@pytest.mark.parametrize("fail", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+def test_overwrite_puts_the_old_one_back_when_the_last_step_fails(tmp_path, monkeypatch, fail):
+    out = tmp_path / "out"
+    write(out, "old")
+    rename = Path.rename
+
+    def fails(self, target):
+        if self.name == "out.partial":
+            raise fail
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(type(fail)):
+        write(out, overwrite=True)
+    assert (out / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_full_output_is_refused_without_overwrite(tmp_path):
+    out = tmp_path / "out"
+    write(out)
+    assert message(write, out) == (
+        f"{out} exists and is not empty. Give --overwrite to replace it, or choose another "
+        "--output."
+    )
+
+
+def test_a_foreign_directory_is_never_deleted(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("mine")
+    assert message(write, out, overwrite=True) == (
+        f"{out} is not empty and was not written by vacc-deploy (it has no {MANIFEST_NAME}), so "
+        "--overwrite will not delete it. Remove it yourself, or choose another --output."
+    )
+    assert names(out) == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_directory_that_appears_during_the_run_is_never_deleted(tmp_path, overwrite):
+    out = tmp_path / "out"
+    with pytest.raises(OutputError), output_directory(out, overwrite=overwrite) as partial:
+        (partial / "a.txt").write_text("x")
+        out.mkdir()
+        (out / "thesis.tex").write_text("mine")
+    assert names(tmp_path) == ["out"]
+    assert names(out) == ["thesis.tex"]
+
+
+def test_outputs_that_cannot_be(tmp_path):
+    source = tmp_path / "in"
+    (source / "sub").mkdir(parents=True)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(source)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+
+    def refused(path, **options):
+        return message(check_output, path, overwrite=True, **options)
+
+    inputs = {"inputs": (source,)}
+    assert refused(source, **inputs) == f"The output {source} is the input {source} or contains it."
+    assert "is the input" in refused(tmp_path, **inputs)
+    assert "is the input" in refused(source / "sub" / "..", **inputs)
+    assert refused(source / "out", **inputs) == (
+        f"The output {source / 'out'} lies inside the input {source}, which is never changed. "
+        "Choose another --output."
+    )
+    assert refused(tmp_path / "no" / "out") == (
+        f"{tmp_path / 'no'} does not exist. Create it, or choose another --output."
+    )
+    for name in ("file", "link", "dangling"):
+        path = tmp_path / name
+        assert refused(path) == f"{path} exists and is no directory. Choose another --output."
+    assert "does not exist" in refused(tmp_path / "file" / "out")
+
+
+def test_a_link_to_the_input_is_the_input(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    (tmp_path / "alias").symlink_to(source)
+    text = message(check_output, source, overwrite=True, inputs=(tmp_path / "alias",))
+    assert "is the input" in text
+
+
+def test_a_parent_without_permission(tmp_path, monkeypatch):
+    # Root may write everywhere, so the system's answer is replaced.
+    monkeypatch.setattr(module.os, "access", lambda path, mode: path != tmp_path)
+    text = f"{tmp_path} cannot be written to. Choose another --output."
+    assert message(check_output, tmp_path / "out", overwrite=False) == text
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path):
+    partial = tmp_path / "out.partial"
+    (partial / "sub").mkdir(parents=True)
+    (partial / MARKER).touch()
+    (partial / "half.safetensors").write_text("half")
+    (partial / "sub" / "x").write_text("x")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "keep").write_text("x")
+    (partial / "link").symlink_to(outside)
+    write(tmp_path / "out")
+    assert names(tmp_path / "out") == ["a.txt", MANIFEST_NAME]
+    assert names(outside) == ["keep"]
+
+
+def test_a_really_killed_run_is_cleared(tmp_path):
+    code = (
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from vacc_deploy.checkpoint import output_directory\n"
+        "with output_directory(Path(sys.argv[1])) as partial:\n"
+        "    (partial / 'half').write_text('x')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], cwd=ROOT, check=False)
+    assert run.returncode == -9
+    assert names(tmp_path) == ["out.partial"]
+    write(tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["a.txt", MANIFEST_NAME]
+
+
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_a_foreign_partial_is_refused(tmp_path, kind):
+    partial = tmp_path / "out.partial"
+    if kind == "file":
+        partial.write_text("mine")
+    else:
+        partial.mkdir()
+        (partial / "mine").touch()
+    text = f"{partial} exists and is not ours. Remove it, then rerun."
+    assert message(write, tmp_path / "out") == text
+    assert names(tmp_path) == ["out.partial"]
+
+
+def test_a_concurrent_run_is_refused_and_disturbs_nothing(tmp_path):
+    out = tmp_path / "out"
+    with output_directory(out) as partial:
+        (partial / "a.txt").write_text("first")
+        text = f"Another run is writing {partial}. Wait for it to end."
+        assert message(write, out) == text
+        assert (partial / "a.txt").read_text() == "first"
+    assert (out / "a.txt").read_text() == "first"
+
+
+def test_a_run_that_ends_well_leaves_the_next_ones_partial_alone(tmp_path, monkeypatch):
+    out, sync = tmp_path / "out", module.sync_directory
+
+    def next_run_begins(directory):
+        sync(directory)
+        if directory == tmp_path:
+            (tmp_path / "out.partial").mkdir()
+
+    monkeypatch.setattr(module, "sync_directory", next_run_begins)
+    write(out)
+    assert names(tmp_path) == ["out", "out.partial"]
+
+
+def test_a_claim_on_a_directory_that_was_just_removed_is_refused(tmp_path, monkeypatch):
+    lock = fcntl.flock
+
+    def removed_meanwhile(descriptor, how):
+        (tmp_path / "out.partial" / MARKER).unlink()
+        lock(descriptor, how)
+
+    monkeypatch.setattr(module.fcntl, "flock", removed_meanwhile)
+    assert "has just removed" in message(write, tmp_path / "out")
+
+
+def test_a_full_disk_gives_the_bytes_written_and_leaves_nothing(tmp_path, monkeypatch):
+    out, write_all = tmp_path / "out", module.os.fsync
+    tensors = {"w": torch.zeros(2048)}
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def run():
+        with output_directory(out) as partial:
+            write_shard(partial / "first.safetensors", tensors)
+            monkeypatch.setattr(module.os, "fsync", full)
+            write_shard(partial / "second.safetensors", tensors)
+
+    text = message(run)
+    monkeypatch.setattr(module.os, "fsync", write_all)
+    assert text == (
+        f"The disk is full: 16.2 KiB of {out} were written, then the file system refused more. "
+        "Nothing was kept. Free space or choose another --output."
+    )
+    assert names(tmp_path) == []
+
+
+def test_another_system_error_keeps_its_own_text(tmp_path):
+    with pytest.raises(OSError, match="Input/output error"):
+        write(tmp_path / "out", fail=OSError(errno.EIO, "Input/output error"))
+    assert names(tmp_path) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of one MiB, where this user may mount one."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(directory)]
+    try:
+        done = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        done = False
+    if not done:
+        pytest.skip("no file system can be mounted here")
+    yield directory
+    subprocess.run(["umount", str(directory)], check=True)
+
+
+def test_a_really_full_disk(small_disk):
+    out = small_disk / "out"
+    write(out, "old")
+
+    def run():
+        with output_directory(out, overwrite=True) as partial:
+            write_shard(partial / "a.safetensors", {"w": torch.zeros(1 << 17)})
+            write_shard(partial / "b.safetensors", {"w": torch.zeros(1 << 20)})
+
+    text = message(run)
+    assert text.startswith("The disk is full: ")
+    assert f"of {out} were written, then the file system refused more." in text
+    assert names(small_disk) == ["out"]
+    assert (out / "a.txt").read_text() == "old"
+
+
+def test_check_space(tmp_path):
+    check_space(tmp_path / "out", 1)
+    text = message(check_space, tmp_path / "out", 1 << 60)
+    assert text.startswith(f"{tmp_path / 'out'} needs 1073741824.0 GiB, its file system has ")
+    assert text.endswith(" free. Free space or choose another --output.")
+
+
+def test_two_processes_race_and_one_of_them_wins(tmp_path):
+    code = (
+        "import sys, time\nfrom pathlib import Path\n"
+        "from vacc_deploy.checkpoint import output_directory\n"
+        "with output_directory(Path(sys.argv[1])) as partial:\n"
+        "    print('in', flush=True)\n"
+        "    sys.stdin.read()\n"
+        "    (partial / 'a.txt').write_text('x')\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    pipes = {"cwd": ROOT, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as first:
+        assert first.stdout.readline() == "in\n"
+        started = time.monotonic()
+        assert "Another run is writing" in message(write, tmp_path / "out")
+        assert time.monotonic() - started < 1
+        first.stdin.close()
+        assert first.wait(timeout=20) == 0
+    assert names(tmp_path) == ["out"]
+
+
+def test_files_of_the_user_in_an_output_are_never_deleted(tmp_path):
+    out = tmp_path / "out"
+    write(out)
+    for name in ("thesis.tex", "notes.md"):
+        (out / name).write_text("mine")
+    (out / "runs").mkdir()
+    assert message(write, out, overwrite=True) == (
+        f"{out} holds what {MANIFEST_NAME} does not list, so --overwrite will not delete it:\n"
+        "  - notes.md\n  - runs\n  - thesis.tex\nMove it away, or choose another --output."
+    )
+    assert names(out) == ["a.txt", "notes.md", "runs", "thesis.tex", MANIFEST_NAME]
+
+
+def test_the_timing_of_quantize_is_ours_though_no_manifest_lists_it(tmp_path):
+    out = tmp_path / "out"
+    write(out)
+    (out / TIMING_NAME).write_text("{}")
+    write(out, overwrite=True)
+    assert names(out) == ["a.txt", MANIFEST_NAME]
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", "{}", '{"files": ["a.txt"]}'])
+def test_a_manifest_that_lists_nothing_protects_everything(tmp_path, manifest):
+    out = tmp_path / "out"
+    write(out)
+    (out / MANIFEST_NAME).write_text(manifest)
+    assert "  - a.txt\nMove it away" in message(write, out, overwrite=True)
+
+
+def test_a_directory_within_an_output_has_a_manifest_of_its_own(tmp_path):
+    out = tmp_path / "out"
+
+    def write_nested():
+        with output_directory(out, overwrite=True) as partial:
+            write(partial / "inner")
+            files = {f"inner/{MANIFEST_NAME}": {}}
+            (partial / MANIFEST_NAME).write_text(json.dumps({"files": files}))
+
+    write_nested()
+    write_nested()
+    (out / "inner" / "mine").write_text("x")
+    assert "  - inner/mine\n" in message(write_nested)
+    (out / "inner" / "mine").unlink()
+    (out / "a.txt").mkdir()
+    assert "  - a.txt\n" in message(write_nested)
+
+
+@pytest.mark.parametrize("place", [".", "..", "sub/.."])
+def test_the_working_directory_is_no_output(tmp_path, monkeypatch, place):
+    here = tmp_path / "a" / "b"
+    (here / "sub").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    for overwrite in (False, True):
+        assert message(check_output, Path(place), overwrite=overwrite) == (
+            f"The output {Path(place)} is the working directory or contains it. Choose another "
+            "--output."
+        )
+
+
+def test_replace_text_is_whole_and_replaces_its_own_files_only(tmp_path, monkeypatch):
+    path, synced = tmp_path / "a.yaml", []
+    fsync = module.os.fsync
+    monkeypatch.setattr("os.fsync", lambda descriptor: (synced.append(1), fsync(descriptor)))
+    (tmp_path / "a.yaml.partial").write_text("mine")
+    replace_text(path, "# ours\n模", overwrite=False, head="# ours")
+    assert path.read_text("utf-8") == "# ours\n模"
+    assert synced
+    assert path.stat().st_mode & 0o777 == (tmp_path / "a.yaml.partial").stat().st_mode & 0o777
+    text = f"{path} exists already. Add --overwrite to replace it."
+    assert message(replace_text, path, "x", overwrite=False, head="# ours") == text
+    replace_text(path, "# ours, new", overwrite=True, head="# ours")
+    assert path.read_text() == "# ours, new"
+    path.write_text("# mine\n# ours")
+    assert message(replace_text, path, "x", overwrite=True, head="# ours") == (
+        f"{path} was not written by vacc-deploy, so --overwrite will not replace it. Remove it "
+        "yourself, or choose another --output."
+    )
+    assert path.read_text() == "# mine\n# ours"
+    replace_text(path, "any", overwrite=True, head="")
+    assert names(tmp_path) == ["a.yaml", "a.yaml.partial"]
+    assert (tmp_path / "a.yaml.partial").read_text() == "mine"
+
+
+def test_replace_text_refuses_what_is_no_file(tmp_path):
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    options = {"overwrite": True, "head": ""}
+    assert message(replace_text, tmp_path, "x", **options) == (
+        f"{tmp_path} exists and is no file. Choose another --output."
+    )
+    assert "is no file" in message(replace_text, tmp_path / "dangling", "x", **options)
+    assert message(replace_text, tmp_path / "no" / "a", "x", **options) == (
+        f"{tmp_path / 'no'} does not exist. Create it, or choose another --output."
+    )

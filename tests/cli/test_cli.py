@@ -1,0 +1,548 @@
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from checkpoint_builders import write_checkpoint
+from click.testing import CliRunner
+
+from vacc_deploy import __version__
+from vacc_deploy.assets import SOURCE_FILES
+from vacc_deploy.checkpoint import files
+from vacc_deploy.cli import cli
+from vacc_deploy.cli import terminal as progress_module
+from vacc_deploy.cli.options import emit
+from vacc_deploy.cli.prepare import LINK_MODES
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = sorted(cli.commands)
+
+
+def invoke(*args):
+    return CliRunner().invoke(cli, [str(arg) for arg in args])
+
+
+def run(*args, code="from vacc_deploy.cli import main; main()", **options):
+    """Run the command line in a process of its own."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env=env, timeout=60, check=False, **options
+    )
+
+
+def test_link_modes_of_the_option_are_those_of_the_module():
+    assert files.LINK_MODES == LINK_MODES
+
+
+def test_models_text_and_json():
+    result = invoke("models")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    assert (
+        "\nDistill-Qwen-7B        28    3584      28/4        15.2            56" in result.stdout
+    )
+    values = json.loads(invoke("models", "--json").stdout)
+    assert [len(values), len(values["models"])] == [1, 6]
+
+
+def test_prepare_success_text(tmp_path):
+    source, out = write_checkpoint(tmp_path / "Mine", shards=2), tmp_path / "out"
+    result = invoke("prepare", "--weights", source, "--output", out)
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"Prepared Mine in {out}"
+    assert lines[1].startswith("hardlink          2 files, 239.")
+    assert [line.split()[0] for line in lines[2:5]] == ["copy", "from", "generated"]
+    assert lines[5].startswith("Note: sliding_window is null in config_vacc.json")
+    assert lines[6] == f"Next: vacc-deploy quantize {out}"
+    assert len(lines) == 7
+    progress = result.stderr.splitlines()
+    assert len(progress) == 2
+    assert progress[1].startswith("Placing weights: 239.")
+    assert progress[1].endswith("0.0 s left  model-00002-of-00002.safetensors")
+
+
+def test_prepare_json_is_exactly_one_object(tmp_path):
+    source, out = write_checkpoint(tmp_path / "Mine"), tmp_path / "out"
+    result = invoke("prepare", "--weights", source, "--output", out, "--json")
+    assert result.exit_code == 0
+    values = json.loads(result.stdout)
+    assert (values["model"], values["output_dir"], values["dry_run"]) == ("Mine", str(out), False)
+    listed = {file["name"]: file["bytes"] for file in values["files"]}
+    assert listed == {path.name: path.stat().st_size for path in out.iterdir()}
+    assert {*SOURCE_FILES, "config_vacc.json", "vacc_deploy.json"} < listed.keys()
+
+
+def test_prepare_dry_run_writes_nothing(tmp_path):
+    source = write_checkpoint(tmp_path / "Mine")
+    result = invoke("prepare", "--weights", source, "--output", tmp_path / "out", "--dry-run")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Would prepare Mine in ")
+    assert [path.name for path in tmp_path.iterdir()] == ["Mine"]
+
+
+def test_prepare_overwrite_and_link_mode(tmp_path):
+    source, out = write_checkpoint(tmp_path / "Mine"), tmp_path / "out"
+    options = ("prepare", "--weights", source, "--output", out)
+    assert invoke(*options).exit_code == 0
+    refused = invoke(*options)
+    assert refused.exit_code == 1
+    assert refused.stderr == (
+        f"Error: {out} exists and is not empty. Give --overwrite to replace it, or choose another "
+        "--output.\n"
+    )
+    again = invoke(*options, "--overwrite", "--link-mode", "symlink")
+    assert again.exit_code == 0
+    assert (out / "model.safetensors").is_symlink()
+
+
+def break_nothing(source):
+    pass
+
+
+def no_config(source):
+    (source / "config.json").unlink()
+
+
+def no_weights(source):
+    (source / "model.safetensors").unlink()
+
+
+def only_pickle(source):
+    (source / "model.safetensors").rename(source / "pytorch_model.bin")
+
+
+def cut(source):
+    os.truncate(source / "model.safetensors", 5000)
+
+
+def other_type(source):
+    text = (source / "config.json").read_text().replace('"qwen2"', '"mamba"')
+    (source / "config.json").write_text(text)
+
+
+def wrong_layers(source):
+    text = (source / "config.json").read_text()
+    text = text.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3')
+    (source / "config.json").write_text(text)
+
+
+def gptq(source):
+    text = (source / "config.json").read_text()
+    text = text.replace("{", '{"quantization_config": {"quant_method": "gptq"},', 1)
+    (source / "config.json").write_text(text)
+
+
+ERRORS = [
+    (no_config, (), "CheckpointError", "config.json is missing. Give a directory in the Hugging"),
+    (no_weights, (), "CheckpointError", "holds neither model.safetensors nor model.safetensors.in"),
+    (only_pickle, (), "CheckpointError", "holds pickled weights (.bin, .pt) and no safetensors"),
+    (cut, (), "CheckpointError", "the file is truncated: got 5,000 bytes, expected 24"),
+    (wrong_layers, (), "CheckpointError", "  - and 2 more\nDownload the files named again from"),
+    (other_type, (), "UnsupportedModelError", "has model_type 'mamba', expected one of qwen2, lla"),
+    (gptq, (), "UnsupportedModelError", "(quant_method 'gptq'): the weights are quantized alread"),
+    (
+        break_nothing,
+        ("--model", "Distil-Qwen-7B"),
+        "UnsupportedModelError",
+        "Unknown model 'Distil-Qwen-7B'. Did you mean Distill-Qwen-7B? Known models: Distill-Qwen",
+    ),
+    (
+        break_nothing,
+        ("--model", "Distill-Qwen-7B"),
+        "CheckpointError",
+        "is not DeepSeek-R1-Distill-Qwen-7B: hidden_size is 64, expected 3584;",
+    ),
+    (break_nothing, ("--output", "in/out"), "OutputError", "lies inside the input"),
+    (break_nothing, ("--output", "no/out"), "OutputError", "does not exist. Create it, or choose"),
+    (break_nothing, ("--output", "in"), "OutputError", "The output in is the input"),
+]
+
+
+@pytest.mark.parametrize(("damage", "args", "kind", "text"), ERRORS, ids=lambda value: None)
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+def test_prepare_errors_exit_1(tmp_path, monkeypatch, damage, args, kind, text, as_json):
+    damage(write_checkpoint(tmp_path / "in"))
+    monkeypatch.chdir(tmp_path)
+    result = invoke("prepare", "--weights", "in", *args, *(["--json"] if as_json else []))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert text in result.stderr
+    assert "Traceback" not in result.output
+    if as_json:
+        error = json.loads(result.stdout)["error"]
+        assert result.stderr == f"Error: {error['message']}\n"
+        assert error["type"] == kind
+    else:
+        assert result.stdout == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_missing_directory_exits_1(tmp_path):
+    result = invoke("prepare", "--weights", tmp_path / "none")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"Error: {tmp_path / 'none'} is no directory. Give a checkpoint directory.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (
+            ("prepare",),
+            "Error: Give --model NAME (see vacc-deploy models), --weights DIR, or both.",
+        ),
+        (("prepare", "--link-mode", "hard"), "'hard' is not one of 'auto', 'hardlink', 'symlink'"),
+        (("prepare", "--weights", __file__), "is a file"),
+        (("prepare", "--modell", "x"), "No such option"),
+        (("prepare", "x"), "Got unexpected extra argument"),
+        (("models", "x"), "Got unexpected extra argument"),
+        (("nope",), "No such command 'nope'"),
+    ],
+)
+def test_wrong_usage_exits_2(args, text):
+    result = invoke(*args)
+    assert result.exit_code == 2
+    assert text in result.stderr
+    assert result.stdout == ""
+    assert run(*args).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (("prepare", "--json", "--modell", "x"), "No such option"),
+        (("quantize", "--json"), "Missing argument 'DIR'"),
+        (("verify", "x", "--max-tokens", "few", "--json"), "Invalid value for '--max-tokens'"),
+        (("--json", "nope"), "No such option"),
+        (("nope", "--json"), "No such command 'nope'"),
+    ],
+)
+def test_wrong_usage_is_an_object_under_json(args, text):
+    result = run(*args)
+    assert result.returncode == 2
+    error = json.loads(result.stdout)["error"]
+    assert error["type"] == "UsageError"
+    assert text in error["message"]
+    assert text in result.stderr
+
+
+def test_the_value_of_an_option_after_two_dashes_asks_for_no_json():
+    result = run("models", "--", "--json")
+    assert (result.returncode, result.stdout) == (2, "")
+
+
+def test_usage_errors_of_our_own_are_an_object_under_json():
+    result = invoke("prepare", "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["error"]["type"] == "UsageError"
+
+
+def test_a_system_error_names_the_file(tmp_path, monkeypatch):
+    source = write_checkpoint(tmp_path / "in")
+
+    def link(source, target):
+        raise OSError(5, "Input/output error", str(source))
+
+    monkeypatch.setattr(os, "link", link)
+    result = invoke("prepare", "--weights", source, "--output", tmp_path / "out", "--json")
+    assert result.exit_code == 1
+    message = f"{source / 'model.safetensors'}: Input/output error."
+    assert json.loads(result.stdout)["error"] == {"type": "OSError", "message": message}
+
+
+def test_debug_shows_the_traceback_and_the_message_still_comes_last(tmp_path):
+    result = invoke("prepare", "--weights", tmp_path / "none", "--debug")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Traceback (most recent call last):")
+    assert "vacc_deploy/checkpoint/reader.py" in result.stderr
+    last = f"Error: {tmp_path / 'none'} is no directory. Give a checkpoint directory."
+    assert result.stderr.splitlines()[-1] == last
+
+
+def test_a_programming_mistake_keeps_its_traceback(monkeypatch):
+    def broken(self):
+        raise TypeError("ours")
+
+    monkeypatch.setattr("vacc_deploy.models.catalog.CatalogTable.to_text", broken)
+    result = invoke("models")
+    assert isinstance(result.exception, TypeError)
+
+
+def test_no_escape_sequence_of_a_strangers_file_reaches_the_terminal(tmp_path):
+    import torch
+
+    name = "\x1b[2Jmodel.\x9b31mred\u202e"
+    source = write_checkpoint(tmp_path / "in", extra_tensors={name: torch.ones(1)})
+    result = invoke("prepare", "--weights", source, "--json")
+    assert "\\x1b[2Jmodel.\\x9b31mred\\u202e in model.safetensors belongs to no part" in (
+        result.stderr
+    )
+    assert result.stderr.isascii()
+    assert result.stdout.isascii()
+    assert name in json.loads(result.stdout)["error"]["message"]
+
+
+class Foreign:
+    """A result with a stranger's text in it."""
+
+    TEXT = "\x1b[2J\x9b31m\u202e\x07 模\u3000型\tone\ntwo"
+
+    def to_dict(self):
+        return {"text": self.TEXT}
+
+    def to_text(self):
+        return self.TEXT
+
+
+def foreign_command(as_json):
+    with click.Context(cli) as ctx:
+        ctx.meta["json"] = as_json
+        emit(Foreign())
+
+
+def test_no_escape_sequence_in_a_result_reaches_the_terminal(capsys):
+    foreign_command(as_json=False)
+    expected = "\\x1b[2J\\x9b31m\\u202e\\x07 模\u3000型\tone\ntwo\n"
+    assert capsys.readouterr().out == expected
+    foreign_command(as_json=True)
+    text = capsys.readouterr().out
+    assert not {"\x1b", "\x9b", "\u202e"} & set(text)
+    assert "模\u3000型" in text
+    assert json.loads(text)["text"] == Foreign.TEXT
+
+
+def test_no_escape_sequence_in_plain_progress_reaches_the_terminal(capsys):
+    progress = progress_module.LineProgress()
+    progress.start("Adding with \x1b[2J", 1, "sums")
+    progress.advance(1, "\x9b31m")
+    progress.warn("\u202e")
+    text = capsys.readouterr().err
+    assert not {"\x1b", "\x9b", "\u202e"} & set(text)
+    assert "\\x1b[2J" in text and "\\x9b31m" in text and "Warning: \\u202e" in text
+
+
+def test_debug_shows_no_escape_sequence_either(tmp_path):
+    result = invoke("prepare", "--weights", tmp_path / "\x1b[2J", "--debug")
+    assert result.exit_code == 1
+    assert "\x1b" not in result.stderr
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8", "en_US.UTF-8"])
+def test_paths_beyond_utf_8_work(tmp_path, locale):
+    source = write_checkpoint(tmp_path / "in")
+    odd = tmp_path / os.fsdecode(b"caf\xe9-\xe6\xa8\xa1")
+    source.rename(odd)
+    out, env = tmp_path / "out", {"LC_ALL": locale, "PYTHONIOENCODING": "utf-8:strict"}
+    for option in ("--json", "--debug"):
+        result = run(
+            *("prepare", "--weights", odd, "--output", out, "--overwrite", option), env=env
+        )
+        assert result.returncode == 0, result.stderr
+    assert json.loads((out / "vacc_deploy.json").read_text("utf-8"))["model"] == odd.name
+    result = run("prepare", "--weights", f"{odd}/none", "--json", env=env)
+    assert result.returncode == 1
+    assert str(odd) in json.loads(result.stdout)["error"]["message"]
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_help_ends_with_an_example_and_imports_nothing_heavy(command):
+    args = [command, "--help"] if command else ["-h"]
+    code = (
+        "import sys\n"
+        "from vacc_deploy.cli import main\n"
+        "try:\n    main()\n"
+        "finally:\n"
+        "    heavy = {'torch', 'transformers', 'numpy', 'tokenizers', 'safetensors', 'yaml', "
+        "'rich', 'huggingface_hub'} & set(sys.modules)\n"
+        "    assert not heavy, heavy\n"
+    )
+    result = run(*args, code=code)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert re.search(r"Examples?:\s+vacc-deploy ", result.stdout)
+
+
+def test_models_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom vacc_deploy.cli import main\n"
+        "try:\n    main()\nfinally:\n"
+        "    assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
+    )
+    assert run("models", code=code).returncode == 0
+
+
+def test_help_answers_at_once():
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        assert run("--help").returncode == 0
+        seconds.append(time.monotonic() - started)
+    assert min(seconds) < 0.5
+
+
+def test_version_and_module_entry_point():
+    assert invoke("--version").stdout == f"vacc-deploy, version {__version__}\n"
+    command = [sys.executable, "-m", "vacc_deploy", "--version"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert __version__ in result.stdout
+
+
+def test_a_reader_that_leaves_early_is_no_traceback():
+    command = f"{sys.executable} -m vacc_deploy models | true; sleep 0.1"
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in result.stderr
+    assert "BrokenPipe" not in result.stderr
+
+
+# Places the first weight file, says so, and waits to be stopped.
+SLOW = """
+import sys, time
+import vacc_deploy.prepare as module
+real = module.place_shard
+def place_shard(*args):
+    real(*args)
+    print("ready", file=sys.stderr, flush=True)
+    time.sleep(30)
+module.place_shard = place_shard
+from vacc_deploy.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_stopped_run_leaves_no_partial_directory(tmp_path, number, code, overwrite):
+    source, out = write_checkpoint(tmp_path / "in"), tmp_path / "out"
+    args = ["prepare", "--weights", str(source), "--output", str(out), "--link-mode", "copy"]
+    if overwrite:
+        assert invoke(*args).exit_code == 0
+        args.append("--overwrite")
+    expected = sorted(path.name for path in tmp_path.iterdir())
+    command = [sys.executable, "-c", SLOW, *args]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stderr.readline() == "ready\n"
+        assert (tmp_path / "out.partial").is_dir()
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=20)
+    assert (process.returncode, stdout) == (code, "")
+    assert "Traceback" not in stderr
+    if number == signal.SIGINT:
+        assert stderr.strip() == "Interrupted; no half-written output was left."
+    assert sorted(path.name for path in tmp_path.iterdir()) == expected
+
+
+def on_terminal(code):
+    """Run code with stderr on a terminal; return what the terminal got."""
+    leader, follower = pty.openpty()
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "160"}
+    with subprocess.Popen([sys.executable, "-c", code], stderr=follower, cwd=ROOT, env=env) as job:
+        os.close(follower)
+        got = b""
+        while True:
+            try:
+                piece = os.read(leader, 4096)
+            except OSError:  # the other end is closed
+                break
+            if not piece:
+                break
+            got += piece
+        job.wait(timeout=20)
+    os.close(leader)
+    return got.decode()
+
+
+@pytest.mark.parametrize("end", ["", "raise VaccDeployError('broken')", "raise KeyboardInterrupt"])
+def test_the_bar_gives_the_cursor_back_however_the_command_ends(end):
+    code = (
+        "import time\nfrom vacc_deploy.cli import cli, main\n"
+        "from vacc_deploy.cli.terminal import terminal_progress\n"
+        "from vacc_deploy.errors import VaccDeployError\n"
+        "import sys\n"
+        "@cli.command('work')\n"
+        "def work():\n"
+        "    progress = terminal_progress()\n"
+        "    progress.start('Placing [/] \\x1b[7m', 4096, 'bytes')\n"
+        "    progress.advance(1024, '[/]\\x1b[8mone.safetensors')\n"
+        "    progress.warn('[bold]careful[/bold]\\x1b[9m')\n"
+        "    time.sleep(0.2)\n"
+        f"    {end or 'progress.finish()'}\n"
+        "sys.argv = ['vacc-deploy', 'work']\nmain()\n"
+    )
+    got = on_terminal(code)
+    assert "Placing" in got
+    assert " 25%" in got
+    assert "one.safetensors" in got
+    assert "Warning: [bold]careful[/bold]\\x1b[9m" in got
+    assert "[/]\\x1b[8mone" in got
+    assert not [code for code in ("\x1b[7m", "\x1b[8m", "\x1b[9m") if code in got]
+    assert "\x1b[?25l" in got
+    assert got.rindex("\x1b[?25h") > got.rindex("\x1b[?25l")
+    assert "Traceback" not in got
+
+
+def test_plain_progress_is_one_line_a_step(capsys, monkeypatch):
+    with click.Context(cli):
+        progress = progress_module.terminal_progress()
+    clock = iter([10.0, 12.0, 16.0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(clock))
+    progress.start("Quantizing", 3, "layers")
+    progress.advance(note="layer 0")
+    progress.advance(2)
+    progress.warn("a row was skipped")
+    progress.finish()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == (
+        "Quantizing: 1 of 3 layers, 4.0 s left  layer 0\n"
+        "Quantizing: 3 of 3 layers, 0.0 s left\n"
+        "Warning: a row was skipped\n"
+    )
+
+
+def test_plain_progress_takes_the_time_left_from_what_was_not_skipped(capsys, monkeypatch):
+    progress = progress_module.LineProgress()
+    clock = iter([0.0, 50.0, 52.0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(clock))
+    progress.start("Quantizing", 10, "layers")
+    progress.skip(6, "6 layers were finished before")
+    progress.advance(1, "layer 6")
+    assert capsys.readouterr().err == (
+        "Quantizing: 6 of 10 layers  6 layers were finished before\n"
+        "Quantizing: 7 of 10 layers, 6.0 s left  layer 6\n"
+    )
+
+
+def test_plain_progress_prints_no_line_for_what_is_under_way(capsys):
+    progress = progress_module.LineProgress()
+    progress.start("Quantizing", 2, "layers")
+    progress.note("q of layer 0")
+    assert capsys.readouterr().err == ""
+
+
+def test_the_bar_shows_what_is_under_way_and_the_time_left():
+    code = (
+        "import time\nfrom vacc_deploy.cli.terminal import BarProgress\n"
+        "bar = BarProgress()\n"
+        "bar.start('Quantizing', 4, 'layers')\n"
+        "bar.skip(2, 'finished before')\n"
+        "bar.advance(1)\n"
+        "bar.note('q of layer 3 \\x1b[7m')\n"
+        "time.sleep(0.2)\n"
+        "bar.finish()\n"
+    )
+    got = on_terminal(code)
+    assert " 75%" in got and "s left" in got
+    assert "q of layer 3 \\x1b[7m" in got and "\x1b[7m" not in got

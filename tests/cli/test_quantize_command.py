@@ -1,0 +1,352 @@
+"""``vacc-deploy quantize``: what it prints, what it refuses, and its exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from checkpoint_builders import write_checkpoint
+from click.testing import CliRunner
+
+from vacc_deploy.cli import cli
+from vacc_deploy.errors import OutputError
+from vacc_deploy.quantize import compute, shards
+from vacc_deploy.quantize import run as pipeline
+from vacc_deploy.quantize.options import QuantizeOptions
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_checkpoint(tmp_path / "model")
+
+
+@pytest.fixture
+def words(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("".join(f"{i * 7919 % 10007} words, " for i in range(2000)), "utf-8")
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, ["quantize", *(str(a) for a in arguments)])
+
+
+def run_gptq(source, words, *arguments):
+    common = ("--calibration", f"text={words}", "--num-samples", 10, "--seq-len", 32)
+    return run(source, *common, *arguments)
+
+
+def test_quantize_without_calibration_rounds(source):
+    result = run(source)
+    assert result.exit_code == 0, result.output
+    output = f"{source}-int8"
+    lines = result.stdout.splitlines()
+    assert lines[0] == f"Quantized model in {output}"
+    assert lines[-1] == f"Next: vacc-deploy verify {output}"
+    assert "method       rtn" in result.stdout
+    assert "calibration" not in result.stdout
+    assert f"report       {output}/quantize_report.json" in result.stdout
+    assert "Quantizing: 2 of 2 layers" in result.stderr
+
+
+def test_quantize_with_calibration_is_gptq(source, words):
+    result = run_gptq(source, words)
+    assert result.exit_code == 0, result.output
+    assert "method        gptq" in result.stdout
+    assert "calibration   320 tokens (text 10 rows)" in result.stdout
+    assert "of rounding's, held-out tokens" in result.stdout
+    assert "layer 1: error beside rounding's q " in result.stderr
+
+
+def test_quantize_options_reach_the_report(source, words, tmp_path):
+    result = run_gptq(
+        source,
+        words,
+        "--seed",
+        3,
+        "--no-act-order",
+        "--output",
+        tmp_path / "o",
+        "--evaluation-share",
+        0.25,
+        "--effort",
+        "fast",
+        "--shrinkage",
+        0.5,
+        "--dampening",
+        0.05,
+        "--no-scale-search",
+        "--compute-dtype",
+        "float32",
+        "--device",
+        "cpu",
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "o" / "quantize_report.json").read_text("utf-8"))
+    assert report["options"] == {
+        "method": "gptq",
+        "formats": ["int8"],
+        "num_samples": 10,
+        "sequence_length": 32,
+        "seed": 3,
+        "act_order": False,
+        "held_out_share": 0.1,
+        "evaluation_share": 0.25,
+        "answers": "data",
+        "effort": "fast",
+        "shrinkage": 0.5,
+        "dampening_frac": 0.05,
+        "scale_search": False,
+    }
+    down = [linear for linear in report["linears"] if linear["name"].endswith("down_proj")]
+    assert [linear["method"] for linear in down] == ["rtn", "rtn"]
+    assert {linear["dampening_frac"] for linear in report["linears"]} == {None, 0.05}
+    assert {linear["scale_shrink"] for linear in report["linears"]} == {0.0}
+
+
+def test_quantize_defaults_of_the_solver_are_those_of_the_library(source, words):
+    assert run_gptq(source, words).exit_code == 0
+    path = source.with_name("model-int8") / "quantize_report.json"
+    given = json.loads(path.read_text("utf-8"))["options"]
+    library = QuantizeOptions("gptq").to_dict()
+    names = ("act_order", "effort", "shrinkage", "dampening_frac", "scale_search", "seed")
+    assert {name: given[name] for name in names} == {name: library[name] for name in names}
+
+
+def test_quantize_compute_dtype_reaches_the_computation(source, words, monkeypatch):
+    asked = []
+    plain = compute.choose_compute
+
+    def choose(*arguments):
+        asked.append(arguments)
+        return plain(*arguments)
+
+    monkeypatch.setattr(pipeline, "choose_compute", choose)
+    assert run_gptq(source, words, "--compute-dtype", "bfloat16", "--dry-run").exit_code == 0
+    assert asked == [("cpu", "bfloat16")]
+
+
+@pytest.mark.parametrize("extra", [(), ("--dry-run",)])
+def test_quantize_json_is_one_object(source, words, extra):
+    result = run_gptq(source, words, "--json", *extra)
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    assert values["method"] == "gptq" and values["dry_run"] is bool(extra)
+    assert len(values["linears"]) == (0 if extra else 14)
+    assert values["calibration"]["tokens"] == 320
+    assert values["output_dir"] == f"{source}-int8"
+    assert os.path.isdir(values["output_dir"]) is not bool(extra)
+
+
+def test_quantize_dry_run_prints_the_plan(source, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    result = run(source, "--dry-run")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Would quantize model into {source}-int8\n")
+    assert "time     about " in result.stdout and "memory   about " in result.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--method", "gptq"), 2, "Error: --method gptq needs text to calibrate on: "),
+        (("--method", "rtn", "--calibration", "text=README"), 2, "Error: --method rtn uses no "),
+        (("--calibration", "text"), 2, "Error: Calibration source 'text' is not of the form NAME"),
+        (("--calibration", "c4=x", "--answers", "own"), 2, "--answers own needs questions to answ"),
+        (("--calibration", "wiki=x"), 2, "has the unknown kind 'wiki', expected one of c4, ceval"),
+        (("--calibration", "text=/nowhere/x"), 1, "Error: /nowhere/x does not exist. Give the "),
+        (("--calibration", "text=x", "--num-samples", "1"), 2, "Error: --num-samples must be at "),
+        (("--num-samples", "0"), 2, "Invalid value for '--num-samples'"),
+        (("--seq-len", "8"), 2, "Invalid value for '--seq-len'"),
+        (("--method", "awq"), 2, "Invalid value for '--method'"),
+        (("--format", "int4"), 2, "Invalid value for '--format'"),
+        (("--effort", "slow"), 2, "Invalid value for '--effort'"),
+        (("--shrinkage", "1.5"), 2, "Invalid value for '--shrinkage'"),
+        (("--dampening", "0"), 2, "Invalid value for '--dampening'"),
+        (("--compute-dtype", "float16"), 2, "Invalid value for '--compute-dtype'"),
+        (("--device", "tpu"), 2, "Error: --device is 'tpu', expected cpu, cuda or cuda:N."),
+        (("--device", "cuda:x"), 2, "Error: --device is 'cuda:x', expected cpu, cuda or cuda:N."),
+        (("--device", "cuda"), 2, " sees 0 CUDA devices. Use --device cpu, or install a CUDA "),
+        (("--device", "cuda:1"), 2, "Error: --device cuda:1: torch "),
+    ],
+)
+def test_quantize_wrong_options(source, tmp_path, monkeypatch, arguments, code, message):
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # whatever the machine has
+    result = run(source, *arguments)
+    assert result.exit_code == code
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_quantize_data_errors_exit_1_and_leave_nothing(source, words, tmp_path):
+    assert run(tmp_path / "nowhere").exit_code == 1
+    result = run_gptq(source, words, "--num-samples", 5000)
+    assert result.exit_code == 1
+    assert "Error: The calibration data hold too few tokens." in result.output
+    (source / "tokenizer.json").unlink()
+    result = run_gptq(source, words)
+    assert result.exit_code == 1
+    assert f"Error: {source / 'tokenizer.json'} is missing." in result.output
+    assert not list(tmp_path.glob("*int8*"))
+
+
+def test_quantize_error_as_json(source, words):
+    (source / "tokenizer.json").unlink()
+    result = run_gptq(source, words, "--json")
+    error = json.loads(result.stdout)["error"]
+    assert result.exit_code == 1 and error["type"] == "CheckpointError"
+    assert error["message"].startswith(f"{source / 'tokenizer.json'} is missing.")
+
+
+def test_quantize_int8_directory(source):
+    output = f"{source}-int8"
+    assert run(source).exit_code == 0
+    result = run(output)
+    assert result.exit_code == 1
+    assert f"Error: {output} is quantized already. Give the float directory" in result.output
+    again = run(source)
+    assert again.exit_code == 1 and f"{output} exists and is not empty." in again.output
+    assert run(source, "--overwrite").exit_code == 0
+
+
+def test_quantize_in_the_directory_itself(source, monkeypatch):
+    monkeypatch.chdir(source)
+    result = run(".")
+    assert result.exit_code == 0, result.output
+    assert f"Quantized model in {source}-int8" in result.stdout
+
+
+def test_quantize_help_needs_no_torch():
+    code = (
+        "import sys; from vacc_deploy.cli import cli\n"
+        "cli.main(['quantize', '--help'], standalone_mode=False)\n"
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "--calibration NAME=PATH[:WEIGHT]" in done.stdout
+
+
+def test_quantize_takes_the_format_and_the_device_there_are(source):
+    result = run(source, "--format", "int8", "--format", "int8", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    report = json.loads((source.parent / "model-int8" / "quantize_report.json").read_text("utf-8"))
+    assert report["options"]["formats"] == ["int8"]
+
+
+def test_quantize_writes_several_formats(source):
+    result = run(source, "--format", "fp16", "--format", "int8", "--format", "fp16", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["formats"] == ["fp16", "int8"]
+    assert sorted(os.listdir(f"{source}-quantized")) == [
+        *("fp16", "int8", "quantize_timing.json", "vacc_deploy.json")
+    ]
+
+
+def test_quantize_resume_of_a_finished_output(source):
+    first = json.loads(run(source, "--json").stdout)
+    result = run(source, "--resume", "--json")
+    assert result.exit_code == 0, result.output
+    again = json.loads(result.stdout)
+    assert (first.pop("already_finished"), again.pop("already_finished")) == (False, True)
+    for values in (first, again):
+        values["seconds"] = values["peak_memory_bytes"] = 0
+        # They begin with what the process holds already.
+        del values["estimated_memory_bytes"], values["estimated_parts"]
+    assert again == first
+    assert run(source, "--resume").stdout.startswith("Finished already, and every file has its ")
+
+
+def test_quantize_bad_weight_advises_no_resume(source, monkeypatch):
+    bad = torch.full((160, 64), float("nan"), dtype=torch.bfloat16)
+    name = "model.layers.1.mlp.up_proj.weight"
+    write_checkpoint(source, extra_tensors={name: bad})
+    monkeypatch.setattr("sys.argv", ["vacc-deploy-test", "quantize", str(source)])
+    result = run(source)
+    assert result.exit_code == 1
+    assert result.output.endswith(
+        " Download the file model.safetensors again. 1 of 2 layers are finished and kept, but "
+        "--resume goes on with unchanged files only: with a changed one begin again by "
+        "--overwrite.\n"
+    )
+    result = run(source)
+    assert "holds 1 of 2 finished layers of an interrupted run." in result.output
+    assert "Resume with" not in result.output
+    write_checkpoint(source)
+    result = run(source, "--resume")
+    assert "weights model.safetensors: " in result.output and result.exit_code == 1
+    assert run(source, "--overwrite").exit_code == 0
+
+
+def test_quantize_failure_names_the_command_that_goes_on(source, monkeypatch):
+    plain = shards.write_shard
+
+    def write(path, tensors):
+        if path.name.startswith("model-00003"):
+            raise OutputError("The disk is full.")
+        return plain(path, tensors)
+
+    monkeypatch.setattr(shards, "write_shard", write)
+    monkeypatch.setattr("sys.argv", ["vacc-deploy-test", "quantize", str(source)])
+    result = run(source)
+    assert result.exit_code == 1
+    assert result.output.endswith(
+        "Error: The disk is full. 1 of 2 layers are finished and kept. Resume with: "
+        f"vacc-deploy-test quantize {source} --resume\n"
+    )
+    monkeypatch.setattr(shards, "write_shard", plain)
+    assert run(source, "--resume").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--num-samples", "128"),
+            "Without --calibration the weights are rounded to nearest, with no effect of "
+            "--num-samples. Give --calibration NAME=PATH (c4, ceval, alpaca, text or traces), or "
+            "leave it out.",
+        ),
+        (
+            ("--no-act-order", "--scale-search", "--dampening", "0.2"),
+            "with no effect of --no-act-order, --dampening, --scale-search. Give --calibration "
+            "NAME=PATH (c4, ceval, alpaca, text or traces), or leave them out.",
+        ),
+        (
+            ("--method", "rtn", "--calibration", "text=x", "--seq-len", "64"),
+            "--method rtn uses no calibration data. Leave --calibration, --seq-len out, or use "
+            "--method gptq with --calibration NAME=PATH.",
+        ),
+        (
+            ("--method", "rtn", "--compute-dtype", "float32"),
+            "--method rtn uses no calibration data. Leave --compute-dtype out, or use ",
+        ),
+    ],
+)
+def test_quantize_refuses_options_that_rounding_would_ignore(source, tmp_path, arguments, message):
+    result = run(source, *arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not (tmp_path / "model-int8").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("--answers", "own"), ("--max-answer-tokens", "9"), ("--answers-cache", "x")),
+        *(("--evaluation-share", "0.1"), ("--seq-len", "64"), ("--effort", "fast")),
+        ("--shrinkage", "0.2"),
+    ],
+)
+def test_quantize_refuses_each_of_them(source, option, value):
+    result = run(source, option, value)
+    assert result.exit_code == 2 and f"no effect of {option}. Give" in result.output
+
+
+def test_quantize_rounds_with_a_seed_and_on_a_device_all_the_same(source):
+    assert run(source, "--seed", 7, "--device", "cpu", "--profile").exit_code == 0

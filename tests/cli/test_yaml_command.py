@@ -1,0 +1,158 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from vacc_deploy.cli import cli
+from vacc_deploy.cli.yaml import CALIBRATION_NAMES, CARD_NAMES
+from vacc_deploy.models.catalog import find_model
+from vacc_deploy.vamc.cards import CARDS
+from vacc_deploy.vamc.rules import CALIBRATION_LENGTHS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def invoke(*args):
+    return CliRunner().invoke(cli, ["yaml", *map(str, args)])
+
+
+def test_names_in_the_options_are_those_of_the_modules():
+    assert tuple(CARDS) == CARD_NAMES
+    assert tuple(CALIBRATION_LENGTHS) == CALIBRATION_NAMES
+
+
+def test_without_output_the_yaml_is_on_stdout_and_notes_on_stderr():
+    result = invoke("Distill-Qwen-32B", "--dtype", "int8", "--card", "va16")
+    assert result.exit_code == 0
+    values = yaml.safe_load(result.stdout)
+    assert values["name"] == "DeepSeek-R1-Distill-Qwen-32B-int8-tp4-1024-2048"
+    assert "before compiling: export VACC_STACK_SIZE=256" in result.stderr
+    assert "cards: 1 x VA16" in result.stderr
+
+
+def test_stdout_and_output_hold_the_same_bytes(tmp_path):
+    path = tmp_path / "a.yaml"
+    result = invoke("distill-llama-8b", "--output", path)
+    assert result.exit_code == 0
+    assert "compile     vamc compile" in result.stdout
+    assert invoke("distill-llama-8b").stdout.encode() == path.read_bytes()
+
+
+def test_every_option_reaches_the_file(tmp_path):
+    result = invoke(
+        *("Distill-Qwen-1.5B", "--dtype", "int8", "--tp", 8, "--seq-len", 4096),
+        *("--max-seq-len", 16384, "--optimize", "latency", "--calibration", "c4=allenai/c4=x"),
+    )
+    values = yaml.safe_load(result.stdout)
+    assert values["name"] == "DeepSeek-R1-Distill-Qwen-1.5B-int8-tp8-4096-16384"
+    assert values["frontend"]["shape"]["input_ids"] == [[4096], [16384]]
+    kwargs = {"b2s": False, "tp": 8, "model_arch": "vacc", "align_qkv": True}
+    assert values["frontend"]["model_kwargs"] == kwargs
+    assert values["dataset"]["path"] == "allenai/c4=x"
+
+
+def test_directory_target_keeps_its_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "Mine-vacc"
+    folder.mkdir()
+    values = find_model("Distill-Llama-8B").config_values
+    (folder / "config.json").write_text(json.dumps(values))
+    content = yaml.safe_load(invoke("./Mine-vacc").stdout)
+    assert content["frontend"]["checkpoint"] == "./Mine-vacc"
+    assert content["name"] == "Mine-fp16-tp4-1024-2048"
+
+
+def test_json_is_one_object(tmp_path):
+    path = tmp_path / "a.yaml"
+    result = invoke("Distill-Qwen-32B", "--json", "--output", path)
+    values = json.loads(result.stdout)
+    assert sorted(values) == ["content", "environment", "file", "notes"]
+    assert values["file"] == str(path)
+    assert values["environment"] == {"VACC_STACK_SIZE": "256"}
+    assert values["content"] == yaml.safe_load(path.read_text())
+    printed = invoke("Distill-Qwen-32B", "--json", "--card", "VA16")
+    assert json.loads(printed.stdout)["file"] is None
+    assert json.loads(printed.stdout)["memory"]["num_cards"] == 1
+    assert printed.stderr == ""
+
+
+def test_existing_output_is_refused_without_overwrite(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("mine")
+    result = invoke("Distill-Qwen-7B", "--output", path)
+    assert result.exit_code == 1
+    assert "exists already. Add --overwrite to replace it." in result.output
+    foreign = invoke("Distill-Qwen-7B", "--output", path, "--overwrite")
+    assert foreign.exit_code == 1
+    assert "was not written by vacc-deploy" in foreign.output
+    assert path.read_text() == "mine"
+    path.unlink()
+    assert invoke("Distill-Qwen-7B", "--output", path).exit_code == 0
+    assert invoke("Distill-Qwen-7B", "--tp", 2, "--output", path, "--overwrite").exit_code == 0
+    assert yaml.safe_load(path.read_text())["frontend"]["model_kwargs"]["tp"] == 2
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((), "Give a directory or a model name as TARGET, or --all."),
+        (("--all",), "--all needs --output DIR."),
+        (("Distill-Qwen-7B", "--all", "--output", "x"), "takes no TARGET."),
+        (("--all", "--output", "x", "--tp", "4", "--dtype", "int8"), "takes no --dtype, --tp."),
+        (("Distill-Qwen-7B", "--build-in", "x"), "--build-in goes with --all only."),
+        (("Distill-Qwen-7B", "--calibration", "c4=x"), "for int8 only"),
+        (("x", "--calibration", "text=x"), "expected NAME=PATH with NAME one of alpaca, c4, ceval"),
+        (("x", "--calibration", "c4"), "expected NAME=PATH"),
+        (("x", "--calibration", "c4="), "expected NAME=PATH"),
+        (("x", "--calibration", "c4=a", "--calibration", "c4=b"), "can be given once"),
+        (("Distill-Qwen-7B", "--dtype", "int4"), "Invalid value for '--dtype'"),
+        (("Distill-Qwen-7B", "--card", "VA99"), "Invalid value for '--card'"),
+        (("Distill-Qwen-7B", "--tp", "four"), "Invalid value for '--tp'"),
+    ],
+)
+def test_wrong_usage_exits_2(args, message):
+    result = invoke(*args)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("no-such-model",), "There is no directory 'no-such-model'"),
+        (("Distill-Qwen-7B", "--seq-len", "1000"), "expected a positive multiple of 16"),
+        (("Distill-Qwen-7B", "--max-seq-len", "1024"), "is not below the total length"),
+        (("Distill-Qwen-7B", "--max-seq-len", "262144"), "above max_position_embeddings 131072"),
+        (("Distill-Qwen-7B", "--tp", "3"), "expected one of 1, 2, 4, 8, 16"),
+        (("Distill-Qwen-1.5B", "--tp", "16"), "cannot share 12 attention heads"),
+        (("Distill-Llama-70B", "--card", "VA16"), "do not fit a die of VA16"),
+    ],
+)
+def test_data_at_fault_exits_1(args, message):
+    result = invoke(*args)
+    assert result.exit_code == 1
+    assert message in result.output
+
+
+def test_all_writes_the_committed_set(tmp_path):
+    result = invoke("--all", "--output", tmp_path / "yaml", "--build-in", tmp_path / "build_in")
+    assert result.exit_code == 0
+    for folder in ("yaml", "build_in"):
+        for path in (ROOT / folder).rglob("*.*"):
+            copy = tmp_path / path.relative_to(ROOT)
+            assert path.is_dir() or copy.read_bytes() == path.read_bytes()
+    assert len(list((tmp_path / "yaml").iterdir())) == 12
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_the_command_imports_no_heavy_library():
+    code = (
+        "import sys, vacc_deploy.cli; assert 'yaml' not in sys.modules; "
+        "import vacc_deploy.vamc.committed; "
+        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

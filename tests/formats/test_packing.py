@@ -1,0 +1,141 @@
+"""The packed layouts: literal bytes, the libraries' own packing, and independent unpackers."""
+
+import pytest
+import torch
+
+from vacc_deploy.errors import QuantizationError
+from vacc_deploy.formats.layouts import COMPRESSED_TENSORS, GPTQ, stored_linear
+from vacc_deploy.formats.packing import pack_columns, pack_gptq, unpack_columns, unpack_gptq
+
+TORCH_TYPES = {"I32": torch.int32, "F16": torch.float16}
+SMALL = torch.tensor(
+    [[-127, -1, 0, 1], [127, 2, 3, 4], [5, 6, 7, 8], [-2, -3, -4, -5]], dtype=torch.int8
+)
+
+
+def random_codes(out_features, in_features, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    size = (out_features, in_features)
+    return torch.randint(-127, 128, size, generator=generator, dtype=torch.int8)
+
+
+def stored_bytes(tensor):
+    return list(tensor.contiguous().view(torch.uint8).flatten().numpy())
+
+
+def test_pack_columns_literal_bytes():
+    packed = pack_columns(torch.tensor([[-127, -1, 0, 1, 127], [5, 6, 7, 8, 9]], dtype=torch.int8))
+    assert packed.shape == (2, 2) and packed.dtype == torch.int32
+    assert stored_bytes(packed) == [
+        *(1, 127, 128, 129, 255, 0, 0, 0),
+        *(133, 134, 135, 136, 137, 0, 0, 0),
+    ]
+    assert packed[1, 0].item() == (133 | 134 << 8 | 135 << 16 | 136 << 24) - (1 << 32)
+
+
+def test_pack_gptq_literal_bytes():
+    scale = torch.tensor([0.5, 0.25, 2.0, 1.0], dtype=torch.float16)
+    tensors = pack_gptq(SMALL, scale)
+    assert tensors["qweight"].shape == (1, 4)
+    # One word holds four columns of one row: down the rows, then along the columns.
+    assert stored_bytes(tensors["qweight"]) == [
+        *(1, 127, 128, 129),
+        *(255, 130, 131, 132),
+        *(133, 134, 135, 136),
+        *(126, 125, 124, 123),
+    ]
+    assert tensors["qzeros"].tolist() == [[0x7F7F7F7F]]
+    assert stored_bytes(tensors["qzeros"]) == [127] * 4
+    assert tensors["scales"].tolist() == [[0.5, 0.25, 2.0, 1.0]]
+    assert tensors["g_idx"].tolist() == [0, 0, 0, 0]
+
+
+def test_pack_gptq_read_by_an_independent_unpacker():
+    """The layout's rule: w[i, o] = scales[g[i], o] · (byte of i − (zero byte of o + 1))."""
+    codes, scale = random_codes(12, 20), torch.rand(12).half()
+    tensors = pack_gptq(codes, scale)
+    for row in range(12):
+        for column in range(20):
+            word = tensors["qweight"][column // 4, row].item() & 0xFFFFFFFF
+            zeros = tensors["qzeros"][0, row // 4].item() & 0xFFFFFFFF
+            value = (word >> 8 * (column % 4)) & 0xFF
+            zero = ((zeros >> 8 * (row % 4)) & 0xFF) + 1
+            group = tensors["g_idx"][column]
+            got = tensors["scales"][group, row].float() * (value - zero)
+            assert got == codes[row, column].float() * scale[row].float()
+
+
+@pytest.mark.parametrize("in_features", [1, 3, 4, 5, 31, 32, 33, 64])
+def test_pack_columns_equals_compressed_tensors_own(in_features):
+    helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
+    codes = random_codes(6, in_features)
+    assert torch.equal(pack_columns(codes), helpers.pack_to_int32(codes, 8))
+    restored = helpers.unpack_from_int32(pack_columns(codes), 8, codes.shape)
+    assert torch.equal(restored, codes)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 4), (8, 12), (5, 7), (3, 128)])
+def test_unpack_columns_gives_the_codes_back(shape):
+    codes = random_codes(*shape)
+    before = codes.clone()
+    assert torch.equal(unpack_columns(pack_columns(codes), shape[1]), codes)
+    assert torch.equal(codes, before)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (8, 12), (12, 8), (64, 128)])
+def test_unpack_gptq_gives_codes_and_scale_back(shape):
+    codes, scale = random_codes(*shape), torch.rand(shape[0]).half()
+    got, got_scale = unpack_gptq(**pack_gptq(codes, scale))
+    assert torch.equal(got, codes) and torch.equal(got_scale, scale)
+    assert got.is_contiguous()
+
+
+def test_packing_reads_a_transposed_matrix():
+    codes = random_codes(8, 12).T
+    assert torch.equal(pack_columns(codes), pack_columns(codes.contiguous()))
+    got, _ = unpack_gptq(**pack_gptq(codes, torch.ones(12).half()))
+    assert torch.equal(got, codes)
+
+
+def test_every_byte_survives():
+    codes = torch.arange(-128, 128, dtype=torch.int16).to(torch.int8).view(4, 64)
+    assert torch.equal(unpack_columns(pack_columns(codes), 64), codes)
+    assert torch.equal(unpack_gptq(**pack_gptq(codes, torch.ones(4).half()))[0], codes)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4), (5, 7)])
+def test_pack_gptq_refuses_sizes_it_cannot_hold(shape):
+    with pytest.raises(QuantizationError) as caught:
+        pack_gptq(random_codes(*shape), torch.ones(shape[0]).half())
+    assert str(caught.value) == (
+        "the gptq layout holds weights whose sizes are multiples of 4, got "
+        f"{list(shape)}. Use another --format"
+    )
+
+
+def test_unpack_columns_refuses_another_width():
+    packed = pack_columns(random_codes(2, 8))
+    with pytest.raises(QuantizationError, match="expected torch.int32 with 3 words for 9 columns"):
+        unpack_columns(packed, 9)
+    with pytest.raises(QuantizationError, match="packed weights are torch.int64"):
+        unpack_columns(packed.long(), 8)
+
+
+def test_unpack_gptq_refuses_groups_and_other_zero_points():
+    tensors = pack_gptq(random_codes(4, 8), torch.ones(4).half())
+    with pytest.raises(QuantizationError, match="zero points differ from 128"):
+        unpack_gptq(**{**tensors, "qzeros": tensors["qzeros"] - 1})
+    with pytest.raises(QuantizationError, match=r"expected one group: \[1, 4\] and zeros \[8\]"):
+        unpack_gptq(**{**tensors, "scales": tensors["scales"].repeat(2, 1)})
+    with pytest.raises(QuantizationError, match="expected one group"):
+        unpack_gptq(**{**tensors, "g_idx": torch.arange(8, dtype=torch.int32) // 4})
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (64, 160)])
+def test_layouts_states_the_shapes_that_packing_makes(shape):
+    codes, scale = random_codes(*shape), torch.ones(shape[0]).half()
+    made = {k: (tuple(t.shape), t.dtype) for k, t in pack_gptq(codes, scale).items()}
+    stated = stored_linear(GPTQ, *shape)
+    assert made == {k: (s, TORCH_TYPES[code]) for k, (s, code) in stated.items()}
+    stated = stored_linear(COMPRESSED_TENSORS, shape[0], shape[1] - 3)["weight_packed"]
+    assert tuple(pack_columns(codes[:, 3:]).shape) == stated[0]

@@ -1,0 +1,417 @@
+"""``export-onnx``: what is in the files, that they compute what torch computes, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from checkpoint_builders import write_checkpoint
+from click.testing import CliRunner
+from onnx.reference import ReferenceEvaluator
+
+from vacc_deploy.cli import cli
+from vacc_deploy.errors import CheckpointError, ExportError, OutputError, UsageError
+from vacc_deploy.graphs import compare as onnx_check
+from vacc_deploy.graphs import export as onnx_export
+from vacc_deploy.graphs import trace as onnx_graph
+from vacc_deploy.graphs.compare import Agreement, open_session
+from vacc_deploy.graphs.export import export_onnx
+from vacc_deploy.graphs.result import ExportOptions
+from vacc_deploy.graphs.trace import DOMAIN, OPERATOR, STAGES, stage_inputs
+from vacc_deploy.prepare import prepare
+from vacc_deploy.quantize.options import QuantizeOptions
+from vacc_deploy.quantize.run import quantize
+from vacc_deploy.reference.loader import load_model
+
+LAYERS = 2
+SMALL = ExportOptions(sequence_length=16, max_sequence_length=32)
+KINDS = [(m, f) for m in ("qwen2", "llama") for f in ("float", "int8")]
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory):
+    """Prepared and int8 directories of both architectures."""
+    root, found = tmp_path_factory.mktemp("models"), {}
+    for model_type in ("qwen2", "llama"):
+        source = write_checkpoint(root / model_type, model_type=model_type, scale=2.0)
+        found[model_type, "float"] = root / f"{model_type}-vacc"
+        found[model_type, "int8"] = root / f"{model_type}-int8"
+        prepare(weights=source, output=found[model_type, "float"])
+        quantize(
+            found[model_type, "float"],
+            options=QuantizeOptions("rtn"),
+            output=found[model_type, "int8"],
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def exports(directories, tmp_path_factory):
+    """The result of the command for each kind of directory, made once."""
+    root = tmp_path_factory.mktemp("graphs")
+    return {
+        kind: export_onnx(directory, output=root / "-".join(kind), options=SMALL)
+        for kind, directory in directories.items()
+    }
+
+
+def load_graph(result, stage):
+    return onnx.load(result.output_dir / f"{stage}.onnx")
+
+
+# ---- what is in the files ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_export_agrees_with_torch(exports, kind):
+    result = exports[kind]
+    assert result.failures == ()
+    assert (result.agreement.num_tokens, result.agreement.same_top1) == (9, 9)
+    assert result.agreement.max_difference < 1e-5
+    names = sorted(path.name for path in result.output_dir.iterdir())
+    assert names == ["decode.onnx", "prefill.onnx", "vacc_deploy.json"]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+@pytest.mark.parametrize("stage", STAGES)
+def test_graph_names_and_static_shapes(exports, kind, stage):
+    graph = load_graph(exports[kind], stage).graph
+    sizes = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+    expected = {"input_ids": [1, 16], "logits": [1, 1, 272]}
+    length = 16
+    if stage == "decode":
+        length = 32
+        expected |= {"input_ids": [1, 1], "attention_mask": [1, 32], "position_ids": [1, 1]}
+    for layer in range(LAYERS):
+        for part in ("key", "value"):
+            expected[f"present.{layer}.{part}"] = [1, 2, length, 16]
+            if stage == "decode":
+                expected[f"past_key_values.{layer}.{part}"] = [1, 2, 31, 16]
+    assert sizes == expected
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_int8_graph_has_seven_nodes_a_layer_and_the_bias_apart(exports, model_type, stage):
+    model = load_graph(exports[model_type, "int8"], stage)
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = [node for node in model.graph.node if node.domain == DOMAIN]
+    assert len(nodes) == 7 * LAYERS and {node.op_type for node in nodes} == {OPERATOR}
+    added = [name for node in model.graph.node if node.op_type == "Add" for name in node.input]
+    for node in nodes:
+        codes, scale = stored[node.input[1]], stored[node.input[2]]
+        assert codes.data_type == onnx.TensorProto.INT8 and len(codes.dims) == 2
+        assert scale.data_type == onnx.TensorProto.FLOAT and list(scale.dims) == [codes.dims[0]]
+        assert (len(node.input), list(node.attribute)) == (3, [])
+    biased = [node for node in nodes if "_proj" in node.name and node.output[0] in added]
+    assert len([n for n in biased if n.name.split("/")[-2][0] in "qkv"]) == (
+        3 * LAYERS if model_type == "qwen2" else 0
+    )
+    assert [(f.domain, f.name) for f in model.functions] == [(DOMAIN, OPERATOR)]
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+def test_float_graph_has_neither_node_nor_function(exports, model_type):
+    for stage in STAGES:
+        model = load_graph(exports[model_type, "float"], stage)
+        assert not model.functions
+        assert {entry.domain for entry in model.opset_import} == {""}
+
+
+@pytest.mark.parametrize("form", ["float", "int8"])
+def test_rotary_tables_are_stored_once_and_looked_up_in_every_layer(exports, form):
+    model = load_graph(exports["qwen2", form], "decode")
+    lookups = [n for n in model.graph.node if n.op_type == "Gather" and "self_attn" in n.name]
+    tables = {node.input[0] for node in lookups}
+    assert len(lookups) == 2 * LAYERS and len(tables) == 2
+    stored = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    assert [stored[name] for name in tables] == [[32, 16]] * 2
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+@pytest.mark.parametrize("stage", STAGES)
+def test_onnx_s_own_reference_agrees_with_onnxruntime(exports, kind, stage):
+    result = exports[kind]
+    inputs, names = stage_inputs(stage, result.shape)
+    generator = torch.Generator().manual_seed(0)
+    feeds = {
+        name: (
+            torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor
+        ).numpy()
+        for name, tensor in zip(names, inputs, strict=True)
+    }
+    path = result.output_dir / f"{stage}.onnx"
+    found = ReferenceEvaluator(str(path)).run(None, feeds)
+    for left, right in zip(found, open_session(path).run(None, feeds), strict=True):
+        assert np.abs(left - right).max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_decode_through_the_cache_equals_generate(directories, exports, kind):
+    model, prompt = load_model(directories[kind]), (torch.arange(16).unsqueeze(0) * 7 + 3) % 272
+    with torch.inference_mode():
+        ids = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=9,
+            min_new_tokens=9,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    result = exports[kind]
+    files = {stage: result.output_dir / f"{stage}.onnx" for stage in STAGES}
+    reference = onnx_check.run_reference(model, prompt, 8)
+    assert [*reference.tokens, int(reference.logits[-1].argmax())] == ids[0, 16:].tolist()
+    agreement = onnx_check.compare_graphs(files, result.shape, reference)
+    assert agreement.same_top1 == agreement.num_tokens == 9
+
+
+def test_decode_graph_serves_until_its_past_is_full(directories, exports):
+    kind = ("qwen2", "int8")
+    model, prompt = load_model(directories[kind]), torch.arange(16).unsqueeze(0)
+    files = {stage: exports[kind].output_dir / f"{stage}.onnx" for stage in STAGES}
+    reference = onnx_check.run_reference(model, prompt, 16)
+    agreement = onnx_check.compare_graphs(files, exports[kind].shape, reference)
+    assert agreement.num_tokens == agreement.same_top1 == 17
+    assert agreement.max_difference < 1e-5
+
+
+def test_a_model_is_left_as_it_was(directories, tmp_path):
+    model = load_model(directories["qwen2", "float"])
+    before = model.config.to_dict()
+    shape = onnx_graph.GraphShape(16, 31, LAYERS, 2, 16)
+    onnx_graph.trace_graph(model, "decode", shape, 17, tmp_path)
+    assert model.config.to_dict() == before and not any(tmp_path.iterdir())
+
+
+# ---- options ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("opset", [11, 12, 13, 14, 15, 16])
+def test_every_opset_agrees(directories, tmp_path, opset):
+    options = replace(SMALL, opset=opset, num_steps=2)
+    for kind in (("qwen2", "int8"), ("llama", "float")):
+        output = tmp_path / kind[0]
+        result = export_onnx(directories[kind], output=output, options=options)
+        assert result.failures == ()
+        versions = {e.domain: e.version for e in load_graph(result, "decode").opset_import}
+        assert versions[""] == opset
+
+
+def test_stripped_files_hold_the_same_graph_without_the_function(directories, exports, tmp_path):
+    kind = ("qwen2", "int8")
+    options = replace(SMALL, with_functions=False)
+    result = export_onnx(directories[kind], output=tmp_path / "out", options=options)
+    assert result.failures == ()
+    for stage in STAGES:
+        stripped, whole = load_graph(result, stage), load_graph(exports[kind], stage)
+        assert not stripped.functions and stripped.graph == whole.graph
+    sizes = {name: size for graph in result.graphs for name, size in graph.files}
+    assert sizes["decode.onnx"] == (result.output_dir / "decode.onnx").stat().st_size
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_stage_alone(directories, tmp_path, stage):
+    options = replace(SMALL, stage=stage)
+    result = export_onnx(directories["qwen2", "int8"], output=tmp_path / "out", options=options)
+    assert result.failures == ()
+    assert result.agreement.num_tokens == (1 if stage == "prefill" else 8)
+    assert [path.name for path in result.output_dir.glob("*.onnx")] == [f"{stage}.onnx"]
+
+
+def test_weights_beyond_the_bound_go_to_one_file(directories, exports, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_graph, "MAX_INLINE_BYTES", 1000)
+    kind = ("qwen2", "int8")
+    options = replace(SMALL, with_functions=False)
+    result = export_onnx(directories[kind], output=tmp_path / "out", options=options)
+    assert result.failures == ()
+    assert sorted(path.name for path in result.output_dir.iterdir()) == [
+        *("decode.onnx", "decode.onnx.data", "prefill.onnx", "prefill.onnx.data"),
+        "vacc_deploy.json",
+    ]
+    manifest = json.loads((result.output_dir / "vacc_deploy.json").read_text())
+    assert set(manifest["files"]) == {"decode.onnx", "decode.onnx.data", "prefill.onnx"} | {
+        "prefill.onnx.data"
+    }
+    modes = {path.stat().st_mode for path in result.output_dir.iterdir()}
+    assert len(modes) == 1
+    moved = load_graph(result, "decode").graph.initializer
+    for left, right in zip(
+        moved, load_graph(exports[kind], "decode").graph.initializer, strict=True
+    ):
+        assert np.array_equal(onnx.numpy_helper.to_array(left), onnx.numpy_helper.to_array(right))
+
+
+def test_the_same_inputs_give_the_same_bytes(directories, exports, tmp_path):
+    kind = ("qwen2", "int8")
+    result = export_onnx(directories[kind], output=tmp_path / "out", options=SMALL)
+    for path in result.output_dir.glob("*.onnx"):
+        assert path.read_bytes() == (exports[kind].output_dir / path.name).read_bytes()
+
+
+def test_default_lengths_are_those_of_yaml_and_stay_in_the_context(directories, tmp_path):
+    plan = export_onnx(directories["qwen2", "float"], output=tmp_path / "out", dry_run=True)
+    assert (plan.shape.prompt_length, plan.shape.past_length) == (1024, 2047)
+    assert plan.to_dict()["dry_run"] and not (tmp_path / "out").exists()
+    assert plan.to_text().startswith("Would export")
+
+
+# ---- what is refused --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sequence_length": 24}, "--seq-len: got 24, expected a positive multiple of 16"),
+        ({"max_sequence_length": 40}, "--max-seq-len: got 40, expected a positive multiple of 16"),
+        ({"max_sequence_length": 16}, "--seq-len: got 16, expected less than --max-seq-len 16"),
+        (
+            {"max_sequence_length": 131088},
+            "--max-seq-len: got 131088, expected at most the model's context, 131072",
+        ),
+        ({"opset": 18}, "--opset: got 18, expected 11 to 17"),
+    ],
+)
+def test_impossible_options_are_named(directories, tmp_path, options, message):
+    with pytest.raises(UsageError) as caught:
+        export_onnx(
+            directories["qwen2", "float"],
+            output=tmp_path / "out",
+            options=replace(SMALL, **options),
+        )
+    assert message in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_as_long_as_the_context_leaves_no_room(directories, tmp_path):
+    options = ExportOptions(sequence_length=131072)
+    with pytest.raises(UsageError, match="expected less than --max-seq-len 131072"):
+        export_onnx(directories["qwen2", "float"], output=tmp_path / "out", options=options)
+
+
+def test_a_checkpoint_that_is_not_prepared_is_refused(tmp_path):
+    source = write_checkpoint(tmp_path / "source")
+    with pytest.raises(CheckpointError, match="Run: vacc-deploy prepare --weights"):
+        export_onnx(source, output=tmp_path / "out", options=SMALL)
+
+
+def test_a_changed_source_file_is_refused_and_not_run(directories, tmp_path):
+    directory = tmp_path / "model"
+    shutil.copytree(directories["qwen2", "int8"], directory)
+    (directory / "modeling_qwen2_vacc.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(CheckpointError, match="modeling_qwen2_vacc.py missing or not the file"):
+        export_onnx(directory, output=tmp_path / "out", options=SMALL)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_existing_output_needs_overwrite(directories, exports, tmp_path):
+    output = tmp_path / "out"
+    shutil.copytree(exports["qwen2", "int8"].output_dir, output)
+    directory, options = directories["qwen2", "int8"], replace(SMALL, stage="prefill")
+    with pytest.raises(OutputError, match="Give --overwrite"):
+        export_onnx(directory, output=output, options=options)
+    export_onnx(directory, output=output, options=options, overwrite=True)
+    assert not (output / "decode.onnx").exists()
+
+
+def test_what_the_exporter_refuses_is_an_error_of_ours(directories, tmp_path, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise torch.onnx.errors.OnnxExporterError("no such operator")
+
+    monkeypatch.setattr(torch.onnx, "export", refuse)
+    with pytest.raises(ExportError, match="cannot export the prefill graph with opset 17: no such"):
+        export_onnx(directories["qwen2", "int8"], output=tmp_path / "out", options=SMALL)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_model_that_cannot_be_expressed_leaves_stdout_clean(directories, tmp_path, capfd):
+    # onnx knows scaled_dot_product_attention from opset 14 on only
+    model = load_model(directories["llama", "float"])
+    model.set_attn_implementation("sdpa")
+    shape = onnx_graph.GraphShape(16, 31, LAYERS, 2, 16)
+    with pytest.raises(ExportError, match="with opset 11: .*Try --opset 17"):
+        onnx_graph.trace_graph(model, "prefill", shape, 11, tmp_path)
+    assert capfd.readouterr().out == ""
+
+
+# ---- the command ------------------------------------------------------------------------------
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, ["export-onnx", *(str(argument) for argument in arguments)])
+
+
+def test_command_prints_one_json_object(directories, tmp_path):
+    lengths = ("--seq-len", 16, "--max-seq-len", 32, "--strip-functions", "--stage", "decode")
+    directory, output = directories["qwen2", "int8"], tmp_path / "out"
+    outcome = run(directory, "--output", output, *lengths, "--json")
+    assert outcome.exit_code == 0, outcome.output
+    values = json.loads(outcome.stdout)
+    assert values["passed"] and values["failures"] == [] and values["same_top1"] == 8
+    assert values["graphs"][0]["custom_nodes"] == 7 * LAYERS
+    assert values["peak_memory_bytes"] > 0
+
+
+def test_command_wrong_graph_is_printed_and_exits_3(directories, tmp_path, monkeypatch):
+    wrong = Agreement(num_tokens=9, max_difference=0.5, same_top1=7)
+    monkeypatch.setattr(onnx_export, "compare_graphs", lambda *_: wrong)
+    lengths = ("--seq-len", 16, "--max-seq-len", 32)
+    outcome = run(directories["qwen2", "int8"], "--output", tmp_path / "out", *lengths)
+    assert outcome.exit_code == 3
+    assert "Failed: a logit differs by 5.0e-01 of the range, the limit is 0.002" in outcome.stdout
+    assert "Failed: the top token is the same for 7 of 9" in outcome.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["--seq-len", 24], 2, "expected a positive multiple of 16"),
+        (["--opset", 18], 2, "11<=x<=17"),
+        (["--output", "/nowhere/out"], 1, "/nowhere does not exist"),
+    ],
+)
+def test_command_errors_and_exit_codes(directories, tmp_path, arguments, exit_code, message):
+    outcome = run(directories["qwen2", "int8"], "--output", tmp_path / "out", *arguments)
+    assert outcome.exit_code == exit_code and message in outcome.stderr
+
+
+# ---- the comparison sees what is wrong --------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [7.0, float("nan")])
+def test_a_damaged_graph_does_not_agree(directories, exports, tmp_path, value):
+    kind = ("qwen2", "float")
+    files = {stage: tmp_path / f"{stage}.onnx" for stage in STAGES}
+    for stage, path in files.items():
+        model = load_graph(exports[kind], stage)
+        norm = next(
+            t for t in model.graph.initializer if t.name.endswith("layers.0.input_layernorm.weight")
+        )
+        numbers = onnx.numpy_helper.to_array(norm).copy()
+        numbers[0] = value
+        norm.CopyFrom(onnx.numpy_helper.from_array(numbers, norm.name))
+        onnx.save_model(model, path)
+    reference = onnx_check.run_reference(
+        load_model(directories[kind]), torch.arange(16).unsqueeze(0), 2
+    )
+    agreement = onnx_check.compare_graphs(files, exports[kind].shape, reference)
+    assert not agreement.max_difference <= onnx_export.MAX_DIFFERENCE
+
+
+def test_failures_name_a_missing_int8_node(exports):
+    result = exports["llama", "int8"]
+    graphs = (replace(result.graphs[0], num_custom_nodes=13), result.graphs[1])
+    config = type("Config", (), {"quantization_bit": 8, "num_hidden_layers": LAYERS})
+    failures = onnx_export._failures(config, graphs, result.agreement)
+    assert failures == ("the prefill graph has 13 int8 nodes, expected 14",)

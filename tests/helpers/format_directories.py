@@ -1,0 +1,41 @@
+"""Directories of every output format with the same codes, without the quantizer's pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vacc_deploy.assets import source_file
+from vacc_deploy.checkpoint import (
+    Checkpoint,
+    copy_file,
+    shard_name,
+    side_files,
+    write_index,
+    write_shard,
+    write_text,
+)
+from vacc_deploy.formats.int8 import quantize_rounding
+from vacc_deploy.formats.linears import linear_tensors
+from vacc_deploy.models.directory_config import format_files, format_source_files
+
+
+def write_format(source: Path, layout: str, output: Path) -> Path:
+    """Write ``source``, rounded to nearest, in one layout to ``output`` and return it."""
+    output.mkdir(parents=True)
+    checkpoint = Checkpoint.open(source)
+    tensors, linears = {}, checkpoint.config.linear_names()
+    for name, info in checkpoint.tensors.items():
+        module = name.removesuffix(".weight")
+        if module in linears:
+            codes, scale = quantize_rounding(checkpoint.read(name))
+            tensors |= linear_tensors(layout, module, codes, scale)
+        else:
+            tensors[name] = info
+    write_index(output, [write_shard(output / shard_name(0, 1), tensors)])
+    for path in side_files(source, with_config=False):
+        copy_file(path, output)
+    for name, text in format_files(layout, checkpoint.config, source).items():
+        write_text(output / name, text)
+    for name in format_source_files(layout, checkpoint.config):
+        copy_file(source_file(name), output)
+    return output

@@ -1,0 +1,47 @@
+"""Run the CUDA kernel in Triton's interpreter: read cases, write what it makes of them.
+
+    TRITON_INTERPRET=1 python interpret_triton_kernel.py CASES RESULTS
+
+A process of its own: Triton decides at its import whether it interprets.
+"""
+
+import sys
+
+import torch
+
+from vacc_deploy.solver.gptq import BlockSolver, Factor, solve
+from vacc_deploy.solver.triton_kernel import MAX_COLUMNS, LaunchConfig, settle_block
+
+
+def settle(case):
+    """Return the errors, codes and count of one block."""
+    errors = case["values"].clone()
+    codes = torch.full(errors.shape, 99, dtype=torch.int8)
+    num_saturated = torch.zeros(1, dtype=torch.int32)
+    config = LaunchConfig(*case["config"]) if "config" in case else None
+    settle_block(case["unit_rows"], case["targets"], errors, codes, num_saturated, config=config)
+    return {"errors": errors, "codes": codes, "num_saturated": int(num_saturated)}
+
+
+def solve_whole(case):
+    """Return the codes and count of a weight, with the kernel in the place of the loop."""
+    solution = solve(
+        case["weight"],
+        case["scale"],
+        Factor(case["unit_rows"], case["order"], 0.01, torch.ones(len(case["unit_rows"]))),
+        leaf_columns=case["leaf_columns"],
+        block_solver=BlockSolver(MAX_COLUMNS, settle_block, is_aligned=True),
+    )
+    return {"codes": solution.codes, "num_saturated": solution.num_saturated}
+
+
+def main():
+    """Work through the cases."""
+    cases = torch.load(sys.argv[1], weights_only=True)
+    results = {
+        name: (solve_whole if "weight" in case else settle)(case) for name, case in cases.items()
+    }
+    torch.save(results, sys.argv[2])
+
+
+main()

@@ -1,0 +1,151 @@
+import json
+
+import pytest
+from checkpoint_builders import build_config
+
+from vacc_deploy.errors import UnsupportedModelError
+from vacc_deploy.models.catalog import (
+    ALIGN_QKV,
+    IMPOSSIBLE,
+    MODELS,
+    PLAIN,
+    CatalogTable,
+    find_model,
+    match_config,
+    tensor_parallel_rule,
+)
+from vacc_deploy.models.parse import parse_config
+
+SHORT = ("Qwen-1.5B", "Qwen-7B", "Qwen-14B", "Qwen-32B", "Llama-8B", "Llama-70B")
+NAMES = tuple(f"DeepSeek-R1-Distill-{short}" for short in SHORT)
+
+
+def test_the_six_models_in_order():
+    assert tuple(MODELS) == NAMES
+    assert all(model.name == name for name, model in MODELS.items())
+
+
+@pytest.mark.parametrize("short", SHORT)
+def test_every_alias_in_every_case_finds_the_model(short):
+    model = MODELS[f"DeepSeek-R1-Distill-{short}"]
+    aliases = (
+        f"Distill-{short}",
+        f"R1-Distill-{short}",
+        f"DeepSeek-R1-Distill-{short}",
+        f"deepseek-ai/DeepSeek-R1-Distill-{short}",
+    )
+    assert model.aliases == aliases
+    for alias in aliases:
+        for name in (alias, alias.lower(), alias.upper(), f" {alias} ", f"{alias}/"):
+            assert find_model(name) is model
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("Distill-Qwen-8B", "Distill-Qwen-"),
+        ("distill-qwen-70b", "Distill-Qwen-7B"),
+        ("Distil-Qwen-7B", "Distill-Qwen-7B"),
+        ("qwen-1.5b", "Distill-Qwen-1.5B"),
+        ("DeepSeek-R1-Distill-Llama-8", "Distill-Llama-8B"),
+        ("deepseek-ai/DeepSeek-R1-Distill-Qwen-14", "Distill-Qwen-14B"),
+    ],
+)
+def test_an_unknown_name_suggests_the_nearest(name, nearest):
+    with pytest.raises(UnsupportedModelError) as caught:
+        find_model(name)
+    message = str(caught.value)
+    assert message.startswith(f"Unknown model {name!r}. Did you mean {nearest}")
+    assert "Known models: Distill-Qwen-1.5B, Distill-Qwen-7B, Distill-Qwen-14B, " in message
+    assert message.endswith("is given by its directory (prepare: --weights DIR, without --model).")
+
+
+@pytest.mark.parametrize("name", ["", "zzz", "///"])
+def test_a_name_like_no_other_suggests_nothing(name):
+    with pytest.raises(UnsupportedModelError) as caught:
+        find_model(name)
+    assert str(caught.value).startswith(f"Unknown model {name!r}. Known models: ")
+
+
+@pytest.mark.parametrize(
+    ("short", "weight_gb", "kv_kib", "parameters"),
+    [
+        ("Qwen-1.5B", "3.6", 28, 1_777_088_000),
+        ("Qwen-7B", "15.2", 56, 7_615_616_512),
+        ("Qwen-14B", "29.5", 192, 14_770_033_664),
+        ("Qwen-32B", "65.5", 256, 32_763_876_352),
+        ("Llama-8B", "16.1", 128, 8_030_261_248),
+        ("Llama-70B", "141.1", 320, 70_553_706_496),
+    ],
+)
+def test_weights_and_cache(short, weight_gb, kv_kib, parameters):
+    config = find_model(f"Distill-{short}").config
+    assert config.num_parameters() == parameters
+    assert f"{config.num_parameters() * config.dtype_bytes / 1e9:.1f}" == weight_gb
+    assert config.kv_bytes_per_token == kv_kib * 1024
+
+
+@pytest.mark.parametrize(
+    ("short", "rules"),
+    [
+        ("Qwen-1.5B", (PLAIN, PLAIN, ALIGN_QKV, ALIGN_QKV, IMPOSSIBLE)),
+        ("Qwen-7B", (PLAIN, PLAIN, PLAIN, ALIGN_QKV, ALIGN_QKV)),
+        ("Qwen-14B", (PLAIN, PLAIN, PLAIN, PLAIN, ALIGN_QKV)),
+        ("Qwen-32B", (PLAIN, PLAIN, PLAIN, PLAIN, ALIGN_QKV)),
+        ("Llama-8B", (PLAIN, PLAIN, PLAIN, PLAIN, ALIGN_QKV)),
+        ("Llama-70B", (PLAIN, PLAIN, PLAIN, PLAIN, ALIGN_QKV)),
+    ],
+)
+def test_tensor_parallel_rules(short, rules):
+    config = find_model(f"Distill-{short}").config
+    assert tuple(tensor_parallel_rule(config, size) for size in (1, 2, 4, 8, 16)) == rules
+
+
+def test_tensor_parallel_needs_the_mlp_to_divide():
+    config = parse_config(build_config(intermediate_size=161), where="c.json")
+    assert tensor_parallel_rule(config, 1) == PLAIN
+    assert tensor_parallel_rule(config, 2) == IMPOSSIBLE
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_match_config_finds_each_model_and_survives_a_round_trip(name):
+    model = MODELS[name]
+    values = json.loads(json.dumps(model.config_values))
+    assert list(values) == sorted(values)
+    assert match_config(parse_config(values, where="c.json")) is model
+
+
+@pytest.mark.parametrize(
+    "change", [{"rms_norm_eps": 1e-5}, {"vocab_size": 152065}, {"tie_word_embeddings": True}]
+)
+def test_match_config_sees_each_difference(change):
+    values = {**MODELS["DeepSeek-R1-Distill-Qwen-7B"].config_values, **change}
+    assert match_config(parse_config(values, where="c.json")) is None
+
+
+def test_catalog_table_text():
+    text = CatalogTable().to_text()
+    lines = text.splitlines()
+    assert len(lines) == 11
+    assert lines[0].split("  ")[0] == "model"
+    assert " ".join(lines[3].split()) == "Distill-Qwen-7B 28 3584 28/4 15.2 56 1 2 4 8 16"
+    assert " ".join(lines[2].split()) == "Distill-Qwen-1.5B 28 1536 12/2 3.6 28 1 2 4 8"
+    assert all(len(line) <= 100 and line == line.rstrip() for line in lines)
+
+
+def test_catalog_table_dict():
+    models = CatalogTable().to_dict()["models"]
+    assert [model["name"] for model in models] == list(NAMES)
+    seven = models[1]
+    assert seven["repository"] == "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
+    assert seven["base_model"] == "Qwen/Qwen2.5-Math-7B"
+    assert (seven["weight_bytes"], seven["kv_bytes_per_token"]) == (15_231_233_024, 57_344)
+    assert (seven["rms_norm_eps"], seven["rope_theta"], seven["head_dim"]) == (1e-6, 10000.0, 128)
+    assert seven["tensor_parallel"] == {
+        "1": "plain",
+        "2": "plain",
+        "4": "plain",
+        "8": "align_qkv",
+        "16": "align_qkv",
+    }
+    json.dumps(models)

@@ -1,0 +1,264 @@
+"""One layer walked stage by stage: which rows it shows, what it applies, and carrying instead."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from checkpoint_builders import write_checkpoint
+
+from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.formats.int8 import dequantize
+from vacc_deploy.models.config import LAYER_LINEARS, linear_name
+from vacc_deploy.phases import PhaseClock
+from vacc_deploy.quantize.compute import choose_compute
+from vacc_deploy.quantize.layer_quantizer import LayerQuantizer, SolverSettings, deploy
+from vacc_deploy.quantize.layer_walk import LayerWalk, Streams
+from vacc_deploy.quantize.layer_weights import read_layers
+from vacc_deploy.quantize.row_buffers import HiddenRows, embed_rows
+from vacc_deploy.reference.decoder import DecoderLayer, Positions
+
+SEQ_LEN, NUM_ROWS, NUM_HELD_OUT, NUM_ORIGINAL = 16, 11, 2, 7
+STAGE_ORDER = ("q_proj", "o_proj", "gate_proj", "down_proj")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    directory = write_checkpoint(tmp_path_factory.mktemp("walk") / "model", scale=2.0)
+    return Checkpoint.open(directory)
+
+
+def make_compute(dtype="float32", *, batch_rows=3, kept_bytes=1 << 31):
+    compute = choose_compute("cpu", dtype)
+    return replace(compute, batch_tokens=batch_rows * SEQ_LEN, kept_bytes=kept_bytes)
+
+
+def make_streams(checkpoint, compute, tmp_path, *, num_original=NUM_ORIGINAL):
+    generator = torch.Generator().manual_seed(4)
+    tokens = torch.randint(0, 272, (NUM_ROWS, SEQ_LEN), generator=generator)
+    deployed = embed_rows(checkpoint, tokens, compute, tmp_path)
+    original = deployed.clone_first(num_original, compute, tmp_path) if num_original else None
+    shape = (NUM_ROWS, SEQ_LEN, 64)
+    make_attended = partial(HiddenRows.allocate, shape, compute, tmp_path)
+    return Streams(deployed, original, make_attended, NUM_HELD_OUT, num_original, NUM_ROWS)
+
+
+class Spy(LayerQuantizer):
+    """Keeps what it is shown."""
+
+    def __init__(self, *arguments, **keywords):
+        super().__init__(*arguments, **keywords)
+        self.seen, self.stages = [], []
+
+    def observe(self, batch, inputs, original, *, residual=None):
+        parts = (inputs, original, residual)
+        kept = (None if part is None else part.clone() for part in parts)
+        self.seen.append((len(self.stages), batch, *kept))
+        super().observe(batch, inputs, original, residual=residual)
+
+    def complete(self, stage, layer):
+        self.stages.append(stage)
+        super().complete(stage, layer)
+
+
+def begin(checkpoint, streams, compute):
+    """Return the first layer, its walk and the weights."""
+    weights = next(read_layers(checkpoint, compute))
+    positions = Positions.build(checkpoint.config, SEQ_LEN)
+    layer = DecoderLayer(checkpoint.config, 0, positions, weights.read)
+    return layer, LayerWalk(layer, weights, streams, compute, PhaseClock()), weights
+
+
+@torch.inference_mode()
+def quantized(checkpoint, tmp_path, compute, *, skipped=(), num_original=NUM_ORIGINAL):
+    """Quantize the first layer; return the quantizer and the streams behind it."""
+    streams = make_streams(checkpoint, compute, tmp_path, num_original=num_original)
+    layer, walk, weights = begin(checkpoint, streams, compute)
+    quantizer = Spy(
+        SolverSettings(skipped=skipped),
+        weights.read_exact,
+        num_held_out_tokens=NUM_HELD_OUT * SEQ_LEN,
+        dtype=compute.dtype,
+        clock=PhaseClock(),
+    )
+    walk.quantize(quantizer)
+    return quantizer, streams
+
+
+# ---- batches -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_rows", [1, 2, 3, 4, 100])
+@pytest.mark.parametrize(
+    ("num_held_out", "num_original"), [(2, 7), (2, 11), (1, 2), (3, 0), (2, 3), (10, 11)]
+)
+def test_streams_batches_cover_every_row_once_with_its_kind(batch_rows, num_held_out, num_original):
+    streams = Streams(None, None, None, num_held_out, num_original, NUM_ROWS)
+    batches = list(streams.batches(batch_rows))
+    rows = [row for batch in batches for row in range(batch.rows.start, batch.rows.stop)]
+    assert rows == list(range(NUM_ROWS))
+    for batch in batches:
+        assert 0 < batch.rows.stop - batch.rows.start <= batch_rows
+        for row in range(batch.rows.start, batch.rows.stop):
+            assert batch.is_held_out is (row < num_held_out)
+            assert batch.has_original is (row < num_original)
+
+
+def test_streams_batches_are_no_more_than_needed():
+    streams = Streams(None, None, None, NUM_HELD_OUT, NUM_ORIGINAL, NUM_ROWS)
+    assert len(list(streams.batches(100))) == 3
+    assert len(list(streams.batches(3))) == 1 + 2 + 2
+
+
+# ---- what is shown -----------------------------------------------------------------------------
+
+
+def test_walk_shows_every_stage_all_rows_before_it_is_completed(checkpoint, tmp_path):
+    quantizer, streams = quantized(checkpoint, tmp_path, make_compute())
+    assert quantizer.stages == ["qkv", "o", "gate_up", "down"]
+    batches = list(streams.batches(3))
+    assert [(stage, batch) for stage, batch, *_ in quantizer.seen] == [
+        (stage, batch) for stage in range(4) for batch in batches
+    ]
+    assert [linear.name for linear in quantizer.linears] == [
+        linear_name(0, name) for name in LAYER_LINEARS
+    ]
+    for stage, batch, inputs, original, residual in quantizer.seen:
+        width = checkpoint.config.linear_shape(STAGE_ORDER[stage])[1]
+        shape = (batch.rows.stop - batch.rows.start, SEQ_LEN, width)
+        assert inputs.shape == shape
+        assert (original is not None) is (batch.has_original and stage != 3)
+        assert original is None or original.shape == shape
+        # What the outputs are added to, where they are added to anything.
+        assert (residual is not None) is (stage in (1, 3))
+
+
+def test_walk_streams_are_the_layer_with_and_without_quantized_linears(checkpoint, tmp_path):
+    """The residual stream in plain torch: one sum after attention, one after the MLP."""
+    compute = make_compute()
+    with torch.inference_mode():
+        start = make_streams(checkpoint, compute, tmp_path)
+        before = start.deployed.buffer.clone()
+    quantizer, streams = quantized(checkpoint, tmp_path, compute)
+    codes = {linear.name: (linear.codes, linear.scale) for linear in quantizer.linears}
+    positions = Positions.build(checkpoint.config, SEQ_LEN)
+    cases = (
+        (streams.original.buffer, lambda name: checkpoint.read(name).float(), NUM_ORIGINAL),
+        (
+            streams.deployed.buffer,
+            lambda name: (
+                dequantize(*codes[name.removesuffix(".weight")])
+                if name.removesuffix(".weight") in codes
+                else checkpoint.read(name).float()
+            ),
+            NUM_ROWS,
+        ),
+    )
+    for got, read, count in cases:
+        layer = DecoderLayer(checkpoint.config, 0, positions, read)
+        states = before[:count]
+        states = states + layer.linear("o_proj")(layer.attend(layer.attention_input(states)))
+        states = states + layer.linear("down_proj")(layer.activate(layer.mlp_input(states)))
+        assert torch.allclose(got, states, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(states, before[:count], rtol=0.1)
+    difference = streams.deployed.buffer[:NUM_ORIGINAL] - streams.original.buffer
+    assert 1e-4 < difference.norm() / streams.original.buffer.norm() < 0.05
+
+
+def test_walk_keeps_the_stored_weights_of_a_layer_no_longer_than_needed(checkpoint, tmp_path):
+    compute = make_compute()
+    with torch.inference_mode():
+        streams = make_streams(checkpoint, compute, tmp_path)
+        layer, walk, weights = begin(checkpoint, streams, compute)
+        quantizer = LayerQuantizer(
+            SolverSettings(),
+            weights.read_exact,
+            num_held_out_tokens=NUM_HELD_OUT * SEQ_LEN,
+            dtype=compute.dtype,
+            clock=PhaseClock(),
+        )
+        walk.quantize(quantizer)
+    for name in LAYER_LINEARS:
+        with pytest.raises(KeyError):
+            weights.read(f"{linear_name(0, name)}.weight")
+        with pytest.raises(KeyError):
+            layer.deployed(name)
+
+
+# ---- the same results by other ways ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("skipped", "num_original"), [((), NUM_ORIGINAL), ((), NUM_ROWS), (("down",), 0)]
+)
+def test_carry_after_quantize_gives_the_same_bits(
+    checkpoint, tmp_path, dtype, skipped, num_original
+):
+    compute = make_compute(dtype)
+    arguments = {"skipped": skipped, "num_original": num_original}
+    quantizer, expected = quantized(checkpoint, tmp_path, compute, **arguments)
+    with torch.inference_mode():
+        streams = make_streams(checkpoint, compute, tmp_path, num_original=num_original)
+        layer, walk, _ = begin(checkpoint, streams, compute)
+        for name, linear in zip(LAYER_LINEARS, quantizer.linears, strict=True):
+            assert linear.name == linear_name(0, name)
+            deploy(layer, name, linear.codes, linear.scale, compute.dtype)
+        before = streams.deployed.buffer.clone()
+        walk.carry()
+    assert torch.equal(streams.deployed.buffer, expected.deployed.buffer)
+    assert not torch.equal(streams.deployed.buffer, before)
+    if num_original:
+        assert torch.equal(streams.original.buffer, expected.original.buffer)
+        assert not torch.equal(streams.original.buffer, streams.deployed.buffer[:num_original])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kept_bytes_do_not_change_the_result(checkpoint, tmp_path, dtype, monkeypatch):
+    """All inputs of down kept, some of them, or none: computed again they are the same."""
+    width = checkpoint.config.intermediate_size
+    one_batch = 3 * SEQ_LEN * width * (4 if dtype == "float32" else 2)
+    results, calls = [], []
+    plain = DecoderLayer.activate
+
+    def activate(self, inputs, apply=None):
+        calls.append(apply is not None)
+        return plain(self, inputs, apply)
+
+    monkeypatch.setattr(DecoderLayer, "activate", activate)
+    for kept_bytes in (0, 4 * width**2 + 2 * one_batch, 1 << 31):
+        calls.clear()
+        compute = make_compute(dtype, kept_bytes=kept_bytes)
+        results.append((*quantized(checkpoint, tmp_path, compute), sum(calls)))
+    (first, streams, _), *others = results
+    # Batches of 2, 3, 2, 3 and 1 rows; of six rows' room 2, 3 and 1 take it all.
+    assert [count for *_, count in results] == [10, 7, 5]
+    for quantizer, other_streams, _ in others:
+        assert quantizer.records == first.records
+        for got, want in zip(quantizer.linears, first.linears, strict=True):
+            assert torch.equal(got.codes, want.codes) and torch.equal(got.scale, want.scale)
+        assert torch.equal(other_streams.deployed.buffer, streams.deployed.buffer)
+        assert torch.equal(other_streams.original.buffer, streams.original.buffer)
+
+
+def test_batch_rows_move_the_records_by_a_rounding_only(checkpoint, tmp_path):
+    small, large = (
+        quantized(checkpoint, tmp_path, make_compute(batch_rows=rows))[0].records
+        for rows in (2, 100)
+    )
+    for one, other in zip(small, large, strict=True):
+        assert one.error_gptq == pytest.approx(other.error_gptq, rel=0.01)
+        assert one.error_rtn == pytest.approx(other.error_rtn, rel=0.01)
+
+
+def test_skipped_down_is_rounded_without_being_observed(checkpoint, tmp_path):
+    quantizer, streams = quantized(
+        checkpoint, tmp_path, make_compute(), skipped=("down",), num_original=0
+    )
+    assert quantizer.stages == ["qkv", "o", "gate_up", "down"]
+    assert {stage for stage, *_ in quantizer.seen} == {0, 1, 2}
+    assert all(original is None for *_, original, _ in quantizer.seen)
+    assert streams.original is None
+    last = quantizer.records[-1]
+    assert (last.method, last.error_gptq, last.error_rtn) == ("rtn", None, None)
+    assert all(record.correction == 0 for record in quantizer.records)

@@ -1,0 +1,609 @@
+"""``quantize`` end to end on tiny checkpoints: the tensors, the files beside them, and failures."""
+
+import hashlib
+import importlib.util
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_builders import read_tensors
+from quantize_runs import (
+    HEADS,
+    NUM_SAMPLES,
+    RTN,
+    SEQ_LEN,
+    calibration_tokens,
+    gptq_options,
+    make_source,
+    write_words,
+)
+from reference_logits import decoder_logits
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.datasets.sources import CalibrationSource
+from vacc_deploy.errors import (
+    CalibrationError,
+    CheckpointError,
+    OutputError,
+    QuantizationError,
+    UsageError,
+)
+from vacc_deploy.formats.int8 import quantize_rounding
+from vacc_deploy.models.config import LAYER_LINEARS, LM_HEAD, linear_name
+from vacc_deploy.models.directory_config import INT8_GUARD
+from vacc_deploy.prepare import prepare
+from vacc_deploy.progress import Progress
+from vacc_deploy.quantize import run as pipeline
+from vacc_deploy.quantize import shards
+from vacc_deploy.quantize.compute import Compute
+from vacc_deploy.quantize.options import QuantizeOptions
+from vacc_deploy.quantize.run import quantize
+
+SOURCE_DIR = Path(__file__).resolve().parents[2] / "source_code"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """Calibration text of 12,000 random words."""
+    return write_words(tmp_path_factory.mktemp("text") / "words.txt")
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def snapshot(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def read_json(path):
+    # parse_constant: NaN and Infinity are no JSON.
+    return json.loads(path.read_text("utf-8"), parse_constant=lambda name: pytest.fail(name))
+
+
+# ---- what is written --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_quantize_rtn_writes_codes_scales_and_the_rest_byte_for_byte(tmp_path, kind, dtype):
+    source = make_source(tmp_path / "model", kind, dtype=dtype, shards=3)
+    before = snapshot(source)
+    result = quantize(source, options=RTN)
+    assert result.output_dir == tmp_path / "model-int8"
+    stored, written = read_tensors(source), read_tensors(result.output_dir)
+    linears = {linear_name(layer, name) for layer in range(2) for name in LAYER_LINEARS}
+    scales = {f"{name}.weight_scale" for name in linears}
+    assert written.keys() == stored.keys() | scales
+    for name, tensor in written.items():
+        module = name.rpartition(".")[0]
+        if name in scales:
+            assert tensor.dtype == torch.float16
+            assert torch.equal(tensor, quantize_rounding(stored[f"{module}.weight"])[1])
+        elif module in linears and name.endswith(".weight"):
+            assert tensor.dtype == torch.int8
+            assert torch.equal(tensor, quantize_rounding(stored[name])[0])
+        else:
+            assert tensor.dtype == stored[name].dtype == dtype
+            assert torch.equal(tensor.view(torch.uint8), stored[name].view(torch.uint8))
+    assert snapshot(source) == before
+    assert result.output_bytes == Checkpoint.open(result.output_dir).weight_bytes
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_quantize_layout_of_shards_and_index(tmp_path, tied):
+    source = make_source(tmp_path / "model", num_layers=3, tied=tied)
+    output = quantize(source, options=RTN).output_dir
+    names = [f"model-{i:05d}-of-00005.safetensors" for i in range(1, 6)]
+    assert sorted(path.name for path in output.glob("*.safetensors")) == names
+    index = read_json(output / "model.safetensors.index.json")
+    for idx, name in enumerate(names):
+        held = load_file(output / name).keys()
+        assert held == {tensor for tensor, file in index["weight_map"].items() if file == name}
+        if 0 < idx < 4:
+            assert all(tensor.startswith(f"model.layers.{idx - 1}.") for tensor in held)
+    total = sum(t.numel() * t.element_size() for t in read_tensors(output).values())
+    assert index["metadata"]["total_size"] == total
+    assert (LM_HEAD in index["weight_map"]) is not tied
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_quantize_manifest_hashes_every_file(tmp_path, text, kind, method):
+    source = make_source(tmp_path / "model", kind)
+    options = RTN if method == "rtn" else gptq_options(text)
+    output = quantize(source, options=options).output_dir
+    manifest = read_json(output / "vacc_deploy.json")
+    names = {path.name for path in output.iterdir()}
+    assert manifest["files"].keys() == names - {"vacc_deploy.json", "quantize_timing.json"}
+    for name, entry in manifest["files"].items():
+        path = output / name
+        assert entry == {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    assert manifest["command"] == "quantize"
+    assert manifest["source"] == {"path": "../model"}
+    assert manifest["options"] == options.to_dict()
+    own = {"config_vacc.json", "modeling_qwen2_vacc.py", "configuration_qwen2_vacc.py"}
+    assert (own | {"quantization_vacc.py"} <= names) is (kind == "qwen2")
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (output / name).read_bytes() == (source / name).read_bytes()
+    for path in output.glob("*_vacc.py"):
+        assert path.read_bytes() == (SOURCE_DIR / path.name).read_bytes()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_quantize_twice_gives_the_same_bytes(tmp_path, text, method):
+    source = make_source(tmp_path / "model")
+    options = RTN if method == "rtn" else gptq_options(text)
+    first, second = (
+        snapshot(quantize(source, options=options, output=tmp_path / name).output_dir)
+        for name in ("one", "two")
+    )
+    assert first.keys() == second.keys()
+    assert [n for n in first if first[n] != second[n]] in ([], ["quantize_timing.json"])
+
+
+def test_quantize_other_seed_gives_other_rows(tmp_path, text):
+    source = make_source(tmp_path / "model")
+    documents = tmp_path / "c4.jsonl"
+    lines = text.read_text("utf-8").split("\n")
+    documents.write_text("\n".join(json.dumps({"text": line * 9}) for line in lines), "utf-8")
+    rows = {
+        seed: quantize(
+            source,
+            options=QuantizeOptions(
+                "gptq", (CalibrationSource("c4", documents),), NUM_SAMPLES, SEQ_LEN, seed
+            ),
+            dry_run=True,
+        ).calibration["tokens_sha256"]
+        for seed in (0, 1)
+    }
+    assert rows[0] != rows[1]
+
+
+def test_quantize_report_of_gptq(tmp_path, text):
+    source = make_source(tmp_path / "model")
+    result = quantize(source, options=gptq_options(text))
+    report = read_json(result.output_dir / "quantize_report.json")
+    expected = [linear_name(layer, name) for layer in range(2) for name in LAYER_LINEARS]
+    assert [linear["name"] for linear in report["linears"]] == expected
+    for linear in report["linears"]:
+        assert linear["method"] == "gptq" if linear["error_gptq"] < linear["error_rtn"] else "rtn"
+        assert 0 < linear["error_gptq"] < 0.05 and 0 < linear["error_rtn"] < 0.05
+        assert linear["dampening_frac"] == 0.1
+        assert 0 <= linear["correction"] <= 0.75 and 0 <= linear["scale_shrink"] <= 0.2
+        assert isinstance(linear["num_saturated"], int) and isinstance(linear["num_pinned"], int)
+    calibration = report["calibration"]
+    assert calibration["tokens"] == NUM_SAMPLES * SEQ_LEN
+    assert calibration["sources"][0]["sha256"] == sha256(text)
+    assert calibration["sources"][0]["file"] == "words.txt"
+    assert calibration["fit_tokens"] == 22 * SEQ_LEN
+    assert calibration["widest_in_features"] == 160
+    assert calibration["fit_tokens_per_in_feature"] == 4.4
+    tokens = calibration_tokens(source, gptq_options(text))
+    digest = hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
+    assert calibration["tokens_sha256"] == digest
+    kept = [linear for linear in report["linears"] if linear["method"] == "gptq"]
+    ratios = [linear["error_gptq"] / linear["error_rtn"] for linear in report["linears"]]
+    assert report["totals"] == {
+        "num_linears": 14,
+        "num_gptq": len(kept),
+        "num_rtn": 14 - len(kept),
+        "num_saturated": sum(linear["num_saturated"] for linear in report["linears"]),
+        "mean_error_ratio_gptq_to_rtn": pytest.approx(sum(ratios) / 14),
+    }
+    assert report["warnings"] == []
+    assert str(tmp_path) not in json.dumps(report)
+    timing = read_json(result.output_dir / "quantize_timing.json")
+    assert len(timing["layer_seconds"]) == 2
+    assert timing["peak_memory_bytes"] > 1 << 20
+
+
+def test_quantize_report_of_rtn(tmp_path):
+    result = quantize(make_source(tmp_path / "model"), options=RTN)
+    report = read_json(result.output_dir / "quantize_report.json")
+    assert report["calibration"] is None
+    assert report["options"] == {"method": "rtn", "formats": ["int8"]}
+    assert report["totals"]["num_rtn"] == report["totals"]["num_linears"] == 14
+    assert report["totals"]["mean_error_ratio_gptq_to_rtn"] is None
+    assert all(
+        linear["method"] == "rtn" and linear["error_gptq"] is None for linear in report["linears"]
+    )
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_quantize_gptq_too_few_tokens_for_the_width_is_a_warning(tmp_path, text, dry_run):
+    source, warned = make_source(tmp_path / "model"), []
+
+    class Listener(Progress):
+        def warn(self, message):
+            warned.append(message)
+
+    options = gptq_options(text, num_samples=20)
+    result = quantize(source, options=options, dry_run=dry_run, progress=Listener())
+    expected = (
+        "576 fitted tokens are 3.6 for each of the 160 inputs of the widest linear, fewer than 4: "
+        "the result follows this text's noise and may be worse than rounding on other text "
+        "(--num-samples 24 of 32 tokens would do)"
+    )
+    assert result.warnings == (expected,) and warned == [expected]
+    enough = gptq_options(text, num_samples=24)
+    assert quantize(source, options=enough, output=tmp_path / "o", dry_run=True).warnings == ()
+
+
+# ---- the time of each part ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", [False, True])
+def test_quantize_waits_for_the_device_at_every_phase_only_to_profile(
+    tmp_path, text, monkeypatch, profile
+):
+    waited, plain = [], pipeline.choose_compute
+
+    class CountedCompute(Compute):
+        synchronize = property(lambda self: lambda: waited.append(1))
+
+    def choose(*arguments):
+        chosen = plain(*arguments)
+        return CountedCompute(chosen.device, chosen.dtype, chosen.batch_tokens, chosen.kept_bytes)
+
+    monkeypatch.setattr(pipeline, "choose_compute", choose)
+    source = make_source(tmp_path / "model")
+    result = quantize(source, options=gptq_options(text, profile=profile))
+    assert (len(waited) > 100) is profile and bool(waited) is profile
+    phases = read_json(result.output_dir / "quantize_timing.json")["phases"]
+    assert {"read", "forward", "hessian", "factor", "solve", "compare"} <= phases.keys()
+    report = read_json(result.output_dir / "quantize_report.json")
+    assert "profile" not in report["options"]
+
+
+# ---- failures ---------------------------------------------------------------------------------
+
+
+def fails(error, source, options, **arguments):
+    """Return the message of a run that must fail and leave no trace beside its input."""
+    before = {path: path.is_dir() or path.read_bytes() for path in source.parent.rglob("*")}
+    with pytest.raises(error) as caught:
+        quantize(source, options=options, **arguments)
+    after = {path: path.is_dir() or path.read_bytes() for path in source.parent.rglob("*")}
+    assert after == before
+    assert not torch.is_inference_mode_enabled()
+    return str(caught.value)
+
+
+def test_quantize_refuses_an_int8_directory(tmp_path, text):
+    output = quantize(make_source(tmp_path / "model"), options=RTN).output_dir
+    for options in (RTN, gptq_options(text)):
+        message = fails(CheckpointError, output, options)
+        assert message == (
+            f"{output} is quantized already. Give the float directory it was made from."
+        )
+
+
+def test_quantize_options_that_contradict_each_other(tmp_path, text):
+    source = make_source(tmp_path / "model")
+    assert fails(UsageError, source, QuantizeOptions("gptq")) == (
+        "--method gptq needs text to calibrate on: give --calibration NAME=PATH (c4, ceval, "
+        "alpaca, text or traces), or use --method rtn."
+    )
+    with_text = QuantizeOptions("rtn", sources=(CalibrationSource("text", text),))
+    assert fails(UsageError, source, with_text) == (
+        "--method rtn uses no calibration data. Leave --calibration out."
+    )
+    assert fails(UsageError, source, gptq_options(text, num_samples=1)) == (
+        "--num-samples must be at least 2: one row in ten, and at least one, is held out to "
+        "compare gptq with rounding."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"effort": "slow"}, "--effort is 'slow', expected fast or full."),
+        ({"shrinkage": -0.1}, "--shrinkage is -0.1, expected a number from 0 to 1."),
+        ({"shrinkage": 1.1}, "--shrinkage is 1.1, expected a number from 0 to 1."),
+        ({"shrinkage": float("nan")}, "--shrinkage is nan, expected a number from 0 to 1."),
+        ({"dampening_frac": 0.0}, "--dampening is 0.0, expected a number above 0, up to 1."),
+        ({"dampening_frac": 2.0}, "--dampening is 2.0, expected a number above 0, up to 1."),
+        ({"device": "tpu"}, "--device is 'tpu', expected cpu, cuda or cuda:N."),
+        (
+            {"compute_dtype": "float16"},
+            "The compute dtype is 'float16', expected auto, float32 or bfloat16.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_quantize_options_out_of_range_are_refused_before_text_is_read(
+    tmp_path, text, monkeypatch, changes, expected, dry_run
+):
+    source = make_source(tmp_path / "model")
+    monkeypatch.setattr(pipeline, "_calibration_rows", lambda *_, **__: pytest.fail("read"))
+    assert fails(UsageError, source, gptq_options(text, **changes), dry_run=dry_run) == expected
+
+
+@pytest.mark.parametrize("formats", [(), ("int4",), ("int8", "int8")])
+def test_quantize_formats_are_known_and_given_once(tmp_path, formats):
+    message = fails(
+        UsageError, make_source(tmp_path / "model"), QuantizeOptions("rtn", formats=formats)
+    )
+    assert message == (
+        f"The formats are {', '.join(formats) or 'none'}; expected one or more of int8, fp16, "
+        "gptq, compressed-tensors, each once."
+    )
+
+
+def test_quantize_gptq_two_samples_are_enough(tmp_path, text):
+    result = quantize(make_source(tmp_path / "model"), options=gptq_options(text, num_samples=2))
+    assert result.calibration["num_samples"] == 2
+    assert all(record.error_rtn > 0 for record in result.linears)
+
+
+def test_quantize_too_few_tokens(tmp_path, text):
+    source = make_source(tmp_path / "model")
+    message = fails(CalibrationError, source, gptq_options(text, num_samples=3000))
+    assert message.startswith("The calibration data hold too few tokens. Got, of what is needed:")
+    assert "of 96,000 tokens" in message and "fewer samples" in message
+
+
+@pytest.mark.parametrize("content", [b"", b" \n \n"])
+def test_quantize_empty_calibration_file(tmp_path, content):
+    path = tmp_path / "empty.txt"
+    path.write_bytes(content)
+    message = fails(CalibrationError, make_source(tmp_path / "model"), gptq_options(path))
+    assert message.startswith(str(path)) and "Download it again." in message
+
+
+def test_quantize_missing_tokenizer(tmp_path, text):
+    source = make_source(tmp_path / "model", with_tokenizer=False)
+    message = fails(CheckpointError, source, gptq_options(text))
+    assert message == (
+        f"{source / 'tokenizer.json'} is missing. Download it from the model's repository into "
+        "this directory."
+    )
+    assert quantize(source, options=RTN).totals()["num_linears"] == 14
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize(
+    "overrides",
+    [{"max_position_embeddings": 31}, {"use_sliding_window": True, "sliding_window": 31}],
+)
+def test_quantize_sequence_longer_than_the_context(tmp_path, text, overrides, dry_run, monkeypatch):
+    source = make_source(tmp_path / "model", config_overrides=overrides)
+    monkeypatch.setattr(pipeline, "output_directory", lambda *_, **__: pytest.fail("began"))
+    message = fails(CheckpointError, source, gptq_options(text), dry_run=dry_run)
+    assert message == (
+        "Sequences of 32 tokens are longer than the model's context or sliding window of 31. Use a "
+        "shorter --seq-len."
+    )
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_quantize_non_finite_weight_names_tensor_and_row(tmp_path, text, method, bad):
+    name = "model.layers.0.mlp.up_proj.weight"
+    weight = torch.ones(160, 64, dtype=torch.bfloat16) * 0.01
+    weight[137, 5] = bad
+    source = make_source(tmp_path / "model", extra_tensors={name: weight})
+    options = RTN if method == "rtn" else gptq_options(text)
+    message = fails(QuantizationError, source, options)
+    assert message == (
+        f"{name} in {source}: row 137 holds NaN or infinity. Download the file "
+        "model.safetensors again."
+    )
+
+
+def test_quantize_non_finite_activations_name_the_linear(tmp_path, text):
+    name = "model.layers.0.input_layernorm.weight"
+    norm = torch.ones(64, dtype=torch.bfloat16)
+    norm[3] = float("nan")
+    source = make_source(tmp_path / "model", extra_tensors={name: norm})
+    assert fails(QuantizationError, source, gptq_options(text)) == (
+        "The inputs of model.layers.0.self_attn.q_proj: the activations hold NaN or infinity."
+    )
+
+
+def test_quantize_existing_output_is_refused_and_replaced_on_request(tmp_path):
+    source = make_source(tmp_path / "model")
+    output = quantize(source, options=RTN).output_dir
+    (output / "mine.txt").write_text("x")
+    message = fails(OutputError, source, RTN)
+    assert message.startswith(f"{output} exists and is not empty. Give --overwrite")
+    text = fails(OutputError, source, RTN, overwrite=True)
+    assert "  - mine.txt\nMove it away" in text
+    (output / "mine.txt").unlink()
+    quantize(source, options=RTN, overwrite=True)
+    assert fails(OutputError, source, RTN, output=source, overwrite=True).endswith(
+        f"is the input {source} or contains it."
+    )
+
+
+def test_quantize_failed_overwrite_keeps_the_older_output(tmp_path):
+    output = quantize(make_source(tmp_path / "model"), options=RTN).output_dir
+    before = snapshot(output)
+    bad = torch.full((160, 64), float("nan"), dtype=torch.bfloat16)
+    name = "model.layers.0.mlp.up_proj.weight"
+    source = make_source(tmp_path / "damaged", extra_tensors={name: bad})
+    fails(QuantizationError, source, RTN, output=output, overwrite=True)
+    assert snapshot(output) == before
+
+
+def test_quantize_failure_waits_for_the_writer(tmp_path, monkeypatch):
+    """No shard may be on its way while the partial directory is removed."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    bad = torch.full((160, 64), float("nan"), dtype=torch.bfloat16)
+    source = make_source(tmp_path / "model", extra_tensors={name: bad})
+    plain, is_slow, finished = shards.write_shard, threading.Event(), []
+
+    def slow_write(path, tensors):
+        is_slow.wait(0.3)
+        finished.append(path.parent.is_dir())
+        return plain(path, tensors)
+
+    monkeypatch.setattr(shards, "write_shard", slow_write)
+    fails(QuantizationError, source, RTN)
+    assert finished == [True, True]  # the two copied shards were on their way
+    assert not [t for t in threading.enumerate() if t.name.startswith("shard-writer")]
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_quantize_disk_full_in_the_writer_is_an_output_error(tmp_path, text, method, monkeypatch):
+    source, plain, count = make_source(tmp_path / "model"), shards.write_shard, []
+
+    def full(path, tensors):
+        count.append(path)
+        if len(count) >= 2:  # a full disk stays full
+            raise OSError(28, "No space left on device")
+        return plain(path, tensors)
+
+    monkeypatch.setattr(shards, "write_shard", full)
+    options = RTN if method == "rtn" else gptq_options(text)
+    assert fails(OutputError, source, options).startswith("The disk is full: ")
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_quantize_dry_run_writes_nothing(tmp_path, text, method):
+    source = make_source(tmp_path / "model")
+    before = sorted(tmp_path.rglob("*"))
+    options = RTN if method == "rtn" else gptq_options(text)
+    result = quantize(source, options=options, dry_run=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert result.dry_run and result.memory_bytes > 0
+    assert result.to_text().startswith(f"Would quantize model into {tmp_path / 'model-int8'}\n")
+    real = quantize(source, options=options)
+    assert real.output_bytes == result.output_bytes
+
+
+def test_quantize_dry_run_still_validates(tmp_path, text):
+    source = make_source(tmp_path / "model")
+    fails(CalibrationError, source, gptq_options(text, num_samples=3000), dry_run=True)
+    fails(UsageError, source, QuantizeOptions("gptq"), dry_run=True)
+    (tmp_path / "model-int8").mkdir()
+    (tmp_path / "model-int8" / "x").write_text("x")
+    fails(OutputError, source, RTN, dry_run=True)
+
+
+@pytest.mark.parametrize("place", [".", "../model", "sub/.."])
+def test_quantize_default_output_stands_beside_the_directory(tmp_path, monkeypatch, place):
+    source = make_source(tmp_path / "model")
+    (source / "sub").mkdir()
+    monkeypatch.chdir(source)
+    result = quantize(Path(place), options=RTN)
+    assert result.output_dir.resolve() == tmp_path / "model-int8"
+    assert result.model == "model"
+
+
+def test_quantize_default_output_of_a_link_has_the_links_name(tmp_path):
+    make_source(tmp_path / "model")
+    (tmp_path / "link").symlink_to("model")
+    assert quantize(tmp_path / "link", options=RTN).output_dir == tmp_path / "link-int8"
+
+
+# ---- the files that loaders read --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_int8_directory_is_refused_by_stock_loaders(tmp_path, kind):
+    output = quantize(make_source(tmp_path / "model", kind), options=RTN).output_dir
+    with pytest.raises((ValueError, KeyError, AttributeError), match="quant"):
+        AutoModelForCausalLM.from_pretrained(output, trust_remote_code=False)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_int8_directory_loads_with_remote_code_and_equals_the_decoder(tmp_path, text, tied, method):
+    options = RTN if method == "rtn" else gptq_options(text)
+    source = make_source(tmp_path / f"model_{tied}_{method}", tied=tied)
+    output = quantize(source, options=options).output_dir
+    model = AutoModelForCausalLM.from_pretrained(
+        output, trust_remote_code=True, dtype=torch.float32
+    ).eval()
+    tokens = torch.randint(0, 256, (2, 24), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        logits, expected = model(tokens).logits, decoder_logits(output, tokens)
+    assert logits.shape == (2, 24, 272)  # every position, whatever insert_slice the compiler gets
+    assert torch.allclose(logits, expected, rtol=1e-5, atol=1e-5)
+    assert expected.std() > 0.1
+
+
+def test_int8_guard_equals_the_constant_of_the_shipped_file():
+    path = SOURCE_DIR / "configuration_qwen2_vacc.py"
+    spec = importlib.util.spec_from_file_location("shipped_configuration", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.INT8_GUARD == INT8_GUARD
+    assert "quant_method" not in INT8_GUARD
+
+
+def test_int8_config_of_qwen2(tmp_path):
+    output = quantize(make_source(tmp_path / "model"), options=RTN).output_dir
+    config, vacc = (read_json(output / name) for name in ("config.json", "config_vacc.json"))
+    assert config.pop("quantization_config") == INT8_GUARD
+    assert (config.pop("insert_slice"), vacc.pop("insert_slice")) == (False, True)
+    assert config == vacc
+    assert config["quantization_bit"] == 8 and config["sliding_window"] is None
+
+
+def test_int8_config_of_llama_drops_a_strangers_auto_map(tmp_path):
+    overrides = {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}
+    source = make_source(tmp_path / "model", "llama", config_overrides=overrides)
+    output = quantize(source, options=RTN).output_dir
+    raw = read_json(source / "config.json")
+    raw.pop("auto_map")
+    expected = {**raw, "quantization_bit": 8, "quantization_config": INT8_GUARD}
+    assert read_json(output / "config.json") == expected
+    assert not (output / "config_vacc.json").exists()
+
+
+def test_int8_vacc_config_keeps_harmless_edits_of_the_prepared_directory(tmp_path):
+    make_source(tmp_path / "model")
+    prepared = prepare(weights=tmp_path / "model", output=tmp_path / "prepared")
+    path = prepared.output_dir / "config_vacc.json"
+    edited = {**read_json(path), "my_key": [1, "ü"]}
+    path.write_text(json.dumps(edited), "utf-8")
+    output = quantize(prepared.output_dir, options=RTN).output_dir
+    assert read_json(output / "config_vacc.json") == {**edited, "quantization_bit": 8}
+
+
+def test_int8_vacc_config_of_another_model_is_refused(tmp_path):
+    make_source(tmp_path / "model")
+    prepared = prepare(weights=tmp_path / "model", output=tmp_path / "prepared").output_dir
+    path = prepared / "config_vacc.json"
+    edited = {**read_json(path), "rope_theta": 1, "auto_map": {"AutoConfig": "evil.Config"}}
+    path.write_text(json.dumps(edited), "utf-8")
+    message = fails(CheckpointError, prepared, RTN)
+    assert "rope_theta: got 1.0, config.json has 10000.0" in message
+    assert "auto_map: got {'AutoConfig': 'evil.Config'}, expected {" in message
+
+
+def test_int8_vacc_config_damaged_is_an_error(tmp_path):
+    source = make_source(tmp_path / "model")
+    (source / "config_vacc.json").write_text("[]")
+    message = fails(CheckpointError, source, RTN)
+    assert message == (f"{source / 'config_vacc.json'} holds no JSON object. Run prepare again.")
+
+
+def test_quantize_carries_no_stranger_s_files(tmp_path):
+    source = make_source(tmp_path / "model")
+    for name in ("modeling_evil.py", "pytorch_model.bin", "modeling_qwen2_vacc.py", "notes.txt"):
+        (source / name).write_text("raise SystemExit")
+    (source / "custom_generate").mkdir()
+    output = quantize(source, options=RTN).output_dir
+    assert not {"modeling_evil.py", "pytorch_model.bin", "notes.txt", "custom_generate"} & {
+        path.name for path in output.iterdir()
+    }
+    shipped = (SOURCE_DIR / "modeling_qwen2_vacc.py").read_bytes()
+    assert (output / "modeling_qwen2_vacc.py").read_bytes() == shipped
+
+
+def test_quantize_files_that_the_source_links_to_are_inputs_too(tmp_path):
+    output = quantize(make_source(tmp_path / "real"), options=RTN).output_dir
+    source = make_source(tmp_path / "linked")
+    (source / "model.safetensors").rename(output / "model.safetensors")
+    (source / "model.safetensors").symlink_to(output / "model.safetensors")
+    text = fails(OutputError, source, RTN, output=output, overwrite=True)
+    assert text.startswith(f"The output {output} is the input {output / 'model.safetensors'}")

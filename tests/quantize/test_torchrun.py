@@ -1,0 +1,310 @@
+"""``quantize`` on several ranks: the same bytes, nearly the same errors, one message, resumable."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_builders import write_checkpoint
+from click.testing import CliRunner
+from rank_processes import run_ranks
+
+from vacc_deploy.cli import cli
+from vacc_deploy.cli.launcher import device_of, launcher, read_place
+from vacc_deploy.cli.signals import resume_command
+from vacc_deploy.datasets.sources import CalibrationSource
+from vacc_deploy.errors import CheckpointError, OutputError, RankLostError, StoppedError, UsageError
+from vacc_deploy.progress import RunControl
+from vacc_deploy.quantize.assist import assist
+from vacc_deploy.quantize.options import QuantizeOptions
+from vacc_deploy.quantize.processes import Place
+from vacc_deploy.quantize.result import REPORT_NAME, TIMING_NAME
+from vacc_deploy.quantize.run import quantize
+
+NUM_LAYERS = 3
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A directory with a checkpoint and a text in it, beside which every test writes."""
+    directory = tmp_path_factory.mktemp("ranks")
+    write_checkpoint(directory / "model", num_layers=NUM_LAYERS)
+    text = "".join(f"{i * 7919 % 10007} words, " for i in range(6000))
+    (directory / "words.txt").write_text(text, "utf-8")
+    return directory
+
+
+def options_of(place, **changes):
+    values = {"num_samples": 60, "sequence_length": 64, "compute_dtype": "float32", **changes}
+    return QuantizeOptions("gptq", (CalibrationSource("text", place / "words.txt"),), **values)
+
+
+def contents(directory):
+    """Return every file with its bytes, the times of the run aside."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and path.name != TIMING_NAME
+    }
+
+
+def errors_of(directory):
+    report = json.loads((directory / REPORT_NAME).read_text("utf-8"))
+    assert len(report["linears"]) == 7 * NUM_LAYERS
+    return {
+        (record["name"], method): record[f"error_{method}"]
+        for record in report["linears"]
+        for method in ("gptq", "rtn")
+    }
+
+
+def quantize_on(count, source, options, output, *, sources=None, control=None, **arguments):
+    """Quantize on ``count`` ranks; ``sources`` has the checkpoint of a rank that has another."""
+
+    def work(ranks):
+        own = (sources or {}).get(ranks.rank, source)
+        if ranks.rank:
+            return assist(own, options=options, ranks=ranks)
+        told = {} if control is None else {"control": control}
+        result = quantize(own, options=options, output=output, ranks=ranks, **told, **arguments)
+        return len(result.linears)
+
+    return run_ranks(count, work)
+
+
+@pytest.fixture(scope="module")
+def two(place):
+    """The output of two ranks."""
+    outcomes = quantize_on(2, place / "model", options_of(place), place / "two")
+    assert outcomes == [7 * NUM_LAYERS, None]
+    return place / "two"
+
+
+# ---- results -----------------------------------------------------------------------------------
+
+
+def test_the_same_number_of_ranks_gives_the_same_bytes(place, two):
+    quantize_on(2, place / "model", options_of(place), place / "again")
+    assert contents(place / "again") == contents(two)
+
+
+@pytest.fixture(scope="module")
+def alone(place):
+    quantize(place / "model", options=options_of(place), output=place / "one")
+    return errors_of(place / "one")
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_another_number_of_ranks_gives_nearly_the_same_errors(place, alone, count):
+    output = place / f"count-{count}"
+    quantize_on(count, place / "model", options_of(place), output)
+    got = errors_of(output)
+    assert got.keys() == alone.keys()
+    assert all(abs(got[key] / alone[key] - 1) < 0.01 for key in alone)
+    identity = json.loads((output / TIMING_NAME).read_text("utf-8"))["identity"]
+    assert identity["processes"] == count
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # 1 row held out, 2 with a float stream: not every rank has one
+        {"num_samples": 6, "sequence_length": 256},
+        {"effort": "fast"},
+        {"compute_dtype": "bfloat16", "act_order": False},
+    ],
+)
+def test_ranks_without_rows_of_a_kind_and_other_options(place, tmp_path, changes):
+    options = options_of(place, **changes)
+    outcomes = quantize_on(3, place / "model", options, tmp_path / "three")
+    assert outcomes == [7 * NUM_LAYERS, None, None]
+    quantize(place / "model", options=options, output=tmp_path / "one")
+    errors = []
+    for directory in (tmp_path / "three", tmp_path / "one"):
+        report = json.loads((directory / REPORT_NAME).read_text("utf-8"))
+        errors.append([record["error_rtn"] for record in report["linears"][:6]])
+    for got, expected in zip(*errors, strict=True):
+        assert got == pytest.approx(expected, rel=0.03)
+
+
+def test_a_dry_run_sends_the_others_away(place, tmp_path):
+    options = options_of(place)
+    outcomes = quantize_on(2, place / "model", options, tmp_path / "out", dry_run=True)
+    assert outcomes == [0, None]
+    assert not list(tmp_path.iterdir())
+
+
+class StopAfterOne(RunControl):
+    def stop_signal(self):
+        return signal.SIGTERM
+
+
+def test_a_stopped_run_goes_on_with_as_many_ranks_only(place, two):
+    arguments = (place / "model", options_of(place), place / "stopped")
+    stopped, other = quantize_on(2, *arguments, control=StopAfterOne())
+    assert stopped.kind is StoppedError and other is None
+    # Now while the rows are carried through the finished layer.
+    stopped, other = quantize_on(2, *arguments, control=StopAfterOne(), resume=True)
+    assert stopped.kind is StoppedError and other is None
+    assert "Stopped after 1 of " in stopped.text
+    refused = quantize_on(3, *arguments, resume=True)[0]
+    assert refused.kind is OutputError and "  - processes: 2 then, 3 now" in refused.text
+    assert quantize_on(2, *arguments, resume=True) == [7 * NUM_LAYERS, None]
+    assert contents(place / "stopped") == contents(two)
+
+
+# ---- refusals ----------------------------------------------------------------------------------
+
+
+def test_another_checkpoint_on_another_rank_is_refused(place, tmp_path):
+    other = write_checkpoint(tmp_path / "model", num_layers=NUM_LAYERS, seed=5)
+    lost, error = quantize_on(
+        2, place / "model", options_of(place), tmp_path / "out", sources={1: other}
+    )
+    assert lost.kind is RankLostError and error.kind is CheckpointError
+    lines = error.text.splitlines()
+    assert lines[0] == ("Process 1 has other inputs, options or versions than process 0:")
+    assert lines[1].startswith("  - weights model.safetensors: ")
+    assert " in process 0, " in lines[1] and lines[1].endswith(" in process 1")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_rounding_on_several_ranks_is_refused(place, tmp_path):
+    options = QuantizeOptions("rtn")
+    refused = quantize_on(2, place / "model", options, tmp_path / "out")[0]
+    assert refused.kind is UsageError
+    assert refused.text.startswith("--method rtn is bound by reading and writing files, ")
+
+
+def test_more_ranks_than_rows_are_refused(place, tmp_path):
+    options = options_of(place, num_samples=3)
+    refused = quantize_on(3, place / "model", options, tmp_path / "out")[0]
+    assert refused.kind is UsageError and "Start at most 2, or" in refused.text
+
+
+TORCHRUN = {
+    "RANK": "5",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "4",
+    "MASTER_ADDR": "a",
+    "MASTER_PORT": "1",
+    "TORCHELASTIC_RUN_ID": "none",
+}
+
+
+def test_read_place_of_torchrun():
+    place = read_place(TORCHRUN)
+    assert place == Place(rank=5, count=8, local_rank=1, local_count=4)
+    command = launcher(TORCHRUN, place)
+    assert command == ("torchrun", "--nnodes", "2", "--nproc-per-node", "4")
+    argv = ["/x/vacc_deploy/__main__.py", "quantize", "a b"]
+    assert resume_command(argv, command) == (
+        "torchrun --nnodes 2 --nproc-per-node 4 -m vacc_deploy quantize 'a b' --resume"
+    )
+    assert read_place({}) is None and read_place({**TORCHRUN, "WORLD_SIZE": "1"}) is None
+    without = {name: value for name, value in TORCHRUN.items() if "ELASTIC" not in name}
+    assert launcher(without, place) == () and launcher(TORCHRUN, None) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', expected a whole number"),
+        ({"RANK": "-1"}, "RANK is '-1', expected a whole number"),
+        ({"RANK": "8"}, "RANK 8 of WORLD_SIZE 8 and LOCAL_RANK 1 of LOCAL_WORLD_SIZE 4 contrad"),
+        ({"LOCAL_RANK": "4"}, "LOCAL_RANK 4 of LOCAL_WORLD_SIZE 4 contradict each other"),
+        ({"MASTER_ADDR": "", "RANK": ""}, "but RANK, MASTER_ADDR are not set. Start the processes"),
+        ({"LOCAL_RANK": ""}, "but LOCAL_RANK is not set. Start the processes"),
+    ],
+)
+def test_read_place_refuses_what_contradicts_itself(changes, message):
+    with pytest.raises(UsageError) as err:
+        read_place({**TORCHRUN, **changes})
+    assert message in str(err.value)
+
+
+def test_device_of_gives_each_process_its_own():
+    place = Place(5, 8, 1, 4)
+    assert device_of("cuda", place) == "cuda:1" and device_of("cpu", place) == "cpu"
+    assert device_of("cuda:3", None) == "cuda:3"
+    with pytest.raises(UsageError, match="--device cuda:3 names one device for 8 processes"):
+        device_of("cuda:3", place)
+
+
+def test_a_command_whose_environment_is_incomplete_exits_2(place):
+    environment = {"WORLD_SIZE": "2", "RANK": None, "LOCAL_RANK": None}
+    result = CliRunner(env=environment).invoke(cli, ["quantize", str(place / "model")])
+    assert result.exit_code == 2
+    assert "Error: WORLD_SIZE is 2, but RANK, LOCAL_RANK" in result.output
+
+
+# ---- torchrun ----------------------------------------------------------------------------------
+
+
+def torchrun(place, source, output, *arguments):
+    """Start the command on two ranks of this machine."""
+    root = Path(__file__).resolve().parents[2]
+    path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    options = ("--calibration", f"text={place / 'words.txt'}", "--num-samples", "60")
+    options += ("--seq-len", "64", "--compute-dtype", "float32", "--output", str(output))
+    command = (*launch, "-m", "vacc_deploy", "quantize", str(source), *options, *arguments)
+    environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.Popen(
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+def test_torchrun_stopped_by_sigterm_goes_on_with_resume(place, two):
+    output = place / "out"
+    process = torchrun(place, place / "model", output)
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if "1 of 3 layers" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    _, rest = process.communicate(timeout=60)
+    text = "".join(lines) + rest
+    if "layers, which are kept" not in text:  # it was faster than the signal
+        assert output.is_dir()
+    else:
+        assert not output.exists()
+        assert text.count("layers, which are kept. Resume with: torchrun --nproc-per-node 2 ") == 1
+        assert text.count("Finishing the current layer") == 1
+        process = torchrun(place, place / "model", output, "--resume")
+        result, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert result.count("Quantized model in ") == 1
+    assert contents(output) == contents(two)
+
+
+def test_torchrun_tells_of_a_bad_weight_once(place, tmp_path):
+    """The bad row is the second rank's; the first one has the journal."""
+    name = "model.layers.1.mlp.up_proj.weight"
+    bad = torch.randn(160, 64, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16) / 8
+    bad[130, 3] = float("nan")
+    source = write_checkpoint(tmp_path / "model", num_layers=NUM_LAYERS, extra_tensors={name: bad})
+    began = time.monotonic()
+    process = torchrun(place, source, tmp_path / "out", "--json")
+    out, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 50
+    assert process.returncode != 0
+    message = (
+        f"{name} in {source}: row 130 holds NaN or infinity. Download the file model.safetensors "
+        "again."
+    )
+    assert json.loads(out)["error"] == {"type": "QuantizationError", "message": message}
+    assert err.count(f"Error: {message}") == 1 and err.count(name) == 1
+    assert err.count("1 of 3 layers are finished and kept. Resume with: torchrun") == 1
+    assert (tmp_path / "out.partial").is_dir() and not (tmp_path / "out").exists()

@@ -1,0 +1,453 @@
+"""``verify`` and its command: the figures, the reference it finds, texts and limits."""
+
+import json
+import math
+import shutil
+from dataclasses import fields
+
+import pytest
+import torch
+import torch.nn.functional as F
+from checkpoint_builders import read_tensors, write_checkpoint
+from click.testing import CliRunner
+from safetensors.torch import save_file
+from tokenizer_builders import BOS_ID, build_backend, tokenizer_config, write_tokenizer
+from transformers import AutoModelForCausalLM
+
+from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.cli import cli
+from vacc_deploy.errors import CalibrationError, CheckpointError, UsageError
+from vacc_deploy.prepare import prepare
+from vacc_deploy.quantize.options import QuantizeOptions
+from vacc_deploy.quantize.run import quantize
+from vacc_deploy.reference.compare import LayerError
+from vacc_deploy.reference.next_tokens import NextTokenScores
+from vacc_deploy.reference.verify import Limits, _failures, _read_tokens, verify
+from vacc_deploy.text.tokenizer import Tokenizer
+
+TEXT = "The quick brown fox jumps over the lazy dog. " * 9
+
+
+def make_pair(tmp_path, model_type="qwen2", **arguments):
+    """Return a float directory and its int8 directory."""
+    source = write_checkpoint(tmp_path / "model", model_type=model_type, **arguments)
+    return source, quantize(source, options=QuantizeOptions("rtn")).output_dir
+
+
+def write_text(tmp_path, content=TEXT):
+    path = tmp_path / "text.txt"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    return path
+
+
+def windows(directory, text, *, max_tokens, sequence_length):
+    """The token windows that verify has to use, written out."""
+    tokenizer = Tokenizer.from_dir(directory)
+    ids = tokenizer.encode(text, add_bos=False)[:max_tokens]
+    width = sequence_length - 1
+    rows = [[BOS_ID, *ids[i : i + width]] for i in range(0, len(ids) - width + 1, width)]
+    return torch.tensor(rows)
+
+
+def refuse(name):
+    pytest.fail(f"{name} is no JSON")
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, [str(a) for a in arguments])
+
+
+def read_object(output):
+    """Return the one object that ``--json`` printed, refusing NaN and Infinity."""
+    values, end = json.JSONDecoder(parse_constant=refuse).raw_decode(output)
+    return values, output[end:].strip()
+
+
+# ---- figures ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_verify_equals_two_transformers_models(tmp_path, model_type, tied):
+    source, deployed = make_pair(tmp_path, model_type, tied=tied, scale=2.0)
+    result = verify(deployed, text_file=write_text(tmp_path), max_tokens=300, sequence_length=64)
+    tokens = windows(deployed, TEXT, max_tokens=300, sequence_length=64)
+    assert tokens.shape == (4, 64)
+    # The int8 weights written back as floats: what any library computes with them.
+    plain = write_checkpoint(
+        tmp_path / "plain", model_type=model_type, tied=tied, dtype=torch.float32
+    )
+    tensors = read_tensors(deployed)
+    for name in [name for name in tensors if name.endswith("weight_scale")]:
+        scale, base = tensors.pop(name).float(), name.removesuffix("_scale")
+        tensors[base] = tensors[base].float() * scale[:, None]
+    save_file({n: t.float().contiguous() for n, t in tensors.items()}, plain / "model.safetensors")
+    tables, hidden = [], []
+    for directory in (source, plain):
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
+        states = []
+        for layer in model.model.layers:
+            layer.register_forward_hook(lambda _, __, output, states=states: states.append(output))
+        with torch.inference_mode():
+            logits = model(tokens).logits.double()
+        tables.append(F.log_softmax(logits[:, :-1].flatten(0, 1), -1))
+        hidden.append([s[0] if isinstance(s, tuple) else s for s in states])
+    targets = tokens[:, 1:].flatten()
+    divergence = (tables[0].exp() * (tables[0] - tables[1])).sum(1)
+    scores = result.scores
+    assert scores.num_tokens == 4 * 63
+    for got, table in zip(
+        (scores.perplexity_float, scores.perplexity_deployed), tables, strict=True
+    ):
+        assert got == pytest.approx(F.nll_loss(table, targets).exp().item(), rel=1e-5)
+    assert scores.mean_kl == pytest.approx(divergence.mean().item(), rel=1e-2)
+    assert scores.max_kl == pytest.approx(divergence.max().item(), rel=5e-2)
+    agree = (tables[0].argmax(1) == tables[1].argmax(1)).double().mean().item()
+    assert scores.top1 == pytest.approx(agree, abs=1.5 / 252)
+    for error, left, right in zip(result.layers, *hidden, strict=True):
+        relative = ((right - left).norm() / left.norm()).item()
+        assert error.relative_error == pytest.approx(relative, rel=1e-2)
+        assert error.sqnr_db == pytest.approx(-20 * math.log10(relative), abs=0.1)
+    assert [error.layer for error in result.layers] == [0, 1]
+    assert result.failures == ()
+
+
+def test_verify_prepared_directory_equals_its_source_exactly(tmp_path):
+    source = write_checkpoint(tmp_path / "model")
+    prepared = prepare(weights=source, output=tmp_path / "prepared").output_dir
+    result = verify(
+        prepared,
+        text_file=write_text(tmp_path),
+        sequence_length=64,
+        limits=Limits(max_kl=0.0, min_top1=1.0),
+    )
+    assert result.reference_dir == source
+    assert (result.scores.mean_kl, result.scores.top1, result.failures) == (0.0, 1.0, ())
+    assert {error.relative_error for error in result.layers} == {0.0}
+    assert [error.to_dict()["sqnr_db"] for error in result.layers] == [None, None]
+
+
+def test_verify_short_text_is_one_window(tmp_path):
+    _, deployed = make_pair(tmp_path)
+    text = write_text(tmp_path, "a" * 40)
+    assert verify(deployed, text_file=text, sequence_length=512).scores.num_tokens == 40
+    assert verify(deployed, text_file=text, max_tokens=16).scores.num_tokens == 16
+
+
+def test_verify_without_bos(tmp_path):
+    source = write_checkpoint(tmp_path / "model")
+    write_tokenizer(source, config=tokenizer_config(add_bos_token=False))
+    deployed = quantize(source, options=QuantizeOptions("rtn")).output_dir
+    text = write_text(tmp_path, "a" * 64)
+    assert verify(deployed, text_file=text, sequence_length=32).scores.num_tokens == 2 * 31
+
+
+def test_verify_default_text_is_long_enough(tmp_path):
+    _, deployed = make_pair(tmp_path, num_layers=1)
+    result = verify(deployed)
+    assert result.text == "verify.txt"
+    assert result.scores.num_tokens > 1500
+
+
+def test_verify_sequence_longer_than_the_context(tmp_path):
+    _, deployed = make_pair(tmp_path, config_overrides={"max_position_embeddings": 31})
+    with pytest.raises(CheckpointError, match="Sequences of 32 tokens .* Use a shorter --seq-len"):
+        verify(deployed, text_file=write_text(tmp_path), sequence_length=32)
+
+
+# ---- the reference ----------------------------------------------------------------------------
+
+
+def test_verify_finds_the_reference_after_both_were_moved(tmp_path):
+    make_pair(tmp_path)
+    text, moved = write_text(tmp_path), tmp_path / "elsewhere" / "deep"
+    moved.mkdir(parents=True)
+    for name in ("model", "model-int8"):
+        shutil.move(tmp_path / name, moved / name)
+    result = verify(moved / "model-int8", text_file=text, sequence_length=64)
+    assert result.reference_dir == moved / "model"
+    assert result.model == "model"
+
+
+def test_verify_finds_the_reference_from_inside_the_directory(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    source, deployed = make_pair(tmp_path)
+    text = write_text(tmp_path)
+    monkeypatch.chdir(deployed)
+    assert verify(Path("."), text_file=text, sequence_length=64).reference_dir == source
+
+
+def test_verify_reference_that_is_gone(tmp_path):
+    source, deployed = make_pair(tmp_path)
+    shutil.rmtree(source)
+    with pytest.raises(CheckpointError) as err:
+        verify(deployed, text_file=write_text(tmp_path))
+    assert str(err.value) == (
+        f"{deployed} was made from {source}, which is not there. Give --reference DIR."
+    )
+
+
+def test_verify_unknown_reference(tmp_path):
+    source, deployed = make_pair(tmp_path)
+    (deployed / "vacc_deploy.json").unlink()
+    text = write_text(tmp_path)
+    with pytest.raises(UsageError) as err:
+        verify(deployed, text_file=text)
+    assert str(err.value) == (
+        f"{deployed} does not say which float model it was made from (no vacc_deploy.json). Give "
+        "--reference DIR."
+    )
+    assert run("verify", deployed, "--text", text).exit_code == 2
+    result = verify(deployed, reference_dir=source, text_file=text, sequence_length=64)
+    assert result.scores.mean_kl > 0
+
+
+def test_verify_quantized_reference(tmp_path):
+    _, deployed = make_pair(tmp_path)
+    with pytest.raises(CheckpointError) as err:
+        verify(deployed, reference_dir=deployed, text_file=write_text(tmp_path))
+    assert str(err.value) == f"{deployed} is quantized. Give the float model with --reference."
+
+
+def test_verify_other_architecture_lists_the_differences(tmp_path):
+    _, deployed = make_pair(tmp_path)
+    other = write_checkpoint(
+        tmp_path / "other", num_layers=3, config_overrides={"rope_theta": 20000}
+    )
+    with pytest.raises(CheckpointError) as err:
+        verify(deployed, reference_dir=other, text_file=write_text(tmp_path))
+    assert str(err.value) == (
+        "The two directories are different models:\n"
+        f"  - num_hidden_layers is 2 in {deployed}, 3 in {other}\n"
+        f"  - rope_theta is 10000.0 in {deployed}, 20000.0 in {other}\n"
+        "Give the right float model with --reference."
+    )
+    llama = write_checkpoint(tmp_path / "llama", model_type="llama")
+    with pytest.raises(CheckpointError, match="model_type is qwen2 in .*, llama in "):
+        verify(deployed, reference_dir=llama, text_file=write_text(tmp_path))
+
+
+# ---- the text ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "{} gives 0 tokens (at most 2048 used), expected at least 16. Use a longer --text."),
+        (
+            b"too short",
+            "{} gives 9 tokens (at most 2048 used), expected at least 16. Use a longer --text.",
+        ),
+        (b"abc\xff" + b"d" * 99, "{} is not UTF-8 text: invalid start byte, byte 3."),
+        (None, "{} cannot be read: No such file or directory."),
+    ],
+)
+def test_verify_unusable_text(tmp_path, content, message):
+    _, deployed = make_pair(tmp_path)
+    path = tmp_path / "missing.txt" if content is None else write_text(tmp_path, content)
+    with pytest.raises(CalibrationError) as err:
+        verify(deployed, text_file=path)
+    assert str(err.value) == message.format(path)
+    result = run("verify", deployed, "--text", path)
+    assert result.exit_code == 1
+    assert result.output.strip() == f"Error: {message.format(path)}"
+
+
+@pytest.mark.parametrize("first", ["", "a", "ab"])
+def test_verify_character_cut_at_the_read_limit_is_fine(tmp_path, first):
+    # 16 bytes are read for each token; three-byte characters end at 256 at most once in three.
+    _, deployed = make_pair(tmp_path)
+    text = write_text(tmp_path, first + "中" * 400)
+    result = verify(deployed, text_file=text, max_tokens=16, sequence_length=32)
+    assert result.scores.num_tokens == 16
+
+
+def test_verify_token_beyond_the_vocabulary(tmp_path):
+    _, deployed = make_pair(tmp_path, vocab_size=256)
+    text = write_text(tmp_path, "<｜User｜>" + "a" * 40)
+    with pytest.raises(CheckpointError, match=r"gives id 258, the model has 256: they do not"):
+        verify(deployed, text_file=text)
+
+
+# ---- limits and the command -------------------------------------------------------------------
+
+
+def test_verify_command_prints_the_figures(tmp_path):
+    source, deployed = make_pair(tmp_path)
+    text = write_text(tmp_path)
+    result = run("verify", deployed, "--text", text, "--seq-len", 64)
+    assert result.exit_code == 0, result.output
+    assert f"Verified {deployed} against {source}\n" in result.output
+    for words in ("SQNR dB", "tokens compared", "KL(float ‖ deployed)", "same top token"):
+        assert words in result.output
+    assert "Failed" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "failure"),
+    [
+        (("--max-kl", "0"), "mean KL is 0.0"),
+        (("--min-top1", "1"), "same top token is 0."),
+        (("--max-kl", "nan"), "the limit is nan"),
+    ],
+)
+def test_verify_command_missed_limit_exits_3_after_printing(tmp_path, options, failure):
+    _, deployed = make_pair(tmp_path, scale=6.0)
+    common = ("verify", deployed, "--text", write_text(tmp_path), "--seq-len", 64, *options)
+    plain = run(*common)
+    assert plain.exit_code == 3
+    assert f"\nFailed: {failure}" in plain.output or f"{failure}\n" in plain.output
+    as_json = run(*common, "--json")
+    assert as_json.exit_code == 3
+    values, rest = read_object(as_json.stdout)
+    assert rest == ""
+    assert values["passed"] is False and len(values["failures"]) == 1
+    assert failure in values["failures"][0]
+
+
+def test_verify_command_met_limits_exit_0(tmp_path):
+    _, deployed = make_pair(tmp_path)
+    result = run(
+        "verify", deployed, "--text", write_text(tmp_path), "--seq-len", 64, "--json",
+        "--max-kl", 1, "--min-top1", 0.5,
+    )  # fmt: skip
+    values, rest = read_object(result.stdout)
+    assert (result.exit_code, rest) == (0, "")
+    assert values["passed"] is True and values["failures"] == []
+    assert values["text"] == "text.txt" and values["num_tokens"] > 300
+    assert len(values["layers"]) == 2
+
+
+def test_verify_damaged_scale_fails_with_valid_json(tmp_path):
+    _, deployed = make_pair(tmp_path)
+    path = deployed / "model-00002-of-00004.safetensors"
+    from safetensors.torch import load_file
+
+    tensors = load_file(path)
+    tensors["model.layers.0.mlp.up_proj.weight_scale"][3] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})
+    result = run("verify", deployed, "--text", write_text(tmp_path), "--seq-len", 64, "--json")
+    assert result.exit_code == 3
+    values, rest = read_object(result.stdout)
+    assert rest == ""
+    assert values["failures"] == ["the deployed model's output holds NaN or infinity"]
+    assert values["mean_kl"] is None and values["perplexity_float"] > 1
+    assert values["layers"][0] == {"layer": 0, "relative_error": None, "sqnr_db": None}
+    plain = run("verify", deployed, "--text", write_text(tmp_path), "--seq-len", 64)
+    assert plain.exit_code == 3 and "Failed: the deployed model's output holds NaN" in plain.output
+
+
+def test_layer_error_dict_holds_no_infinity():
+    for relative, sqnr in ((0.0, math.inf), (math.inf, -math.inf), (math.nan, math.nan)):
+        json.dumps(LayerError(3, relative, sqnr).to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("options", [("--max-tokens", 15), ("--seq-len", 8), ("--min-top1", 1.5)])
+def test_verify_command_refuses_values_out_of_range(tmp_path, options):
+    result = run("verify", tmp_path, *options)
+    assert result.exit_code == 2
+    assert f"Invalid value for '{options[0]}'" in result.output
+
+
+def test_verify_command_directory_without_a_model(tmp_path):
+    result = run("verify", tmp_path, "--json")
+    assert result.exit_code == 1
+    values, rest = read_object(result.stdout)
+    assert rest == "" and values["error"]["type"] == "CheckpointError"
+    assert "config.json is missing" in values["error"]["message"]
+
+
+def test_read_tokens_drops_a_byte_order_mark(tmp_path):
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "m"))
+    plain, marked = tmp_path / "plain.txt", tmp_path / "marked.txt"
+    plain.write_text("one two three four five six", "utf-8")
+    marked.write_text("one two three four five six", "utf-8-sig")
+    assert torch.equal(*(_read_tokens(checkpoint, p, 64, 64)[0] for p in (plain, marked)))
+
+
+def test_read_tokens_reads_on_until_there_are_enough(tmp_path):
+    """A token may stand for many more bytes than are read for it at first."""
+    backend = build_backend()
+    backend.add_tokens(["x" * 100])
+    source = write_checkpoint(tmp_path / "m")
+    write_tokenizer(source, backend)
+    text = write_text(tmp_path, "x" * 100 * 90)
+    for max_tokens, expected in ((16, 16), (64, 64), (90, 90), (200, 90)):
+        tokens, notes = _read_tokens(Checkpoint.open(source), text, max_tokens, 512)
+        assert (tokens.shape, notes) == ((1, 1 + expected), [])
+
+
+@pytest.mark.parametrize(
+    ("length", "max_tokens", "notes"),
+    [
+        (62, 2048, []),
+        (65, 2048, ["text.txt has 65 tokens: the last 3 fill no window of 31 and were left out."]),
+        (400, 64, []),
+        (400, 82, ["--max-tokens 82: the last 20 fill no window of 31 and were left out."]),
+    ],
+)
+def test_read_tokens_notes_what_fills_no_window(tmp_path, length, max_tokens, notes):
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "m"))
+    tokens, got = _read_tokens(checkpoint, write_text(tmp_path, "a" * length), max_tokens, 32)
+    assert (tokens.shape, got) == ((2, 32), notes)
+
+
+def test_verify_text_that_ends_within_a_character(tmp_path):
+    _, deployed = make_pair(tmp_path)
+    text = write_text(tmp_path, b"a" * 40 + "中".encode()[:2])
+    with pytest.raises(CalibrationError, match="unexpected end of data, byte 40"):
+        verify(deployed, text_file=text)
+
+
+def test_verify_notes_are_in_text_and_json(tmp_path):
+    head = torch.zeros(272, 64)
+    head[5] = 1000.0
+    extra = {"lm_head.weight": head.bfloat16(), "model.norm.weight": torch.ones(64).bfloat16()}
+    extra["model.embed_tokens.weight"] = torch.ones(272, 64).bfloat16()
+    _, deployed = make_pair(tmp_path, extra_tensors=extra, scale=0.01)
+    result = verify(deployed, text_file=write_text(tmp_path, "a" * 70), sequence_length=64)
+    notes = [
+        "text.txt has 70 tokens: the last 7 fill no window of 63 and were left out.",
+        "the float model's perplexity is above its vocabulary of 272: text.txt means nothing to "
+        "this model. Give a text of its kind with --text.",
+    ]
+    assert result.to_dict()["notes"] == notes
+    assert "".join(f"\nNote: {note}" for note in notes) in result.to_text()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_verify_recorded_reference_that_is_damaged_names_the_option(tmp_path, name):
+    source, deployed = make_pair(tmp_path)
+    (source / name).write_bytes(b"{")
+    with pytest.raises(CheckpointError) as err:
+        verify(deployed, text_file=write_text(tmp_path))
+    assert str(err.value).startswith(f"{deployed} was made from {source}, which cannot be read: ")
+    assert str(err.value).endswith("Or give another copy of the float model with --reference DIR.")
+
+
+def test_verify_config_vacc_of_another_model_is_refused(tmp_path):
+    _, deployed = make_pair(tmp_path)
+    path = deployed / "config_vacc.json"
+    values = {**json.loads(path.read_text("utf-8")), "num_hidden_layers": 1}
+    path.write_text(json.dumps(values), "utf-8")
+    with pytest.raises(CheckpointError, match="num_hidden_layers: got 1, config.json has 2"):
+        verify(deployed, text_file=write_text(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"perplexity_float": math.nan}, ["float"]),
+        ({"perplexity_deployed": math.inf}, ["deployed"]),
+        ({"perplexity_float": math.nan, "perplexity_deployed": math.nan}, ["float", "deployed"]),
+        ({}, ["float or deployed"]),
+    ],
+)
+def test_failures_say_which_model_holds_no_number(changes, expected):
+    values = dict.fromkeys((field.name for field in fields(NextTokenScores)), 2.0)
+    scores = NextTokenScores(**{**values, "mean_kl": math.nan, **changes})
+    words = [f"the {name} model's output holds NaN or infinity" for name in expected]
+    assert list(_failures(scores, Limits())) == words

@@ -1,0 +1,49 @@
+"""How far the calibration tokens reach for a model."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from vacc_deploy.calibration.split import HELD_OUT_SHARE
+from vacc_deploy.models.config import LAYER_LINEARS, ModelConfig
+
+if TYPE_CHECKING:
+    from vacc_deploy.calibration.rows import CalibrationRows
+
+# Fitted tokens for each input of the widest linear. A Hessian of about as many tokens as inputs is
+# close to singular: the solver then fits the noise of these tokens.
+MIN_TOKENS_PER_INPUT = 4
+
+
+def widest_input(config: ModelConfig) -> int:
+    """Return the largest in_features of a layer's linears."""
+    return max(in_features for _, in_features in map(config.linear_shape, LAYER_LINEARS))
+
+
+def describe_calibration(config: ModelConfig, rows: CalibrationRows) -> dict[str, Any]:
+    """Return the calibration for the report, with how far its tokens reach for this model."""
+    fit_tokens = rows.num_fit_rows * rows.tokens.shape[1]
+    widest = widest_input(config)
+    return rows.to_dict() | {
+        "fit_tokens": fit_tokens,
+        "widest_in_features": widest,
+        "fit_tokens_per_in_feature": round(fit_tokens / widest, 2),
+    }
+
+
+def budget_warnings(config: ModelConfig, rows: CalibrationRows) -> tuple[str, ...]:
+    """Return one line where the fitted tokens are too few for the widest linear."""
+    widest, sequence_length = widest_input(config), rows.tokens.shape[1]
+    fit_tokens = rows.num_fit_rows * sequence_length
+    if fit_tokens >= MIN_TOKENS_PER_INPUT * widest:
+        return ()
+    fit_rows = MIN_TOKENS_PER_INPUT * widest / sequence_length
+    # Of each source a tenth is held out, rounded, or one row.
+    enough = math.ceil((fit_rows + len(rows.sources)) / (1 - HELD_OUT_SHARE))
+    return (
+        f"{fit_tokens:,} fitted tokens are {fit_tokens / widest:.1f} for each of the {widest:,} "
+        f"inputs of the widest linear, fewer than {MIN_TOKENS_PER_INPUT}: the result follows this "
+        "text's noise and may be worse than rounding on other text "
+        f"(--num-samples {enough} of {sequence_length} tokens would do)",
+    )

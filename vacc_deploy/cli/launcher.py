@@ -1,0 +1,151 @@
+"""Join the processes that ``torchrun`` starts, and let all of them end when one fails.
+
+The only place that reads the launcher's environment: RANK, WORLD_SIZE, LOCAL_RANK,
+LOCAL_WORLD_SIZE and TORCHELASTIC_RUN_ID here, MASTER_ADDR and MASTER_PORT in torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from vacc_deploy.cli.signals import SignalControl, tell_way_on, telling_how_to_resume
+from vacc_deploy.errors import UsageError, VaccDeployError
+
+if TYPE_CHECKING:
+    from vacc_deploy.quantize.processes import Place
+    from vacc_deploy.quantize.ranks import Ranks
+
+_REQUIRED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def read_place(environment: Mapping[str, str]) -> Place | None:
+    """Return where this process stands among several, None where it is the only one.
+
+    Raises:
+        UsageError: a variable is missing or no number.
+    """
+    count = _read_number(environment, "WORLD_SIZE", 1)
+    if count == 1:
+        return None
+    from vacc_deploy.quantize.processes import Place
+
+    missing = [name for name in _REQUIRED if not environment.get(name)]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise UsageError(
+            f"WORLD_SIZE is {count}, but {', '.join(missing)} {verb} not set. Start the processes "
+            "with torchrun, or leave WORLD_SIZE unset for one process."
+        )
+    rank, local_rank = (_read_number(environment, name, 0) for name in _REQUIRED[:2])
+    local_count = _read_number(environment, "LOCAL_WORLD_SIZE", count)
+    if not (rank < count and local_rank < local_count <= count):
+        raise UsageError(
+            f"RANK {rank} of WORLD_SIZE {count} and LOCAL_RANK {local_rank} of LOCAL_WORLD_SIZE "
+            f"{local_count} contradict each other. Start the processes with torchrun."
+        )
+    return Place(rank, count, local_rank, local_count)
+
+
+def _read_number(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name, str(default))
+    if not (text.isascii() and text.isdecimal()):
+        raise UsageError(f"The environment variable {name} is {text!r}, expected a whole number.")
+    return int(text)
+
+
+def launcher(environment: Mapping[str, str], place: Place | None) -> tuple[str, ...]:
+    """Return how torchrun was called, as far as it says; empty without it."""
+    if place is None or "TORCHELASTIC_RUN_ID" not in environment:
+        return ()
+    nodes = place.count // place.local_count
+    several = ("--nnodes", str(nodes)) if nodes > 1 else ()
+    return ("torchrun", *several, "--nproc-per-node", str(place.local_count))
+
+
+def device_of(device: str, place: Place | None) -> str:
+    """Return the device of this process: the CUDA device of its number on this machine.
+
+    Raises:
+        UsageError: one CUDA device is named for several processes.
+    """
+    if place is None or not device.startswith("cuda"):
+        return device
+    if device != "cuda":
+        raise UsageError(
+            f"--device {device} names one device for {place.count} processes. Give --device cuda: "
+            "each process takes the one of its number."
+        )
+    return f"cuda:{place.local_rank}"
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What a command has of its process among the others.
+
+    Attributes:
+        ranks: all processes of the run.
+        control: stops the run between two layers.
+        device: where this process computes.
+    """
+
+    ranks: Ranks
+    control: SignalControl
+    device: str
+
+
+@contextmanager
+def join_ranks(environment: Mapping[str, str], device: str) -> Iterator[Seat]:
+    """Let a resumable command run as one of the processes that the environment tells of.
+
+    Where several of them fail, only the first one says why.
+
+    Args:
+        environment: of this process.
+        device: ``cpu``, ``cuda`` or, for a single process, ``cuda:N``.
+
+    Raises:
+        UsageError: the environment contradicts itself; the device is not there, or is one for
+            several processes.
+        RankLostError: the others did not come.
+        SystemExit: another process has failed before and says why.
+    """
+    from vacc_deploy.quantize.ranks import ALONE
+
+    place = read_place(environment)
+    is_quiet = place is not None and place.rank > 0
+    control = SignalControl(is_quiet=is_quiet, launcher=launcher(environment, place))
+    if place is None:
+        with telling_how_to_resume(control):
+            yield Seat(ALONE, control, device)
+        return
+    from vacc_deploy.quantize.compute import choose_compute
+    from vacc_deploy.quantize.processes import ProcessRanks
+
+    ranks = ProcessRanks(place)
+    try:
+        own_device = device_of(device, place)
+        ranks.connect(choose_compute(own_device).device)
+        with telling_how_to_resume(control):
+            yield Seat(ranks, control, own_device)
+    except BaseException as err:
+        is_first = ranks.claim_failure()
+        ranks.abandon()
+        if is_first:
+            raise
+        if isinstance(err, VaccDeployError):
+            tell_way_on(control, err)
+        raise SystemExit(_exit_code(err)) from err
+    ranks.leave()
+
+
+def _exit_code(err: BaseException) -> int:
+    if isinstance(err, VaccDeployError):
+        return err.exit_code
+    if isinstance(err, SystemExit) and isinstance(err.code, int):
+        return err.code
+    return 130 if isinstance(err, (KeyboardInterrupt, click.Abort)) else 1

@@ -1,0 +1,1 @@
+"""Published calibration sets: files in, documents out. Nothing is unpacked to disk."""

@@ -1,0 +1,175 @@
+"""How calibration files are opened: by their first bytes, within bounds, with one kind of error.
+
+Knows nothing of the four data sets.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, TypeAlias, cast
+
+from vacc_deploy.errors import CalibrationError
+
+# A document is plain text, or the turns of a conversation with "role" and "content".
+Message: TypeAlias = dict[str, str]
+Document: TypeAlias = str | tuple[Message, ...]
+MAX_LINE_BYTES = 16 << 20
+GZIP_MAGIC = b"\x1f\x8b"
+ZIP_MAGIC = b"PK"
+LFS_POINTER = b"version https://git-lfs"
+_STARTS = (
+    (GZIP_MAGIC, "gzip data"),
+    (ZIP_MAGIC, "a zip archive"),
+    (b"PAR1", "a Parquet file"),
+    (LFS_POINTER, "a Git LFS pointer: the data themselves were never downloaded"),
+    (b"<!DOCTYPE", "an HTML page"),
+    (b"<html", "an HTML page"),
+    (b"\xff\xfe", "UTF-16 text"),
+    (b"\xfe\xff", "UTF-16 text"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"\x28\xb5\x2f\xfd", "zstd data"),
+)
+
+
+def check_file(path: Path) -> None:
+    """Check that ``path`` is a file with something in it.
+
+    Raises:
+        CalibrationError: it is missing, a directory, a pipe or a device, or empty.
+    """
+    if path.is_dir():
+        raise CalibrationError(f"{path} is a directory. Give the data file in it.")
+    if not path.exists():
+        raise CalibrationError(f"{path} does not exist. Give the path of a calibration file.")
+    if not path.is_file():
+        raise CalibrationError(f"{path} is no ordinary file. Give the path of a calibration file.")
+    if path.stat().st_size == 0:
+        raise CalibrationError(f"{path} is empty (0 bytes). Download it again.")
+
+
+def describe_start(path: Path) -> str:
+    """Return what the first bytes of a file look like, for messages."""
+    with open_raw(path) as file:
+        head = file.read(64)
+    for magic, description in _STARTS:
+        if head.startswith(magic):
+            return description
+    return f"a file that begins with {head[:16]!r}"
+
+
+def unreadable(path: Path, err: OSError) -> CalibrationError:
+    """Return the error of a file that the operating system does not let us read."""
+    return CalibrationError(
+        f"{path} cannot be read: {err.strerror or err}. Check the path and its permissions."
+    )
+
+
+@contextmanager
+def open_raw(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file as it is; a failure while it is read becomes a CalibrationError."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as err:
+        raise unreadable(path, err) from err
+
+
+@contextmanager
+def open_data(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file, through gzip where its first bytes say so, whatever its name says.
+
+    Raises:
+        CalibrationError: the file cannot be read, or its gzip data are cut off or damaged.
+    """
+    try:
+        with path.open("rb") as raw:
+            is_gzip = raw.read(2) == GZIP_MAGIC
+            raw.seek(0)
+            if not is_gzip:
+                yield raw
+                return
+            with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
+                yield cast(IO[bytes], unpacked)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as err:
+        raise CalibrationError(
+            f"{path} holds gzip data that are cut off or damaged: {err}. Download it again."
+        ) from err
+    except OSError as err:
+        raise unreadable(path, err) from err
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) of a JSON-lines file, plain or gzip; blank lines are skipped.
+
+    Raises:
+        CalibrationError: a line is too long, not UTF-8, not JSON or no object; names the line.
+    """
+    number = 0
+    with open_data(path) as file:
+        while line := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise CalibrationError(
+                    f"{path}, line {number} is longer than {MAX_LINE_BYTES:,} bytes, expected one "
+                    "JSON object a line. Check that this is the published file."
+                )
+            if not line.isspace():
+                yield number, _parse_line(line, number, path)
+
+
+def _parse_line(line: bytes, number: int, path: Path) -> dict[str, Any]:
+    expected = 'expected one JSON object a line, such as {"text": "..."}'
+    try:
+        value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except (ValueError, RecursionError) as err:
+        looks = f" The file looks like {describe_start(path)}." if number == 1 else ""
+        raise CalibrationError(
+            f"{path}, line {number} cannot be read: {err}; {expected}.{looks} Download the file "
+            "again."
+        ) from err
+    if not isinstance(value, dict):
+        raise CalibrationError(
+            f"{path}, line {number} holds {type(value).__name__}, {expected}. Check that this is "
+            "the published file."
+        )
+    return value
+
+
+def read_field(record: dict[str, Any], key: str, where: str, *, default: str | None = None) -> str:
+    """Return a text field of a JSON record.
+
+    Raises:
+        CalibrationError: the field is missing, no text, or not valid Unicode; names the record.
+    """
+    value = record.get(key)
+    value = default if value is None else value
+    if not isinstance(value, str):
+        keys = ", ".join(sorted(str(name) for name in record)[:10]) or "none"
+        got = f"{type(value).__name__}" if key in record else f"no such key (its keys: {keys})"
+        raise CalibrationError(
+            f'{where} has no text under "{key}": got {got}. Check that the file is of the kind '
+            "that you named."
+        )
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as err:
+        raise CalibrationError(
+            f'{where}: the text under "{key}" is not valid Unicode: {err.reason} at character '
+            f"{err.start}. Remove this record."
+        ) from err
+    return value
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 of a file in hex, read in pieces."""
+    digest = hashlib.sha256()
+    with open_raw(path) as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

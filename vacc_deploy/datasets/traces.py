@@ -1,0 +1,68 @@
+"""Answers of R1 models written out with their chat marks: text to conversations.
+
+The marks are taken off again, so that any checkpoint's own chat template can write them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from vacc_deploy.datasets.files import Document, Message
+from vacc_deploy.errors import CalibrationError
+
+BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
+USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
+_ROLES = {USER: "user", ASSISTANT: "assistant"}
+_MARKS = re.compile(f"({re.escape(USER)}|{re.escape(ASSISTANT)})")
+
+
+def split_traces(text: str, path: Path) -> Iterator[Document]:
+    """Yield the conversations of a file, each of one or more questions with their answers.
+
+    A conversation begins at each BOS mark; in a file without any, at each user mark. Text before
+    the first user mark of a conversation is its system prompt. A question without an answer at the
+    end is left out.
+
+    Raises:
+        CalibrationError: there is no answered question, or two marks of one role in a row.
+    """
+    if BOS in text:
+        pieces = text.split(BOS)
+    else:
+        head, *rest = text.split(USER)
+        pieces = [head, *(USER + piece for piece in rest)]
+    found = False
+    for piece in pieces:
+        turns = _split_turns(piece, path)
+        if turns:
+            found = True
+            yield turns
+    if not found:
+        raise CalibrationError(
+            f"{path} holds no trace: expected {USER}question{ASSISTANT}answer, as R1 models write "
+            "it. Give plain text as text=PATH."
+        )
+
+
+def _split_turns(piece: str, path: Path) -> tuple[Message, ...]:
+    """Return the turns of one conversation, up to its last answer."""
+    system, *rest = _MARKS.split(piece)
+    turns: list[Message] = [{"role": "system", "content": system.strip()}] if system.strip() else []
+    expected = USER
+    for mark, content in zip(rest[::2], rest[1::2], strict=True):
+        if mark != expected:
+            raise CalibrationError(
+                f"{path}: {mark} stands where {expected} is expected, before "
+                f"{content.strip()[:40]!r}. Questions and answers must take turns."
+            )
+        turns.append({"role": _ROLES[mark], "content": _clean(content)})
+        expected = ASSISTANT if mark == USER else USER
+    while turns and turns[-1]["role"] != "assistant":
+        turns.pop()
+    return tuple(turns)
+
+
+def _clean(content: str) -> str:
+    return content.strip().removesuffix(EOS).strip()

@@ -1,0 +1,1 @@
+"""The whole chain on the small model that the package carries."""

@@ -1,0 +1,253 @@
+"""The whole chain on the small trained model that the package carries.
+
+The model adds two numbers in R1 style: it thinks digit by digit, then answers. So accuracy means
+something: the float and the int8 model both answer sums they were never trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vacc_deploy.assets import demo_model_dir
+from vacc_deploy.checkpoint import MANIFEST_NAME, WrittenFile, output_directory, write_manifest
+from vacc_deploy.datasets.sources import CalibrationSource
+from vacc_deploy.demo.task import THINK_START, Problem, parse_answer, sample_problems
+from vacc_deploy.models.config import ModelConfig
+from vacc_deploy.models.parse import read_config
+from vacc_deploy.prepare import prepare
+from vacc_deploy.progress import SILENT, Progress
+from vacc_deploy.quantize.options import QuantizeOptions
+from vacc_deploy.quantize.run import quantize
+from vacc_deploy.reference.generate import complete
+from vacc_deploy.reference.loader import load_model
+from vacc_deploy.reference.verify import VerifyResult, verify
+from vacc_deploy.results import format_pairs, format_seconds
+from vacc_deploy.solver.records import GPTQ
+from vacc_deploy.text.tokenizer import Tokenizer
+from vacc_deploy.vamc.compile_file import make_compile_file, write_compile_file
+from vacc_deploy.vamc.target import Target
+
+MODEL_NAME = "vacc-deploy-demo"
+PREPARED, INT8 = f"{MODEL_NAME}-vacc", f"{MODEL_NAME}-vacc-int8"
+CALIBRATION_FILE, VERIFY_FILE = "calibration.txt", "held-out.txt"
+NUM_SAMPLES, SEQUENCE_LENGTH = 32, 256
+NUM_CALIBRATION_PROBLEMS = 256
+NUM_VERIFY_PROBLEMS = 24
+NUM_PROBLEMS = 200
+TENSOR_PARALLEL_SIZE, PREFILL, TOTAL = 2, 128, 512
+MAX_NEW_TOKENS = 192
+_BATCH = 100
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo measured, and where its files are.
+
+    Attributes:
+        output_dir: holds everything the demo wrote.
+        steps: each command of the chain and the seconds it took.
+        num_problems: held-out sums that both models were asked.
+        accuracy_float: share answered exactly by the float model, 0 to 1.
+        accuracy_int8: the same of the int8 model.
+        example: the longest sum, and the int8 model's thought and answer.
+        verified: the comparison by ``verify``.
+        seconds: for the whole chain.
+    """
+
+    output_dir: Path
+    steps: tuple[tuple[str, float], ...]
+    num_problems: int
+    accuracy_float: float
+    accuracy_int8: float
+    example: tuple[str, str]
+    verified: VerifyResult
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for ``--json``."""
+        return {
+            "output_dir": str(self.output_dir),
+            "steps": [{"command": name, "seconds": round(s, 3)} for name, s in self.steps],
+            "num_problems": self.num_problems,
+            "accuracy_float": self.accuracy_float,
+            "accuracy_int8": self.accuracy_int8,
+            "example": {"question": self.example[0], "answer": self.example[1]},
+            "verify": self.verified.scores.to_dict(),
+            "seconds": round(self.seconds, 3),
+        }
+
+    def to_text(self) -> str:
+        """Return the chain, the figures, the files and what to run next."""
+        scores = self.verified.scores
+        steps = format_pairs([(name, format_seconds(s)) for name, s in self.steps])
+        figures = format_pairs(
+            [
+                ("exact answers, float", f"{self.accuracy_float:.1%} of {self.num_problems} sums"),
+                ("exact answers, int8", f"{self.accuracy_int8:.1%} of the same"),
+                (
+                    "KL(float ‖ int8)",
+                    f"{scores.mean_kl:.6f} mean over {scores.num_tokens:,} tokens",
+                ),
+                ("same top token", f"{scores.top1:.2%}"),
+            ]
+        )
+        files = format_pairs(
+            [
+                (f"{self.output_dir / PREPARED}/", "weights, source files and config_vacc.json"),
+                (f"{self.output_dir / INT8}/", "int8 weights, quantize_report.json"),
+                (f"{self.output_dir / f'{INT8}.yaml'}", "the compile file for vamc"),
+            ]
+        )
+        question, answer = self.example
+        indented = "\n".join(f"    {line}" for line in answer.splitlines())
+        return (
+            f"{steps}\n\nThe int8 model on {question}\n{indented}\n\n{figures}\n\n{files}\n\n"
+            f"All of it took {format_seconds(self.seconds)}. Next, on a real model:\n"
+            "  vacc-deploy prepare --model Distill-Qwen-1.5B\n"
+            "  vacc-deploy quantize DeepSeek-R1-Distill-Qwen-1.5B-vacc\n"
+            "  vacc-deploy verify DeepSeek-R1-Distill-Qwen-1.5B-vacc-int8\n"
+            "  vacc-deploy yaml DeepSeek-R1-Distill-Qwen-1.5B-vacc-int8 --tp 2"
+        )
+
+
+class _Clock:
+    """Notes how long each step took."""
+
+    def __init__(self) -> None:
+        self.started = self._last = time.monotonic()
+        self.steps: list[tuple[str, float]] = []
+
+    def note(self, step: str) -> None:
+        now = time.monotonic()
+        self.steps.append((step, now - self._last))
+        self._last = now
+
+    def total(self) -> float:
+        return time.monotonic() - self.started
+
+
+def demo(*, output: Path, overwrite: bool = False, progress: Progress = SILENT) -> DemoResult:
+    """Run prepare, quantize, yaml and verify on the carried model, then let both models add.
+
+    Args:
+        output: the directory to write.
+        overwrite: replace one that an earlier demo wrote.
+        progress: told of every step.
+
+    Raises:
+        OutputError: the output exists or cannot be written.
+    """
+    clock = _Clock()
+    with output_directory(output, overwrite=overwrite) as partial:
+        prepared, deployed = partial / PREPARED, partial / INT8
+        prepare(weights=demo_model_dir(), output=prepared, link_mode="copy", progress=progress)
+        clock.note("prepare")
+        _write_texts(partial, Tokenizer.from_dir(prepared))
+        quantize(
+            prepared,
+            options=QuantizeOptions(
+                method=GPTQ,
+                sources=(CalibrationSource("text", partial / CALIBRATION_FILE, 1.0),),
+                num_samples=NUM_SAMPLES,
+                sequence_length=SEQUENCE_LENGTH,
+            ),
+            output=deployed,
+            progress=progress,
+        )
+        clock.note("quantize --method gptq")
+        _write_yaml(partial, output, read_config(deployed))
+        clock.note("yaml")
+        verified = verify(deployed, text_file=partial / VERIFY_FILE, progress=progress)
+        clock.note("verify")
+        problems = sample_problems(NUM_PROBLEMS, seed=0, held_out=True)
+        texts_float = answer_problems(prepared, problems, progress)
+        texts_int8 = answer_problems(deployed, problems, progress)
+        clock.note(f"{len(problems)} sums by each model")
+        files = _written_files(partial)
+        write_manifest(
+            partial, command="demo", model=MODEL_NAME, source={}, options={}, files=files
+        )
+    longest = max(range(len(problems)), key=lambda index: len(problems[index].question))
+    verified = replace(verified, deployed_dir=output / INT8, reference_dir=output / PREPARED)
+    return DemoResult(
+        output_dir=output,
+        steps=tuple(clock.steps),
+        num_problems=len(problems),
+        accuracy_float=_accuracy(problems, texts_float),
+        accuracy_int8=_accuracy(problems, texts_int8),
+        # The prompt ends with the tag, so the model's own text begins behind it.
+        example=(problems[longest].question, f"{THINK_START}\n{texts_int8[longest]}"),
+        verified=verified,
+        seconds=clock.total(),
+    )
+
+
+def answer_problems(
+    directory: Path, problems: list[Problem], progress: Progress = SILENT
+) -> list[str]:
+    """Return what the model in ``directory`` writes for each sum, greedily."""
+    tokenizer = Tokenizer.from_dir(directory)
+    model = load_model(directory)
+    progress.start(f"Adding with {directory.name}", len(problems), "sums")
+    texts = []
+    for start in range(0, len(problems), _BATCH):
+        prompts = [
+            tokenizer.encode_chat(
+                [{"role": "user", "content": problem.question}], add_generation_prompt=True
+            )
+            for problem in problems[start : start + _BATCH]
+        ]
+        answers = complete(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS)
+        texts += [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
+        progress.advance(len(prompts), directory.name)
+    progress.finish()
+    return texts
+
+
+def _accuracy(problems: list[Problem], texts: list[str]) -> float:
+    right = sum(
+        parse_answer(text) == problem.answer for problem, text in zip(problems, texts, strict=True)
+    )
+    return right / len(problems)
+
+
+def _write_texts(directory: Path, tokenizer: Tokenizer) -> None:
+    """Write the calibration text, and a text of held-out sums for ``verify``."""
+    for name, count, held_out in (
+        (CALIBRATION_FILE, NUM_CALIBRATION_PROBLEMS, False),
+        (VERIFY_FILE, NUM_VERIFY_PROBLEMS, True),
+    ):
+        problems = sample_problems(count, seed=1, held_out=held_out)
+        text = "\n".join(_conversation(tokenizer, problem) for problem in problems)
+        (directory / name).write_text(text, "utf-8")
+
+
+def _conversation(tokenizer: Tokenizer, problem: Problem) -> str:
+    """Return one sum with its answer, as the chat template writes it."""
+    prompt = tokenizer.render_chat(
+        [{"role": "user", "content": problem.question}], add_generation_prompt=True
+    )
+    return f"{prompt}{problem.completion}{tokenizer.eos_token or ''}"
+
+
+def _write_yaml(directory: Path, output: Path, config: ModelConfig) -> None:
+    target = Target(MODEL_NAME, os.path.join(".", output, INT8), config)
+    compiled = make_compile_file(
+        target, tensor_parallel_size=TENSOR_PARALLEL_SIZE, prefill=PREFILL, total=TOTAL
+    )
+    write_compile_file(compiled, directory / f"{INT8}.yaml")
+
+
+def _written_files(directory: Path) -> list[WrittenFile]:
+    """Return the demo's own files, and the manifests of the directories that it made."""
+    manifests = (f"{name}/{MANIFEST_NAME}" for name in (PREPARED, INT8))
+    files = []
+    for name in (CALIBRATION_FILE, VERIFY_FILE, f"{INT8}.yaml", *manifests):
+        data = (directory / name).read_bytes()
+        files.append(WrittenFile(name, len(data), hashlib.sha256(data).hexdigest()))
+    return files

@@ -1,0 +1,1 @@
+"""The ONNX graphs that ``vamc`` would trace: traced, run and compared here."""

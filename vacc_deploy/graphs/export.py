@@ -1,0 +1,260 @@
+"""Export the two graphs that are compiled, run them on this CPU and compare them with torch."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vacc_deploy.assets import default_text_file
+from vacc_deploy.checkpoint import (
+    Checkpoint,
+    WrittenFile,
+    check_output,
+    check_space,
+    hash_file,
+    model_name,
+    output_directory,
+    relative_source,
+    write_manifest,
+)
+from vacc_deploy.errors import CheckpointError, UsageError, list_problems
+from vacc_deploy.graphs.compare import Agreement, compare_graphs, run_reference
+from vacc_deploy.graphs.result import ExportedGraph, ExportOptions, ExportResult
+from vacc_deploy.graphs.trace import (
+    MAX_OPSET,
+    MIN_OPSET,
+    GraphShape,
+    add_function,
+    count_custom_nodes,
+    save_graph,
+    strip_functions,
+    trace_graph,
+)
+from vacc_deploy.models.config import LAYER_LINEARS, ModelConfig
+from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, check_for_compiler, needs_vacc_config
+from vacc_deploy.progress import SILENT, Progress
+from vacc_deploy.reference.loader import load_model
+from vacc_deploy.text.tokenizer import Tokenizer
+from vacc_deploy.vamc.rules import LENGTH_MULTIPLE
+
+MAX_DIFFERENCE = 2e-3  # of the logits' range
+_TEXT_BYTES_PER_TOKEN = 16  # more than a token of any language has on average
+
+
+def export_onnx(
+    directory: Path,
+    *,
+    output: Path,
+    options: ExportOptions | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> ExportResult:
+    """Write ``prefill.onnx`` and ``decode.onnx`` of a directory, run them, compare with torch.
+
+    Args:
+        directory: a prepared or int8 directory.
+        output: the directory to write.
+        options: what to export.
+        overwrite: replace an output of an earlier run.
+        dry_run: validate and plan only.
+        progress: told of every step.
+
+    Raises:
+        UsageError: lengths that no compiler takes, or another opset.
+        CheckpointError: the directory is damaged, not prepared, for stock loaders, or its source
+            files are not ours.
+        CalibrationError: see ``Tokenizer``.
+        OutputError: the output may not be written.
+        ExportError: the exporter refuses the model.
+    """
+    options = options or ExportOptions()
+    checkpoint = Checkpoint.open(directory)
+    check_for_compiler(directory, checkpoint.config)
+    shape = _check_options(checkpoint.config, options)
+    if needs_vacc_config(checkpoint.config) and not (directory / VACC_CONFIG_NAME).is_file():
+        raise CheckpointError(
+            f"{directory} has no {VACC_CONFIG_NAME}: it is not prepared, and its graph would be "
+            f"another one than vamc builds. Run: vacc-deploy prepare --weights {directory}"
+        )
+    check_output(output, overwrite=overwrite, inputs=(directory,))
+    weight_bytes = _graph_bytes(checkpoint)
+    # While a graph is written, the exporter's own file of it is there too.
+    check_space(output, (len(options.stages) + 1) * weight_bytes)
+    prompt = _read_prompt(checkpoint, shape.prompt_length)
+    result = ExportResult(model_name(directory), directory, output, shape, options.opset)
+    if dry_run:
+        return replace(result, graphs=_plan(options, weight_bytes))
+    model = load_model(directory)
+    with output_directory(output, overwrite=overwrite, inputs=(directory,)) as partial:
+        graphs, agreement = _export(model, prompt, shape, options, partial, progress)
+        files = [hash_file(path) for path in sorted(partial.glob("*.onnx*"))]
+        _write_manifest(partial, result, options, files)
+    return replace(
+        result,
+        graphs=graphs,
+        agreement=agreement,
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        failures=_failures(checkpoint.config, graphs, agreement),
+    )
+
+
+def _check_options(config: ModelConfig, options: ExportOptions) -> GraphShape:
+    """Return the sizes of the graphs.
+
+    The lengths keep the compiler's rules: a graph that cannot be compiled proves nothing.
+    """
+    prompt, context = options.sequence_length, config.max_position_embeddings
+    total = options.max_sequence_length
+    if total is None:
+        total = min(2 * prompt, context - context % LENGTH_MULTIPLE)
+    problems = [
+        f"{name}: got {length}, expected a positive multiple of {LENGTH_MULTIPLE}, as the compiler "
+        "wants"
+        for name, length in (("--seq-len", prompt), ("--max-seq-len", total))
+        if length < 1 or length % LENGTH_MULTIPLE
+    ]
+    if prompt >= total:
+        problems.append(f"--seq-len: got {prompt}, expected less than --max-seq-len {total}")
+    if max(total, prompt) > context:
+        problems.append(
+            f"--max-seq-len: got {max(total, prompt)}, expected at most the model's context, "
+            f"{context}"
+        )
+    if not MIN_OPSET <= options.opset <= MAX_OPSET:
+        problems.append(f"--opset: got {options.opset}, expected {MIN_OPSET} to {MAX_OPSET}")
+    if problems:
+        raise UsageError(f"These graphs cannot be made:\n{list_problems(problems)}")
+    return GraphShape(
+        prompt_length=prompt,
+        past_length=total - 1,
+        num_layers=config.num_hidden_layers,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+    )
+
+
+def _graph_bytes(checkpoint: Checkpoint) -> int:
+    """Return the bytes of a graph's weights: int8 codes as they are, all else in float32."""
+    sizes = {
+        name: math.prod(info.shape) * (1 if info.dtype == "I8" else 4)
+        for name, info in checkpoint.tensors.items()
+    }
+    # The head is stored transposed, so a tied one is stored again.
+    tied = sizes["model.embed_tokens.weight"] if checkpoint.config.tie_word_embeddings else 0
+    return sum(sizes.values()) + tied
+
+
+def _plan(options: ExportOptions, weight_bytes: int) -> tuple[ExportedGraph, ...]:
+    return tuple(
+        ExportedGraph(stage, ((f"{stage}.onnx", weight_bytes),)) for stage in options.stages
+    )
+
+
+def _read_prompt(checkpoint: Checkpoint, length: int) -> torch.Tensor:
+    """Return int64 [1, length]: the package's text, repeated where it is too short."""
+    with default_text_file().open("rb") as file:
+        text = file.read(_TEXT_BYTES_PER_TOKEN * length).decode("utf-8", "ignore")
+    ids = Tokenizer.from_dir(checkpoint.directory).encode(text, add_bos=True)
+    if max(ids) >= checkpoint.config.vocab_size:
+        raise CheckpointError(
+            f"The tokenizer of {checkpoint.directory} gives id {max(ids)}, the model has "
+            f"{checkpoint.config.vocab_size}: they do not belong together."
+        )
+    return torch.tensor([(ids * -(-length // len(ids)))[:length]])
+
+
+def _export(
+    model: Any,
+    prompt: torch.Tensor,
+    shape: GraphShape,
+    options: ExportOptions,
+    directory: Path,
+    progress: Progress,
+) -> tuple[tuple[ExportedGraph, ...], Agreement]:
+    """Write the graphs, compare them, and only then take the functions away."""
+    progress.start("Exporting", len(options.stages) + 1, "steps")
+    graphs = []
+    for stage in options.stages:
+        graphs.append(_export_stage(model, stage, shape, options.opset, directory))
+        progress.advance(1, f"{stage} graph written")
+    steps = min(options.num_steps, shape.past_length + 1 - shape.prompt_length)
+    reference = run_reference(model, prompt, steps if "decode" in options.stages else 0)
+    paths = {stage: directory / f"{stage}.onnx" for stage in options.stages}
+    agreement = compare_graphs(paths, shape, reference)
+    progress.advance(1, "compared with torch")
+    progress.finish()
+    for stage in options.stages if not options.with_functions else ():
+        strip_functions(paths[stage])
+    return tuple(_with_sizes(graph, directory) for graph in graphs), agreement
+
+
+def _export_stage(
+    model: Any, stage: str, shape: GraphShape, opset: int, directory: Path
+) -> ExportedGraph:
+    """Trace one stage and write it; the sizes of its files are filled in later."""
+    started = time.monotonic()
+    graph = trace_graph(model, stage, shape, opset, directory)
+    num_nodes, num_custom_nodes = len(graph.graph.node), count_custom_nodes(graph)
+    if num_custom_nodes:
+        add_function(graph)
+    files = save_graph(graph, directory / f"{stage}.onnx")
+    return ExportedGraph(
+        stage,
+        tuple((path.name, 0) for path in files),
+        num_nodes,
+        num_custom_nodes,
+        time.monotonic() - started,
+    )
+
+
+def _with_sizes(graph: ExportedGraph, directory: Path) -> ExportedGraph:
+    sizes = tuple((name, (directory / name).stat().st_size) for name, _ in graph.files)
+    return replace(graph, files=sizes)
+
+
+def _write_manifest(
+    directory: Path, result: ExportResult, options: ExportOptions, files: list[WrittenFile]
+) -> None:
+    write_manifest(
+        directory,
+        command="export-onnx",
+        model=result.model,
+        source={"path": relative_source(result.source_dir, result.output_dir)},
+        options={
+            "stage": options.stage,
+            "sequence_length": result.shape.prompt_length,
+            "max_sequence_length": result.shape.past_length + 1,
+            "opset": options.opset,
+            "with_functions": options.with_functions,
+        },
+        files=files,
+    )
+
+
+def _failures(
+    config: ModelConfig, graphs: tuple[ExportedGraph, ...], agreement: Agreement
+) -> tuple[str, ...]:
+    """Return what is not as it must be; a difference that is no number is too large."""
+    expected = len(LAYER_LINEARS) * config.num_hidden_layers if config.quantization_bit else 0
+    failures = [
+        f"the {graph.stage} graph has {graph.num_custom_nodes} int8 nodes, expected {expected}"
+        for graph in graphs
+        if graph.num_custom_nodes != expected
+    ]
+    if not agreement.max_difference <= MAX_DIFFERENCE:
+        failures.append(
+            f"a logit differs by {agreement.max_difference:.1e} of the range, the limit is "
+            f"{MAX_DIFFERENCE}"
+        )
+    if agreement.same_top1 != agreement.num_tokens:
+        failures.append(
+            f"the top token is the same for {agreement.same_top1} of {agreement.num_tokens}"
+        )
+    return tuple(failures)

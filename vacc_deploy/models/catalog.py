@@ -1,0 +1,336 @@
+"""The six DeepSeek-R1-Distill models as frozen records, and how tensor parallelism splits them.
+
+Facts are those of the published configuration files. ``build_in/`` is generated from here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from typing import Any
+
+from vacc_deploy.errors import UnsupportedModelError
+from vacc_deploy.models.config import ModelConfig
+from vacc_deploy.models.parse import parse_config
+from vacc_deploy.results import format_table
+
+TENSOR_PARALLEL_SIZES = (1, 2, 4, 8, 16)
+ORGANIZATION = "deepseek-ai"
+PLAIN, ALIGN_QKV, IMPOSSIBLE = "plain", "align_qkv", "impossible"
+# Two configurations that agree in these compute the same function of the same weights, for as many
+# tokens. Qwen2.5-Math-7B differs from the 7B distilled into it by the last one only.
+ARCHITECTURE_FIELDS = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "tie_word_embeddings",
+    "max_position_embeddings",
+)
+
+
+@dataclass(frozen=True)
+class CatalogModel:
+    """One published model.
+
+    Attributes:
+        name: the repository's name, for example ``DeepSeek-R1-Distill-Qwen-7B``.
+        base_model: the model it was distilled into.
+        config_values: the published ``config.json``.
+    """
+
+    name: str
+    base_model: str
+    config_values: dict[str, Any] = field(repr=False, hash=False)
+
+    @property
+    def repository(self) -> str:
+        """The repository id on the hub."""
+        return f"{ORGANIZATION}/{self.name}"
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """Every accepted name, from short to long; matching ignores case."""
+        return (
+            self.name.removeprefix("DeepSeek-R1-"),
+            self.name.removeprefix("DeepSeek-"),
+            self.name,
+            self.repository,
+        )
+
+    @property
+    def config(self) -> ModelConfig:
+        """The checked configuration."""
+        return parse_config(self.config_values, where=f"{self.name}/config.json")
+
+
+def tensor_parallel_rule(config: ModelConfig, tensor_parallel_size: int) -> str:
+    """Return how the attention heads split over ``tensor_parallel_size`` dies.
+
+    ``plain``: query and key-value heads divide evenly. ``align_qkv``: they do not, and the compiler
+    has to pad or repeat heads (``model_kwargs.align_qkv``; the vendor's text says it "may be off
+    if num_key_value_heads % tp == 0", the rest is our inference). ``impossible``: fewer query
+    heads than dies, or the MLP does not divide.
+    """
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    if heads < tensor_parallel_size or config.intermediate_size % tensor_parallel_size:
+        return IMPOSSIBLE
+    if heads % tensor_parallel_size == 0 and kv_heads % tensor_parallel_size == 0:
+        return PLAIN
+    return ALIGN_QKV
+
+
+def _llama3_rope() -> dict[str, Any]:
+    return {
+        "factor": 8.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    }
+
+
+def _qwen(**values: Any) -> dict[str, Any]:
+    """Return a published R1-Distill-Qwen configuration, keys in the published order."""
+    common = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "attention_dropout": 0.0,
+        "bos_token_id": 151643,
+        "eos_token_id": 151643,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "max_position_embeddings": 131072,
+        "model_type": "qwen2",
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "use_sliding_window": False,
+    }
+    return dict(sorted({**common, **values}.items()))
+
+
+def _qwen_math(**values: Any) -> dict[str, Any]:
+    """Return the configuration of a model distilled into Qwen2.5-Math (1.5B, 7B)."""
+    common = {
+        "num_hidden_layers": 28,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 10000,
+        "sliding_window": 4096,
+        "transformers_version": "4.44.0",
+        "use_mrope": False,
+    }
+    return _qwen(**common, **values)
+
+
+def _qwen_base(**values: Any) -> dict[str, Any]:
+    """Return the configuration of a model distilled into Qwen2.5 (14B, 32B)."""
+    common = {
+        "hidden_size": 5120,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 1000000.0,
+        "sliding_window": 131072,
+        "transformers_version": "4.43.1",
+        "vocab_size": 152064,
+    }
+    return _qwen(**common, **values)
+
+
+def _llama(**values: Any) -> dict[str, Any]:
+    """Return a published R1-Distill-Llama configuration, keys in the published order."""
+    common = {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 128000,
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "max_position_embeddings": 131072,
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_key_value_heads": 8,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": _llama3_rope(),
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "vocab_size": 128256,
+    }
+    return dict(sorted({**common, **values}.items()))
+
+
+_MODELS = (
+    CatalogModel(
+        "DeepSeek-R1-Distill-Qwen-1.5B",
+        "Qwen/Qwen2.5-Math-1.5B",
+        _qwen_math(
+            hidden_size=1536,
+            intermediate_size=8960,
+            max_window_layers=21,
+            num_attention_heads=12,
+            num_key_value_heads=2,
+            vocab_size=151936,
+        ),
+    ),
+    CatalogModel(
+        "DeepSeek-R1-Distill-Qwen-7B",
+        "Qwen/Qwen2.5-Math-7B",
+        _qwen_math(
+            hidden_size=3584,
+            intermediate_size=18944,
+            max_window_layers=28,
+            num_attention_heads=28,
+            num_key_value_heads=4,
+            vocab_size=152064,
+        ),
+    ),
+    CatalogModel(
+        "DeepSeek-R1-Distill-Qwen-14B",
+        "Qwen/Qwen2.5-14B",
+        _qwen_base(intermediate_size=13824, max_window_layers=48, num_hidden_layers=48),
+    ),
+    CatalogModel(
+        "DeepSeek-R1-Distill-Qwen-32B",
+        "Qwen/Qwen2.5-32B",
+        _qwen_base(intermediate_size=27648, max_window_layers=64, num_hidden_layers=64),
+    ),
+    CatalogModel(
+        "DeepSeek-R1-Distill-Llama-8B",
+        "meta-llama/Llama-3.1-8B",
+        _llama(
+            eos_token_id=128001,
+            hidden_size=4096,
+            intermediate_size=14336,
+            num_attention_heads=32,
+            num_hidden_layers=32,
+            transformers_version="4.43.0.dev0",
+        ),
+    ),
+    CatalogModel(
+        "DeepSeek-R1-Distill-Llama-70B",
+        "meta-llama/Llama-3.3-70B-Instruct",
+        _llama(
+            eos_token_id=[128001, 128008, 128009],
+            head_dim=128,
+            hidden_size=8192,
+            intermediate_size=28672,
+            num_attention_heads=64,
+            num_hidden_layers=80,
+            transformers_version="4.47.0.dev0",
+        ),
+    ),
+)
+MODELS = {model.name: model for model in _MODELS}
+_BY_ALIAS = {alias.lower(): model for model in _MODELS for alias in model.aliases}
+
+
+def find_model(name: str) -> CatalogModel:
+    """Return the catalogue model with the name or alias ``name``, ignoring case.
+
+    Raises:
+        UnsupportedModelError: no such name; the message gives the nearest and lists all.
+    """
+    wanted = name.strip().rstrip("/").lower()
+    if wanted in _BY_ALIAS:
+        return _BY_ALIAS[wanted]
+    near = difflib.get_close_matches(wanted, list(_BY_ALIAS), n=1, cutoff=0.4)
+    hint = f" Did you mean {_BY_ALIAS[near[0]].aliases[0]}?" if near else ""
+    known = ", ".join(model.aliases[0] for model in _MODELS)
+    raise UnsupportedModelError(
+        f"Unknown model {name!r}.{hint} Known models: {known}. Another qwen2 or llama checkpoint "
+        "is given by its directory (prepare: --weights DIR, without --model)."
+    )
+
+
+def match_config(config: ModelConfig) -> CatalogModel | None:
+    """Return the catalogue model whose architecture equals ``config``, or None.
+
+    Fine-tunes of a model share its architecture, so this tells shapes, not identity.
+    """
+    for model in _MODELS:
+        known = model.config
+        if all(getattr(known, name) == getattr(config, name) for name in ARCHITECTURE_FIELDS):
+            return model
+    return None
+
+
+@dataclass(frozen=True)
+class CatalogTable:
+    """The catalogue as a command result."""
+
+    models: tuple[CatalogModel, ...] = _MODELS
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return one object per model: names, architecture, bytes and tensor-parallel rules."""
+        return {"models": [_describe(model) for model in self.models]}
+
+    def to_text(self) -> str:
+        """Return one table row per model, and what the columns mean."""
+        rows = []
+        for model in self.models:
+            config = model.config
+            rules = {tp: tensor_parallel_rule(config, tp) for tp in TENSOR_PARALLEL_SIZES}
+            rows.append(
+                (
+                    model.aliases[0],
+                    config.num_hidden_layers,
+                    config.hidden_size,
+                    f"{config.num_attention_heads}/{config.num_key_value_heads}",
+                    f"{config.num_parameters() * config.dtype_bytes / 1e9:.1f}",
+                    f"{config.kv_bytes_per_token / 1024:.0f}",
+                    " ".join(str(tp) for tp, rule in rules.items() if rule == PLAIN),
+                    " ".join(str(tp) for tp, rule in rules.items() if rule == ALIGN_QKV) or "–",
+                )
+            )
+        headers = (
+            "model",
+            "layers",
+            "hidden",
+            "heads/kv",
+            "weights GB",
+            "KV KiB/token",
+            "tp plain",
+            "tp with align_qkv",
+        )
+        return (
+            f"{format_table(headers, rows)}\n\n"
+            "weights: as published (bfloat16). KV: float16 cache of one token, all layers.\n"
+            "Names are not case-sensitive; DeepSeek-R1-Distill-... and the hub's id work too."
+        )
+
+
+def _describe(model: CatalogModel) -> dict[str, Any]:
+    config = model.config
+    return {
+        "name": model.name,
+        "aliases": list(model.aliases),
+        "repository": model.repository,
+        "base_model": model.base_model,
+        "model_type": config.model_type,
+        "num_hidden_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "num_parameters": config.num_parameters(),
+        "weight_bytes": config.num_parameters() * config.dtype_bytes,
+        "kv_bytes_per_token": config.kv_bytes_per_token,
+        "tensor_parallel": {
+            str(tp): tensor_parallel_rule(config, tp) for tp in TENSOR_PARALLEL_SIZES
+        },
+    }

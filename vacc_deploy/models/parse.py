@@ -1,0 +1,288 @@
+"""Parse a model's ``config.json``: read once, checked, every problem in one error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vacc_deploy.errors import CheckpointError, UnsupportedModelError, list_problems
+from vacc_deploy.formats.dtypes import FLOAT_DTYPE_BYTES
+from vacc_deploy.formats.layouts import INT8, recognize
+from vacc_deploy.json_files import read_json
+from vacc_deploy.models.config import (
+    CONFIG_NAME,
+    SUPPORTED_MODEL_TYPES,
+    SUPPORTED_ROPE_TYPES,
+    ModelConfig,
+    RopeScaling,
+)
+
+# Sizes far above any published model. They keep a damaged config from asking for terabytes.
+_LIMITS = {
+    "hidden_size": 1 << 16,
+    "intermediate_size": 1 << 18,
+    "num_hidden_layers": 1 << 10,
+    "num_attention_heads": 1 << 10,
+    "num_key_value_heads": 1 << 10,
+    "vocab_size": 1 << 22,
+    "max_position_embeddings": 1 << 24,
+}
+
+
+class ConfigReader:
+    """Typed values of one config dictionary.
+
+    Attributes:
+        raw: the dictionary.
+        where: the file's name for messages.
+        problems: what was wrong so far, one line each.
+    """
+
+    def __init__(self, raw: Mapping[str, Any], where: str) -> None:
+        """Begin with no problem."""
+        self.raw, self.where, self.problems = raw, where, list[str]()
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """Return a whole number from 1 to the key's limit; 1 where it is none."""
+        value = self.raw.get(key)
+        value = default if value is None else value
+        limit = _LIMITS.get(key, 1 << 24)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
+            self.problems.append(f"{key}: got {value!r}, expected a whole number from 1 to {limit}")
+            return 1
+        return value
+
+    def number(self, key: str, default: float | None, source: Mapping[str, Any]) -> float:
+        """Return a positive number of ``source``; 1.0 where it is none."""
+        value = source.get(key)
+        value = default if value is None else value
+        good = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not good or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
+            self.problems.append(f"{key}: got {value!r}, expected a positive number")
+            return 1.0
+        return float(value)  # type: ignore[arg-type]
+
+    def boolean(self, key: str, default: bool) -> bool:
+        """Return true or false."""
+        value = self.raw.get(key)
+        value = default if value is None else value
+        if not isinstance(value, bool):
+            self.problems.append(f"{key}: got {value!r}, expected true or false")
+            return default
+        return value
+
+    def mapping(self, key: str) -> Mapping[str, Any]:
+        """Return an object; an empty one where it is absent."""
+        value = self.raw.get(key)
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            self.problems.append(f"{key}: got {value!r}, expected an object")
+            return {}
+        return value
+
+
+MAX_CONFIG_BYTES = 1 << 20
+
+
+def parse_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
+    """Return the checked configuration.
+
+    Accepts the published form (``rope_theta``, ``rope_scaling``, ``torch_dtype``) and that of
+    transformers 5 (``rope_parameters``, ``dtype``).
+
+    Args:
+        raw: the parsed ``config.json``.
+        where: the file's name for messages.
+
+    Raises:
+        UnsupportedModelError: another architecture, or a feature that is not handled.
+        CheckpointError: values are missing or contradict each other; lists all of them.
+    """
+    model_type = raw.get("model_type")
+    if model_type not in SUPPORTED_MODEL_TYPES:
+        raise UnsupportedModelError(
+            f"{where} has model_type {model_type!r}, expected one of "
+            f"{', '.join(SUPPORTED_MODEL_TYPES)}. vacc-deploy handles DeepSeek-R1-Distill models "
+            "and other checkpoints of these two architectures."
+        )
+    reader = ConfigReader(raw, where)
+    is_qwen2 = model_type == "qwen2"
+    rope_theta, rope_scaling = _read_rope(reader, is_qwen2=is_qwen2)
+    heads = reader.integer("num_attention_heads")
+    hidden_size = reader.integer("hidden_size")
+    attention_bias = is_qwen2 or reader.boolean("attention_bias", False)
+    quantization_format = _read_quantization(reader)
+    config = ModelConfig(
+        model_type=model_type,
+        hidden_size=hidden_size,
+        intermediate_size=reader.integer("intermediate_size"),
+        num_hidden_layers=reader.integer("num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=reader.integer("num_key_value_heads", heads),
+        head_dim=reader.integer("head_dim", max(1, hidden_size // heads)),
+        vocab_size=reader.integer("vocab_size"),
+        max_position_embeddings=reader.integer("max_position_embeddings", 2048),
+        rms_norm_eps=reader.number("rms_norm_eps", 1e-6, raw),
+        rope_theta=rope_theta,
+        rope_scaling=rope_scaling,
+        tie_word_embeddings=reader.boolean("tie_word_embeddings", False),
+        attention_bias=attention_bias,
+        attention_output_bias=attention_bias and not is_qwen2,
+        mlp_bias=not is_qwen2 and reader.boolean("mlp_bias", False),
+        sliding_window=_read_sliding_window(reader, is_qwen2),
+        dtype=_read_dtype(reader),
+        quantization_bit=8 if quantization_format == INT8 else 0,
+        quantization_format=quantization_format,
+        raw=dict(raw),
+    )
+    _check_values(reader, config)
+    if reader.problems:
+        raise CheckpointError(
+            f"{where} cannot be used:\n{list_problems(reader.problems)}\n"
+            "Restore the file from the model's original repository."
+        )
+    return config
+
+
+def _read_rope(reader: ConfigReader, *, is_qwen2: bool) -> tuple[float, RopeScaling | None]:
+    parameters, older = reader.mapping("rope_parameters"), reader.mapping("rope_scaling")
+    scaling = {**parameters, **older}
+    if any(isinstance(value, dict) for value in scaling.values()):
+        raise UnsupportedModelError(
+            f"{reader.where} has one rotary rule for each kind of layer, expected one for all."
+        )
+    inner, outer = scaling.get("rope_theta"), reader.raw.get("rope_theta")
+    if None not in (inner, outer) and inner != outer:
+        reader.problems.append(f"rope_theta: got {outer!r} and, in the rotary rule, {inner!r}")
+    rope_theta = reader.number("rope_theta", 10000.0, scaling if outer is None else reader.raw)
+    types = [s.get("rope_type", s.get("type", "default")) for s in (older, parameters) if s]
+    rope_type = types[0] if types else "default"
+    if types[1:] and types[1] != rope_type:
+        reader.problems.append(
+            f"rope_scaling has type {rope_type!r}, rope_parameters has {types[1]!r}"
+        )
+    supported = SUPPORTED_ROPE_TYPES[: 2 if is_qwen2 else 3]
+    if rope_type not in supported:
+        raise UnsupportedModelError(
+            f"{reader.where} asks for rotary scaling of type {rope_type!r}, expected one of "
+            f"{', '.join(supported)}. The compiled graph would not compute what the "
+            "model computes: remove rope_scaling to use the trained context length only."
+        )
+    if rope_type == "default":
+        return rope_theta, None
+    factor = reader.number("factor", None, scaling)
+    if rope_type == "linear":
+        return rope_theta, RopeScaling("linear", factor)
+    original = reader.number("original_max_position_embeddings", None, scaling)
+    low = reader.number("low_freq_factor", None, scaling)
+    high = reader.number("high_freq_factor", None, scaling)
+    if high <= low:
+        reader.problems.append(f"rope_scaling: high_freq_factor {high} is not above {low}")
+    return rope_theta, RopeScaling("llama3", factor, low, high, int(original))
+
+
+def _read_sliding_window(reader: ConfigReader, is_qwen2: bool) -> int | None:
+    if not (is_qwen2 and reader.boolean("use_sliding_window", False)):
+        return None
+    # A null is no window, an absent key the class's own 4096.
+    if reader.raw.get("sliding_window", 4096) is None:
+        return None
+    return reader.integer("sliding_window", 4096)
+
+
+def _read_dtype(reader: ConfigReader) -> str:
+    value = reader.raw.get("torch_dtype") or reader.raw.get("dtype") or "float32"
+    if not isinstance(value, str) or value not in FLOAT_DTYPE_BYTES:
+        reader.problems.append(
+            f"torch_dtype: got {value!r}, expected {', '.join(FLOAT_DTYPE_BYTES)}"
+        )
+        return "float32"
+    return value
+
+
+def _read_quantization(reader: ConfigReader) -> str:
+    """Return the layout of the codes, empty for float weights."""
+    bits = reader.raw.get("quantization_bit") or 0
+    if bits not in (0, 8):
+        reader.problems.append(f"quantization_bit: got {bits!r}, expected 8 or none")
+        return ""
+    if bits:
+        return INT8
+    stated = reader.raw.get("quantization_config")
+    if not stated:
+        return ""
+    layout = recognize(stated)
+    if layout is None:
+        method = stated.get("quant_method") if isinstance(stated, dict) else stated
+        raise UnsupportedModelError(
+            f"{reader.where} has a quantization_config (quant_method {method!r}): the weights are "
+            "quantized already. Start from the float checkpoint."
+        )
+    return layout
+
+
+def _check_values(reader: ConfigReader, config: ModelConfig) -> None:
+    if reader.problems:
+        return
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    if heads % kv_heads:
+        reader.problems.append(
+            f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+        )
+    own_head_dim = config.model_type == "llama" and reader.raw.get("head_dim") is not None
+    if not own_head_dim and config.hidden_size % heads:
+        reader.problems.append(
+            f"hidden_size {config.hidden_size} is no multiple of num_attention_heads {heads}"
+        )
+    if not own_head_dim and config.head_dim != config.hidden_size // heads:
+        reader.problems.append(
+            f"head_dim: got {config.head_dim}, expected hidden_size / num_attention_heads = "
+            f"{config.hidden_size // heads}, the only one of qwen2"
+        )
+    elif config.head_dim % 2:
+        reader.problems.append(f"head_dim {config.head_dim} is odd; rotary needs pairs")
+    if config.raw.get("hidden_act", "silu") != "silu":
+        reader.problems.append(f"hidden_act: got {config.raw['hidden_act']!r}, expected 'silu'")
+    if config.raw.get("pretraining_tp", 1) not in (None, 1):
+        reader.problems.append(
+            f"pretraining_tp: got {config.raw['pretraining_tp']!r}, expected 1 (a rule of vamc)"
+        )
+    if config.model_type == "qwen2":
+        _check_layer_types(reader, config)
+
+
+def _check_layer_types(reader: ConfigReader, config: ModelConfig) -> None:
+    """Refuse ``layer_types`` that contradict the window's own fields."""
+    stated, first = reader.raw.get("layer_types"), reader.raw.get("max_window_layers", 28)
+    count = config.num_hidden_layers
+    if isinstance(first, bool) or not isinstance(first, int):
+        reader.problems.append(f"max_window_layers: got {first!r}, expected a whole number")
+        return
+    num_full = count if config.sliding_window is None else min(max(first, 0), count)
+    expected = ["full_attention"] * num_full + ["sliding_attention"] * (count - num_full)
+    if stated is not None and stated != expected:
+        reader.problems.append(
+            "layer_types: not what use_sliding_window, sliding_window and max_window_layers say"
+        )
+
+
+def read_config(checkpoint_dir: Path, name: str = CONFIG_NAME) -> ModelConfig:
+    """Read and check the configuration file ``name`` of a checkpoint directory.
+
+    Raises:
+        CheckpointError: the file is missing, no JSON object, or its values are wrong.
+        UnsupportedModelError: another architecture, or a feature that is not handled.
+    """
+    path = checkpoint_dir / name
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} is missing. Give a directory in the Hugging Face layout: config.json beside "
+            "model.safetensors or model.safetensors.index.json."
+        )
+    raw = read_json(path, limit_bytes=MAX_CONFIG_BYTES)
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} holds {type(raw).__name__}, expected a JSON object.")
+    return parse_config(raw, where=str(path))

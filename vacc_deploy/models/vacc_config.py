@@ -1,0 +1,137 @@
+"""``config_vacc.json``: the configuration that vamc reads beside a Qwen2 checkpoint.
+
+It is the source's own ``config.json`` plus the few keys the compiler wants, never a template's
+values. Llama checkpoints need none (the vendor's llm/README).
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from vacc_deploy.errors import CheckpointError, list_problems
+from vacc_deploy.formats.layouts import INT8
+from vacc_deploy.json_files import read_json
+from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
+from vacc_deploy.models.parse import MAX_CONFIG_BYTES, parse_config
+
+VACC_CONFIG_NAME = "config_vacc.json"
+AUTO_MAP = {
+    "AutoConfig": "configuration_qwen2_vacc.Qwen2Config",
+    "AutoModel": "modeling_qwen2_vacc.Qwen2Model",
+    "AutoModelForCausalLM": "modeling_qwen2_vacc.Qwen2ForCausalLM",
+}
+
+
+def needs_vacc_config(config: ModelConfig) -> bool:
+    """Return whether vamc wants a ``config_vacc.json`` for this architecture."""
+    return config.model_type != "llama"
+
+
+def vacc_config(config: ModelConfig, *, quantization_bit: int = 0) -> dict[str, Any]:
+    """Return the content of ``config_vacc.json`` for the checkpoint that ``config`` was read from.
+
+    Args:
+        config: the checkpoint's configuration; its ``raw`` values are copied, never changed.
+        quantization_bit: 8 for a directory of int8 codes, else 0.
+
+    Raises:
+        ValueError: a Llama configuration, or another ``quantization_bit``.
+    """
+    if not needs_vacc_config(config):
+        raise ValueError(f"A {config.model_type} checkpoint needs no {VACC_CONFIG_NAME}.")
+    if quantization_bit not in (0, 8):
+        raise ValueError(f"quantization_bit must be 0 or 8, got {quantization_bit}.")
+    values: dict[str, Any] = copy.deepcopy(dict(config.raw))
+    for key in ("quantization_config", "quantization_bit"):
+        values.pop(key, None)
+    if values.get("use_sliding_window") is not True:
+        # The eager path of transformers 4.37 masks by sliding_window without looking at
+        # use_sliding_window, and an absent key means 4096 there.
+        values["sliding_window"] = None
+    _write_old_names(values, config)
+    values["auto_map"] = dict(AUTO_MAP)
+    values["_attn_implementation"] = "eager"
+    values["insert_slice"] = True
+    if quantization_bit:
+        values["quantization_bit"] = quantization_bit
+    return values
+
+
+def check_vacc_config(directory: Path, config: ModelConfig) -> None:
+    """Refuse a ``config_vacc.json`` that describes another model than ``config.json``.
+
+    It is the one configuration that vamc reads. Keys that neither the architecture nor the compiler
+    depends on may differ. A directory without the file, and a Llama directory, pass.
+
+    Args:
+        directory: a checkpoint directory.
+        config: its ``config.json``.
+
+    Raises:
+        CheckpointError: lists every value that differs; or the file is damaged.
+        UnsupportedModelError: the file asks for something that is not handled.
+    """
+    path = directory / VACC_CONFIG_NAME
+    if not needs_vacc_config(config) or not path.is_file():
+        return
+    values = read_vacc_config(path)
+    got = parse_config(values, where=str(path))
+    problems = [
+        f"{name}: got {mine!r}, {CONFIG_NAME} has {its!r}"
+        for name, (mine, its) in got.differences(config).items()
+    ]
+    expected = vacc_config(config, quantization_bit=config.quantization_bit)
+    keys = ["auto_map", "_attn_implementation", "insert_slice", "sliding_window"]
+    if config.sliding_window is not None:
+        keys.append("max_window_layers")
+    for key in [*keys, "quantization_bit"]:
+        stated = key in values or key not in expected
+        if not stated or values.get(key) != expected.get(key):
+            shown = repr(values[key]) if key in values else "nothing"
+            problems.append(f"{key}: got {shown:.200}, expected {expected.get(key)!r}")
+    if problems:
+        raise CheckpointError(
+            f"{path} is not what vacc-deploy writes for this model, and vamc would compile what it "
+            f"says:\n{list_problems(dict.fromkeys(problems))}\nPrepare the directory again."
+        )
+
+
+def check_for_compiler(directory: Path, config: ModelConfig) -> None:
+    """Refuse a directory in a layout that is for stock loaders.
+
+    Raises:
+        CheckpointError: says which directory to give instead.
+    """
+    if config.quantization_format not in ("", INT8):
+        raise CheckpointError(
+            f"{directory} holds weights in the {config.quantization_format} layout, which is for "
+            "transformers and vLLM; the compiler's side reads int8 and float directories. Give the "
+            "int8 or the fp16 directory of the same run of quantize, or the prepared directory."
+        )
+
+
+def read_vacc_config(path: Path) -> dict[str, Any]:
+    """Return the values of a ``config_vacc.json``.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    values = read_json(path, limit_bytes=MAX_CONFIG_BYTES)
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds no JSON object. Run prepare again.")
+    return values
+
+
+def _write_old_names(values: dict[str, Any], config: ModelConfig) -> None:
+    """Repeat what transformers 5 writes under new names under those that 4.x reads."""
+    parameters = values.get("rope_parameters")
+    if parameters:
+        if values.get("rope_theta") is None:
+            values["rope_theta"] = parameters.get("rope_theta", config.rope_theta)
+        if config.rope_scaling is not None and values.get("rope_scaling") is None:
+            scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
+            values["rope_scaling"] = scaling
+    if values.get("dtype") is not None and values.get("torch_dtype") is None:
+        values["torch_dtype"] = values["dtype"]

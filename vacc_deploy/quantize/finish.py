@@ -1,0 +1,138 @@
+"""Write the output: shards of every format in the background, then all that lies beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vacc_deploy.assets import source_file
+from vacc_deploy.checkpoint import (
+    MANIFEST_NAME,
+    Checkpoint,
+    WrittenFile,
+    copy_file,
+    relative_source,
+    side_files,
+    sync_directory,
+    write_index,
+    write_manifest,
+    write_text,
+)
+from vacc_deploy.formats.linears import stored_linear_bytes
+from vacc_deploy.json_files import dump_report
+from vacc_deploy.models.config import LAYER_LINEARS, linear_name
+from vacc_deploy.models.directory_config import format_files, format_source_files
+from vacc_deploy.quantize.options import QuantizeOptions
+from vacc_deploy.quantize.result import REPORT_NAME, TIMING_NAME, QuantizeResult
+from vacc_deploy.quantize.resume import Run
+
+if TYPE_CHECKING:
+    pass
+
+
+def finish_output(
+    checkpoint: Checkpoint,
+    run: Run,
+    result: QuantizeResult,
+    options: QuantizeOptions,
+    files: Mapping[str, WrittenFile],
+) -> None:
+    """Write everything beside the weights.
+
+    With one format the output is its directory. With several it holds a directory for each, whole
+    in itself, and a manifest of their manifests.
+    """
+    _write_timing(run, result)
+    if len(options.formats) == 1:
+        written = [file for _, file in sorted(files.items())]
+        _finish_format(checkpoint, run.partial, result, options, written)
+        return
+    manifests = []
+    for layout in options.formats:
+        inner = replace(result, output_dir=result.output_dir / layout)
+        written = [file for name, file in sorted(files.items()) if name.startswith(f"{layout}/")]
+        manifest = _finish_format(
+            checkpoint, run.partial / layout, inner, replace(options, formats=(layout,)), written
+        )
+        manifests.append(replace(manifest, name=f"{layout}/{MANIFEST_NAME}"))
+        sync_directory(run.partial / layout)
+    _write_manifest(checkpoint, run.partial, result, options, manifests)
+
+
+def _finish_format(
+    checkpoint: Checkpoint,
+    directory: Path,
+    result: QuantizeResult,
+    options: QuantizeOptions,
+    shards: Sequence[WrittenFile],
+) -> WrittenFile:
+    """Write what lies beside the weights of one format; return its manifest."""
+    config, source, (layout,) = checkpoint.config, checkpoint.directory, options.formats
+    files = [*shards, write_index(directory, shards)]
+    files += [copy_file(path, directory) for path in side_files(source, with_config=False)]
+    for name, text in format_files(layout, config, source).items():
+        files.append(write_text(directory / name, text))
+    for name in format_source_files(layout, config):
+        files.append(copy_file(source_file(name), directory))
+    report = {
+        "model": result.model,
+        "options": options.to_dict(),
+        "calibration": result.calibration,
+        "totals": result.totals(),
+        "warnings": list(result.warnings),
+        "linears": [asdict(record) for record in result.linears],
+    }
+    files.append(write_text(directory / REPORT_NAME, dump_report(report)))
+    return _write_manifest(checkpoint, directory, result, options, files)
+
+
+def _write_manifest(
+    checkpoint: Checkpoint,
+    directory: Path,
+    result: QuantizeResult,
+    options: QuantizeOptions,
+    files: Sequence[WrittenFile],
+) -> WrittenFile:
+    return write_manifest(
+        directory,
+        command="quantize",
+        model=result.model,
+        source={"path": relative_source(checkpoint.directory, result.output_dir)},
+        options=options.to_dict(),
+        files=files,
+    )
+
+
+def _write_timing(run: Run, result: QuantizeResult) -> None:
+    """Write what differs from run to run: the one file that is in no manifest."""
+    recorded = run.journal.recorded
+    layers = [recorded.entries[shard] for shard in range(1, run.num_layers + 1)]
+    timing: dict[str, Any] = {
+        "seconds": round(result.seconds, 3),
+        "layer_seconds": [round(entry.seconds, 3) for entry in layers],
+        "linear_seconds": {
+            name: round(seconds, 4)
+            for entry in layers
+            for name, seconds in entry.linear_seconds.items()
+        },
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "peak_device_memory_bytes": result.peak_device_memory_bytes,
+        "phases": run.clock.to_dict(),
+        "resumes": recorded.resumes,
+        # By it a later --resume knows a finished output for its own.
+        "identity": recorded.identity,
+    }
+    write_text(run.partial / TIMING_NAME, dump_report(timing))
+
+
+def output_bytes(checkpoint: Checkpoint, layout: str) -> int:
+    """Return the bytes of the weights that ``checkpoint`` will give in one format."""
+    config, total = checkpoint.config, checkpoint.weight_bytes
+    for layer in range(config.num_hidden_layers):
+        for linear in LAYER_LINEARS:
+            out_features, in_features = config.linear_shape(linear)
+            stored = checkpoint.info(f"{linear_name(layer, linear)}.weight").num_bytes
+            total += stored_linear_bytes(layout, out_features, in_features) - stored
+    return total

@@ -1,0 +1,138 @@
+"""What a quantization is asked to do and what it will need, checked before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vacc_deploy.calibration.split import HELD_OUT_SHARE
+from vacc_deploy.datasets.sources import CONVERSATION_KINDS
+from vacc_deploy.errors import UsageError
+from vacc_deploy.formats.layouts import FORMATS, INT8
+from vacc_deploy.solver.records import GPTQ, RTN
+
+if TYPE_CHECKING:
+    from vacc_deploy.datasets.sources import CalibrationSource
+
+DATA, OWN = "data", "own"
+FAST, FULL = "fast", "full"
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """What shapes the result of ``quantize``.
+
+    Attributes:
+        method: ``gptq`` (needs sources) or ``rtn``.
+        sources: calibration files, mixed by weight.
+        num_samples: calibration rows.
+        sequence_length: tokens of a row.
+        seed: of the sampling.
+        act_order: settle the columns with the largest inputs first.
+        answers: ``data`` for those of the calibration files, ``own`` for the float model's own.
+        max_answer_tokens: where an own answer is cut off.
+        answers_cache: directory that keeps own answers; None for the user's cache. It does not
+            shape the result.
+        evaluation_share: of the documents of each file, kept from calibration.
+        formats: the layouts to write, each once.
+        effort: ``full``, or ``fast``, which rounds down_proj and carries no float stream.
+        shrinkage: of each Hessian towards its diagonal, 0 to 1.
+        dampening_frac: the first damping to try, a fraction of the mean diagonal.
+        scale_search: choose each row's scale by its expected error.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        compute_dtype: ``float32``, ``bfloat16``, or ``auto`` for what is fast there.
+        profile: wait for the device at the edges of every phase, so that each has its own seconds.
+            It does not shape the result.
+    """
+
+    method: str
+    sources: tuple[CalibrationSource, ...] = ()
+    num_samples: int = 128
+    sequence_length: int = 2048
+    seed: int = 0
+    act_order: bool = True
+    answers: str = DATA
+    max_answer_tokens: int = 512
+    answers_cache: Path | None = None
+    evaluation_share: float = 0.0
+    formats: tuple[str, ...] = (INT8,)
+    effort: str = FULL
+    shrinkage: float = 0.3
+    dampening_frac: float = 0.1
+    scale_search: bool = True
+    device: str = "cpu"
+    compute_dtype: str = "auto"
+    profile: bool = False
+
+    def check(self) -> None:
+        """Refuse options that contradict each other.
+
+        Raises:
+            UsageError: says which.
+        """
+        are_known = set(self.formats) <= set(FORMATS)
+        if not self.formats or not are_known or len(set(self.formats)) < len(self.formats):
+            raise UsageError(
+                f"The formats are {', '.join(self.formats) or 'none'}; expected one or more of "
+                f"{', '.join(FORMATS)}, each once."
+            )
+        if self.method == GPTQ and not self.sources:
+            raise UsageError(
+                "--method gptq needs text to calibrate on: give --calibration NAME=PATH (c4, "
+                "ceval, alpaca, text or traces), or use --method rtn."
+            )
+        if self.method == RTN and self.sources:
+            raise UsageError("--method rtn uses no calibration data. Leave --calibration out.")
+        if self.method == GPTQ and self.num_samples < 2:
+            raise UsageError(
+                "--num-samples must be at least 2: one row in ten, and at least one, is held out "
+                "to compare gptq with rounding."
+            )
+        self._check_solver()
+        self._check_answers()
+
+    def _check_solver(self) -> None:
+        if self.effort not in (FAST, FULL):
+            raise UsageError(f"--effort is {self.effort!r}, expected {FAST} or {FULL}.")
+        if not 0 <= self.shrinkage <= 1:
+            raise UsageError(f"--shrinkage is {self.shrinkage}, expected a number from 0 to 1.")
+        if not 0 < self.dampening_frac <= 1:
+            raise UsageError(
+                f"--dampening is {self.dampening_frac}, expected a number above 0, up to 1."
+            )
+
+    def _check_answers(self) -> None:
+        if self.answers not in (DATA, OWN):
+            raise UsageError(f"--answers is {self.answers!r}, expected {DATA} or {OWN}.")
+        if self.answers == DATA:
+            return
+        kinds = ", ".join(CONVERSATION_KINDS)
+        if not any(source.kind in CONVERSATION_KINDS for source in self.sources):
+            raise UsageError(
+                f"--answers {OWN} needs questions to answer: give --calibration of a kind that has "
+                f"them ({kinds}), or leave --answers out."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options for the report and the manifest."""
+        if self.method == RTN:
+            return {"method": RTN, "formats": list(self.formats)}
+        values: dict[str, Any] = {
+            "method": self.method,
+            "formats": list(self.formats),
+            "num_samples": self.num_samples,
+            "sequence_length": self.sequence_length,
+            "seed": self.seed,
+            "act_order": self.act_order,
+            "held_out_share": HELD_OUT_SHARE,
+            "evaluation_share": self.evaluation_share,
+            "answers": self.answers,
+            "effort": self.effort,
+            "shrinkage": self.shrinkage,
+            "dampening_frac": self.dampening_frac,
+            "scale_search": self.scale_search,
+        }
+        return values | (
+            {"max_answer_tokens": self.max_answer_tokens} if self.answers == OWN else {}
+        )

@@ -1,0 +1,210 @@
+"""The record of a quantization: one entry per linear, totals, and how it reads on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vacc_deploy.results import format_bytes, format_pairs, format_seconds
+from vacc_deploy.solver.records import GPTQ, LinearRecord
+
+if TYPE_CHECKING:
+    pass
+
+REPORT_NAME = "quantize_report.json"
+TIMING_NAME = "quantize_timing.json"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will need, in parts by name.
+
+    Attributes:
+        memory: bytes of the host.
+        device_memory: bytes of the device; None where that is the host.
+        seconds: wall time; None where it was not predicted.
+    """
+
+    memory: dict[str, int]
+    device_memory: dict[str, int] | None = None
+    seconds: dict[str, float] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the sums and their parts for ``--json``."""
+        device, seconds = self.device_memory, self.seconds
+        rounded = {name: round(part, 3) for name, part in (seconds or {}).items()}
+        return {
+            "estimated_seconds": round(sum(seconds.values()), 3) if seconds else None,
+            "estimated_memory_bytes": sum(self.memory.values()),
+            "estimated_device_memory_bytes": None if device is None else sum(device.values()),
+            "estimated_parts": {
+                "seconds": rounded if seconds else None,
+                "memory_bytes": self.memory,
+                "device_memory_bytes": device,
+            },
+        }
+
+    def to_pairs(self) -> list[tuple[str, object]]:
+        """Return the lines of the plan."""
+        pairs: list[tuple[str, object]] = []
+        if self.seconds:
+            pairs.append(("time", _describe_sum(self.seconds, format_seconds)))
+        pairs.append(("memory", _describe_sum(self.memory, format_bytes)))
+        if self.device_memory is not None:
+            pairs.append(("device memory", _describe_sum(self.device_memory, format_bytes)))
+        return pairs
+
+
+def _describe_sum(parts: Mapping[str, float], show: Callable[[float], str]) -> str:
+    """Return a sum and its parts, the largest first; parts below a hundredth are left out."""
+    total = sum(parts.values())
+    shown = sorted(parts.items(), key=lambda item: -item[1])
+    listed = ", ".join(f"{name} {show(part)}" for name, part in shown if part >= total / 100)
+    return f"about {show(total)} ({listed})"
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """What ``quantize`` wrote, or would write (``dry_run``)."""
+
+    model: str
+    output_dir: Path
+    method: str
+    input_bytes: int
+    output_bytes: int
+    estimate: Estimate
+    formats: tuple[str, ...] = ("int8",)
+    linears: tuple[LinearRecord, ...] = ()
+    calibration: dict[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    peak_device_memory_bytes: int | None = None
+    dry_run: bool = False
+    already_finished: bool = False
+
+    @property
+    def main_dir(self) -> Path:
+        """The directory of the int8 format where there is one, else of the first."""
+        if len(self.formats) == 1:
+            return self.output_dir
+        return self.output_dir / ("int8" if "int8" in self.formats else self.formats[0])
+
+    @property
+    def memory_bytes(self) -> int:
+        """The bytes of the host that the run is estimated to hold at most."""
+        return sum(self.estimate.memory.values())
+
+    def totals(self) -> dict[str, Any]:
+        """Return counts and means over all linears."""
+        kept = [record for record in self.linears if record.method == GPTQ]
+        compared = [
+            (r.error_gptq, r.error_rtn)
+            for r in self.linears
+            if r.error_gptq is not None and r.error_rtn
+        ]
+        ratio = sum(g / r for g, r in compared) / len(compared) if compared else None
+        return {
+            "num_linears": len(self.linears),
+            "num_gptq": len(kept),
+            "num_rtn": len(self.linears) - len(kept),
+            "num_saturated": sum(record.num_saturated for record in self.linears),
+            "mean_error_ratio_gptq_to_rtn": ratio,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for ``--json``."""
+        return {
+            "model": self.model,
+            "output_dir": str(self.output_dir),
+            "dry_run": self.dry_run,
+            "already_finished": self.already_finished,
+            "method": self.method,
+            "formats": list(self.formats),
+            "input_bytes": self.input_bytes,
+            "output_bytes": self.output_bytes,
+            **self.estimate.to_dict(),
+            "seconds": round(self.seconds, 3),
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "peak_device_memory_bytes": self.peak_device_memory_bytes,
+            "totals": self.totals(),
+            "calibration": self.calibration,
+            "warnings": list(self.warnings),
+            "linears": [asdict(record) for record in self.linears],
+        }
+
+    def to_text(self) -> str:
+        """Return the summary, and the next command."""
+        pairs: list[tuple[str, object]] = [
+            ("method", self.method),
+            ("weights", f"{format_bytes(self.input_bytes)} -> {format_bytes(self.output_bytes)}"),
+        ]
+        if len(self.formats) > 1:
+            pairs.append(("formats", ", ".join(self.formats)))
+        if self.calibration:
+            pairs.append(("calibration", _describe_calibration(self.calibration)))
+        if self.dry_run:
+            pairs += self.estimate.to_pairs()
+            return f"Would quantize {self.model} into {self.output_dir}\n{format_pairs(pairs)}"
+        totals = self.totals()
+        if totals["mean_error_ratio_gptq_to_rtn"] is not None:
+            pairs += [
+                ("linears", f"{totals['num_gptq']} by gptq, {totals['num_rtn']} by rounding"),
+                (
+                    "output error",
+                    f"{totals['mean_error_ratio_gptq_to_rtn']:.3f} of rounding's, held-out tokens",
+                ),
+                ("cut at ±127", f"{totals['num_saturated']} codes"),
+            ]
+        if not self.already_finished:
+            pairs += [
+                ("time", format_seconds(self.seconds)),
+                (
+                    "peak memory",
+                    describe_peak(self.peak_memory_bytes, self.peak_device_memory_bytes),
+                ),
+            ]
+        pairs.append(("report", self.main_dir / REPORT_NAME))
+        text = f"Quantized {self.model} in {self.output_dir}\n{format_pairs(pairs)}"
+        if self.already_finished:
+            text = f"Finished already, and every file has its hash.\n{text}"
+        text += "".join(f"\nWarning: {warning}" for warning in self.warnings)
+        return f"{text}\nNext: vacc-deploy verify {self.main_dir}"
+
+
+def _describe_calibration(calibration: dict[str, Any]) -> str:
+    sources = ", ".join(f"{s['kind']} {s['rows']} rows" for s in calibration["sources"])
+    return f"{calibration['tokens']:,} tokens ({sources})"
+
+
+def describe_peak(host_bytes: int, device_bytes: int | None) -> str:
+    """Return the peak memory of the host and, where it is another, of the device."""
+    device = "" if device_bytes is None else f", {format_bytes(device_bytes)} on the device"
+    return f"{format_bytes(host_bytes)}{device}"
+
+
+def summarize_layer(layer: int, records: Sequence[LinearRecord]) -> str:
+    """Return one line on a finished layer for the progress display."""
+    parts = [part for part in map(_compare_errors, records) if part]
+    return f"layer {layer}" + (f": error beside rounding's {', '.join(parts)}" if parts else "")
+
+
+def summarize_linear(layer: int, linear: str, records: Sequence[LinearRecord]) -> str:
+    """Return what is under way, ``linear``, and how those before it in the layer came out."""
+    return f"{_short_name(linear)} of {summarize_layer(layer, records)}"
+
+
+def _compare_errors(record: LinearRecord) -> str:
+    """Return the error beside rounding's, for example ``q 0.52``; empty where there is none."""
+    if record.error_gptq is None or not record.error_rtn:
+        return ""
+    ratio = record.error_gptq / record.error_rtn
+    return f"{_short_name(record.name)} {ratio:.2f}" + (
+        "" if record.method == GPTQ else " (rounded)"
+    )
+
+
+def _short_name(linear: str) -> str:
+    return linear.rsplit(".", 1)[-1].removesuffix("_proj")

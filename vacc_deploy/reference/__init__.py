@@ -1,0 +1,1 @@
+"""The model on this CPU: run it, compare it, let it answer."""

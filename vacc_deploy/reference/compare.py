@@ -1,0 +1,105 @@
+"""Compare two checkpoints layer by layer on the same tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.errors import (
+    CheckpointError,
+    list_problems,
+)
+from vacc_deploy.progress import SILENT, Progress
+from vacc_deploy.reference.decoder import DecoderLayer, Positions, embed, float_reader, walk_layer
+from vacc_deploy.reference.next_tokens import NextTokenScores, compare_next_tokens
+
+BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """How far the deployed hidden states are from the float ones after a layer.
+
+    Attributes:
+        layer: the layer's number.
+        relative_error: ‖h' − h‖ / ‖h‖ over all tokens.
+        sqnr_db: the same as a signal-to-noise ratio in decibels.
+    """
+
+    layer: int
+    relative_error: float
+    sqnr_db: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; a figure that is no number (the SQNR of equal states) is None."""
+        values = asdict(self)
+        return {key: value if math.isfinite(value) else None for key, value in values.items()}
+
+
+def compare_on_tokens(
+    reference: Checkpoint,
+    deployed: Checkpoint,
+    tokens: torch.Tensor,
+    progress: Progress = SILENT,
+) -> tuple[NextTokenScores, list[LayerError]]:
+    """Return the scores and every layer's error of two checkpoints on token windows.
+
+    Args:
+        reference: the float checkpoint.
+        deployed: the deployed checkpoint, of the same architecture.
+        tokens: int64 [rows, seq].
+        progress: told of every layer.
+    """
+    with torch.inference_mode():
+        hidden_float, hidden_deployed, layers = _walk(reference, deployed, tokens, progress)
+        scores = compare_next_tokens(
+            reference, hidden_float, deployed, hidden_deployed, tokens, progress
+        )
+    return scores, layers
+
+
+def _check_pair(reference: Checkpoint, deployed: Checkpoint) -> None:
+    """Refuse a reference that is quantized or another architecture."""
+    if reference.config.quantization_format:
+        raise CheckpointError(
+            f"{reference.directory} is quantized. Give the float model with --reference."
+        )
+    differences = [
+        f"{name} is {got} in {deployed.directory}, {expected} in {reference.directory}"
+        for name, (got, expected) in deployed.config.differences(reference.config).items()
+    ]
+    if differences:
+        raise CheckpointError(
+            f"The two directories are different models:\n{list_problems(differences)}\n"
+            "Give the right float model with --reference."
+        )
+
+
+def _walk(
+    reference: Checkpoint, deployed: Checkpoint, tokens: torch.Tensor, progress: Progress
+) -> tuple[torch.Tensor, torch.Tensor, list[LayerError]]:
+    """Return both models' last hidden states [rows, seq, hidden] and every layer's error."""
+    config, sequence_length = reference.config, tokens.shape[1]
+    positions = Positions.build(config, sequence_length)
+    pairs = [(c, float_reader(c), embed(c, tokens)) for c in (reference, deployed)]
+    errors = []
+    progress.start("Verifying", config.num_hidden_layers, "layers")
+    for index in range(config.num_hidden_layers):
+        for checkpoint, read, hidden_states in pairs:
+            layer = DecoderLayer(checkpoint.config, index, positions, read)
+            walk_layer(layer, hidden_states, batch_rows=max(1, BATCH_TOKENS // sequence_length))
+        errors.append(_layer_error(index, pairs[0][2], pairs[1][2]))
+        progress.advance(1, f"layer {index}: SQNR {errors[-1].sqnr_db:.1f} dB")
+    progress.finish()
+    return pairs[0][2], pairs[1][2], errors
+
+
+def _layer_error(index: int, expected: torch.Tensor, got: torch.Tensor) -> LayerError:
+    error = torch.linalg.vector_norm((got - expected).double()).item()
+    signal = torch.linalg.vector_norm(expected.double()).item()
+    relative = error / signal if signal else 0.0
+    return LayerError(index, relative, -20 * math.log10(relative) if relative else math.inf)

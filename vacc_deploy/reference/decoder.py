@@ -1,0 +1,265 @@
+"""One decoder layer of the Qwen2 / Llama family as explicit stages.
+
+In the dtype of the hidden states it is given: float32, or bfloat16 with norms, rotation and softmax
+in float32.
+
+input norm -> q, k, v -> attention -> o -> post norm -> gate, up -> down. The verifier walks a layer
+with ``walk_layer``, the quantizer in an order of its own (``quantize.walk``). A linear is read just
+before its stage and let go after it: memory holds one stage, whatever the number of layers.
+
+Source: RMSNorm (arXiv 1910.07467), rotary embedding (arXiv 2104.09864), grouped-query attention
+(arXiv 2305.13245), SwiGLU (arXiv 2002.05202), llama3 rotary scaling (arXiv 2407.21783, 3.4).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the usual name
+
+from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.errors import CheckpointError
+from vacc_deploy.formats.int8 import dequantize
+from vacc_deploy.formats.linears import codes_from
+from vacc_deploy.models.config import EMBEDDING, ModelConfig, layer_prefix, linear_name
+
+ReadTensor = Callable[[str], torch.Tensor]
+QKV, OUTPUT, GATE_UP, DOWN = "qkv", "o", "gate_up", "down"
+STAGE_LINEARS = {
+    QKV: ("q_proj", "k_proj", "v_proj"),
+    OUTPUT: ("o_proj",),
+    GATE_UP: ("gate_proj", "up_proj"),
+    DOWN: ("down_proj",),
+}
+
+
+def float_reader(checkpoint: Checkpoint) -> ReadTensor:
+    """Return a function that reads a tensor as float32; codes of any layout come back dequantized.
+
+    The name asked for is that of the float model: ``<linear>.weight``.
+    """
+    layout = checkpoint.config.quantization_format
+    linears = checkpoint.config.linear_names() if layout else {}
+
+    def read(name: str) -> torch.Tensor:
+        module = name.removesuffix(".weight")
+        if module in linears:
+            return dequantize(*codes_from(layout, checkpoint.read, module))
+        return checkpoint.read(name).float()
+
+    return read
+
+
+def embed(checkpoint: Checkpoint, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the embeddings of ``tokens`` [rows, seq] as float32 [rows, seq, hidden].
+
+    Only the rows of the table that occur are read.
+    """
+    unique, inverse = torch.unique(tokens, return_inverse=True)
+    table = checkpoint.read_rows(EMBEDDING, unique.tolist()).float()
+    return table[inverse]
+
+
+def rms_norm(hidden_states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return ``hidden_states`` [..., hidden] scaled to unit root mean square, times ``weight``.
+
+    Computed in float32, returned in the dtype of ``hidden_states``.
+    """
+    if hidden_states.is_cuda and hasattr(F, "rms_norm"):
+        # One kernel that sums in float32, where the line below takes five.
+        return F.rms_norm(hidden_states, weight.shape, weight.to(hidden_states.dtype), eps)
+    states = hidden_states.float()
+    variance = states.pow(2).mean(-1, keepdim=True)
+    return (states * torch.rsqrt(variance + eps) * weight).to(hidden_states.dtype)
+
+
+def rotary_frequencies(config: ModelConfig) -> torch.Tensor:
+    """Return the rotation per position of each pair of a head, float32 [head_dim / 2]."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+    frequencies = 1.0 / (config.rope_theta**exponents)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling.rope_type == "linear":
+        return frequencies / scaling.factor
+    # llama3: long waves are stretched by the factor, short ones kept, those between blended.
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    blend = blend.clamp(0.0, 1.0)
+    return frequencies * blend + frequencies / scaling.factor * (1 - blend)
+
+
+def check_sequence_length(config: ModelConfig, sequence_length: int) -> None:
+    """Refuse sequences that the model cannot see as a whole.
+
+    Raises:
+        CheckpointError: the length goes past the model's sliding window or context.
+    """
+    limit = min(config.max_position_embeddings, config.sliding_window or 1 << 62)
+    if sequence_length > limit:
+        raise CheckpointError(
+            f"Sequences of {sequence_length} tokens are longer than the model's context or "
+            f"sliding window of {limit}. Use a shorter --seq-len."
+        )
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What attention needs to know of the positions 0 .. sequence_length − 1.
+
+    Attributes:
+        cos: float32 [sequence_length, head_dim].
+        sin: float32 [sequence_length, head_dim].
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    @classmethod
+    def build(
+        cls, config: ModelConfig, sequence_length: int, device: torch.device | None = None
+    ) -> Positions:
+        """Return the tables for one sequence length, on ``device`` or the CPU.
+
+        Raises:
+            CheckpointError: see ``check_sequence_length``.
+        """
+        check_sequence_length(config, sequence_length)
+        angles = torch.outer(torch.arange(sequence_length).float(), rotary_frequencies(config))
+        angles = torch.cat((angles, angles), dim=-1)
+        return cls(angles.cos().to(device), angles.sin().to(device))
+
+    def rotate(self, states: torch.Tensor) -> torch.Tensor:
+        """Return ``states`` [batch, heads, seq, head_dim] turned by their positions."""
+        first, second = states.chunk(2, dim=-1)
+        turned = states * self.cos + torch.cat((-second, first), dim=-1) * self.sin
+        return turned.to(states.dtype)
+
+
+@dataclass
+class Linear:
+    """One linear: weight float [out, in], bias float [out] or None."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return ``inputs`` [..., in] times the weight, plus the bias: [..., out]."""
+        return F.linear(inputs, self.weight, self.bias)
+
+
+ApplyLinear = Callable[[str], Callable[[torch.Tensor], torch.Tensor]]
+
+
+class DecoderLayer:
+    """One decoder layer whose linears are read when first used."""
+
+    def __init__(
+        self, config: ModelConfig, index: int, positions: Positions, read: ReadTensor
+    ) -> None:
+        """Bind a layer to its weights.
+
+        Args:
+            config: the architecture.
+            index: the layer's number.
+            positions: shared by all layers.
+            read: returns the float32 tensor of a name; see ``float_reader``.
+        """
+        self.config, self.index, self.positions, self._read = config, index, positions, read
+        prefix = layer_prefix(index)
+        self._input_norm = read(f"{prefix}input_layernorm.weight")
+        self._post_norm = read(f"{prefix}post_attention_layernorm.weight")
+        self._linears: dict[str, Linear] = {}
+        self._deployed: dict[str, Linear] = {}
+
+    def linear(self, name: str) -> Linear:
+        """Return one of ``LAYER_LINEARS``, reading it if it is not in memory."""
+        if name not in self._linears:
+            full_name = linear_name(self.index, name)
+            self._linears[name] = Linear(self._read(f"{full_name}.weight"), self._read_bias(name))
+        return self._linears[name]
+
+    def deploy(self, name: str, weight: torch.Tensor) -> None:
+        """Let ``deployed`` return this weight [out, in] in the place of the stored one."""
+        self._deployed[name] = Linear(weight, self._read_bias(name))
+
+    def deployed(self, name: str) -> Linear:
+        """Return one of ``LAYER_LINEARS`` as ``deploy`` has set it."""
+        return self._deployed[name]
+
+    def _read_bias(self, name: str) -> torch.Tensor | None:
+        if not self.config.has_bias(name):
+            return None
+        return self._read(f"{linear_name(self.index, name)}.bias")
+
+    def release(self, stage: str) -> None:
+        """Let go of the linears of a stage."""
+        for name in STAGE_LINEARS[stage]:
+            self._linears.pop(name, None)
+            self._deployed.pop(name, None)
+
+    def attention_input(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return what q, k and v are applied to: [rows, seq, hidden]."""
+        return rms_norm(hidden_states, self._input_norm, self.config.rms_norm_eps)
+
+    def attend(self, inputs: torch.Tensor, apply: ApplyLinear | None = None) -> torch.Tensor:
+        """Return what o is applied to: [rows, seq, heads · head_dim].
+
+        Args:
+            inputs: from ``attention_input``.
+            apply: ``linear``, which is the default, or ``deployed``.
+        """
+        config, apply = self.config, apply or self.linear
+        rows, seq, _ = inputs.shape
+        query, key, value = (
+            apply(name)(inputs).view(rows, seq, -1, config.head_dim).transpose(1, 2)
+            for name in STAGE_LINEARS[QKV]
+        )  # [rows, heads, seq, head_dim]
+        query, key = self.positions.rotate(query), self.positions.rotate(key)
+        groups = config.num_attention_heads // config.num_key_value_heads
+        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return attended.transpose(1, 2).reshape(rows, seq, -1)
+
+    def mlp_input(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return what gate and up are applied to: [rows, seq, hidden]."""
+        return rms_norm(hidden_states, self._post_norm, self.config.rms_norm_eps)
+
+    def activate(self, inputs: torch.Tensor, apply: ApplyLinear | None = None) -> torch.Tensor:
+        """Return what down is applied to: [rows, seq, intermediate]; ``apply`` as in ``attend``."""
+        apply = apply or self.linear
+        gate = F.silu(apply("gate_proj")(inputs), inplace=True)
+        return gate.mul_(apply("up_proj")(inputs))
+
+
+def batches(num_rows: int, batch_rows: int) -> list[slice]:
+    """Return the slices that cut ``num_rows`` into batches of at most ``batch_rows``."""
+    return [slice(i, min(i + batch_rows, num_rows)) for i in range(0, num_rows, batch_rows)]
+
+
+def walk_layer(layer: DecoderLayer, hidden_states: torch.Tensor, *, batch_rows: int) -> None:
+    """Apply a layer to all rows, stage by stage, in place.
+
+    Args:
+        layer: the layer.
+        hidden_states: float [rows, seq, hidden], replaced by the layer's output.
+        batch_rows: rows computed at a time.
+    """
+    parts = batches(hidden_states.shape[0], batch_rows)
+    width = layer.config.num_attention_heads * layer.config.head_dim
+    attended = hidden_states.new_empty(*hidden_states.shape[:2], width)
+    for rows in parts:
+        attended[rows] = layer.attend(layer.attention_input(hidden_states[rows]))
+    layer.release(QKV)
+    for rows in parts:
+        hidden_states[rows] += layer.linear("o_proj")(attended[rows])
+    del attended
+    layer.release(OUTPUT)
+    for rows in parts:
+        inner = layer.activate(layer.mlp_input(hidden_states[rows]))
+        hidden_states[rows] += layer.linear("down_proj")(inner)
+    layer.release(GATE_UP)
+    layer.release(DOWN)

@@ -1,0 +1,176 @@
+"""Let a loaded model answer: one chat turn, or many prompts in a batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.errors import UsageError
+from vacc_deploy.reference.loader import (
+    activation_dtype,
+    load_model,
+)
+from vacc_deploy.results import format_seconds
+from vacc_deploy.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn: ``top_k`` 0 is no limit; the same ``seed`` draws the same tokens."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One chat turn.
+
+    Attributes:
+        prompt: the user's words.
+        text: what the model wrote, special tokens included.
+        num_prompt_tokens: tokens of the templated prompt.
+        num_new_tokens: tokens written.
+        seconds: for writing them.
+        finished: whether the model ended by itself, not by the limit.
+    """
+
+    prompt: str
+    text: str
+    num_prompt_tokens: int
+    num_new_tokens: int
+    seconds: float
+    finished: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for ``--json``."""
+        return {
+            "prompt": self.prompt,
+            "text": self.text,
+            "num_prompt_tokens": self.num_prompt_tokens,
+            "num_new_tokens": self.num_new_tokens,
+            "seconds": round(self.seconds, 3),
+            "finished": self.finished,
+        }
+
+    def to_text(self) -> str:
+        """Return the answer, and a line of figures."""
+        end = "" if self.finished else ", stopped at --max-new-tokens"
+        rate = self.num_new_tokens / self.seconds if self.seconds else 0.0
+        return (
+            f"{self.text}\n\n[{self.num_new_tokens} tokens in {format_seconds(self.seconds)}, "
+            f"{rate:.1f} tokens/s{end}]"
+        )
+
+
+def eos_ids(model: Any, tokenizer: Tokenizer) -> list[int]:
+    """Return every id that ends an answer, by the generation config and by the tokenizer."""
+    stated = getattr(model.generation_config, "eos_token_id", None)
+    ids = set(stated if isinstance(stated, list) else [stated]) | {tokenizer.eos_id}
+    return sorted(value for value in ids if value is not None)
+
+
+def complete(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+) -> list[list[int]]:
+    """Continue token prompts as one left-padded batch, greedily or by ``sampling``.
+
+    The model's own generation config is replaced: only its end tokens are kept. transformers
+    completes a config that is passed from the model's, and a repetition penalty or beams would
+    choose other tokens than those asked for. The caller's random state is left as it was.
+
+    Returns:
+        the new ids of each prompt, up to and including the first that ends an answer.
+    """
+    from transformers import GenerationConfig
+
+    ends = eos_ids(model, tokenizer)
+    pad = ends[0] if ends else 0
+    model.generation_config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        num_beams=1,
+        eos_token_id=ends or None,
+        pad_token_id=pad,
+        **_sampling_options(sampling),
+    )
+    width = max(len(prompt) for prompt in prompts)
+    padded = [[pad] * (width - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    device = getattr(model, "device", torch.device("cpu"))
+    with torch.inference_mode(), _random_state(sampling, device):
+        output = model.generate(
+            torch.tensor(padded, device=device),
+            attention_mask=torch.tensor(mask, device=device),
+            generation_config=model.generation_config,
+        )
+    answers = []
+    for row in output[:, width:].tolist():
+        stop = next((i + 1 for i, value in enumerate(row) if value in ends), len(row))
+        answers.append(row[:stop])
+    return answers
+
+
+def _sampling_options(sampling: Sampling | None) -> dict[str, Any]:
+    if sampling is None:
+        return {"do_sample": False}
+    return {
+        "do_sample": True,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+    }
+
+
+@contextmanager
+def _random_state(sampling: Sampling | None, device: torch.device) -> Iterator[None]:
+    """Seed torch within the block."""
+    if sampling is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+        torch.manual_seed(sampling.seed)
+        yield
+
+
+def generate(directory: Path, *, prompt: str, max_new_tokens: int = 256) -> Answer:
+    """Answer one chat turn greedily.
+
+    Args:
+        directory: a prepared or int8 directory.
+        prompt: the user's words; the directory's chat template is applied.
+        max_new_tokens: where to stop at the latest.
+
+    Raises:
+        UsageError: the prompt and the answer do not fit the model's context.
+        CheckpointError: see ``load_model``; also where there is no chat template.
+    """
+    tokenizer = Tokenizer.from_dir(directory)
+    ids = tokenizer.encode_chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
+    checkpoint = Checkpoint.open(directory)
+    context = checkpoint.config.max_position_embeddings
+    if len(ids) + max_new_tokens > context:
+        raise UsageError(
+            f"The prompt of {len(ids)} tokens and --max-new-tokens {max_new_tokens} are more than "
+            f"the model's context of {context}. Ask for fewer tokens."
+        )
+    model = load_model(directory, dtype=activation_dtype(checkpoint))
+    started = time.monotonic()
+    (answer,) = complete(model, tokenizer, [ids], max_new_tokens=max_new_tokens)
+    seconds = time.monotonic() - started
+    finished = bool(answer) and answer[-1] in eos_ids(model, tokenizer)
+    text = tokenizer.decode(answer[:-1] if finished else answer)
+    return Answer(prompt, text, len(ids), len(answer), seconds, finished)

@@ -1,0 +1,1 @@
+"""The mathematics of the quantizer: tensors in, tensors out. Pure."""

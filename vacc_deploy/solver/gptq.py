@@ -1,0 +1,275 @@
+"""GPTQ as Babai's nearest-plane algorithm: one Cholesky factor, no inverse.
+
+Source: GPTQ (arXiv 2210.17323); its equality with the nearest plane run from the last column to
+the first (arXiv 2507.18553). With the Hessian H = RᵀR, R upper triangular, the squared output error
+of codes q is the squared length of R(w − s·q), and the rows of R are settled from the last to the
+first. The same integers as the textbook blocked GPTQ with the columns in reverse order.
+
+Pure functions on tensors: no paths, no model names, no logging.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from vacc_deploy.errors import QuantizationError
+from vacc_deploy.formats.int8 import INT8_MAX
+from vacc_deploy.solver.hessian import (
+    HESSIAN_BLOCK,
+    shrink_to_diagonal,
+)
+from vacc_deploy.solver.precision import can_run_triton, float32_products
+
+DAMPENING_LADDER = (0.01, 0.1, 1.0)
+_LEAF_COLUMNS = 16
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What the solver needs of a Hessian.
+
+    Attributes:
+        unit_rows: the rows of the upper Cholesky factor divided by their diagonal, float
+            [in_features, in_features], columns in solving order.
+        order: the permutation of the columns, int64 [in_features], or None for their own order.
+        dampening_frac: the damping that let the factorisation succeed, a fraction of the mean
+            diagonal.
+        column_cost: what a unit of rounding error in each column costs once all columns that are
+            settled later have made up for it: the squared diagonal of the factor, float
+            [in_features], columns in their own order.
+    """
+
+    unit_rows: torch.Tensor
+    order: torch.Tensor | None
+    dampening_frac: float
+    column_cost: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The codes of one weight, int8 [out, in], and how many were cut at ±127."""
+
+    codes: torch.Tensor
+    num_saturated: int
+
+
+@dataclass(frozen=True)
+class BlockSolver:
+    """How a device settles a block of columns too narrow to split.
+
+    Attributes:
+        max_columns: the widest block that it takes.
+        settle: called with the block's unit_rows [n, n], targets [n, out], errors [n, out] (v on
+            entry, v − q on return), codes int8 [n, out] and an int32 [1] count of saturated codes.
+        is_aligned: split wider blocks at multiples of ``max_columns``, so that launches are few.
+    """
+
+    max_columns: int
+    settle: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
+    is_aligned: bool = False
+
+
+def dampening_ladder(first: float) -> tuple[float, ...]:
+    """Return the damping to try, from ``first`` on ten times as much each time, up to 1.0."""
+    ladder = [first]
+    while ladder[-1] < 1.0:
+        ladder.append(min(10 * ladder[-1], 1.0))
+    return tuple(ladder)
+
+
+def factorize(
+    hessian: torch.Tensor,
+    *,
+    act_order: bool = False,
+    shrinkage: float = 0.0,
+    ladder: tuple[float, ...] = DAMPENING_LADDER,
+) -> Factor | None:
+    """Factor a full symmetric Hessian; raise the damping until it succeeds.
+
+    Args:
+        hessian: float [in_features, in_features]; used up: its memory may hold the factor.
+        act_order: settle the columns with the largest diagonal first.
+        shrinkage: see ``shrink_to_diagonal``, 0 to 1.
+        ladder: damping to try, as fractions of the mean diagonal.
+
+    Returns:
+        the factor, or None when even the last damping fails (an all-zero Hessian).
+
+    Raises:
+        QuantizationError: the Hessian holds NaN or infinity.
+    """
+    diagonal = hessian.diagonal()
+    if not torch.isfinite(diagonal).all():
+        raise QuantizationError("the activations hold NaN or infinity")
+    shrink_to_diagonal(hessian, shrinkage)
+    order, room = None, None
+    if act_order:
+        # Solved from the last column to the first: ascending puts the largest first in line.
+        order = torch.argsort(diagonal, stable=True)
+        # The factor takes the memory of the matrix that is not needed any more.
+        hessian, room = _permute(hessian, order), hessian
+        diagonal = hessian.diagonal()
+    mean = float(diagonal.mean())
+    applied = 0.0
+    for fraction in ladder:
+        diagonal.add_((fraction - applied) * mean)
+        applied = fraction
+        factor, info = _factor_upper(hessian, room)
+        if int(info) == 0:
+            unit = factor.diagonal().clone()
+            factor.div_(unit[:, None])
+            return Factor(factor, order, fraction, _restore(unit.square(), order))
+    return None
+
+
+def _permute(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """Return the rows and columns of a square matrix in ``order``, with one copy in memory."""
+    permuted = torch.empty_like(matrix)
+    for start in range(0, len(order), HESSIAN_BLOCK):
+        rows = order[start : start + HESSIAN_BLOCK]
+        torch.index_select(matrix[rows], 1, order, out=permuted[start : start + HESSIAN_BLOCK])
+    return permuted
+
+
+def _restore(values: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
+    """Return values [in_features] that are in solving order in their own order."""
+    if order is None:
+        return values
+    restored = torch.empty_like(values)
+    restored[order] = values
+    return restored
+
+
+def _factor_upper(
+    hessian: torch.Tensor, room: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the upper Cholesky factor, in ``room`` if given, and LAPACK's info, 0 for success.
+
+    torch stores factors by columns. The solver reads rows, which are those of the lower factor's
+    transpose: the same numbers, adjacent.
+    """
+    room = torch.empty_like(hessian) if room is None else room
+    info = torch.empty((), dtype=torch.int32, device=hessian.device)
+    with float32_products(hessian.device):
+        torch.linalg.cholesky_ex(hessian, out=(room.mT, info))
+    return room, info
+
+
+def choose_block_solver(device: torch.device, dtype: torch.dtype) -> BlockSolver:
+    """Return the fused kernel for float32 on CUDA where Triton runs, else the loop in torch."""
+    if device.type == "cuda" and dtype == torch.float32 and can_run_triton():
+        from vacc_deploy.solver.triton_kernel import MAX_COLUMNS, settle_block
+
+        return BlockSolver(MAX_COLUMNS, settle_block, is_aligned=True)
+    return BlockSolver(_LEAF_COLUMNS, _settle_leaf)
+
+
+def solve(
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    factor: Factor,
+    *,
+    leaf_columns: int | None = None,
+    block_solver: BlockSolver | None = None,
+    first_row: int = 0,
+) -> Solution:
+    """Return the codes that nearest-plane rounding gives ``weight``, on the device of ``weight``.
+
+    In units of the scale, v = w / s and e = v − q for settled columns:
+    q_j = clamp(round(v_j + Σ_{k>j} U_jk · e_k)), with U the unit rows of the factor.
+
+    Args:
+        weight: float [out_features, in_features]; computed in the factor's dtype.
+        scale: [out_features], as it will be stored.
+        factor: from ``factorize`` on the Hessian of this weight's inputs, on the same device.
+        leaf_columns: columns settled one by one; everything else is matrix products. None is what
+            suits the device; the kernel takes no more than that.
+        block_solver: what settles them. None is what suits the device.
+        first_row: the index of the first output in the whole weight, for messages.
+
+    Raises:
+        QuantizationError: an output met NaN on the way; the message has the row's index.
+    """
+    unit_rows = factor.unit_rows
+    solver = block_solver or choose_block_solver(unit_rows.device, unit_rows.dtype)
+    if leaf_columns is not None:
+        solver = replace(solver, max_columns=leaf_columns)
+    if factor.order is not None:
+        weight = weight[:, factor.order]
+    # [in, out]; v, then e
+    errors = (weight.to(unit_rows.dtype) / scale.to(unit_rows)[:, None]).T.contiguous()
+    codes = torch.empty(errors.shape, dtype=torch.int8, device=errors.device)
+    num_saturated = torch.zeros(1, dtype=torch.int32, device=errors.device)
+    with float32_products(errors.device):
+        _settle(unit_rows, errors.clone(), errors, codes, num_saturated, solver)
+    _require_numbers(errors[0], first_row)
+    if factor.order is None:
+        return Solution(codes.T.contiguous(), int(num_saturated))
+    restored = torch.empty_like(codes)
+    restored[factor.order] = codes
+    return Solution(restored.T.contiguous(), int(num_saturated))
+
+
+def _require_numbers(last_errors: torch.Tensor, first_row: int) -> None:
+    """Raise where the errors [out] of the column settled last are NaN: it meets all others'."""
+    is_nan = torch.isnan(last_errors)
+    if is_nan.any():
+        row = first_row + int(is_nan.nonzero()[0])
+        raise QuantizationError(
+            f"row {row} became NaN while it was solved: its weights, its scale or the factor of "
+            "the Hessian hold NaN or infinity"
+        )
+
+
+def _settle(
+    unit_rows: torch.Tensor,
+    targets: torch.Tensor,
+    errors: torch.Tensor,
+    codes: torch.Tensor,
+    num_saturated: torch.Tensor,
+    solver: BlockSolver,
+) -> None:
+    """Settle all columns of a block from the last to the first.
+
+    Right half first; its errors then move the targets of the left half in one product. The tensors
+    are those of ``BlockSolver.settle``, with n of any size.
+    """
+    size = targets.shape[0]
+    if size <= solver.max_columns:
+        solver.settle(unit_rows, targets, errors, codes, num_saturated)
+        return
+    half = size // 2
+    if solver.is_aligned:
+        half = -(-half // solver.max_columns) * solver.max_columns
+    left, right = slice(None, half), slice(half, None)
+    _settle(
+        *(unit_rows[right, right], targets[right], errors[right], codes[right]),
+        *(num_saturated, solver),
+    )
+    targets[left].addmm_(unit_rows[left, right], errors[right])
+    _settle(
+        *(unit_rows[left, left], targets[left], errors[left], codes[left]),
+        *(num_saturated, solver),
+    )
+
+
+def _settle_leaf(
+    unit_rows: torch.Tensor,
+    targets: torch.Tensor,
+    errors: torch.Tensor,
+    codes: torch.Tensor,
+    num_saturated: torch.Tensor,
+) -> None:
+    """Settle a few columns one by one; see ``BlockSolver.settle``."""
+    size = targets.shape[0]
+    for column in range(size - 1, -1, -1):
+        target = targets[column]
+        if column + 1 < size:
+            target.addmv_(errors[column + 1 :].T, unit_rows[column, column + 1 :])
+        target.round_()
+        errors[column].sub_(target.clamp(-INT8_MAX, INT8_MAX))
+    codes.copy_(targets.clamp(-INT8_MAX, INT8_MAX))
+    num_saturated += (targets.abs() > INT8_MAX).sum()

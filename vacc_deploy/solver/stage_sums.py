@@ -1,0 +1,103 @@
+"""What the quantizer keeps of a stage's inputs: sums over tokens, and a sample of those held out.
+
+Pure: tensors in, tensors out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from vacc_deploy.solver.hessian import accumulate_hessian, mirror_upper
+
+
+@dataclass
+class HeldOut:
+    """Inputs that the Hessian has not seen, a sample of tokens.
+
+    Attributes:
+        deployed: [tokens, in_features], as they come from the quantized layers before.
+        original: the same tokens as they come from the float layers, or None where no float
+            stream is carried along.
+    """
+
+    deployed: torch.Tensor
+    original: torch.Tensor | None
+
+
+@dataclass
+class StageStatistics:
+    """Sums over the inputs of one stage.
+
+    Attributes:
+        hessian: float32 [in, in], Σ x̂ᵀx̂ over the fitted tokens, its upper triangle.
+        shared_hessian: the same over the tokens that the float stream has too; None where these
+            are all of them.
+        cross: float32 [in, in], Σ x̂ᵀ(x − x̂) over those tokens, x from the float stream.
+    """
+
+    hessian: torch.Tensor | None = None
+    shared_hessian: torch.Tensor | None = None
+    cross: torch.Tensor | None = None
+    _nothing: torch.Tensor | None = None
+    _deployed: list[torch.Tensor] = field(default_factory=list)
+    _original: list[torch.Tensor] = field(default_factory=list)
+
+    def add_fit(
+        self,
+        inputs: torch.Tensor,
+        original: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+    ) -> None:
+        """Add fitted tokens.
+
+        Args:
+            inputs: [tokens, in], float32 or bfloat16.
+            original: the float stream's inputs for the same tokens.
+            weights: float32 [tokens]; each token counts by the square of its own.
+        """
+        size = inputs.shape[-1]
+        if self.hessian is None:
+            self.hessian = torch.zeros(size, size, device=inputs.device)
+            self._nothing = inputs.new_empty(0, size)
+        shift = None if original is None else original - inputs
+        if weights is not None:
+            # Off by 1/256 in bfloat16; a product of two dtypes would be ten times slower.
+            weights = weights.to(inputs.dtype)[:, None]
+            inputs = inputs * weights
+        accumulate_hessian(self.hessian, inputs)
+        if shift is None:
+            return
+        if weights is not None:
+            shift = shift * weights
+        product = inputs.T @ shift
+        if self.cross is None:
+            self.cross = product.float()
+        else:
+            self.cross.add_(product)
+
+    def end_shared(self) -> None:
+        """Note that the tokens from here on have no float stream."""
+        if self.shared_hessian is None and self.cross is not None:
+            assert self.hessian is not None
+            self.shared_hessian = self.hessian.clone()
+
+    def add_held_out(
+        self, inputs: torch.Tensor, original: torch.Tensor | None, stride: int, first: int = 0
+    ) -> None:
+        """Keep every ``stride``-th of these tokens [tokens, in], from the ``first`` on."""
+        self._deployed.append(inputs[first::stride].clone())
+        if original is not None:
+            self._original.append(original[first::stride].clone())
+
+    def finish(self) -> HeldOut:
+        """Complete the symmetric sums that are here and return the held-out sample."""
+        assert self._nothing is not None, "finish() before add_fit()"
+        for matrix in (self.hessian, self.shared_hessian):
+            if matrix is not None:
+                mirror_upper(matrix)
+        original = torch.cat(self._original) if self._original else None
+        held_out = HeldOut(torch.cat([self._nothing, *self._deployed]), original)
+        self._deployed, self._original = [], []
+        return held_out
