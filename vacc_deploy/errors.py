@@ -24,9 +24,16 @@ MAX_LISTED = 10
 
 
 class VaccDeployError(Exception):
-    """Base of every error that is not a programming mistake."""
+    """Base of every error that is not a programming mistake.
+
+    Attributes:
+        exit_code: of the command that the error ends.
+        hint: what to do next, where only somebody above the raiser knows it; printed behind the
+            message.
+    """
 
     exit_code = 1
+    hint = ""
 
 
 class UsageError(VaccDeployError):
@@ -48,7 +55,45 @@ class CalibrationError(VaccDeployError):
 
 
 class QuantizationError(VaccDeployError):
-    """A weight or a statistic cannot be quantized."""
+    """A weight or a statistic cannot be quantized.
+
+    The mathematics knows the reason and perhaps the row. Who called it adds what it knows of the
+    place with ``locate`` and raises the same error again; the sentence is formed here only.
+
+    Attributes:
+        reason: what is wrong, a clause without a full stop.
+        row: of the tensor, or None.
+        tensor: its full name, or what else is meant, for example ``The inputs of ...``.
+        file: where the tensor lies.
+    """
+
+    def __init__(self, reason: str, *, row: int | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.row = reason, row
+        self.tensor = self.file = self.advice = ""
+
+    def locate(
+        self, tensor: str = "", *, first_row: int = 0, file: str = "", advice: str = ""
+    ) -> None:
+        """Add what is known of the place; what is there already stays.
+
+        Args:
+            tensor: full name.
+            first_row: the index in the whole tensor of what was row 0 so far.
+            file: where the tensor lies.
+            advice: what to do next, a sentence.
+        """
+        if self.row is not None:
+            self.row += first_row
+        self.tensor, self.file = self.tensor or tensor, self.file or file
+        self.advice = self.advice or advice
+
+    def __str__(self) -> str:
+        """Return, for example, ``a.weight in /m/model.safetensors: row 4 holds NaN. Advice.``."""
+        where = f"{self.tensor} in {self.file}" if self.file else self.tensor
+        what = self.reason if self.row is None else f"row {self.row} {self.reason}"
+        sentence = f"{where}: {what}." if where else f"{what}."
+        return f"{sentence} {self.advice}" if self.advice else sentence
 
 
 class CompileFileError(VaccDeployError):

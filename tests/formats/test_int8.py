@@ -103,7 +103,7 @@ def test_choose_scale_huge_row_names_row_and_value():
     weight[4, 1] = -1e7
     with pytest.raises(QuantizationError) as err:
         choose_scale(weight)
-    assert str(err.value) == "row 4 has the largest weight 1e+07, its scale does not fit float16"
+    assert err.value.row == 4 and "1e+07" in err.value.reason
 
 
 def test_choose_scale_largest_row_that_fits():
@@ -119,8 +119,9 @@ def test_quantize_rounding_non_finite_weight_names_the_row(dtype, bad, monkeypat
     weight[17, 2] = bad
     for chunk in (1, 24, 1 << 18):  # the row's number counts from the start of the tensor
         monkeypatch.setattr(int8, "_CHUNK_WEIGHTS", chunk)
-        with pytest.raises(QuantizationError, match=r"^row 13 holds NaN or infinity$"):
+        with pytest.raises(QuantizationError) as err:
             quantize_rounding(weight)
+        assert str(err.value) == "row 13 holds NaN or infinity."
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -109,7 +109,7 @@ def test_pack_gptq_refuses_sizes_it_cannot_hold(shape):
         pack_gptq(random_codes(*shape), torch.ones(shape[0]).half())
     assert str(caught.value) == (
         "the gptq layout holds weights whose sizes are multiples of 4, got "
-        f"{list(shape)}. Use another --format"
+        f"{list(shape)}. Use another --format."
     )
 
 

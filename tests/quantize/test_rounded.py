@@ -158,11 +158,11 @@ def test_round_layers_error_stops_the_pieces_that_wait(tmp_path, monkeypatch, co
     monkeypatch.setattr(rounded, "num_cores", lambda: 1)
     gate, plain = threading.Event(), rounded.round_rows
 
-    def round_rows(*arguments, first_row):
+    def round_rows(*arguments):
         # The second layer waits until the error of the first one is on its way.
         if any(name.startswith("model.layers.1.") for name in count_reads):
             gate.wait(0.3)
-        plain(*arguments, first_row=first_row)
+        plain(*arguments)
 
     monkeypatch.setattr(rounded, "round_rows", round_rows)
     checkpoint = with_bad_rows(tmp_path / "model", 0, (0,), num_layers=2)

@@ -198,7 +198,7 @@ def test_factorize_steps_of_the_ladder_do_not_add_up():
 def test_factorize_non_finite_hessian_is_an_error(bad, act_order):
     inputs = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
     inputs[4, 3] = bad
-    with pytest.raises(QuantizationError, match="^the activations hold NaN or infinity$"):
+    with pytest.raises(QuantizationError, match="^the activations hold NaN or infinity"):
         factorize(full_hessian(inputs), act_order=act_order)
 
 

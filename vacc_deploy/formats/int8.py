@@ -22,7 +22,7 @@ SAFE_SCALE = 128 * SMALLEST_SCALE
 _CHUNK_WEIGHTS = 1 << 19
 
 
-def choose_scale(weight: torch.Tensor, *, first_row: int = 0) -> torch.Tensor:
+def choose_scale(weight: torch.Tensor) -> torch.Tensor:
     """Return the scale of each output row: absmax / 127, rounded to float16.
 
     In a row whose largest weight is below about 0.0078 the scale is a subnormal float16, with fewer
@@ -31,14 +31,13 @@ def choose_scale(weight: torch.Tensor, *, first_row: int = 0) -> torch.Tensor:
 
     Args:
         weight: float tensor [out_features, in_features].
-        first_row: the index of its first row, for messages.
 
     Returns:
         float16 tensor [out_features], always > 0; an all-zero row gets 1.0.
 
     Raises:
         QuantizationError: a row holds NaN or infinity, or is too large for a float16 scale; the
-            message has the row's index.
+            error has the row.
     """
     # The largest value of a row is exact in any float dtype; only then is it widened. amax and
     # amin are several times faster here than aminmax or a norm, and both pass NaN on.
@@ -52,7 +51,7 @@ def choose_scale(weight: torch.Tensor, *, first_row: int = 0) -> torch.Tensor:
             if not torch.isfinite(absmax[row])
             else f"has the largest weight {value:g}, its scale does not fit float16"
         )
-        raise QuantizationError(f"row {first_row + row} {reason}")
+        raise QuantizationError(reason, row=row)
     return torch.where(absmax == 0, 1.0, scale.clamp_min(SMALLEST_SCALE))
 
 
@@ -81,16 +80,13 @@ def quantize_rounding(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     return codes, scale
 
 
-def round_rows(
-    weight: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, *, first_row: int = 0
-) -> None:
+def round_rows(weight: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> None:
     """Write what ``quantize_rounding`` returns into memory that is there already.
 
     Args:
         weight: float tensor [rows, in_features], some rows of a weight.
         codes: int8 tensor [rows, in_features], written.
         scale: float16 tensor [rows], written.
-        first_row: the index of the first row in the whole weight, for messages.
 
     Raises:
         QuantizationError: see ``choose_scale``.
@@ -99,7 +95,11 @@ def round_rows(
     for start in range(0, len(weight), rows):
         part = slice(start, start + rows)
         piece = weight[part].to(torch.float32, copy=True)
-        scale[part] = choose_scale(piece, first_row=first_row + start)
+        try:
+            scale[part] = choose_scale(piece)
+        except QuantizationError as err:
+            err.locate(first_row=start)
+            raise
         codes[part] = _round_in_place(piece, scale[part])
 
 

@@ -46,7 +46,8 @@ def linear_tensors(
     try:
         tensors = _linear_tensors(layout, codes, scale)
     except QuantizationError as err:
-        raise QuantizationError(f"{name}: {err}.") from err
+        err.locate(name)
+        raise
     return {f"{name}.{suffix}": tensor for suffix, tensor in tensors.items()}
 
 
@@ -117,7 +118,8 @@ def codes_from(
                 *(read(f"{name}.{suffix}") for suffix in ("qweight", "qzeros", "scales", "g_idx"))
             )
     except QuantizationError as err:
-        raise QuantizationError(f"{name}: {err}. Quantize the model again.") from err
+        err.locate(name, advice="Quantize the model again.")
+        raise
     raise ValueError(f"unknown format {layout!r}")
 
 

@@ -173,7 +173,8 @@ class LayerQuantizer:
             solver = self._prepare(statistics)
         except QuantizationError as err:
             where = linear_name(layer.index, names[0])
-            raise QuantizationError(f"The inputs of {where}: {err}.") from err
+            err.locate(f"The inputs of {where}")
+            raise
         del statistics
         for name in names:
             with self._watch(layer.index, name):

@@ -18,11 +18,10 @@ from vacc_deploy.models.config import ModelConfig, linear_name
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.layer_quantizer import Batch, LayerQuantizer
-from vacc_deploy.quantize.layer_weights import LayerWeights, describe_bad_weight
+from vacc_deploy.quantize.layer_weights import LayerWeights, locate_file
 from vacc_deploy.quantize.options import FAST, QuantizeOptions
 from vacc_deploy.quantize.row_buffers import HiddenRows
 from vacc_deploy.reference.decoder import DOWN, GATE_UP, OUTPUT, QKV, STAGE_LINEARS, DecoderLayer
-from vacc_deploy.solver.linear import WeightError
 
 if TYPE_CHECKING:
     pass
@@ -101,9 +100,9 @@ class LayerWalk:
         """
         try:
             self._quantize(quantizer)
-        except WeightError as err:
-            where = self._weights.checkpoint
-            raise QuantizationError(describe_bad_weight(where, err.tensor, err.reason)) from err
+        except QuantizationError as err:
+            locate_file(err, self._weights.checkpoint)
+            raise
 
     def _quantize(self, quantizer: LayerQuantizer) -> None:
         self._settle_qkv(quantizer)

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.errors import QuantizationError
 from vacc_deploy.quantize.compute import Compute
 
 
@@ -40,12 +41,11 @@ class LayerWeights:
         return self._tensors[name].float()
 
 
-def describe_bad_weight(checkpoint: Checkpoint, name: str, reason: object) -> str:
-    """Return the message about a tensor that cannot be quantized, with the file it lies in."""
-    return (
-        f"{name} in {checkpoint.directory}: {reason}. Download the file "
-        f"{checkpoint.info(name).path.name} again."
-    )
+def locate_file(err: QuantizationError, checkpoint: Checkpoint) -> None:
+    """Add the file to an error about a weight of ``checkpoint``, and what to do about it."""
+    if err.tensor in checkpoint.tensors:
+        file = checkpoint.info(err.tensor).path.name
+        err.locate(file=str(checkpoint.directory), advice=f"Download the file {file} again.")
 
 
 def read_layers(checkpoint: Checkpoint, compute: Compute, first: int = 0) -> Iterator[LayerWeights]:

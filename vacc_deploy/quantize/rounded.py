@@ -19,7 +19,7 @@ from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.errors import QuantizationError
 from vacc_deploy.formats.int8 import SAFE_SCALE, SCALE_DTYPE, pin_largest, round_rows
 from vacc_deploy.models.config import LAYER_LINEARS, ModelConfig, linear_name
-from vacc_deploy.quantize.layer_weights import describe_bad_weight
+from vacc_deploy.quantize.layer_weights import locate_file
 from vacc_deploy.solver.records import RTN, LinearRecord, QuantizedLayer, QuantizedLinear
 from vacc_deploy.system import num_cores
 
@@ -116,9 +116,11 @@ def _round_piece(checkpoint: Checkpoint, linear: QuantizedLinear, start: int, st
     weight = checkpoint.read_slice(name, start, stop)
     codes, scale = linear.codes[start:stop], linear.scale[start:stop]
     try:
-        round_rows(weight, codes, scale, first_row=start)
+        round_rows(weight, codes, scale)
     except QuantizationError as err:
-        raise QuantizationError(describe_bad_weight(checkpoint, name, err)) from err
+        err.locate(name, first_row=start)
+        locate_file(err, checkpoint)
+        raise
     # Next to no row has such a scale: looking for the largest code of every row would cost a pass.
     few_digits = (scale < SAFE_SCALE).nonzero()[:, 0]
     if len(few_digits):

@@ -174,7 +174,6 @@ def solve(
     *,
     leaf_columns: int | None = None,
     block_solver: BlockSolver | None = None,
-    first_row: int = 0,
 ) -> Solution:
     """Return the codes that nearest-plane rounding gives ``weight``, on the device of ``weight``.
 
@@ -188,10 +187,9 @@ def solve(
         leaf_columns: columns settled one by one; everything else is matrix products. None is what
             suits the device; the kernel takes no more than that.
         block_solver: what settles them. None is what suits the device.
-        first_row: the index of the first output in the whole weight, for messages.
 
     Raises:
-        QuantizationError: an output met NaN on the way; the message has the row's index.
+        QuantizationError: an output met NaN on the way; the error has the row.
     """
     unit_rows = factor.unit_rows
     solver = block_solver or choose_block_solver(unit_rows.device, unit_rows.dtype)
@@ -205,7 +203,7 @@ def solve(
     num_saturated = torch.zeros(1, dtype=torch.int32, device=errors.device)
     with float32_products(errors.device):
         _settle(unit_rows, errors.clone(), errors, codes, num_saturated, solver)
-    _require_numbers(errors[0], first_row)
+    _require_numbers(errors[0])
     if factor.order is None:
         return Solution(codes.T.contiguous(), int(num_saturated))
     restored = torch.empty_like(codes)
@@ -213,14 +211,14 @@ def solve(
     return Solution(restored.T.contiguous(), int(num_saturated))
 
 
-def _require_numbers(last_errors: torch.Tensor, first_row: int) -> None:
+def _require_numbers(last_errors: torch.Tensor) -> None:
     """Raise where the errors [out] of the column settled last are NaN: it meets all others'."""
     is_nan = torch.isnan(last_errors)
     if is_nan.any():
-        row = first_row + int(is_nan.nonzero()[0])
         raise QuantizationError(
-            f"row {row} became NaN while it was solved: its weights, its scale or the factor of "
-            "the Hessian hold NaN or infinity"
+            "became NaN while it was solved: its weights, its scale or the factor of the Hessian "
+            "hold NaN or infinity",
+            row=int(is_nan.nonzero()[0]),
         )
 
 

@@ -29,19 +29,6 @@ from vacc_deploy.solver.stage_sums import HeldOut
 Quantized = tuple[torch.Tensor, torch.Tensor, LinearRecord]
 
 
-class WeightError(QuantizationError):
-    """A weight of the source is not finite. Whoever knows its file adds that.
-
-    Attributes:
-        tensor: its full name.
-        reason: what is wrong with which row.
-    """
-
-    def __init__(self, tensor: str, reason: str) -> None:
-        super().__init__(f"{tensor}: {reason}.")
-        self.tensor, self.reason = tensor, reason
-
-
 def round_linear(name: str, weight: torch.Tensor, first_row: int = 0) -> Quantized:
     """Return codes int8 [out, in], scale float16 [out] and the record of plain rounding.
 
@@ -51,12 +38,13 @@ def round_linear(name: str, weight: torch.Tensor, first_row: int = 0) -> Quantiz
         first_row: the index of the first of them, for messages.
 
     Raises:
-        WeightError: the weight is not finite; names the tensor and the row.
+        QuantizationError: the weight is not finite; names the tensor and the row.
     """
     try:
-        scale = choose_scale(weight, first_row=first_row)
+        scale = choose_scale(weight)
     except QuantizationError as err:
-        raise WeightError(f"{name}.weight", str(err)) from err
+        err.locate(f"{name}.weight", first_row=first_row)
+        raise
     codes, _ = pin_largest(weight, round_to_nearest(weight, scale), scale)
     return codes, scale, LinearRecord(name, RTN, num_saturated=count_cut(weight, scale))
 
@@ -92,7 +80,7 @@ class StageSolver:
             first_row: the index of the first of them.
 
         Raises:
-            WeightError: the weight is not finite; names the tensor and the row.
+            QuantizationError: the weight is not finite; names the tensor and the row.
             QuantizationError: what was made of it is not finite.
         """
         clock, add = self.clock, self.ranks.add
@@ -184,16 +172,18 @@ def _solve(
     name: str, weight: torch.Tensor, scale: torch.Tensor, factor: Factor, first_row: int
 ) -> Solution:
     try:
-        return solve(weight, scale, factor, first_row=first_row)
+        return solve(weight, scale, factor)
     except QuantizationError as err:
-        raise QuantizationError(f"{name}.weight: {err}.") from err
+        err.locate(f"{name}.weight after its correction", first_row=first_row)
+        raise
 
 
 def _absmax_scale(name: str, weight: torch.Tensor, first_row: int) -> torch.Tensor:
     try:
-        return choose_scale(weight, first_row=first_row)
+        return choose_scale(weight)
     except QuantizationError as err:
-        raise QuantizationError(f"{name}.weight: {err}.") from err
+        err.locate(f"{name}.weight after its correction", first_row=first_row)
+        raise
 
 
 def count_cut(weight: torch.Tensor, scale: torch.Tensor) -> int:
