@@ -22,7 +22,7 @@ LAYERS = (
     "vamc reference prepare",
     "calibration graphs",
     "quantize",
-    "demo",
+    "demo api",
     "cli",
 )
 # Mathematics and codes: no paths, no model names, no logging. They may use these and each other.
