@@ -38,10 +38,16 @@ ACCELERATE = {True: ("accelerate==1.0.1", "psutil"), False: ("accelerate==1.15.0
 INTRODUCTION = """\
 # Compatibility
 
-The files of `source_code/` run beside whatever torch and transformers a machine has. This table is
-measured, not promised: `python tests/matrix/run_matrix.py` builds one environment per row, loads
-directories that `prepare` and `quantize` wrote, and compares with that version's own Qwen2 and
-Llama. It wrote this page (`--markdown`). Models are small and random; everything runs on a CPU.
+Which versions of torch, transformers and Python the files of `source_code/` run with. This table is
+measured, not promised. The command that wrote this page:
+
+```
+python tests/matrix/run_matrix.py --markdown docs/compatibility.md
+```
+
+It builds one environment for each row, loads directories that `prepare` and `quantize` wrote, and
+compares with that version's own Qwen2 and Llama. The models are small and random; everything runs
+on a CPU.
 
 """
 
