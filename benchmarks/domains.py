@@ -1,7 +1,7 @@
 """Texts to judge on: the other half of the calibration sets, files given, and this Python's own.
 
-Every text becomes token windows int64 [rows, seq]. The three published sets are dealt to a
-calibrating and a judging half; what is judged on never calibrates.
+Every text becomes token windows int64 [rows, seq]. The three published sets are split in two
+halves: one calibrates, the other judges.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Judge a deployed directory against its float model on many texts, the float part done once.
+"""Compare a deployed directory with its float model on many texts; run the float model once.
 
-The float model's last hidden states, and the scores of a directory whose weights were judged
-before, are kept in a work directory and found again by what they were computed from. Empty it after
-a change to the decoder's or the scoring's arithmetic.
+The float model's last hidden states and the scores of each directory are stored in a work
+directory, under a hash of what they were computed from. Empty it after a change to the arithmetic
+of the decoder or of the scores.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python benchmarks/kill_test.py CHECKPOINT [--runs 20] [--seed 0] [-- OPTIONS OF QUANTIZE]
 
 Each run is killed (SIGKILL) at a random moment from its start to a little after the time of a whole
-run, and resumed; every second resumption may be killed too, at most three times. Exit
-code 1 where a file differs, or something else stays.
+run, and resumed; every second resumption may be killed too, at most three times. Ends with exit
+code 1 where a file differs, or where a file remains that the whole run does not have.
 """
 
 from __future__ import annotations

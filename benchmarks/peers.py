@@ -6,9 +6,10 @@
 
 Each peer runs in an interpreter of its own (``NAME=PYTHON``, or ``NAME:METHOD=PYTHON`` for one of
 its methods) by a script of ``benchmarks/peers/``. It gets the very token ids that ``vacc-deploy
-quantize`` makes of the same sources. Ours and the peer's take turns; a ratio is of one pair. Time
-is of the whole process, from the float files to the tool's own files. What the codes stand for is
-then judged by the same comparison with the float model, on text that did not calibrate.
+quantize`` makes of the same sources. Our run and the peer's take turns, and each ratio compares the
+two runs of one turn. The time is that of the whole process, from the float files to the tool's own
+files. The weights that the codes stand for are then compared with the float model, by the same
+measure, on text that was not used for calibration.
 """
 
 from __future__ import annotations

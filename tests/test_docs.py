@@ -144,6 +144,18 @@ def test_what_the_readme_commands_write_is_not_linted_and_not_committed(name):
     assert any(fnmatch(f"{name}/", pattern) for pattern in ignored)
 
 
+def test_every_figure_has_its_machine_command_and_date():
+    sections = PAGES["performance.md"].split("\n## ")[1:]
+    for section in sections:
+        for row in (
+            r"machine \| .*machine",
+            r"command \| `",
+            r"date \| 20",
+            r"not comparable \| \S",
+        ):
+            assert re.search(rf"^\| {row}", section, re.MULTILINE), (section[:30], row)
+
+
 # ---- the map -----------------------------------------------------------------------------------
 
 
