@@ -1,28 +1,18 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from texts import ROOT
 
 from vacc_deploy.cli import cli
-from vacc_deploy.cli.yaml import CALIBRATION_NAMES, CARD_NAMES
 from vacc_deploy.models.catalog import find_model
-from vacc_deploy.vamc.cards import CARDS
-from vacc_deploy.vamc.rules import CALIBRATION_LENGTHS
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def invoke(*args):
     return CliRunner().invoke(cli, ["yaml", *map(str, args)])
-
-
-def test_names_in_the_options_are_those_of_the_modules():
-    assert tuple(CARDS) == CARD_NAMES
-    assert tuple(CALIBRATION_LENGTHS) == CALIBRATION_NAMES
 
 
 def test_without_output_the_yaml_is_on_stdout_and_notes_on_stderr():

@@ -14,18 +14,19 @@ from typing import Any, NamedTuple
 Kind = Callable[[Any], str]
 
 
-def _text(value: Any) -> str:
-    return "" if isinstance(value, str) else "expected text"
+def _of_type(kind: type, name: str) -> Kind:
+    # The exact type: true is an int in Python.
+    return lambda value: "" if type(value) is kind else f"expected {name}"
 
 
-def _flag(value: Any) -> str:
-    return "" if isinstance(value, bool) else "expected true or false"
+_text = _of_type(str, "text")
+_flag = _of_type(bool, "true or false")
+_block = _of_type(dict, "a block of keys")
 
 
 def _whole_number(value: Any) -> str:
-    if type(value) is not int:  # true is an int in Python
-        return "expected a whole number"
-    return "which is far too large" if value.bit_length() > 32 else ""
+    wrong = _of_type(int, "a whole number")(value)
+    return wrong or ("which is far too large" if value.bit_length() > 32 else "")
 
 
 def _lengths(value: Any) -> str:
@@ -47,10 +48,6 @@ def _plain_values(value: Any) -> str:
     ):
         return ""
     return "expected keys with plain values"
-
-
-def _block(value: Any) -> str:
-    return "" if isinstance(value, dict) else "expected a block of keys"
 
 
 class Key(NamedTuple):
