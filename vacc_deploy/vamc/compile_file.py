@@ -54,6 +54,7 @@ def build_compile_file(target: Target, options: CompileOptions) -> dict[str, Any
         raise UsageError("A calibration set is for int8 only. Add --dtype int8 or leave it out.")
     _check_int8_directory(target)
     size, prefill, total = options.tensor_parallel_size, options.prefill, options.total
+    # In the order of the vendor's files, which the written text follows. None leaves a key out.
     content = nest(
         {
             "name": compile_name(target.model_name, dtype, size, prefill, total),
@@ -84,14 +85,15 @@ def _check_int8_directory(target: Target) -> None:
     if target.config.quantization_bit and target.config.model_type == "llama":
         raise CompileFileError(
             f"{target.checkpoint} holds int8 weights of a Llama model, which vamc loads through "
-            "its own Llama code: that code knows no int8 weights (our inference). Give the "
+            "its own Llama code: that code cannot read int8 weights (our inference). Give the "
             "prepared float directory with --dtype int8; vamc quantizes it itself."
         )
 
 
 def _align_qkv(config: ModelConfig, tensor_parallel_size: int) -> bool | None:
     """Return true where the heads do not divide evenly; elsewhere the key is left out."""
-    if tensor_parallel_size < 1:  # refused later, together with the other broken rules
+    # A size below one divides nothing. The rules refuse it, together with what else is wrong.
+    if tensor_parallel_size < 1:
         return None
     return None if tensor_parallel_rule(config, tensor_parallel_size) == PLAIN else True
 
@@ -146,6 +148,7 @@ def compile_environment(config: ModelConfig) -> dict[str, str]:
 
 def compile_notes(content: dict[str, Any], config: ModelConfig) -> list[str]:
     """Return what a user has to know about a file; each note says whether it is our inference."""
+    # vamc is not public: what it does with a file could not be tried, hence the notes.
     notes = []
     model_kwargs, dtype = content["frontend"]["model_kwargs"], content["backend"]["dtype"]
     if model_kwargs.get("align_qkv"):
@@ -259,6 +262,7 @@ def _plan(content: dict[str, Any], config: ModelConfig, card: Card) -> MemoryPla
     size = frontend["model_kwargs"]["tp"]
     _, (total,) = frontend["shape"]["input_ids"]
     plan = plan_memory(card, config, dtype=dtype, tensor_parallel_size=size, num_tokens=total)
+    # Weights that fill a die are refused. A cache that does not fit beside them is only reported.
     if not plan.weights_fit:
         figures = format_pairs(plan.to_pairs())
         raise CompileFileError(

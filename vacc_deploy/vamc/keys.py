@@ -116,10 +116,11 @@ def read_keys(content: Any) -> tuple[dict[str, Any], list[str]]:
     Returns:
         The values of the right kind by dotted path, blocks included, and the problems found.
     """
-    if _block(content):
-        return {}, [f"the file: got {show_value(content)}, {_block(content)}"]
+    if wrong := _block(content):
+        return {}, [f"the file: got {show_value(content)}, {wrong}"]
     values: dict[str, Any] = {}
     problems = []
+    # The blocks found so far by path; the file itself is the block without a name.
     blocks = {"": content}
     for path, key in KEYS.items():
         parent, _, name = path.rpartition(".")
