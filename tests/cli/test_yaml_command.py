@@ -32,11 +32,9 @@ def test_stdout_and_output_hold_the_same_bytes(tmp_path):
     assert invoke("distill-llama-8b").stdout.encode() == path.read_bytes()
 
 
-def test_every_option_reaches_the_file(tmp_path):
-    result = invoke(
-        *("Distill-Qwen-1.5B", "--dtype", "int8", "--tp", 8, "--seq-len", 4096),
-        *("--max-seq-len", 16384, "--optimize", "latency", "--calibration", "c4=allenai/c4=x"),
-    )
+def test_every_option_reaches_the_file():
+    options = "--dtype int8 --tp 8 --seq-len 4096 --max-seq-len 16384 --optimize latency"
+    result = invoke("Distill-Qwen-1.5B", *options.split(), "--calibration", "c4=allenai/c4=x")
     values = yaml.safe_load(result.stdout)
     assert values["name"] == "DeepSeek-R1-Distill-Qwen-1.5B-int8-tp8-4096-16384"
     assert values["frontend"]["shape"]["input_ids"] == [[4096], [16384]]
