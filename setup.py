@@ -30,7 +30,7 @@ setup(
     ],
     package_dir={package: folder for folder, (package, _) in ASSETS.items()},
     package_data={
-        "vacc_deploy": ["py.typed", "data/*.txt", "data/demo_model/*"],
+        "vacc_deploy": ["py.typed", "data/*.txt", "data/configs/*.json", "data/demo_model/*"],
         **dict(ASSETS.values()),
     },
     install_requires=[

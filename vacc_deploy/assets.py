@@ -46,3 +46,8 @@ def demo_model_dir() -> Path:
 def default_text_file() -> Path:
     """Return the text that ``verify`` reads when none is given."""
     return _PACKAGE_DIR / "data" / "verify.txt"
+
+
+def published_config(model: str) -> Path:
+    """Return the ``config.json`` of a catalogue model, as its authors published it."""
+    return _PACKAGE_DIR / "data" / "configs" / f"{model}.json"

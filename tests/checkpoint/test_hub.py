@@ -27,7 +27,9 @@ RUN = f"""
 import sys
 from vacc_deploy.models import catalog
 from vacc_deploy.cli import main
-model = catalog.CatalogModel({NAME!r}, "x/y", {build_config()!r})
+class Tiny(catalog.CatalogModel):
+    config_values = {build_config()!r}
+model = Tiny({NAME!r}, "x/y")
 catalog._MODELS += (model,)
 catalog._BY_ALIAS.update(dict.fromkeys((alias.lower() for alias in model.aliases), model))
 sys.argv[0] = "vacc-deploy"
@@ -235,7 +237,7 @@ def cache(tmp_path, monkeypatch, **options):
     return write_checkpoint(folder / "snapshots" / COMMIT, **options)
 
 
-MODEL = CatalogModel(NAME, "x/y", build_config())
+MODEL = CatalogModel(NAME, "x/y")
 
 
 def test_find_in_cache_needs_a_complete_snapshot(tmp_path, monkeypatch):

@@ -69,8 +69,8 @@ def test_demo_leaves_the_chain_s_directories(result):
     deployed = Checkpoint.open(result.output_dir / INT8)
     assert deployed.config.quantization_bit == 8
     compiled = load_compile_file(result.output_dir / f"{INT8}.yaml", config=deployed.config)
-    assert compiled.backend.dtype == "int8"
-    assert compiled.frontend.checkpoint == str(result.output_dir / INT8)
+    assert compiled["backend"]["dtype"] == "int8"
+    assert compiled["frontend"]["checkpoint"] == str(result.output_dir / INT8)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_demo_compile_file_names_the_directory_as_it_was_given(
     config = Checkpoint.open(result.output_dir / INT8).config
     demo_module._write_yaml(tmp_path, Path(output), config)
     compiled = load_compile_file(tmp_path / f"{INT8}.yaml", config=config)
-    assert compiled.frontend.checkpoint == checkpoint
+    assert compiled["frontend"]["checkpoint"] == checkpoint
 
 
 def test_demo_manifest_lists_everything_so_that_overwrite_spares_the_rest(result):

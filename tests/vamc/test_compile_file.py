@@ -1,10 +1,10 @@
 import dataclasses
 import json
 import os
-from pathlib import Path
 
 import pytest
 import yaml
+from texts import ROOT
 
 from vacc_deploy.errors import (
     CheckpointError,
@@ -32,10 +32,9 @@ from vacc_deploy.vamc.compile_file import (
     make_compile_file,
     write_compile_file,
 )
-from vacc_deploy.vamc.rules import CALIBRATION_LENGTHS
+from vacc_deploy.vamc.options import CompileOptions
 from vacc_deploy.vamc.target import Target, catalog_target, find_target
 
-ROOT = Path(__file__).resolve().parents[2]
 QWEN_7B = find_model("Distill-Qwen-7B")
 QWEN_15B = find_model("Distill-Qwen-1.5B")
 
@@ -64,16 +63,20 @@ VENDOR_INT8 = {
 }
 
 
-def build(model=QWEN_7B, **options):
-    options = {"dtype": "fp16", "checkpoint": "./x", "model_name": model.name, **options}
-    return build_compile_file(model.config, **options)
+def build(model=QWEN_7B, *, checkpoint="./x", model_name=None, **options):
+    name = model.name if model_name is None else model_name
+    return build_compile_file(Target(name, checkpoint, model.config), CompileOptions(**options))
+
+
+def make(target, *, card=None, **options):
+    return make_compile_file(target, CompileOptions(**options), card=card)
 
 
 @pytest.mark.parametrize(("dtype", "vendor"), [("fp16", VENDOR_FP16), ("int8", VENDOR_INT8)])
 def test_the_7b_file_equals_the_vendors_key_for_key(dtype, vendor):
-    file = build(dtype=dtype, checkpoint="/models/DeepSeek-R1-Distill-Qwen-7B")
-    assert yaml.safe_load(dump_compile_file(file)) == vendor
-    assert file.to_mapping() == vendor
+    content = build(dtype=dtype, checkpoint="/models/DeepSeek-R1-Distill-Qwen-7B")
+    assert yaml.safe_load(dump_compile_file(content)) == vendor
+    assert content == vendor
 
 
 def test_dump_compile_file_literal_text():
@@ -125,21 +128,21 @@ def test_dump_compile_file_literal_text():
     ],
 )
 def test_load_of_dump_gives_the_same_file(tmp_path, checkpoint):
-    file = build(checkpoint=checkpoint, dtype="int8", calibration=("c4", "allenai/c4"))
+    content = build(checkpoint=checkpoint, dtype="int8", calibration=("c4", "allenai/c4"))
     path = tmp_path / "a.yaml"
-    path.write_text(dump_compile_file(file, comments=("x",)), "utf-8", newline="")
-    assert load_compile_file(path) == file
+    path.write_text(dump_compile_file(content, comments=("x",)), "utf-8", newline="")
+    assert load_compile_file(path) == content
 
 
 @pytest.mark.parametrize("char", ["\n", "\r", "\x85", "\u2028", "\u2029", "\x00", "\ud800", "\x1b"])
 def test_a_name_cannot_end_a_comment(char):
     text = dump_compile_file(build(), comments=(f"- note{char}name: evil",))
-    assert yaml.safe_load(text) == build().to_mapping()
+    assert yaml.safe_load(text) == build()
     assert text.startswith("# - note name: evil\n")
 
 
 def test_build_latency_turns_b2s_off():
-    assert build(optimize="latency").frontend.model_kwargs.b2s is False
+    assert build(optimize="latency")["frontend"]["model_kwargs"]["b2s"] is False
     with pytest.raises(ValueError, match="throughput or latency, got 'fast'"):
         build(optimize="fast")
 
@@ -152,21 +155,21 @@ def test_build_sets_align_qkv_exactly_where_the_heads_do_not_divide(model, size)
         with pytest.raises(CompileFileError, match="cannot share"):
             build(model, tensor_parallel_size=size)
         return
-    kwargs = build(model, tensor_parallel_size=size).to_mapping()["frontend"]["model_kwargs"]
+    kwargs = build(model, tensor_parallel_size=size)["frontend"]["model_kwargs"]
     assert kwargs.get("align_qkv", MODELS) is (True if rule == ALIGN_QKV else MODELS)
 
 
 @pytest.mark.parametrize(("name", "length"), [("alpaca", 512), ("c4", 1024), ("ceval", 128)])
 def test_build_calibration_adds_the_vendors_dataset_block(name, length):
-    file = build(dtype="int8", calibration=(name, "/data/set"))
-    assert file.to_mapping()["dataset"] == {
+    content = build(dtype="int8", calibration=(name, "/data/set"))
+    assert content["dataset"] == {
         "type": "huggingface",
         "name": name,
         "path": "/data/set",
         "nsamples": 128,
         "seqlen": length,
     }
-    assert list(file.to_mapping()) == ["name", "frontend", "backend", "dataset", "workspace"]
+    assert list(content) == ["name", "frontend", "backend", "dataset", "workspace"]
 
 
 def test_build_calibration_takes_other_counts():
@@ -175,8 +178,8 @@ def test_build_calibration_takes_other_counts():
         calibration=("c4", "p"),
         num_calibration_samples=7,
         calibration_sequence_length=96,
-    ).dataset
-    assert (dataset.nsamples, dataset.seqlen) == (7, 96)
+    )["dataset"]
+    assert (dataset["nsamples"], dataset["seqlen"]) == (7, 96)
 
 
 def test_build_calibration_with_fp16_is_a_conflict():
@@ -213,14 +216,14 @@ def test_environment_is_set_from_the_32b_on():
 def test_head_names_the_export_the_command_and_align_qkv():
     text = make_compile_file(catalog_target(find_model("Distill-Qwen-32B"))).text
     assert "export VACC_STACK_SIZE=256" in text
-    text = make_compile_file(catalog_target(QWEN_15B), tensor_parallel_size=4).text
+    text = make(catalog_target(QWEN_15B), tensor_parallel_size=4).text
     assert "VACC_STACK_SIZE" not in text
     assert "# Compile: vamc compile <this file>\n" in text
     assert "# - align_qkv is set because tp 4 does not divide 12 attention heads" in text
     assert "A tp that needs none: 1, 2." in " ".join(text.replace("#", " ").split())
 
 
-def test_notes_tell_published_from_inferred():
+def test_notes_say_what_is_our_inference():
     codes = dataclasses.replace(QWEN_7B.config, quantization_bit=8)
     int8 = build(dtype="int8")
     assert any("our inference" in note for note in compile_notes(int8, codes))
@@ -233,16 +236,16 @@ def test_notes_tell_published_from_inferred():
     assert compile_notes(build(), QWEN_7B.config) == []
 
 
-def test_notes_tell_of_vocabulary_padding():
+def test_a_note_names_vocabulary_padding():
     odd = parse_config(dict(QWEN_7B.config_values, vocab_size=1001), where="c")
     (note,) = compile_notes(build(), odd)
-    assert "no multiple of 16" in note
+    assert "not a multiple of 16" in note
     assert "2.3.4" in note
 
 
 @pytest.mark.parametrize(("card", "size", "cards"), [("VA16", 4, 1), ("VA1L", 4, 2)])
 def test_card_counts_and_memory_are_in_the_result(card, size, cards):
-    result = make_compile_file(catalog_target(QWEN_7B), card=CARDS[card], tensor_parallel_size=size)
+    result = make(catalog_target(QWEN_7B), card=CARDS[card], tensor_parallel_size=size)
     assert result.memory.num_cards == cards
     assert f"cards: {cards} x {card}" in "\n".join(result.to_messages())
     assert result.to_dict()["memory"]["num_cards"] == cards
@@ -293,14 +296,17 @@ def test_target_directory_takes_the_manifests_name(tmp_path, model):
 @pytest.mark.parametrize(
     "values",
     [
-        *({}, {"model": None}, {"model": 5}, {"model": ""}, {"model": "a\0b"}, {"model": "/"}),
-        *(
-            {"model": ".."},
-            {"model": "a b"},
-            {"model": "a\n"},
-            {"model": "ä"},
-            {"model": "x" * 129},
-        ),
+        {},
+        {"model": None},
+        {"model": 5},
+        {"model": ""},
+        {"model": "a\0b"},
+        {"model": "/"},
+        {"model": ".."},
+        {"model": "a b"},
+        {"model": "a\n"},
+        {"model": "ä"},
+        {"model": "x" * 129},
     ],
 )
 def test_target_directory_with_a_manifest_without_a_name(tmp_path, values):
@@ -311,18 +317,18 @@ def test_target_directory_with_a_manifest_without_a_name(tmp_path, values):
 @pytest.mark.parametrize("manifest", [[], {}, {"format_version": 2, "model": "x"}])
 def test_target_directory_with_a_manifest_of_another_form_is_refused(tmp_path, manifest):
     path = write_model_dir(tmp_path / "x", manifest=manifest)
-    with pytest.raises(CheckpointError, match="is no manifest of format 1"):
+    with pytest.raises(CheckpointError, match="manifest of format 1"):
         find_target(str(path))
 
 
 def test_target_directory_of_int8_codes_defaults_to_int8(tmp_path):
     path = write_model_dir(tmp_path / "x", extra={"quantization_bit": 8}, bits=8)
     result = make_compile_file(find_target(str(path)))
-    assert result.file.backend.dtype == "int8"
-    assert result.file.frontend.quantize.type == "w8a16_gptq"
+    assert result.content["backend"]["dtype"] == "int8"
+    assert result.content["frontend"]["quantize"] == {"type": "w8a16_gptq"}
     assert "holds int8 weights already" in result.text
     with pytest.raises(CompileFileError, match="it holds int8 codes"):
-        make_compile_file(find_target(str(path)), dtype="fp16")
+        make(find_target(str(path)), dtype="fp16")
 
 
 @pytest.mark.parametrize(
@@ -359,7 +365,7 @@ def test_target_that_is_nothing_is_refused(tmp_path):
 def test_write_compile_file_is_whole_and_refuses_an_existing_one(tmp_path):
     result = make_compile_file(Target("M", "./x", QWEN_7B.config))
     path = tmp_path / "new" / "a.yaml"
-    with pytest.raises(OutputError, match="new does not exist. Create it"):
+    with pytest.raises(OutputError, match="new"):
         write_compile_file(result, path)
     path.parent.mkdir()
     written = write_compile_file(result, path)
@@ -367,7 +373,7 @@ def test_write_compile_file_is_whole_and_refuses_an_existing_one(tmp_path):
     assert str(path) in written.to_text()
     assert f"vamc compile {path}" in written.to_text()
     path.write_text("mine")
-    with pytest.raises(OutputError, match="exists already. Add --overwrite"):
+    with pytest.raises(OutputError, match="--overwrite"):
         write_compile_file(result, path)
     with pytest.raises(OutputError, match="was not written by vacc-deploy"):
         write_compile_file(result, path, overwrite=True)
@@ -375,8 +381,6 @@ def test_write_compile_file_is_whole_and_refuses_an_existing_one(tmp_path):
     path.write_text(f"{result.text.splitlines()[0]}\nold")
     write_compile_file(result, path, overwrite=True)
     assert path.read_text() == result.text
-    with pytest.raises(OutputError, match="is no file"):
-        write_compile_file(result, tmp_path, overwrite=True)
     assert [p.name for p in path.parent.iterdir()] == ["a.yaml"]
 
 
@@ -388,12 +392,6 @@ def test_write_compile_file_that_fails_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_compile_file(make_compile_file(catalog_target(QWEN_7B)), tmp_path / "a.yaml")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_same_options_give_the_same_bytes():
-    first, second = committed_files(), committed_files()
-    assert first == second
-    assert committed_configs() == committed_configs()
 
 
 def test_committed_yaml_folder_is_what_the_command_writes():
@@ -429,7 +427,7 @@ def test_committed_7b_files_equal_the_vendors_but_for_the_path(dtype, vendor):
     assert values == {**vendor, "frontend": frontend}
 
 
-def test_committed_files_load_and_keep_every_rule(tmp_path):
+def test_committed_files_load_and_break_no_rule(tmp_path):
     for path in write_all(tmp_path).files:
         load_compile_file(path)
 
@@ -472,17 +470,13 @@ def test_write_all_replaces_its_own_files_and_deletes_none(tmp_path):
     assert result.to_dict()["files"] == [str(path) for path in result.files]
 
 
-def test_calibration_lengths_are_those_of_the_vendors_comments():
-    assert CALIBRATION_LENGTHS == {"alpaca": 512, "c4": 1024, "ceval": 128}
-
-
 def test_int8_directory_of_a_llama_is_refused():
     config = dataclasses.replace(find_model("Distill-Llama-8B").config, quantization_bit=8)
     with pytest.raises(CompileFileError, match="int8 weights of a Llama model"):
-        build_compile_file(config, model_name="M", checkpoint="./x", dtype="int8")
+        make_compile_file(Target("M", "./x", config))
 
 
-def test_int8_directory_s_note_names_the_risk_of_quantizing_twice(tmp_path):
-    config = dataclasses.replace(find_model("Distill-Qwen-7B").config, quantization_bit=8)
-    file = build_compile_file(config, model_name="M", checkpoint="./x", dtype="int8")
-    assert any("quantized twice" in note for note in compile_notes(file, config))
+def test_int8_directory_s_note_names_the_risk_of_quantizing_twice():
+    config = dataclasses.replace(QWEN_7B.config, quantization_bit=8)
+    notes = make_compile_file(Target("M", "./x", config)).notes
+    assert any("quantized twice" in note for note in notes)

@@ -6,7 +6,7 @@ import pytest
 from vacc_deploy.errors import CompileFileError
 from vacc_deploy.models.catalog import find_model
 from vacc_deploy.models.parse import parse_config
-from vacc_deploy.vamc.rules import parse_compile_file
+from vacc_deploy.vamc.rules import check_compile_file, find_problems
 
 INT8 = {
     "name": "Own-Model-int8-tp4-1024-2048",
@@ -45,24 +45,22 @@ def changed(changes):
 
 def refusal(values, config=None):
     with pytest.raises(CompileFileError) as caught:
-        parse_compile_file(values, where="x.yaml", config=config)
+        check_compile_file(values, where="x.yaml", config=config)
     text = str(caught.value)
     assert text.startswith("x.yaml cannot be given to vamc:\n  - ")
     assert text.endswith("\nCorrect these values.")
     return text.splitlines()[1:-1]
 
 
-def test_a_good_mapping_comes_back_equal():
-    assert parse_compile_file(INT8, where="x").to_mapping() == INT8
-    assert list(parse_compile_file(INT8, where="x").to_mapping()) == list(INT8)
+def test_a_good_mapping_is_returned_as_it_is():
+    assert find_problems(INT8) == []
+    assert check_compile_file(INT8, where="x") is INT8
 
 
-def test_the_keys_of_the_vendors_quantization_example_are_read():
+def test_the_keys_of_the_vendors_quantization_example_are_known():
     extra = {"device": "cuda:5", "calib_args": {"true_sequential": False}}
     values = changed({"frontend.quantize": {"type": "w8a16_gptq", **extra}})
-    file = parse_compile_file(values, where="x")
-    assert file.frontend.quantize.device == "cuda:5"
-    assert file.to_mapping() == values
+    assert find_problems(values) == []
 
 
 @pytest.mark.parametrize(
@@ -162,6 +160,11 @@ def test_no_mapping_is_refused(values):
     assert "the file: got" in refusal(values)[0]
 
 
+def test_the_keys_of_an_absent_block_are_not_missed_one_by_one():
+    (line,) = refusal(changed({"workspace": MISSING}))
+    assert "workspace: missing" in line
+
+
 def catalog_values(alias, *, size, lengths=(1024, 2048), **kwargs):
     name = f"{find_model(alias).name}-int8-tp{size}-{lengths[0]}-{lengths[1]}"
     return changed(
@@ -178,12 +181,12 @@ def test_heads_that_do_not_divide_need_align_qkv():
     assert "4 does not divide 12 attention heads, 2 key-value heads" in line
     assert "add align_qkv: true (the vendor's llm/README" in line
     assert line.endswith("or use 1, 2")
-    parse_compile_file(catalog_values("Distill-Qwen-1.5B", size=4, align_qkv=True), where="x")
+    check_compile_file(catalog_values("Distill-Qwen-1.5B", size=4, align_qkv=True), where="x")
     assert refusal(catalog_values("Distill-Qwen-1.5B", size=4, align_qkv=False)) == [line]
 
 
 def test_align_qkv_where_it_is_not_needed_is_allowed():
-    parse_compile_file(catalog_values("Distill-Qwen-7B", size=4, align_qkv=True), where="x")
+    check_compile_file(catalog_values("Distill-Qwen-7B", size=4, align_qkv=True), where="x")
 
 
 def test_more_dies_than_heads_are_impossible():
@@ -205,7 +208,7 @@ def test_a_given_configuration_goes_before_the_name():
 
 def test_an_unknown_model_skips_the_rules_that_need_it():
     values = changed({"name": "Own-Model-int8-tp16-1024-2048", "frontend.model_kwargs.tp": 16})
-    parse_compile_file(values, where="x")
+    check_compile_file(values, where="x")
 
 
 def test_int8_codes_cannot_be_compiled_as_fp16():
@@ -218,14 +221,14 @@ def test_int8_codes_cannot_be_compiled_as_fp16():
             "dataset": MISSING,
         }
     )
-    parse_compile_file(values, where="x")
+    check_compile_file(values, where="x")
     (line,) = refusal(values, config)
     assert "quantization_bit 8: it holds int8 codes" in line
 
 
 def test_a_vocabulary_that_needs_padding_is_no_error():
     odd = dict(find_model("Distill-Qwen-7B").config_values, vocab_size=1001)
-    parse_compile_file(INT8, where="x", config=parse_config(odd, where="c"))
+    check_compile_file(INT8, where="x", config=parse_config(odd, where="c"))
 
 
 def test_a_hostile_name_takes_no_time():

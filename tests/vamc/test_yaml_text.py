@@ -33,7 +33,7 @@ def test_parse_yaml_reads_plain_values():
         ("a: [" + "1," * 3000 + "]", "or 2000 values"),
         ("a: " + "9" * 5000, "value of 5000 characters"),
         ("a: 2020-99-99", "month must be in"),
-        ("a: 0x_", "no usable YAML"),
+        ("a: 0x_", "not usable YAML"),
         ("a: 1\n---\nb: 2\n", "expected a single document"),
         ("a: [1", "expected"),
         ("a: \x00", "special characters are not allowed"),
@@ -41,7 +41,7 @@ def test_parse_yaml_reads_plain_values():
     ],
 )
 def test_parse_yaml_refuses_in_one_error(text, message):
-    with pytest.raises(CompileFileError, match="x.yaml is no usable YAML") as caught:
+    with pytest.raises(CompileFileError, match="x.yaml is not usable YAML") as caught:
         parse_yaml(text, where="x.yaml")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

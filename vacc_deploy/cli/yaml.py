@@ -11,10 +11,15 @@ from click.core import ParameterSource
 from vacc_deploy.cli.options import common_options, emit
 from vacc_deploy.errors import UsageError
 from vacc_deploy.results import escape_controls
+from vacc_deploy.vamc.cards import CARDS
+from vacc_deploy.vamc.options import (
+    CALIBRATION_LENGTHS,
+    DTYPES,
+    OPTIMIZE_FOR,
+    CompileOptions,
+)
 
-# Kept here, and compared in a test, so that --help need not import the modules that own them.
-CARD_NAMES = ("VA16", "VA1L", "VA10L", "VA1-16G")
-CALIBRATION_NAMES = ("alpaca", "c4", "ceval")
+# What shapes a single file; --all writes a fixed set and takes none of them.
 SINGLE_FILE_OPTIONS = (
     "target",
     "dtype",
@@ -31,40 +36,55 @@ SINGLE_FILE_OPTIONS = (
 @click.argument("target", required=False)
 @click.option(
     "--dtype",
-    type=click.Choice(["fp16", "int8"]),
-    help="Precision of the weights.  [default: int8 for a quantized directory, else fp16]",
+    type=click.Choice(DTYPES),
+    help="Set the precision of the weights.  [default: int8 for a quantized directory, else fp16]",
 )
-@click.option("--tp", "tensor_parallel_size", default=4, help="Dies that share the model.")
-@click.option("--seq-len", "prefill", default=1024, help="Longest prompt in tokens.")
-@click.option("--max-seq-len", "total", default=2048, help="Longest prompt with its answer.")
+@click.option(
+    "--tp",
+    "tensor_parallel_size",
+    default=CompileOptions.tensor_parallel_size,
+    help="Share the model among this many dies.",
+)
+@click.option(
+    "--seq-len",
+    "prefill",
+    default=CompileOptions.prefill,
+    help="Allow prompts of up to this many tokens.",
+)
+@click.option(
+    "--max-seq-len",
+    "total",
+    default=CompileOptions.total,
+    help="Allow up to this many tokens for a prompt together with its answer.",
+)
 @click.option(
     "--optimize",
-    type=click.Choice(["throughput", "latency"]),
-    default="throughput",
-    help="What the compiler favours (b2s on or off).",
+    type=click.Choice(OPTIMIZE_FOR),
+    default=CompileOptions.optimize,
+    help="Compile for throughput (b2s on) or for latency (b2s off).",
 )
 @click.option(
     "--calibration",
     multiple=True,
     metavar="NAME=PATH",
-    help="Text for vamc's own int8 quantizer; NAME is alpaca, c4 or ceval.",
+    help="Give vamc's own int8 quantizer this text; NAME is alpaca, c4 or ceval.",
 )
 @click.option(
     "--card",
-    type=click.Choice(CARD_NAMES, case_sensitive=False),
-    help="Reckon whether the model fits this card.",
+    type=click.Choice(list(CARDS), case_sensitive=False),
+    help="Check that the model fits on this card.",
 )
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
-    help="File to write, or the directory with --all.  [default: print the YAML]",
+    help="Write to this file, or to this directory with --all.  [default: print the YAML]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output file if it exists already.")
 @click.option("--all", "write_set", is_flag=True, help="Write the files of every known model.")
 @click.option(
     "--build-in",
     type=click.Path(file_okay=False, path_type=Path),
-    help="With --all: also write each model's config_vacc.json below this directory.",
+    help="With --all, also write each model's config_vacc.json below this directory.",
 )
 @common_options
 @click.pass_context
@@ -113,11 +133,12 @@ def _write_one(options: dict[str, Any], output: Path | None, overwrite: bool) ->
     if target is None:
         raise UsageError("Give a directory or a model name as TARGET, or --all.")
     options["calibration"] = _parse_calibration(options["calibration"])
-    from vacc_deploy.vamc.cards import CARDS
     from vacc_deploy.vamc.compile_file import make_compile_file, write_compile_file
     from vacc_deploy.vamc.target import find_target
 
-    result = make_compile_file(find_target(target), card=CARDS[card] if card else None, **options)
+    result = make_compile_file(
+        find_target(target), CompileOptions(**options), card=CARDS[card] if card else None
+    )
     if output is not None:
         result = write_compile_file(result, output, overwrite=overwrite)
     emit(result)
@@ -132,9 +153,9 @@ def _parse_calibration(given: tuple[str, ...]) -> tuple[str, str] | None:
     if len(given) > 1:
         raise UsageError("--calibration can be given once: a compile file names one dataset.")
     name, equals, path = given[0].partition("=")
-    if not equals or not path or name not in CALIBRATION_NAMES:
+    if not equals or not path or name not in CALIBRATION_LENGTHS:
         raise UsageError(
             f"--calibration got {given[0]!r}, expected NAME=PATH with NAME one of "
-            f"{', '.join(CALIBRATION_NAMES)}. Other text is for vacc-deploy quantize."
+            f"{', '.join(CALIBRATION_LENGTHS)}. Other text is for vacc-deploy quantize."
         )
     return name, path

@@ -30,6 +30,7 @@ from vacc_deploy.results import format_pairs, format_seconds
 from vacc_deploy.solver.records import GPTQ
 from vacc_deploy.text.tokenizer import Tokenizer
 from vacc_deploy.vamc.compile_file import make_compile_file, write_compile_file
+from vacc_deploy.vamc.options import CompileOptions
 from vacc_deploy.vamc.target import Target
 
 MODEL_NAME = "vacc-deploy-demo"
@@ -237,9 +238,10 @@ def _conversation(tokenizer: Tokenizer, problem: Problem) -> str:
 
 def _write_yaml(directory: Path, output: Path, config: ModelConfig) -> None:
     target = Target(MODEL_NAME, os.path.join(".", output, INT8), config)
-    compiled = make_compile_file(
-        target, tensor_parallel_size=TENSOR_PARALLEL_SIZE, prefill=PREFILL, total=TOTAL
+    options = CompileOptions(
+        tensor_parallel_size=TENSOR_PARALLEL_SIZE, prefill=PREFILL, total=TOTAL
     )
+    compiled = make_compile_file(target, options)
     write_compile_file(compiled, directory / f"{INT8}.yaml")
 
 

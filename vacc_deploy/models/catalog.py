@@ -1,17 +1,21 @@
-"""The six DeepSeek-R1-Distill models as frozen records, and how tensor parallelism splits them.
+"""The six DeepSeek-R1-Distill models, and how tensor parallelism splits them.
 
-Facts are those of the published configuration files. ``build_in/`` is generated from here.
+The facts are those of the published ``config.json`` files, which lie in ``data/configs/`` and are
+read when they are needed. ``yaml/`` and ``build_in/`` are generated from here.
 """
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from vacc_deploy.assets import published_config
 from vacc_deploy.errors import UnsupportedModelError
+from vacc_deploy.json_files import read_json
 from vacc_deploy.models.config import ModelConfig
-from vacc_deploy.models.parse import parse_config
+from vacc_deploy.models.parse import MAX_CONFIG_BYTES, parse_config
 from vacc_deploy.results import format_table
 
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8, 16)
@@ -43,12 +47,10 @@ class CatalogModel:
     Attributes:
         name: the repository's name, for example ``DeepSeek-R1-Distill-Qwen-7B``.
         base_model: the model it was distilled into.
-        config_values: the published ``config.json``.
     """
 
     name: str
     base_model: str
-    config_values: dict[str, Any] = field(repr=False, hash=False)
 
     @property
     def repository(self) -> str:
@@ -65,7 +67,15 @@ class CatalogModel:
             self.repository,
         )
 
-    @property
+    @cached_property
+    def config_values(self) -> dict[str, Any]:
+        """The published ``config.json``."""
+        values: dict[str, Any] = read_json(
+            published_config(self.name), limit_bytes=MAX_CONFIG_BYTES
+        )
+        return values
+
+    @cached_property
     def config(self) -> ModelConfig:
         """The checked configuration."""
         return parse_config(self.config_values, where=f"{self.name}/config.json")
@@ -87,148 +97,18 @@ def tensor_parallel_rule(config: ModelConfig, tensor_parallel_size: int) -> str:
     return ALIGN_QKV
 
 
-def _llama3_rope() -> dict[str, Any]:
-    return {
-        "factor": 8.0,
-        "high_freq_factor": 4.0,
-        "low_freq_factor": 1.0,
-        "original_max_position_embeddings": 8192,
-        "rope_type": "llama3",
-    }
-
-
-def _qwen(**values: Any) -> dict[str, Any]:
-    """Return a published R1-Distill-Qwen configuration, keys in the published order."""
-    common = {
-        "architectures": ["Qwen2ForCausalLM"],
-        "attention_dropout": 0.0,
-        "bos_token_id": 151643,
-        "eos_token_id": 151643,
-        "hidden_act": "silu",
-        "initializer_range": 0.02,
-        "max_position_embeddings": 131072,
-        "model_type": "qwen2",
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-        "use_cache": True,
-        "use_sliding_window": False,
-    }
-    return dict(sorted({**common, **values}.items()))
-
-
-def _qwen_math(**values: Any) -> dict[str, Any]:
-    """Return the configuration of a model distilled into Qwen2.5-Math (1.5B, 7B)."""
-    common = {
-        "num_hidden_layers": 28,
-        "rms_norm_eps": 1e-06,
-        "rope_theta": 10000,
-        "sliding_window": 4096,
-        "transformers_version": "4.44.0",
-        "use_mrope": False,
-    }
-    return _qwen(**common, **values)
-
-
-def _qwen_base(**values: Any) -> dict[str, Any]:
-    """Return the configuration of a model distilled into Qwen2.5 (14B, 32B)."""
-    common = {
-        "hidden_size": 5120,
-        "num_attention_heads": 40,
-        "num_key_value_heads": 8,
-        "rms_norm_eps": 1e-05,
-        "rope_theta": 1000000.0,
-        "sliding_window": 131072,
-        "transformers_version": "4.43.1",
-        "vocab_size": 152064,
-    }
-    return _qwen(**common, **values)
-
-
-def _llama(**values: Any) -> dict[str, Any]:
-    """Return a published R1-Distill-Llama configuration, keys in the published order."""
-    common = {
-        "architectures": ["LlamaForCausalLM"],
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "bos_token_id": 128000,
-        "hidden_act": "silu",
-        "initializer_range": 0.02,
-        "max_position_embeddings": 131072,
-        "mlp_bias": False,
-        "model_type": "llama",
-        "num_key_value_heads": 8,
-        "pretraining_tp": 1,
-        "rms_norm_eps": 1e-05,
-        "rope_scaling": _llama3_rope(),
-        "rope_theta": 500000.0,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-        "use_cache": True,
-        "vocab_size": 128256,
-    }
-    return dict(sorted({**common, **values}.items()))
+def plain_sizes(config: ModelConfig) -> list[int]:
+    """Return the tensor-parallel sizes that divide the heads evenly."""
+    return [size for size in TENSOR_PARALLEL_SIZES if tensor_parallel_rule(config, size) == PLAIN]
 
 
 _MODELS = (
-    CatalogModel(
-        "DeepSeek-R1-Distill-Qwen-1.5B",
-        "Qwen/Qwen2.5-Math-1.5B",
-        _qwen_math(
-            hidden_size=1536,
-            intermediate_size=8960,
-            max_window_layers=21,
-            num_attention_heads=12,
-            num_key_value_heads=2,
-            vocab_size=151936,
-        ),
-    ),
-    CatalogModel(
-        "DeepSeek-R1-Distill-Qwen-7B",
-        "Qwen/Qwen2.5-Math-7B",
-        _qwen_math(
-            hidden_size=3584,
-            intermediate_size=18944,
-            max_window_layers=28,
-            num_attention_heads=28,
-            num_key_value_heads=4,
-            vocab_size=152064,
-        ),
-    ),
-    CatalogModel(
-        "DeepSeek-R1-Distill-Qwen-14B",
-        "Qwen/Qwen2.5-14B",
-        _qwen_base(intermediate_size=13824, max_window_layers=48, num_hidden_layers=48),
-    ),
-    CatalogModel(
-        "DeepSeek-R1-Distill-Qwen-32B",
-        "Qwen/Qwen2.5-32B",
-        _qwen_base(intermediate_size=27648, max_window_layers=64, num_hidden_layers=64),
-    ),
-    CatalogModel(
-        "DeepSeek-R1-Distill-Llama-8B",
-        "meta-llama/Llama-3.1-8B",
-        _llama(
-            eos_token_id=128001,
-            hidden_size=4096,
-            intermediate_size=14336,
-            num_attention_heads=32,
-            num_hidden_layers=32,
-            transformers_version="4.43.0.dev0",
-        ),
-    ),
-    CatalogModel(
-        "DeepSeek-R1-Distill-Llama-70B",
-        "meta-llama/Llama-3.3-70B-Instruct",
-        _llama(
-            eos_token_id=[128001, 128008, 128009],
-            head_dim=128,
-            hidden_size=8192,
-            intermediate_size=28672,
-            num_attention_heads=64,
-            num_hidden_layers=80,
-            transformers_version="4.47.0.dev0",
-        ),
-    ),
+    CatalogModel("DeepSeek-R1-Distill-Qwen-1.5B", "Qwen/Qwen2.5-Math-1.5B"),
+    CatalogModel("DeepSeek-R1-Distill-Qwen-7B", "Qwen/Qwen2.5-Math-7B"),
+    CatalogModel("DeepSeek-R1-Distill-Qwen-14B", "Qwen/Qwen2.5-14B"),
+    CatalogModel("DeepSeek-R1-Distill-Qwen-32B", "Qwen/Qwen2.5-32B"),
+    CatalogModel("DeepSeek-R1-Distill-Llama-8B", "meta-llama/Llama-3.1-8B"),
+    CatalogModel("DeepSeek-R1-Distill-Llama-70B", "meta-llama/Llama-3.3-70B-Instruct"),
 )
 MODELS = {model.name: model for model in _MODELS}
 _BY_ALIAS = {alias.lower(): model for model in _MODELS for alias in model.aliases}

@@ -1,15 +1,18 @@
 """What is known of the Vastai cards, and how a model's weights and cache divide over their dies.
 
-No figure here was measured on a card; each card says where its numbers come from.
+No figure here was measured on a card; each card says where its numbers come from. Imports nothing
+heavy: the command line reads the names of the cards at its start.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vacc_deploy.models.config import LAYER_LINEARS, ModelConfig
 from vacc_deploy.results import format_bytes
+
+if TYPE_CHECKING:
+    from vacc_deploy.models.config import ModelConfig
 
 GIB = 1 << 30
 FLOAT16_BYTES = 2
@@ -21,11 +24,11 @@ class Card:
     """One card type.
 
     Attributes:
-        name: the vendor's name.
+        name: name that the vendor uses.
         num_dies: dies per card; tensor parallelism counts dies, not cards.
         die_memory_bytes: memory of one die. The vendor writes "G" or "GB"; read as GiB.
         source: who says how the memory divides: ``published``, ``inferred`` or ``third party``.
-        reference: the text that the numbers come from.
+        reference: text that the numbers come from.
     """
 
     name: str
@@ -75,11 +78,12 @@ def weight_bytes(config: ModelConfig, dtype: str) -> int:
     total = config.num_parameters() * FLOAT16_BYTES
     if dtype == "fp16":
         return total
-    saved = 0
-    for linear in LAYER_LINEARS:
-        out_features, in_features = config.linear_shape(linear)
-        saved += out_features * in_features * (FLOAT16_BYTES - 1) - out_features * FLOAT16_BYTES
-    return total - saved * config.num_hidden_layers
+    # A code takes one byte instead of two; the scales come on top.
+    saved = sum(
+        out_features * in_features - out_features * FLOAT16_BYTES
+        for out_features, in_features in config.linear_names().values()
+    )
+    return total - saved
 
 
 def kv_bytes_per_die(config: ModelConfig, *, tensor_parallel_size: int, num_tokens: int) -> int:

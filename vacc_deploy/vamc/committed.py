@@ -8,11 +8,11 @@ from typing import Any
 
 from vacc_deploy.checkpoint import replace_text
 from vacc_deploy.json_files import dump_config
-from vacc_deploy.models.catalog import MODELS, PLAIN, tensor_parallel_rule
+from vacc_deploy.models.catalog import MODELS, plain_sizes
 from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, needs_vacc_config, vacc_config
 from vacc_deploy.vamc.compile_file import FILE_HEAD, LARGE_MODEL_PARAMETERS, make_compile_file
-from vacc_deploy.vamc.rules import DTYPES
+from vacc_deploy.vamc.options import DTYPES, CompileOptions
 from vacc_deploy.vamc.target import catalog_target
 
 
@@ -23,7 +23,7 @@ def default_tensor_parallel_size(config: ModelConfig) -> int:
     the 32B model; else 4, as in its files for the 7B. Halved until the heads divide evenly.
     """
     size = 8 if config.num_parameters() >= LARGE_MODEL_PARAMETERS else 4
-    while size > 1 and tensor_parallel_rule(config, size) != PLAIN:
+    while size > 1 and size not in plain_sizes(config):
         size //= 2
     return size
 
@@ -35,10 +35,10 @@ def committed_files() -> dict[str, str]:
         size = default_tensor_parallel_size(model.config)
         short = model.name.lower().replace("deepseek", "ds").replace("-", "_")
         for dtype in DTYPES:
-            result = make_compile_file(
-                catalog_target(model), dtype=dtype, tensor_parallel_size=size
-            )
-            files[f"hf_{short}_{dtype}.yaml"] = result.text
+            options = CompileOptions(dtype=dtype, tensor_parallel_size=size)
+            files[f"hf_{short}_{dtype}.yaml"] = make_compile_file(
+                catalog_target(model), options
+            ).text
     return files
 
 

@@ -1,4 +1,4 @@
-"""The rules that a vamc compile file has to keep.
+"""The rules for the values of a vamc compile file.
 
 A message says who states its rule: the vendor's pages, the vendor's published files, or our own
 inference. Nothing here was tried with vamc itself.
@@ -6,7 +6,6 @@ inference. Nothing here was tried with vamc itself.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,18 +14,16 @@ from vacc_deploy.errors import CompileFileError, UnsupportedModelError, list_pro
 from vacc_deploy.models.catalog import (
     ALIGN_QKV,
     IMPOSSIBLE,
-    PLAIN,
     TENSOR_PARALLEL_SIZES,
     find_model,
+    plain_sizes,
     tensor_parallel_rule,
 )
 from vacc_deploy.models.config import ModelConfig
-from vacc_deploy.vamc.records import CompileFile, RecordReader, SequenceLengths, show_value
+from vacc_deploy.vamc.keys import read_keys, show_value
+from vacc_deploy.vamc.options import CALIBRATION_LENGTHS, DTYPES
 
-DTYPES = ("fp16", "int8")
 QUANTIZE_TYPE = "w8a16_gptq"
-# The vendor's example file (tools/vamc/vamc_quant.yaml) and its comments: set name to length.
-CALIBRATION_LENGTHS = {"alpaca": 512, "c4": 1024, "ceval": 128}
 LENGTH_MULTIPLE = 16
 # The name becomes a directory, so the model's part holds no separator and no control character.
 _MODEL = r"[^\s/\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,199}"
@@ -38,43 +35,45 @@ def compile_name(model_name: str, dtype: str, tensor_parallel_size: int, *length
     return "-".join([model_name, dtype, f"tp{tensor_parallel_size}", *map(str, lengths)])
 
 
-def parse_compile_file(
-    values: Any, *, where: str, config: ModelConfig | None = None
-) -> CompileFile:
-    """Return the checked compile file.
+def check_compile_file(
+    content: Any, *, where: str, config: ModelConfig | None = None
+) -> dict[str, Any]:
+    """Return ``content``, the nested mapping of a compile file, once nothing is wrong with it.
 
     Args:
-        values: the parsed YAML.
+        content: the parsed YAML.
         where: the file's name for messages.
-        config: the model's configuration; without it, that of the catalogue model which the
-            file's ``name`` names. When neither is known, the rules that need it are not applied.
+        config: see ``find_problems``.
 
     Raises:
         CompileFileError: unknown or missing keys, wrong types, broken rules; lists all of them.
     """
-    reader = RecordReader()
-    result = reader.record(CompileFile, values, "")
-    problems = [*reader.problems, *check_rules(reader.values, config)]
+    problems = find_problems(content, config)
     if problems:
         raise CompileFileError(
             f"{where} cannot be given to vamc:\n"
             f"{list_problems(problems, limit=30)}\nCorrect these values."
         )
-    assert isinstance(result, CompileFile)
+    result: dict[str, Any] = content
     return result
 
 
-def check_rules(values: Mapping[str, Any], config: ModelConfig | None = None) -> list[str]:
-    """Return the broken rules.
+def find_problems(content: Any, config: ModelConfig | None = None) -> list[str]:
+    """Return everything that is wrong with a compile file: its keys first, then the rules.
 
     Args:
-        values: the well-typed values by dotted path; a rule whose values are absent is skipped.
-        config: see ``parse_compile_file``.
+        content: the parsed YAML.
+        config: the model's configuration; without it, that of the catalogue model which the
+            file's ``name`` names. When neither is known, the rules that need it are not applied.
     """
+    values, problems = read_keys(content)
     config = config or _known_config(values.get("name"))
-    problems = [*_check_choices(values), *_check_numbers(values), *_check_lengths(values, config)]
+    problems += [*_check_choices(values), *_check_numbers(values), *_check_lengths(values, config)]
     problems += [*_check_name(values), *_check_quantization(values, config)]
     return problems + list(_check_tensor_parallel(values, config))
+
+
+# Each rule reads the values by dotted path, and is skipped where one that it needs is absent.
 
 
 def _known_config(name: str | None) -> ModelConfig | None:
@@ -113,25 +112,25 @@ def _check_numbers(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _check_lengths(values: Mapping[str, Any], config: ModelConfig | None) -> Iterator[str]:
     path = "frontend.shape.input_ids"
-    lengths: SequenceLengths | None = values.get(path)
-    if lengths is None:
+    if path not in values:
         return
-    for name, length in dataclasses.asdict(lengths).items():
+    (prefill,), (total,) = values[path]
+    for name, length in (("prefill", prefill), ("total", total)):
         if length < 1 or length % LENGTH_MULTIPLE:
             near = max(1, -(-length // LENGTH_MULTIPLE)) * LENGTH_MULTIPLE
             yield (
                 f"{path}: {name} length is {length}, expected a positive multiple of "
                 f"{LENGTH_MULTIPLE} (the vendor's llm/README); the next one is {near}"
             )
-    if lengths.prefill >= lengths.total:
+    if prefill >= total:
         yield (
-            f"{path}: prefill length {lengths.prefill} is not below the total length "
-            f"{lengths.total}, which leaves no room for an answer (our inference; true of every "
-            "published file of a language model)"
+            f"{path}: prefill length {prefill} is not below the total length {total}, which "
+            "leaves no tokens for an answer (our inference; true of every published file of a "
+            "language model)"
         )
-    if config is not None and lengths.total > config.max_position_embeddings:
+    if config is not None and total > config.max_position_embeddings:
         yield (
-            f"{path}: total length {lengths.total} is above max_position_embeddings "
+            f"{path}: total length {total} is above max_position_embeddings "
             f"{config.max_position_embeddings} of the model's config.json"
         )
 
@@ -143,7 +142,8 @@ def _check_name(values: Mapping[str, Any]) -> Iterator[str]:
         return
     match = _NAME.fullmatch(name)
     model = match["model"] if match else "<Model>"
-    expected = compile_name(model, dtype, size, lengths.prefill, lengths.total)
+    (prefill,), (total,) = lengths
+    expected = compile_name(model, dtype, size, prefill, total)
     if name != expected:
         yield (
             f"name: got {show_value(name)}, expected {expected}: the published files are named "
@@ -198,16 +198,16 @@ def _check_tensor_parallel(values: Mapping[str, Any], config: ModelConfig | None
         return
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     rule = tensor_parallel_rule(config, size)
-    plain = [str(s) for s in TENSOR_PARALLEL_SIZES if tensor_parallel_rule(config, s) == PLAIN]
+    plain = ", ".join(map(str, plain_sizes(config)))
     shape = (
         f"{heads} attention heads, {kv_heads} key-value heads and intermediate_size "
         f"{config.intermediate_size}"
     )
     if rule == IMPOSSIBLE:
-        yield (f"{path}: {size} dies cannot share {shape} (our inference); use {', '.join(plain)}")
+        yield (f"{path}: {size} dies cannot share {shape} (our inference); use {plain}")
     elif rule == ALIGN_QKV and values.get("frontend.model_kwargs.align_qkv") is not True:
         yield (
             f"{path}: {size} does not divide {shape} evenly; add align_qkv: true (the vendor's "
             "llm/README allows leaving it off if num_key_value_heads % tp == 0; that both head "
-            f"counts matter is our inference), or use {', '.join(plain)}"
+            f"counts matter is our inference), or use {plain}"
         )

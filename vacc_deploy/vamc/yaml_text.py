@@ -1,4 +1,4 @@
-"""Read a small YAML file that a stranger may have written.
+"""Read a small YAML file that a stranger may have written, and write one as the vendor does.
 
 Plain values only: no tags, anchors, aliases, merge keys or repeated keys, and bounds on size,
 depth and number of values. Knows nothing of compile files.
@@ -23,41 +23,41 @@ class _Refused(yaml.YAMLError):
     """YAML that is valid but that a compile file has no use for."""
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """``SafeLoader`` without the features that can make a small file expensive or ambiguous."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.depth, self.num_nodes = 0, 0
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
-        line = event.start_mark.line + 1
-        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
+def _check_events(text: str) -> None:
+    """Refuse what can make a small file expensive, before any value is built from it."""
+    depth = num_nodes = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        mark: Any = event.start_mark
+        line = mark.line + 1
+        # The event of an alias names its anchor too.
+        if getattr(event, "anchor", None) is not None:
             raise _Refused(f"line {line} uses an anchor or an alias; write the value out")
+        if isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if not isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent)):
+            continue
         if event.tag is not None:
             raise _Refused(f"line {line} uses the tag {event.tag[:60]!r}; plain values only")
-        self.depth, self.num_nodes = self.depth + 1, self.num_nodes + 1
-        if self.depth > MAX_DEPTH or self.num_nodes > MAX_NODES:
+        num_nodes += 1
+        if depth >= MAX_DEPTH or num_nodes > MAX_NODES:
             raise _Refused(
                 f"line {line} goes beyond {MAX_DEPTH} levels or {MAX_NODES} values; "
-                "this is no compile file"
+                "this is not a compile file"
             )
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def compose_scalar_node(self, anchor: dict[Any, yaml.Node]) -> yaml.ScalarNode:
-        node = super().compose_scalar_node(anchor)
-        if len(node.value) > MAX_SCALAR_CHARACTERS:
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif len(event.value) > MAX_SCALAR_CHARACTERS:
             raise _Refused(
-                f"line {node.start_mark.line + 1} holds a value of {len(node.value)} characters, "
+                f"line {line} holds a value of {len(event.value)} characters, "
                 f"expected {MAX_SCALAR_CHARACTERS} at most"
             )
-        return node
 
-    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
+
+class _PlainLoader(yaml.SafeLoader):
+    """``SafeLoader`` that refuses repeated keys and merge keys."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Check the keys of a mapping, where ``SafeLoader`` would merge others into it."""
         seen: set[str] = set()
         for key, _ in node.value:
             line = key.start_mark.line + 1
@@ -67,25 +67,21 @@ class _StrictLoader(yaml.SafeLoader):
                 name = repr(key.value[:60]) if isinstance(key, yaml.ScalarNode) else "a list"
                 raise _Refused(f"line {line} has {name} as a repeated or unusable key")
             seen.add(key.value)
-        return node
 
 
 def parse_yaml(text: str, *, where: str) -> Any:
     """Return the plain values of one YAML document.
 
     Raises:
-        CompileFileError: no valid YAML, or a feature that a compile file has no use for.
+        CompileFileError: invalid YAML, or a feature that a compile file has no use for.
     """
     try:
-        loader = _StrictLoader(text)
-        try:
-            return loader.get_single_data()
-        finally:
-            loader.dispose()
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as err:
+        _check_events(text)
+        return yaml.load(text, Loader=_PlainLoader)
+    except (yaml.YAMLError, ValueError, OverflowError) as err:
         # A number or date that looks right but cannot be built is a ValueError in PyYAML.
         reason = " ".join(str(err).split())[:400]
-        raise CompileFileError(f"{where} is no usable YAML: {reason}. Correct the file.") from err
+        raise CompileFileError(f"{where} is not usable YAML: {reason}. Correct the file.") from err
 
 
 def load_yaml(path: Path) -> Any:
@@ -101,7 +97,7 @@ def load_yaml(path: Path) -> Any:
         raise CompileFileError(f"{path} cannot be read: {err.strerror}.") from err
     if len(data) > MAX_FILE_BYTES:
         raise CompileFileError(
-            f"{path} holds more than {MAX_FILE_BYTES:,} bytes: this is no compile file."
+            f"{path} holds more than {MAX_FILE_BYTES:,} bytes: this is not a compile file."
         )
     try:
         text = data.decode("utf-8-sig")
@@ -110,15 +106,12 @@ def load_yaml(path: Path) -> Any:
     return parse_yaml(text, where=str(path))
 
 
-class _FlowList(list[Any]):
-    """A list that is written in one line, as the vendor writes ``input_ids``."""
-
-
 class _Dumper(yaml.SafeDumper):
     """``SafeDumper`` with the two representers below."""
 
 
-def _represent_flow(dumper: yaml.SafeDumper, data: _FlowList) -> yaml.Node:
+def _represent_list(dumper: yaml.SafeDumper, data: list[Any]) -> yaml.Node:
+    # In one line, as the vendor writes input_ids.
     return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
 
 
@@ -128,5 +121,17 @@ def _represent_text(dumper: yaml.SafeDumper, data: str) -> yaml.Node:
     return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
 
-_Dumper.add_representer(_FlowList, _represent_flow)
+_Dumper.add_representer(list, _represent_list)
 _Dumper.add_representer(str, _represent_text)
+
+
+def dump_yaml(values: Any) -> str:
+    """Return plain values as YAML: keys in their order, a list in one line, no line broken."""
+    return yaml.dump(
+        values,
+        Dumper=_Dumper,
+        sort_keys=False,
+        default_flow_style=False,
+        allow_unicode=True,
+        width=1 << 16,
+    )
