@@ -251,7 +251,7 @@ def test_read_config_names_the_file(tmp_path):
         (b'{"a": ', "is not valid JSON: Expecting value"),
         (b'"\xff"', "is not valid JSON: 'utf-8' codec can't decode"),
         (b"[" * 10000, "is not valid JSON: maximum recursion depth"),
-        (b" " * 20001, "holds more than 20,000 bytes: this is no file of that kind."),
+        (b" " * 20001, "holds more than 20,000 bytes, too many for such a file. Check the path."),
     ],
     ids=["empty", "cut", "not-utf8", "deep", "large"],
 )

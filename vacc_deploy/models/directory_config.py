@@ -15,7 +15,7 @@ from vacc_deploy.formats.layouts import (
     INT8,
     quantization_config,
 )
-from vacc_deploy.json_files import dump_config
+from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.config import CONFIG_NAME, LAYER_LINEARS, ModelConfig
 from vacc_deploy.models.vacc_config import (
     VACC_CONFIG_NAME,
@@ -89,17 +89,17 @@ def format_files(layout: str, config: ModelConfig, source_dir: Path) -> dict[str
             files[VACC_CONFIG_NAME] = int8_vacc_config(config, source_dir)
         return files
     if layout == FP16:
-        files = {CONFIG_NAME: dump_config(_with_float16(_plain_config(config)))}
+        files = {CONFIG_NAME: dump_json(_with_float16(_plain_config(config)))}
         if needs_vacc_config(config):
-            files[VACC_CONFIG_NAME] = dump_config(
+            files[VACC_CONFIG_NAME] = dump_json(
                 _with_float16(_source_vacc_config(config, source_dir))
             )
         return files
     stated = quantization_config(layout)
     values = {**_with_float16(_plain_config(config)), "quantization_config": stated}
-    files = {CONFIG_NAME: dump_config(values)}
+    files = {CONFIG_NAME: dump_json(values)}
     if layout == GPTQ:
-        files[GPTQ_CONFIG_NAME] = dump_config(stated)
+        files[GPTQ_CONFIG_NAME] = dump_json(stated)
     return files
 
 
@@ -137,7 +137,7 @@ def int8_config(config: ModelConfig) -> str:
         values = {key: value for key, value in config.raw.items() if key != "auto_map"}
         values["quantization_bit"] = QUANTIZATION_BIT
     values["quantization_config"] = dict(INT8_GUARD)
-    return dump_config(values)
+    return dump_json(values)
 
 
 def int8_vacc_config(config: ModelConfig, source: Path) -> str:
@@ -153,7 +153,7 @@ def int8_vacc_config(config: ModelConfig, source: Path) -> str:
         UnsupportedModelError: the source's file asks for something that is not handled.
     """
     values = _source_vacc_config(config, source)
-    return dump_config({**values, "quantization_bit": QUANTIZATION_BIT})
+    return dump_json({**values, "quantization_bit": QUANTIZATION_BIT})
 
 
 def _source_vacc_config(config: ModelConfig, source: Path) -> dict[str, Any]:
