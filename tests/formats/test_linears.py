@@ -1,5 +1,6 @@
 """The four formats: the same codes in each, their mathematics, their configuration files."""
 
+import copy
 import json
 
 import pytest
@@ -15,13 +16,9 @@ from vacc_deploy.formats.int8 import (
     quantize_rounding,
     round_to_nearest,
 )
-from vacc_deploy.formats.layouts import FORMATS, quantization_config, recognize, stored_linear
-from vacc_deploy.formats.linears import (
-    codes_from,
-    float16_weight,
-    linear_tensors,
-    stored_linear_bytes,
-)
+from vacc_deploy.formats.layouts import FORMATS, LAYOUTS, recognize
+from vacc_deploy.formats.linears import codes_from, linear_tensors, stored_linear_bytes
+from vacc_deploy.formats.packing import float16_weight
 from vacc_deploy.models.directory_config import check_format, format_files, format_source_files
 from vacc_deploy.models.parse import parse_config, read_config
 from vacc_deploy.prepare import prepare
@@ -77,7 +74,7 @@ def test_codes_come_back_from_fp16_without_the_scale():
 def test_stored_linear_and_its_bytes_are_those_of_the_tensors(layout):
     codes, scale = quantize_rounding(random_weight(48, 40))
     tensors = linear_tensors(layout, NAME, codes, scale)
-    stated = stored_linear(layout, 48, 40)
+    stated = LAYOUTS[layout].tensors(48, 40)
     assert {n: tuple(t.shape) for n, t in tensors.items()} == {
         f"{NAME}.{suffix}": shape for suffix, (shape, _) in stated.items()
     }
@@ -96,8 +93,6 @@ def test_compressed_tensors_holds_columns_that_are_no_multiple_of_4():
 
 def test_an_error_of_a_linear_names_it():
     codes, scale = quantize_rounding(random_weight(3, 7))
-    with pytest.raises(QuantizationError, match=rf"^{NAME}: the gptq layout holds .* \[3, 7\]"):
-        linear_tensors("gptq", NAME, codes, scale)
     tensors = linear_tensors("compressed-tensors", NAME, codes, scale)
     tensors[f"{NAME}.weight_shape"] = torch.tensor([4, 7])
     with pytest.raises(QuantizationError, match="weight_shape has 4 rows, weight_packed 3"):
@@ -105,9 +100,17 @@ def test_an_error_of_a_linear_names_it():
     tensors[f"{NAME}.weight_shape"] = torch.tensor([3, 9])
     with pytest.raises(QuantizationError, match=f"^{NAME}: packed weights"):
         codes_from("compressed-tensors", tensors.__getitem__, NAME)
-    for call in (linear_tensors, codes_from):
-        with pytest.raises(ValueError, match="unknown format 'awq'"):
-            call("awq", NAME, codes, scale) if call is linear_tensors else call("awq", None, NAME)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4), (5, 7)])
+def test_a_linear_of_sizes_that_gptq_cannot_hold_is_refused(shape):
+    with pytest.raises(QuantizationError) as caught:
+        linear_tensors("gptq", NAME, all_codes(9)[: shape[0], : shape[1]], torch.ones(shape[0]))
+    assert str(caught.value) == (
+        f"{NAME}: the gptq layout holds weights whose sizes are multiples of 4, got {list(shape)}. "
+        "Use another --format."
+    )
+    assert caught.value.advice == "Use another --format."
 
 
 def test_check_format_lists_what_gptq_cannot_hold():
@@ -424,7 +427,7 @@ def test_a_config_vacc_of_another_model_is_refused(tmp_path, layout):
 
 @pytest.mark.parametrize("layout", ["gptq", "compressed-tensors"])
 def test_recognize_takes_this_tool_s_layouts_of_any_version(layout):
-    stated = quantization_config(layout)
+    stated = copy.deepcopy(LAYOUTS[layout].config)
     assert recognize(stated) == layout
     if layout == "gptq":
         stated["meta"]["quantizer"] = ["vacc-deploy:99.0"]
@@ -447,7 +450,7 @@ def test_recognize_takes_this_tool_s_layouts_of_any_version(layout):
     ],
 )
 def test_a_foreign_quantization_is_refused(layout, change):
-    stated = {**quantization_config(layout), **change}
+    stated = {**LAYOUTS[layout].config, **change}
     assert recognize(stated) is None
     with pytest.raises(UnsupportedModelError, match=f"quant_method '{layout}'.*quantized already"):
         parse_config(build_config(overrides={"quantization_config": stated}), where="c.json")
@@ -455,7 +458,7 @@ def test_a_foreign_quantization_is_refused(layout, change):
 
 def test_the_config_names_its_layout():
     for layout in ("gptq", "compressed-tensors"):
-        raw = build_config(overrides={"quantization_config": quantization_config(layout)})
+        raw = build_config(overrides={"quantization_config": LAYOUTS[layout].config})
         config = parse_config(raw, where="c.json")
         assert (config.quantization_format, config.quantization_bit) == (layout, 0)
     config = parse_config(build_config(overrides={"quantization_bit": 8}), where="c.json")

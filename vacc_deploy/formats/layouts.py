@@ -1,22 +1,93 @@
-"""How each output format stores one linear, and the ``quantization_config`` that announces it.
+"""The layouts: one record for each form in which ``quantize`` stores the linears.
 
-The one place for names, shapes and dtypes: the writer, the reader and the size forecast all use it.
+All hold the same codes and the same scales. ``int8`` and ``fp16`` directories are for the vendor's
+compiler, ``gptq`` and ``compressed-tensors`` for stock loaders. A new layout is one more record
+here, two functions in ``formats/packing.py``, and one record in ``models/directory_config.py`` for
+the files beside the weights.
 
 Source: compressed-tensors 0.20 (pack-quantized); GPTQModel 7.7 (checkpoint_format gptq, bits 8).
 """
 
 from __future__ import annotations
 
-import copy
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vacc_deploy import __version__
+from vacc_deploy.formats.packing import (
+    CODES_PER_WORD,
+    pack_compressed_tensors,
+    pack_fp16,
+    pack_gptq,
+    pack_int8,
+    unpack_compressed_tensors,
+    unpack_fp16,
+    unpack_gptq,
+    unpack_int8,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from vacc_deploy.formats.packing import CodesAndScale, Packed, ReadTensor
 
 INT8, FP16, GPTQ, COMPRESSED_TENSORS = "int8", "fp16", "gptq", "compressed-tensors"
-FORMATS = (INT8, FP16, GPTQ, COMPRESSED_TENSORS)
-# Four codes share one int32 word, along in_features.
-CODES_PER_WORD = 4
 _TOOL = "vacc-deploy"
+# Suffix of a stored tensor to its shape and safetensors dtype.
+StoredTensors: TypeAlias = dict[str, tuple[tuple[int, ...], str]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one layout stores a linear, its bias left out.
+
+    Attributes:
+        tensors: takes out_features and in_features, returns the stored tensors' shapes and dtypes.
+        pack: takes codes int8 [out, in] and scale float16 [out], returns the stored tensors.
+        unpack: the way back; takes a function that reads a tensor by suffix, and the scale or None,
+            for layouts that do not store it.
+        for_compiler: whether the vendor's compiler reads it; else stock loaders do.
+        size_multiple: a number that divides every size of a weight that the layout can hold.
+        config: the ``quantization_config`` by which loaders know the layout; None without one.
+    """
+
+    tensors: Callable[[int, int], StoredTensors]
+    pack: Callable[[torch.Tensor, torch.Tensor], Packed]
+    unpack: Callable[[ReadTensor, torch.Tensor | None], CodesAndScale]
+    for_compiler: bool
+    size_multiple: int = 1
+    config: Mapping[str, Any] | None = None
+
+
+def _int8_tensors(out_features: int, in_features: int) -> StoredTensors:
+    return {
+        "weight": ((out_features, in_features), "I8"),
+        "weight_scale": ((out_features,), "F16"),
+    }
+
+
+def _fp16_tensors(out_features: int, in_features: int) -> StoredTensors:
+    return {"weight": ((out_features, in_features), "F16")}
+
+
+def _gptq_tensors(out_features: int, in_features: int) -> StoredTensors:
+    return {
+        "qweight": ((-(-in_features // CODES_PER_WORD), out_features), "I32"),
+        "qzeros": ((1, -(-out_features // CODES_PER_WORD)), "I32"),
+        "scales": ((1, out_features), "F16"),
+        "g_idx": ((in_features,), "I32"),
+    }
+
+
+def _compressed_tensors(out_features: int, in_features: int) -> StoredTensors:
+    return {
+        "weight_packed": ((out_features, -(-in_features // CODES_PER_WORD)), "I32"),
+        "weight_scale": ((out_features, 1), "F16"),
+        "weight_shape": ((2,), "I64"),
+    }
+
+
 _GPTQ_CONFIG: dict[str, Any] = {
     "bits": 8,
     "group_size": -1,
@@ -59,49 +130,28 @@ _COMPRESSED_TENSORS_CONFIG: dict[str, Any] = {
         }
     },
 }
-_CONFIGS = {GPTQ: _GPTQ_CONFIG, COMPRESSED_TENSORS: _COMPRESSED_TENSORS_CONFIG}
 
-
-def stored_linear(
-    layout: str, out_features: int, in_features: int
-) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return the tensors of one linear but its bias: suffix to shape and safetensors dtype.
-
-    Args:
-        layout: one of ``FORMATS``.
-        out_features: rows of the weight.
-        in_features: its columns.
-
-    Raises:
-        ValueError: an unknown layout.
-    """
-    words = -(-in_features // CODES_PER_WORD)
-    if layout == INT8:
-        return {
-            "weight": ((out_features, in_features), "I8"),
-            "weight_scale": ((out_features,), "F16"),
-        }
-    if layout == FP16:
-        return {"weight": ((out_features, in_features), "F16")}
-    if layout == COMPRESSED_TENSORS:
-        return {
-            "weight_packed": ((out_features, words), "I32"),
-            "weight_scale": ((out_features, 1), "F16"),
-            "weight_shape": ((2,), "I64"),
-        }
-    if layout == GPTQ:
-        return {
-            "qweight": ((words, out_features), "I32"),
-            "qzeros": ((1, -(-out_features // CODES_PER_WORD)), "I32"),
-            "scales": ((1, out_features), "F16"),
-            "g_idx": ((in_features,), "I32"),
-        }
-    raise ValueError(f"unknown format {layout!r}, expected one of {', '.join(FORMATS)}")
-
-
-def quantization_config(layout: str) -> dict[str, Any]:
-    """Return a new ``quantization_config`` of ``gptq`` or ``compressed-tensors``."""
-    return copy.deepcopy(_CONFIGS[layout])
+LAYOUTS = {
+    INT8: Layout(_int8_tensors, pack_int8, unpack_int8, for_compiler=True),
+    FP16: Layout(_fp16_tensors, pack_fp16, unpack_fp16, for_compiler=True),
+    GPTQ: Layout(
+        _gptq_tensors,
+        pack_gptq,
+        unpack_gptq,
+        for_compiler=False,
+        size_multiple=CODES_PER_WORD,
+        config=_GPTQ_CONFIG,
+    ),
+    COMPRESSED_TENSORS: Layout(
+        _compressed_tensors,
+        pack_compressed_tensors,
+        unpack_compressed_tensors,
+        for_compiler=False,
+        config=_COMPRESSED_TENSORS_CONFIG,
+    ),
+}
+# What --format takes.
+FORMATS = tuple(LAYOUTS)
 
 
 def recognize(stated: Any) -> str | None:
@@ -110,13 +160,15 @@ def recognize(stated: Any) -> str | None:
     Every key must be as written, but for the version of the tool: another group size or another
     rule for zero points would be read as other weights.
     """
-    for layout, expected in _CONFIGS.items():
-        if isinstance(stated, dict) and _without_version(stated) == _without_version(expected):
-            return layout
+    if not isinstance(stated, dict):
+        return None
+    for name, layout in LAYOUTS.items():
+        if layout.config and _without_version(stated) == _without_version(layout.config):
+            return name
     return None
 
 
-def _without_version(stated: dict[str, Any]) -> dict[str, Any]:
+def _without_version(stated: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a copy that names the tool without its version."""
     meta = stated.get("meta")
     if not isinstance(meta, dict):
