@@ -53,7 +53,7 @@ class ModelConfig:
     Attributes:
         attention_bias: whether q_proj, k_proj and v_proj have one.
         attention_output_bias: whether o_proj has one.
-        sliding_window: tokens that a position looks back on, itself included; None for all.
+        sliding_window: length of the attention window in tokens; None where all are seen.
         dtype: name in torch of the dtype of the float weights.
         quantization_bit: 8 for the ``int8`` layout only, else 0.
         quantization_format: layout of the codes in a directory that ``quantize`` wrote (``int8``,
