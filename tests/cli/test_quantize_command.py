@@ -9,6 +9,7 @@ import pytest
 import torch
 from checkpoint_builders import write_checkpoint
 from click.testing import CliRunner
+from texts import read_json, write_numbers
 
 from vacc_deploy.cli import cli
 from vacc_deploy.errors import OutputError
@@ -22,9 +23,7 @@ def source(tmp_path):
 
 @pytest.fixture
 def words(tmp_path):
-    path = tmp_path / "words.txt"
-    path.write_text("".join(f"{i * 7919 % 10007} words, " for i in range(2000)), "utf-8")
-    return path
+    return write_numbers(tmp_path / "words.txt", 2000)
 
 
 def run(*arguments):
@@ -82,7 +81,7 @@ def test_quantize_options_reach_the_report(source, words, tmp_path):
         "cpu",
     )
     assert result.exit_code == 0, result.output
-    report = json.loads((tmp_path / "o" / "quantize_report.json").read_text("utf-8"))
+    report = read_json(tmp_path / "o" / "quantize_report.json")
     assert report["options"] == {
         "method": "gptq",
         "formats": ["int8"],
@@ -220,7 +219,7 @@ def test_quantize_help_needs_no_torch():
 def test_quantize_takes_the_format_and_the_device_there_are(source):
     result = run(source, "--format", "int8", "--format", "int8", "--device", "cpu")
     assert result.exit_code == 0, result.output
-    report = json.loads((source.parent / "model-int8" / "quantize_report.json").read_text("utf-8"))
+    report = read_json(source.parent / "model-int8" / "quantize_report.json")
     assert report["options"]["formats"] == ["int8"]
 
 

@@ -6,7 +6,6 @@ import pytest
 from checkpoint_builders import LLAMA3_ROPE, build_config, build_tensors
 
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError
-from vacc_deploy.json_files import read_json
 from vacc_deploy.models.config import LAYER_LINEARS, RopeScaling, layer_prefix, linear_name
 from vacc_deploy.models.parse import parse_config, read_config
 
@@ -242,32 +241,6 @@ def test_read_config_names_the_file(tmp_path):
     path.write_text(json.dumps(build_config(overrides={"hidden_size": 0})))
     with pytest.raises(CheckpointError, match="config.json cannot be used"):
         read_config(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "is not valid JSON: Expecting value"),
-        (b'{"a": ', "is not valid JSON: Expecting value"),
-        (b'"\xff"', "is not valid JSON: 'utf-8' codec can't decode"),
-        (b"[" * 10000, "is not valid JSON: maximum recursion depth"),
-        (b" " * 20001, "holds more than 20,000 bytes, too many for such a file. Check the path."),
-    ],
-    ids=["empty", "cut", "not-utf8", "deep", "large"],
-)
-def test_read_json_refuses_what_is_no_json(tmp_path, content, message):
-    path = tmp_path / "a.json"
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError) as caught:
-        read_json(path, limit_bytes=20_000)
-    assert str(caught.value).startswith(f"{path} {message}")
-
-
-def test_read_json_reads_a_byte_order_mark_and_names_a_missing_file(tmp_path):
-    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
-    assert read_json(tmp_path / "a.json", limit_bytes=100) == {"a": 1}
-    with pytest.raises(CheckpointError, match="b.json cannot be read: No such file or directory."):
-        read_json(tmp_path / "b.json", limit_bytes=100)
 
 
 # ---- what the shipped configuration class refuses, this package refuses ------------------------
