@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -13,6 +13,24 @@ from vacc_deploy.errors import UsageError
 from vacc_deploy.formats.layouts import FORMATS
 from vacc_deploy.quantize.options import DATA, FAST, FULL, OWN, QuantizeOptions
 from vacc_deploy.solver.records import GPTQ, RTN
+
+
+def _option(
+    flag: str, text: str, kind: click.ParamType | None = None, *, name: str = "", **more: Any
+) -> Callable[[Function], Function]:
+    """Return an option whose default is that of the field of ``QuantizeOptions``.
+
+    Args:
+        flag: as on the command line.
+        text: help text.
+        kind: values that are accepted; None to follow the default.
+        name: name of the field, where it is not that of the flag.
+        more: other settings of click.
+    """
+    name = name or flag.partition("/")[0].removeprefix("--").replace("-", "_")
+    default = getattr(QuantizeOptions, name)
+    return click.option(flag, name, type=kind, default=default, help=text, **more)
+
 
 # In the order of the help.
 _OPTIONS = (
@@ -29,17 +47,15 @@ _OPTIONS = (
         metavar="NAME=PATH[:WEIGHT]",
         help="Calibrate on this text: c4, ceval, alpaca, text or traces. Repeat to mix.",
     ),
-    click.option(
+    _option(
         "--answers",
-        type=click.Choice([DATA, OWN]),
-        default=QuantizeOptions.answers,
-        help="Calibrate on the answers in the data sets, or on answers that the model writes once.",
+        "Calibrate on the answers in the data sets, or on answers that the model writes once.",
+        click.Choice([DATA, OWN]),
     ),
-    click.option(
+    _option(
         "--max-answer-tokens",
-        type=click.IntRange(1, 32768),
-        default=QuantizeOptions.max_answer_tokens,
-        help="Cut off answers that the model writes at this length.",
+        "Cut off answers that the model writes at this length.",
+        click.IntRange(1, 32768),
     ),
     click.option(
         "--answers-cache",
@@ -47,82 +63,51 @@ _OPTIONS = (
         metavar="DIR",
         help="Keep the model's answers here.  [default: vacc-deploy/answers in the user's cache]",
     ),
-    click.option(
+    _option(
         "--evaluation-share",
-        type=click.FloatRange(0, 0.9),
-        default=QuantizeOptions.evaluation_share,
-        help="Set aside this fraction of the documents for judging afterwards.",
+        "Set aside this fraction of the documents for judging afterwards.",
+        click.FloatRange(0, 0.9),
     ),
-    click.option(
-        "--num-samples",
-        type=click.IntRange(1),
-        default=QuantizeOptions.num_samples,
-        help="Number of calibration rows.",
+    _option("--num-samples", "Number of calibration rows.", click.IntRange(1)),
+    _option(
+        "--seq-len", "Tokens in each calibration row.", click.IntRange(16), name="sequence_length"
     ),
-    click.option(
-        "--seq-len",
-        "sequence_length",
-        type=click.IntRange(16),
-        default=QuantizeOptions.sequence_length,
-        help="Tokens in each calibration row.",
-    ),
-    click.option(
-        "--seed",
-        type=click.IntRange(0),
-        default=QuantizeOptions.seed,
-        help="Random seed for choosing calibration documents.",
-    ),
-    click.option(
-        "--act-order/--no-act-order",
-        default=QuantizeOptions.act_order,
-        help="Solve the columns with the largest inputs first.",
-    ),
-    click.option(
+    _option("--seed", "Random seed for choosing calibration documents.", click.IntRange(0)),
+    _option("--act-order/--no-act-order", "Solve the columns with the largest inputs first."),
+    _option(
         "--format",
-        "formats",
-        type=click.Choice(FORMATS),
-        multiple=True,
-        default=QuantizeOptions.formats,
-        help="Store the weights in this layout. Repeat for several: one directory each, the same "
+        "Store the weights in this layout. Repeat for several: one directory each, the same "
         "integers in all.",
+        click.Choice(FORMATS),
+        name="formats",
+        multiple=True,
     ),
-    click.option(
+    _option(
         "--effort",
-        type=click.Choice([FAST, FULL]),
-        default=QuantizeOptions.effort,
-        help="fast saves time: it rounds down_proj, whose inputs are the widest, and does not "
-        "compare with the float model's states.",
+        "fast saves time: it rounds down_proj, whose inputs are the widest, and does not compare "
+        "with the float model's states.",
+        click.Choice([FAST, FULL]),
     ),
-    click.option(
+    _option(
         "--shrinkage",
-        type=click.FloatRange(0, 1),
-        default=QuantizeOptions.shrinkage,
-        help="Shrink Hessian off-diagonals by this fraction (helps on text unlike the calibration "
-        "set).",
+        "Shrink Hessian off-diagonals by this fraction (helps on text unlike the calibration set).",
+        click.FloatRange(0, 1),
     ),
-    click.option(
+    _option(
         "--dampening",
-        "dampening_frac",
-        type=click.FloatRange(0, 1, min_open=True),
-        default=QuantizeOptions.dampening_frac,
-        help="First damping of the Hessian to try, a fraction of its mean diagonal.",
+        "First damping of the Hessian to try, a fraction of its mean diagonal.",
+        click.FloatRange(0, 1, min_open=True),
+        name="dampening_frac",
     ),
-    click.option(
+    _option(
         "--scale-search/--no-scale-search",
-        default=QuantizeOptions.scale_search,
-        help="Choose each row's scale by its expected error, or take absmax / 127.",
+        "Choose each row's scale by its expected error, or take absmax / 127.",
     ),
-    click.option(
-        "--device",
-        default=QuantizeOptions.device,
-        help="Compute here: cpu, cuda or cuda:N.",
-    ),
-    click.option(
+    _option("--device", "Compute here: cpu, cuda or cuda:N."),
+    _option(
         "--compute-dtype",
-        type=click.Choice(["auto", "float32", "bfloat16"]),
-        default=QuantizeOptions.compute_dtype,
-        help="Round the factors of large products to this dtype; auto is bfloat16 where it is "
-        "fast.",
+        "Round the factors of large products to this dtype; auto is bfloat16 where it is fast.",
+        click.Choice(["auto", "float32", "bfloat16"]),
     ),
     click.option(
         "--profile",

@@ -2,7 +2,7 @@
 
 All hold the same codes and the same scales. ``int8`` and ``fp16`` directories are for the vendor's
 compiler, ``gptq`` and ``compressed-tensors`` for stock loaders. A new layout is one more record
-here, two functions in ``formats/packing.py``, and one record in ``models/directory_config.py`` for
+here, with its functions in ``formats/packing.py``, and one in ``models/directory_config.py`` for
 the files beside the weights.
 
 Source: compressed-tensors 0.20 (pack-quantized); GPTQModel 7.7 (checkpoint_format gptq, bits 8).
@@ -17,14 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from vacc_deploy import __version__
 from vacc_deploy.formats.packing import (
     CODES_PER_WORD,
+    float16_weight,
     pack_compressed_tensors,
-    pack_fp16,
     pack_gptq,
-    pack_int8,
     unpack_compressed_tensors,
     unpack_fp16,
     unpack_gptq,
-    unpack_int8,
 )
 
 if TYPE_CHECKING:
@@ -58,34 +56,6 @@ class Layout:
     for_compiler: bool
     size_multiple: int = 1
     config: Mapping[str, Any] | None = None
-
-
-def _int8_tensors(out_features: int, in_features: int) -> StoredTensors:
-    return {
-        "weight": ((out_features, in_features), "I8"),
-        "weight_scale": ((out_features,), "F16"),
-    }
-
-
-def _fp16_tensors(out_features: int, in_features: int) -> StoredTensors:
-    return {"weight": ((out_features, in_features), "F16")}
-
-
-def _gptq_tensors(out_features: int, in_features: int) -> StoredTensors:
-    return {
-        "qweight": ((-(-in_features // CODES_PER_WORD), out_features), "I32"),
-        "qzeros": ((1, -(-out_features // CODES_PER_WORD)), "I32"),
-        "scales": ((1, out_features), "F16"),
-        "g_idx": ((in_features,), "I32"),
-    }
-
-
-def _compressed_tensors(out_features: int, in_features: int) -> StoredTensors:
-    return {
-        "weight_packed": ((out_features, -(-in_features // CODES_PER_WORD)), "I32"),
-        "weight_scale": ((out_features, 1), "F16"),
-        "weight_shape": ((2,), "I64"),
-    }
 
 
 _GPTQ_CONFIG: dict[str, Any] = {
@@ -132,20 +102,42 @@ _COMPRESSED_TENSORS_CONFIG: dict[str, Any] = {
 }
 
 LAYOUTS = {
-    INT8: Layout(_int8_tensors, pack_int8, unpack_int8, for_compiler=True),
-    FP16: Layout(_fp16_tensors, pack_fp16, unpack_fp16, for_compiler=True),
+    INT8: Layout(
+        tensors=lambda rows, columns: {
+            "weight": ((rows, columns), "I8"),
+            "weight_scale": ((rows,), "F16"),
+        },
+        pack=lambda codes, scale: {"weight": codes, "weight_scale": scale},
+        unpack=lambda read, _: (read("weight"), read("weight_scale")),
+        for_compiler=True,
+    ),
+    FP16: Layout(
+        tensors=lambda rows, columns: {"weight": ((rows, columns), "F16")},
+        pack=lambda codes, scale: {"weight": float16_weight(codes, scale)},
+        unpack=unpack_fp16,
+        for_compiler=True,
+    ),
     GPTQ: Layout(
-        _gptq_tensors,
-        pack_gptq,
-        unpack_gptq,
+        tensors=lambda rows, columns: {
+            "qweight": ((columns // CODES_PER_WORD, rows), "I32"),
+            "qzeros": ((1, rows // CODES_PER_WORD), "I32"),
+            "scales": ((1, rows), "F16"),
+            "g_idx": ((columns,), "I32"),
+        },
+        pack=pack_gptq,
+        unpack=unpack_gptq,
         for_compiler=False,
         size_multiple=CODES_PER_WORD,
         config=_GPTQ_CONFIG,
     ),
     COMPRESSED_TENSORS: Layout(
-        _compressed_tensors,
-        pack_compressed_tensors,
-        unpack_compressed_tensors,
+        tensors=lambda rows, columns: {
+            "weight_packed": ((rows, -(-columns // CODES_PER_WORD)), "I32"),
+            "weight_scale": ((rows, 1), "F16"),
+            "weight_shape": ((2,), "I64"),
+        },
+        pack=pack_compressed_tensors,
+        unpack=unpack_compressed_tensors,
         for_compiler=False,
         config=_COMPRESSED_TENSORS_CONFIG,
     ),

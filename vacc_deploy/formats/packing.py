@@ -3,10 +3,9 @@
 The packed layouts store code + 128 as an unsigned byte, four to an int32 word, the first of the
 four in the lowest byte.
 
-Every layout has one function each way, as ``formats/layouts.py`` lists them:
-
-    pack(codes, scale)   int8 [out, in], float16 [out] -> the stored tensors by suffix
-    unpack(read, scale)  read(suffix) -> codes int8 [out, in], scale float16 [out]
+``formats/layouts.py`` names the functions of each layout. Those that pack take codes int8
+[out, in] and scale float16 [out]; those that unpack return both, and take a function that reads a
+tensor by suffix.
 
 The command line lists the layouts before torch is loaded, so functions import it.
 
@@ -35,25 +34,7 @@ _SIGN_BIT = -128
 GPTQ_ZEROS = 0x7F7F7F7F
 
 
-# ---- int8: the codes as they are --------------------------------------------------------------
-
-
-def pack_int8(codes: torch.Tensor, scale: torch.Tensor) -> Packed:
-    """Return ``weight`` int8 [out, in] and ``weight_scale`` float16 [out]."""
-    return {"weight": codes, "weight_scale": scale}
-
-
-def unpack_int8(read: ReadTensor, scale: torch.Tensor | None = None) -> CodesAndScale:
-    """Return both tensors as stored."""
-    return read("weight"), read("weight_scale")
-
-
 # ---- fp16: the products -----------------------------------------------------------------------
-
-
-def pack_fp16(codes: torch.Tensor, scale: torch.Tensor) -> Packed:
-    """Return ``weight`` float16 [out, in], see ``float16_weight``."""
-    return {"weight": float16_weight(codes, scale)}
 
 
 def unpack_fp16(read: ReadTensor, scale: torch.Tensor | None = None) -> CodesAndScale:
@@ -93,16 +74,11 @@ def float16_weight(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 
 def pack_compressed_tensors(codes: torch.Tensor, scale: torch.Tensor) -> Packed:
-    """Return the three tensors of a pack-quantized linear with one scale per channel.
-
-    Returns:
-        ``weight_packed`` int32 [out, ceil(in / 4)], ``weight_scale`` float16 [out, 1],
-        ``weight_shape`` int64 [2].
-    """
+    """Return the three tensors of a pack-quantized linear with one scale per channel."""
     import torch
 
     return {
-        "weight_packed": pack_columns(codes),
+        "weight_packed": pack_columns(codes),  # int32 [out, ceil(in / 4)]
         "weight_scale": scale[:, None].clone(),  # [out, 1]
         "weight_shape": torch.tensor(codes.shape),
     }

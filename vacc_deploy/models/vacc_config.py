@@ -88,14 +88,8 @@ def check_vacc_config(directory: Path, config: ModelConfig) -> None:
 def find_differences(values: Mapping[str, Any], config: ModelConfig, *, where: str) -> list[str]:
     """Return a line for every value of a ``config_vacc.json`` that ``config`` contradicts.
 
-    Args:
-        values: content of the file.
-        config: the ``config.json`` beside it.
-        where: name of the file for messages.
-
     Raises:
-        CheckpointError: the values are no configuration.
-        UnsupportedModelError: they ask for something that is not handled.
+        CheckpointError, UnsupportedModelError: see ``parse_config``.
     """
     got = parse_config(values, where=where)
     problems = [
