@@ -12,7 +12,7 @@ from checkpoint_builders import build_config, read_tensors, write_checkpoint, wr
 from vacc_deploy.assets import SOURCE_FILES, source_file
 from vacc_deploy.checkpoint import Checkpoint, model_name, read_header
 from vacc_deploy.errors import CheckpointError, OutputError, UnsupportedModelError, UsageError
-from vacc_deploy.json_files import dump_config
+from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.catalog import MODELS
 from vacc_deploy.models.parse import parse_config
 from vacc_deploy.models.vacc_config import vacc_config
@@ -77,7 +77,7 @@ def test_config_vacc_is_made_of_the_sources_own_config(tmp_path):
     result = prepare(weights=source, output=tmp_path / "out")
     text = (tmp_path / "out" / VACC).read_text()
     raw = build_config()
-    assert text == dump_config(vacc_config(parse_config(raw, where="x")))
+    assert text == dump_json(vacc_config(parse_config(raw, where="x")))
     changed = {key: value for key, value in json.loads(text).items() if raw.get(key, ...) != value}
     assert sorted(changed) == ["_attn_implementation", "auto_map", "insert_slice", "sliding_window"]
     assert changed["sliding_window"] is None

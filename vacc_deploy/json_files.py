@@ -7,9 +7,40 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.errors import (
-    CheckpointError,
-)
+from vacc_deploy.errors import CheckpointError, VaccDeployError
+
+
+def read_bounded(
+    path: Path,
+    limit_bytes: int,
+    *,
+    error: type[VaccDeployError] = CheckpointError,
+    advice: str = "Check the path.",
+) -> bytes:
+    """Return the bytes of a file that holds at most ``limit_bytes``.
+
+    A size that the file system states may lie (a pipe, a file that grows), so one byte more than
+    the limit is asked for.
+
+    Args:
+        path: file to read.
+        limit_bytes: largest size that is accepted.
+        error: class of the errors below.
+        advice: what to do about a file that is too large, a sentence.
+
+    Raises:
+        VaccDeployError: the file cannot be read, or is too large.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit_bytes + 1)
+    except OSError as err:
+        raise error(f"{path} cannot be read: {err.strerror}.") from err
+    if len(data) > limit_bytes:
+        raise error(
+            f"{path} holds more than {limit_bytes:,} bytes, too many for such a file. {advice}"
+        )
+    return data
 
 
 def read_json(path: Path, *, limit_bytes: int) -> Any:
@@ -18,26 +49,13 @@ def read_json(path: Path, *, limit_bytes: int) -> Any:
     Raises:
         CheckpointError: the file is missing, too large, not UTF-8 or not JSON.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(limit_bytes + 1)
-    except OSError as err:
-        raise CheckpointError(f"{path} cannot be read: {err.strerror}.") from err
-    if len(data) > limit_bytes:
-        raise CheckpointError(
-            f"{path} holds more than {limit_bytes:,} bytes: this is no file of that kind."
-        )
+    data = read_bounded(path, limit_bytes)
     try:
         return json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as err:
         raise CheckpointError(f"{path} is not valid JSON: {err}. Download it again.") from err
 
 
-def dump_report(values: Mapping[str, Any]) -> str:
-    """Return a report as stable, readable JSON."""
-    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-
-
-def dump_config(values: Mapping[str, Any]) -> str:
-    """Return ``values`` as the text of a configuration file."""
+def dump_json(values: Mapping[str, Any]) -> str:
+    """Return ``values`` as the text of a JSON file: readable, and the same for the same values."""
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

@@ -30,7 +30,7 @@ from vacc_deploy.checkpoint import (
 )
 from vacc_deploy.checkpoint.hub import Source, fetch
 from vacc_deploy.errors import CheckpointError, UsageError
-from vacc_deploy.json_files import dump_config
+from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.catalog import ARCHITECTURE_FIELDS, CatalogModel, find_model, match_config
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, needs_vacc_config, vacc_config
 from vacc_deploy.progress import SILENT, Progress
@@ -203,7 +203,7 @@ def _write_files(
     if needs_vacc_config(checkpoint.config):
         for name in SOURCE_FILES:
             files.append((copy_file(source_file(name), partial), "from vacc-deploy"))
-        text = dump_config(vacc_config(checkpoint.config))
+        text = dump_json(vacc_config(checkpoint.config))
         files.append((write_text(partial / VACC_CONFIG_NAME, text), "generated"))
     return files
 
@@ -230,7 +230,7 @@ def _plan(
     files += [(path.name, path.stat().st_size, "copy") for path in sides]
     if needs_vacc_config(checkpoint.config):
         files += [(n, source_file(n).stat().st_size, "from vacc-deploy") for n in SOURCE_FILES]
-        text = dump_config(vacc_config(checkpoint.config))
+        text = dump_json(vacc_config(checkpoint.config))
         files.append((VACC_CONFIG_NAME, len(text.encode()), "generated"))
     files.append((MANIFEST_NAME, 0, "generated"))
     notes = _notes(checkpoint)

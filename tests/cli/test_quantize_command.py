@@ -9,12 +9,11 @@ import pytest
 import torch
 from checkpoint_builders import write_checkpoint
 from click.testing import CliRunner
+from texts import read_json, write_numbers
 
 from vacc_deploy.cli import cli
 from vacc_deploy.errors import OutputError
-from vacc_deploy.quantize import compute, shards
-from vacc_deploy.quantize import run as pipeline
-from vacc_deploy.quantize.options import QuantizeOptions
+from vacc_deploy.quantize import shards
 
 
 @pytest.fixture
@@ -24,9 +23,7 @@ def source(tmp_path):
 
 @pytest.fixture
 def words(tmp_path):
-    path = tmp_path / "words.txt"
-    path.write_text("".join(f"{i * 7919 % 10007} words, " for i in range(2000)), "utf-8")
-    return path
+    return write_numbers(tmp_path / "words.txt", 2000)
 
 
 def run(*arguments):
@@ -56,8 +53,8 @@ def test_quantize_with_calibration_is_gptq(source, words):
     assert result.exit_code == 0, result.output
     assert "method        gptq" in result.stdout
     assert "calibration   320 tokens (text 10 rows)" in result.stdout
-    assert "of rounding's, held-out tokens" in result.stdout
-    assert "layer 1: error beside rounding's q " in result.stderr
+    assert "relative to RTN, on held-out tokens" in result.stdout
+    assert "layer 1, output error relative to RTN: q " in result.stderr
 
 
 def test_quantize_options_reach_the_report(source, words, tmp_path):
@@ -84,7 +81,7 @@ def test_quantize_options_reach_the_report(source, words, tmp_path):
         "cpu",
     )
     assert result.exit_code == 0, result.output
-    report = json.loads((tmp_path / "o" / "quantize_report.json").read_text("utf-8"))
+    report = read_json(tmp_path / "o" / "quantize_report.json")
     assert report["options"] == {
         "method": "gptq",
         "formats": ["int8"],
@@ -106,26 +103,13 @@ def test_quantize_options_reach_the_report(source, words, tmp_path):
     assert {linear["scale_shrink"] for linear in report["linears"]} == {0.0}
 
 
-def test_quantize_defaults_of_the_solver_are_those_of_the_library(source, words):
-    assert run_gptq(source, words).exit_code == 0
-    path = source.with_name("model-int8") / "quantize_report.json"
-    given = json.loads(path.read_text("utf-8"))["options"]
-    library = QuantizeOptions("gptq").to_dict()
-    names = ("act_order", "effort", "shrinkage", "dampening_frac", "scale_search", "seed")
-    assert {name: given[name] for name in names} == {name: library[name] for name in names}
-
-
-def test_quantize_compute_dtype_reaches_the_computation(source, words, monkeypatch):
-    asked = []
-    plain = compute.choose_compute
-
-    def choose(*arguments):
-        asked.append(arguments)
-        return plain(*arguments)
-
-    monkeypatch.setattr(pipeline, "choose_compute", choose)
-    assert run_gptq(source, words, "--compute-dtype", "bfloat16", "--dry-run").exit_code == 0
-    assert asked == [("cpu", "bfloat16")]
+def test_quantize_compute_dtype_reaches_the_computation(source, words):
+    errors = {}
+    for dtype in ("float32", "bfloat16"):
+        result = run_gptq(source, words, "--compute-dtype", dtype, "--overwrite", "--json")
+        assert result.exit_code == 0, result.output
+        errors[dtype] = [linear["error_gptq"] for linear in json.loads(result.stdout)["linears"]]
+    assert errors["bfloat16"] != errors["float32"]
 
 
 @pytest.mark.parametrize("extra", [(), ("--dry-run",)])
@@ -235,7 +219,7 @@ def test_quantize_help_needs_no_torch():
 def test_quantize_takes_the_format_and_the_device_there_are(source):
     result = run(source, "--format", "int8", "--format", "int8", "--device", "cpu")
     assert result.exit_code == 0, result.output
-    report = json.loads((source.parent / "model-int8" / "quantize_report.json").read_text("utf-8"))
+    report = read_json(source.parent / "model-int8" / "quantize_report.json")
     assert report["options"]["formats"] == ["int8"]
 
 
@@ -259,7 +243,7 @@ def test_quantize_resume_of_a_finished_output(source):
         # They begin with what the process holds already.
         del values["estimated_memory_bytes"], values["estimated_parts"]
     assert again == first
-    assert run(source, "--resume").stdout.startswith("Finished already, and every file has its ")
+    assert run(source, "--resume").stdout.startswith("Already finished; all file hashes verified.")
 
 
 def test_quantize_bad_weight_advises_no_resume(source, monkeypatch):
@@ -269,11 +253,9 @@ def test_quantize_bad_weight_advises_no_resume(source, monkeypatch):
     monkeypatch.setattr("sys.argv", ["vacc-deploy-test", "quantize", str(source)])
     result = run(source)
     assert result.exit_code == 1
-    assert result.output.endswith(
-        " Download the file model.safetensors again. 1 of 2 layers are finished and kept, but "
-        "--resume goes on with unchanged files only: with a changed one begin again by "
-        "--overwrite.\n"
-    )
+    assert name in result.output and "Resume with" not in result.output
+    # What is finished stays, but another file is another run.
+    assert "1 of 2 layers are finished" in result.output and "--overwrite" in result.output
     result = run(source)
     assert "holds 1 of 2 finished layers of an interrupted run." in result.output
     assert "Resume with" not in result.output

@@ -1,12 +1,9 @@
-"""The four formats: the same codes in each, their mathematics, their configuration files."""
-
-import json
+"""The four layouts: the same codes in each, and what rounding or GPTQ makes of them again."""
 
 import pytest
 import torch
-from checkpoint_builders import build_config, write_checkpoint
 
-from vacc_deploy.errors import CheckpointError, QuantizationError, UnsupportedModelError
+from vacc_deploy.errors import QuantizationError
 from vacc_deploy.formats.int8 import (
     INT8_MAX,
     choose_scale,
@@ -15,16 +12,9 @@ from vacc_deploy.formats.int8 import (
     quantize_rounding,
     round_to_nearest,
 )
-from vacc_deploy.formats.layouts import FORMATS, quantization_config, recognize, stored_linear
-from vacc_deploy.formats.linears import (
-    codes_from,
-    float16_weight,
-    linear_tensors,
-    stored_linear_bytes,
-)
-from vacc_deploy.models.directory_config import check_format, format_files, format_source_files
-from vacc_deploy.models.parse import parse_config, read_config
-from vacc_deploy.prepare import prepare
+from vacc_deploy.formats.layouts import FORMATS, LAYOUTS
+from vacc_deploy.formats.linears import codes_from, linear_tensors, stored_linear_bytes
+from vacc_deploy.formats.packing import float16_weight
 from vacc_deploy.solver.gptq import factorize, solve
 
 NAME = "model.layers.0.mlp.up_proj"
@@ -77,7 +67,7 @@ def test_codes_come_back_from_fp16_without_the_scale():
 def test_stored_linear_and_its_bytes_are_those_of_the_tensors(layout):
     codes, scale = quantize_rounding(random_weight(48, 40))
     tensors = linear_tensors(layout, NAME, codes, scale)
-    stated = stored_linear(layout, 48, 40)
+    stated = LAYOUTS[layout].tensors(48, 40)
     assert {n: tuple(t.shape) for n, t in tensors.items()} == {
         f"{NAME}.{suffix}": shape for suffix, (shape, _) in stated.items()
     }
@@ -96,8 +86,6 @@ def test_compressed_tensors_holds_columns_that_are_no_multiple_of_4():
 
 def test_an_error_of_a_linear_names_it():
     codes, scale = quantize_rounding(random_weight(3, 7))
-    with pytest.raises(QuantizationError, match=rf"^{NAME}: the gptq layout holds .* \[3, 7\]"):
-        linear_tensors("gptq", NAME, codes, scale)
     tensors = linear_tensors("compressed-tensors", NAME, codes, scale)
     tensors[f"{NAME}.weight_shape"] = torch.tensor([4, 7])
     with pytest.raises(QuantizationError, match="weight_shape has 4 rows, weight_packed 3"):
@@ -105,22 +93,17 @@ def test_an_error_of_a_linear_names_it():
     tensors[f"{NAME}.weight_shape"] = torch.tensor([3, 9])
     with pytest.raises(QuantizationError, match=f"^{NAME}: packed weights"):
         codes_from("compressed-tensors", tensors.__getitem__, NAME)
-    for call in (linear_tensors, codes_from):
-        with pytest.raises(ValueError, match="unknown format 'awq'"):
-            call("awq", NAME, codes, scale) if call is linear_tensors else call("awq", None, NAME)
 
 
-def test_check_format_lists_what_gptq_cannot_hold():
-    odd = parse_config(build_config(intermediate_size=162), where="c.json")
-    check_format("compressed-tensors", odd)
-    check_format("gptq", parse_config(build_config(), where="c.json"))
-    with pytest.raises(UnsupportedModelError) as caught:
-        check_format("gptq", odd)
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4), (5, 7)])
+def test_a_linear_of_sizes_that_gptq_cannot_hold_is_refused(shape):
+    with pytest.raises(QuantizationError) as caught:
+        linear_tensors("gptq", NAME, all_codes(9)[: shape[0], : shape[1]], torch.ones(shape[0]))
     assert str(caught.value) == (
-        "The gptq layout holds weights whose sizes are multiples of 4:\n"
-        "  - down_proj: [64, 162]\n  - gate_proj: [162, 64]\n  - up_proj: [162, 64]\n"
+        f"{NAME}: the gptq layout holds weights whose sizes are multiples of 4, got {list(shape)}. "
         "Use another --format."
     )
+    assert caught.value.advice == "Use another --format."
 
 
 # ---- fp16: rounded again, the integers are the same -------------------------------------------
@@ -315,150 +298,3 @@ def test_gptq_over_the_fp16_weights_can_change_codes():
     got = solve(weight, weight.abs().amax(1) / INT8_MAX, factor).codes
     assert not torch.equal(got, codes)
     assert torch.equal(solve(dequantize(codes, scale), scale, factor).codes, codes)
-
-
-# ---- configuration files ----------------------------------------------------------------------
-
-EXPECTED_GPTQ = {
-    "bits": 8,
-    "group_size": -1,
-    "desc_act": False,
-    "static_groups": False,
-    "sym": True,
-    "lm_head": False,
-    "true_sequential": True,
-    "damp_percent": 0.01,
-    "quant_method": "gptq",
-    "checkpoint_format": "gptq",
-    "pack_dtype": "int32",
-}
-EXPECTED_WEIGHTS = {
-    "num_bits": 8,
-    "type": "int",
-    "symmetric": True,
-    "strategy": "channel",
-    "group_size": None,
-    "dynamic": False,
-    "block_structure": None,
-    "actorder": None,
-    "observer": "minmax",
-    "observer_kwargs": {},
-}
-
-
-def files_of(tmp_path, layout, model_type="qwen2", *, prepared=False, **overrides):
-    source = write_checkpoint(
-        tmp_path / "model", model_type=model_type, config_overrides=overrides or None
-    )
-    if prepared:
-        source = prepare(weights=source, output=tmp_path / "prepared").output_dir
-    config = read_config(source)
-    files = format_files(layout, config, source)
-    return config, {name: json.loads(text) for name, text in files.items()}
-
-
-@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
-def test_gptq_configuration(tmp_path, model_type):
-    overrides = {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}
-    config, files = files_of(tmp_path, "gptq", model_type, **overrides)
-    assert files.keys() == {"config.json", "quantize_config.json"}
-    stated = files["config.json"].pop("quantization_config")
-    assert stated == files["quantize_config.json"]
-    assert stated.pop("meta")["quantizer"][0].startswith("vacc-deploy:")
-    assert stated == EXPECTED_GPTQ
-    raw = {key: value for key, value in config.raw.items() if key != "auto_map"}
-    assert files["config.json"] == {**raw, "torch_dtype": "float16"}
-    assert format_source_files("gptq", config) == ()
-
-
-@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
-def test_compressed_tensors_configuration(tmp_path, model_type):
-    overrides = {"auto_map": {"AutoConfig": "evil.Config"}, "dtype": "bfloat16"}
-    config, files = files_of(tmp_path, "compressed-tensors", model_type, **overrides)
-    assert files.keys() == {"config.json"}
-    stated = files["config.json"].pop("quantization_config")
-    (group,) = stated.pop("config_groups").values()
-    assert group.pop("weights") == EXPECTED_WEIGHTS
-    activations = {"input_activations": None, "output_activations": None}
-    assert group == {"targets": ["Linear"], **activations}
-    assert stated == {
-        "quant_method": "compressed-tensors",
-        "format": "pack-quantized",
-        "quantization_status": "compressed",
-        "kv_cache_scheme": None,
-        "global_compression_ratio": None,
-        "ignore": ["lm_head"],
-    }
-    assert "auto_map" not in files["config.json"]
-    assert files["config.json"]["torch_dtype"] == files["config.json"]["dtype"] == "float16"
-    assert format_source_files("compressed-tensors", config) == ()
-
-
-@pytest.mark.parametrize("prepared", [False, True])
-def test_fp16_configuration_of_qwen2(tmp_path, prepared):
-    config, files = files_of(tmp_path, "fp16", prepared=prepared)
-    assert files.keys() == {"config.json", "config_vacc.json"}
-    assert files["config.json"] == {**config.raw, "torch_dtype": "float16"}
-    for values in files.values():
-        assert values["torch_dtype"] == "float16"
-        assert not {"quantization_bit", "quantization_config"} & values.keys()
-    assert files["config_vacc.json"]["insert_slice"] is True
-    assert len(format_source_files("fp16", config)) == 3
-
-
-def test_fp16_configuration_of_llama(tmp_path):
-    config, files = files_of(tmp_path, "fp16", "llama")
-    assert files == {"config.json": {**config.raw, "torch_dtype": "float16"}}
-    assert format_source_files("fp16", config) == format_source_files("int8", config) == ()
-
-
-@pytest.mark.parametrize("layout", ["int8", "fp16"])
-def test_a_config_vacc_of_another_model_is_refused(tmp_path, layout):
-    source = write_checkpoint(tmp_path / "model")
-    source = prepare(weights=source, output=tmp_path / "prepared").output_dir
-    path = source / "config_vacc.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_size": 128}))
-    with pytest.raises(CheckpointError, match="config_vacc.json is not what vacc-deploy writes"):
-        format_files(layout, read_config(source), source)
-
-
-@pytest.mark.parametrize("layout", ["gptq", "compressed-tensors"])
-def test_recognize_takes_this_tool_s_layouts_of_any_version(layout):
-    stated = quantization_config(layout)
-    assert recognize(stated) == layout
-    if layout == "gptq":
-        stated["meta"]["quantizer"] = ["vacc-deploy:99.0"]
-        assert recognize(stated) == "gptq"
-
-
-@pytest.mark.parametrize(
-    ("layout", "change"),
-    [
-        ("gptq", {"group_size": 128}),
-        ("gptq", {"sym": False}),
-        ("gptq", {"desc_act": True}),
-        ("gptq", {"checkpoint_format": "gptq_v2"}),
-        ("gptq", {"meta": {"quantizer": ["gptqmodel:7.7.0"]}}),
-        ("gptq", {"meta": {"quantizer": "vacc-deploy:0.1"}}),
-        ("gptq", {"meta": None}),
-        ("compressed-tensors", {"format": "int-quantized"}),
-        ("compressed-tensors", {"ignore": []}),
-        ("compressed-tensors", {"config_groups": {"group_0": []}}),
-    ],
-)
-def test_a_foreign_quantization_is_refused(layout, change):
-    stated = {**quantization_config(layout), **change}
-    assert recognize(stated) is None
-    with pytest.raises(UnsupportedModelError, match=f"quant_method '{layout}'.*quantized already"):
-        parse_config(build_config(overrides={"quantization_config": stated}), where="c.json")
-
-
-def test_the_config_names_its_layout():
-    for layout in ("gptq", "compressed-tensors"):
-        raw = build_config(overrides={"quantization_config": quantization_config(layout)})
-        config = parse_config(raw, where="c.json")
-        assert (config.quantization_format, config.quantization_bit) == (layout, 0)
-    config = parse_config(build_config(overrides={"quantization_bit": 8}), where="c.json")
-    assert (config.quantization_format, config.quantization_bit) == ("int8", 8)
-    config = parse_config(build_config(), where="c.json")
-    assert (config.quantization_format, config.quantization_bit) == ("", 0)

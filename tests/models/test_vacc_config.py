@@ -4,7 +4,6 @@ import json
 import pytest
 
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError
-from vacc_deploy.json_files import dump_config
 from vacc_deploy.models.catalog import find_model
 from vacc_deploy.models.parse import parse_config
 from vacc_deploy.models.vacc_config import (
@@ -124,12 +123,6 @@ def test_vacc_config_refuses_llama_and_other_bits():
         vacc_config(llama)
     with pytest.raises(ValueError, match="must be 0 or 8, got 4"):
         vacc_config(make(), quantization_bit=4)
-
-
-def test_dump_config_literal_text():
-    text = dump_config({"b": "é", "a": None})
-    assert text == '{\n  "b": "é",\n  "a": null\n}\n'
-    assert json.loads(text) == {"b": "é", "a": None}
 
 
 def check(tmp_path, config, **changes):

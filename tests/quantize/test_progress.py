@@ -77,7 +77,7 @@ def test_every_linear_is_told_and_every_layer_ends_with_speed_and_memory(source,
     assert [kind for kind, _ in events] == 3 * [*(7 * ["note"]), "advance"]
     assert [text.partition(" of layer 0")[0] for _, text in events[:7]] == SHORT_NAMES
     pattern = (
-        r"layer 0: error beside rounding's q \d\.\d\d.*, down \d\.\d\d.*; "
+        r"layer 0, output error relative to RTN: q \d\.\d\d.*, down \d\.\d\d.*; "
         r"[\d,]+ tokens/s; peak memory [\d.]+ [MG]iB"
     )
     assert re.fullmatch(pattern, events[7][1])
@@ -96,7 +96,7 @@ def test_a_linear_is_told_with_the_errors_of_those_before_it():
     k = LinearRecord("model.layers.3.self_attn.k_proj", "rtn", 0.03, 0.02)
     assert summarize_linear(3, "q_proj", []) == "q of layer 3"
     text = summarize_linear(3, "v_proj", [q, k])
-    assert text == "v of layer 3: error beside rounding's q 0.50, k 1.50 (rounded)"
+    assert text == "v of layer 3, output error relative to RTN: q 0.50, k 1.50 (rounded)"
 
 
 def test_tokens_per_second_leave_out_the_time_of_finished_layers(gptq, monkeypatch):

@@ -241,7 +241,7 @@ def test_resume_after_a_kill_gives_the_bytes_of_a_whole_run(
     again = quantize(place / "model", **arguments, resume=True)
     assert (output / "mine").exists()
     assert again.already_finished and again.linears == result.linears
-    assert again.to_text().startswith("Finished already, and every file has its hash.\n")
+    assert again.to_text().startswith("Already finished; all file hashes verified.\n")
 
 
 def after_the_renames():

@@ -265,7 +265,7 @@ def test_template_file_must_be_short_utf8(tmp_path):
     ):
         Tokenizer.from_dir(tmp_path)
     path.write_bytes("数".encode() * (2 * module.MAX_TEMPLATE_CHARS))
-    with pytest.raises(CheckpointError, match="holds more than 262,144 characters"):
+    with pytest.raises(CheckpointError, match="holds more than 1,048,576 bytes"):
         Tokenizer.from_dir(tmp_path)
 
 
@@ -287,7 +287,7 @@ def test_damaged_tokenizer_json_is_refused(tmp_path, content):
 def test_oversized_tokenizer_json_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MAX_TOKENIZER_BYTES", 1000)
     write_tokenizer(tmp_path)
-    with pytest.raises(CheckpointError, match="it holds more than 1,000 bytes"):
+    with pytest.raises(CheckpointError, match="holds more than 1,000 bytes"):
         Tokenizer.from_dir(tmp_path)
 
 

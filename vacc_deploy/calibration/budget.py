@@ -39,7 +39,7 @@ def budget_warnings(config: ModelConfig, rows: CalibrationRows) -> tuple[str, ..
     if fit_tokens >= MIN_TOKENS_PER_INPUT * widest:
         return ()
     fit_rows = MIN_TOKENS_PER_INPUT * widest / sequence_length
-    # Of each source a tenth is held out, rounded, or one row.
+    # A tenth of each source's rows is held out, rounded, and at least one row.
     enough = math.ceil((fit_rows + len(rows.sources)) / (1 - HELD_OUT_SHARE))
     return (
         f"{fit_tokens:,} fitted tokens are {fit_tokens / widest:.1f} for each of the {widest:,} "

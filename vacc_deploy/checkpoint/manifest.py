@@ -5,7 +5,6 @@ No absolute paths and no times, so that the same inputs, options and versions gi
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,7 @@ from vacc_deploy import __version__
 from vacc_deploy.checkpoint.output import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from vacc_deploy.checkpoint.writer import WrittenFile, write_text
 from vacc_deploy.errors import CheckpointError
-from vacc_deploy.json_files import read_json
+from vacc_deploy.json_files import dump_json, read_json
 
 FORMAT_VERSION = 1
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
@@ -74,8 +73,7 @@ def write_manifest(
         "options": dict(options),
         "files": {file.name: _describe(file) for file in sorted(files, key=lambda f: f.name)},
     }
-    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    return write_text(directory / MANIFEST_NAME, text)
+    return write_text(directory / MANIFEST_NAME, dump_json(manifest))
 
 
 def _describe(file: WrittenFile | LinkedFile) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo, read_header
 from vacc_deploy.errors import CheckpointError, list_problems
 from vacc_deploy.formats.dtypes import FLOAT_DTYPES, torch_dtype
-from vacc_deploy.formats.layouts import stored_linear
+from vacc_deploy.formats.layouts import LAYOUTS
 from vacc_deploy.json_files import read_json
 from vacc_deploy.models.config import LM_HEAD, ModelConfig
 from vacc_deploy.models.parse import read_config
@@ -284,7 +284,7 @@ def _compare_with_config(config: ModelConfig, tensors: dict[str, TensorInfo]) ->
     if config.quantization_format:
         for name, (out_features, in_features) in config.linear_names().items():
             del expected[f"{name}.weight"]
-            stored = stored_linear(config.quantization_format, out_features, in_features)
+            stored = LAYOUTS[config.quantization_format].tensors(out_features, in_features)
             for suffix, (shape, dtype) in stored.items():
                 expected[f"{name}.{suffix}"] = (shape, (dtype,))
     problems = []

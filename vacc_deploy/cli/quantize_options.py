@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -11,96 +11,103 @@ from click.core import ParameterSource
 from vacc_deploy.cli.options import DIRECTORY, Function
 from vacc_deploy.errors import UsageError
 from vacc_deploy.formats.layouts import FORMATS
+from vacc_deploy.quantize.options import DATA, FAST, FULL, OWN, QuantizeOptions
+from vacc_deploy.solver.records import GPTQ, RTN
 
-if TYPE_CHECKING:
-    from vacc_deploy.quantize.options import QuantizeOptions
+
+def _option(
+    flag: str, text: str, kind: click.ParamType | None = None, *, name: str = "", **more: Any
+) -> Callable[[Function], Function]:
+    """Return an option whose default is that of the field of ``QuantizeOptions``.
+
+    Args:
+        flag: as on the command line.
+        text: help text.
+        kind: values that are accepted; None to follow the default.
+        name: name of the field, where it is not that of the flag.
+        more: other settings of click.
+    """
+    name = name or flag.partition("/")[0].removeprefix("--").replace("-", "_")
+    default = getattr(QuantizeOptions, name)
+    return click.option(flag, name, type=kind, default=default, help=text, **more)
+
 
 # In the order of the help.
 _OPTIONS = (
     click.option(
         "--method",
-        type=click.Choice(["gptq", "rtn"]),
-        help="Calibrated, or rounding to nearest.  [default: gptq with --calibration, else rtn]",
+        type=click.Choice([GPTQ, RTN]),
+        help="Calibrate (gptq) or round to nearest (rtn).  "
+        "[default: gptq with --calibration, else rtn]",
     ),
     click.option(
         "--calibration",
         "calibrations",
         multiple=True,
         metavar="NAME=PATH[:WEIGHT]",
-        help="Calibration text: c4, ceval, alpaca, text or traces. Repeat to mix.",
+        help="Calibrate on this text: c4, ceval, alpaca, text or traces. Repeat to mix.",
     ),
-    click.option(
+    _option(
         "--answers",
-        type=click.Choice(["data", "own"]),
-        default="data",
-        help="Calibrate on the data sets' answers, or on the model's own, written once.",
+        "Calibrate on the answers in the data sets, or on answers that the model writes once.",
+        click.Choice([DATA, OWN]),
     ),
-    click.option(
+    _option(
         "--max-answer-tokens",
-        type=click.IntRange(1, 32768),
-        default=512,
-        help="Where an own answer is cut off.",
+        "Cut off answers that the model writes at this length.",
+        click.IntRange(1, 32768),
     ),
     click.option(
         "--answers-cache",
         type=DIRECTORY,
         metavar="DIR",
-        help="Keeps own answers.  [default: vacc-deploy/answers in the user's cache]",
+        help="Keep the model's answers here.  [default: vacc-deploy/answers in the user's cache]",
     ),
-    click.option(
+    _option(
         "--evaluation-share",
-        type=click.FloatRange(0, 0.9),
-        default=0.0,
-        help="Documents to keep from calibration, for judging afterwards.",
+        "Set aside this fraction of the documents for judging afterwards.",
+        click.FloatRange(0, 0.9),
     ),
-    click.option("--num-samples", type=click.IntRange(1), default=128, help="Calibration rows."),
-    click.option("--seq-len", type=click.IntRange(16), default=2048, help="Tokens of a row."),
-    click.option("--seed", type=click.IntRange(0), default=0, help="Of the sampling."),
-    click.option(
-        "--act-order/--no-act-order",
-        default=True,
-        help="Settle the columns with the largest inputs first.",
+    _option("--num-samples", "Number of calibration rows.", click.IntRange(1)),
+    _option(
+        "--seq-len", "Tokens in each calibration row.", click.IntRange(16), name="sequence_length"
     ),
-    click.option(
+    _option("--seed", "Random seed for choosing calibration documents.", click.IntRange(0)),
+    _option("--act-order/--no-act-order", "Solve the columns with the largest inputs first."),
+    _option(
         "--format",
-        "formats",
-        type=click.Choice(FORMATS),
+        "Store the weights in this layout. Repeat for several: one directory each, the same "
+        "integers in all.",
+        click.Choice(FORMATS),
+        name="formats",
         multiple=True,
-        default=("int8",),
-        help="Layout of the weights. Repeat for several: a directory each, the same integers in "
-        "all.",
     ),
-    click.option(
+    _option(
         "--effort",
-        type=click.Choice(["fast", "full"]),
-        default="full",
-        help="fast rounds down_proj, whose inputs are the widest, and compares with no float "
-        "stream.",
+        "fast saves time: it rounds down_proj, whose inputs are the widest, and does not compare "
+        "with the float model's states.",
+        click.Choice([FAST, FULL]),
     ),
-    click.option(
+    _option(
         "--shrinkage",
-        type=click.FloatRange(0, 1),
-        default=0.3,
-        help="Of the input correlations, to hold on text unlike the calibration's.",
+        "Shrink Hessian off-diagonals by this fraction (helps on text unlike the calibration set).",
+        click.FloatRange(0, 1),
     ),
-    click.option(
+    _option(
         "--dampening",
-        "dampening_frac",
-        type=click.FloatRange(0, 1, min_open=True),
-        default=0.1,
-        help="First damping of the Hessian to try, a fraction of its mean diagonal.",
+        "First damping of the Hessian to try, a fraction of its mean diagonal.",
+        click.FloatRange(0, 1, min_open=True),
+        name="dampening_frac",
     ),
-    click.option(
+    _option(
         "--scale-search/--no-scale-search",
-        default=True,
-        help="Choose each row's scale by its expected error; else absmax / 127.",
+        "Choose each row's scale by its expected error, or take absmax / 127.",
     ),
-    click.option("--device", default="cpu", help="Where to compute: cpu, cuda or cuda:N."),
-    click.option(
+    _option("--device", "Compute here: cpu, cuda or cuda:N."),
+    _option(
         "--compute-dtype",
-        type=click.Choice(["auto", "float32", "bfloat16"]),
-        default="auto",
-        help="Of the factors of large products; auto is bfloat16 where it is fast.",
+        "Round the factors of large products to this dtype; auto is bfloat16 where it is fast.",
+        click.Choice(["auto", "float32", "bfloat16"]),
     ),
     click.option(
         "--profile",
@@ -111,8 +118,17 @@ _OPTIONS = (
 # What rounding does not look at. The seed is harmless, since rounding draws nothing; so are the
 # device, which gives the same integers wherever it is, and the profile, which is about time.
 _CALIBRATED_ONLY = (
-    *("answers", "max_answer_tokens", "answers_cache", "evaluation_share", "num_samples"),
-    *("seq_len", "act_order", "effort", "shrinkage", "dampening_frac", "scale_search"),
+    "answers",
+    "max_answer_tokens",
+    "answers_cache",
+    "evaluation_share",
+    "num_samples",
+    "sequence_length",
+    "act_order",
+    "effort",
+    "shrinkage",
+    "dampening_frac",
+    "scale_search",
     "compute_dtype",
 )
 
@@ -128,28 +144,23 @@ def read_options(context: click.Context, given: Mapping[str, Any], device: str) 
     """Return what was asked for.
 
     Args:
-        context: of the command, which knows what the user gave and what is a default.
-        given: the values of ``quantization_options`` by their names.
-        device: where to compute, in place of the given one.
+        context: click's context of the command; it knows what the user gave and what is a default.
+        given: values of ``quantization_options`` by their names.
+        device: device to compute on, in place of the given one.
 
     Raises:
         UsageError: an option has no effect without calibration; or a source has a wrong form.
     """
     from vacc_deploy.datasets.sources import parse_source
-    from vacc_deploy.quantize.options import QuantizeOptions
 
     values = dict(given)
-    sources, length = values.pop("calibrations"), values.pop("seq_len")
-    method = values.pop("method") or ("gptq" if sources else "rtn")
-    if method == "rtn":
+    sources = values.pop("calibrations")
+    values["method"] = values["method"] or (GPTQ if sources else RTN)
+    if values["method"] == RTN:
         _refuse_calibrated_only(context)
-    return QuantizeOptions(
-        method=method,
-        sources=tuple(parse_source(text) for text in sources),
-        sequence_length=length,
-        formats=tuple(dict.fromkeys(values.pop("formats"))),
-        **(values | {"device": device}),
-    )
+    values["sources"] = tuple(parse_source(text) for text in sources)
+    values["formats"] = tuple(dict.fromkeys(values["formats"]))  # a repeated one counts once
+    return QuantizeOptions(**(values | {"device": device}))
 
 
 def _refuse_calibrated_only(context: click.Context) -> None:

@@ -1,4 +1,4 @@
-"""Per-channel symmetric int8: the scale, the rounding and the way back. The one place for both.
+"""The int8 rule, here and nowhere else: one symmetric scale per output channel, rounding, and back.
 
 The scale is rounded to its stored dtype first, then the codes are computed with the rounded scale,
 in float32: a bfloat16 quotient of 127.5 rounds to 128 and wraps to -128, which flips the sign of
@@ -41,7 +41,7 @@ def choose_scale(weight: torch.Tensor) -> torch.Tensor:
     """
     # The largest value of a row is exact in any float dtype; only then is it widened. amax and
     # amin are several times faster here than aminmax or a norm, and both pass NaN on.
-    absmax = torch.maximum(weight.amax(1), -weight.amin(1)).float()
+    absmax = torch.maximum(weight.amax(1), -weight.amin(1)).float()  # [out]
     scale = (absmax / INT8_MAX).to(SCALE_DTYPE)
     if not torch.isfinite(scale).all():
         row = int((~torch.isfinite(scale)).nonzero()[0])
@@ -52,6 +52,7 @@ def choose_scale(weight: torch.Tensor) -> torch.Tensor:
             else f"has the largest weight {value:g}, its scale does not fit float16"
         )
         raise QuantizationError(reason, row=row)
+    # A scale of 0 would divide by 0; a row of zeros takes any other one.
     return torch.where(absmax == 0, 1.0, scale.clamp_min(SMALLEST_SCALE))
 
 
@@ -81,30 +82,31 @@ def quantize_rounding(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def round_rows(weight: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> None:
-    """Write what ``quantize_rounding`` returns into memory that is there already.
+    """Write what ``quantize_rounding`` returns into given memory.
 
     Args:
-        weight: float tensor [rows, in_features], some rows of a weight.
+        weight: float tensor [rows, in_features], a whole weight or some of its rows.
         codes: int8 tensor [rows, in_features], written.
         scale: float16 tensor [rows], written.
 
     Raises:
         QuantizationError: see ``choose_scale``.
     """
-    rows = max(1, _CHUNK_WEIGHTS // weight.shape[1])
-    for start in range(0, len(weight), rows):
-        part = slice(start, start + rows)
-        piece = weight[part].to(torch.float32, copy=True)
+    chunk = max(1, _CHUNK_WEIGHTS // weight.shape[1])
+    for start in range(0, len(weight), chunk):
+        rows = slice(start, start + chunk)
+        values = weight[rows].to(torch.float32, copy=True)  # [chunk, in_features]
         try:
-            scale[part] = choose_scale(piece)
+            scale[rows] = choose_scale(values)
         except QuantizationError as err:
             err.locate(first_row=start)
             raise
-        codes[part] = _round_in_place(piece, scale[part])
+        # The codes are those of the scale as it is stored, in float16.
+        codes[rows] = _round_in_place(values, scale[rows])
 
 
 def _round_in_place(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Turn a float32 ``weight`` into its codes, still as float32."""
+    """Turn a float32 ``weight`` [out, in] into its codes, still as float32."""
     return weight.div_(scale.float()[:, None]).round_().clamp_(-INT8_MAX, INT8_MAX)
 
 
@@ -132,13 +134,13 @@ def pin_largest(
         codes: int8 [out_features, in_features], within ±127; left alone.
         scale: float16 [out_features].
     """
-    largest = codes.abs().amax(1)
+    largest = codes.abs().amax(1)  # [out]
     rows = ((largest > 0) & (largest < INT8_MAX)).nonzero()[:, 0]
     if not len(rows):
         return codes, 0
-    exact = weight[rows].float() / scale[rows].float()[:, None]
+    exact = weight[rows].float() / scale[rows].float()[:, None]  # [rows, in], unrounded codes
     pinned = codes[rows].float()
-    column = exact.abs().argmax(1, keepdim=True)
+    column = exact.abs().argmax(1, keepdim=True)  # [rows, 1], where the largest weight is
     pinned.scatter_(1, column, INT8_MAX * exact.gather(1, column).sign())
     pinned[(exact - pinned).square().sum(1) > exact.square().sum(1)] = 0
     result = codes.clone()

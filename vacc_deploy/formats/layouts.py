@@ -1,22 +1,63 @@
-"""How each output format stores one linear, and the ``quantization_config`` that announces it.
+"""The layouts: one record for each form in which ``quantize`` stores the linears.
 
-The one place for names, shapes and dtypes: the writer, the reader and the size forecast all use it.
+All hold the same codes and the same scales. ``int8`` and ``fp16`` directories are for the vendor's
+compiler, ``gptq`` and ``compressed-tensors`` for stock loaders. A new layout is one more record
+here, with its functions in ``formats/packing.py``, and one in ``models/directory_config.py`` for
+the files beside the weights.
 
 Source: compressed-tensors 0.20 (pack-quantized); GPTQModel 7.7 (checkpoint_format gptq, bits 8).
 """
 
 from __future__ import annotations
 
-import copy
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from vacc_deploy import __version__
+from vacc_deploy.formats.packing import (
+    CODES_PER_WORD,
+    float16_weight,
+    pack_compressed_tensors,
+    pack_gptq,
+    unpack_compressed_tensors,
+    unpack_fp16,
+    unpack_gptq,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from vacc_deploy.formats.packing import CodesAndScale, Packed, ReadTensor
 
 INT8, FP16, GPTQ, COMPRESSED_TENSORS = "int8", "fp16", "gptq", "compressed-tensors"
-FORMATS = (INT8, FP16, GPTQ, COMPRESSED_TENSORS)
-# Four codes share one int32 word, along in_features.
-CODES_PER_WORD = 4
 _TOOL = "vacc-deploy"
+# Suffix of a stored tensor to its shape and safetensors dtype.
+StoredTensors: TypeAlias = dict[str, tuple[tuple[int, ...], str]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one layout stores a linear, its bias left out.
+
+    Attributes:
+        tensors: takes out_features and in_features, returns the stored tensors' shapes and dtypes.
+        pack: takes codes int8 [out, in] and scale float16 [out], returns the stored tensors.
+        unpack: the way back; takes a function that reads a tensor by suffix, and the scale or None,
+            for layouts that do not store it.
+        for_compiler: whether the vendor's compiler reads it; else stock loaders do.
+        size_multiple: a number that divides every size of a weight that the layout can hold.
+        config: the ``quantization_config`` by which loaders know the layout; None without one.
+    """
+
+    tensors: Callable[[int, int], StoredTensors]
+    pack: Callable[[torch.Tensor, torch.Tensor], Packed]
+    unpack: Callable[[ReadTensor, torch.Tensor | None], CodesAndScale]
+    for_compiler: bool
+    size_multiple: int = 1
+    config: Mapping[str, Any] | None = None
+
+
 _GPTQ_CONFIG: dict[str, Any] = {
     "bits": 8,
     "group_size": -1,
@@ -59,49 +100,50 @@ _COMPRESSED_TENSORS_CONFIG: dict[str, Any] = {
         }
     },
 }
-_CONFIGS = {GPTQ: _GPTQ_CONFIG, COMPRESSED_TENSORS: _COMPRESSED_TENSORS_CONFIG}
 
-
-def stored_linear(
-    layout: str, out_features: int, in_features: int
-) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return the tensors of one linear but its bias: suffix to shape and safetensors dtype.
-
-    Args:
-        layout: one of ``FORMATS``.
-        out_features: rows of the weight.
-        in_features: its columns.
-
-    Raises:
-        ValueError: an unknown layout.
-    """
-    words = -(-in_features // CODES_PER_WORD)
-    if layout == INT8:
-        return {
-            "weight": ((out_features, in_features), "I8"),
-            "weight_scale": ((out_features,), "F16"),
-        }
-    if layout == FP16:
-        return {"weight": ((out_features, in_features), "F16")}
-    if layout == COMPRESSED_TENSORS:
-        return {
-            "weight_packed": ((out_features, words), "I32"),
-            "weight_scale": ((out_features, 1), "F16"),
+LAYOUTS = {
+    INT8: Layout(
+        tensors=lambda rows, columns: {
+            "weight": ((rows, columns), "I8"),
+            "weight_scale": ((rows,), "F16"),
+        },
+        pack=lambda codes, scale: {"weight": codes, "weight_scale": scale},
+        unpack=lambda read, _: (read("weight"), read("weight_scale")),
+        for_compiler=True,
+    ),
+    FP16: Layout(
+        tensors=lambda rows, columns: {"weight": ((rows, columns), "F16")},
+        pack=lambda codes, scale: {"weight": float16_weight(codes, scale)},
+        unpack=unpack_fp16,
+        for_compiler=True,
+    ),
+    GPTQ: Layout(
+        tensors=lambda rows, columns: {
+            "qweight": ((columns // CODES_PER_WORD, rows), "I32"),
+            "qzeros": ((1, rows // CODES_PER_WORD), "I32"),
+            "scales": ((1, rows), "F16"),
+            "g_idx": ((columns,), "I32"),
+        },
+        pack=pack_gptq,
+        unpack=unpack_gptq,
+        for_compiler=False,
+        size_multiple=CODES_PER_WORD,
+        config=_GPTQ_CONFIG,
+    ),
+    COMPRESSED_TENSORS: Layout(
+        tensors=lambda rows, columns: {
+            "weight_packed": ((rows, -(-columns // CODES_PER_WORD)), "I32"),
+            "weight_scale": ((rows, 1), "F16"),
             "weight_shape": ((2,), "I64"),
-        }
-    if layout == GPTQ:
-        return {
-            "qweight": ((words, out_features), "I32"),
-            "qzeros": ((1, -(-out_features // CODES_PER_WORD)), "I32"),
-            "scales": ((1, out_features), "F16"),
-            "g_idx": ((in_features,), "I32"),
-        }
-    raise ValueError(f"unknown format {layout!r}, expected one of {', '.join(FORMATS)}")
-
-
-def quantization_config(layout: str) -> dict[str, Any]:
-    """Return a new ``quantization_config`` of ``gptq`` or ``compressed-tensors``."""
-    return copy.deepcopy(_CONFIGS[layout])
+        },
+        pack=pack_compressed_tensors,
+        unpack=unpack_compressed_tensors,
+        for_compiler=False,
+        config=_COMPRESSED_TENSORS_CONFIG,
+    ),
+}
+# What --format takes.
+FORMATS = tuple(LAYOUTS)
 
 
 def recognize(stated: Any) -> str | None:
@@ -110,13 +152,15 @@ def recognize(stated: Any) -> str | None:
     Every key must be as written, but for the version of the tool: another group size or another
     rule for zero points would be read as other weights.
     """
-    for layout, expected in _CONFIGS.items():
-        if isinstance(stated, dict) and _without_version(stated) == _without_version(expected):
-            return layout
+    if not isinstance(stated, dict):
+        return None
+    for name, layout in LAYOUTS.items():
+        if layout.config and _without_version(stated) == _without_version(layout.config):
+            return name
     return None
 
 
-def _without_version(stated: dict[str, Any]) -> dict[str, Any]:
+def _without_version(stated: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a copy that names the tool without its version."""
     meta = stated.get("meta")
     if not isinstance(meta, dict):

@@ -1,7 +1,13 @@
-"""Pack int8 codes four to an int32 word, and back: the layouts of compressed-tensors and GPTQ.
+"""How each layout puts the codes and scales of one linear into tensors, and gets them back.
 
-Both store code + 128 as an unsigned byte, the first of four columns in the lowest byte. Pure
-functions on tensors.
+The packed layouts store code + 128 as an unsigned byte, four to an int32 word, the first of the
+four in the lowest byte.
+
+``formats/layouts.py`` names the functions of each layout. Those that pack take codes int8
+[out, in] and scale float16 [out]; those that unpack return both, and take a function that reads a
+tensor by suffix.
+
+The command line lists the layouts before torch is loaded, so functions import it.
 
 Source: compressed-tensors 0.20, pack-quantized; GPTQModel 7.7, checkpoint_format gptq (version 1,
 which stores the zero point less one: 127 for 128).
@@ -9,15 +15,88 @@ which stores the zero point less one: 127 for 128).
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F  # noqa: N812 - the usual name
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 from vacc_deploy.errors import QuantizationError
+
+if TYPE_CHECKING:
+    import torch
+
+    # Returns a stored tensor by its suffix (``weight_scale``) or, elsewhere, by its full name.
+    ReadTensor: TypeAlias = Callable[[str], torch.Tensor]
+    Packed: TypeAlias = dict[str, torch.Tensor]
+    CodesAndScale: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 CODES_PER_WORD = 4
 # Flips the top bit: as unsigned bytes, code + 128.
 _SIGN_BIT = -128
 GPTQ_ZEROS = 0x7F7F7F7F
+
+
+# ---- fp16: the products -----------------------------------------------------------------------
+
+
+def unpack_fp16(read: ReadTensor, scale: torch.Tensor | None = None) -> CodesAndScale:
+    """Round the weights to codes again.
+
+    Without ``scale``, the one that the weights were made with, it is absmax / 127: the original one
+    or its neighbour. The codes are the same.
+    """
+    from vacc_deploy.formats.int8 import choose_scale, round_to_nearest
+
+    weight = read("weight")
+    scale = choose_scale(weight) if scale is None else scale
+    return round_to_nearest(weight, scale), scale
+
+
+def float16_weight(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Return code · scale rounded to float16, [out_features, in_features].
+
+    Rounding the result again by absmax / 127, in float16 or in float32, gives back exactly
+    ``codes`` in every row that is zero or has a code of ±127.
+
+    Raises:
+        QuantizationError: a product is above the largest float16 (a row with weights above 65504).
+    """
+    import torch
+
+    # One product a row: looking at every weight would take longer than making them.
+    largest = torch.maximum(codes.amax(1).half(), -codes.amin(1).half()) * scale
+    if not torch.isfinite(largest).all():
+        row = int((~torch.isfinite(largest)).nonzero()[0])
+        reason = f"has the scale {float(scale[row]):g}, its weights do not fit float16"
+        raise QuantizationError(reason, row=row)
+    return codes.half() * scale[:, None]
+
+
+# ---- compressed-tensors: four columns to a word -----------------------------------------------
+
+
+def pack_compressed_tensors(codes: torch.Tensor, scale: torch.Tensor) -> Packed:
+    """Return the three tensors of a pack-quantized linear with one scale per channel."""
+    import torch
+
+    return {
+        "weight_packed": pack_columns(codes),  # int32 [out, ceil(in / 4)]
+        "weight_scale": scale[:, None].clone(),  # [out, 1]
+        "weight_shape": torch.tensor(codes.shape),
+    }
+
+
+def unpack_compressed_tensors(read: ReadTensor, scale: torch.Tensor | None = None) -> CodesAndScale:
+    """Return codes and scale of a pack-quantized linear.
+
+    Raises:
+        QuantizationError: the tensors disagree on the size.
+    """
+    packed, stored_scale = read("weight_packed"), read("weight_scale")
+    out_features, in_features = read("weight_shape").tolist()
+    if out_features != packed.shape[0]:
+        raise QuantizationError(
+            f"weight_shape has {out_features} rows, weight_packed {packed.shape[0]}"
+        )
+    return unpack_columns(packed, in_features), stored_scale[:, 0].clone()
 
 
 def pack_columns(codes: torch.Tensor) -> torch.Tensor:
@@ -29,9 +108,12 @@ def pack_columns(codes: torch.Tensor) -> torch.Tensor:
     Returns:
         int32 [out_features, ceil(in_features / 4)]; bytes behind the last column are 0.
     """
+    import torch
+
     stored = codes ^ _SIGN_BIT
     spare = -codes.shape[1] % CODES_PER_WORD
-    return F.pad(stored, (0, spare)).contiguous().view(torch.int32)
+    padded = torch.nn.functional.pad(stored, (0, spare))  # [out, a multiple of 4]
+    return padded.contiguous().view(torch.int32)  # [out, ceil(in / 4)]
 
 
 def unpack_columns(packed: torch.Tensor, in_features: int) -> torch.Tensor:
@@ -44,16 +126,22 @@ def unpack_columns(packed: torch.Tensor, in_features: int) -> torch.Tensor:
     Raises:
         QuantizationError: ``packed`` is of another width.
     """
+    import torch
+
     words = -(-in_features // CODES_PER_WORD)
     if packed.dim() != 2 or packed.shape[1] != words or packed.dtype != torch.int32:
         raise QuantizationError(
             f"packed weights are {packed.dtype} {list(packed.shape)}, expected torch.int32 with "
             f"{words} words for {in_features} columns"
         )
+    # The cut drops the padding of the last word.
     return packed.contiguous().view(torch.int8)[:, :in_features] ^ _SIGN_BIT
 
 
-def pack_gptq(codes: torch.Tensor, scale: torch.Tensor) -> dict[str, torch.Tensor]:
+# ---- gptq: transposed, four columns to a word -------------------------------------------------
+
+
+def pack_gptq(codes: torch.Tensor, scale: torch.Tensor) -> Packed:
     """Return the four tensors of a symmetric 8-bit GPTQ linear with one group.
 
     Args:
@@ -63,35 +151,30 @@ def pack_gptq(codes: torch.Tensor, scale: torch.Tensor) -> dict[str, torch.Tenso
     Returns:
         ``qweight`` int32 [in / 4, out], ``qzeros`` int32 [1, out / 4], ``scales`` float16 [1, out],
         ``g_idx`` int32 [in], all 0.
-
-    Raises:
-        QuantizationError: a size is no multiple of 4, which the layout cannot hold.
     """
+    import torch
+
     out_features, in_features = codes.shape
-    if out_features % CODES_PER_WORD or in_features % CODES_PER_WORD:
-        raise QuantizationError(
-            f"the gptq layout holds weights whose sizes are multiples of {CODES_PER_WORD}, got "
-            f"[{out_features}, {in_features}]. Use another --format"
-        )
     groups = (codes ^ _SIGN_BIT).T.reshape(in_features // CODES_PER_WORD, CODES_PER_WORD, -1)
     words = groups.transpose(1, 2).contiguous().view(torch.int32)  # [in / 4, out, 1]
     zeros = torch.full((1, out_features // CODES_PER_WORD), GPTQ_ZEROS, dtype=torch.int32)
     return {
         "qweight": words.squeeze(2),
         "qzeros": zeros,
-        "scales": scale[None].clone(),
+        "scales": scale[None].clone(),  # [1, out]
         "g_idx": torch.zeros(in_features, dtype=torch.int32),
     }
 
 
-def unpack_gptq(
-    qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, g_idx: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the codes int8 [out, in] and the scale [out] of a GPTQ linear; see ``pack_gptq``.
+def unpack_gptq(read: ReadTensor, scale: torch.Tensor | None = None) -> CodesAndScale:
+    """Return codes and scale of a GPTQ linear; see ``pack_gptq``.
 
     Raises:
         QuantizationError: zero points other than 128, several groups, or sizes that disagree.
     """
+    import torch
+
+    qweight, scales, g_idx = read("qweight"), read("scales"), read("g_idx")
     words, out_features = qweight.shape
     in_features = words * CODES_PER_WORD
     if scales.shape != (1, out_features) or g_idx.shape != (in_features,) or g_idx.any():
@@ -99,7 +182,7 @@ def unpack_gptq(
             f"gptq tensors with scales {list(scales.shape)} and g_idx {list(g_idx.shape)}, "
             f"expected one group: [1, {out_features}] and zeros [{in_features}]"
         )
-    if not (qzeros == GPTQ_ZEROS).all():
+    if not (read("qzeros") == GPTQ_ZEROS).all():
         raise QuantizationError("gptq zero points differ from 128, expected symmetric weights")
     stored = qweight.contiguous()[..., None].view(torch.int8)  # [in / 4, out, 4]
     codes = stored.permute(1, 0, 2).reshape(out_features, in_features) ^ _SIGN_BIT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -49,9 +50,15 @@ class RopeScaling:
 class ModelConfig:
     """The architecture of one checkpoint, with the field names of ``config.json``.
 
-    ``raw`` is the parsed file as it was. ``quantization_format`` is the layout of the codes in a
-    directory that ``quantize`` wrote (``int8``, ``gptq``, ``compressed-tensors``), empty for float
-    weights; ``quantization_bit`` is 8 for ``int8`` only, else 0.
+    Attributes:
+        attention_bias: whether q_proj, k_proj and v_proj have one.
+        attention_output_bias: whether o_proj has one.
+        sliding_window: length of the attention window in tokens; None where all are seen.
+        dtype: name in torch of the dtype of the float weights.
+        quantization_bit: 8 for the ``int8`` layout only, else 0.
+        quantization_format: layout of the codes in a directory that ``quantize`` wrote (``int8``,
+            ``gptq``, ``compressed-tensors``), empty for float weights.
+        raw: ``config.json`` as parsed.
     """
 
     model_type: str
@@ -79,7 +86,7 @@ class ModelConfig:
     def differences(self, other: ModelConfig) -> dict[str, tuple[Any, Any]]:
         """Return every field of the architecture that differs, name to both values.
 
-        The dtype and the quantization are none: the same model has them in several forms.
+        The dtype and the quantization do not count: the same model has them in several forms.
         """
         pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
         for name in ("raw", "quantization_bit", "quantization_format", "dtype"):
@@ -94,10 +101,12 @@ class ModelConfig:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of the float16 key-value cache for one token, all layers."""
+        # Keys and values, [key-value heads, head_dim] each, two bytes an element.
         return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * 2
 
     def linear_shape(self, linear: str) -> tuple[int, int]:
         """Return [out_features, in_features] of one of ``LAYER_LINEARS``."""
+        # The heads lie one after the other in the rows of q, k, v and in the columns of o.
         query = self.num_attention_heads * self.head_dim
         key_value = self.num_key_value_heads * self.head_dim
         return {
@@ -141,6 +150,7 @@ class ModelConfig:
 
     def expected_tensors(self) -> dict[str, tuple[int, ...]]:
         """Return every float tensor the checkpoint must hold, name to shape, in model order."""
+        # The embedding and the head are [vocab_size, hidden_size], norms [hidden_size].
         shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (self.vocab_size, self.hidden_size)}
         for layer in range(self.num_hidden_layers):
             shapes.update(self.layer_tensors(layer))
@@ -151,10 +161,4 @@ class ModelConfig:
 
     def num_parameters(self) -> int:
         """Return the number of parameters, a tied head counted once."""
-        total = 0
-        for shape in self.expected_tensors().values():
-            count = 1
-            for size in shape:
-                count *= size
-            total += count
-        return total
+        return sum(math.prod(shape) for shape in self.expected_tensors().values())

@@ -1,21 +1,20 @@
-"""The texts beside the weights of each layout: ``config.json``, ``config_vacc.json``."""
+"""The files beside the weights of each layout: one record for each name in ``LAYOUTS``.
+
+``config.json`` is what loaders read, ``config_vacc.json`` what the vendor's compiler reads.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from vacc_deploy.assets import SOURCE_FILES
 from vacc_deploy.errors import UnsupportedModelError, list_problems
-from vacc_deploy.formats.layouts import (
-    CODES_PER_WORD,
-    FP16,
-    GPTQ,
-    INT8,
-    quantization_config,
-)
-from vacc_deploy.json_files import dump_config
+from vacc_deploy.formats.layouts import COMPRESSED_TENSORS, FP16, GPTQ, INT8, LAYOUTS
+from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.config import CONFIG_NAME, LAYER_LINEARS, ModelConfig
 from vacc_deploy.models.vacc_config import (
     VACC_CONFIG_NAME,
@@ -25,8 +24,9 @@ from vacc_deploy.models.vacc_config import (
     vacc_config,
 )
 
-QUANTIZATION_BIT = 8
-GPTQ_CONFIG_NAME = "quantize_config.json"
+Values: TypeAlias = dict[str, Any]
+
+_QUANTIZATION_BIT = 8
 # A quantization_config without quant_method: every stock loader refuses it with an error, where
 # without it stock transformers would read the int8 codes as if they were weights. Our own
 # configuration class takes it off (source_code/configuration_qwen2_vacc.py holds the same value).
@@ -42,79 +42,24 @@ INT8_GUARD = {
 }
 # What a source's config.json may say about loading that does not hold for the new directory. A
 # stranger's auto_map would point loaders at code that does not travel along.
-_LOADING_KEYS = (
-    *("auto_map", "quantization_config", "quantization_bit"),
-    *("attn_implementation", "_attn_implementation"),
-)
+_LOADING_KEYS = {
+    "auto_map",
+    "quantization_config",
+    "quantization_bit",
+    "attn_implementation",
+    "_attn_implementation",
+}
 # The scales are float16. A loader that follows a bfloat16 config would round them (or, in an fp16
 # directory, the weights) to 8 bits: up to a quarter of a step at the largest codes.
 _DTYPE = "float16"
 
 
-def check_format(layout: str, config: ModelConfig) -> None:
-    """Refuse a model that a layout cannot hold, before any work.
-
-    Raises:
-        UnsupportedModelError: lists the linears.
-    """
-    if layout != GPTQ:
-        return
-    shapes = {linear: config.linear_shape(linear) for linear in LAYER_LINEARS}
-    odd = [f"{n}: {list(s)}" for n, s in shapes.items() if any(x % CODES_PER_WORD for x in s)]
-    if odd:
-        raise UnsupportedModelError(
-            f"The gptq layout holds weights whose sizes are multiples of {CODES_PER_WORD}:\n"
-            f"{list_problems(odd)}\nUse another --format."
-        )
-
-
-# ---- texts beside the weights -----------------------------------------------------------------
-
-
-def format_files(layout: str, config: ModelConfig, source_dir: Path) -> dict[str, str]:
-    """Return the texts that belong to a layout, file name to content.
-
-    Args:
-        layout: one of ``FORMATS``.
-        config: the source's configuration.
-        source_dir: the source's directory, for its ``config_vacc.json``.
-
-    Raises:
-        CheckpointError: the source's ``config_vacc.json`` is damaged, or describes another model.
-        UnsupportedModelError: it asks for something that is not handled.
-    """
-    if layout == INT8:
-        files = {CONFIG_NAME: int8_config(config)}
-        if needs_vacc_config(config):
-            files[VACC_CONFIG_NAME] = int8_vacc_config(config, source_dir)
-        return files
-    if layout == FP16:
-        files = {CONFIG_NAME: dump_config(_with_float16(_plain_config(config)))}
-        if needs_vacc_config(config):
-            files[VACC_CONFIG_NAME] = dump_config(
-                _with_float16(_source_vacc_config(config, source_dir))
-            )
-        return files
-    stated = quantization_config(layout)
-    values = {**_with_float16(_plain_config(config)), "quantization_config": stated}
-    files = {CONFIG_NAME: dump_config(values)}
-    if layout == GPTQ:
-        files[GPTQ_CONFIG_NAME] = dump_config(stated)
-    return files
-
-
-def format_source_files(layout: str, config: ModelConfig) -> tuple[str, ...]:
-    """Return which of the package's source files travel with the weights."""
-    for_compiler = layout in (INT8, FP16) and needs_vacc_config(config)
-    return SOURCE_FILES if for_compiler else ()
-
-
-def _plain_config(config: ModelConfig) -> dict[str, Any]:
-    """Return the source's ``config.json`` for transformers' own classes."""
+def plain_config(config: ModelConfig) -> Values:
+    """Return the ``config.json`` for transformers' own classes, without keys about loading."""
     return {key: value for key, value in config.raw.items() if key not in _LOADING_KEYS}
 
 
-def _with_float16(values: Mapping[str, Any]) -> dict[str, Any]:
+def _with_float16(values: Mapping[str, Any]) -> Values:
     """Return ``values`` with the dtype stated under the old name, and the new one if it is there.
 
     transformers 5 reads both, older versions the old one only.
@@ -123,43 +68,106 @@ def _with_float16(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, **dict.fromkeys(names, _DTYPE)}
 
 
-def int8_config(config: ModelConfig) -> str:
+def _with_quantization_bit(values: Mapping[str, Any]) -> Values:
+    return {**values, "quantization_bit": _QUANTIZATION_BIT}
+
+
+def _float16_config(layout: str, config: ModelConfig) -> Values:
+    """Return a ``config.json`` of float16 values that announces the layout where it has a form."""
+    stated = LAYOUTS[layout].config
+    values = _with_float16(plain_config(config))
+    return values if stated is None else {**values, "quantization_config": stated}
+
+
+def _int8_config(config: ModelConfig) -> Values:
     """Return the ``config.json`` of an int8 directory, which transformers reads.
 
     It differs from ``config_vacc.json`` in two points: the guard against stock loaders, and
     ``insert_slice`` false, so that a forward pass returns the logits of every position.
     """
-    if config.model_type == "qwen2":
-        values = vacc_config(config, quantization_bit=QUANTIZATION_BIT)
+    if needs_vacc_config(config):
+        values = vacc_config(config, quantization_bit=_QUANTIZATION_BIT)
         values["insert_slice"] = False
     else:
         # A stranger's auto_map would point loaders at code that does not travel along.
         values = {key: value for key, value in config.raw.items() if key != "auto_map"}
-        values["quantization_bit"] = QUANTIZATION_BIT
-    values["quantization_config"] = dict(INT8_GUARD)
-    return dump_config(values)
+        values["quantization_bit"] = _QUANTIZATION_BIT
+    values["quantization_config"] = INT8_GUARD
+    return values
 
 
-def int8_vacc_config(config: ModelConfig, source: Path) -> str:
-    """Return the ``config_vacc.json`` of an int8 directory, which the compiler reads.
+@dataclass(frozen=True)
+class DirectoryConfig:
+    """What is written beside the weights of one layout.
+
+    Attributes:
+        config: makes the ``config.json`` from the source's configuration.
+        vacc_config: makes the ``config_vacc.json`` from the source's; None for layouts that the
+            compiler does not read.
+        config_copy: another file that repeats the ``quantization_config``, empty without one.
+    """
+
+    config: Callable[[ModelConfig], Values]
+    vacc_config: Callable[[Mapping[str, Any]], Values] | None = None
+    config_copy: str = ""
+
+
+_DIRECTORY_CONFIGS = {
+    INT8: DirectoryConfig(_int8_config, _with_quantization_bit),
+    FP16: DirectoryConfig(partial(_float16_config, FP16), _with_float16),
+    GPTQ: DirectoryConfig(partial(_float16_config, GPTQ), config_copy="quantize_config.json"),
+    COMPRESSED_TENSORS: DirectoryConfig(partial(_float16_config, COMPRESSED_TENSORS)),
+}
+
+
+def format_files(layout: str, config: ModelConfig, source_dir: Path) -> dict[str, str]:
+    """Return the texts that belong to a layout, file name to content.
 
     Args:
-        config: the source's configuration.
-        source: the source's directory. Its ``config_vacc.json`` is checked against ``config`` and
-            kept as it is but for the added key; without one it is made from ``config``.
+        layout: a name in ``LAYOUTS``.
+        config: configuration of the source.
+        source_dir: directory of the source. Its ``config_vacc.json`` is checked against ``config``
+            and its values are passed on; without one it is made from ``config``.
 
     Raises:
-        CheckpointError: the source's file is damaged, or describes another model.
-        UnsupportedModelError: the source's file asks for something that is not handled.
+        CheckpointError: the source's ``config_vacc.json`` is damaged, or describes another model.
+        UnsupportedModelError: it asks for something that is not handled.
     """
-    values = _source_vacc_config(config, source)
-    return dump_config({**values, "quantization_bit": QUANTIZATION_BIT})
+    made = _DIRECTORY_CONFIGS[layout]
+    files: dict[str, Any] = {CONFIG_NAME: made.config(config)}
+    if made.vacc_config and needs_vacc_config(config):
+        files[VACC_CONFIG_NAME] = made.vacc_config(_source_vacc_config(config, source_dir))
+    if made.config_copy:
+        files[made.config_copy] = LAYOUTS[layout].config
+    return {name: dump_json(values) for name, values in files.items()}
 
 
-def _source_vacc_config(config: ModelConfig, source: Path) -> dict[str, Any]:
+def _source_vacc_config(config: ModelConfig, source_dir: Path) -> Values:
     """Return the source's checked ``config_vacc.json``, or a new one where it has none."""
-    path = source / VACC_CONFIG_NAME
+    path = source_dir / VACC_CONFIG_NAME
     if not path.is_file():
         return vacc_config(config)
-    check_vacc_config(source, config)
+    check_vacc_config(source_dir, config)
     return read_vacc_config(path)
+
+
+def format_source_files(layout: str, config: ModelConfig) -> tuple[str, ...]:
+    """Return which of the package's source files travel with the weights."""
+    for_compiler = LAYOUTS[layout].for_compiler and needs_vacc_config(config)
+    return SOURCE_FILES if for_compiler else ()
+
+
+def check_format(layout: str, config: ModelConfig) -> None:
+    """Refuse a model that a layout cannot hold, before any work.
+
+    Raises:
+        UnsupportedModelError: lists the linears.
+    """
+    multiple = LAYOUTS[layout].size_multiple
+    shapes = {linear: config.linear_shape(linear) for linear in LAYER_LINEARS}
+    odd = [f"{n}: {list(s)}" for n, s in shapes.items() if any(size % multiple for size in s)]
+    if odd:
+        raise UnsupportedModelError(
+            f"The {layout} layout holds weights whose sizes are multiples of {multiple}:\n"
+            f"{list_problems(odd)}\nUse another --format."
+        )

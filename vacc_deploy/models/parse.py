@@ -19,6 +19,7 @@ from vacc_deploy.models.config import (
     RopeScaling,
 )
 
+MAX_CONFIG_BYTES = 1 << 20
 # Sizes far above any published model. They keep a damaged config from asking for terabytes.
 _LIMITS = {
     "hidden_size": 1 << 16,
@@ -35,8 +36,8 @@ class ConfigReader:
     """Typed values of one config dictionary.
 
     Attributes:
-        raw: the dictionary.
-        where: the file's name for messages.
+        raw: dictionary as parsed.
+        where: name of the file for messages.
         problems: what was wrong so far, one line each.
     """
 
@@ -84,7 +85,23 @@ class ConfigReader:
         return value
 
 
-MAX_CONFIG_BYTES = 1 << 20
+def read_config(checkpoint_dir: Path, name: str = CONFIG_NAME) -> ModelConfig:
+    """Read and check the configuration file ``name`` of a checkpoint directory.
+
+    Raises:
+        CheckpointError: the file is missing, not a JSON object, or its values are wrong.
+        UnsupportedModelError: another architecture, or a feature that is not handled.
+    """
+    path = checkpoint_dir / name
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} is missing. Give a directory in the Hugging Face layout: config.json beside "
+            "model.safetensors or model.safetensors.index.json."
+        )
+    raw = read_json(path, limit_bytes=MAX_CONFIG_BYTES)
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path} holds {type(raw).__name__}, expected a JSON object.")
+    return parse_config(raw, where=str(path))
 
 
 def parse_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
@@ -94,28 +111,46 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
     transformers 5 (``rope_parameters``, ``dtype``).
 
     Args:
-        raw: the parsed ``config.json``.
-        where: the file's name for messages.
+        raw: parsed ``config.json``.
+        where: name of the file for messages.
 
     Raises:
         UnsupportedModelError: another architecture, or a feature that is not handled.
         CheckpointError: values are missing or contradict each other; lists all of them.
     """
+    reader = ConfigReader(raw, where)
+    config = _read_values(reader)
+    # A missing value stands as 1: contradictions count only where every value is there.
+    problems = reader.problems or _find_contradictions(config)
+    if problems:
+        raise CheckpointError(
+            f"{where} cannot be used:\n{list_problems(problems)}\n"
+            "Restore the file from the model's original repository."
+        )
+    return config
+
+
+def _read_values(reader: ConfigReader) -> ModelConfig:
+    """Return the configuration; what is wrong with single values is in ``reader.problems``.
+
+    Raises:
+        UnsupportedModelError: another architecture, or a feature that is not handled.
+    """
+    raw = reader.raw
     model_type = raw.get("model_type")
     if model_type not in SUPPORTED_MODEL_TYPES:
         raise UnsupportedModelError(
-            f"{where} has model_type {model_type!r}, expected one of "
+            f"{reader.where} has model_type {model_type!r}, expected one of "
             f"{', '.join(SUPPORTED_MODEL_TYPES)}. vacc-deploy handles DeepSeek-R1-Distill models "
             "and other checkpoints of these two architectures."
         )
-    reader = ConfigReader(raw, where)
     is_qwen2 = model_type == "qwen2"
     rope_theta, rope_scaling = _read_rope(reader, is_qwen2=is_qwen2)
     heads = reader.integer("num_attention_heads")
     hidden_size = reader.integer("hidden_size")
     attention_bias = is_qwen2 or reader.boolean("attention_bias", False)
     quantization_format = _read_quantization(reader)
-    config = ModelConfig(
+    return ModelConfig(
         model_type=model_type,
         hidden_size=hidden_size,
         intermediate_size=reader.integer("intermediate_size"),
@@ -138,13 +173,6 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
         quantization_format=quantization_format,
         raw=dict(raw),
     )
-    _check_values(reader, config)
-    if reader.problems:
-        raise CheckpointError(
-            f"{where} cannot be used:\n{list_problems(reader.problems)}\n"
-            "Restore the file from the model's original repository."
-        )
-    return config
 
 
 def _read_rope(reader: ConfigReader, *, is_qwen2: bool) -> tuple[float, RopeScaling | None]:
@@ -224,65 +252,48 @@ def _read_quantization(reader: ConfigReader) -> str:
     return layout
 
 
-def _check_values(reader: ConfigReader, config: ModelConfig) -> None:
-    if reader.problems:
-        return
+def _find_contradictions(config: ModelConfig) -> list[str]:
+    """Return a line for every value that contradicts another or that the decoder cannot use."""
+    raw, problems = config.raw, list[str]()
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     if heads % kv_heads:
-        reader.problems.append(
-            f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+        problems.append(
+            f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
         )
-    own_head_dim = config.model_type == "llama" and reader.raw.get("head_dim") is not None
+    own_head_dim = config.model_type == "llama" and raw.get("head_dim") is not None
     if not own_head_dim and config.hidden_size % heads:
-        reader.problems.append(
-            f"hidden_size {config.hidden_size} is no multiple of num_attention_heads {heads}"
+        problems.append(
+            f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}"
         )
     if not own_head_dim and config.head_dim != config.hidden_size // heads:
-        reader.problems.append(
+        problems.append(
             f"head_dim: got {config.head_dim}, expected hidden_size / num_attention_heads = "
             f"{config.hidden_size // heads}, the only one of qwen2"
         )
     elif config.head_dim % 2:
-        reader.problems.append(f"head_dim {config.head_dim} is odd; rotary needs pairs")
-    if config.raw.get("hidden_act", "silu") != "silu":
-        reader.problems.append(f"hidden_act: got {config.raw['hidden_act']!r}, expected 'silu'")
-    if config.raw.get("pretraining_tp", 1) not in (None, 1):
-        reader.problems.append(
-            f"pretraining_tp: got {config.raw['pretraining_tp']!r}, expected 1 (a rule of vamc)"
+        problems.append(f"head_dim {config.head_dim} is odd; rotary needs pairs")
+    if raw.get("hidden_act", "silu") != "silu":
+        problems.append(f"hidden_act: got {raw['hidden_act']!r}, expected 'silu'")
+    if raw.get("pretraining_tp", 1) not in (None, 1):
+        problems.append(
+            f"pretraining_tp: got {raw['pretraining_tp']!r}, expected 1 (a rule of vamc)"
         )
     if config.model_type == "qwen2":
-        _check_layer_types(reader, config)
+        problems += _check_layer_types(config)
+    return problems
 
 
-def _check_layer_types(reader: ConfigReader, config: ModelConfig) -> None:
-    """Refuse ``layer_types`` that contradict the window's own fields."""
-    stated, first = reader.raw.get("layer_types"), reader.raw.get("max_window_layers", 28)
+def _check_layer_types(config: ModelConfig) -> list[str]:
+    """Return a line where ``layer_types`` contradict the window's own fields."""
+    raw = config.raw
+    stated, first = raw.get("layer_types"), raw.get("max_window_layers", 28)
     count = config.num_hidden_layers
     if isinstance(first, bool) or not isinstance(first, int):
-        reader.problems.append(f"max_window_layers: got {first!r}, expected a whole number")
-        return
+        return [f"max_window_layers: got {first!r}, expected a whole number"]
     num_full = count if config.sliding_window is None else min(max(first, 0), count)
     expected = ["full_attention"] * num_full + ["sliding_attention"] * (count - num_full)
     if stated is not None and stated != expected:
-        reader.problems.append(
+        return [
             "layer_types: not what use_sliding_window, sliding_window and max_window_layers say"
-        )
-
-
-def read_config(checkpoint_dir: Path, name: str = CONFIG_NAME) -> ModelConfig:
-    """Read and check the configuration file ``name`` of a checkpoint directory.
-
-    Raises:
-        CheckpointError: the file is missing, no JSON object, or its values are wrong.
-        UnsupportedModelError: another architecture, or a feature that is not handled.
-    """
-    path = checkpoint_dir / name
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path} is missing. Give a directory in the Hugging Face layout: config.json beside "
-            "model.safetensors or model.safetensors.index.json."
-        )
-    raw = read_json(path, limit_bytes=MAX_CONFIG_BYTES)
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path} holds {type(raw).__name__}, expected a JSON object.")
-    return parse_config(raw, where=str(path))
+        ]
+    return []

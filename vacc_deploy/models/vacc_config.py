@@ -7,11 +7,12 @@ values. Llama checkpoints need none (the vendor's llm/README).
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vacc_deploy.errors import CheckpointError, list_problems
-from vacc_deploy.formats.layouts import INT8
+from vacc_deploy.formats.layouts import LAYOUTS
 from vacc_deploy.json_files import read_json
 from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
 from vacc_deploy.models.parse import MAX_CONFIG_BYTES, parse_config
@@ -33,7 +34,7 @@ def vacc_config(config: ModelConfig, *, quantization_bit: int = 0) -> dict[str, 
     """Return the content of ``config_vacc.json`` for the checkpoint that ``config`` was read from.
 
     Args:
-        config: the checkpoint's configuration; its ``raw`` values are copied, never changed.
+        config: configuration of the checkpoint; its ``raw`` values are copied, never changed.
         quantization_bit: 8 for a directory of int8 codes, else 0.
 
     Raises:
@@ -76,8 +77,21 @@ def check_vacc_config(directory: Path, config: ModelConfig) -> None:
     path = directory / VACC_CONFIG_NAME
     if not needs_vacc_config(config) or not path.is_file():
         return
-    values = read_vacc_config(path)
-    got = parse_config(values, where=str(path))
+    problems = find_differences(read_vacc_config(path), config, where=str(path))
+    if problems:
+        raise CheckpointError(
+            f"{path} is not what vacc-deploy writes for this model, and vamc would compile what it "
+            f"says:\n{list_problems(problems)}\nPrepare the directory again."
+        )
+
+
+def find_differences(values: Mapping[str, Any], config: ModelConfig, *, where: str) -> list[str]:
+    """Return a line for every value of a ``config_vacc.json`` that ``config`` contradicts.
+
+    Raises:
+        CheckpointError, UnsupportedModelError: see ``parse_config``.
+    """
+    got = parse_config(values, where=where)
     problems = [
         f"{name}: got {mine!r}, {CONFIG_NAME} has {its!r}"
         for name, (mine, its) in got.differences(config).items()
@@ -91,11 +105,7 @@ def check_vacc_config(directory: Path, config: ModelConfig) -> None:
         if not stated or values.get(key) != expected.get(key):
             shown = repr(values[key]) if key in values else "nothing"
             problems.append(f"{key}: got {shown:.200}, expected {expected.get(key)!r}")
-    if problems:
-        raise CheckpointError(
-            f"{path} is not what vacc-deploy writes for this model, and vamc would compile what it "
-            f"says:\n{list_problems(dict.fromkeys(problems))}\nPrepare the directory again."
-        )
+    return list(dict.fromkeys(problems))
 
 
 def check_for_compiler(directory: Path, config: ModelConfig) -> None:
@@ -104,9 +114,10 @@ def check_for_compiler(directory: Path, config: ModelConfig) -> None:
     Raises:
         CheckpointError: says which directory to give instead.
     """
-    if config.quantization_format not in ("", INT8):
+    layout = config.quantization_format
+    if layout and not LAYOUTS[layout].for_compiler:
         raise CheckpointError(
-            f"{directory} holds weights in the {config.quantization_format} layout, which is for "
+            f"{directory} holds weights in the {layout} layout, which is for "
             "transformers and vLLM; the compiler's side reads int8 and float directories. Give the "
             "int8 or the fp16 directory of the same run of quantize, or the prepared directory."
         )

@@ -21,7 +21,7 @@ from vacc_deploy.checkpoint import (
     write_text,
 )
 from vacc_deploy.formats.linears import stored_linear_bytes
-from vacc_deploy.json_files import dump_report
+from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.config import LAYER_LINEARS, linear_name
 from vacc_deploy.models.directory_config import format_files, format_source_files
 from vacc_deploy.quantize.options import QuantizeOptions
@@ -84,7 +84,7 @@ def _finish_format(
         "warnings": list(result.warnings),
         "linears": [asdict(record) for record in result.linears],
     }
-    files.append(write_text(directory / REPORT_NAME, dump_report(report)))
+    files.append(write_text(directory / REPORT_NAME, dump_json(report)))
     return _write_manifest(checkpoint, directory, result, options, files)
 
 
@@ -124,7 +124,7 @@ def _write_timing(run: Run, result: QuantizeResult) -> None:
         # By it a later --resume knows a finished output for its own.
         "identity": recorded.identity,
     }
-    write_text(run.partial / TIMING_NAME, dump_report(timing))
+    write_text(run.partial / TIMING_NAME, dump_json(timing))
 
 
 def output_bytes(checkpoint: Checkpoint, layout: str) -> int:

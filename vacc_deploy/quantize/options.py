@@ -1,4 +1,8 @@
-"""What a quantization is asked to do and what it will need, checked before any work."""
+"""What a quantization is asked to do, checked before any work.
+
+The one place for the defaults. The command line reads them here before torch is loaded, so imports
+of more than names are inside functions.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vacc_deploy.calibration.split import HELD_OUT_SHARE
-from vacc_deploy.datasets.sources import CONVERSATION_KINDS
 from vacc_deploy.errors import UsageError
 from vacc_deploy.formats.layouts import FORMATS, INT8
 from vacc_deploy.solver.records import GPTQ, RTN
@@ -26,19 +28,20 @@ class QuantizeOptions:
     Attributes:
         method: ``gptq`` (needs sources) or ``rtn``.
         sources: calibration files, mixed by weight.
-        num_samples: calibration rows.
-        sequence_length: tokens of a row.
-        seed: of the sampling.
-        act_order: settle the columns with the largest inputs first.
-        answers: ``data`` for those of the calibration files, ``own`` for the float model's own.
-        max_answer_tokens: where an own answer is cut off.
-        answers_cache: directory that keeps own answers; None for the user's cache. It does not
-            shape the result.
-        evaluation_share: of the documents of each file, kept from calibration.
-        formats: the layouts to write, each once.
-        effort: ``full``, or ``fast``, which rounds down_proj and carries no float stream.
-        shrinkage: of each Hessian towards its diagonal, 0 to 1.
-        dampening_frac: the first damping to try, a fraction of the mean diagonal.
+        num_samples: number of calibration rows.
+        sequence_length: tokens in each calibration row.
+        seed: random seed for choosing calibration documents.
+        act_order: solve the columns with the largest inputs first.
+        answers: ``data`` to calibrate on the answers in the files, ``own`` on those that the float
+            model writes.
+        max_answer_tokens: length at which an own answer is cut off.
+        answers_cache: directory for own answers; None for the user's cache. It does not shape the
+            result.
+        evaluation_share: fraction of each file's documents set aside for judging afterwards.
+        formats: names of the layouts to write, each once.
+        effort: ``full``, or ``fast``, which rounds down_proj and carries no float states.
+        shrinkage: fraction by which the off-diagonals of each Hessian shrink, 0 to 1.
+        dampening_frac: first damping to try, a fraction of the Hessian's mean diagonal.
         scale_search: choose each row's scale by its expected error.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         compute_dtype: ``float32``, ``bfloat16``, or ``auto`` for what is fast there.
@@ -107,6 +110,8 @@ class QuantizeOptions:
             raise UsageError(f"--answers is {self.answers!r}, expected {DATA} or {OWN}.")
         if self.answers == DATA:
             return
+        from vacc_deploy.datasets.sources import CONVERSATION_KINDS
+
         kinds = ", ".join(CONVERSATION_KINDS)
         if not any(source.kind in CONVERSATION_KINDS for source in self.sources):
             raise UsageError(
@@ -116,6 +121,8 @@ class QuantizeOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options for the report and the manifest."""
+        from vacc_deploy.calibration.split import HELD_OUT_SHARE
+
         if self.method == RTN:
             return {"method": RTN, "formats": list(self.formats)}
         values: dict[str, Any] = {

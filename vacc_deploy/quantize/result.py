@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vacc_deploy.formats.layouts import INT8
 from vacc_deploy.results import format_bytes, format_pairs, format_seconds
 from vacc_deploy.solver.records import GPTQ, LinearRecord
-
-if TYPE_CHECKING:
-    pass
 
 REPORT_NAME = "quantize_report.json"
 TIMING_NAME = "quantize_timing.json"
@@ -67,7 +65,16 @@ def _describe_sum(parts: Mapping[str, float], show: Callable[[float], str]) -> s
 
 @dataclass(frozen=True)
 class QuantizeResult:
-    """What ``quantize`` wrote, or would write (``dry_run``)."""
+    """What ``quantize`` wrote, or would write (``dry_run``).
+
+    Attributes:
+        method: ``gptq`` or ``rtn``.
+        formats: names of the layouts.
+        linears: one record for each linear; none where nothing was written.
+        calibration: sources and numbers of tokens; None for ``rtn``.
+        peak_device_memory_bytes: None where the device is the host.
+        already_finished: whether a finished output of the same run was found and verified.
+    """
 
     model: str
     output_dir: Path
@@ -75,7 +82,7 @@ class QuantizeResult:
     input_bytes: int
     output_bytes: int
     estimate: Estimate
-    formats: tuple[str, ...] = ("int8",)
+    formats: tuple[str, ...] = (INT8,)
     linears: tuple[LinearRecord, ...] = ()
     calibration: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
@@ -90,7 +97,7 @@ class QuantizeResult:
         """The directory of the int8 format where there is one, else of the first."""
         if len(self.formats) == 1:
             return self.output_dir
-        return self.output_dir / ("int8" if "int8" in self.formats else self.formats[0])
+        return self.output_dir / (INT8 if INT8 in self.formats else self.formats[0])
 
     @property
     def memory_bytes(self) -> int:
@@ -99,7 +106,7 @@ class QuantizeResult:
 
     def totals(self) -> dict[str, Any]:
         """Return counts and means over all linears."""
-        kept = [record for record in self.linears if record.method == GPTQ]
+        num_gptq = sum(record.method == GPTQ for record in self.linears)
         compared = [
             (r.error_gptq, r.error_rtn)
             for r in self.linears
@@ -108,8 +115,8 @@ class QuantizeResult:
         ratio = sum(g / r for g, r in compared) / len(compared) if compared else None
         return {
             "num_linears": len(self.linears),
-            "num_gptq": len(kept),
-            "num_rtn": len(self.linears) - len(kept),
+            "num_gptq": num_gptq,
+            "num_rtn": len(self.linears) - num_gptq,
             "num_saturated": sum(record.num_saturated for record in self.linears),
             "mean_error_ratio_gptq_to_rtn": ratio,
         }
@@ -149,13 +156,11 @@ class QuantizeResult:
             pairs += self.estimate.to_pairs()
             return f"Would quantize {self.model} into {self.output_dir}\n{format_pairs(pairs)}"
         totals = self.totals()
-        if totals["mean_error_ratio_gptq_to_rtn"] is not None:
+        ratio = totals["mean_error_ratio_gptq_to_rtn"]
+        if ratio is not None:
             pairs += [
-                ("linears", f"{totals['num_gptq']} by gptq, {totals['num_rtn']} by rounding"),
-                (
-                    "output error",
-                    f"{totals['mean_error_ratio_gptq_to_rtn']:.3f} of rounding's, held-out tokens",
-                ),
+                ("linears", f"{totals['num_gptq']} by gptq, {totals['num_rtn']} by rounding (rtn)"),
+                ("output error", f"{ratio:.3f} relative to RTN, on held-out tokens"),
                 ("cut at ±127", f"{totals['num_saturated']} codes"),
             ]
         if not self.already_finished:
@@ -169,7 +174,7 @@ class QuantizeResult:
         pairs.append(("report", self.main_dir / REPORT_NAME))
         text = f"Quantized {self.model} in {self.output_dir}\n{format_pairs(pairs)}"
         if self.already_finished:
-            text = f"Finished already, and every file has its hash.\n{text}"
+            text = f"Already finished; all file hashes verified.\n{text}"
         text += "".join(f"\nWarning: {warning}" for warning in self.warnings)
         return f"{text}\nNext: vacc-deploy verify {self.main_dir}"
 
@@ -180,7 +185,7 @@ def _describe_calibration(calibration: dict[str, Any]) -> str:
 
 
 def describe_peak(host_bytes: int, device_bytes: int | None) -> str:
-    """Return the peak memory of the host and, where it is another, of the device."""
+    """Return the peak memory of the host and, where that is another, of the device."""
     device = "" if device_bytes is None else f", {format_bytes(device_bytes)} on the device"
     return f"{format_bytes(host_bytes)}{device}"
 
@@ -188,22 +193,22 @@ def describe_peak(host_bytes: int, device_bytes: int | None) -> str:
 def summarize_layer(layer: int, records: Sequence[LinearRecord]) -> str:
     """Return one line on a finished layer for the progress display."""
     parts = [part for part in map(_compare_errors, records) if part]
-    return f"layer {layer}" + (f": error beside rounding's {', '.join(parts)}" if parts else "")
+    compared = f", output error relative to RTN: {', '.join(parts)}" if parts else ""
+    return f"layer {layer}{compared}"
 
 
 def summarize_linear(layer: int, linear: str, records: Sequence[LinearRecord]) -> str:
-    """Return what is under way, ``linear``, and how those before it in the layer came out."""
+    """Return which linear is being quantized, and how those before it in the layer came out."""
     return f"{_short_name(linear)} of {summarize_layer(layer, records)}"
 
 
 def _compare_errors(record: LinearRecord) -> str:
-    """Return the error beside rounding's, for example ``q 0.52``; empty where there is none."""
+    """Return the error of GPTQ over that of RTN, ``q 0.52``; empty where none was measured."""
     if record.error_gptq is None or not record.error_rtn:
         return ""
     ratio = record.error_gptq / record.error_rtn
-    return f"{_short_name(record.name)} {ratio:.2f}" + (
-        "" if record.method == GPTQ else " (rounded)"
-    )
+    was_rounded = "" if record.method == GPTQ else " (rounded)"
+    return f"{_short_name(record.name)} {ratio:.2f}{was_rounded}"
 
 
 def _short_name(linear: str) -> str:

@@ -22,13 +22,10 @@ from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.linears import codes_from
 from vacc_deploy.models.config import CONFIG_NAME
+from vacc_deploy.models.directory_config import plain_config
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, check_vacc_config, needs_vacc_config
 
 LLAMA3_ROPE_SINCE = (4, 43)
-_GUARD_KEYS = (
-    *("quantization_config", "quantization_bit", "auto_map"),
-    *("attn_implementation", "_attn_implementation"),
-)
 # Always named: a configuration may name a kernel on the hub, which transformers would fetch.
 _ATTENTION = "eager"
 _SOURCE_PACKAGE = "vacc_deploy_source_code"
@@ -159,7 +156,7 @@ def _load_codes(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     """Build transformers' own class without weights, swap the linears, read our tensors into it."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    raw = {k: v for k, v in checkpoint.config.raw.items() if k not in _GUARD_KEYS}
+    raw = plain_config(checkpoint.config)
     path = checkpoint.directory / CONFIG_NAME
     config = _build_config(path, lambda: AutoConfig.for_model(**raw))
     config._attn_implementation = _ATTENTION

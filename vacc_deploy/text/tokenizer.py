@@ -15,7 +15,7 @@ from typing import Any
 import tokenizers
 
 from vacc_deploy.errors import CheckpointError, UsageError
-from vacc_deploy.json_files import read_json
+from vacc_deploy.json_files import read_bounded, read_json
 from vacc_deploy.text.chat_template import MAX_TEMPLATE_CHARS, ChatTemplate
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -24,6 +24,7 @@ TEMPLATE_NAME = "chat_template.jinja"
 TEMPLATE_JSON_NAME = "chat_template.json"
 MAX_TOKENIZER_BYTES = 64 << 20  # published files hold 4 to 17 MB
 MAX_TOKENIZER_CONFIG_BYTES = 8 << 20
+_RESTORE = "Restore the file from the model's original repository."
 
 
 class Tokenizer:
@@ -211,9 +212,7 @@ class Tokenizer:
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} cannot be used: {what}. Restore the file from the model's original repository."
-    )
+    return CheckpointError(f"{path} cannot be used: {what}. {_RESTORE}")
 
 
 def _read_backend(checkpoint_dir: Path) -> tokenizers.Tokenizer:
@@ -228,10 +227,7 @@ def _read_backend(checkpoint_dir: Path) -> tokenizers.Tokenizer:
         raise CheckpointError(
             f"{path} is missing. Download it from the model's repository into this directory."
         )
-    with path.open("rb") as file:
-        data = file.read(MAX_TOKENIZER_BYTES + 1)
-    if len(data) > MAX_TOKENIZER_BYTES:
-        raise _damaged(path, f"it holds more than {MAX_TOKENIZER_BYTES:,} bytes")
+    data = read_bounded(path, MAX_TOKENIZER_BYTES, advice=_RESTORE)
     with _library_errors(path):
         try:
             return tokenizers.Tokenizer.from_buffer(data)
@@ -272,10 +268,8 @@ def _read_template(checkpoint_dir: Path, config: Mapping[str, Any]) -> ChatTempl
     """Return the template of the first place that has one; the order is that of transformers 5."""
     path = checkpoint_dir / TEMPLATE_NAME
     if path.is_file():
-        with path.open("rb") as file:
-            data = file.read(4 * MAX_TEMPLATE_CHARS + 1)
-        if len(data) > 4 * MAX_TEMPLATE_CHARS:
-            raise _damaged(path, f"it holds more than {MAX_TEMPLATE_CHARS:,} characters")
+        # UTF-8 takes four bytes a character at the most.
+        data = read_bounded(path, 4 * MAX_TEMPLATE_CHARS, advice=_RESTORE)
         try:
             return ChatTemplate(data.decode("utf-8"), path)
         except UnicodeDecodeError as err:

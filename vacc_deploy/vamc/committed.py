@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.checkpoint import replace_text
-from vacc_deploy.json_files import dump_config
+from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.catalog import MODELS, plain_sizes
 from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, needs_vacc_config, vacc_config
@@ -45,7 +45,7 @@ def committed_files() -> dict[str, str]:
 def committed_configs() -> dict[str, str]:
     """Return the set of ``build_in/``, relative path to text: the models that need a config."""
     return {
-        f"{model.name}/{VACC_CONFIG_NAME}": dump_config(vacc_config(model.config))
+        f"{model.name}/{VACC_CONFIG_NAME}": dump_json(vacc_config(model.config))
         for model in MODELS.values()
         if needs_vacc_config(model.config)
     }

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from vacc_deploy.errors import CompileFileError
+from vacc_deploy.json_files import read_bounded
 
 MAX_FILE_BYTES = 1 << 20
 MAX_DEPTH = 20
@@ -90,15 +91,8 @@ def load_yaml(path: Path) -> Any:
     Raises:
         CompileFileError: missing, too large, not UTF-8, or refused by ``parse_yaml``.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as err:
-        raise CompileFileError(f"{path} cannot be read: {err.strerror}.") from err
-    if len(data) > MAX_FILE_BYTES:
-        raise CompileFileError(
-            f"{path} holds more than {MAX_FILE_BYTES:,} bytes: this is not a compile file."
-        )
+    advice = "Give a compile file."
+    data = read_bounded(path, MAX_FILE_BYTES, error=CompileFileError, advice=advice)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as err:

@@ -1,0 +1,51 @@
+"""Reading within bounds, and the text that is written."""
+
+import json
+
+import pytest
+
+from vacc_deploy.errors import CheckpointError, CompileFileError
+from vacc_deploy.json_files import dump_json, read_bounded, read_json
+
+
+def test_read_bounded_takes_a_file_up_to_its_limit(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"12345")
+    assert read_bounded(path, 5) == b"12345"
+    with pytest.raises(CompileFileError) as caught:
+        read_bounded(path, 4, error=CompileFileError, advice="Give another.")
+    assert str(caught.value) == (
+        f"{path} holds more than 4 bytes, too many for such a file. Give another."
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not valid JSON: Expecting value"),
+        (b'{"a": ', "is not valid JSON: Expecting value"),
+        (b'"\xff"', "is not valid JSON: 'utf-8' codec can't decode"),
+        (b"[" * 10000, "is not valid JSON: maximum recursion depth"),
+        (b" " * 20001, "holds more than 20,000 bytes, too many for such a file. Check the path."),
+    ],
+    ids=["empty", "cut", "not-utf8", "deep", "large"],
+)
+def test_read_json_refuses_what_is_no_json(tmp_path, content, message):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as caught:
+        read_json(path, limit_bytes=20_000)
+    assert str(caught.value).startswith(f"{path} {message}")
+
+
+def test_read_json_reads_a_byte_order_mark_and_names_a_missing_file(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "a.json", limit_bytes=100) == {"a": 1}
+    with pytest.raises(CheckpointError, match="b.json cannot be read: No such file or directory."):
+        read_json(tmp_path / "b.json", limit_bytes=100)
+
+
+def test_dump_json_literal_text():
+    text = dump_json({"b": "é", "a": None})
+    assert text == '{\n  "b": "é",\n  "a": null\n}\n'
+    assert json.loads(text) == {"b": "é", "a": None}
