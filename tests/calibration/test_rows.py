@@ -113,8 +113,8 @@ def test_plain_documents_are_joined_with_one_bos_each_and_cut(tmp_path, tokenize
     result = build([source], tokenizer, num_samples=3, sequence_length=7)
     assert result.tokens.dtype == np.int64
     assert result.tokens.shape == (3, 7)
-    assert result.num_fit_rows == 2
-    for stream in (result.tokens[:2].ravel().tolist(), result.tokens[2].tolist()):
+    assert (result.num_held_out, result.num_fit_rows) == (1, 2)
+    for stream in (result.tokens[0].tolist(), result.tokens[1:].ravel().tolist()):
         assert stream[0::5] == [BOS_ID] * len(stream[0::5])
         whole = [tokenizer.decode(stream[at : at + 4]) for at in range(1, len(stream) - 4, 5)]
         assert whole and set(whole) <= set(texts)
@@ -201,8 +201,8 @@ def test_report_tells_what_was_read(tmp_path, tokenizer):
 def test_fit_rows_and_held_out_rows_hold_every_kind(tmp_path, tokenizer, num_samples):
     result = build(mixed_sources(tmp_path), tokenizer, num_samples=num_samples, sequence_length=4)
     several = {i for i, source in enumerate(result.sources) if source.rows > 1}
-    held_out = result.row_sources[result.num_fit_rows :]
-    assert set(result.row_sources[: result.num_fit_rows]) == {0, 1, 2, 3}
+    held_out = result.row_sources[: result.num_held_out]
+    assert set(result.row_sources[result.num_held_out :]) == {0, 1, 2, 3}
     assert set(held_out) == several
     assert len(held_out) == sum(source.held_out_rows for source in result.sources)
 
@@ -214,8 +214,8 @@ def test_held_out_rows_share_no_document_with_fit_rows(tmp_path, tokenizer):
     for seed in range(3):
         result = build([source], tokenizer, num_samples=30, sequence_length=64, seed=seed)
         fit, held = (
-            documents_in(result.tokens[:27], tokenizer),
-            documents_in(result.tokens[27:], tokenizer),
+            documents_in(result.tokens[3:], tokenizer),
+            documents_in(result.tokens[:3], tokenizer),
         )
         assert len(fit) > 200 and len(held) > 20
         assert not fit & held
@@ -237,7 +237,7 @@ def test_the_evaluation_share_never_calibrates(tmp_path, tokenizer):
     judged = set()
     for seed in range(2):
         result = build([source], tokenizer, num_samples=20, seed=seed, part="evaluation", **options)
-        assert result.num_fit_rows == 20
+        assert result.num_held_out == 0
         judged |= documents_in(result.tokens, tokenizer)
     calibrated = build([source], tokenizer, num_samples=50, seed=5, **options)
     used = documents_in(calibrated.tokens, tokenizer)
@@ -282,8 +282,8 @@ def test_a_short_part_takes_whole_documents_that_the_other_does_not_need(tmp_pat
     fitting = [text for text in texts if places[text] >= HELD_OUT_SHARE][:40]
     source = CalibrationSource("c4", write_c4(tmp_path, fitting))
     result = build([source], tokenizer, num_samples=4, sequence_length=64)
-    fit = documents_in(result.tokens[: result.num_fit_rows], tokenizer)
-    held = documents_in(result.tokens[result.num_fit_rows :], tokenizer)
+    fit = documents_in(result.tokens[result.num_held_out :], tokenizer)
+    held = documents_in(result.tokens[: result.num_held_out], tokenizer)
     assert len(fit) == 27 and len(held) == 9
     assert not fit & held
     assert result.sources[0].documents_shared == 0
@@ -306,9 +306,10 @@ def test_split_shares_holds_out_a_tenth_and_one_at_least(shares, expected):
 
 def test_rows_are_spread_evenly(tmp_path, tokenizer):
     result = build(mixed_sources(tmp_path), tokenizer, num_samples=90, sequence_length=8)
-    half = result.num_fit_rows // 2
+    fitted = result.row_sources[result.num_held_out :]
+    half = len(fitted) // 2
     for position, source in enumerate(result.sources):
-        in_first_half = result.row_sources[:half].count(position)
+        in_first_half = fitted[:half].count(position)
         assert abs(in_first_half - (source.rows - source.held_out_rows) / 2) <= 2
 
 
@@ -364,7 +365,7 @@ def test_known_rows_do_not_change_between_releases(tmp_path, tokenizer):
     source = CalibrationSource("c4", write_c4(tmp_path, texts))
     result = build([source], tokenizer, num_samples=4, sequence_length=4, seed=0)
     texts = [tokenizer.decode(row[1:].tolist()) for row in result.tokens]
-    assert texts == ["eee", "ooo", "ppp", "www"]
+    assert texts == ["www", "eee", "ooo", "ppp"]
 
 
 def test_a_long_stream_is_read_only_as_far_as_needed(tmp_path, tokenizer):

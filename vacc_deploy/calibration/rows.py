@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from vacc_deploy.calibration.collect import AnswerWriter, Limits, SourceTokens
 from vacc_deploy.calibration.conversations import JOINED, TextEncoder
-from vacc_deploy.calibration.split import CALIBRATION, check_part, split_shares
+from vacc_deploy.calibration.split import CALIBRATION, TokenPart, check_part, split_shares
 from vacc_deploy.datasets.files import hash_file
 from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.errors import CalibrationError, UsageError, list_problems
@@ -66,9 +66,9 @@ class CalibrationRows:
     """Calibration tokens and where they came from.
 
     Attributes:
-        tokens: int64 [num_samples, sequence_length]. The rows that are fitted come first, those
-            held out to judge the fit last, each kind mixed evenly over the sources.
-        num_fit_rows: how many come first. No document is in rows of both kinds, but for the
+        tokens: int64 [num_samples, sequence_length]. The rows held out to judge the fit come first,
+            then the fitted ones, each kind mixed evenly over the sources.
+        num_held_out: how many come first. No document is in rows of both kinds, but for the
             ``documents_shared`` of a source.
         row_sources: for each row, the index of its source in ``sources``.
         sources: one report for each source, in the order given.
@@ -78,20 +78,28 @@ class CalibrationRows:
     """
 
     tokens: npt.NDArray[np.int64]
-    num_fit_rows: int
+    num_held_out: int
     row_sources: tuple[int, ...]
     sources: tuple[SourceReport, ...]
     seed: int
     evaluation_share: float = 0.0
     answers: dict[str, Any] | None = field(default=None)
 
+    @property
+    def num_fit_rows(self) -> int:
+        """How many rows are fitted."""
+        return len(self.tokens) - self.num_held_out
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for the report; ``tokens_sha256`` is of the little-endian int64s."""
         num_samples, sequence_length = self.tokens.shape
-        digest = hashlib.sha256(self.tokens.astype("<i8").tobytes())
+        # Fitted rows first: reports have always hashed them in this order.
+        digest = hashlib.sha256()
+        for rows in (self.tokens[self.num_held_out :], self.tokens[: self.num_held_out]):
+            digest.update(rows.astype("<i8").tobytes())
         return {
             "num_samples": num_samples,
-            "num_held_out_samples": num_samples - self.num_fit_rows,
+            "num_held_out_samples": self.num_held_out,
             "sequence_length": sequence_length,
             "tokens": int(self.tokens.size),
             "tokens_sha256": digest.hexdigest(),
@@ -211,16 +219,22 @@ def _check_request(
 def _arrange(
     collected: Sequence[SourceTokens], sequence_length: int, seed: int
 ) -> tuple[npt.NDArray[np.int64], int, tuple[int, ...]]:
-    """Return the rows, how many of them are fitted, and the source of each."""
+    """Return the rows, held-out ones first, how many of these there are, and each row's source."""
     rng = random.Random(f"vacc-deploy calibration {seed} order")
-    rows, row_sources, num_fit_rows = list[npt.NDArray[np.int64]](), list[int](), 0
-    for parts in ([part.fit for part in collected], [part.held_out for part in collected]):
-        blocks = [np.frombuffer(part.ids, np.int64).reshape(-1, sequence_length) for part in parts]
-        order = _interleave([len(block) for block in blocks], rng)
-        rows += [blocks[position][row] for position, row in order]
-        row_sources += [position for position, _ in order]
-        num_fit_rows = num_fit_rows or len(order)
-    return np.stack(rows), num_fit_rows, tuple(row_sources)
+    # The order of the fitted rows is drawn first: with the other order a seed would give new rows.
+    fit, fit_sources = _mix([source.fit for source in collected], sequence_length, rng)
+    held_out, held_out_sources = _mix([s.held_out for s in collected], sequence_length, rng)
+    return np.stack(held_out + fit), len(held_out), (*held_out_sources, *fit_sources)
+
+
+def _mix(
+    parts: Sequence[TokenPart], sequence_length: int, rng: random.Random
+) -> tuple[list[npt.NDArray[np.int64]], list[int]]:
+    """Cut the tokens of each source into rows and mix these; return them and their sources."""
+    # [tokens] -> [rows, sequence_length]
+    blocks = [np.frombuffer(part.ids, np.int64).reshape(-1, sequence_length) for part in parts]
+    order = _interleave([len(block) for block in blocks], rng)
+    return [blocks[position][row] for position, row in order], [position for position, _ in order]
 
 
 def _report(tokens: SourceTokens, rows: int, held_out_rows: int) -> SourceReport:
