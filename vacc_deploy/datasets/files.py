@@ -166,7 +166,7 @@ def read_field(record: dict[str, Any], key: str, where: str, *, default: str | N
     return value
 
 
-def hash_file(path: Path) -> str:
+def compute_sha256(path: Path) -> str:
     """Return the sha256 of a file in hex, read in pieces."""
     digest = hashlib.sha256()
     with open_raw(path) as file:
