@@ -48,7 +48,9 @@ def check_file(path: Path) -> None:
     if not path.exists():
         raise CalibrationError(f"{path} does not exist. Give the path of a calibration file.")
     if not path.is_file():
-        raise CalibrationError(f"{path} is no ordinary file. Give the path of a calibration file.")
+        raise CalibrationError(
+            f"{path} is not an ordinary file. Give the path of a calibration file."
+        )
     if path.stat().st_size == 0:
         raise CalibrationError(f"{path} is empty (0 bytes). Download it again.")
 
@@ -108,7 +110,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, object) of a JSON-lines file, plain or gzip; blank lines are skipped.
 
     Raises:
-        CalibrationError: a line is too long, not UTF-8, not JSON or no object; names the line.
+        CalibrationError: a line is too long, not UTF-8, not JSON or not an object; names the line.
     """
     number = 0
     with open_data(path) as file:
@@ -145,7 +147,7 @@ def read_field(record: dict[str, Any], key: str, where: str, *, default: str | N
     """Return a text field of a JSON record.
 
     Raises:
-        CalibrationError: the field is missing, no text, or not valid Unicode; names the record.
+        CalibrationError: the field is missing, not text, or not valid Unicode; names the record.
     """
     value = record.get(key)
     value = default if value is None else value

@@ -189,9 +189,9 @@ def _decode(decoder: codecs.IncrementalDecoder, data: bytes, position: int, path
         return decoder.decode(data, final=not data)
     except UnicodeDecodeError as err:
         # Bytes of a character that began before this block stand in front of it.
-        place = position + err.start - (len(err.object) - len(data))
+        byte = position + err.start - (len(err.object) - len(data))
         raise CalibrationError(
-            f"{path} is not UTF-8 text: {err.reason} at byte {place:,}. It looks like "
+            f"{path} is not UTF-8 text: {err.reason} at byte {byte:,}. It looks like "
             f"{describe_start(path)}. Convert the file to UTF-8."
         ) from err
 
