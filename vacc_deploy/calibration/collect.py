@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vacc_deploy.calibration.conversations import DocumentEncoder
-from vacc_deploy.calibration.split import hash_document, is_held_out, is_in_part
+from vacc_deploy.calibration.split import Split, hash_document, is_held_out
 from vacc_deploy.datasets.files import Document
 from vacc_deploy.datasets.sources import CONVERSATION_KINDS, CalibrationSource, read_documents
 from vacc_deploy.progress import Progress
@@ -27,23 +27,6 @@ class Candidate(NamedTuple):
 
     document: Document
     digest: bytes
-
-
-@dataclass(frozen=True)
-class TokenRequest:
-    """What a source has to give, and from which of its documents; see ``split``.
-
-    Attributes:
-        num_fit: tokens for fitted rows.
-        num_held_out: tokens for held-out rows.
-        part: ``calibration`` or ``evaluation``.
-        evaluation_share: share of the documents that belongs to the evaluation part.
-    """
-
-    num_fit: int
-    num_held_out: int
-    part: str
-    evaluation_share: float
 
 
 @dataclass
@@ -75,6 +58,7 @@ class TokenBuffer:
         """Take a document, cut where the buffer is full; return how many tokens were taken."""
         taken = ids[: self.missing]
         if taken:
+            # Documents follow one another without a mark of our own: a BOS is the tokenizer's part.
             self.ids.extend(taken)
             self.digests.add(digest)
             self.num_documents += 1
@@ -93,10 +77,16 @@ class SourceTokens:
     """
 
     def __init__(
-        self, source: CalibrationSource, encoder: DocumentEncoder, request: TokenRequest
+        self,
+        source: CalibrationSource,
+        encoder: DocumentEncoder,
+        split: Split,
+        num_fit: int,
+        num_held_out: int,
     ) -> None:
-        self.source, self.encoder, self._request = source, encoder, request
-        self.fit, self.held_out = TokenBuffer(request.num_fit), TokenBuffer(request.num_held_out)
+        """Want ``num_fit`` and ``num_held_out`` tokens of the documents that ``split`` includes."""
+        self.source, self.encoder, self._split = source, encoder, split
+        self.fit, self.held_out = TokenBuffer(num_fit), TokenBuffer(num_held_out)
         self.documents_read = self.documents_shared = 0
 
     def collect(self, rng: random.Random, progress: Progress) -> None:
@@ -121,6 +111,7 @@ class SourceTokens:
                     batch = []
                 if not self._missing():
                     break
+        # A batch that the end of the file, or of what is missing, has cut short.
         spare += self._add(batch, progress)
         self._fill_from(spare, progress)
 
@@ -128,22 +119,22 @@ class SourceTokens:
         return self.fit.missing + self.held_out.missing
 
     def _buffer_of(self, candidate: Candidate) -> TokenBuffer:
-        holds_out = self._request.num_held_out and is_held_out(candidate.digest)
+        holds_out = self.held_out.needed and is_held_out(candidate.digest)
         return self.held_out if holds_out else self.fit
 
     def _choose_documents(self, rng: random.Random) -> Generator[Candidate, None, None]:
         """Yield the documents of the wanted part in the order of the shuffle."""
-        request = self._request
         num_bytes = self._missing() * BYTES_PER_NEEDED_TOKEN
         if self.source.kind in CONVERSATION_KINDS:
             num_bytes = WHOLE_POOL_BYTES
+        # ``closing``: a file stays open no longer than it is read, though most end half way.
         with closing(_read_pools(self.source, num_bytes)) as pools:
             for pool in pools:
                 self.documents_read += len(pool)
                 rng.shuffle(pool)
                 for document in pool:
                     digest = hash_document(document)
-                    if is_in_part(digest, request.part, request.evaluation_share):
+                    if self._split.includes(digest):
                         yield Candidate(document, digest)
 
     def _encode(self, batch: Sequence[Candidate]) -> Iterator[tuple[Candidate, list[int]]]:
@@ -171,6 +162,7 @@ class SourceTokens:
         if short is None:
             return
         other = self.held_out if short is self.fit else self.fit
+        # Where both are short there is nothing to spare: only a full buffer turns documents away.
         fresh = [candidate for candidate in spare if candidate.digest not in other.digests]
         copies = [candidate for candidate in spare if candidate.digest in other.digests]
         size = self.encoder.batch_size

@@ -106,6 +106,7 @@ class DocumentEncoder:
             self._conversations.encode_prompt(d) for d in documents if not isinstance(d, str)
         ]
         limit = writer.max_prompt_tokens
+        # One list for all: the model writes the answers of a batch at once.
         fitting = [prompt for prompt in prompts if len(prompt) <= limit]
         self.num_skipped += len(prompts) - len(fitting)
         answers = iter(writer.write(fitting) if fitting else [])
@@ -160,7 +161,7 @@ class ConversationEncoder:
         if whole[: len(ids)] == ids:
             ids = whole
         else:
-            # A token would span the two, for example one of two line ends.
+            # A token would span the two, for example one of two line ends: encode them apart.
             ids += self._tokenizer.encode(answer, add_bos=False)
         if self._end_id is not None and ids[-1:] != [self._end_id]:
             ids.append(self._end_id)

@@ -147,6 +147,7 @@ class OwnAnswers:
             CheckpointError: the model cannot be loaded, or writes no probabilities.
             OutputError: the cache cannot be written.
         """
+        # A batch is the unit: sampling draws for all of its rows together.
         answers = self._cache.get(prompts)
         if answers is None:
             answers = self._generate([list(prompt) for prompt in prompts])
@@ -185,7 +186,8 @@ class OwnAnswers:
             model = self._load(self._checkpoint.directory, dtype=dtype)
             self._model = model.to(self._settings.device)
         started = time.monotonic()
-        # From the prompts too: a batch is the same whether those before it were in the cache.
+        # The seed depends on the prompts too: a batch is the same whether those before it were in
+        # the cache.
         drawn = hash_json([self._settings.seed, prompts])
         sampling = Sampling(**self._sampling, seed=int(drawn[:15], 16))
         try:
@@ -197,6 +199,7 @@ class OwnAnswers:
                 sampling=sampling,
             )
         except RuntimeError as err:
+            # What torch.multinomial says of NaN, which has no class of its own.
             if "probability tensor" not in str(err):
                 raise
             raise CheckpointError(

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from vacc_deploy.calibration.collect import SourceTokens, TokenBuffer, TokenRequest
+from vacc_deploy.calibration.collect import SourceTokens, TokenBuffer
 from vacc_deploy.calibration.conversations import JOINED, DocumentEncoder
-from vacc_deploy.calibration.split import CALIBRATION, check_part, split_shares
+from vacc_deploy.calibration.split import CALIBRATION, Split, split_shares
 from vacc_deploy.datasets.files import compute_sha256
 from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.errors import CalibrationError, UsageError, list_problems
@@ -157,9 +157,11 @@ def build_rows(
         CheckpointError: an id is not below ``vocab_size``, or the chat template fails.
     """
     _check_request(sources, num_samples, sequence_length)
-    check_part(part, evaluation_share)
+    split = Split(part, evaluation_share)
+    split.check()
     shares = share_rows(sources, num_samples)
     held_out = split_shares(shares) if part == CALIBRATION else [0] * len(shares)
+    # The sources are read one after another, so that one text at a time is in memory.
     progress.start("Reading calibration text", num_samples * sequence_length, "tokens")
     collected = []
     for position, (source, rows, held) in enumerate(zip(sources, shares, held_out, strict=True)):
@@ -167,8 +169,8 @@ def build_rows(
             source, tokenizer, vocab_size=vocab_size, writer=writer, progress=progress
         )
         num_fit, num_held_out = (rows - held) * sequence_length, held * sequence_length
-        request = TokenRequest(num_fit, num_held_out, part, evaluation_share)
-        tokens = SourceTokens(source, encoder, request)
+        tokens = SourceTokens(source, encoder, split, num_fit, num_held_out)
+        # A seed of its own for each source: another one beside it leaves its shuffle as it was.
         rng = random.Random(f"vacc-deploy calibration {seed} {position} {source.kind}")
         tokens.collect(rng, progress)
         collected.append(tokens)
@@ -193,6 +195,7 @@ def share_rows(sources: Sequence[CalibrationSource], num_samples: int) -> list[i
     Raises:
         UsageError: a source would get no row.
     """
+    # Fractions: with floats two equal remainders could differ by a rounding error.
     weights = [Fraction(source.weight) for source in sources]
     quotas = [num_samples * weight / sum(weights) for weight in weights]
     shares = [int(quota) for quota in quotas]
@@ -240,6 +243,7 @@ def _arrange(
     # The order of the fitted rows is drawn first: with the other order a seed would give new rows.
     fit, fit_sources = _mix([source.fit for source in collected], sequence_length, rng)
     held_out, held_out_sources = _mix([s.held_out for s in collected], sequence_length, rng)
+    # num_samples x [sequence_length] -> [num_samples, sequence_length]
     return np.stack(held_out + fit), (*held_out_sources, *fit_sources)
 
 
@@ -247,7 +251,7 @@ def _mix(
     buffers: Sequence[TokenBuffer], sequence_length: int, rng: random.Random
 ) -> tuple[list[npt.NDArray[np.int64]], list[int]]:
     """Cut the tokens of each source into rows and mix these; return them and their sources."""
-    # [tokens] -> [rows, sequence_length]
+    # Ids of a source [num_tokens] -> its rows [num_rows, sequence_length]
     blocks = [np.frombuffer(b.ids, np.int64).reshape(-1, sequence_length) for b in buffers]
     order = _interleave([len(block) for block in blocks], rng)
     return [blocks[position][row] for position, row in order], [position for position, _ in order]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 
 from vacc_deploy.datasets.files import Document
 from vacc_deploy.errors import UsageError
@@ -31,32 +32,45 @@ def position_of(digest: bytes) -> float:
 
 
 def is_held_out(digest: bytes) -> bool:
-    """Return whether a document of the calibration part judges: those have the first positions."""
+    """Return whether a calibrating document judges the fit: these have the first positions."""
     return position_of(digest) < HELD_OUT_SHARE
 
 
-def is_in_part(digest: bytes, part: str, evaluation_share: float) -> bool:
-    """Return whether a document belongs to ``part``: evaluation has the last positions."""
-    return (position_of(digest) >= 1 - evaluation_share) == (part == EVALUATION)
+@dataclass(frozen=True)
+class Split:
+    """The documents that rows may be made of.
 
-
-def check_part(part: str, evaluation_share: float) -> None:
-    """Refuse a part that does not exist or holds nothing.
-
-    Raises:
-        UsageError: says which value is wrong.
+    Attributes:
+        part: ``calibration`` or ``evaluation``.
+        evaluation_share: share of each file's documents in the evaluation part.
     """
-    if part not in PARTS:
-        raise UsageError(f"The part is {part!r}, expected one of {', '.join(PARTS)}.")
-    if not 0 <= evaluation_share <= MAX_EVALUATION_SHARE:
-        raise UsageError(
-            f"The evaluation share is {evaluation_share}, expected 0 to {MAX_EVALUATION_SHARE}."
-        )
-    if part == EVALUATION and not evaluation_share:
-        raise UsageError(
-            "The evaluation part holds no document: the evaluation share is 0. Give the share "
-            "with which the model was calibrated."
-        )
+
+    part: str
+    evaluation_share: float
+
+    def check(self) -> None:
+        """Refuse a part that does not exist or holds nothing.
+
+        Raises:
+            UsageError: says which value is wrong.
+        """
+        if self.part not in PARTS:
+            raise UsageError(f"The part is {self.part!r}, expected one of {', '.join(PARTS)}.")
+        if not 0 <= self.evaluation_share <= MAX_EVALUATION_SHARE:
+            raise UsageError(
+                f"The evaluation share is {self.evaluation_share}, expected 0 to "
+                f"{MAX_EVALUATION_SHARE}."
+            )
+        if self.part == EVALUATION and not self.evaluation_share:
+            raise UsageError(
+                "The evaluation part holds no document: the evaluation share is 0. Give the share "
+                "with which the model was calibrated."
+            )
+
+    def includes(self, digest: bytes) -> bool:
+        """Return whether a document is in the part: evaluation has the last positions."""
+        is_last = position_of(digest) >= 1 - self.evaluation_share
+        return is_last == (self.part == EVALUATION)
 
 
 def split_shares(shares: list[int]) -> list[int]:

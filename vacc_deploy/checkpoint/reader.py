@@ -131,6 +131,7 @@ def examine(directory: Path) -> tuple[Checkpoint, list[str]]:
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is not a directory. Give a checkpoint directory.")
     config = read_config(directory)
+    # Without an index every weight file of the directory counts.
     weight_map = _read_index(directory)
     names = sorted(set(weight_map.values())) if weight_map else _find_files(directory)
     shards, problems = _read_shards(directory, names, weight_map)
@@ -289,6 +290,7 @@ def _compare_with_index(
         if holder.get(tensor) != file:
             got = holder.get(tensor, "no file")
             problems.append(f"{tensor} should be in {file} by the index, it is in {got}")
+    # By the index nobody would read these.
     extra = sorted(holder.keys() - weight_map.keys())
     problems += [f"{tensor} in {holder[tensor]} is not in the index" for tensor in extra]
     return problems
@@ -300,6 +302,7 @@ def _compare_with_config(config: ModelConfig, tensors: dict[str, TensorInfo]) ->
         name: (shape, FLOAT_DTYPES) for name, shape in config.expected_tensors().items()
     }
     if config.quantization_format:
+        # Codes and scales stand where the float weight would.
         for name, (out_features, in_features) in config.linear_names().items():
             del expected[f"{name}.weight"]
             stored = stored_linear(config.quantization_format, out_features, in_features)
@@ -320,6 +323,7 @@ def _compare_with_config(config: ModelConfig, tensors: dict[str, TensorInfo]) ->
                 f"{name} in {info.path.name} is {info.dtype}, expected {' or '.join(dtypes)}"
             )
     for name, info in tensors.items():
+        # Exporters write the head of a tied model or leave it out; the embedding is used anyway.
         is_spare_head = name == LM_HEAD and config.tie_word_embeddings
         if name not in expected and not is_spare_head and not name.endswith(_IGNORED_SUFFIX):
             problems.append(f"{name} in {info.path.name} belongs to no part of this config.json")

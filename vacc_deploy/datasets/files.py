@@ -92,6 +92,7 @@ def open_data(path: Path) -> Iterator[IO[bytes]]:
     try:
         with path.open("rb") as raw:
             is_gzip = raw.read(2) == GZIP_MAGIC
+            # Some mirrors unpack a file and leave its .gz: the name does not count.
             raw.seek(0)
             if not is_gzip:
                 yield raw

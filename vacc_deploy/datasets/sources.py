@@ -66,6 +66,7 @@ def parse_source(text: str) -> CalibrationSource:
             f"Calibration source {text!r} has the unknown kind {kind!r}, expected one of {kinds}. "
             "For a plain text file write text=PATH."
         )
+    # The whole text first: a file may have a colon and a number in its name.
     path = _to_path(path_text, text)
     head, _, tail = path_text.rpartition(":")
     weight = _to_number(tail)
@@ -106,6 +107,7 @@ def read_documents(source: CalibrationSource) -> Documents:
         )
     check_file(source.path)
     is_empty = True
+    # Closed at once where the caller stops early, not when the collector comes.
     with closing(KINDS[source.kind](source.path)) as documents:
         for document in documents:
             turns = (document,) if isinstance(document, str) else (m["content"] for m in document)
