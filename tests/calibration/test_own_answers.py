@@ -66,22 +66,25 @@ def test_answers_are_bounded_repeatable_and_written_once(tmp_path, source):
     assert cached.describe() == writer.describe()
 
 
-def test_describe_names_settings_and_hashes(tmp_path, source):
-    writer = make_writer(source, tmp_path / "1")
-    answers = writer.write(PROMPTS)
-    report = writer.describe()
-    assert report["tokens"] == sum(map(len, answers)) and report["answers"] == 2
-    assert (report["temperature"], report["top_p"], report["top_k"]) == (0.6, 0.95, 0)
-    assert (report["max_new_tokens"], report["seed"]) == (6, 0)
-    assert len(report["identity_sha256"]) == len(report["answers_sha256"]) == 64
-
-
-def test_sampling_leaves_the_callers_random_state(tmp_path, source):
+def test_describe_names_settings_and_hashes_and_the_random_state_stays(tmp_path, source):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    make_writer(source, tmp_path / "1").write(PROMPTS)
+    writer = make_writer(source, tmp_path / "1")
+    answers = writer.write(PROMPTS)
     assert torch.equal(torch.rand(3), expected)
+    report = writer.describe()
+    assert len(report.pop("identity_sha256")) == len(report.pop("answers_sha256")) == 64
+    assert report == {
+        "written_by": "model",
+        "answers": 2,
+        "tokens": sum(map(len, answers)),
+        "max_new_tokens": 6,
+        "seed": 0,
+        "temperature": 0.6,
+        "top_p": 0.95,
+        "top_k": 0,
+    }
 
 
 @pytest.mark.parametrize("change", ["weights", "template", "sampling", "tokens", "seed"])
