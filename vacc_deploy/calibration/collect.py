@@ -115,6 +115,16 @@ class SourceTokens:
         spare += self._add(batch, progress)
         self._fill_from(spare, progress)
 
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens were collected."""
+        return len(self.fit.ids) + len(self.held_out.ids)
+
+    @property
+    def documents_used(self) -> int:
+        """How many documents are in the tokens."""
+        return self.fit.num_documents + self.held_out.num_documents - self.documents_shared
+
     def _missing(self) -> int:
         return self.fit.missing + self.held_out.missing
 

@@ -42,7 +42,7 @@ GENERATION_CONFIG_NAME = "generation_config.json"
 BATCH_SIZE = 8
 MAX_PROMPT_TOKENS = 4096
 # What DeepSeek advises for R1 models: at temperature 0 they repeat themselves without end.
-DEFAULT_TEMPERATURE, DEFAULT_TOP_P = 0.6, 0.95
+DEFAULT_SAMPLING: dict[str, Any] = {"temperature": 0.6, "top_p": 0.95, "top_k": 0}
 MAX_TEMPERATURE = 5.0
 MAX_CONFIG_BYTES = 1 << 20
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 16, 4096
@@ -232,8 +232,8 @@ class OwnAnswers:
 def read_sampling(directory: Path) -> dict[str, Any]:
     """Return ``temperature``, ``top_p`` and ``top_k`` of a checkpoint's generation config.
 
-    Where it states none: 0.6, 0.95 and 0, which is no limit. A temperature of 0 means greedy,
-    which is no sampling; it counts as none.
+    ``DEFAULT_SAMPLING`` where it states none; a ``top_k`` of 0 is no limit. A temperature of 0
+    means greedy, which is no sampling, so it counts as not stated.
 
     Raises:
         CheckpointError: the file is damaged, or a value is out of range.
@@ -242,14 +242,12 @@ def read_sampling(directory: Path) -> dict[str, Any]:
     stated = read_json(path, limit_bytes=MAX_CONFIG_BYTES) if path.is_file() else {}
     if not isinstance(stated, dict):
         raise _damaged(path, f"it holds {type(stated).__name__}", "a JSON object")
-    temperature = stated.get("temperature") or DEFAULT_TEMPERATURE
-    top_p, top_k = stated.get("top_p"), stated.get("top_k")
-    top_p = DEFAULT_TOP_P if top_p is None else top_p
-    top_k = 0 if top_k is None else top_k
+    values = DEFAULT_SAMPLING | {name: v for name, v in stated.items() if v is not None}
+    temperature = values["temperature"] or DEFAULT_SAMPLING["temperature"]
+    top_p, top_k = values["top_p"], values["top_k"]
     if not (_is_number(temperature) and 0 < temperature <= MAX_TEMPERATURE):
-        raise _damaged(
-            path, f"temperature is {temperature!r:.40}", f"above 0, to {MAX_TEMPERATURE}"
-        )
+        got = f"temperature is {temperature!r:.40}"
+        raise _damaged(path, got, f"above 0, to {MAX_TEMPERATURE}")
     if not (_is_number(top_p) and 0 < top_p <= 1):
         raise _damaged(path, f"top_p is {top_p!r:.40}", "above 0, to 1")
     if type(top_k) is not int or top_k < 0:

@@ -175,8 +175,7 @@ def build_rows(
         tokens.collect(rng, progress)
         collected.append(tokens)
     progress.finish()
-    _check_enough(collected)
-    _warn_of_shared(collected, progress)
+    _check_enough(collected, progress)
     rows_of_all, row_sources = _arrange(collected, sequence_length, seed)
     return CalibrationRows(
         rows_of_all,
@@ -250,30 +249,33 @@ def _arrange(
 def _mix(
     buffers: Sequence[TokenBuffer], sequence_length: int, rng: random.Random
 ) -> tuple[list[npt.NDArray[np.int64]], list[int]]:
-    """Cut the tokens of each source into rows and mix these; return them and their sources."""
+    """Cut the tokens of each source into rows and mix these; return them and their sources.
+
+    Each source is spread evenly: one row in each of its equal intervals, at random in it.
+    """
     # Ids of a source [num_tokens] -> its rows [num_rows, sequence_length]
     blocks = [np.frombuffer(b.ids, np.int64).reshape(-1, sequence_length) for b in buffers]
-    order = _interleave([len(block) for block in blocks], rng)
-    return [blocks[position][row] for position, row in order], [position for position, _ in order]
+    order = sorted(
+        ((row + rng.random()) / len(block), source, row)
+        for source, block in enumerate(blocks)
+        for row in range(len(block))
+    )
+    return [blocks[source][row] for _, source, row in order], [source for _, source, _ in order]
 
 
 def _report(tokens: SourceTokens, sequence_length: int) -> SourceReport:
     """Return what a source gave to its rows."""
     source, form = tokens.source, tokens.encoder.form
-    num_held_out = len(tokens.held_out.ids)
-    num_tokens = len(tokens.fit.ids) + num_held_out
     return SourceReport(
         kind=source.kind,
         file=source.path.name,
         sha256=compute_sha256(source.path),
         weight=source.weight,
-        rows=num_tokens // sequence_length,
-        tokens=num_tokens,
-        held_out_rows=num_held_out // sequence_length,
+        rows=tokens.num_tokens // sequence_length,
+        tokens=tokens.num_tokens,
+        held_out_rows=len(tokens.held_out.ids) // sequence_length,
         documents_read=tokens.documents_read,
-        documents_used=tokens.fit.num_documents
-        + tokens.held_out.num_documents
-        - tokens.documents_shared,
+        documents_used=tokens.documents_used,
         documents_held_out=tokens.held_out.num_documents,
         documents_shared=tokens.documents_shared,
         documents_skipped=tokens.encoder.num_skipped,
@@ -283,40 +285,23 @@ def _report(tokens: SourceTokens, sequence_length: int) -> SourceReport:
     )
 
 
-def _warn_of_shared(collected: Sequence[SourceTokens], progress: Progress) -> None:
+def _check_enough(collected: Sequence[SourceTokens], progress: Progress) -> None:
+    needed = [tokens.fit.needed + tokens.held_out.needed for tokens in collected]
+    got = [tokens.num_tokens for tokens in collected]
+    if sum(got) < sum(needed):
+        lines = [
+            f"{tokens.source.path} ({tokens.source.kind}): {has:,} of {wants:,} tokens"
+            for tokens, has, wants in zip(collected, got, needed, strict=True)
+        ]
+        raise CalibrationError(
+            "The calibration data hold too few tokens. Got, of what is needed:\n"
+            f"{list_problems(lines)}\n"
+            "Give more data, ask for fewer samples or a shorter sequence, or give the short "
+            "source a smaller weight."
+        )
     names = [tokens.source.path.name for tokens in collected if tokens.documents_shared]
     if names:
         progress.warn(
             f"{', '.join(names)}: too few documents to hold some out; the rows that judge the "
             "calibration share documents with it. Give more text."
         )
-
-
-def _check_enough(collected: Sequence[SourceTokens]) -> None:
-    lines = []
-    missing = 0
-    for tokens in collected:
-        got = len(tokens.fit.ids) + len(tokens.held_out.ids)
-        needed = tokens.fit.needed + tokens.held_out.needed
-        missing += needed - got
-        lines.append(f"{tokens.source.path} ({tokens.source.kind}): {got:,} of {needed:,} tokens")
-    if missing:
-        raise CalibrationError(
-            f"The calibration data hold too few tokens. Got, of what is needed:\n"
-            f"{list_problems(lines)}\n"
-            "Give more data, ask for fewer samples or a shorter sequence, or give the short "
-            "source a smaller weight."
-        )
-
-
-def _interleave(shares: Sequence[int], rng: random.Random) -> list[tuple[int, int]]:
-    """Return the order of the rows as (source, row of that source).
-
-    Each source is spread evenly: one row in each of its equal intervals, at random in it.
-    """
-    drawn = [
-        ((row + rng.random()) / rows, source, row)
-        for source, rows in enumerate(shares)
-        for row in range(rows)
-    ]
-    return [(source, row) for _, source, row in sorted(drawn)]

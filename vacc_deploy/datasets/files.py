@@ -1,6 +1,6 @@
 """How calibration files are opened: by their first bytes, within bounds, with one kind of error.
 
-Knows nothing of the four data sets.
+Knows nothing of the data sets.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def check_file(path: Path) -> None:
 
 def describe_start(path: Path) -> str:
     """Return what the first bytes of a file look like, for messages."""
-    with open_raw(path) as file:
+    with open_data(path, unpack=False) as file:
         head = file.read(64)
     for magic, description in _STARTS:
         if head.startswith(magic):
@@ -73,25 +73,15 @@ def unreadable(path: Path, err: OSError) -> CalibrationError:
 
 
 @contextmanager
-def open_raw(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file as it is; a failure while it is read becomes a CalibrationError."""
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as err:
-        raise unreadable(path, err) from err
-
-
-@contextmanager
-def open_data(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file, through gzip where its first bytes say so, whatever its name says.
+def open_data(path: Path, *, unpack: bool = True) -> Iterator[IO[bytes]]:
+    """Open a file; with ``unpack`` through gzip where its first bytes say so, not its name.
 
     Raises:
         CalibrationError: the file cannot be read, or its gzip data are cut off or damaged.
     """
     try:
         with path.open("rb") as raw:
-            is_gzip = raw.read(2) == GZIP_MAGIC
+            is_gzip = unpack and raw.read(2) == GZIP_MAGIC
             # Some mirrors unpack a file and leave its .gz: the name does not count.
             raw.seek(0)
             if not is_gzip:
@@ -105,6 +95,19 @@ def open_data(path: Path) -> Iterator[IO[bytes]]:
         ) from err
     except OSError as err:
         raise unreadable(path, err) from err
+
+
+def read_whole(path: Path, limit_bytes: int, too_long: str, *, unpack: bool = True) -> bytes:
+    """Return the bytes of a file; ``too_long`` says what it holds too many bytes of, and advises.
+
+    Raises:
+        CalibrationError: the file cannot be read, or is longer than ``limit_bytes``.
+    """
+    with open_data(path, unpack=unpack) as file:
+        data = file.read(limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise CalibrationError(f"{path} holds more than {limit_bytes:,} bytes {too_long}")
+    return data
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -172,7 +175,7 @@ def read_field(record: dict[str, Any], key: str, where: str, *, default: str | N
 def compute_sha256(path: Path) -> str:
     """Return the sha256 of a file in hex, read in pieces."""
     digest = hashlib.sha256()
-    with open_raw(path) as file:
+    with open_data(path, unpack=False) as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()

@@ -22,9 +22,9 @@ from vacc_deploy.datasets.files import (
     check_file,
     describe_start,
     open_data,
-    open_raw,
     read_field,
     read_json_lines,
+    read_whole,
 )
 from vacc_deploy.datasets.traces import split_traces
 from vacc_deploy.errors import CalibrationError, UsageError
@@ -138,13 +138,8 @@ def _read_alpaca(path: Path) -> Documents:
 
 
 def _read_array(path: Path) -> list[Any]:
-    with open_data(path) as file:
-        data = file.read(MAX_ARRAY_BYTES + 1)
-    if len(data) > MAX_ARRAY_BYTES:
-        raise CalibrationError(
-            f"{path} holds more than {MAX_ARRAY_BYTES:,} bytes in one JSON array. Give JSON lines "
-            "(one object a line) or a part of it."
-        )
+    too_long = "in one JSON array. Give JSON lines (one object a line) or a part of it."
+    data = read_whole(path, MAX_ARRAY_BYTES, too_long)
     try:
         value = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as err:
@@ -172,7 +167,7 @@ def _read_text(path: Path) -> Documents:
     """Yield pieces of about ``TEXT_PIECE_CHARS`` characters, cut at line ends where possible."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     rest, position = "", 0
-    with open_raw(path) as file:
+    with open_data(path, unpack=False) as file:
         while data := file.read(1 << 16):
             if position == 0 and data.startswith(LFS_POINTER):
                 raise CalibrationError(f"{path} is {describe_start(path)}. Download the file.")
@@ -199,12 +194,7 @@ def _decode(decoder: codecs.IncrementalDecoder, data: bytes, position: int, path
 
 
 def _read_traces(path: Path) -> Documents:
-    with open_raw(path) as file:
-        data = file.read(MAX_TRACES_BYTES + 1)
-    if len(data) > MAX_TRACES_BYTES:
-        raise CalibrationError(
-            f"{path} holds more than {MAX_TRACES_BYTES:,} bytes of traces. Give a part of it."
-        )
+    data = read_whole(path, MAX_TRACES_BYTES, "of traces. Give a part of it.", unpack=False)
     if data.startswith(LFS_POINTER):
         raise CalibrationError(f"{path} is {describe_start(path)}. Download the file.")
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
