@@ -2,28 +2,32 @@ import json
 import os
 
 import pytest
+from doubles import Recorder
 
-from vacc_deploy.calibration import answer_cache
-from vacc_deploy.calibration.answer_cache import AnswerCache, default_directory, hash_json
+from vacc_deploy.calibration.answer_cache import (
+    MAX_BATCH_BYTES,
+    AnswerCache,
+    default_directory,
+    hash_json,
+)
 from vacc_deploy.errors import OutputError
-from vacc_deploy.progress import SILENT, Progress
+from vacc_deploy.progress import SILENT
 
 IDENTITY = {"weights": "w", "seed": 0}
 PROMPTS, ANSWERS = [[1, 2], [3]], [[4, 5], []]
 
 
-class Listener(Progress):
-    def __init__(self):
-        self.warnings = []
-
-    def warn(self, message):
-        self.warnings.append(message)
-
-
 def open_cache(directory, identity=IDENTITY, progress=SILENT):
-    cache = AnswerCache(directory, identity, vocab_size=10, max_tokens=3)
-    cache.load(progress)
-    return cache
+    return AnswerCache(directory, identity, vocab_size=10, max_tokens=3, progress=progress)
+
+
+def is_damaged(directory):
+    """Return whether the answers are not used, with a warning that names their file."""
+    recorder = Recorder()
+    cache = open_cache(directory, progress=recorder)
+    assert cache.get(PROMPTS) is None
+    path = cache.path_of(PROMPTS)
+    return recorder.warnings == [f"{path} is damaged: its answers are written anew."]
 
 
 def test_answers_come_back_and_no_other_file_stays(tmp_path):
@@ -34,7 +38,8 @@ def test_answers_come_back_and_no_other_file_stays(tmp_path):
     again = open_cache(tmp_path / "a" / "b")
     assert again.get(PROMPTS) == ANSWERS and again.get([[9]]) == [[1]]
     assert again.get([[1, 2]]) is None
-    assert [path.name for path in again.path.parent.iterdir()] == [f"{again.digest[:24]}.jsonl"]
+    files = {again.path_of(PROMPTS), again.path_of([[9]])}
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == files
 
 
 def test_another_identity_is_another_file(tmp_path):
@@ -46,93 +51,75 @@ def test_another_identity_is_another_file(tmp_path):
 
 
 def test_the_same_answers_give_the_same_bytes(tmp_path):
-    for name in ("1", "2"):
-        open_cache(tmp_path / name).put(PROMPTS, ANSWERS)
-    first, second = (open_cache(tmp_path / name).path.read_bytes() for name in ("1", "2"))
+    caches = [open_cache(tmp_path / name) for name in ("1", "2")]
+    for cache in caches:
+        cache.put(PROMPTS, ANSWERS)
+    first, second = (cache.path_of(PROMPTS).read_bytes() for cache in caches)
     assert first == second
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda line: line[: len(line) // 2],
-        lambda line: line.replace("[4, 5]", "[4, 6]"),
-        lambda line: "[" * 100_000,
-        lambda line: "7",
-        lambda line: "\x00\xe9",
+        lambda text: "",
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace("[4, 5]", "[4, 6]"),
+        lambda text: "[" * 100_000,
+        lambda text: "7",
+        lambda text: "{}",
+        lambda text: "\x00\xe9",
+        lambda text: text + " " * MAX_BATCH_BYTES,
     ],
 )
-def test_a_damaged_line_is_left_out_with_a_warning_and_written_anew(tmp_path, damage):
+def test_a_damaged_file_is_not_used_and_written_anew(tmp_path, damage):
     cache = open_cache(tmp_path)
     cache.put(PROMPTS, ANSWERS)
     cache.put([[9]], [[1]])
-    lines = cache.path.read_text("ascii").splitlines()
-    lines[1] = damage(lines[1])
-    cache.path.write_text("\n".join(lines) + "\n", "utf-8")
-    listener = Listener()
-    again = open_cache(tmp_path, progress=listener)
-    assert again.get(PROMPTS) is None and again.get([[9]]) == [[1]]
-    message = f"{cache.path} is damaged (lines: 1): these answers are written anew."
-    assert listener.warnings == [message]
-    again.put(PROMPTS, ANSWERS)
-    assert open_cache(tmp_path, progress=listener).get(PROMPTS) == ANSWERS
-    assert len(listener.warnings) == 1
-
-
-@pytest.mark.parametrize("answers", [[[4, 10], []], [[-1], []], [[True], []], [[1] * 4, []], 5])
-def test_answers_outside_the_bounds_are_damage_even_with_a_right_hash(tmp_path, answers):
-    cache = open_cache(tmp_path)
-    cache.put(PROMPTS, answers)
-    listener = Listener()
-    assert open_cache(tmp_path, progress=listener).get(PROMPTS) is None
-    assert "is damaged (lines: 1)" in listener.warnings[0]
-
-
-def test_a_file_of_another_identity_under_this_name_is_not_used(tmp_path):
-    other = open_cache(tmp_path, {"weights": "stranger"})
-    other.put(PROMPTS, ANSWERS)
-    cache = open_cache(tmp_path)
-    os.replace(other.path, cache.path)
-    listener = Listener()
-    assert open_cache(tmp_path, progress=listener).get(PROMPTS) is None
-    assert "is damaged (lines: 2)" in listener.warnings[0]
-
-
-def test_a_file_over_the_limit_is_not_read(tmp_path, monkeypatch):
-    cache = open_cache(tmp_path)
+    path = cache.path_of(PROMPTS)
+    path.write_text(damage(path.read_text("ascii")), "utf-8")
+    assert is_damaged(tmp_path)
+    assert open_cache(tmp_path).get([[9]]) == [[1]]
     cache.put(PROMPTS, ANSWERS)
-    monkeypatch.setattr(answer_cache, "MAX_CACHE_BYTES", 10)
-    listener = Listener()
-    assert open_cache(tmp_path, progress=listener).get(PROMPTS) is None
-    assert len(listener.warnings) == 1
+    assert open_cache(tmp_path).get(PROMPTS) == ANSWERS
 
 
-def test_answers_of_the_wrong_number_are_not_used(tmp_path):
-    cache = open_cache(tmp_path)
-    cache.put(PROMPTS, [[1]])
+@pytest.mark.parametrize(
+    "answers", [[[4, 10], []], [[-1], []], [[True], []], [[1] * 4, []], [5, 5], 5, [[1]]]
+)
+def test_answers_outside_the_bounds_are_damage_even_with_a_right_hash(tmp_path, answers):
+    open_cache(tmp_path).put(PROMPTS, answers)
+    assert is_damaged(tmp_path)
+
+
+def test_a_file_of_other_settings_or_prompts_under_this_name_is_not_used(tmp_path):
+    cache, other = open_cache(tmp_path), open_cache(tmp_path, {"weights": "stranger"})
+    for stranger, prompts in ((other, PROMPTS), (cache, [[7], [8]])):
+        stranger.put(prompts, ANSWERS)
+        os.replace(stranger.path_of(prompts), cache.path_of(PROMPTS))
+        assert is_damaged(tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_a_warning(tmp_path):
+    recorder = Recorder()
+    cache = open_cache(tmp_path, progress=recorder)
+    cache.path_of(PROMPTS).mkdir()
     assert cache.get(PROMPTS) is None
+    assert "cannot be read (Is a directory)" in recorder.warnings[0]
 
 
 def test_a_directory_that_cannot_be_made_is_an_error_before_any_work(tmp_path):
     blocker = tmp_path / "file"
     blocker.write_text("", "utf-8")
-    with pytest.raises(OutputError, match="cannot be kept in .*file.*--answers-cache"):
-        AnswerCache(blocker / "sub", IDENTITY, vocab_size=10, max_tokens=3)
+    with pytest.raises(OutputError, match="cannot be saved in .*file.*--answers-cache"):
+        open_cache(blocker / "sub")
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path, monkeypatch):
+def test_a_failed_write_is_an_error_and_leaves_no_partial_file(tmp_path):
     cache = open_cache(tmp_path)
-    cache.put(PROMPTS, ANSWERS)
-    before = cache.path.read_bytes()
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(answer_cache.os, "fsync", fail)
-    with pytest.raises(OutputError, match="No space left on device"):
-        cache.put([[9]], [[1]])
-    assert cache.path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [cache.path]
+    cache.path_of(PROMPTS).mkdir()
+    with pytest.raises(OutputError, match="--answers-cache"):
+        cache.put(PROMPTS, ANSWERS)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_default_directory_follows_the_xdg_rules(monkeypatch):

@@ -1,3 +1,4 @@
+import gc
 import json
 import shutil
 import weakref
@@ -5,16 +6,16 @@ import weakref
 import pytest
 import torch
 from checkpoint_builders import read_tensors, write_checkpoint
+from doubles import Recorder
+from texts import read_json
 from tokenizer_builders import EOS_ID, tokenizer_config, write_tokenizer
+from transformers import PreTrainedModel
 
-from vacc_deploy.calibration import own_answers
-from vacc_deploy.calibration.own_answers import OwnAnswers, read_sampling
+from vacc_deploy.calibration.own_answers import AnswerSettings, OwnAnswers, read_sampling
 from vacc_deploy.calibration.rows import build_rows
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.errors import CheckpointError, UsageError
-from vacc_deploy.progress import Progress
-from vacc_deploy.quantize import run as pipeline
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.run import quantize
 from vacc_deploy.text.tokenizer import Tokenizer
@@ -22,27 +23,23 @@ from vacc_deploy.text.tokenizer import Tokenizer
 PROMPTS = [[256, 258, 65, 259], [256, 258, 66, 67, 259]]
 
 
-class Listener(Progress):
-    def __init__(self):
-        self.notes, self.warnings = [], []
-
-    def advance(self, amount=1, note=""):
-        self.notes += [note] if note else []
-
-    def warn(self, message):
-        self.warnings.append(message)
-
-
 @pytest.fixture
 def source(tmp_path):
     return write_checkpoint(tmp_path / "model")
 
 
-def make_writer(source, cache_dir, **changes):
-    options = {"max_new_tokens": 6, "seed": 0, **changes}
-    return OwnAnswers(
-        Checkpoint.open(source), Tokenizer.from_dir(source), cache_dir=cache_dir, **options
-    )
+def make_writer(source, cache_dir, max_new_tokens=6, seed=0, device="cpu", **options):
+    settings = AnswerSettings(max_new_tokens, seed, device, cache_dir)
+    return OwnAnswers(Checkpoint.open(source), Tokenizer.from_dir(source), settings, **options)
+
+
+def make_reader(source, cache_dir):
+    """Return a writer that must take every answer from the cache."""
+    return make_writer(source, cache_dir, load=lambda *_, **__: pytest.fail("loaded the model"))
+
+
+def identity(source, cache_dir, **options):
+    return make_writer(source, cache_dir, **options).describe()["identity_sha256"]
 
 
 def write_alpaca(directory, num_records=40):
@@ -52,51 +49,47 @@ def write_alpaca(directory, num_records=40):
     return CalibrationSource("alpaca", path)
 
 
-def forbid_loading(monkeypatch):
-    def fail(*_, **__):
-        raise AssertionError("the model was loaded")
-
-    monkeypatch.setattr(own_answers, "load_model", fail)
-
-
-def test_answers_are_bounded_repeatable_and_written_once(tmp_path, source, monkeypatch):
-    listener = Listener()
-    writer = make_writer(source, tmp_path / "1", progress=listener)
+def test_answers_are_bounded_repeatable_and_written_once(tmp_path, source):
+    recorder = Recorder()
+    writer = make_writer(source, tmp_path / "1", progress=recorder)
     answers = writer.write(PROMPTS)
     assert [1 <= len(ids) <= 6 for ids in answers] == [True, True]
-    assert listener.notes[0].startswith("2 own answers, ") and "tokens/s" in listener.notes[0]
+    (note,) = recorder.notes()
+    assert note.startswith("2 own answers, ") and note.endswith(" tokens/s")
     # Other answers in between change nothing.
     other = make_writer(source, tmp_path / "2")
     other.write([[256, 258, 70, 259]])
     assert other.write(PROMPTS) == answers
     assert make_writer(source, tmp_path / "3", seed=1).write(PROMPTS) != answers
-    forbid_loading(monkeypatch)
-    cached = make_writer(source, tmp_path / "1")
+    cached = make_reader(source, tmp_path / "1")
     assert cached.write(PROMPTS) == answers
     assert cached.describe() == writer.describe()
 
 
-def test_describe_names_settings_and_hashes(tmp_path, source):
-    writer = make_writer(source, tmp_path / "1")
-    answers = writer.write(PROMPTS)
-    report = writer.describe()
-    assert report["tokens"] == sum(map(len, answers)) and report["answers"] == 2
-    assert (report["temperature"], report["top_p"], report["top_k"]) == (0.6, 0.95, 0)
-    assert (report["max_new_tokens"], report["seed"]) == (6, 0)
-    assert len(report["identity_sha256"]) == len(report["answers_sha256"]) == 64
-
-
-def test_sampling_leaves_the_callers_random_state(tmp_path, source):
+def test_describe_names_settings_and_hashes_and_the_random_state_stays(tmp_path, source):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    make_writer(source, tmp_path / "1").write(PROMPTS)
+    writer = make_writer(source, tmp_path / "1")
+    answers = writer.write(PROMPTS)
     assert torch.equal(torch.rand(3), expected)
+    report = writer.describe()
+    assert len(report.pop("identity_sha256")) == len(report.pop("answers_sha256")) == 64
+    assert report == {
+        "written_by": "model",
+        "answers": 2,
+        "tokens": sum(map(len, answers)),
+        "max_new_tokens": 6,
+        "seed": 0,
+        "temperature": 0.6,
+        "top_p": 0.95,
+        "top_k": 0,
+    }
 
 
 @pytest.mark.parametrize("change", ["weights", "template", "sampling", "tokens", "seed"])
 def test_whatever_shapes_an_answer_changes_the_cache_file(tmp_path, source, change):
-    before = make_writer(source, tmp_path / "c").describe()["identity_sha256"]
+    before = identity(source, tmp_path / "c")
     options = {}
     if change == "weights":
         # The same header and size: a fine-tune of the same model.
@@ -113,17 +106,12 @@ def test_whatever_shapes_an_answer_changes_the_cache_file(tmp_path, source, chan
         options["max_new_tokens"] = 7
     else:
         options["seed"] = 1
-    after = make_writer(source, tmp_path / "c", **options).describe()["identity_sha256"]
-    assert after != before
+    assert identity(source, tmp_path / "c", **options) != before
 
 
 def test_a_copy_of_the_directory_uses_the_same_cache_file(tmp_path, source):
     shutil.copytree(source, tmp_path / "copy")
-    digests = {
-        make_writer(directory, tmp_path / "c").describe()["identity_sha256"]
-        for directory in (source, tmp_path / "copy")
-    }
-    assert len(digests) == 1
+    assert identity(source, tmp_path / "c") == identity(tmp_path / "copy", tmp_path / "c")
 
 
 def test_rows_hold_prompts_with_the_models_own_answers(tmp_path, source):
@@ -147,57 +135,67 @@ def test_rows_hold_prompts_with_the_models_own_answers(tmp_path, source):
     assert report["answers"]["answers"] <= 16
 
 
-def test_an_interrupted_run_goes_on_from_the_cache(tmp_path, source, monkeypatch):
+def test_an_interrupted_run_goes_on_from_the_cache(tmp_path, source):
     whole = make_writer(source, tmp_path / "whole")
     batches = [[[256, 258, 65 + n, 259]] for n in range(3)]
     expected = [whole.write(batch) for batch in batches]
     make_writer(source, tmp_path / "c").write(batches[0])
     again = make_writer(source, tmp_path / "c")
     assert [again.write(batch) for batch in batches] == expected
-    forbid_loading(monkeypatch)
-    last = make_writer(source, tmp_path / "c")
+    last = make_reader(source, tmp_path / "c")
     assert [last.write(batch) for batch in batches] == expected
 
 
-def test_the_model_answers_on_the_device_of_the_run_and_is_let_go(tmp_path, source, monkeypatch):
-    class Model:
-        def to(self, device):
-            devices.append(device)
-            return self
+class ReferringModel:
+    """Answers "A" wherever it runs; refers to itself, so counting references does not free it."""
 
+    generation_config = None
+
+    def __init__(self, devices):
+        self.itself, self._devices = self, devices
+
+    def to(self, device):
+        self._devices.append(device)
+        return self
+
+    def generate(self, ids, **_):
+        return torch.cat([ids, torch.full((len(ids), 1), 65)], dim=1)
+
+
+def test_the_model_answers_on_the_device_of_the_settings_and_is_let_go(tmp_path, source):
     devices, models = [], []
 
     def load(*_, **__):
-        model = Model()
-        model.itself = model  # as models may: counting references alone does not free it
+        model = ReferringModel(devices)
         models.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(own_answers, "load_model", load)
-    monkeypatch.setattr(
-        own_answers, "complete", lambda _, __, prompts, **___: [[65]] * len(prompts)
-    )
-    options = QuantizeOptions(
-        "gptq",
-        (write_alpaca(tmp_path),),
-        num_samples=4,
-        sequence_length=32,
-        answers="own",
-        answers_cache=tmp_path / "cache",
-        device="cuda:1",
-    )
-    rows = pipeline._calibration_rows(Checkpoint.open(source), options, Progress(), dry_run=False)
-    assert rows.tokens.shape == (4, 32)
+    writer = make_writer(source, tmp_path / "c", device="cuda:1", load=load)
+    assert writer.write(PROMPTS) == [[65], [65]]
+    writer.release()
     assert devices == ["cuda:1"]
     assert [model() for model in models] == [None]
 
 
 def test_the_cache_of_one_device_is_not_anothers(tmp_path, source):
-    digests = {
-        make_writer(source, tmp_path / "c", device=device).describe()["identity_sha256"]
-        for device in ("cpu", "cuda", "cuda:1")
-    }
-    assert len(digests) == 2
+    devices = ("cpu", "cuda", "cuda:1")
+    assert len({identity(source, tmp_path / "c", device=device) for device in devices}) == 2
+
+
+class ModelCounter(Recorder):
+    """Counts the models in memory whenever a new kind of work starts."""
+
+    def __init__(self):
+        super().__init__()
+        gc.collect()  # models of other tests
+        self._before, self.alive = self._count(), []
+
+    def start(self, description, total, unit):
+        self.alive.append(self._count() - self._before)
+
+    @staticmethod
+    def _count():
+        return sum(issubclass(type(item), PreTrainedModel) for item in gc.get_objects())
 
 
 def test_quantize_with_own_answers(tmp_path, source):
@@ -210,14 +208,17 @@ def test_quantize_with_own_answers(tmp_path, source):
         max_answer_tokens=6,
         answers_cache=tmp_path / "cache",
     )
-    listener = Listener()
-    plan = quantize(source, options=options, dry_run=True, progress=listener)
+    recorder = Recorder()
+    plan = quantize(source, options=options, dry_run=True, progress=recorder)
     assert plan.calibration["answers"] is None
-    assert listener.warnings[0].startswith("A dry run writes no answers: the plan counts the ")
+    assert recorder.warnings[0].startswith("A dry run writes no answers: the plan counts the ")
     assert not (tmp_path / "cache").exists()
-    result = quantize(source, options=options)
+    counter = ModelCounter()
+    result = quantize(source, options=options, progress=counter)
+    # The model is gone before the quantizer begins.
+    assert len(counter.alive) >= 2 and not any(counter.alive)
     assert result.calibration["answers"]["written_by"] == "model"
-    report = json.loads((result.output_dir / "quantize_report.json").read_text("utf-8"))
+    report = read_json(result.output_dir / "quantize_report.json")
     assert report["options"]["answers"] == "own"
     assert report["options"]["max_answer_tokens"] == 6
     assert report["calibration"]["answers"] == result.calibration["answers"]
@@ -267,7 +268,7 @@ def test_read_sampling_refuses_values_out_of_range(tmp_path, text, message):
 
 def test_no_template_and_no_room_are_usage_errors(tmp_path, source):
     context = Checkpoint.open(source).config.max_position_embeddings
-    with pytest.raises(UsageError, match="leaves no room for a prompt in the model's context"):
+    with pytest.raises(UsageError, match="leaves no space for a prompt in the model's context"):
         make_writer(source, tmp_path / "c", max_new_tokens=context)
     write_tokenizer(source, config=tokenizer_config(chat_template=None))
     with pytest.raises(UsageError, match="has no chat template.*--answers data"):

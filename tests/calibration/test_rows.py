@@ -4,10 +4,13 @@ import re
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from doubles import Recorder
+from texts import ROOT, sha256, write_numbers
 from tokenizer_builders import (
     ASSISTANT,
     ASSISTANT_ID,
@@ -23,14 +26,24 @@ from tokenizer_builders import (
     write_tokenizer,
 )
 
-from vacc_deploy.calibration import collect
 from vacc_deploy.calibration.rows import build_rows, share_rows
-from vacc_deploy.calibration.split import HELD_OUT_SHARE, hash_document, place_of, split_shares
-from vacc_deploy.datasets.files import hash_file
+from vacc_deploy.calibration.split import hash_document, is_held_out, split_shares
 from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.errors import CalibrationError, CheckpointError, UsageError
-from vacc_deploy.progress import Progress
 from vacc_deploy.text.tokenizer import Tokenizer
+
+# Short documents that can be found again in a stream of tokens.
+MARKED = [f"<{number:04}>" for number in range(900)]
+PRINT_HASH = """
+import sys; from pathlib import Path
+from vacc_deploy.calibration.rows import build_rows
+from vacc_deploy.datasets.sources import parse_source
+from vacc_deploy.text.tokenizer import Tokenizer
+tokenizer = Tokenizer.from_dir(Path(sys.argv[1]))
+options = {"num_samples": 20, "sequence_length": 64, "seed": 0, "vocab_size": 260}
+rows = build_rows([parse_source(name) for name in sys.argv[2:]], tokenizer, **options)
+print(rows.to_dict()["tokens_sha256"])
+"""
 
 
 @pytest.fixture
@@ -39,20 +52,17 @@ def tokenizer(tmp_path):
 
 
 def write_c4(directory, texts):
-    directory.mkdir(parents=True, exist_ok=True)
     path = directory / "c4.json"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
-    return path
+    return CalibrationSource("c4", path)
 
 
-def write_alpaca(directory, num_records):
+def write_alpaca(directory, records=10):
     path = directory / "alpaca.json"
-    records = [
-        {"instruction": f"q{number}", "input": "", "output": f"a{number}"}
-        for number in range(num_records)
-    ]
+    if isinstance(records, int):
+        records = [{"instruction": f"q{n}", "input": "", "output": f"a{n}"} for n in range(records)]
     path.write_text(json.dumps(records), "utf-8")
-    return path
+    return CalibrationSource("alpaca", path)
 
 
 def write_ceval(directory, num_rows):
@@ -62,18 +72,17 @@ def write_ceval(directory, num_rows):
     )
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("val/law_val.csv", table)
-    return path
+    return CalibrationSource("ceval", path)
 
 
 def mixed_sources(directory):
+    """Return one source of each kind, for two fifths, a fifth, a fifth and a tenth of the rows."""
     texts = [f"c4 document {number} " + "word " * (number % 7) for number in range(200)]
-    notes = directory / "notes.txt"
-    notes.write_text("".join(f"note {number}\n" for number in range(500)), "utf-8")
     return [
-        CalibrationSource("c4", write_c4(directory, texts), 2.0),
-        CalibrationSource("ceval", write_ceval(directory, 40), 1.0),
-        CalibrationSource("alpaca", write_alpaca(directory, 200), 1.0),
-        CalibrationSource("text", notes, 0.5),
+        replace(write_c4(directory, texts), weight=2.0),
+        write_ceval(directory, 40),
+        write_alpaca(directory, 200),
+        CalibrationSource("text", write_numbers(directory / "notes.txt", 500), 0.5),
     ]
 
 
@@ -89,32 +98,27 @@ def build(sources, tokenizer, *, num_samples=20, sequence_length=64, seed=0, **o
     )
 
 
-class Recorder(Progress):
-    def __init__(self):
-        self.total = self.done = self.finished = 0
-        self.warnings = []
+def documents_in(rows, tokenizer):
+    """Return the documents of ``MARKED`` that are whole in a stream of rows."""
+    return set(re.findall(r"<\d{4}>", tokenizer.decode(rows.ravel().tolist())))
 
-    def start(self, description, total, unit):
-        self.total = total
 
-    def advance(self, amount=1, note=""):
-        self.done += amount
-
-    def finish(self):
-        self.finished += 1
-
-    def warn(self, message):
-        self.warnings.append(message)
+def halves(result, tokenizer):
+    """Return the marked documents of the fitted and of the held-out rows."""
+    return (
+        documents_in(result.tokens[result.num_held_out :], tokenizer),
+        documents_in(result.tokens[: result.num_held_out], tokenizer),
+    )
 
 
 def test_plain_documents_are_joined_with_one_bos_each_and_cut(tmp_path, tokenizer):
     texts = [f"{number:04}" for number in range(200)]
-    source = CalibrationSource("c4", write_c4(tmp_path, texts))
-    result = build([source], tokenizer, num_samples=3, sequence_length=7)
+    result = build([write_c4(tmp_path, texts)], tokenizer, num_samples=3, sequence_length=7)
     assert result.tokens.dtype == np.int64
     assert result.tokens.shape == (3, 7)
-    assert result.num_fit_rows == 2
-    for stream in (result.tokens[:2].ravel().tolist(), result.tokens[2].tolist()):
+    assert (result.num_held_out, result.num_fit_rows) == (1, 2)
+    # The held-out row, then the stream that the two fitted rows were cut from.
+    for stream in (result.tokens[0].tolist(), result.tokens[1:].ravel().tolist()):
         assert stream[0::5] == [BOS_ID] * len(stream[0::5])
         whole = [tokenizer.decode(stream[at : at + 4]) for at in range(1, len(stream) - 4, 5)]
         assert whole and set(whole) <= set(texts)
@@ -122,8 +126,7 @@ def test_plain_documents_are_joined_with_one_bos_each_and_cut(tmp_path, tokenize
 
 
 def test_conversations_go_through_the_template_with_one_bos_each(tmp_path, tokenizer):
-    source = CalibrationSource("alpaca", write_alpaca(tmp_path, 10))
-    result = build([source], tokenizer, num_samples=1, sequence_length=80)
+    result = build([write_alpaca(tmp_path)], tokenizer, num_samples=1, sequence_length=80)
     ids = result.tokens[0].tolist()
     number = ids[3] - byte_ids("0")[0]
     question, answer = byte_ids(f"q{number}"), byte_ids(f"a{number}")
@@ -137,33 +140,31 @@ def test_conversations_go_through_the_template_with_one_bos_each(tmp_path, token
 def test_conversations_without_a_template_are_plain_text_and_said_so(tmp_path):
     config = tokenizer_config(chat_template=None)
     plain = Tokenizer.from_dir(write_tokenizer(tmp_path / "plain", config=config))
-    source = CalibrationSource("alpaca", write_alpaca(tmp_path, 10))
-    progress = Recorder()
-    result = build([source], plain, num_samples=1, sequence_length=60, progress=progress)
+    options = {"num_samples": 1, "sequence_length": 60, "progress": Recorder()}
+    result = build([write_alpaca(tmp_path)], plain, **options)
     ids = result.tokens[0].tolist()
     number = ids[2] - byte_ids("0")[0]
     assert ids[:3] == [BOS_ID, *byte_ids(f"q{number}")]
     assert plain.decode(ids[1:6]) == f"q{number}\na{number}"
     assert not result.to_dict()["sources"][0]["templated"]
-    assert len(progress.warnings) == 1
-    assert "no chat template: the conversations of alpaca.json" in progress.warnings[0]
+    (warning,) = options["progress"].warnings
+    assert "no chat template: the conversations of alpaca.json" in warning
 
 
 def test_every_source_gives_exactly_its_rows(tmp_path, tokenizer):
-    sources = mixed_sources(tmp_path)
     progress = Recorder()
-    result = build(sources, tokenizer, num_samples=45, progress=progress)
+    result = build(mixed_sources(tmp_path), tokenizer, num_samples=45, progress=progress)
     assert result.tokens.shape == (45, 64)
     assert [source.rows for source in result.sources] == [20, 10, 10, 5]
     assert [result.row_sources.count(position) for position in range(4)] == [20, 10, 10, 5]
     assert [source.templated for source in result.sources] == [False, True, True, False]
-    assert (progress.total, progress.done, progress.finished) == (45 * 64, 45 * 64, 1)
+    assert progress.events[0] == ("start", "Reading calibration text 2880 tokens")
+    assert (progress.amount(), progress.events[-1]) == (45 * 64, ("finish",))
     assert [source.held_out_rows for source in result.sources] == [2, 1, 1, 1]
 
 
-def test_report_tells_what_was_read(tmp_path, tokenizer):
-    texts = [f"{number:04}" for number in range(200)]
-    source = CalibrationSource("c4", write_c4(tmp_path, texts), 3.0)
+def test_report_says_what_was_read(tmp_path, tokenizer):
+    source = replace(write_c4(tmp_path, [f"{number:04}" for number in range(200)]), weight=3.0)
     result = build([source], tokenizer, num_samples=3, sequence_length=7, seed=5)
     report = json.loads(json.dumps(result.to_dict()))
     assert len(report.pop("tokens_sha256")) == 64
@@ -180,7 +181,7 @@ def test_report_tells_what_was_read(tmp_path, tokenizer):
             {
                 "kind": "c4",
                 "file": "c4.json",
-                "sha256": hash_file(source.path),
+                "sha256": sha256(source.path),
                 "weight": 3.0,
                 "rows": 3,
                 "tokens": 21,
@@ -201,22 +202,18 @@ def test_report_tells_what_was_read(tmp_path, tokenizer):
 def test_fit_rows_and_held_out_rows_hold_every_kind(tmp_path, tokenizer, num_samples):
     result = build(mixed_sources(tmp_path), tokenizer, num_samples=num_samples, sequence_length=4)
     several = {i for i, source in enumerate(result.sources) if source.rows > 1}
-    held_out = result.row_sources[result.num_fit_rows :]
-    assert set(result.row_sources[: result.num_fit_rows]) == {0, 1, 2, 3}
+    held_out = result.row_sources[: result.num_held_out]
+    assert set(result.row_sources[result.num_held_out :]) == {0, 1, 2, 3}
     assert set(held_out) == several
     assert len(held_out) == sum(source.held_out_rows for source in result.sources)
 
 
 def test_held_out_rows_share_no_document_with_fit_rows(tmp_path, tokenizer):
-    texts = [f"<{number:04}>" for number in range(900)]
-    source = CalibrationSource("c4", write_c4(tmp_path, texts))
-    held_out = set()
+    source, held_out = write_c4(tmp_path, MARKED), set()
     for seed in range(3):
         result = build([source], tokenizer, num_samples=30, sequence_length=64, seed=seed)
-        fit, held = (
-            documents_in(result.tokens[:27], tokenizer),
-            documents_in(result.tokens[27:], tokenizer),
-        )
+        assert result.num_held_out == 3
+        fit, held = halves(result, tokenizer)
         assert len(fit) > 200 and len(held) > 20
         assert not fit & held
         held_out |= held
@@ -225,19 +222,13 @@ def test_held_out_rows_share_no_document_with_fit_rows(tmp_path, tokenizer):
     assert not held_out & fit
 
 
-def documents_in(rows, tokenizer):
-    """Return the numbers of the documents that are whole in a stream of rows."""
-    return set(re.findall(r"<(\d{4})>", tokenizer.decode(rows.ravel().tolist())))
-
-
 def test_the_evaluation_share_never_calibrates(tmp_path, tokenizer):
-    texts = [f"<{number:04}>" for number in range(900)]
-    source = CalibrationSource("c4", write_c4(tmp_path, texts))
+    source = write_c4(tmp_path, MARKED)
     options = {"sequence_length": 64, "evaluation_share": 0.3}
     judged = set()
     for seed in range(2):
         result = build([source], tokenizer, num_samples=20, seed=seed, part="evaluation", **options)
-        assert result.num_fit_rows == 20
+        assert result.num_held_out == 0
         judged |= documents_in(result.tokens, tokenizer)
     calibrated = build([source], tokenizer, num_samples=50, seed=5, **options)
     used = documents_in(calibrated.tokens, tokenizer)
@@ -255,38 +246,48 @@ def test_the_evaluation_share_never_calibrates(tmp_path, tokenizer):
         ({"evaluation_share": 0.95}, "evaluation share is 0.95, expected 0 to 0.9"),
         ({"evaluation_share": -0.1}, "evaluation share is -0.1"),
         ({"part": "evaluation"}, "holds no document: the evaluation share is 0"),
+        ({"num_samples": 0}, "calibration samples is 0, expected 1 or more"),
+        ({"sequence_length": -1}, "calibration sequence length is -1"),
+        ({"num_samples": 1 << 20, "sequence_length": 1 << 10}, "more than 268,435,456"),
     ],
 )
-def test_impossible_parts_are_usage_errors(tmp_path, tokenizer, options, message):
-    source = CalibrationSource("c4", write_c4(tmp_path, ["abcd"]))
+def test_impossible_parts_and_sizes_are_usage_errors(tmp_path, tokenizer, options, message):
     with pytest.raises(UsageError, match=message):
-        build([source], tokenizer, **options)
+        build([write_c4(tmp_path, ["abcd"])], tokenizer, **options)
 
 
 def test_a_file_of_one_document_is_used_to_its_last_token_and_said_so(tmp_path, tokenizer):
     text = "".join(chr(ord("a") + number % 26) for number in range(79))
-    source = CalibrationSource("c4", write_c4(tmp_path, [text]))
-    progress = Recorder()
-    result = build([source], tokenizer, num_samples=10, sequence_length=8, progress=progress)
+    options = {"num_samples": 10, "sequence_length": 8, "progress": Recorder()}
+    result = build([write_c4(tmp_path, [text])], tokenizer, **options)
     assert sorted(result.tokens.ravel().tolist()) == sorted([BOS_ID, *byte_ids(text)])
     assert (result.sources[0].documents_used, result.sources[0].documents_shared) == (1, 1)
-    assert progress.warnings == [
+    assert options["progress"].warnings == [
         "c4.json: too few documents to hold some out; the rows that judge the calibration share "
         "documents with it. Give more text."
     ]
 
 
 def test_a_short_part_takes_whole_documents_that_the_other_does_not_need(tmp_path, tokenizer):
-    texts = [f"<{number:04}>" for number in range(900)]
-    places = {text: place_of(hash_document(text)) for text in texts}
-    fitting = [text for text in texts if places[text] >= HELD_OUT_SHARE][:40]
-    source = CalibrationSource("c4", write_c4(tmp_path, fitting))
-    result = build([source], tokenizer, num_samples=4, sequence_length=64)
-    fit = documents_in(result.tokens[: result.num_fit_rows], tokenizer)
-    held = documents_in(result.tokens[result.num_fit_rows :], tokenizer)
+    fitting = [text for text in MARKED if not is_held_out(hash_document(text))][:40]
+    result = build([write_c4(tmp_path, fitting)], tokenizer, num_samples=4, sequence_length=64)
+    fit, held = halves(result, tokenizer)
     assert len(fit) == 27 and len(held) == 9
     assert not fit & held
     assert result.sources[0].documents_shared == 0
+
+
+def test_a_second_copy_of_a_fitted_document_is_used_before_the_end_of_a_cut_one(
+    tmp_path, tokenizer
+):
+    text = next(text for text in MARKED if not is_held_out(hash_document(text)))
+    source, progress = write_c4(tmp_path, [text] * 9), Recorder()
+    # Seven tokens a document: one row to fit, one held out.
+    options = {"num_samples": 2, "sequence_length": 7, "progress": progress}
+    result = build([source], tokenizer, **options)
+    assert halves(result, tokenizer) == ({text}, {text})
+    assert (result.sources[0].documents_used, result.sources[0].documents_shared) == (1, 1)
+    assert len(progress.warnings) == 1
 
 
 @pytest.mark.parametrize(
@@ -306,89 +307,72 @@ def test_split_shares_holds_out_a_tenth_and_one_at_least(shares, expected):
 
 def test_rows_are_spread_evenly(tmp_path, tokenizer):
     result = build(mixed_sources(tmp_path), tokenizer, num_samples=90, sequence_length=8)
-    half = result.num_fit_rows // 2
+    fitted = result.row_sources[result.num_held_out :]
+    half = len(fitted) // 2
     for position, source in enumerate(result.sources):
-        in_first_half = result.row_sources[:half].count(position)
+        in_first_half = fitted[:half].count(position)
         assert abs(in_first_half - (source.rows - source.held_out_rows) / 2) <= 2
 
 
-def test_same_seed_same_rows_and_another_seed_other_rows(tmp_path, tokenizer):
-    sources = mixed_sources(tmp_path)
-    first, again = build(sources, tokenizer, seed=1), build(sources, tokenizer, seed=1)
-    other = build(sources, tokenizer, seed=2)
+def test_rows_depend_on_the_seed_not_on_the_directory_nor_on_global_random_state(
+    tmp_path, tokenizer
+):
+    states = random.getstate(), np.random.get_state()[1].copy()
+    results = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        results.append(build(mixed_sources(tmp_path / name), tokenizer))
+    first, again = results
     assert np.array_equal(first.tokens, again.tokens)
     assert first.to_dict() == again.to_dict()
+    assert random.getstate() == states[0]
+    assert np.array_equal(np.random.get_state()[1], states[1])
+    other = build(mixed_sources(tmp_path / name), tokenizer, seed=2)
     assert first.row_sources != other.row_sources
     assert sorted(first.tokens.tolist()) != sorted(other.tokens.tolist())
 
 
-def test_rows_do_not_depend_on_the_directory_nor_touch_global_random_state(tmp_path, tokenizer):
-    results, state = [], random.getstate()
-    numpy_state = np.random.get_state()[1].copy()
-    for name in ("one", "two/deeper"):
-        (tmp_path / name).mkdir(parents=True)
-        results.append(build(mixed_sources(tmp_path / name), tokenizer))
-    assert np.array_equal(results[0].tokens, results[1].tokens)
-    assert results[0].sources[0] == results[1].sources[0]
-    assert random.getstate() == state
-    assert np.array_equal(np.random.get_state()[1], numpy_state)
-
-
 def test_rows_do_not_depend_on_the_hash_seed(tmp_path, tokenizer):
     sources = mixed_sources(tmp_path)
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from vacc_deploy.calibration.rows import build_rows\n"
-        "from vacc_deploy.datasets.sources import parse_source\n"
-        "from vacc_deploy.text.tokenizer import Tokenizer\n"
-        "rows = build_rows([parse_source(s) for s in sys.argv[2:]],\n"
-        "    Tokenizer.from_dir(Path(sys.argv[1])), num_samples=20, sequence_length=64, seed=0,\n"
-        "    vocab_size=260)\n"
-        "print(rows.to_dict()['tokens_sha256'])\n"
-    )
     names = [f"{source.kind}={source.path}:{source.weight}" for source in sources]
     expected = build(sources, tokenizer).to_dict()["tokens_sha256"]
     for hash_seed in ("1", "2"):
-        output = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "tokenizer"), *names],
-            env={"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(Path(__file__).parents[2])},
-            check=True,
-            capture_output=True,
+        output = subprocess.check_output(
+            [sys.executable, "-c", PRINT_HASH, str(tmp_path / "tokenizer"), *names],
+            env={"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)},
             text=True,
         )
-        assert output.stdout.strip() == expected
+        assert output.strip() == expected
 
 
 def test_known_rows_do_not_change_between_releases(tmp_path, tokenizer):
-    texts = [chr(ord("a") + number) * 3 for number in range(26)]
-    source = CalibrationSource("c4", write_c4(tmp_path, texts))
+    source = write_c4(tmp_path, [chr(ord("a") + number) * 3 for number in range(26)])
     result = build([source], tokenizer, num_samples=4, sequence_length=4, seed=0)
     texts = [tokenizer.decode(row[1:].tolist()) for row in result.tokens]
-    assert texts == ["eee", "ooo", "ppp", "www"]
+    assert texts == ["www", "eee", "ooo", "ppp"]
 
 
 def test_a_long_stream_is_read_only_as_far_as_needed(tmp_path, tokenizer):
-    good = write_c4(tmp_path, [f"{number:99}" for number in range(500)])
-    good.write_text(good.read_text("utf-8") + "{broken\n", "utf-8")
-    result = build([CalibrationSource("c4", good)], tokenizer, num_samples=4, sequence_length=100)
+    source = write_c4(tmp_path, [f"{number:99}" for number in range(500)])
+    source.path.write_text(source.path.read_text("utf-8") + "{broken\n", "utf-8")
+    result = build([source], tokenizer, num_samples=4, sequence_length=100)
     report = result.sources[0]
     assert report.documents_used == 4
     assert 4 < report.documents_read < 100
 
 
-def test_more_is_read_where_the_first_pool_holds_too_few_tokens(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(collect, "POOL_BYTES_PER_TOKEN", 0.1)
-    source = CalibrationSource("c4", write_c4(tmp_path, ["abcd"] * 100))
-    result = build([source], tokenizer, num_samples=10, sequence_length=50)
+def test_more_is_read_where_the_first_pool_holds_too_few_tokens(tmp_path, tokenizer):
+    # A pool holds 16 bytes for each token wanted, and here one document in fifty may be used.
+    source = write_c4(tmp_path, [f"{number:99}" for number in range(2000)])
+    options = {"evaluation_share": 0.02, "part": "evaluation"}
+    result = build([source], tokenizer, num_samples=10, sequence_length=50, **options)
     assert result.tokens.shape == (10, 50)
-    assert result.sources[0].documents_read == 100
+    assert result.sources[0].documents_used == 5
+    assert result.sources[0].documents_read > 16 * 500 / 99 + 1
 
 
 def test_too_little_text_is_an_error_that_counts_every_source(tmp_path, tokenizer):
-    sources = [
-        CalibrationSource("c4", write_c4(tmp_path, ["abcd"] * 10)),
-        CalibrationSource("alpaca", write_alpaca(tmp_path, 10)),
-    ]
+    sources = [write_c4(tmp_path, ["abcd"] * 10), write_alpaca(tmp_path)]
     with pytest.raises(CalibrationError) as caught:
         build(sources, tokenizer, num_samples=8, sequence_length=16)
     message = str(caught.value)
@@ -398,19 +382,12 @@ def test_too_little_text_is_an_error_that_counts_every_source(tmp_path, tokenize
 
 
 def test_id_outside_the_vocabulary_is_an_error(tmp_path, tokenizer):
-    source = CalibrationSource("c4", write_c4(tmp_path, ["abcd"] * 10))
+    source = write_c4(tmp_path, ["abcd"] * 10)
     with pytest.raises(CheckpointError, match="id 256 .* vocab_size 256.*does not belong to this"):
         build([source], tokenizer, num_samples=1, sequence_length=4, vocab_size=256)
     with pytest.raises(CheckpointError, match="the id 67 for text of c4.json"):
         Plain = type("Plain", (), {"adds_bos": False, "encode": lambda *_, **__: [64, 67]})
         build([source], Plain(), num_samples=1, sequence_length=4, vocab_size=67)
-
-
-def test_damaged_file_is_an_error(tmp_path, tokenizer):
-    path = tmp_path / "c4.json"
-    path.write_text("{", "utf-8")
-    with pytest.raises(CalibrationError, match="line 1 cannot be read"):
-        build([CalibrationSource("c4", path)], tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -438,33 +415,18 @@ def test_share_rows_refuses_a_source_without_a_row():
         share_rows(sources, 16)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_samples": 0}, "calibration samples is 0, expected 1 or more"),
-        ({"sequence_length": -1}, "calibration sequence length is -1"),
-        ({"num_samples": 1 << 20, "sequence_length": 1 << 10}, "more than 268,435,456"),
-    ],
-)
-def test_impossible_sizes_are_usage_errors(tmp_path, tokenizer, options, message):
-    source = CalibrationSource("c4", write_c4(tmp_path, ["abcd"]))
-    with pytest.raises(UsageError, match=message):
-        build([source], tokenizer, **options)
-
-
 def test_no_source_or_the_same_twice_is_a_usage_error(tmp_path, tokenizer):
     with pytest.raises(UsageError, match="No calibration source is given"):
         build([], tokenizer)
-    path = write_c4(tmp_path, ["abcd"])
-    again = tmp_path / "tokenizer" / ".." / "c4.json"
+    source = write_c4(tmp_path, ["abcd"])
+    again = CalibrationSource("c4", tmp_path / "tokenizer" / ".." / "c4.json")
     with pytest.raises(UsageError, match="c4.json is given twice"):
-        build([CalibrationSource("c4", path), CalibrationSource("c4", again)], tokenizer)
+        build([source, again], tokenizer)
 
 
 def test_marks_written_in_a_text_become_special_tokens_without_a_second_bos(tmp_path, tokenizer):
     path = tmp_path / "traces.txt"
-    text = f"{BOS}{USER}q{ASSISTANT}a{EOS}"
-    path.write_text(text, "utf-8")
+    path.write_text(f"{BOS}{USER}q{ASSISTANT}a{EOS}", "utf-8")
     result = build([CalibrationSource("text", path)], tokenizer, num_samples=1, sequence_length=6)
     ids = [BOS_ID, USER_ID, *byte_ids("q"), ASSISTANT_ID, *byte_ids("a"), EOS_ID]
     assert result.tokens[0].tolist() == ids
@@ -488,14 +450,11 @@ class EchoWriter:
 
 
 def test_a_writer_answers_only_as_many_prompts_as_the_rows_need(tmp_path, tokenizer):
-    writer, text = EchoWriter(), tmp_path / "notes.txt"
-    text.write_text("note\n" * 100, "utf-8")
-    sources = [
-        CalibrationSource("alpaca", write_alpaca(tmp_path, 10)),
-        CalibrationSource("text", text),
-    ]
+    writer, text = EchoWriter(), write_numbers(tmp_path / "notes.txt", 100)
+    sources = [write_alpaca(tmp_path), CalibrationSource("text", text)]
     result = build(sources, tokenizer, num_samples=2, sequence_length=16, writer=writer)
-    ids = result.tokens[0].tolist()
+    # The only row of the text is held out.
+    ids = result.tokens[1].tolist()
     # BOS, user mark, "q", the number, assistant mark; then the answer.
     assert ids[5:8] == [ASSISTANT_ID, *byte_ids("q"), EOS_ID]
     assert writer.batches == [4]
@@ -504,10 +463,8 @@ def test_a_writer_answers_only_as_many_prompts_as_the_rows_need(tmp_path, tokeni
 
 
 def test_prompts_too_long_to_be_answered_are_left_out_and_counted(tmp_path, tokenizer):
-    path = tmp_path / "alpaca.json"
     records = [{"instruction": "q" * (1 + 9 * (n % 2)), "output": "a"} for n in range(8)]
-    path.write_text(json.dumps(records), "utf-8")
-    source = CalibrationSource("alpaca", path)
+    source = write_alpaca(tmp_path, records)
     result = build([source], tokenizer, num_samples=1, sequence_length=28, writer=EchoWriter())
     assert result.sources[0].documents_skipped == 4
     assert result.sources[0].documents_used == 4

@@ -8,16 +8,15 @@ import re
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 from checkpoint_builders import build_config, write_checkpoint
+from texts import ROOT
 
 from vacc_deploy.checkpoint import hub
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.models.catalog import CatalogModel
 
-ROOT = Path(__file__).resolve().parents[2]
 NAME = "DeepSeek-R1-Distill-Tiny"
 REPOSITORY = f"deepseek-ai/{NAME}"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -258,11 +257,11 @@ def test_find_in_cache_without_any_cache(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text", ["", "  \n", "one\ntwo"])
 def test_an_error_without_text_still_gives_a_reason(monkeypatch, text):
-    def fails(*args, **options):
-        raise ConnectionResetError(text)
+    def fails(*args, local_files_only=False, **options):
+        raise FileNotFoundError if local_files_only else ConnectionResetError(text)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
     with pytest.raises(CheckpointError) as caught:
-        hub._download(MODEL)
+        hub.fetch(MODEL)
     reason = "one" if text.startswith("one") else "ConnectionResetError"
     assert f" ({reason}).\nOn a machine" in str(caught.value)

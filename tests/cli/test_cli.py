@@ -190,7 +190,7 @@ def test_a_missing_directory_exits_1(tmp_path):
     result = invoke("prepare", "--weights", tmp_path / "none")
     assert result.exit_code == 1
     assert result.stderr == (
-        f"Error: {tmp_path / 'none'} is no directory. Give a checkpoint directory.\n"
+        f"Error: {tmp_path / 'none'} is not a directory. Give a checkpoint directory.\n"
     )
 
 
@@ -265,7 +265,7 @@ def test_debug_shows_the_traceback_and_the_message_still_comes_last(tmp_path):
     assert result.exit_code == 1
     assert result.stderr.startswith("Traceback (most recent call last):")
     assert "vacc_deploy/checkpoint/reader.py" in result.stderr
-    last = f"Error: {tmp_path / 'none'} is no directory. Give a checkpoint directory."
+    last = f"Error: {tmp_path / 'none'} is not a directory. Give a checkpoint directory."
     assert result.stderr.splitlines()[-1] == last
 
 

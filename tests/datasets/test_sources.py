@@ -1,80 +1,76 @@
-import csv
 import gzip
-import io
 import json
 import os
-import struct
-import zipfile
+import re
 from pathlib import Path
 
 import pytest
 
-from vacc_deploy.datasets import ceval, files, sources
+from vacc_deploy.datasets import files, sources
 from vacc_deploy.datasets.sources import CalibrationSource, parse_source, read_documents
 from vacc_deploy.errors import CalibrationError, UsageError
 
-HEADER = ["id", "question", "A", "B", "C", "D", "answer", "explanation"]
-LAW = ["0", "第一题____。", "甲", "乙", "丙", "丁", "B", "因为乙。"]
+SPECIAL = dict(
+    zip("BEUA", ("begin▁of▁sentence", "end▁of▁sentence", "User", "Assistant"), strict=True)
+)
 
 
-def read(kind, path):
+def read(kind, path, data=None):
+    """Return the documents of a file, which is written first where ``data`` is given."""
+    if data is not None:
+        path.write_bytes(data if isinstance(data, bytes) else data.encode("utf-8"))
     return list(read_documents(CalibrationSource(kind, path)))
 
 
-def write(path, data):
-    path.write_bytes(data if isinstance(data, bytes) else data.encode("utf-8"))
-    return path
-
-
-def to_csv(*rows, header=HEADER):
-    file = io.StringIO(newline="")
-    csv.writer(file).writerows([header, *rows])
-    return file.getvalue()
-
-
-def write_zip(path, members, compression=zipfile.ZIP_DEFLATED):
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return path
+def check_refused(kind, path, message, data=None):
+    with pytest.raises(CalibrationError, match=message) as caught:
+        read(kind, path, data)
+    assert str(path) in str(caught.value)
 
 
 def lines(*records):
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
-def talk(user, assistant):
-    return ({"role": "user", "content": user}, {"role": "assistant", "content": assistant})
+def chat(*contents):
+    """Return the turns of user and assistant."""
+    roles = ("user", "assistant") * len(contents)
+    return tuple(
+        {"role": role, "content": text} for role, text in zip(roles, contents, strict=False)
+    )
 
 
-# parse_source
+def marked(text):
+    """Return a text with its ``[U]`` written as R1 marks users, and so on."""
+    return re.sub(r"\[([BEUA])\]", lambda match: f"<｜{SPECIAL[match[1]]}｜>", text)
 
 
-def test_parse_source_reads_kind_path_and_weight():
-    assert parse_source("c4=a/b.json.gz") == CalibrationSource("c4", Path("a/b.json.gz"))
-    assert parse_source("C4=b.gz").kind == "c4"
-    source = parse_source("ceval=/data/ceval-exam.zip:0.5")
-    assert (str(source.path), source.weight) == ("/data/ceval-exam.zip", 0.5)
-    assert parse_source("text=a=b.txt:2").path.name == "a=b.txt"
+# ---- parse_source ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("text", "path", "weight"),
+    ("text", "kind", "path", "weight"),
     [
-        ("text=C:notes.txt", "C:notes.txt", 1.0),
-        ("text=a:b:3", "a:b", 3.0),
-        ("text=a:1e-3", "a", 0.001),
-        ("text=a:", "a:", 1.0),
-        ("text=:5", ":5", 1.0),
+        ("c4=a/b.json.gz", "c4", "a/b.json.gz", 1.0),
+        ("C4=b.gz", "c4", "b.gz", 1.0),
+        ("ceval=/data/ceval-exam.zip:0.5", "ceval", "/data/ceval-exam.zip", 0.5),
+        ("text=a=b.txt:2", "text", "a=b.txt", 2.0),
+        ("text=C:notes.txt", "text", "C:notes.txt", 1.0),
+        ("text=a:b:3", "text", "a:b", 3.0),
+        ("text=a:1e-3", "text", "a", 0.001),
+        ("text=a:", "text", "a:", 1.0),
+        ("text=:5", "text", ":5", 1.0),
     ],
 )
-def test_parse_source_takes_the_last_part_as_weight_only_if_it_is_a_number(text, path, weight):
-    source = parse_source(text)
-    assert (str(source.path), source.weight) == (path, weight)
+def test_parse_source_takes_the_last_part_as_weight_only_if_it_is_a_number(
+    text, kind, path, weight
+):
+    assert parse_source(text) == CalibrationSource(kind, Path(path), weight)
 
 
 def test_parse_source_prefers_an_existing_file_to_a_weight(tmp_path):
-    path = write(tmp_path / "part:2", "text")
+    path = tmp_path / "part:2"
+    path.touch()
     assert parse_source(f"text={path}") == CalibrationSource("text", path)
     assert parse_source(f"text={path}:3") == CalibrationSource("text", path, 3.0)
 
@@ -103,7 +99,7 @@ def test_parse_source_refuses_what_it_does_not_know(text, message):
         parse_source(text)
 
 
-# files in general
+# ---- files in general --------------------------------------------------------------------------
 
 
 def test_unknown_kind_is_a_usage_error(tmp_path):
@@ -113,15 +109,18 @@ def test_unknown_kind_is_a_usage_error(tmp_path):
 
 @pytest.mark.parametrize("kind", sources.KINDS)
 def test_missing_directory_empty_and_special_files_are_refused(tmp_path, kind):
-    with pytest.raises(CalibrationError, match="nothing.here does not exist"):
-        read(kind, tmp_path / "nothing.here")
-    with pytest.raises(CalibrationError, match="is a directory. Give the data file in it"):
-        read(kind, tmp_path)
-    with pytest.raises(CalibrationError, match=r"e.dat is empty \(0 bytes\)"):
-        read(kind, write(tmp_path / "e.dat", b""))
+    check_refused(kind, tmp_path / "nothing.here", "nothing.here does not exist")
+    check_refused(kind, tmp_path, "is a directory. Give the data file in it")
+    check_refused(kind, tmp_path / "e.dat", r"e.dat is empty \(0 bytes\)", b"")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(CalibrationError, match="pipe is no ordinary file"):
-        read(kind, tmp_path / "pipe")
+    check_refused(kind, tmp_path / "pipe", "pipe is not an ordinary file")
+
+
+@pytest.mark.parametrize("kind", sources.KINDS)
+def test_git_lfs_pointer_is_named(tmp_path, kind):
+    data = "version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+    message = "a Git LFS pointer: the data themselves were never"
+    check_refused(kind, tmp_path / "p", message, data)
 
 
 @pytest.mark.parametrize(
@@ -135,86 +134,83 @@ def test_missing_directory_empty_and_special_files_are_refused(tmp_path, kind):
     ],
 )
 def test_file_without_documents_is_refused(tmp_path, kind, data):
-    with pytest.raises(CalibrationError, match=f"d.dat holds no {kind} document"):
-        read(kind, write(tmp_path / "d.dat", data))
+    check_refused(kind, tmp_path / "d.dat", f"d.dat holds no {kind} document", data)
 
 
-@pytest.mark.parametrize("kind", sources.KINDS)
-def test_git_lfs_pointer_is_named(tmp_path, kind):
-    path = write(tmp_path / "p", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
-    with pytest.raises(CalibrationError, match="a Git LFS pointer: the data themselves were never"):
-        read(kind, path)
+@pytest.mark.parametrize(
+    ("kind", "start", "num_bytes", "message"),
+    [
+        ("c4", b" ", files.MAX_LINE_BYTES, "line 1 is longer than 16,777,216 bytes"),
+        ("alpaca", b"[", sources.MAX_ARRAY_BYTES, "more than 268,435,456 bytes in one JSON array"),
+        ("traces", b"<", sources.MAX_TRACES_BYTES, "holds more than 268,435,456 bytes of traces"),
+    ],
+)
+def test_a_file_over_the_limit_is_refused(tmp_path, kind, start, num_bytes, message):
+    path = tmp_path / "large"
+    path.write_bytes(start)
+    with path.open("r+b") as file:
+        file.truncate(num_bytes + 1)  # sparse: takes no space
+    check_refused(kind, path, message)
 
 
-# c4
+# ---- c4 ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("compressed", [True, False])
-def test_c4_is_read_by_its_first_bytes_not_by_its_name(tmp_path, compressed):
+@pytest.mark.parametrize("name", ["c4.json.gz", "c4.json"])
+def test_c4_is_read_by_its_first_bytes_not_by_its_name(tmp_path, name):
     data = lines({"text": "one", "url": "u"}, {"text": "zwei ü 三"}, {"text": ""}) + "\n"
-    raw = gzip.compress(data.encode()) if compressed else data.encode()
-    for name in ("c4.json.gz", "c4.json"):
-        assert read("c4", write(tmp_path / name, raw)) == ["one", "zwei ü 三"]
+    for raw in (gzip.compress(data.encode()), data.encode()):
+        assert read("c4", tmp_path / name, raw) == ["one", "zwei ü 三"]
 
 
 def test_c4_accepts_a_byte_order_mark_and_a_last_line_without_end(tmp_path):
-    path = write(tmp_path / "c", b"\xef\xbb\xbf" + lines({"text": "a"}).encode().rstrip())
-    assert read("c4", path) == ["a"]
+    data = b"\xef\xbb\xbf" + lines({"text": "a"}).encode().rstrip()
+    assert read("c4", tmp_path / "c", data) == ["a"]
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{broken", "line 2 cannot be read: .*expected one JSON object a line"),
+        (b"{broken", "line 2 cannot be read: .*expected one JSON object a line"),
         (b'{"text": "\xff"}', "line 2 cannot be read: 'utf-8' codec"),
-        ("[1]", "line 2 holds list, expected one JSON object a line"),
-        ('{"content": "x"}', 'line 2 has no text under "text": got no such key .its keys: content'),
-        ('{"text": 5}', 'line 2 has no text under "text": got int'),
-        ('{"text": "a\\ud800"}', "line 2: the text under .text. is not valid Unicode"),
-        ("[" * 100_000, "line 2 cannot be read"),
-        ("9" * 10_000, "line 2 cannot be read"),
+        (b"[1]", "line 2 holds list, expected one JSON object a line"),
+        (b'{"content": "x"}', 'line 2 has no text under "text": got no such key .its keys: conten'),
+        (b'{"text": 5}', 'line 2 has no text under "text": got int'),
+        (b'{"text": "a\\ud800"}', "line 2: the text under .text. is not valid Unicode"),
+        (b"[" * 100_000, "line 2 cannot be read"),
+        (b"9" * 10_000, "line 2 cannot be read"),
     ],
 )
 def test_c4_bad_line_is_an_error_with_its_number(tmp_path, line, message):
-    data = line if isinstance(line, bytes) else line.encode()
-    path = write(tmp_path / "c4.json", b'{"text": "ok"}\n' + data + b"\n")
-    with pytest.raises(CalibrationError, match=message):
-        read("c4", path)
+    check_refused("c4", tmp_path / "c4.json", message, b'{"text": "ok"}\n' + line + b"\n")
 
 
-def test_c4_endless_line_is_not_read_to_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_LINE_BYTES", 1000)
-    path = write(tmp_path / "bomb.gz", gzip.compress(b" " * 50_000_000, mtime=0))
-    with pytest.raises(CalibrationError, match="line 1 is longer than 1,000 bytes"):
-        read("c4", path)
+def test_c4_endless_line_is_not_read_to_its_end(tmp_path):
+    bomb = gzip.compress(b" " * (3 * files.MAX_LINE_BYTES), mtime=0)
+    check_refused("c4", tmp_path / "bomb.gz", "line 1 is longer than", bomb)
 
 
 @pytest.mark.parametrize("cut", [3, 12, 2000, -9, -1])
 def test_c4_truncated_gzip_is_an_error(tmp_path, cut):
-    records = ({"text": f"{number} " * 40} for number in range(2000))
-    data = gzip.compress(lines(*records).encode())
-    with pytest.raises(CalibrationError, match="gzip data that are cut off or damaged"):
-        read("c4", write(tmp_path / "c4.json.gz", data[:cut]))
-
-
-def test_c4_gzip_with_a_wrong_checksum_is_an_error(tmp_path):
-    data = bytearray(gzip.compress(lines({"text": "a"}).encode()))
-    data[-8] ^= 0xFF
-    with pytest.raises(CalibrationError, match="cut off or damaged.*Download it again"):
-        read("c4", write(tmp_path / "c4.json.gz", bytes(data)))
+    data = gzip.compress(lines(*({"text": f"{n} " * 40} for n in range(2000))).encode())
+    message = "gzip data that are cut off or damaged.*Download it again"
+    check_refused("c4", tmp_path / "c4.json.gz", message, data[:cut])
 
 
 def test_c4_gzip_damaged_anywhere_is_a_clear_error_or_reads_the_same(tmp_path):
-    path = tmp_path / "c4.json.gz"
-    whole = gzip.compress(lines(*({"text": str(number)} for number in range(30))).encode())
-    expected = [str(number) for number in range(30)]
+    path, expected = tmp_path / "c4.json.gz", [str(number) for number in range(30)]
+    whole = gzip.compress(lines(*({"text": text} for text in expected)).encode())
+    refused = set()
     for position in range(len(whole)):
         data = bytearray(whole)
         data[position] ^= 0xFF
         try:
-            assert read("c4", write(path, bytes(data))) == expected
+            assert read("c4", path, bytes(data)) == expected
         except CalibrationError as err:
+            refused.add(position)
             assert str(path) in str(err)
+    # Its checksum is wrong.
+    assert len(whole) - 8 in refused
 
 
 @pytest.mark.parametrize(
@@ -227,11 +223,10 @@ def test_c4_gzip_damaged_anywhere_is_a_clear_error_or_reads_the_same(tmp_path):
     ],
 )
 def test_c4_of_another_format_is_named(tmp_path, data, looks):
-    with pytest.raises(CalibrationError, match=f"line 1 cannot be read.*looks like {looks}"):
-        read("c4", write(tmp_path / "c4.json.gz", data))
+    check_refused("c4", tmp_path / "c", f"line 1 cannot be read.*looks like {looks}", data)
 
 
-# alpaca
+# ---- alpaca ------------------------------------------------------------------------------------
 
 
 def test_alpaca_array_lines_and_gzip_give_the_same_conversations(tmp_path):
@@ -240,7 +235,7 @@ def test_alpaca_array_lines_and_gzip_give_the_same_conversations(tmp_path):
         {"instruction": "说", "input": "", "output": "好"},
         {"instruction": "No input key", "output": "ok"},
     ]
-    expected = [talk("Add.\n\n1 2", "3"), talk("说", "好"), talk("No input key", "ok")]
+    expected = [chat("Add.\n\n1 2", "3"), chat("说", "好"), chat("No input key", "ok")]
     array = json.dumps(records, ensure_ascii=False, indent=2).encode()
     forms = {
         "array.json": array,
@@ -249,13 +244,13 @@ def test_alpaca_array_lines_and_gzip_give_the_same_conversations(tmp_path):
         "array.json.gz": gzip.compress(array, mtime=0),
     }
     for name, data in forms.items():
-        assert read("alpaca", write(tmp_path / name, data)) == expected, name
+        assert read("alpaca", tmp_path / name, data) == expected, name
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ('[{"instruction": "a"', "is not valid JSON.*expected an array"),
+        ('[{"instruction": "a"', "is not valid JSON.*Expected an array"),
         ("[" * 100_000, "is not valid JSON"),
         ("[1]", "record 1 holds int, expected an object"),
         ('[{"instruction": "a", "output": "b"}, {"text": "c"}]', 'record 2 has no text under "ins'),
@@ -265,257 +260,72 @@ def test_alpaca_array_lines_and_gzip_give_the_same_conversations(tmp_path):
     ],
 )
 def test_alpaca_bad_record_is_an_error_with_its_number(tmp_path, data, message):
-    with pytest.raises(CalibrationError, match=f"(?i){message}"):
-        read("alpaca", write(tmp_path / "a.json", data))
+    check_refused("alpaca", tmp_path / "a.json", message, data)
 
 
-def test_alpaca_array_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_ARRAY_BYTES", 1000)
-    path = write(tmp_path / "a.gz", gzip.compress(b"[" + b" " * 10_000_000, mtime=0))
-    with pytest.raises(CalibrationError, match="more than 1,000 bytes in one JSON array"):
-        read("alpaca", path)
+# ---- text --------------------------------------------------------------------------------------
 
 
-# text
-
-
-def test_text_pieces_join_to_the_file_and_end_at_line_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "TEXT_PIECE_CHARS", 100)
+def test_text_pieces_join_to_the_file_and_end_at_line_ends(tmp_path):
     text = "".join(f"line {number} 数学\r\n\n" for number in range(20_000))
-    pieces = read("text", write(tmp_path / "t.txt", text))
+    pieces = read("text", tmp_path / "t.txt", text)
     assert "".join(pieces) == text
-    assert len(pieces) > 1000
-    assert all(len(piece) <= 100 and piece.endswith("\n") for piece in pieces)
+    assert len(pieces) == -(-len(text) // sources.TEXT_PIECE_CHARS)
+    assert all(len(piece) <= sources.TEXT_PIECE_CHARS and piece[-1] == "\n" for piece in pieces)
 
 
-def test_text_without_line_ends_is_cut_at_spaces_or_hard(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "TEXT_PIECE_CHARS", 10)
-    pieces = read("text", write(tmp_path / "t.txt", "\ufeffaaaa bbbb cccc" + "x" * 25))
-    assert pieces == ["aaaa bbbb ", "ccccxxxxxx", "x" * 10, "x" * 9]
+def test_text_without_line_ends_is_cut_at_spaces_or_hard(tmp_path):
+    size = sources.TEXT_PIECE_CHARS
+    words, tail = "a" * (size - 2) + " ", "b" * (2 * size + 9)
+    pieces = read("text", tmp_path / "t.txt", "\ufeff" + words + tail)
+    assert pieces == [words, "b" * size, "b" * size, "b" * 9]
 
 
 @pytest.mark.parametrize("position", [0, 9, 65_535, 65_536, 200_000])
 def test_text_that_is_not_utf8_names_the_byte(tmp_path, position):
-    data = b"a" * position + b"\xff" + b"a" * 10
-    with pytest.raises(CalibrationError, match=f"invalid start byte at byte {position:,}[.]"):
-        read("text", write(tmp_path / "t.txt", data))
-
-
-def test_text_cut_inside_a_character_names_the_byte(tmp_path):
-    path = write(tmp_path / "t.txt", b"a" * 65_535 + "数".encode()[:2])
-    with pytest.raises(CalibrationError, match="at byte 65,535"):
-        read("text", path)
+    data, message = b"a" * position, f"byte at byte {position:,}[.]"
+    check_refused("text", tmp_path / "t", f"invalid start {message}", data + b"\xff" + b"a" * 10)
+    check_refused("text", tmp_path / "t", f"at byte {position:,}[.]", data + "数".encode()[:2])
 
 
 def test_text_in_utf16_is_named(tmp_path):
-    path = write(tmp_path / "t.txt", "hello".encode("utf-16"))
-    with pytest.raises(CalibrationError, match="is not UTF-8 text.*looks like UTF-16 text"):
-        read("text", path)
+    message = "is not UTF-8 text.*looks like UTF-16 text"
+    check_refused("text", tmp_path / "t.txt", message, "hello".encode("utf-16"))
 
 
-# ceval
-
-
-def test_ceval_prompt_has_the_published_form(tmp_path):
-    path = write_zip(tmp_path / "ceval-exam.zip", {"dev/law_dev.csv": to_csv(LAW)})
-    prompt = (
-        "以下是中国关于法学考试的单项选择题，请选出其中的正确答案。\n\n"
-        "第一题____。\nA. 甲\nB. 乙\nC. 丙\nD. 丁\n答案："
-    )
-    assert read("ceval", path) == [talk(prompt, "B\n因为乙。")]
-
-
-def test_ceval_reads_dev_and_val_in_order_and_never_test(tmp_path):
-    bare = HEADER[:-1]
-    members = {
-        "val/logic_val.csv": to_csv([*LAW[:6], "C"], header=bare),
-        "test/logic_test.csv": b"\xff not even text",
-        "dev/logic_dev.csv": to_csv(LAW),
-        "dev/accountant_dev.csv": to_csv(LAW),
-        "__MACOSX/dev/._logic_dev.csv": b"\x00",
-        "README.md": "x",
-    }
-    expected = [("注册会计师", "B\n因为乙。"), ("逻辑学", "B\n因为乙。"), ("逻辑学", "C")]
-    for prefix in ("", "data/", "../../", "/abs/"):
-        named = {prefix + name: data for name, data in members.items()}
-        documents = read("ceval", write_zip(tmp_path / "c.zip", named))
-        assert [
-            (d[0]["content"][7 : d[0]["content"].index("考试")], d[1]["content"]) for d in documents
-        ] == expected
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.zip"]
-
-
-def test_ceval_csv_with_bom_mixed_line_ends_quotes_and_other_column_order(tmp_path):
-    text = (
-        "\ufeffanswer,question,A,B,C,D\r\n"
-        'A,"two\nlines, and ""quotes""",a,b,c,d\r\n'
-        "\r\n"
-        "D,next\u2028one,a,b,c,d\n"
-    )
-    path = write_zip(tmp_path / "c.zip", {"val/law_val.csv": text.encode("utf-8")})
-    first, second = read("ceval", path)
-    assert 'two\nlines, and "quotes"\nA. a\nB. b' in first[0]["content"]
-    assert first[1]["content"] == "A"
-    assert "\n\nnext\u2028one\nA. a" in second[0]["content"]
-
-
-def test_ceval_has_52_subjects_with_distinct_chinese_names():
-    assert len(ceval.SUBJECTS) == len(set(ceval.SUBJECTS.values())) == 52
-    assert list(ceval.SUBJECTS) == sorted(ceval.SUBJECTS)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "lacks the columns question, A, B, C, D, answer"),
-        ("id,question,A,B,C\n", "lacks the columns D, answer: got 'id,"),
-        (to_csv(LAW[:6]), "line 2 has 6 fields, expected 8"),
-        (to_csv(LAW, [*LAW, "x"]), "line 3 has 9 fields, expected 8"),
-        (to_csv([*LAW[:6], "E", ""]), "line 2: the answer is 'E', expected A, B, C or D"),
-        (to_csv([*LAW[:6], "", ""]), "the answer is ''"),
-        (to_csv(LAW).encode("gb18030"), "is not UTF-8.*not a converted one"),
-        (to_csv([*LAW[:7], "x" * 200_000]), "no readable CSV: field larger than"),
-    ],
-)
-def test_ceval_bad_table_is_an_error_that_names_the_member(tmp_path, text, message):
-    path = write_zip(tmp_path / "c.zip", {"dev/law_dev.csv": text})
-    with pytest.raises(CalibrationError, match=f"member 'dev/law_dev.csv'.*{message}"):
-        read("ceval", path)
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"not a zip at all", "is no readable zip archive.*begins with b'not a zip"),
-        (gzip.compress(b"x", mtime=0), "is no readable zip archive.*looks like gzip data"),
-        (b"PK\x03\x04" + b"\0" * 100, "is no readable zip archive"),
-        (b"<html>login</html>", "looks like an HTML page"),
-    ],
-)
-def test_ceval_that_is_no_zip_is_refused(tmp_path, data, message):
-    with pytest.raises(CalibrationError, match=message):
-        read("ceval", write(tmp_path / "ceval-exam.zip", data))
-
-
-def test_ceval_zip_without_tables_is_refused(tmp_path):
-    path = write_zip(tmp_path / "c.zip", {"test/law_test.csv": to_csv(LAW)})
-    with pytest.raises(CalibrationError, match="has no member such as dev/accountant_dev.csv"):
-        read("ceval", path)
-
-
-def test_ceval_unknown_or_repeated_subject_is_refused(tmp_path):
-    path = write_zip(tmp_path / "c.zip", {"dev/alchemy_dev.csv": to_csv(LAW)})
-    with pytest.raises(CalibrationError, match="'alchemy' is none of the 52 subjects"):
-        read("ceval", path)
-    twice = {"dev/law_dev.csv": to_csv(LAW), "data/dev/law_dev.csv": to_csv(LAW)}
-    with pytest.raises(CalibrationError, match="gives the dev questions of law a second time"):
-        read("ceval", write_zip(tmp_path / "c.zip", twice))
-
-
-def test_ceval_zip_bomb_is_refused_by_its_declared_size(tmp_path, monkeypatch):
-    path = write_zip(tmp_path / "c.zip", {"dev/law_dev.csv": b"0" * (ceval.MAX_MEMBER_BYTES + 1)})
-    monkeypatch.setattr(zipfile.ZipFile, "open", None)  # nothing may be unpacked
-    with pytest.raises(CalibrationError, match="declares 8,388,609 bytes, expected at most 8,388"):
-        read("ceval", path)
-
-
-def test_ceval_member_with_a_false_declared_size_is_an_error(tmp_path):
-    path = write_zip(tmp_path / "c.zip", {"dev/law_dev.csv": b"0" * 20_000_000})
-    data = bytearray(path.read_bytes())
-    central = data.index(b"PK\x01\x02")
-    struct.pack_into("<I", data, central + 24, 100)
-    with pytest.raises(CalibrationError, match="member 'dev/law_dev.csv' cannot be read"):
-        read("ceval", write(path, bytes(data)))
-
-
-def test_ceval_too_many_members_or_too_large_an_archive_is_refused(tmp_path, monkeypatch):
-    path = write_zip(tmp_path / "c.zip", {f"{number}": b"" for number in range(50)})
-    monkeypatch.setattr(ceval, "MAX_MEMBERS", 49)
-    with pytest.raises(CalibrationError, match="has 50 members, expected at most 49"):
-        read("ceval", path)
-    monkeypatch.setattr(ceval, "MAX_ARCHIVE_BYTES", 100)
-    with pytest.raises(CalibrationError, match="which is far smaller"):
-        read("ceval", path)
-
-
-@pytest.mark.parametrize("offset", [6, 8])
-def test_ceval_encrypted_or_unknown_compression_is_an_error(tmp_path, offset):
-    path = write_zip(tmp_path / "c.zip", {"dev/law_dev.csv": to_csv(LAW)})
-    data = bytearray(path.read_bytes())
-    for start, shift in ((data.index(b"PK\x03\x04"), 0), (data.index(b"PK\x01\x02"), 2)):
-        data[start + offset + shift] = 1 if offset == 6 else 93
-    with pytest.raises(CalibrationError, match="cannot be read"):
-        read("ceval", write(path, bytes(data)))
-
-
-def test_ceval_archive_damaged_anywhere_is_a_clear_error_or_reads_the_same(tmp_path):
-    path = write_zip(tmp_path / "c.zip", {"dev/law_dev.csv": to_csv(*[LAW] * 50)})
-    whole, expected = path.read_bytes(), read("ceval", path)
-    for position in range(0, len(whole), 3):
-        for value in (0x00, 0xFF):
-            data = bytearray(whole)
-            data[position] = value
-            try:
-                assert read("ceval", write(path, bytes(data))) == expected
-            except CalibrationError as err:
-                assert str(path) in str(err)
-
-
-# ---- traces -----------------------------------------------------------------------------------
-
-
-def read_traces(directory, text):
-    path = directory / "traces.txt"
-    path.write_text(text, "utf-8")
-    return list(read_documents(CalibrationSource("traces", path)))
-
-
-def chat(*contents):
-    roles = ("user", "assistant")
-    return tuple(
-        {"role": roles[number % 2], "content": content} for number, content in enumerate(contents)
-    )
+# ---- traces ------------------------------------------------------------------------------------
 
 
 def test_traces_become_conversations_without_their_marks(tmp_path):
-    text = (
-        "<｜User｜>1 + 1?<｜Assistant｜><think>\nhm\n</think>\n\n2\n\n"
-        "<｜User｜>2 + 2?<｜Assistant｜>4<｜end▁of▁sentence｜>\n<｜User｜>cut off"
+    text = marked(
+        "[U]1 + 1?[A]<think>\nhm\n</think>\n\n2\n\n[U]2 + 2?[A]4[E]\n[U]cut off",
     )
-    assert read_traces(tmp_path, text) == [
+    assert read("traces", tmp_path / "t", text) == [
         chat("1 + 1?", "<think>\nhm\n</think>\n\n2"),
         chat("2 + 2?", "4"),
     ]
 
 
 def test_traces_with_bos_marks_may_have_several_turns_and_a_system_prompt(tmp_path):
-    text = (
-        "<｜begin▁of▁sentence｜>Be brief.<｜User｜>a<｜Assistant｜>b<｜end▁of▁sentence｜>"
-        "<｜User｜>c<｜Assistant｜>d<｜end▁of▁sentence｜><｜begin▁of▁sentence｜>"
-        "<｜User｜>e<｜Assistant｜>f"
-    )
-    assert read_traces(tmp_path, text) == [
+    text = marked("[B]Be brief.[U]a[A]b[E][U]c[A]d[E][B][U]e[A]f")
+    assert read("traces", tmp_path / "t", text) == [
         ({"role": "system", "content": "Be brief."}, *chat("a", "b", "c", "d")),
         chat("e", "f"),
     ]
 
 
-def test_traces_without_an_answer_are_refused(tmp_path):
-    for text in ("just text", "<｜User｜>a question"):
-        with pytest.raises(CalibrationError, match="holds no trace: expected <｜User｜>question"):
-            read_traces(tmp_path, text)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("just text", "holds no trace: expected [U]question"),
+        ("[U]a question", "holds no trace"),
+        ("[U]a[A]b[A]c", "[A] stands where [U] is expected, before 'c'"),
+    ],
+)
+def test_traces_that_are_none_are_refused(tmp_path, text, message):
+    check_refused("traces", tmp_path / "t", re.escape(marked(message)), marked(text))
 
 
-def test_traces_whose_turns_do_not_alternate_are_refused(tmp_path):
-    with pytest.raises(CalibrationError, match="<｜Assistant｜> stands where <｜User｜> is exp"):
-        read_traces(tmp_path, "<｜User｜>a<｜Assistant｜>b<｜Assistant｜>c")
-
-
-def test_traces_over_the_limit_and_not_utf8_are_refused(tmp_path, monkeypatch):
-    path = tmp_path / "traces.txt"
-    path.write_bytes(b"<\xff>")
-    with pytest.raises(CalibrationError, match="is not UTF-8 text: invalid start byte at byte 1"):
-        list(read_documents(CalibrationSource("traces", path)))
-    monkeypatch.setattr(sources, "MAX_TRACES_BYTES", 2)
-    with pytest.raises(CalibrationError, match="holds more than 2 bytes of traces"):
-        list(read_documents(CalibrationSource("traces", path)))
+def test_traces_that_are_not_utf8_are_refused(tmp_path):
+    message = "is not UTF-8 text: invalid start byte at byte 1"
+    check_refused("traces", tmp_path / "t", message, b"<\xff>")

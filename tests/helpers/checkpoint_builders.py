@@ -166,14 +166,6 @@ def write_json(path: Path, values: Any) -> Path:
 def write_checkpoint(
     directory: Path,
     *,
-    model_type: str = "qwen2",
-    tied: bool = False,
-    num_layers: int = 2,
-    hidden_size: int = 64,
-    intermediate_size: int = 160,
-    num_heads: int = 4,
-    num_kv_heads: int = 2,
-    vocab_size: int = 272,
     dtype: torch.dtype = torch.bfloat16,
     shards: int = 1,
     shard_names: Sequence[str] | None = None,
@@ -183,31 +175,19 @@ def write_checkpoint(
     config_overrides: Mapping[str, Any] | None = None,
     extra_tensors: Mapping[str, torch.Tensor | None] | None = None,
     with_tokenizer: bool = True,
+    **sizes: Any,
 ) -> Path:
     """Write a whole checkpoint directory and return it.
 
     ``config_overrides`` are merged into config.json (``...`` takes a key out) before the weights
     are made; ``extra_tensors`` replace or add tensors, None takes one out; ``shard_names`` gives
-    odd file names; ``with_index`` forces or leaves out the index.
+    odd file names; ``with_index`` forces or leaves out the index; ``sizes`` are those of
+    ``build_config``.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    config = build_config(
-        model_type=model_type,
-        tied=tied,
-        num_layers=num_layers,
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        vocab_size=vocab_size,
-        dtype=dtype,
-        overrides=config_overrides,
-    )
-    tensors = build_tensors(config, dtype=dtype, seed=seed, scale=scale)
-    for name, tensor in (extra_tensors or {}).items():
-        tensors.pop(name, None)
-        if tensor is not None:
-            tensors[name] = tensor
+    config = build_config(dtype=dtype, overrides=config_overrides, **sizes)
+    tensors = build_tensors(config, dtype=dtype, seed=seed, scale=scale) | dict(extra_tensors or {})
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     write_json(directory / "config.json", config)
     generation = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID, "temperature": 0.6, "top_p": 0.95}
     write_json(directory / "generation_config.json", generation)

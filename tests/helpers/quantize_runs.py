@@ -70,7 +70,7 @@ def gptq_options(text: Path, **changes: Any) -> QuantizeOptions:
 
 
 def calibration_rows(source: Path, options: QuantizeOptions) -> CalibrationRows:
-    """Return the rows that a run with these options sees, held-out ones last."""
+    """Return the rows that a run with these options sees, held-out ones first."""
     return build_rows(
         options.sources,
         Tokenizer.from_dir(source),

@@ -148,23 +148,24 @@ class StageReference:
         settings: Settings,
     ) -> None:
         inputs, residual = model.stage_inputs(layer, stage)
-        num_fit = len(inputs) - settings.num_held_out
+        first_fit = settings.num_held_out
         has_original = stage != "down" and settings.num_shared > 0
         original = float_model.stage_inputs(layer, stage)[0] if has_original else inputs
         weights = torch.ones(*inputs.shape[:2], 1, dtype=torch.float64)
         if stage in WEIGHTED:
             weights = 1 / (residual.square().mean(-1, keepdim=True) + 1e-6).sqrt()
         self.settings, self.regression = settings, None
-        self.seen, self.meant = inputs[num_fit:].flatten(0, 1), original[num_fit:].flatten(0, 1)
-        fit = (weights * inputs)[:num_fit].flatten(0, 1)
+        self.seen, self.meant = (x[:first_fit].flatten(0, 1) for x in (inputs, original))
+        fit = (weights * inputs)[first_fit:].flatten(0, 1)
         hessian = ridged(fit.T @ fit, settings.shrinkage, settings.dampening_frac)
         self.columns = list(range(len(hessian)))[::-1]
         if settings.act_order:
             self.columns.sort(key=lambda column: float(hessian[column, column]), reverse=True)
         self.inverses = remaining_inverses(hessian, self.columns)
         if has_original:
-            shift = (weights * (original - inputs))[: settings.num_shared].flatten(0, 1)
-            shared = (weights * inputs)[: settings.num_shared].flatten(0, 1)
+            rows = slice(first_fit, first_fit + settings.num_shared)
+            shift = (weights * (original - inputs))[rows].flatten(0, 1)
+            shared = (weights * inputs)[rows].flatten(0, 1)
             self.regression = torch.linalg.inv(ridged(shared.T @ shared, 0.5, 0.3)) @ (
                 shared.T @ shift
             )

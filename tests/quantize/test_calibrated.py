@@ -218,7 +218,7 @@ def test_quantize_gptq_sees_quantized_and_float_inputs(tmp_path, text, monkeypat
     monkeypatch.setattr(layer_module.LayerQuantizer, "observe", observe)
     options = float32_options(text)
     output = quantize(source, options=options).output_dir
-    tokens = calibration_tokens(source, options).roll(NUM_HELD_OUT, 0)
+    tokens = calibration_tokens(source, options)
     kinds = [
         (slice(0, NUM_HELD_OUT), True, True),
         (slice(NUM_HELD_OUT, NUM_HELD_OUT + NUM_SHARED), False, True),

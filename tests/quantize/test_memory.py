@@ -48,7 +48,7 @@ def host_memory(work):
 
 def test_the_workload_counts_the_rows_of_each_kind(tmp_path):
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "model", dtype=torch.float32))
-    rows = CalibrationRows(np.zeros((40, 32), np.int64), 36, (0,) * 40, (), seed=0)
+    rows = CalibrationRows(np.zeros((40, 32), np.int64), 4, (0,) * 40, (), seed=0)
     compute = make_work().compute
     work = Workload.of(checkpoint, QuantizeOptions("gptq", sequence_length=32), rows, compute)
     # An eighth of the 36 fitted rows would be 5; the 8 * 64 tokens that are the least take 16.

@@ -1,7 +1,7 @@
-"""Answers that were generated once, kept in a file so that they need not be generated again.
+"""Answers that were generated once, saved so that they need not be generated again.
 
-A file of JSON lines: first what shaped the answers, then one line for each batch of prompts. Every
-line carries a hash of its content; the file is replaced as a whole, never changed in place.
+A directory for each set of settings, and in it a small JSON file for each batch of prompts. A file
+is written aside and renamed, so it is whole or absent, and it carries a hash of what it holds.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.checkpoint import replace_text
 from vacc_deploy.errors import OutputError
-from vacc_deploy.progress import Progress
+from vacc_deploy.progress import SILENT, Progress
 
-FORMAT = 1
-MAX_CACHE_BYTES = 1 << 28  # 128 x 2048 tokens take 2 MB
-_HASH_CHARS = 24
+MAX_BATCH_BYTES = 1 << 24  # 8 answers of 2048 tokens take 130 kB
+_NAME_CHARS = 24
+
+Answers = list[list[int]]
 
 
 def default_directory(environment: Mapping[str, str]) -> Path:
@@ -40,126 +42,100 @@ class AnswerCache:
     """The answers of one model under one set of settings.
 
     Attributes:
-        path: of the file; its name holds a hash of ``identity``.
-        digest: that hash, whole.
+        digest: hash of all that shapes an answer.
     """
 
     def __init__(
-        self, directory: Path, identity: Mapping[str, Any], *, vocab_size: int, max_tokens: int
+        self,
+        directory: Path,
+        identity: Mapping[str, Any],
+        *,
+        vocab_size: int,
+        max_tokens: int,
+        progress: Progress = SILENT,
     ) -> None:
-        """Prepare a cache; nothing is read yet.
+        """Prepare a cache; no answer is read yet.
 
         Args:
-            directory: where the file lies; created with its parents.
+            directory: holds the caches of all settings; created with its parents.
             identity: plain values, everything that shapes the answers but the prompts.
             vocab_size: every id of an answer is below it.
-            max_tokens: of an answer.
+            max_tokens: length of the longest answer.
+            progress: warned of damaged files.
 
         Raises:
             OutputError: the directory cannot be written.
         """
-        self._identity, self._vocab_size, self._max_tokens = dict(identity), vocab_size, max_tokens
-        self.digest = hash_json(self._identity)
-        self.path = directory / f"{self.digest[:_HASH_CHARS]}.jsonl"
-        self._batches: dict[str, list[list[int]]] = {}
+        self._vocab_size, self._max_tokens, self._progress = vocab_size, max_tokens, progress
+        self.digest = hash_json(dict(identity))
+        self._directory = directory / self.digest[:_NAME_CHARS]
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=directory):
+            self._directory.mkdir(parents=True, exist_ok=True)
+            # Before the first answer, which takes long.
+            with tempfile.TemporaryFile(dir=self._directory):
                 pass
         except OSError as err:
             raise self._unwritable(err) from err
 
-    def load(self, progress: Progress) -> None:
-        """Read what the file holds; a damaged line is left out, with one warning."""
+    def path_of(self, prompts: Sequence[Sequence[int]]) -> Path:
+        """Return the file of a batch of prompts."""
+        return self._directory / f"{hash_json(prompts)[:_NAME_CHARS]}.json"
+
+    def get(self, prompts: Sequence[Sequence[int]]) -> Answers | None:
+        """Return the answers to a batch of prompts; None where they are missing or damaged."""
+        path = self.path_of(prompts)
         try:
-            with self.path.open("rb") as file:
-                data = file.read(MAX_CACHE_BYTES + 1)
+            with path.open("rb") as file:
+                data = file.read(MAX_BATCH_BYTES + 1)
+            answers = self._parse(data, prompts) if len(data) <= MAX_BATCH_BYTES else None
         except FileNotFoundError:
-            return
+            return None
         except OSError as err:
-            progress.warn(f"{self.path} cannot be read ({err.strerror}): answers are written anew.")
-            return
-        lines = data.splitlines() if len(data) <= MAX_CACHE_BYTES else []
-        num_damaged = 0 if lines else 1
-        for number, line in enumerate(lines):
-            key, value = self._parse(line)
-            if number == 0:
-                if (key, value) != ("", self._identity):
-                    num_damaged = len(lines)
-                    break
-            elif key and self._is_batch(value):
-                self._batches[key] = value
-            else:
-                num_damaged += 1
-        if num_damaged:
-            progress.warn(
-                f"{self.path} is damaged (lines: {num_damaged}): these answers are written anew."
+            self._progress.warn(
+                f"{path} cannot be read ({err.strerror}): its answers are written anew."
             )
+            return None
+        if answers is None:
+            self._progress.warn(f"{path} is damaged: its answers are written anew.")
+        return answers
 
-    def get(self, prompts: Sequence[Sequence[int]]) -> list[list[int]] | None:
-        """Return the answers to a batch of prompts, None where they are not known."""
-        answers = self._batches.get(hash_json(prompts))
-        return answers if answers is not None and len(answers) == len(prompts) else None
-
-    def put(self, prompts: Sequence[Sequence[int]], answers: list[list[int]]) -> None:
-        """Keep the answers to a batch of prompts, and write the file.
+    def put(self, prompts: Sequence[Sequence[int]], answers: Answers) -> None:
+        """Save the answers to a batch of prompts.
 
         Raises:
             OutputError: the file cannot be written.
         """
-        self._batches[hash_json(prompts)] = answers
-        lines = [_to_line("", self._identity)]
-        lines += [_to_line(key, self._batches[key]) for key in self._batches]
+        record = {"answers": answers, "sha256": self._seal(prompts, answers)}
         try:
-            self._replace("".join(lines).encode("ascii"))
-        except OSError as err:
+            replace_text(self.path_of(prompts), json.dumps(record) + "\n", overwrite=True, head="")
+        except (OSError, OutputError) as err:
             raise self._unwritable(err) from err
 
-    def _replace(self, data: bytes) -> None:
-        handle, name = tempfile.mkstemp(dir=self.path.parent, suffix=".partial")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, self.path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+    def _seal(self, prompts: Sequence[Sequence[int]], answers: Any) -> str:
+        """Return the hash that ties answers to their prompts and to these settings."""
+        return hash_json([self.digest, prompts, answers])
 
-    def _parse(self, line: bytes) -> tuple[str | None, Any]:
-        """Return the key and the value of a line; no key where it is damaged."""
+    def _parse(self, data: bytes, prompts: Sequence[Sequence[int]]) -> Answers | None:
+        """Return the answers that a file holds, None where it is damaged."""
         try:
-            record = json.loads(line.decode("ascii"))
-        except (ValueError, RecursionError):
-            return None, None
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
-            return None, None
-        key, value = record.get("prompts_sha256"), record.get("value")
-        if not isinstance(key, str) or record.get("sha256") != hash_json([key, value]):
-            return None, None
-        return key, value
+            record = json.loads(data.decode("ascii"))
+            answers = record["answers"]
+            is_sealed = record["sha256"] == self._seal(prompts, answers)
+        except (ValueError, RecursionError, TypeError, LookupError):
+            return None
+        is_sound = is_sealed and isinstance(answers, list) and len(answers) == len(prompts)
+        return answers if is_sound and all(map(self._is_answer, answers)) else None
 
-    def _is_batch(self, value: Any) -> bool:
-        return isinstance(value, list) and all(
-            isinstance(ids, list)
-            and len(ids) <= self._max_tokens
-            and all(type(token) is int and 0 <= token < self._vocab_size for token in ids)
-            for ids in value
+    def _is_answer(self, value: Any) -> bool:
+        return (
+            isinstance(value, list)
+            and len(value) <= self._max_tokens
+            and all(type(token) is int and 0 <= token < self._vocab_size for token in value)
         )
 
-    def _unwritable(self, err: OSError) -> OutputError:
+    def _unwritable(self, err: OSError | OutputError) -> OutputError:
+        reason = err.strerror if isinstance(err, OSError) and err.strerror else err
         return OutputError(
-            f"The answers cannot be kept in {self.path.parent}: {err.strerror or err}. Name a "
-            "directory that can be written with --answers-cache."
+            f"The answers cannot be saved in {self._directory}: {reason}. Name a directory that "
+            "can be written with --answers-cache."
         )
-
-
-def _to_line(key: str, value: Any) -> str:
-    record = {
-        "format": FORMAT,
-        "prompts_sha256": key,
-        "sha256": hash_json([key, value]),
-        "value": value,
-    }
-    return json.dumps(record, ensure_ascii=True) + "\n"

@@ -1,235 +1,192 @@
-"""The documents of one source to token ids, for its fit rows and for its held-out rows."""
+"""The documents of one source to token ids, for its fitted rows and for its held-out rows."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Sequence
+from array import array
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from vacc_deploy.calibration.conversations import ConversationEncoder, TextEncoder
-from vacc_deploy.calibration.split import (
-    HELD_OUT_SHARE,
-    TokenPart,
-    hash_document,
-    is_in_part,
-    place_of,
-)
+from vacc_deploy.calibration.conversations import DocumentEncoder
+from vacc_deploy.calibration.split import Split, hash_document, is_held_out
 from vacc_deploy.datasets.files import Document
 from vacc_deploy.datasets.sources import CONVERSATION_KINDS, CalibrationSource, read_documents
-from vacc_deploy.errors import CheckpointError
 from vacc_deploy.progress import Progress
 
-# Documents are shuffled in pools of about 4 times the tokens that are needed. English and Chinese
-# text both come to about 4 bytes of UTF-8 a token.
-POOL_BYTES_PER_TOKEN = 4 * 4
-SPARE_BYTES_PER_TOKEN = 4 * 4
+# Documents are shuffled in pools, and put aside for later, of about 4 times the tokens needed.
+# English and Chinese text both come to about 4 bytes of UTF-8 a token.
+BYTES_PER_NEEDED_TOKEN = 4 * 4
 # The small sets are shuffled as a whole: their files are sorted by subject or by origin.
 WHOLE_POOL_BYTES = 1 << 28
 
 
-class AnswerWriter(Protocol):
-    """Writes the model's own answers."""
+class Candidate(NamedTuple):
+    """A document and the hash of its content."""
 
-    @property
-    def batch_size(self) -> int:
-        """How many prompts to give at once."""
-        ...
-
-    @property
-    def max_prompt_tokens(self) -> int:
-        """The longest prompt that can be answered."""
-        ...
-
-    def write(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Return the ids of one answer for each prompt; the same prompts give the same answers."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """Return how the answers were written, for the report."""
-        ...
+    document: Document
+    digest: bytes
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a source has to give, and from which of its documents.
+@dataclass
+class TokenBuffer:
+    """Token ids collected for the fitted rows or for the held-out rows of one source.
 
-    ``num_fit`` and ``num_held_out`` are tokens. Every id must be below ``vocab_size``.
+    Attributes:
+        needed: tokens wanted.
+        ids: tokens so far, at most ``needed``, int64.
+        digests: hashes of the documents in it.
+        num_documents: how many documents were added.
+        rest: what was cut off the last document.
+        rest_digest: that document's hash.
     """
 
-    num_fit: int
-    num_held_out: int
-    vocab_size: int
-    part: str
-    evaluation_share: float
+    needed: int
+    ids: array[int] = field(default_factory=lambda: array("q"))
+    digests: set[bytes] = field(default_factory=set)
+    num_documents: int = 0
+    rest: list[int] = field(default_factory=list)
+    rest_digest: bytes = b""
+
+    @property
+    def missing(self) -> int:
+        """How many tokens are still wanted."""
+        return self.needed - len(self.ids)
+
+    def add(self, ids: list[int], digest: bytes) -> int:
+        """Take a document, cut where the buffer is full; return how many tokens were taken."""
+        taken = ids[: self.missing]
+        if taken:
+            # Documents follow one another without a mark of our own: a BOS is the tokenizer's part.
+            self.ids.extend(taken)
+            self.digests.add(digest)
+            self.num_documents += 1
+            self.rest, self.rest_digest = ids[len(taken) :], digest
+        return len(taken)
 
 
 class SourceTokens:
     """Collects the tokens of one source, and counts its documents.
 
     Attributes:
-        fit, held_out: the tokens. No document is in both, but for ``documents_shared`` of them.
-        documents_read: all that were looked at.
-        documents_skipped: of these, the ones with a prompt too long to be answered.
-        documents_shared: documents in both parts, because the file has too few.
+        fit: the tokens of the fitted rows.
+        held_out: those of the held-out rows, of other documents but for ``documents_shared``.
+        documents_read: how many documents were looked at.
+        documents_shared: documents in both buffers, because the file has too few.
     """
 
     def __init__(
         self,
         source: CalibrationSource,
-        tokenizer: TextEncoder,
-        limits: Limits,
-        *,
-        writer: AnswerWriter | None,
-        progress: Progress,
+        encoder: DocumentEncoder,
+        split: Split,
+        num_fit: int,
+        num_held_out: int,
     ) -> None:
-        self.source, self._tokenizer, self._limits = source, tokenizer, limits
-        self._writer = writer if source.kind in CONVERSATION_KINDS else None
-        self._progress = progress
-        self._conversations: ConversationEncoder | None = None
-        self.fit, self.held_out = TokenPart(limits.num_fit), TokenPart(limits.num_held_out)
-        self.documents_read = self.documents_skipped = self.documents_shared = 0
+        """Want ``num_fit`` and ``num_held_out`` tokens of the documents that ``split`` includes."""
+        self.source, self.encoder, self._split = source, encoder, split
+        self.fit, self.held_out = TokenBuffer(num_fit), TokenBuffer(num_held_out)
+        self.documents_read = self.documents_shared = 0
 
-    @property
-    def answer_form(self) -> str | None:
-        """How conversations were written; None where the source has none."""
-        return self._conversations.form if self._conversations else None
+    def collect(self, rng: random.Random, progress: Progress) -> None:
+        """Fill both buffers from the shuffled documents, or as far as these go.
 
-    @property
-    def has_own_answers(self) -> bool:
-        """Whether the answers are the model's own."""
-        return self._writer is not None
-
-    def collect(self, rng: random.Random) -> None:
-        """Fill both parts from the shuffled documents, or as far as these go."""
-        size = self._writer.batch_size if self._writer else 1
-        batch: list[tuple[Document, bytes]] = []
-        spare: list[tuple[Document, bytes]] = []
-        spare_bytes = 0
-        with closing(self._choose_documents(rng)) as documents:
-            for document, digest in documents:
-                if not self._part_of(digest).missing:
-                    # For a part that finds too few documents of its own.
-                    if spare_bytes < self._missing() * SPARE_BYTES_PER_TOKEN:
-                        spare.append((document, digest))
-                        spare_bytes += _count_bytes(document)
+        Raises:
+            CalibrationError: the file cannot be read as its kind, or holds no document.
+            CheckpointError: an id is not in the model's vocabulary, or the chat template fails.
+        """
+        batch, spare, spare_bytes = list[Candidate](), list[Candidate](), 0
+        with closing(self._choose_documents(rng)) as candidates:
+            for candidate in candidates:
+                if not self._buffer_of(candidate).missing:
+                    # For a buffer that finds too few documents of its own.
+                    if spare_bytes < self._missing() * BYTES_PER_NEEDED_TOKEN:
+                        spare.append(candidate)
+                        spare_bytes += _count_bytes(candidate.document)
                     continue
-                batch.append((document, digest))
-                if len(batch) == size:
-                    spare += self._take(batch)
+                batch.append(candidate)
+                if len(batch) == self.encoder.batch_size:
+                    spare += self._add(batch, progress)
                     batch = []
                 if not self._missing():
                     break
-        spare += self._take(batch)
-        self._fill_from(spare)
+        # A batch that the end of the file, or of what is missing, has cut short.
+        spare += self._add(batch, progress)
+        self._fill_from(spare, progress)
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens were collected."""
+        return len(self.fit.ids) + len(self.held_out.ids)
+
+    @property
+    def documents_used(self) -> int:
+        """How many documents are in the tokens."""
+        return self.fit.num_documents + self.held_out.num_documents - self.documents_shared
 
     def _missing(self) -> int:
         return self.fit.missing + self.held_out.missing
 
-    def _part_of(self, digest: bytes) -> TokenPart:
-        is_held_out = self._limits.num_held_out and place_of(digest) < HELD_OUT_SHARE
-        return self.held_out if is_held_out else self.fit
+    def _buffer_of(self, candidate: Candidate) -> TokenBuffer:
+        holds_out = self.held_out.needed and is_held_out(candidate.digest)
+        return self.held_out if holds_out else self.fit
 
-    def _choose_documents(
-        self, rng: random.Random
-    ) -> Generator[tuple[Document, bytes], None, None]:
-        """Yield the documents of the wanted part and their hashes, in the order of the shuffle."""
-        is_whole = self.source.kind in CONVERSATION_KINDS
-        num_bytes = (self._limits.num_fit + self._limits.num_held_out) * POOL_BYTES_PER_TOKEN
-        pool_bytes = WHOLE_POOL_BYTES if is_whole else num_bytes
-        with closing(_read_pools(self.source, pool_bytes)) as pools:
+    def _choose_documents(self, rng: random.Random) -> Generator[Candidate, None, None]:
+        """Yield the documents of the wanted part in the order of the shuffle."""
+        num_bytes = self._missing() * BYTES_PER_NEEDED_TOKEN
+        if self.source.kind in CONVERSATION_KINDS:
+            num_bytes = WHOLE_POOL_BYTES
+        # ``closing``: a file stays open no longer than it is read, though most end half way.
+        with closing(_read_pools(self.source, num_bytes)) as pools:
             for pool in pools:
                 self.documents_read += len(pool)
                 rng.shuffle(pool)
                 for document in pool:
                     digest = hash_document(document)
-                    place = place_of(digest)
-                    if is_in_part(place, self._limits.part, self._limits.evaluation_share):
-                        yield document, digest
+                    if self._split.includes(digest):
+                        yield Candidate(document, digest)
 
-    def _take(self, batch: list[tuple[Document, bytes]]) -> list[tuple[Document, bytes]]:
-        """Add documents to their parts; return those that found theirs full."""
+    def _encode(self, batch: Sequence[Candidate]) -> Iterator[tuple[Candidate, list[int]]]:
+        encoded = self.encoder.encode([candidate.document for candidate in batch])
+        yield from zip(batch, encoded, strict=True)
+
+    def _add(self, batch: Sequence[Candidate], progress: Progress) -> list[Candidate]:
+        """Add documents to their buffers; return those that found theirs full."""
         left = []
-        for (document, digest), ids in zip(batch, self._encode_batch(batch), strict=True):
-            part = self._part_of(digest)
-            if not part.missing:
-                left.append((document, digest))
+        for candidate, ids in self._encode(batch):
+            buffer = self._buffer_of(candidate)
+            if not buffer.missing:
+                left.append(candidate)
             elif ids:
-                self._progress.advance(part.add(ids, digest))
+                progress.advance(buffer.add(ids, candidate.digest))
         return left
 
-    def _fill_from(self, spare: list[tuple[Document, bytes]]) -> None:
-        """Fill a part that is short with documents of the other one, whole ones first.
+    def _fill_from(self, spare: Sequence[Candidate], progress: Progress) -> None:
+        """Fill a buffer that is short with documents of the other one, whole ones first.
 
-        A file of few documents may have none left. Then the end of a document that the other part
-        has cut, or a second copy of its text, has to do; they are counted as shared.
+        A file of few documents may have none left. Then a second copy of a text that the other
+        buffer has, or the end of a document that it has cut, has to do; they are counted as shared.
         """
-        short = next((part for part in (self.fit, self.held_out) if part.missing), None)
+        short = next((buffer for buffer in (self.fit, self.held_out) if buffer.missing), None)
         if short is None:
             return
         other = self.held_out if short is self.fit else self.fit
-        size = self._writer.batch_size if self._writer else 1
-        shared = []
-        fresh = [entry for entry in spare if entry[1] not in other.digests]
-        copies = [entry for entry in spare if entry[1] in other.digests]
-        for entries in (fresh, copies):
-            for start in range(0, len(entries), size):
+        # Where both are short there is nothing to spare: only a full buffer turns documents away.
+        fresh = [candidate for candidate in spare if candidate.digest not in other.digests]
+        copies = [candidate for candidate in spare if candidate.digest in other.digests]
+        size = self.encoder.batch_size
+        for candidates in (fresh, copies):
+            for start in range(0, len(candidates), size):
                 if not short.missing:
                     return
-                batch = entries[start : start + size]
-                for (_, digest), ids in zip(batch, self._encode_batch(batch), strict=True):
-                    taken = short.add(ids, digest)
-                    self._progress.advance(taken)
-                    shared += [digest] if taken and digest in other.digests else []
+                for candidate, ids in self._encode(candidates[start : start + size]):
+                    taken = short.add(ids, candidate.digest)
+                    progress.advance(taken)
+                    self.documents_shared += bool(taken and candidate.digest in other.digests)
         if other.rest and short.missing:
-            self._progress.advance(short.add(other.rest, other.rest_digest))
-            shared.append(other.rest_digest)
-        self.documents_shared = len(shared)
-
-    def _encode_batch(self, batch: list[tuple[Document, bytes]]) -> list[list[int]]:
-        """Return the ids of each document; none for a prompt too long to be answered."""
-        documents = [document for document, _ in batch]
-        if self._writer is None:
-            encoded = [self._encode(document) for document in documents]
-        else:
-            encoded = self._answer(self._writer, documents)
-        for ids in encoded:
-            self._check_ids(ids)
-        return encoded
-
-    def _encode(self, document: Document) -> list[int]:
-        if isinstance(document, str):
-            return self._tokenizer.encode(document, add_bos=self._tokenizer.adds_bos)
-        return self._encoder().encode(document)
-
-    def _answer(self, writer: AnswerWriter, documents: Sequence[Document]) -> list[list[int]]:
-        prompts = [self._encoder().encode_prompt(d) for d in documents if not isinstance(d, str)]
-        fitting = [prompt for prompt in prompts if len(prompt) <= writer.max_prompt_tokens]
-        self.documents_skipped += len(prompts) - len(fitting)
-        answers = iter(writer.write(fitting) if fitting else [])
-        limit = writer.max_prompt_tokens
-        return [prompt + next(answers) if len(prompt) <= limit else [] for prompt in prompts]
-
-    def _encoder(self) -> ConversationEncoder:
-        if self._conversations is None:
-            self._conversations = ConversationEncoder(self._tokenizer)
-            if not self._tokenizer.has_chat_template:
-                self._progress.warn(
-                    "The checkpoint has no chat template: the conversations of "
-                    f"{self.source.path.name} are read as plain text."
-                )
-        return self._conversations
-
-    def _check_ids(self, ids: list[int]) -> None:
-        largest = max(ids, default=0)
-        if largest >= self._limits.vocab_size:
-            raise CheckpointError(
-                f"The tokenizer gives the id {largest} for text of {self.source.path.name}, but "
-                f"the model has vocab_size {self._limits.vocab_size}: tokenizer.json does not "
-                "belong to this model. Restore the tokenizer files from the model's original "
-                "repository."
-            )
+            progress.advance(short.add(other.rest, other.rest_digest))
+            self.documents_shared += 1
 
 
 def _read_pools(source: CalibrationSource, num_bytes: int) -> Generator[list[Document], None, None]:

@@ -1,15 +1,23 @@
-"""Conversations as the model sees and writes them: prompt, thought, answer, end token.
+"""Documents to ids: plain text as it is, conversations as the model sees and writes them.
 
-The prompt is what a server would send: the chat template with its mark for the answer. What follows
-is what the model would write, which a template does not know: it drops the thoughts.
+The prompt of a conversation is what a server would send: the chat template with its mark for the
+answer. What follows is what the model would write, which a template does not know: it drops the
+thoughts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from vacc_deploy.datasets.files import Message
+from vacc_deploy.datasets.files import Document, Message
+from vacc_deploy.datasets.sources import CONVERSATION_KINDS, CalibrationSource
+from vacc_deploy.errors import CheckpointError
+from vacc_deploy.progress import SILENT, Progress
+from vacc_deploy.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from vacc_deploy.calibration.own_answers import OwnAnswers
 
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 # What R1 models write when they do not think. Source: the usage notes in the DeepSeek-R1 README.
@@ -21,40 +29,88 @@ AFTER_OPENING = "after-think-opening"  # the template's prompt ends with <think>
 WITH_OPENING = "with-think-opening"  # the model writes <think> itself
 
 
-class TextEncoder(Protocol):
-    """What calibration needs of a tokenizer."""
+class DocumentEncoder:
+    """Turns the documents of one source into ids.
 
-    @property
-    def adds_bos(self) -> bool:
-        """Whether plain text begins with the BOS token."""
-        ...
+    Attributes:
+        batch_size: how many documents to encode at once.
+        form: how conversations are written; None where the source has none.
+        has_own_answers: whether the model writes the answers itself.
+        num_skipped: conversations left out so far, because their prompt is too long to be answered.
+    """
 
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether ``render_chat`` works."""
-        ...
+    def __init__(
+        self,
+        source: CalibrationSource,
+        tokenizer: Tokenizer,
+        *,
+        vocab_size: int,
+        writer: OwnAnswers | None = None,
+        progress: Progress = SILENT,
+    ) -> None:
+        """Look at the chat template, where the source has conversations.
 
-    def encode(self, text: str, *, add_bos: bool) -> list[int]:
-        """Return the ids of plain text."""
-        ...
+        Args:
+            source: where the documents come from.
+            tokenizer: text to ids.
+            vocab_size: rows of the model's embedding; every id must be below it.
+            writer: answers the prompts of conversations in place of the data set.
+            progress: warned where there is no chat template.
 
-    def encode_rendered(self, text: str) -> list[int]:
-        """Return the ids of a rendered conversation, with one BOS where the model wants one."""
-        ...
+        Raises:
+            CheckpointError: the chat template fails.
+        """
+        has_conversations = source.kind in CONVERSATION_KINDS
+        self._name, self._tokenizer, self._vocab_size = source.path.name, tokenizer, vocab_size
+        self._writer = writer if has_conversations else None
+        self._conversations = ConversationEncoder(tokenizer) if has_conversations else None
+        self.form = self._conversations.form if self._conversations else None
+        self.has_own_answers = self._writer is not None
+        self.batch_size = self._writer.batch_size if self._writer else 1
+        self.num_skipped = 0
+        if self.form == JOINED:
+            progress.warn(
+                f"The checkpoint has no chat template: the conversations of {self._name} are read "
+                "as plain text."
+            )
 
-    def render_chat(
-        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
-    ) -> str:
-        """Return a conversation in the form of the chat template."""
-        ...
+    def encode(self, documents: Sequence[Document]) -> list[list[int]]:
+        """Return the ids of each document; none for a prompt too long to be answered.
 
-    def token_id(self, token: str) -> int | None:
-        """Return the id of one token, None where there is none."""
-        ...
+        Raises:
+            CheckpointError: an id is not below ``vocab_size``, or the chat template fails.
+        """
+        if self._writer is None:
+            encoded = [self._encode_one(document) for document in documents]
+        else:
+            encoded = self._answer(self._writer, documents)
+        largest = max((max(ids, default=0) for ids in encoded), default=0)
+        if largest >= self._vocab_size:
+            # It would read past the embedding.
+            raise CheckpointError(
+                f"The tokenizer gives the id {largest} for text of {self._name}, but the model has "
+                f"vocab_size {self._vocab_size}: tokenizer.json does not belong to this model. "
+                "Restore the tokenizer files from the model's original repository."
+            )
+        return encoded
 
-    def answer_end_id(self) -> int | None:
-        """Return the id with which the model ends an answer, None where there is none."""
-        ...
+    def _encode_one(self, document: Document) -> list[int]:
+        if isinstance(document, str):
+            return self._tokenizer.encode(document, add_bos=self._tokenizer.adds_bos)
+        assert self._conversations is not None
+        return self._conversations.encode(document)
+
+    def _answer(self, writer: OwnAnswers, documents: Sequence[Document]) -> list[list[int]]:
+        assert self._conversations is not None
+        prompts = [
+            self._conversations.encode_prompt(d) for d in documents if not isinstance(d, str)
+        ]
+        limit = writer.max_prompt_tokens
+        # One list for all: the model writes the answers of a batch at once.
+        fitting = [prompt for prompt in prompts if len(prompt) <= limit]
+        self.num_skipped += len(prompts) - len(fitting)
+        answers = iter(writer.write(fitting) if fitting else [])
+        return [prompt + next(answers) if len(prompt) <= limit else [] for prompt in prompts]
 
 
 class ConversationEncoder:
@@ -64,7 +120,7 @@ class ConversationEncoder:
         form: ``JOINED``, ``PLAIN``, ``AFTER_OPENING`` or ``WITH_OPENING``.
     """
 
-    def __init__(self, tokenizer: TextEncoder) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         """Find out by probes how the checkpoint's chat template treats thoughts.
 
         Raises:
@@ -105,6 +161,7 @@ class ConversationEncoder:
         if whole[: len(ids)] == ids:
             ids = whole
         else:
+            # A token would span the two, for example one of two line ends: encode them apart.
             ids += self._tokenizer.encode(answer, add_bos=False)
         if self._end_id is not None and ids[-1:] != [self._end_id]:
             ids.append(self._end_id)
@@ -136,5 +193,6 @@ class ConversationEncoder:
             answer = f"{THINK_OPEN}\n{answer}" if has_thought else f"{EMPTY_THOUGHT}{answer}"
         if self.form == WITH_OPENING:
             return answer
+        # The prompt ends with the opening already.
         opening = self._opening if answer.startswith(self._opening) else THINK_OPEN
         return answer.removeprefix(opening)

@@ -1,4 +1,4 @@
-"""Let the float model answer calibration prompts itself, once, and keep what it wrote.
+"""Let the float model answer calibration prompts itself, once, and save what it wrote.
 
 A reasoning model is calibrated best on the kind of text it will write. The text stays a list of
 ids: nothing here reads it.
@@ -11,7 +11,8 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vacc_deploy import __version__
 from vacc_deploy.calibration.answer_cache import AnswerCache, default_directory, hash_json
 from vacc_deploy.checkpoint import Checkpoint, ShardHeader
 from vacc_deploy.checkpoint.manifest import library_versions
-from vacc_deploy.datasets.files import hash_file
+from vacc_deploy.datasets.files import compute_sha256
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.json_files import read_json
 from vacc_deploy.models.config import CONFIG_NAME
@@ -41,10 +42,40 @@ GENERATION_CONFIG_NAME = "generation_config.json"
 BATCH_SIZE = 8
 MAX_PROMPT_TOKENS = 4096
 # What DeepSeek advises for R1 models: at temperature 0 they repeat themselves without end.
-DEFAULT_TEMPERATURE, DEFAULT_TOP_P = 0.6, 0.95
+DEFAULT_SAMPLING: dict[str, Any] = {"temperature": 0.6, "top_p": 0.95, "top_k": 0}
 MAX_TEMPERATURE = 5.0
 MAX_CONFIG_BYTES = 1 << 20
 _SAMPLED_BLOCKS, _BLOCK_BYTES = 16, 4096
+# The files beside the weights that change what a model answers.
+_SHAPING_FILES = (
+    CONFIG_NAME,
+    VACC_CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    TOKENIZER_NAME,
+    TOKENIZER_CONFIG_NAME,
+    TEMPLATE_NAME,
+    TEMPLATE_JSON_NAME,
+)
+
+
+LoadModel = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """How long the model's own answers are, and where they are written.
+
+    Attributes:
+        max_new_tokens: length at which an answer is cut off.
+        seed: random seed of the sampling.
+        device: where the model runs.
+        cache_dir: directory that saves the answers; None for ``default_directory``.
+    """
+
+    max_new_tokens: int
+    seed: int
+    device: str = "cpu"
+    cache_dir: Path | None = None
 
 
 class OwnAnswers:
@@ -54,7 +85,7 @@ class OwnAnswers:
 
     Attributes:
         batch_size: prompts answered at once.
-        max_prompt_tokens: so that prompt and answer fit the model's context.
+        max_prompt_tokens: longest prompt that fits the model's context together with an answer.
     """
 
     batch_size = BATCH_SIZE
@@ -63,26 +94,22 @@ class OwnAnswers:
         self,
         checkpoint: Checkpoint,
         tokenizer: Tokenizer,
+        settings: AnswerSettings,
         *,
-        max_new_tokens: int,
-        seed: int,
-        cache_dir: Path | None = None,
-        device: str = "cpu",
         progress: Progress = SILENT,
+        load: LoadModel = load_model,
     ) -> None:
-        """Read the sampling settings and the cache.
+        """Read how the checkpoint samples, and prepare the cache.
 
         Args:
-            checkpoint: of the float model.
-            tokenizer: of the same directory.
-            max_new_tokens: where an answer is cut off.
-            seed: of the sampling.
-            cache_dir: default ``default_directory``.
-            device: where the model runs.
-            progress: told of every batch.
+            checkpoint: the float model.
+            tokenizer: the tokenizer of the same directory.
+            settings: length, seed, device and cache.
+            progress: hears of every batch.
+            load: loads the model.
 
         Raises:
-            UsageError: there is no chat template, or no room for an answer in the context.
+            UsageError: there is no chat template, or the context has no space for an answer.
             CheckpointError: ``generation_config.json`` is damaged.
             OutputError: the cache cannot be written.
         """
@@ -92,38 +119,41 @@ class OwnAnswers:
                 "its own answers. Use --answers data, or restore the template's file."
             )
         context = checkpoint.config.max_position_embeddings
-        self.max_prompt_tokens = min(context - max_new_tokens, MAX_PROMPT_TOKENS)
+        self.max_prompt_tokens = min(context - settings.max_new_tokens, MAX_PROMPT_TOKENS)
         if self.max_prompt_tokens < 1:
             raise UsageError(
-                f"--max-answer-tokens {max_new_tokens} leaves no room for a prompt in the model's "
-                f"context of {context}. Ask for shorter answers."
+                f"--max-answer-tokens {settings.max_new_tokens} leaves no space for a prompt in "
+                f"the model's context of {context}. Ask for shorter answers."
             )
-        self._checkpoint, self._tokenizer, self._progress = checkpoint, tokenizer, progress
-        self._max_new_tokens, self._seed, self._device = max_new_tokens, seed, device
-        self._settings = read_sampling(checkpoint.directory)
+        self._checkpoint, self._tokenizer, self._settings = checkpoint, tokenizer, settings
+        self._progress, self._load = progress, load
+        self._sampling = read_sampling(checkpoint.directory)
         self._model: Any = None
-        self._hash, self._answers, self._tokens = hashlib.sha256(), 0, 0
+        self._hash, self._num_answers, self._num_tokens = hashlib.sha256(), 0, 0
         self._cache = AnswerCache(
-            cache_dir or default_directory(os.environ),
+            settings.cache_dir or default_directory(os.environ),
             self._identity(),
             vocab_size=checkpoint.config.vocab_size,
-            max_tokens=max_new_tokens,
+            max_tokens=settings.max_new_tokens,
+            progress=progress,
         )
-        self._cache.load(progress)
 
     def write(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Return the ids of one answer for each prompt, with its end token unless cut off.
+
+        The same prompts give the same answers.
 
         Raises:
             CheckpointError: the model cannot be loaded, or writes no probabilities.
             OutputError: the cache cannot be written.
         """
+        # A batch is the unit: sampling draws for all of its rows together.
         answers = self._cache.get(prompts)
         if answers is None:
             answers = self._generate([list(prompt) for prompt in prompts])
             self._cache.put(prompts, answers)
-        self._answers += len(answers)
-        self._tokens += sum(len(ids) for ids in answers)
+        self._num_answers += len(answers)
+        self._num_tokens += sum(len(ids) for ids in answers)
         self._hash.update(hash_json(answers).encode("ascii"))
         return answers
 
@@ -133,11 +163,11 @@ class OwnAnswers:
             "written_by": "model",
             "identity_sha256": self._cache.digest,
             "answers_sha256": self._hash.hexdigest(),
-            "answers": self._answers,
-            "tokens": self._tokens,
-            "max_new_tokens": self._max_new_tokens,
-            "seed": self._seed,
-            **self._settings,
+            "answers": self._num_answers,
+            "tokens": self._num_tokens,
+            "max_new_tokens": self._settings.max_new_tokens,
+            "seed": self._settings.seed,
+            **self._sampling,
         }
 
     def release(self) -> None:
@@ -145,27 +175,31 @@ class OwnAnswers:
         if self._model is None:
             return
         self._model = None
+        # Models hold references to themselves: counting alone does not free them.
         gc.collect()
-        if torch.device(self._device).type == "cuda":
+        if torch.device(self._settings.device).type == "cuda":
             torch.cuda.empty_cache()
 
     def _generate(self, prompts: list[list[int]]) -> list[list[int]]:
         if self._model is None:
-            model = load_model(self._checkpoint.directory, dtype=activation_dtype(self._checkpoint))
-            self._model = model.to(self._device)
+            dtype = activation_dtype(self._checkpoint)
+            model = self._load(self._checkpoint.directory, dtype=dtype)
+            self._model = model.to(self._settings.device)
         started = time.monotonic()
-        # From the prompts too: a batch is the same whether those before it were in the cache.
-        drawn = hash_json([self._seed, prompts])
-        sampling = Sampling(**self._settings, seed=int(drawn[:15], 16))
+        # The seed depends on the prompts too: a batch is the same whether those before it were in
+        # the cache.
+        drawn = hash_json([self._settings.seed, prompts])
+        sampling = Sampling(**self._sampling, seed=int(drawn[:15], 16))
         try:
             answers = complete(
                 self._model,
                 self._tokenizer,
                 prompts,
-                max_new_tokens=self._max_new_tokens,
+                max_new_tokens=self._settings.max_new_tokens,
                 sampling=sampling,
             )
         except RuntimeError as err:
+            # What torch.multinomial says of NaN, which has no class of its own.
             if "probability tensor" not in str(err):
                 raise
             raise CheckpointError(
@@ -182,18 +216,14 @@ class OwnAnswers:
     def _identity(self) -> dict[str, Any]:
         """Return everything that shapes an answer but the prompts."""
         directory = self._checkpoint.directory
-        names = (
-            *(CONFIG_NAME, VACC_CONFIG_NAME, GENERATION_CONFIG_NAME, TOKENIZER_NAME),
-            *(TOKENIZER_CONFIG_NAME, TEMPLATE_NAME, TEMPLATE_JSON_NAME),
-        )
-        files = [directory / name for name in names if (directory / name).is_file()]
+        files = [directory / name for name in _SHAPING_FILES if (directory / name).is_file()]
         return {
             "weights": [_describe_shard(shard) for shard in self._checkpoint.shards.values()],
-            "files": {path.name: hash_file(path) for path in files},
-            "sampling": {**self._settings, "seed": self._seed},
-            "max_new_tokens": self._max_new_tokens,
+            "files": {path.name: compute_sha256(path) for path in files},
+            "sampling": {**self._sampling, "seed": self._settings.seed},
+            "max_new_tokens": self._settings.max_new_tokens,
             "batch_size": self.batch_size,
-            "device": torch.device(self._device).type,
+            "device": torch.device(self._settings.device).type,
             "dtype": str(activation_dtype(self._checkpoint)),
             "versions": {"vacc-deploy": __version__, **library_versions()},
         }
@@ -202,8 +232,8 @@ class OwnAnswers:
 def read_sampling(directory: Path) -> dict[str, Any]:
     """Return ``temperature``, ``top_p`` and ``top_k`` of a checkpoint's generation config.
 
-    Where it states none: 0.6, 0.95 and 0, which is no limit. A temperature of 0 means greedy,
-    which is no sampling; it counts as none.
+    ``DEFAULT_SAMPLING`` where it states none; a ``top_k`` of 0 is no limit. A temperature of 0
+    means greedy, which is no sampling, so it counts as not stated.
 
     Raises:
         CheckpointError: the file is damaged, or a value is out of range.
@@ -212,14 +242,12 @@ def read_sampling(directory: Path) -> dict[str, Any]:
     stated = read_json(path, limit_bytes=MAX_CONFIG_BYTES) if path.is_file() else {}
     if not isinstance(stated, dict):
         raise _damaged(path, f"it holds {type(stated).__name__}", "a JSON object")
-    temperature = stated.get("temperature") or DEFAULT_TEMPERATURE
-    top_p, top_k = stated.get("top_p"), stated.get("top_k")
-    top_p = DEFAULT_TOP_P if top_p is None else top_p
-    top_k = 0 if top_k is None else top_k
+    values = DEFAULT_SAMPLING | {name: v for name, v in stated.items() if v is not None}
+    temperature = values["temperature"] or DEFAULT_SAMPLING["temperature"]
+    top_p, top_k = values["top_p"], values["top_k"]
     if not (_is_number(temperature) and 0 < temperature <= MAX_TEMPERATURE):
-        raise _damaged(
-            path, f"temperature is {temperature!r:.40}", f"above 0, to {MAX_TEMPERATURE}"
-        )
+        got = f"temperature is {temperature!r:.40}"
+        raise _damaged(path, got, f"above 0, to {MAX_TEMPERATURE}")
     if not (_is_number(top_p) and 0 < top_p <= 1):
         raise _damaged(path, f"top_p is {top_p!r:.40}", "above 0, to 1")
     if type(top_k) is not int or top_k < 0:

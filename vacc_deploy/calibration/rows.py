@@ -1,6 +1,7 @@
 """Documents to rows of token ids: exactly as many as asked for, the same on every run.
 
-Knows the tokenizer only by what it can do (``TextEncoder``); reads no model.
+One source after another: documents of the file (``datasets``), chosen by hash (``split``), to ids
+(``conversations``), joined (``collect``), cut and mixed here.
 """
 
 from __future__ import annotations
@@ -10,18 +11,22 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vacc_deploy.calibration.collect import AnswerWriter, Limits, SourceTokens
-from vacc_deploy.calibration.conversations import JOINED, TextEncoder
-from vacc_deploy.calibration.split import CALIBRATION, check_part, split_shares
-from vacc_deploy.datasets.files import hash_file
+from vacc_deploy.calibration.collect import SourceTokens, TokenBuffer
+from vacc_deploy.calibration.conversations import JOINED, DocumentEncoder
+from vacc_deploy.calibration.split import CALIBRATION, Split, split_shares
+from vacc_deploy.datasets.files import compute_sha256
 from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.errors import CalibrationError, UsageError, list_problems
 from vacc_deploy.progress import SILENT, Progress
+from vacc_deploy.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from vacc_deploy.calibration.own_answers import OwnAnswers
 
 MAX_TOKENS = 1 << 28  # 2 GiB of int64
 
@@ -31,14 +36,18 @@ class SourceReport:
     """What one source gave.
 
     Attributes:
-        kind, file, sha256, weight: of the source; the name is without its directory.
-        rows, tokens: given in all.
-        held_out_rows: of the rows, the last ones, which judge the calibration.
-        documents_read: all that were looked at.
-        documents_used: those in the rows.
-        documents_held_out: of the used ones, those in the held-out rows.
-        documents_shared: used in both kinds of rows, because the file holds too few.
-        documents_skipped: left out, because their prompt is too long to be answered.
+        kind: what the file was read as, for example ``c4``.
+        file: its name without the directory.
+        sha256: hash of the file.
+        weight: its weight in the mix.
+        rows: rows in all.
+        tokens: tokens in all rows.
+        held_out_rows: rows that judge the calibration.
+        documents_read: documents that were looked at.
+        documents_used: documents in the rows.
+        documents_held_out: documents in the held-out rows.
+        documents_shared: documents in both kinds of rows, because the file holds too few.
+        documents_skipped: documents left out, because their prompt is too long to be answered.
         templated: whether the chat template was used.
         answer_form: how answers follow the prompts; None without conversations.
         own_answers: whether the model wrote the answers itself.
@@ -66,32 +75,40 @@ class CalibrationRows:
     """Calibration tokens and where they came from.
 
     Attributes:
-        tokens: int64 [num_samples, sequence_length]. The rows that are fitted come first, those
-            held out to judge the fit last, each kind mixed evenly over the sources.
-        num_fit_rows: how many come first. No document is in rows of both kinds, but for the
+        tokens: int64 [num_samples, sequence_length]. The rows held out to judge the fit come first,
+            then the fitted ones, each kind mixed evenly over the sources.
+        num_held_out: how many come first. No document is in rows of both kinds, but for the
             ``documents_shared`` of a source.
         row_sources: for each row, the index of its source in ``sources``.
         sources: one report for each source, in the order given.
-        seed: the seed of the shuffles.
-        evaluation_share: of the documents, kept from calibration.
+        seed: random seed of the shuffles.
+        evaluation_share: share of each file's documents that no calibration row may hold.
         answers: how the model's own answers were written; None where it wrote none.
     """
 
     tokens: npt.NDArray[np.int64]
-    num_fit_rows: int
+    num_held_out: int
     row_sources: tuple[int, ...]
     sources: tuple[SourceReport, ...]
     seed: int
     evaluation_share: float = 0.0
     answers: dict[str, Any] | None = field(default=None)
 
+    @property
+    def num_fit_rows(self) -> int:
+        """How many rows are fitted."""
+        return len(self.tokens) - self.num_held_out
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for the report; ``tokens_sha256`` is of the little-endian int64s."""
         num_samples, sequence_length = self.tokens.shape
-        digest = hashlib.sha256(self.tokens.astype("<i8").tobytes())
+        # Fitted rows first: reports have always hashed them in this order.
+        digest = hashlib.sha256()
+        for rows in (self.tokens[self.num_held_out :], self.tokens[: self.num_held_out]):
+            digest.update(rows.astype("<i8").tobytes())
         return {
             "num_samples": num_samples,
-            "num_held_out_samples": num_samples - self.num_fit_rows,
+            "num_held_out_samples": self.num_held_out,
             "sequence_length": sequence_length,
             "tokens": int(self.tokens.size),
             "tokens_sha256": digest.hexdigest(),
@@ -104,7 +121,7 @@ class CalibrationRows:
 
 def build_rows(
     sources: Sequence[CalibrationSource],
-    tokenizer: TextEncoder,
+    tokenizer: Tokenizer,
     *,
     num_samples: int,
     sequence_length: int,
@@ -112,26 +129,26 @@ def build_rows(
     vocab_size: int,
     evaluation_share: float = 0.0,
     part: str = CALIBRATION,
-    writer: AnswerWriter | None = None,
+    writer: OwnAnswers | None = None,
     progress: Progress = SILENT,
 ) -> CalibrationRows:
     """Return exactly ``num_samples`` rows of ``sequence_length`` tokens.
 
-    Rows are shared among the sources by weight. The documents of a source are shuffled, joined
-    and cut, for its fit rows and its held-out rows apart. The rows of the sources are mixed evenly.
+    Rows are shared among the sources by weight. The documents of a source are shuffled, joined and
+    cut, for its fitted rows and its held-out rows apart. Then the rows of all are mixed evenly.
 
     Args:
         sources: at least one, no file twice.
         tokenizer: text to ids.
         num_samples: rows in all.
         sequence_length: tokens of a row.
-        seed: of every shuffle; the same inputs and seed give the same rows.
-        vocab_size: of the model; every id is below it.
-        evaluation_share: the share of each file's documents that no calibration row may hold,
+        seed: random seed of every shuffle; the same inputs and seed give the same rows.
+        vocab_size: rows of the model's embedding; every id is below it.
+        evaluation_share: share of each file's documents that no calibration row may hold,
             chosen by the hash of their content.
         part: ``calibration``, or ``evaluation`` for rows of that share alone, none held out.
         writer: answers the prompts of conversations in place of the data set.
-        progress: told of the tokens as they come.
+        progress: hears of the tokens as they come.
 
     Raises:
         UsageError: no source, a source twice, sizes below 1 or too large, a share or part that does
@@ -140,23 +157,31 @@ def build_rows(
         CheckpointError: an id is not below ``vocab_size``, or the chat template fails.
     """
     _check_request(sources, num_samples, sequence_length)
-    check_part(part, evaluation_share)
+    split = Split(part, evaluation_share)
+    split.check()
     shares = share_rows(sources, num_samples)
     held_out = split_shares(shares) if part == CALIBRATION else [0] * len(shares)
+    # The sources are read one after another, so that one text at a time is in memory.
     progress.start("Reading calibration text", num_samples * sequence_length, "tokens")
     collected = []
     for position, (source, rows, held) in enumerate(zip(sources, shares, held_out, strict=True)):
-        num_tokens = ((rows - held) * sequence_length, held * sequence_length)
-        limits = Limits(*num_tokens, vocab_size, part, evaluation_share)
-        tokens = SourceTokens(source, tokenizer, limits, writer=writer, progress=progress)
-        tokens.collect(random.Random(f"vacc-deploy calibration {seed} {position} {source.kind}"))
+        encoder = DocumentEncoder(
+            source, tokenizer, vocab_size=vocab_size, writer=writer, progress=progress
+        )
+        num_fit, num_held_out = (rows - held) * sequence_length, held * sequence_length
+        tokens = SourceTokens(source, encoder, split, num_fit, num_held_out)
+        # A seed of its own for each source: another one beside it leaves its shuffle as it was.
+        rng = random.Random(f"vacc-deploy calibration {seed} {position} {source.kind}")
+        tokens.collect(rng, progress)
         collected.append(tokens)
     progress.finish()
-    _check_enough(collected)
-    _warn_of_shared(collected, progress)
+    _check_enough(collected, progress)
+    rows_of_all, row_sources = _arrange(collected, sequence_length, seed)
     return CalibrationRows(
-        *_arrange(collected, sequence_length, seed),
-        sources=tuple(_report(*parts) for parts in zip(collected, shares, held_out, strict=True)),
+        rows_of_all,
+        sum(held_out),
+        row_sources,
+        sources=tuple(_report(tokens, sequence_length) for tokens in collected),
         seed=seed,
         evaluation_share=evaluation_share,
         answers=writer.describe() if writer else None,
@@ -169,6 +194,7 @@ def share_rows(sources: Sequence[CalibrationSource], num_samples: int) -> list[i
     Raises:
         UsageError: a source would get no row.
     """
+    # Fractions: with floats two equal remainders could differ by a rounding error.
     weights = [Fraction(source.weight) for source in sources]
     quotas = [num_samples * weight / sum(weights) for weight in weights]
     shares = [int(quota) for quota in quotas]
@@ -200,87 +226,82 @@ def _check_request(
         )
     seen = set()
     for source in sources:
-        place = source.path.resolve()
-        if place in seen:
+        path = source.path.resolve()
+        if path in seen:
             raise UsageError(
                 f"{source.path} is given twice as a calibration source. Raise its weight instead."
             )
-        seen.add(place)
+        seen.add(path)
 
 
 def _arrange(
     collected: Sequence[SourceTokens], sequence_length: int, seed: int
-) -> tuple[npt.NDArray[np.int64], int, tuple[int, ...]]:
-    """Return the rows, how many of them are fitted, and the source of each."""
+) -> tuple[npt.NDArray[np.int64], tuple[int, ...]]:
+    """Return the rows [num_samples, sequence_length], held-out ones first, and their sources."""
     rng = random.Random(f"vacc-deploy calibration {seed} order")
-    rows, row_sources, num_fit_rows = list[npt.NDArray[np.int64]](), list[int](), 0
-    for parts in ([part.fit for part in collected], [part.held_out for part in collected]):
-        blocks = [np.frombuffer(part.ids, np.int64).reshape(-1, sequence_length) for part in parts]
-        order = _interleave([len(block) for block in blocks], rng)
-        rows += [blocks[position][row] for position, row in order]
-        row_sources += [position for position, _ in order]
-        num_fit_rows = num_fit_rows or len(order)
-    return np.stack(rows), num_fit_rows, tuple(row_sources)
+    # The order of the fitted rows is drawn first: with the other order a seed would give new rows.
+    fit, fit_sources = _mix([source.fit for source in collected], sequence_length, rng)
+    held_out, held_out_sources = _mix([s.held_out for s in collected], sequence_length, rng)
+    # num_samples x [sequence_length] -> [num_samples, sequence_length]
+    return np.stack(held_out + fit), (*held_out_sources, *fit_sources)
 
 
-def _report(tokens: SourceTokens, rows: int, held_out_rows: int) -> SourceReport:
+def _mix(
+    buffers: Sequence[TokenBuffer], sequence_length: int, rng: random.Random
+) -> tuple[list[npt.NDArray[np.int64]], list[int]]:
+    """Cut the tokens of each source into rows and mix these; return them and their sources.
+
+    Each source is spread evenly: one row in each of its equal intervals, at random in it.
+    """
+    # Ids of a source [num_tokens] -> its rows [num_rows, sequence_length]
+    blocks = [np.frombuffer(b.ids, np.int64).reshape(-1, sequence_length) for b in buffers]
+    order = sorted(
+        ((row + rng.random()) / len(block), source, row)
+        for source, block in enumerate(blocks)
+        for row in range(len(block))
+    )
+    return [blocks[source][row] for _, source, row in order], [source for _, source, _ in order]
+
+
+def _report(tokens: SourceTokens, sequence_length: int) -> SourceReport:
     """Return what a source gave to its rows."""
-    source, form = tokens.source, tokens.answer_form
+    source, form = tokens.source, tokens.encoder.form
     return SourceReport(
         kind=source.kind,
         file=source.path.name,
-        sha256=hash_file(source.path),
+        sha256=compute_sha256(source.path),
         weight=source.weight,
-        rows=rows,
-        tokens=len(tokens.fit.ids) + len(tokens.held_out.ids),
-        held_out_rows=held_out_rows,
+        rows=tokens.num_tokens // sequence_length,
+        tokens=tokens.num_tokens,
+        held_out_rows=len(tokens.held_out.ids) // sequence_length,
         documents_read=tokens.documents_read,
-        documents_used=tokens.fit.num_documents
-        + tokens.held_out.num_documents
-        - tokens.documents_shared,
+        documents_used=tokens.documents_used,
         documents_held_out=tokens.held_out.num_documents,
         documents_shared=tokens.documents_shared,
-        documents_skipped=tokens.documents_skipped,
+        documents_skipped=tokens.encoder.num_skipped,
         templated=form is not None and form != JOINED,
         answer_form=form,
-        own_answers=tokens.has_own_answers,
+        own_answers=tokens.encoder.has_own_answers,
     )
 
 
-def _warn_of_shared(collected: Sequence[SourceTokens], progress: Progress) -> None:
+def _check_enough(collected: Sequence[SourceTokens], progress: Progress) -> None:
+    needed = [tokens.fit.needed + tokens.held_out.needed for tokens in collected]
+    got = [tokens.num_tokens for tokens in collected]
+    if sum(got) < sum(needed):
+        lines = [
+            f"{tokens.source.path} ({tokens.source.kind}): {has:,} of {wants:,} tokens"
+            for tokens, has, wants in zip(collected, got, needed, strict=True)
+        ]
+        raise CalibrationError(
+            "The calibration data hold too few tokens. Got, of what is needed:\n"
+            f"{list_problems(lines)}\n"
+            "Give more data, ask for fewer samples or a shorter sequence, or give the short "
+            "source a smaller weight."
+        )
     names = [tokens.source.path.name for tokens in collected if tokens.documents_shared]
     if names:
         progress.warn(
             f"{', '.join(names)}: too few documents to hold some out; the rows that judge the "
             "calibration share documents with it. Give more text."
         )
-
-
-def _check_enough(collected: Sequence[SourceTokens]) -> None:
-    lines = []
-    missing = 0
-    for tokens in collected:
-        got = len(tokens.fit.ids) + len(tokens.held_out.ids)
-        needed = tokens.fit.needed + tokens.held_out.needed
-        missing += needed - got
-        lines.append(f"{tokens.source.path} ({tokens.source.kind}): {got:,} of {needed:,} tokens")
-    if missing:
-        raise CalibrationError(
-            f"The calibration data hold too few tokens. Got, of what is needed:\n"
-            f"{list_problems(lines)}\n"
-            "Give more data, ask for fewer samples or a shorter sequence, or give the short "
-            "source a smaller weight."
-        )
-
-
-def _interleave(shares: Sequence[int], rng: random.Random) -> list[tuple[int, int]]:
-    """Return the order of the rows as (source, row of that source).
-
-    Each source is spread evenly, with its place in each interval drawn at random.
-    """
-    places = [
-        ((row + rng.random()) / rows, position, row)
-        for position, rows in enumerate(shares)
-        for row in range(rows)
-    ]
-    return [(position, row) for _, position, row in sorted(places)]

@@ -1,6 +1,6 @@
-"""Which documents calibrate, which judge the calibration, and which nobody may touch.
+"""Which documents calibrate, which judge the calibration, and which calibration never reads.
 
-A document's place is drawn from the hash of its content: it does not depend on the seed, on the
+A document's position is drawn from the hash of its content: it does not depend on the seed, on the
 order of the file or on the other documents.
 """
 
@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from vacc_deploy.datasets.files import Document
 from vacc_deploy.errors import UsageError
 
 CALIBRATION, EVALUATION = "calibration", "evaluation"
 PARTS = (CALIBRATION, EVALUATION)
-# Of the rows and of the documents that calibrate: on them GPTQ is compared with rounding.
+# Share of the rows, and of the documents, that is held out: on it GPTQ is compared with rounding.
 HELD_OUT_SHARE = 0.1
 MAX_EVALUATION_SHARE = 0.9
 
@@ -26,34 +25,52 @@ def hash_document(document: Document) -> bytes:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode("ascii")).digest()
 
 
-def place_of(digest: bytes) -> float:
-    """Return the fixed place of a document, from 0 to below 1, evenly spread."""
+def position_of(digest: bytes) -> float:
+    """Return the fixed position of a document, from 0 to below 1, evenly spread."""
     # 53 bits: exact in a float, and never rounded up to 1.
     return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)
 
 
-def is_in_part(place: float, part: str, evaluation_share: float) -> bool:
-    """Return whether a document belongs to ``part``; the evaluation part takes the last places."""
-    return (place >= 1 - evaluation_share) == (part == EVALUATION)
+def is_held_out(digest: bytes) -> bool:
+    """Return whether a calibrating document judges the fit: these have the first positions."""
+    return position_of(digest) < HELD_OUT_SHARE
 
 
-def check_part(part: str, evaluation_share: float) -> None:
-    """Refuse a part that does not exist or holds nothing.
+@dataclass(frozen=True)
+class Split:
+    """The documents that rows may be made of.
 
-    Raises:
-        UsageError: says which value is wrong.
+    Attributes:
+        part: ``calibration`` or ``evaluation``.
+        evaluation_share: share of each file's documents in the evaluation part.
     """
-    if part not in PARTS:
-        raise UsageError(f"The part is {part!r}, expected one of {', '.join(PARTS)}.")
-    if not 0 <= evaluation_share <= MAX_EVALUATION_SHARE:
-        raise UsageError(
-            f"The evaluation share is {evaluation_share}, expected 0 to {MAX_EVALUATION_SHARE}."
-        )
-    if part == EVALUATION and not evaluation_share:
-        raise UsageError(
-            "The evaluation part holds no document: the evaluation share is 0. Give the share "
-            "with which the model was calibrated."
-        )
+
+    part: str
+    evaluation_share: float
+
+    def check(self) -> None:
+        """Refuse a part that does not exist or holds nothing.
+
+        Raises:
+            UsageError: says which value is wrong.
+        """
+        if self.part not in PARTS:
+            raise UsageError(f"The part is {self.part!r}, expected one of {', '.join(PARTS)}.")
+        if not 0 <= self.evaluation_share <= MAX_EVALUATION_SHARE:
+            raise UsageError(
+                f"The evaluation share is {self.evaluation_share}, expected 0 to "
+                f"{MAX_EVALUATION_SHARE}."
+            )
+        if self.part == EVALUATION and not self.evaluation_share:
+            raise UsageError(
+                "The evaluation part holds no document: the evaluation share is 0. Give the share "
+                "with which the model was calibrated."
+            )
+
+    def includes(self, digest: bytes) -> bool:
+        """Return whether a document is in the part: evaluation has the last positions."""
+        is_last = position_of(digest) >= 1 - self.evaluation_share
+        return is_last == (self.part == EVALUATION)
 
 
 def split_shares(shares: list[int]) -> list[int]:
@@ -66,37 +83,3 @@ def split_shares(shares: list[int]) -> list[int]:
     if not any(held_out) and len(shares) > 1:
         held_out[-1] = 1
     return held_out
-
-
-@dataclass
-class TokenPart:
-    """Token ids collected for the fit rows or for the held-out rows of one source.
-
-    Attributes:
-        needed: tokens wanted.
-        ids: tokens so far, at most ``needed``, int64.
-        digests: hashes of the documents in it.
-        rest: what was cut off the last document.
-    """
-
-    needed: int
-    ids: array[int] = field(default_factory=lambda: array("q"))
-    digests: set[bytes] = field(default_factory=set)
-    num_documents: int = 0
-    rest: list[int] = field(default_factory=list)
-    rest_digest: bytes = b""
-
-    @property
-    def missing(self) -> int:
-        """How many tokens are still wanted."""
-        return self.needed - len(self.ids)
-
-    def add(self, ids: list[int], digest: bytes) -> int:
-        """Take a document, cut where the part is full; return how many tokens were taken."""
-        taken = ids[: self.missing]
-        if taken:
-            self.ids.extend(taken)
-            self.digests.add(digest)
-            self.num_documents += 1
-            self.rest, self.rest_digest = ids[len(taken) :], digest
-        return len(taken)

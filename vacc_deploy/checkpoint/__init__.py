@@ -27,7 +27,7 @@ from vacc_deploy.checkpoint.output import (
 from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint, read_tensor
 from vacc_deploy.checkpoint.writer import (
     WrittenFile,
-    hash_file,
+    record_file,
     shard_name,
     write_index,
     write_index_map,
@@ -51,7 +51,7 @@ __all__ = [
     "check_space",
     "clear_partial",
     "copy_file",
-    "hash_file",
+    "record_file",
     "library_versions",
     "model_name",
     "output_directory",

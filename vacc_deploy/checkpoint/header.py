@@ -24,7 +24,7 @@ MAX_DIMENSION = 1 << 40
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: ``num_bytes`` bytes from ``offset`` of the file ``path``."""
+    """Where one tensor is: ``num_bytes`` bytes from ``offset`` of the file ``path``."""
 
     name: str
     dtype: str
@@ -58,7 +58,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _parse_entry(name: str, entry: Any, path: Path, data_start: int) -> TensorInfo:
-    """Return one header entry; ``ValueError`` tells what is wrong with it."""
+    """Return one header entry; a ``ValueError`` says what is wrong with it."""
     if not isinstance(entry, dict):
         raise ValueError(f"tensor {name!r} is described by {type(entry).__name__}, not an object")
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
@@ -69,6 +69,7 @@ def _parse_entry(name: str, entry: Any, path: Path, data_start: int) -> TensorIn
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_size, offsets)):
         raise ValueError(f"tensor {name!r} has the impossible data_offsets {offsets!r}")
     begin, end = offsets
+    # Without this a shape would be read from the bytes of other tensors.
     expected = math.prod(shape) * DTYPES[dtype].num_bytes
     if end - begin != expected:
         raise ValueError(
@@ -101,11 +102,12 @@ def read_header(path: Path) -> ShardHeader:
         with path.open("rb") as file:
             file_bytes = file.seek(0, 2)
             file.seek(0)
+            # Eight bytes: the length of the header, which must fit the file before it is read.
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or length > file_bytes - 8:
                 raise ValueError(
-                    f"the file is truncated or no safetensors file: got {file_bytes:,} bytes, "
+                    f"the file is truncated or not a safetensors file: got {file_bytes:,} bytes, "
                     f"its header alone asks for {8 + length:,}"
                 )
             if length > MAX_HEADER_BYTES:
@@ -118,7 +120,7 @@ def read_header(path: Path) -> ShardHeader:
     try:
         entries = json.loads(header.decode("utf-8"), object_pairs_hook=_refuse_duplicates)
         if not isinstance(entries, dict):
-            raise ValueError("its header is no JSON object")
+            raise ValueError("its header is not a JSON object")
         entries.pop("__metadata__", None)
         tensors = [_parse_entry(name, e, path, 8 + length) for name, e in entries.items()]
         tensors.sort(key=lambda info: (info.offset, info.num_bytes))

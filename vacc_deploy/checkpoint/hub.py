@@ -19,7 +19,7 @@ _NEEDED = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the weights lie; ``revision`` is the repository's commit, if it came from the hub."""
+    """Where the weights are; ``revision`` is the repository's commit, if it came from the hub."""
 
     directory: Path
     revision: str | None = None

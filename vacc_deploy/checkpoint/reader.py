@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ class Checkpoint:
     """A checkpoint directory whose files, names, shapes and dtypes have been checked.
 
     Attributes:
-        directory: where it lies; never written to.
+        directory: its path; never written to.
         config: the parsed ``config.json``.
         shards: the headers of its files, by file name.
         tensors: every tensor by name.
@@ -54,25 +54,16 @@ class Checkpoint:
             CheckpointError: lists every problem found.
             UnsupportedModelError: another architecture.
         """
-        if not directory.is_dir():
-            raise CheckpointError(f"{directory} is no directory. Give a checkpoint directory.")
-        config = read_config(directory)
-        weight_map = _read_index(directory)
-        names = sorted(set(weight_map.values())) if weight_map else _find_files(directory)
-        shards, problems = _read_shards(directory, names, weight_map)
-        tensors = {info.name: info for shard in shards.values() for info in shard.tensors}
-        if not problems:
-            problems += _compare_with_index(weight_map, shards)
-            problems += _compare_with_config(config, tensors)
+        checkpoint, problems = examine(directory)
         if problems:
             raise CheckpointError(
                 f"{directory} is not a usable checkpoint:\n{list_problems(problems)}\n"
                 "Download the files named again from the model's repository, then rerun."
             )
-        return cls(directory, config, shards, tensors, weight_map is not None)
+        return checkpoint
 
     def info(self, name: str) -> TensorInfo:
-        """Return where a tensor lies, its dtype and shape.
+        """Return where a tensor is stored, its dtype and shape.
 
         Raises:
             CheckpointError: no tensor has that name.
@@ -92,8 +83,6 @@ class Checkpoint:
         Raises:
             CheckpointError: no such tensor, or a row outside it.
         """
-        import torch
-
         info = self.info(name)
         num_rows, columns = info.shape
         outside = [row for row in rows if not 0 <= row < num_rows]
@@ -103,33 +92,20 @@ class Checkpoint:
                 f"{name} has {num_rows} rows, there is no row {outside[0]}. Does the tokenizer "
                 "belong to this model?"
             )
-        tensor = torch.empty((len(rows), columns), dtype=torch_dtype(info.dtype))
         row_bytes = info.num_bytes // num_rows
-        view = memoryview(tensor.view(-1).view(torch.uint8).numpy().data)
-        with info.path.open("rb", buffering=0) as file:
-            for index, row in enumerate(rows):
-                file.seek(info.offset + row * row_bytes)
-                piece = view[index * row_bytes : (index + 1) * row_bytes]
-                if file.readinto(piece) != row_bytes:
-                    raise _shortened(info, row_bytes)
-        return tensor
+        return _read_spans(
+            info, (len(rows), columns), [(row * row_bytes, row_bytes) for row in rows]
+        )
 
     def read_slice(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Return the rows ``start`` to ``stop`` of a matrix, in memory of their own."""
         info = self.info(name)
         num_rows, columns = info.shape
-        row_bytes = info.num_bytes // num_rows
-        stop = min(stop, num_rows)
-        part = replace(
-            info,
-            shape=(stop - start, columns),
-            offset=info.offset + start * row_bytes,
-            num_bytes=(stop - start) * row_bytes,
-        )
-        return read_tensor(part)
+        row_bytes, count = info.num_bytes // num_rows, min(stop, num_rows) - start
+        return _read_spans(info, (count, columns), [(start * row_bytes, count * row_bytes)])
 
     def input_paths(self) -> tuple[Path, ...]:
-        """Return what no output may replace: the directory, and its files where they really lie.
+        """Return what no output may replace: the directory, and the real paths of its files.
 
         A file may be a link into another directory, as in the hub's cache.
         """
@@ -142,23 +118,65 @@ class Checkpoint:
         return sum(info.num_bytes for info in self.tensors.values())
 
 
+def examine(directory: Path) -> tuple[Checkpoint, list[str]]:
+    """Return what the config, the index and the headers say, and every problem found.
+
+    With a problem the checkpoint is not to be read from.
+
+    Raises:
+        CheckpointError: there is nothing to examine: no directory, no readable config or index, no
+            weight files.
+        UnsupportedModelError: another architecture.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory} is not a directory. Give a checkpoint directory.")
+    config = read_config(directory)
+    # Without an index every weight file of the directory counts.
+    weight_map = _read_index(directory)
+    names = sorted(set(weight_map.values())) if weight_map else _find_files(directory)
+    shards, problems = _read_shards(directory, names, weight_map)
+    tensors = {info.name: info for shard in shards.values() for info in shard.tensors}
+    if not problems:
+        # Without a shard all of its tensors would be reported too.
+        problems += _compare_with_index(weight_map, shards)
+        problems += _compare_with_config(config, tensors)
+    return Checkpoint(directory, config, shards, tensors, weight_map is not None), problems
+
+
 def read_tensor(info: TensorInfo) -> torch.Tensor:
     """Return one tensor on the CPU in its stored dtype, in memory of its own.
 
     Raises:
         CheckpointError: the file became shorter since its header was read.
     """
+    return _read_spans(info, info.shape, [(0, info.num_bytes)])
+
+
+def _read_spans(
+    info: TensorInfo, shape: tuple[int, ...], spans: Iterable[tuple[int, int]]
+) -> torch.Tensor:
+    """Return a tensor of ``shape`` filled with pieces of a stored one.
+
+    Args:
+        info: the stored tensor.
+        shape: sizes of the result.
+        spans: where each piece begins within the tensor, and its length, both in bytes.
+    """
     import torch
 
-    tensor = torch.empty(info.shape, dtype=torch_dtype(info.dtype))
+    tensor = torch.empty(shape, dtype=torch_dtype(info.dtype))
+    # The tensor's own bytes, flat: what is read lands in them, with no copy between.
     view = memoryview(tensor.view(-1).view(torch.uint8).numpy().data)
     with info.path.open("rb", buffering=0) as file:
-        file.seek(info.offset)
-        while view:
-            count = file.readinto(view)
-            if not count:
-                raise _shortened(info, len(view))
-            view = view[count:]
+        for start, num_bytes in spans:
+            file.seek(info.offset + start)
+            piece, view = view[:num_bytes], view[num_bytes:]
+            while piece:
+                # One call reads at most 2 GiB on Linux.
+                count = file.readinto(piece)
+                if not count:
+                    raise _shortened(info)
+                piece = piece[count:]
     return tensor
 
 
@@ -177,12 +195,13 @@ def stored_bytes(info: TensorInfo) -> Iterator[memoryview]:
         while left:
             count = file.readinto(buffer[: min(left, len(buffer))])
             if not count:
-                raise _shortened(info, left)
+                raise _shortened(info)
             left -= count
             yield buffer[:count]
 
 
-def _shortened(info: TensorInfo, missing: int) -> CheckpointError:
+def _shortened(info: TensorInfo) -> CheckpointError:
+    missing = info.offset + info.num_bytes - info.path.stat().st_size
     return CheckpointError(
         f"{info.path} ended {missing:,} bytes before the end of {info.name}: it was changed while "
         "being read."
@@ -208,7 +227,7 @@ def _read_index(directory: Path) -> dict[str, str] | None:
     ]
     if outside:
         raise CheckpointError(
-            f"{path} names files that are no plain .safetensors names of its own directory:\n"
+            f"{path} names files that are not plain .safetensors names of its own directory:\n"
             f"{list_problems(outside)}\nNothing was read. Do not trust this checkpoint."
         )
     return weight_map
@@ -271,6 +290,7 @@ def _compare_with_index(
         if holder.get(tensor) != file:
             got = holder.get(tensor, "no file")
             problems.append(f"{tensor} should be in {file} by the index, it is in {got}")
+    # By the index nobody would read these.
     extra = sorted(holder.keys() - weight_map.keys())
     problems += [f"{tensor} in {holder[tensor]} is not in the index" for tensor in extra]
     return problems
@@ -282,6 +302,7 @@ def _compare_with_config(config: ModelConfig, tensors: dict[str, TensorInfo]) ->
         name: (shape, FLOAT_DTYPES) for name, shape in config.expected_tensors().items()
     }
     if config.quantization_format:
+        # Codes and scales stand where the float weight would.
         for name, (out_features, in_features) in config.linear_names().items():
             del expected[f"{name}.weight"]
             stored = LAYOUTS[config.quantization_format].tensors(out_features, in_features)
@@ -302,6 +323,7 @@ def _compare_with_config(config: ModelConfig, tensors: dict[str, TensorInfo]) ->
                 f"{name} in {info.path.name} is {info.dtype}, expected {' or '.join(dtypes)}"
             )
     for name, info in tensors.items():
+        # Exporters write the head of a tied model or leave it out; the embedding is used anyway.
         is_spare_head = name == LM_HEAD and config.tie_word_embeddings
         if name not in expected and not is_spare_head and not name.endswith(_IGNORED_SUFFIX):
             problems.append(f"{name} in {info.path.name} belongs to no part of this config.json")

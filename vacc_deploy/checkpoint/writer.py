@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,31 +29,6 @@ class WrittenFile:
     sha256: str
     tensors: tuple[str, ...] = ()
     tensor_bytes: int = 0
-
-
-class HashingFile:
-    """A new binary file that hashes what is written to it, and reaches the disk on ``close``."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._hash, self.num_bytes = path, hashlib.sha256(), 0
-        self._file = path.open("xb")
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Append ``data``."""
-        self._file.write(data)
-        self._hash.update(data)
-        self.num_bytes += len(data)
-
-    def close(self) -> str:
-        """Flush to the disk and return the SHA-256 of the content."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        return self._hash.hexdigest()
-
-    def abandon(self) -> None:
-        """Close without any promise, after an error."""
-        self._file.close()
 
 
 def shard_name(index: int, count: int) -> str:
@@ -82,19 +57,19 @@ def write_shard(path: Path, tensors: Mapping[str, torch.Tensor | TensorInfo]) ->
         }
         position = end
     header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    # The data begin at a multiple of 8, so that every tensor is aligned.
     header += b" " * (-len(header) % 8)
-    file = HashingFile(path)
-    try:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for _, tensor in ordered:
-            for chunk in _chunks(tensor):
-                file.write(chunk)
-        digest = file.close()
-    except BaseException:
-        file.abandon()
-        raise
+    record = write_bytes(path, _shard_chunks(header, [tensor for _, tensor in ordered]))
     names = tuple(name for name, _ in ordered)
-    return WrittenFile(path.name, file.num_bytes, digest, names, position)
+    return replace(record, tensors=names, tensor_bytes=position)
+
+
+def _shard_chunks(
+    header: bytes, tensors: Iterable[torch.Tensor | TensorInfo]
+) -> Iterator[bytes | memoryview]:
+    yield len(header).to_bytes(8, "little") + header
+    for tensor in tensors:
+        yield from _chunks(tensor)
 
 
 def write_text(path: Path, text: str) -> WrittenFile:
@@ -102,19 +77,19 @@ def write_text(path: Path, text: str) -> WrittenFile:
     return write_bytes(path, [text.encode(errors="backslashreplace")])
 
 
-def write_bytes(path: Path, chunks: Iterable[bytes]) -> WrittenFile:
-    """Write ``chunks`` to a new file."""
-    file = HashingFile(path)
-    try:
+def write_bytes(path: Path, chunks: Iterable[bytes | memoryview]) -> WrittenFile:
+    """Write ``chunks`` to a new file, hashed on the way, and wait until it is on the disk."""
+    digest = hashlib.sha256()
+    with path.open("xb") as file:
         for chunk in chunks:
             file.write(chunk)
-        return WrittenFile(path.name, file.num_bytes, file.close())
-    except BaseException:
-        file.abandon()
-        raise
+            digest.update(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+        return WrittenFile(path.name, file.tell(), digest.hexdigest())
 
 
-def hash_file(path: Path) -> WrittenFile:
+def record_file(path: Path) -> WrittenFile:
     """Return the record of a file that another library wrote, once it is on the disk."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -133,7 +108,7 @@ def write_index(directory: Path, shards: Iterable[WrittenFile]) -> WrittenFile:
 
 
 def write_index_map(directory: Path, weight_map: Mapping[str, str], total: int) -> WrittenFile:
-    """Write an index from its parts; ``total`` is the bytes of all tensors."""
+    """Write an index from its weight map and the ``total`` bytes of all tensors."""
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     return write_text(directory / INDEX_NAME, json.dumps(index, indent=2) + "\n")
 

@@ -111,7 +111,7 @@ def read_ceval(path: Path) -> Generator[Document, None, None]:
     """Yield the ``dev`` and ``val`` questions of ``ceval-exam.zip``, in the order of their names.
 
     Raises:
-        CalibrationError: no zip archive, damaged, over the size limits, or not C-Eval inside.
+        CalibrationError: not a zip archive, damaged, over the size limits, or not C-Eval inside.
     """
     try:
         with _open_archive(path) as archive:
@@ -132,7 +132,7 @@ def _open_archive(path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except _ZIP_ERRORS as err:
         raise CalibrationError(
-            f"{path} is no readable zip archive: {err}. It looks like {describe_start(path)}; "
+            f"{path} is not a readable zip archive: {err}. It looks like {describe_start(path)}; "
             f"{expected}. Download it again."
         ) from err
 
@@ -154,8 +154,8 @@ def _choose_members(archive: zipfile.ZipFile, path: Path) -> list[tuple[str, zip
         where = f"{path}, member {member.filename!r}"
         if subject not in SUBJECTS:
             raise CalibrationError(
-                f"{where}: {subject!r} is none of the {len(SUBJECTS)} subjects of C-Eval. Remove "
-                "this member or use the published archive."
+                f"{where}: {subject!r} is not one of the {len(SUBJECTS)} subjects of C-Eval. "
+                "Remove this member or use the published archive."
             )
         if member.file_size > MAX_MEMBER_BYTES:
             raise CalibrationError(
@@ -182,7 +182,7 @@ def _read_member(
     where = f"{path}, member {member.filename!r}"
     try:
         with archive.open(member) as file:
-            # The declared size may lie, so the limit holds here too.
+            # The declared size may be false, so the limit holds here too.
             data = file.read(MAX_MEMBER_BYTES + 1)
     except _ZIP_ERRORS as err:
         raise CalibrationError(f"{where} cannot be read: {err}. Download it again.") from err
@@ -214,7 +214,7 @@ def _read_rows(text: str, where: str) -> Iterator[dict[str, str]]:
                 yield _check_row(header, fields, f"{where}, line {reader.line_num}")
     except csv.Error as err:
         raise CalibrationError(
-            f"{where}, line {reader.line_num} is no readable CSV: {err}. Download it again."
+            f"{where}, line {reader.line_num} is not readable CSV: {err}. Download it again."
         ) from err
 
 

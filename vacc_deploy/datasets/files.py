@@ -1,6 +1,6 @@
 """How calibration files are opened: by their first bytes, within bounds, with one kind of error.
 
-Knows nothing of the four data sets.
+Knows nothing of the data sets.
 """
 
 from __future__ import annotations
@@ -48,14 +48,16 @@ def check_file(path: Path) -> None:
     if not path.exists():
         raise CalibrationError(f"{path} does not exist. Give the path of a calibration file.")
     if not path.is_file():
-        raise CalibrationError(f"{path} is no ordinary file. Give the path of a calibration file.")
+        raise CalibrationError(
+            f"{path} is not an ordinary file. Give the path of a calibration file."
+        )
     if path.stat().st_size == 0:
         raise CalibrationError(f"{path} is empty (0 bytes). Download it again.")
 
 
 def describe_start(path: Path) -> str:
     """Return what the first bytes of a file look like, for messages."""
-    with open_raw(path) as file:
+    with open_data(path, unpack=False) as file:
         head = file.read(64)
     for magic, description in _STARTS:
         if head.startswith(magic):
@@ -71,25 +73,16 @@ def unreadable(path: Path, err: OSError) -> CalibrationError:
 
 
 @contextmanager
-def open_raw(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file as it is; a failure while it is read becomes a CalibrationError."""
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as err:
-        raise unreadable(path, err) from err
-
-
-@contextmanager
-def open_data(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file, through gzip where its first bytes say so, whatever its name says.
+def open_data(path: Path, *, unpack: bool = True) -> Iterator[IO[bytes]]:
+    """Open a file; with ``unpack`` through gzip where its first bytes say so, not its name.
 
     Raises:
         CalibrationError: the file cannot be read, or its gzip data are cut off or damaged.
     """
     try:
         with path.open("rb") as raw:
-            is_gzip = raw.read(2) == GZIP_MAGIC
+            is_gzip = unpack and raw.read(2) == GZIP_MAGIC
+            # Some mirrors unpack a file and leave its .gz: the name does not count.
             raw.seek(0)
             if not is_gzip:
                 yield raw
@@ -104,11 +97,24 @@ def open_data(path: Path) -> Iterator[IO[bytes]]:
         raise unreadable(path, err) from err
 
 
+def read_whole(path: Path, limit_bytes: int, too_long: str, *, unpack: bool = True) -> bytes:
+    """Return the bytes of a file; ``too_long`` says what it holds too many bytes of, and advises.
+
+    Raises:
+        CalibrationError: the file cannot be read, or is longer than ``limit_bytes``.
+    """
+    with open_data(path, unpack=unpack) as file:
+        data = file.read(limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise CalibrationError(f"{path} holds more than {limit_bytes:,} bytes {too_long}")
+    return data
+
+
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, object) of a JSON-lines file, plain or gzip; blank lines are skipped.
 
     Raises:
-        CalibrationError: a line is too long, not UTF-8, not JSON or no object; names the line.
+        CalibrationError: a line is too long, not UTF-8, not JSON or not an object; names the line.
     """
     number = 0
     with open_data(path) as file:
@@ -145,7 +151,7 @@ def read_field(record: dict[str, Any], key: str, where: str, *, default: str | N
     """Return a text field of a JSON record.
 
     Raises:
-        CalibrationError: the field is missing, no text, or not valid Unicode; names the record.
+        CalibrationError: the field is missing, not text, or not valid Unicode; names the record.
     """
     value = record.get(key)
     value = default if value is None else value
@@ -166,10 +172,10 @@ def read_field(record: dict[str, Any], key: str, where: str, *, default: str | N
     return value
 
 
-def hash_file(path: Path) -> str:
+def compute_sha256(path: Path) -> str:
     """Return the sha256 of a file in hex, read in pieces."""
     digest = hashlib.sha256()
-    with open_raw(path) as file:
+    with open_data(path, unpack=False) as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()

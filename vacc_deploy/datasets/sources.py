@@ -22,9 +22,9 @@ from vacc_deploy.datasets.files import (
     check_file,
     describe_start,
     open_data,
-    open_raw,
     read_field,
     read_json_lines,
+    read_whole,
 )
 from vacc_deploy.datasets.traces import split_traces
 from vacc_deploy.errors import CalibrationError, UsageError
@@ -66,6 +66,7 @@ def parse_source(text: str) -> CalibrationSource:
             f"Calibration source {text!r} has the unknown kind {kind!r}, expected one of {kinds}. "
             "For a plain text file write text=PATH."
         )
+    # The whole text first: a file may have a colon and a number in its name.
     path = _to_path(path_text, text)
     head, _, tail = path_text.rpartition(":")
     weight = _to_number(tail)
@@ -106,6 +107,7 @@ def read_documents(source: CalibrationSource) -> Documents:
         )
     check_file(source.path)
     is_empty = True
+    # Closed at once where the caller stops early, not when the collector comes.
     with closing(KINDS[source.kind](source.path)) as documents:
         for document in documents:
             turns = (document,) if isinstance(document, str) else (m["content"] for m in document)
@@ -136,13 +138,8 @@ def _read_alpaca(path: Path) -> Documents:
 
 
 def _read_array(path: Path) -> list[Any]:
-    with open_data(path) as file:
-        data = file.read(MAX_ARRAY_BYTES + 1)
-    if len(data) > MAX_ARRAY_BYTES:
-        raise CalibrationError(
-            f"{path} holds more than {MAX_ARRAY_BYTES:,} bytes in one JSON array. Give JSON lines "
-            "(one object a line) or a part of it."
-        )
+    too_long = "in one JSON array. Give JSON lines (one object a line) or a part of it."
+    data = read_whole(path, MAX_ARRAY_BYTES, too_long)
     try:
         value = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as err:
@@ -170,7 +167,7 @@ def _read_text(path: Path) -> Documents:
     """Yield pieces of about ``TEXT_PIECE_CHARS`` characters, cut at line ends where possible."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     rest, position = "", 0
-    with open_raw(path) as file:
+    with open_data(path, unpack=False) as file:
         while data := file.read(1 << 16):
             if position == 0 and data.startswith(LFS_POINTER):
                 raise CalibrationError(f"{path} is {describe_start(path)}. Download the file.")
@@ -189,20 +186,15 @@ def _decode(decoder: codecs.IncrementalDecoder, data: bytes, position: int, path
         return decoder.decode(data, final=not data)
     except UnicodeDecodeError as err:
         # Bytes of a character that began before this block stand in front of it.
-        place = position + err.start - (len(err.object) - len(data))
+        byte = position + err.start - (len(err.object) - len(data))
         raise CalibrationError(
-            f"{path} is not UTF-8 text: {err.reason} at byte {place:,}. It looks like "
+            f"{path} is not UTF-8 text: {err.reason} at byte {byte:,}. It looks like "
             f"{describe_start(path)}. Convert the file to UTF-8."
         ) from err
 
 
 def _read_traces(path: Path) -> Documents:
-    with open_raw(path) as file:
-        data = file.read(MAX_TRACES_BYTES + 1)
-    if len(data) > MAX_TRACES_BYTES:
-        raise CalibrationError(
-            f"{path} holds more than {MAX_TRACES_BYTES:,} bytes of traces. Give a part of it."
-        )
+    data = read_whole(path, MAX_TRACES_BYTES, "of traces. Give a part of it.", unpack=False)
     if data.startswith(LFS_POINTER):
         raise CalibrationError(f"{path} is {describe_start(path)}. Download the file.")
     decoder = codecs.getincrementaldecoder("utf-8-sig")()

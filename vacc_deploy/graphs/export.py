@@ -17,9 +17,9 @@ from vacc_deploy.checkpoint import (
     WrittenFile,
     check_output,
     check_space,
-    hash_file,
     model_name,
     output_directory,
+    record_file,
     relative_source,
     write_manifest,
 )
@@ -94,7 +94,7 @@ def export_onnx(
     model = load_model(directory)
     with output_directory(output, overwrite=overwrite, inputs=(directory,)) as partial:
         graphs, agreement = _export(model, prompt, shape, options, partial, progress)
-        files = [hash_file(path) for path in sorted(partial.glob("*.onnx*"))]
+        files = [record_file(path) for path in sorted(partial.glob("*.onnx*"))]
         _write_manifest(partial, result, options, files)
     return replace(
         result,

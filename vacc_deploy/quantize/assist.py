@@ -53,7 +53,7 @@ def send_work(
         {
             "identity": _shared_identity(checkpoint, options, compute),
             "shape": list(rows.tokens.shape),
-            "num_fit_rows": rows.num_fit_rows,
+            "num_held_out": rows.num_held_out,
             "finished": finished,
         }
     )
@@ -94,7 +94,7 @@ def assist(
     layers = calibrate_layers(
         checkpoint,
         options,
-        CalibrationRows(tokens.cpu().numpy(), work["num_fit_rows"], (), (), options.seed),
+        CalibrationRows(tokens.cpu().numpy(), work["num_held_out"], (), (), options.seed),
         # The output's directory may be on the first rank's machine only.
         spool_dir=Path(tempfile.gettempdir()),
         clock=PhaseClock(),

@@ -128,11 +128,10 @@ def _quantizer_maker(
     progress: Progress,
 ) -> MakeQuantizer:
     """Return what makes the quantizer of one layer, given the reader of its exact weights."""
-    num_rows, sequence_length = rows.tokens.shape
     return partial(
         LayerQuantizer,
         solver_settings(options),
-        num_held_out_tokens=(num_rows - rows.num_fit_rows) * sequence_length,
+        num_held_out_tokens=rows.num_held_out * rows.tokens.shape[1],
         dtype=compute.dtype,
         clock=clock,
         ranks=ranks,
@@ -175,11 +174,10 @@ def _start(
     Dealt one by one, so that every rank has its share of each kind.
     """
     config, tokens = checkpoint.config, torch.from_numpy(rows.tokens)
-    num_held_out = len(tokens) - rows.num_fit_rows
-    num_original = num_original_rows(config, options, rows.num_fit_rows, num_held_out)
-    tokens = tokens.roll(num_held_out, 0)[ranks.rank :: ranks.count]
+    num_original = num_original_rows(config, options, rows.num_fit_rows, rows.num_held_out)
+    tokens = tokens[ranks.rank :: ranks.count]
     num_held_out, num_original = (
-        len(range(ranks.rank, count, ranks.count)) for count in (num_held_out, num_original)
+        len(range(ranks.rank, count, ranks.count)) for count in (rows.num_held_out, num_original)
     )
     return open_streams(checkpoint, tokens, num_held_out, num_original, compute, spool_dir)
 

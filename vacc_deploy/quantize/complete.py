@@ -9,8 +9,8 @@ from typing import Any
 from vacc_deploy.checkpoint import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
-    hash_file,
     read_manifest,
+    record_file,
     remove_leftovers,
 )
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
@@ -96,7 +96,7 @@ def _damages(directory: Path) -> list[str]:
             problems.append(f"{MANIFEST_NAME} lists {name!r}, which lies outside {directory}")
         elif not path.is_file():
             problems.append(f"{path} is missing")
-        elif not isinstance(entry, dict) or hash_file(path).sha256 != entry.get("sha256"):
+        elif not isinstance(entry, dict) or record_file(path).sha256 != entry.get("sha256"):
             problems.append(f"{path} has another hash than {MANIFEST_NAME} gives")
         elif path.name == MANIFEST_NAME:
             problems += _damages(path.parent)

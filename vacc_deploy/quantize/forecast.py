@@ -126,7 +126,7 @@ class Plan:
     def _try(self, work: Workload, progress: Progress) -> Trial | None:
         """Return the timed trial, None where the device's memory was too small for it."""
         assert self.rows is not None
-        tokens = torch.from_numpy(self.rows.tokens).roll(work.num_held_out, 0)
+        tokens = torch.from_numpy(self.rows.tokens)
         settings = solver_settings(self.options)
         try:
             return run_trial(self.checkpoint, settings, work, tokens, progress=progress)

@@ -18,10 +18,10 @@ from vacc_deploy.checkpoint import (
     TensorInfo,
     WrittenFile,
     clear_partial,
-    hash_file,
     partial_path,
     read_header,
     read_tensor,
+    record_file,
     remove_path,
     shard_name,
 )
@@ -213,7 +213,7 @@ def _verify(path: Path, num_bytes: int, sha256: str) -> WrittenFile:
         raise CheckpointError(f"{path} is missing")
     if path.stat().st_size != num_bytes:
         raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, expected {num_bytes:,}")
-    file = hash_file(path)
+    file = record_file(path)
     if file.sha256 != sha256:
         raise CheckpointError(f"{path} has another hash than when it was written")
     infos: tuple[TensorInfo, ...] = read_header(path).tensors

@@ -300,17 +300,12 @@ def _answer_writer(
             "writing them."
         )
         return None
-    from vacc_deploy.calibration.own_answers import OwnAnswers
+    from vacc_deploy.calibration.own_answers import AnswerSettings, OwnAnswers
 
-    return OwnAnswers(
-        checkpoint,
-        tokenizer,
-        max_new_tokens=options.max_answer_tokens,
-        seed=options.seed,
-        cache_dir=options.answers_cache,
-        device=options.device,
-        progress=progress,
+    settings = AnswerSettings(
+        options.max_answer_tokens, options.seed, options.device, options.answers_cache
     )
+    return OwnAnswers(checkpoint, tokenizer, settings, progress=progress)
 
 
 def _record_warnings(records: Sequence[LinearRecord], dampening_frac: float) -> tuple[str, ...]:

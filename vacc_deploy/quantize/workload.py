@@ -52,15 +52,14 @@ class Workload:
     ) -> Workload:
         """Return the workload of a run with these options and rows."""
         config, (num_rows, sequence_length) = checkpoint.config, rows.tokens.shape
-        num_held_out = num_rows - rows.num_fit_rows
         weight = checkpoint.info(f"{linear_name(0, LAYER_LINEARS[0])}.weight")
         return cls(
             config,
             compute,
             weight.num_bytes // (weight.shape[0] * weight.shape[1]),
             sequence_length,
-            num_held_out,
-            num_original_rows(config, options, rows.num_fit_rows, num_held_out),
+            rows.num_held_out,
+            num_original_rows(config, options, rows.num_fit_rows, rows.num_held_out),
             num_rows,
             options.act_order,
             options.effort != FAST,
