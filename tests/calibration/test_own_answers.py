@@ -175,7 +175,7 @@ def test_the_model_answers_on_the_device_of_the_run_and_is_let_go(tmp_path, sour
 
     monkeypatch.setattr(own_answers, "load_model", load)
     monkeypatch.setattr(
-        own_answers, "complete", lambda _, __, prompts, **___: [[65]] * len(prompts)
+        own_answers, "continue_prompts", lambda _, __, prompts, **___: [[65]] * len(prompts)
     )
     options = QuantizeOptions(
         "gptq",

@@ -23,7 +23,7 @@ from vacc_deploy.prepare import prepare
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.run import quantize
-from vacc_deploy.reference.generate import complete
+from vacc_deploy.reference.generate import continue_prompts
 from vacc_deploy.reference.loader import load_model
 from vacc_deploy.reference.verify import VerifyResult, verify
 from vacc_deploy.results import format_pairs, format_seconds
@@ -202,7 +202,7 @@ def answer_problems(
             )
             for problem in problems[start : start + _BATCH]
         ]
-        answers = complete(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS)
+        answers = continue_prompts(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS)
         texts += [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
         progress.advance(len(prompts), directory.name)
     progress.finish()
