@@ -39,11 +39,7 @@ def read_windows(
     """
     tokenizer = Tokenizer.from_dir(checkpoint.directory)
     ids, is_whole = _read_ids(tokenizer, path, max_tokens)
-    if ids and max(ids) >= checkpoint.config.vocab_size:
-        raise CheckpointError(
-            f"The tokenizer of {checkpoint.directory} gives id {max(ids)}, the model has "
-            f"{checkpoint.config.vocab_size}: they do not belong together."
-        )
+    check_ids(checkpoint, ids)
     usable = min(len(ids), max_tokens)
     if usable < MIN_TOKENS:
         raise CalibrationError(
@@ -62,6 +58,19 @@ def read_windows(
             f"{has}: the last {left_over:,} fill no window of {width:,} and were left out."
         )
     return torch.tensor(rows), notes
+
+
+def check_ids(checkpoint: Checkpoint, ids: list[int]) -> None:
+    """Refuse ids that the model has no embedding for.
+
+    Raises:
+        CheckpointError: the tokenizer belongs to another model.
+    """
+    if ids and max(ids) >= checkpoint.config.vocab_size:
+        raise CheckpointError(
+            f"The tokenizer of {checkpoint.directory} gives id {max(ids)}, the model has "
+            f"{checkpoint.config.vocab_size}: they do not belong together."
+        )
 
 
 def _read_ids(tokenizer: Tokenizer, path: Path, max_tokens: int) -> tuple[list[int], bool]:
