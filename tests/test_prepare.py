@@ -238,10 +238,9 @@ def test_odd_shard_names_get_an_index_where_there_was_none(tmp_path):
 
 def test_nothing_else_of_the_source_travels(tmp_path):
     source = write_checkpoint(tmp_path / "src", shards=2)
-    for name in (
-        *("evil.py", "modeling_qwen2_vacc.py", "pytorch_model.bin", "training_args.bin", "x.pkl"),
-        *("consolidated.safetensors", ".gitattributes", "optimizer.pt", "config_vacc.json"),
-    ):
+    theirs = "evil.py modeling_qwen2_vacc.py config_vacc.json pytorch_model.bin optimizer.pt"
+    theirs += " training_args.bin x.pkl consolidated.safetensors .gitattributes"
+    for name in theirs.split():
         (source / name).write_bytes(b"theirs")
     (source / "LICENSE").write_text("MIT")
     (source / "chat_template.jinja").write_text("{{ x }}")

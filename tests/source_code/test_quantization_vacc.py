@@ -357,33 +357,3 @@ def test_export_has_seven_custom_nodes_per_layer(make_own, ids, tmp_path, dtype,
     (logits,) = (output for output in graph.output if output.name == graph.output[0].name)
     sizes = [dim.dim_value for dim in logits.type.tensor_type.shape.dim]
     assert sizes == [1, inputs[0].shape[1], 256]
-
-
-@torch.no_grad()
-def test_trace_has_one_rotary_lookup_per_layer_and_table(make_own, ids):
-    inputs = (ids[:1, :16], torch.arange(16).unsqueeze(0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        graph = torch.jit.trace(ForExport(make_own()), inputs, check_trace=False).inlined_graph
-    assert len(graph.findAllNodes("aten::index")) == 2 * 2
-    assert not graph.findAllNodes("aten::cos")  # the tables are numbers in the trace
-
-
-@torch.no_grad()
-def test_export_computes_the_same_numbers(make_own, ids, tmp_path):
-    from onnx.reference import ReferenceEvaluator
-    from onnx.reference.op_run import OpRun
-
-    class QuantizedLinearPerChannel(OpRun):
-        op_domain = "Vastai"
-
-        def _run(self, states, codes, scale):
-            return (states @ (codes.astype(np.float32) * scale[:, None]).T,)
-
-    own = make_own().quantize(8)
-    inputs = (ids[:1, :16], torch.arange(16).unsqueeze(0))
-    model = export(own, inputs, tmp_path / "model.onnx")
-    session = ReferenceEvaluator(model, new_ops=[QuantizedLinearPerChannel])
-    feeds = {"input_ids": inputs[0].numpy(), "position_ids": inputs[1].numpy()}
-    logits = session.run(None, feeds)[0]
-    assert np.abs(logits - own(inputs[0]).logits.numpy()).max() < 1e-4
