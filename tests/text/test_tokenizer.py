@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import tokenizers
@@ -360,23 +361,14 @@ class PanicException(BaseException):
     """As pyo3 names it."""
 
 
-class FailingBackend:
-    """Stands for the library's tokenizer, which fails at the first text."""
+def failing_backend(raised):
+    """Return a stand-in of the library's tokenizer that fails at the first text."""
 
-    def __init__(self, raised):
-        self.raised = raised
+    def encode(*_, **__):
+        raise raised
 
-    def no_truncation(self):
-        pass
-
-    def no_padding(self):
-        pass
-
-    def get_vocab(self, *, with_added_tokens):
-        return {"a": 0}
-
-    def encode(self, text, *, add_special_tokens):
-        raise self.raised
+    settings = {"no_truncation": lambda: None, "no_padding": lambda: None}
+    return SimpleNamespace(get_vocab=lambda **_: {"a": 0}, encode=encode, **settings)
 
 
 @pytest.mark.parametrize(
@@ -391,7 +383,7 @@ class FailingBackend:
 )
 def test_failures_of_the_library_are_converted_and_no_others(tmp_path, raised, seen):
     with pytest.raises(seen):
-        Tokenizer(FailingBackend(raised), directory=tmp_path, config={}, template=None)
+        Tokenizer(failing_backend(raised), directory=tmp_path, config={}, template=None)
 
 
 # ---- templates that grow ----------------------------------------------------------------------

@@ -15,7 +15,7 @@ from vacc_deploy.cli.options import DIRECTORY, common_options, emit
     type=DIRECTORY,
     metavar="DIR",
     default=Path("vacc-demo"),
-    help="Write into this directory.",
+    help="Set the output directory.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output of an earlier demo.")
 @common_options

@@ -12,7 +12,7 @@ from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_opti
 @click.command("export-onnx")
 @click.argument("directory", metavar="DIR", type=DIRECTORY)
 @click.option(
-    "--output", required=True, type=DIRECTORY, metavar="DIR", help="Write into this directory."
+    "--output", required=True, type=DIRECTORY, metavar="DIR", help="Set the output directory."
 )
 @click.option(
     "--stage",
@@ -20,20 +20,15 @@ from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_opti
     default="both",
     help="Export the graph of the prompt, that of one further token, or both.",
 )
-@click.option(
-    "--seq-len", type=click.IntRange(1), default=1024, help="Give the prompt this many tokens."
-)
+@click.option("--seq-len", type=click.IntRange(1), default=1024, help="Set the prompt's tokens.")
 @click.option(
     "--max-seq-len",
     type=click.IntRange(1),
     show_default="twice --seq-len",
-    help="Give prompt and answer together this many tokens.",
+    help="Set the tokens of prompt and answer together.",
 )
 @click.option(
-    "--opset",
-    type=click.IntRange(11, 17),
-    default=17,
-    help="Use this version of ONNX's standard operators.",
+    "--opset", type=click.IntRange(11, 17), default=17, help="Set the version of ONNX operators."
 )
 @click.option(
     "--strip-functions",

@@ -25,7 +25,7 @@ LINK_MODES = ("auto", "hardlink", "symlink", "copy")
     "--output",
     type=DIRECTORY,
     metavar="DIR",
-    help="Write into this directory. Default: ./<model>-vacc",
+    help="Set the output directory. Default: ./<model>-vacc",
 )
 @click.option(
     "--link-mode",

@@ -28,12 +28,11 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
-class _Throughput:
+class _Meter:
     """Counts units and their seconds, for a rate and the time left; skipped units took no time."""
 
-    def __init__(self, total: int, now: Callable[[], float]) -> None:
-        self.total, self.done, self._skipped = total, 0, 0
-        self._now = now
+    def __init__(self, total: int, now: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.done, self._skipped, self._now = total, 0, 0, now
         self._since = self._last = now()
 
     def advance(self, amount: int) -> None:
@@ -62,32 +61,31 @@ class LineProgress(Progress):
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         """Begin with no job; ``now`` is a clock in seconds."""
-        self._now, self._description, self._unit = now, "", ""
+        self._now, self._description, self._unit, self._meter = now, "", "", _Meter(0, now)
 
     def start(self, description: str, total: int, unit: str) -> None:
         """Begin a job."""
-        self._description, self._unit = description, unit
-        self._throughput = _Throughput(total, self._now)
+        self._description, self._unit, self._meter = description, unit, _Meter(total, self._now)
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Print the step that was finished."""
         tenths_before = self._tenths()
-        self._throughput.advance(amount)
+        self._meter.advance(amount)
         if note or self._tenths() != tenths_before:
             self._print(note)
 
     def skip(self, amount: int = 1, note: str = "") -> None:
         """Print what needs no work."""
-        self._throughput.skip(amount)
+        self._meter.skip(amount)
         self._print(note)
 
     def _tenths(self) -> int:
-        return 10 * self._throughput.done // max(self._throughput.total, 1)
+        return 10 * self._meter.done // max(self._meter.total, 1)
 
     def _print(self, note: str) -> None:
-        done = _amount(self._throughput.done, self._unit if self._unit == "bytes" else "")
-        parts = [f"{self._description}: {done} of {_amount(self._throughput.total, self._unit)}"]
-        line = ", ".join([*parts, *filter(None, [self._throughput.describe_left()])])
+        done = _amount(self._meter.done, self._unit if self._unit == "bytes" else "")
+        parts = [f"{self._description}: {done} of {_amount(self._meter.total, self._unit)}"]
+        line = ", ".join([*parts, *filter(None, [self._meter.describe_left()])])
         click.echo(escape_controls(f"{line}  {note}".rstrip()), err=True)
 
     def warn(self, message: str) -> None:
@@ -115,25 +113,23 @@ class BarProgress(Progress):
             transient=True,
         )
         self._task: int | None = None
-        self._unit = ""
+        self._unit, self._meter = "", _Meter(0)
 
     def start(self, description: str, total: int, unit: str) -> None:
         """Begin a job and draw its bar."""
-        self._unit, self._throughput = unit, _Throughput(total, time.monotonic)
+        self._unit, self._meter = unit, _Meter(total)
         self._bar.start()
         description = escape_controls(description)
         self._task = self._bar.add_task(description, total=total, note="", rate="", left="")
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Move the bar."""
-        self._throughput.advance(amount)
-        self._move(
-            amount, note, f"{_amount(round(self._throughput.per_second(), 2), self._unit)}/s"
-        )
+        self._meter.advance(amount)
+        self._move(amount, note, f"{_amount(round(self._meter.per_second(), 2), self._unit)}/s")
 
     def skip(self, amount: int = 1, note: str = "") -> None:
         """Move the bar over what needs no work."""
-        self._throughput.skip(amount)
+        self._meter.skip(amount)
         self._move(amount, note, "")
 
     def note(self, text: str) -> None:
@@ -144,11 +140,7 @@ class BarProgress(Progress):
     def _move(self, amount: int, note: str, rate: str) -> None:
         if self._task is None:
             return
-        fields = {
-            "note": escape_controls(note),
-            "rate": rate,
-            "left": self._throughput.describe_left(),
-        }
+        fields = {"note": escape_controls(note), "rate": rate, "left": self._meter.describe_left()}
         self._bar.update(self._task, advance=amount, **fields)  # type: ignore[arg-type]
 
     def finish(self) -> None:

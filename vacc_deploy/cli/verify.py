@@ -21,14 +21,9 @@ from vacc_deploy.cli.options import DIRECTORY, FILE, common_options, emit
     "--text", type=FILE, metavar="FILE", help="Compare on this UTF-8 text. Default: a carried one."
 )
 @click.option(
-    "--max-tokens", type=click.IntRange(16), default=2048, help="Use this many tokens of the text."
+    "--max-tokens", type=click.IntRange(16), default=2048, help="Limit the tokens of text used."
 )
-@click.option(
-    "--seq-len",
-    type=click.IntRange(16),
-    default=512,
-    help="Cut the text into windows of this many tokens.",
-)
+@click.option("--seq-len", type=click.IntRange(16), default=512, help="Set the tokens of a window.")
 @click.option("--max-kl", type=float, help="Fail (exit code 3) above this mean KL, in nats.")
 @click.option(
     "--min-top1", type=click.FloatRange(0, 1), help="Fail below this share of equal top tokens."

@@ -42,7 +42,7 @@ from vacc_deploy.graphs.trace import (
 from vacc_deploy.models.config import LAYER_LINEARS, ModelConfig
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, check_for_compiler, needs_vacc_config
 from vacc_deploy.progress import SILENT, Progress
-from vacc_deploy.reference.loader import load_checkpoint
+from vacc_deploy.reference.loader import load_model
 from vacc_deploy.reference.windows import check_ids
 from vacc_deploy.system import peak_memory_bytes
 from vacc_deploy.text.tokenizer import Tokenizer
@@ -96,7 +96,7 @@ def export_onnx(
     result = ExportResult(model_name(directory), directory, output, shape, options.opset)
     if dry_run:
         return replace(result, graphs=_plan(options, weight_bytes))
-    model = load_checkpoint(checkpoint)
+    model = load_model(checkpoint)
     with output_directory(output, overwrite=overwrite, inputs=(directory,)) as partial:
         graphs, agreement = _export(model, prompt, shape, options, partial, progress=progress)
         files = [hash_file(path) for path in sorted(partial.glob("*.onnx*"))]

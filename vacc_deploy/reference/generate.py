@@ -16,7 +16,7 @@ import torch
 
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.errors import UsageError
-from vacc_deploy.reference.loader import activation_dtype, load_checkpoint
+from vacc_deploy.reference.loader import activation_dtype, load_model
 from vacc_deploy.results import format_seconds
 from vacc_deploy.text.tokenizer import Tokenizer
 
@@ -93,7 +93,7 @@ def generate(directory: Path, *, prompt: str, max_new_tokens: int = 256) -> Answ
             f"The prompt of {len(ids)} tokens and --max-new-tokens {max_new_tokens} are more than "
             f"the model's context of {context}. Ask for fewer tokens."
         )
-    model = load_checkpoint(checkpoint, dtype=activation_dtype(checkpoint))
+    model = load_model(checkpoint, dtype=activation_dtype(checkpoint))
     started = time.monotonic()
     (answer,) = continue_prompts(model, tokenizer, [ids], max_new_tokens=max_new_tokens)
     seconds = time.monotonic() - started

@@ -40,29 +40,21 @@ _ATTENTION = "eager"
 _SOURCE_PACKAGE = "vacc_deploy_source_code"
 
 
-def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> Any:
-    """Open a directory and load its model; see ``load_checkpoint``.
-
-    Args:
-        directory: what ``prepare`` or ``quantize`` wrote, or any float checkpoint.
-        dtype: dtype of activations and float weights.
-
-    Raises:
-        CheckpointError: the directory is damaged; and see ``load_checkpoint``.
-    """
-    return load_checkpoint(Checkpoint.open(directory), dtype=dtype)
-
-
-def load_checkpoint(checkpoint: Checkpoint, *, dtype: torch.dtype = torch.float32) -> Any:
-    """Return the checkpoint's model in evaluation mode.
+def load_model(source: Path | Checkpoint, *, dtype: torch.dtype = torch.float32) -> Any:
+    """Return the model of a directory in evaluation mode.
 
     Qwen2 directories for the compiler run the shipped modeling file; all others run transformers'
     own class. Codes of any layout stay int8: the linears are those of ``quantization_vacc.py``.
 
+    Args:
+        source: what ``prepare`` or ``quantize`` wrote, or any float checkpoint; opened or not.
+        dtype: dtype of activations and float weights.
+
     Raises:
-        CheckpointError: the source files of the directory are not ours, its two configurations
-            describe two models, or the installed transformers is too old for it.
+        CheckpointError: the directory is damaged, its source files are not ours, its two
+            configurations describe two models, or the installed transformers is too old for it.
     """
+    checkpoint = Checkpoint.open(source) if isinstance(source, Path) else source
     directory, config = checkpoint.directory, checkpoint.config
     _check_rope_is_known(checkpoint)
     if needs_vacc_config(config) and (directory / VACC_CONFIG_NAME).is_file():
@@ -126,9 +118,6 @@ def _check_rope_is_known(checkpoint: Checkpoint) -> None:
             f"transformers {wanted} and newer read; transformers {transformers.__version__} is "
             f"installed. Run: pip install 'transformers>={wanted}'"
         )
-
-
-# ---- three ways to load ------------------------------------------------------------------------
 
 
 def _load_own_code(directory: Path, dtype: torch.dtype) -> Any:

@@ -113,17 +113,18 @@ class _Side:
         """Return rows of the head's table, float32 [slice, hidden]."""
         return self._checkpoint.read_slice(self.head, first, stop).float()
 
-    def logits(self, part: slice, table: torch.Tensor) -> torch.Tensor:
-        """Return the logits of the tokens of ``part``, float64 [tokens, slice]."""
-        return (self.states[part] @ table.T).double()
+    def add(self, part: slice, table: torch.Tensor, first: int) -> tuple[torch.Tensor, ...]:
+        """Add the logits of a slice of the vocabulary, which begins at ``first``.
 
-    def add(self, part: slice, logits: torch.Tensor, first: int) -> tuple[torch.Tensor, ...]:
-        """Note a slice of the vocabulary that begins at ``first``; see ``_RunningSoftmax.add``."""
+        Returns:
+            the logits, float64 [tokens, slice], and what ``_RunningSoftmax.add`` returns.
+        """
+        logits = (self.states[part] @ table.T).double()  # [tokens, hidden] -> [tokens, slice]
         local = self._targets[part] - first
         inside = (local >= 0) & (local < logits.shape[1])
         rows = inside.nonzero().flatten()  # [tokens whose target lies in this slice]
         self.picked[part.start + rows] = logits[rows, local[rows]]
-        return self.softmax.add(part, logits, first)
+        return logits, *self.softmax.add(part, logits, first)
 
     def perplexity(self) -> float:
         """Return exp of the mean −log p of the tokens that really follow."""
@@ -168,10 +169,8 @@ def compare_next_tokens(
         table_float = float_side.read_head(first, first + width)
         table_deployed = deployed_side.read_head(first, first + width)
         for part in batches(count, tokens_at_once):
-            z_float = float_side.logits(part, table_float)
-            z_deployed = deployed_side.logits(part, table_deployed)
-            weights, shrink = float_side.add(part, z_float, first)
-            deployed_side.add(part, z_deployed, first)
+            z_float, weights, shrink = float_side.add(part, table_float, first)
+            z_deployed, _, _ = deployed_side.add(part, table_deployed, first)
             gap = (weights * (z_float - z_deployed)).sum(1)  # [tokens, slice] -> [tokens]
             weighted_gap[part] = weighted_gap[part] * shrink + gap
         progress.advance(len(table_float))
