@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from checkpoint_builders import read_tensors, write_checkpoint
 from click.testing import CliRunner
+from reference_logits import edit_json
 from safetensors.torch import load_file, save_file
 from tokenizer_builders import BOS_ID, byte_ids
 from transformers import AutoModelForCausalLM
@@ -40,17 +41,17 @@ def write_text(tmp_path, content=TEXT):
 
 
 def refuse(name):
-    pytest.fail(f"{name} is no JSON")
+    pytest.fail(f"{name} is not JSON")
 
 
 def run(*arguments):
     return CliRunner().invoke(cli, [str(a) for a in arguments])
 
 
-def read_object(output):
-    """Return the one object that ``--json`` printed, refusing NaN and Infinity."""
-    values, end = json.JSONDecoder(parse_constant=refuse).raw_decode(output)
-    return values, output[end:].strip()
+def run_json(*arguments):
+    """Return the exit code and the one object on stdout, which holds no NaN and no Infinity."""
+    result = run(*arguments, "--json")
+    return result.exit_code, json.loads(result.stdout, parse_constant=refuse)
 
 
 # ---- figures ----------------------------------------------------------------------------------
@@ -230,22 +231,18 @@ def test_verify_command_missed_limit_exits_3_after_printing(tmp_path, options, f
     plain = run(*common)
     assert plain.exit_code == 3
     assert f"\nFailed: {failure}" in plain.output or f"{failure}\n" in plain.output
-    as_json = run(*common, "--json")
-    assert as_json.exit_code == 3
-    values, rest = read_object(as_json.stdout)
-    assert rest == ""
+    exit_code, values = run_json(*common)
+    assert exit_code == 3
     assert values["passed"] is False and len(values["failures"]) == 1
     assert failure in values["failures"][0]
 
 
 def test_verify_command_met_limits_exit_0(tmp_path):
     _, deployed = make_pair(tmp_path)
-    result = run(
-        "verify", deployed, "--text", write_text(tmp_path), "--seq-len", 64, "--json",
-        "--max-kl", 1, "--min-top1", 0.5,
-    )  # fmt: skip
-    values, rest = read_object(result.stdout)
-    assert (result.exit_code, rest) == (0, "")
+    limits = ("--max-kl", 1, "--min-top1", 0.5)
+    options = ("--text", write_text(tmp_path), "--seq-len", 64)
+    exit_code, values = run_json("verify", deployed, *options, *limits)
+    assert exit_code == 0
     assert values["passed"] is True and values["failures"] == []
     assert values["text"] == "text.txt" and values["num_tokens"] > 300
     assert len(values["layers"]) == 2
@@ -257,14 +254,13 @@ def test_verify_damaged_scale_fails_with_valid_json(tmp_path):
     tensors = load_file(path)
     tensors["model.layers.0.mlp.up_proj.weight_scale"][3] = float("nan")
     save_file(tensors, path, metadata={"format": "pt"})
-    result = run("verify", deployed, "--text", write_text(tmp_path), "--seq-len", 64, "--json")
-    assert result.exit_code == 3
-    values, rest = read_object(result.stdout)
-    assert rest == ""
+    command = ("verify", deployed, "--text", write_text(tmp_path), "--seq-len", 64)
+    exit_code, values = run_json(*command)
+    assert exit_code == 3
     assert values["failures"] == ["the deployed model's output holds NaN or infinity"]
     assert values["mean_kl"] is None and values["perplexity_float"] > 1
     assert values["layers"][0] == {"layer": 0, "relative_error": None, "sqnr_db": None}
-    plain = run("verify", deployed, "--text", write_text(tmp_path), "--seq-len", 64)
+    plain = run(*command)
     assert plain.exit_code == 3 and "Failed: the deployed model's output holds NaN" in plain.output
 
 
@@ -288,10 +284,9 @@ def test_verify_command_unusable_text_exits_1(tmp_path):
 
 
 def test_verify_command_directory_without_a_model(tmp_path):
-    result = run("verify", tmp_path, "--json")
-    assert result.exit_code == 1
-    values, rest = read_object(result.stdout)
-    assert rest == "" and values["error"]["type"] == "CheckpointError"
+    exit_code, values = run_json("verify", tmp_path)
+    assert exit_code == 1
+    assert values["error"]["type"] == "CheckpointError"
     assert "config.json is missing" in values["error"]["message"]
 
 
@@ -323,9 +318,7 @@ def test_verify_recorded_reference_that_is_damaged_names_the_option(tmp_path, na
 
 def test_verify_config_vacc_of_another_model_is_refused(tmp_path):
     _, deployed = make_pair(tmp_path)
-    path = deployed / "config_vacc.json"
-    values = {**json.loads(path.read_text("utf-8")), "num_hidden_layers": 1}
-    path.write_text(json.dumps(values), "utf-8")
+    edit_json(deployed / "config_vacc.json", num_hidden_layers=1)
     with pytest.raises(CheckpointError, match="num_hidden_layers: got 1, config.json has 2"):
         verify(deployed, text_file=write_text(tmp_path))
 

@@ -112,7 +112,7 @@ def sample_problems(
 
 
 def parse_answer(text: str) -> int | None:
-    """Return the number after the last ``</think>``, or None when there is no such number.
+    """Return the number after the last ``</think>``, or None when there is none.
 
     White space around the number and anything from the end-of-sentence token on are ignored.
     """

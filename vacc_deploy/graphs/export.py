@@ -190,7 +190,7 @@ def _export(
     for stage in options.stages:
         graphs.append(_export_stage(model, stage, shape, options, directory))
         progress.advance(1, f"{stage} graph written")
-    # The decode graph has room for this many tokens behind the prompt.
+    # No more than the decode graph can hold behind the prompt.
     steps = min(options.num_steps, shape.past_length + 1 - shape.prompt_length)
     reference = run_reference(model, prompt, steps if "decode" in options.stages else 0)
     paths = {stage: directory / f"{stage}.onnx" for stage in options.stages}
@@ -251,7 +251,7 @@ def _write_manifest(
 def find_failures(
     config: ModelConfig, graphs: tuple[ExportedGraph, ...], agreement: Agreement
 ) -> tuple[str, ...]:
-    """Return a line for each thing that is wrong; a difference that is no number is too large."""
+    """Return a line for each thing that is wrong; a NaN difference is too large."""
     expected = len(LAYER_LINEARS) * config.num_hidden_layers if config.quantization_bit else 0
     failures = [
         f"the {graph.stage} graph has {graph.num_custom_nodes} int8 nodes, expected {expected}"

@@ -36,7 +36,7 @@ class LayerError:
     sqnr_db: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values; a figure that is no number (the SQNR of equal states) is None."""
+        """Return plain values; an infinite figure (the SQNR of equal states) is None."""
         values = asdict(self)
         return {key: value if math.isfinite(value) else None for key, value in values.items()}
 

@@ -212,7 +212,7 @@ class DecoderLayer:
         """Return what o is applied to: [rows, seq, heads · head_dim].
 
         Args:
-            inputs: from ``attention_input``.
+            inputs: what ``attention_input`` returned.
             apply: ``linear``, which is the default, or ``deployed``.
         """
         config, apply = self.config, apply or self.linear

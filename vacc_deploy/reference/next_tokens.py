@@ -52,7 +52,7 @@ class NextTokenScores:
         return self.perplexity_deployed / self.perplexity_float - 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values; a figure that is no number is None."""
+        """Return plain values; a figure that is not a number is None."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "token_kl"}
         values["perplexity_change"] = self.perplexity_change
         return {key: value if math.isfinite(value) else None for key, value in values.items()}

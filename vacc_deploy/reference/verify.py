@@ -31,7 +31,7 @@ class Limits:
     min_top1: float | None = None
 
     def failures(self, scores: NextTokenScores) -> tuple[str, ...]:
-        """Return a line for each limit that is not met; a figure that is no number meets none."""
+        """Return a line for each limit that is not met; NaN meets none."""
         lines = []
         if self.max_kl is not None and not scores.mean_kl <= self.max_kl:
             lines.append(f"mean KL is {scores.mean_kl:.6f}, the limit is {self.max_kl}")
