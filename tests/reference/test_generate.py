@@ -1,6 +1,7 @@
 """Greedy answers: single and in a batch, where they end, and the ``generate`` command."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ class FakeModel:
 
     def __init__(self, rows, eos_token_id):
         self.rows = torch.tensor(rows)
-        self.generation_config = type("Config", (), {"eos_token_id": eos_token_id})()
+        self.generation_config = SimpleNamespace(eos_token_id=eos_token_id)
 
     def generate(self, ids, *, attention_mask, generation_config):
         ends, pad = generation_config.eos_token_id, generation_config.pad_token_id
@@ -88,14 +89,11 @@ class FakeModel:
         return torch.cat((ids, self.rows), dim=1)
 
 
-class FakeTokenizer:
-    def __init__(self, eos_id):
-        self.eos_id = eos_id
-
-
 def test_continue_prompts_stops_each_row_at_its_first_end_and_pads_left():
     model = FakeModel([[5, 9, 9], [7, 8, 5], [5, 6, 7]], [9, 6])
-    answers = continue_prompts(model, FakeTokenizer(9), [[1], [1, 2, 3], [4, 4]], max_new_tokens=3)
+    answers = continue_prompts(
+        model, SimpleNamespace(eos_id=9), [[1], [1, 2, 3], [4, 4]], max_new_tokens=3
+    )
     assert answers == [[5, 9], [7, 8, 5], [5, 6]]
     ids, mask, ends, pad = model.seen
     assert ids == [[6, 6, 1], [1, 2, 3], [6, 4, 4]]
@@ -105,7 +103,9 @@ def test_continue_prompts_stops_each_row_at_its_first_end_and_pads_left():
 
 def test_continue_prompts_without_any_end_token():
     model = FakeModel([[5, 0, 9]], None)
-    assert continue_prompts(model, FakeTokenizer(None), [[1]], max_new_tokens=3) == [[5, 0, 9]]
+    assert continue_prompts(model, SimpleNamespace(eos_id=None), [[1]], max_new_tokens=3) == [
+        [5, 0, 9]
+    ]
     assert model.seen[2:] == (None, 0)
 
 
@@ -114,7 +114,7 @@ def test_continue_prompts_without_any_end_token():
     [(7, 7, [7]), ([3, 1], 2, [1, 2, 3]), (None, 4, [4]), (0, None, [0]), (None, None, [])],
 )
 def test_eos_ids_joins_both_sources(stated, of_tokenizer, expected):
-    assert eos_ids(FakeModel([[0]], stated), FakeTokenizer(of_tokenizer)) == expected
+    assert eos_ids(FakeModel([[0]], stated), SimpleNamespace(eos_id=of_tokenizer)) == expected
 
 
 def make_ending(tmp_path, num_tokens):

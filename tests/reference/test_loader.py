@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 import transformers.dynamic_module_utils
 from checkpoint_builders import read_tensors, write_checkpoint
 from reference_logits import decoder_logits, edit_json, make_directory, make_tokens
@@ -70,8 +71,6 @@ def test_load_model_bfloat16_keeps_codes_and_scales_exact(tmp_path, model_type):
 def test_load_model_llama3_on_old_transformers_names_the_version(
     tmp_path, monkeypatch, form, version
 ):
-    import transformers
-
     directory = make_directory(tmp_path, "llama", form)
     monkeypatch.setattr(transformers, "__version__", version)
     with pytest.raises(CheckpointError) as err:
@@ -84,8 +83,6 @@ def test_load_model_llama3_on_old_transformers_names_the_version(
 
 @pytest.mark.parametrize("form", ["float", "int8"])
 def test_load_model_llama_without_llama3_scaling_needs_no_version(tmp_path, monkeypatch, form):
-    import transformers
-
     overrides = {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
     directory = make_directory(tmp_path, "llama", form, config_overrides=overrides)
     monkeypatch.setattr(transformers, "__version__", "4.42.4")

@@ -112,16 +112,6 @@ def test_quantize_replaces_seven_linears_of_each_layer(make_own, ids):
     assert 0 < error < 0.05
 
 
-def test_quantize_twice_and_other_bits_raise(make_own):
-    own = make_own()
-    with pytest.raises(ValueError, match="weight_bit_width: got 4, expected 8"):
-        own.quantize(4)
-    assert own.config.quantization_bit == 0
-    own.quantize(8)
-    with pytest.raises(ValueError, match=r"model.layers.0.self_attn.q_proj is already quantized"):
-        own.quantize(8)
-
-
 @pytest.mark.parametrize("bits", [0, 2, 4, 16, None, "8"])
 def test_quantize_other_widths_name_the_value(flat, make_own, bits):
     own = make_own()
@@ -129,7 +119,7 @@ def test_quantize_other_widths_name_the_value(flat, make_own, bits):
         own.quantize(bits)
     with pytest.raises(ValueError, match=f"weight_bit_width: got {bits!r}, expected 8"):
         flat.quantization.quantize(own, bits)
-    assert quantized_modules(own) == {}
+    assert quantized_modules(own) == {} and own.config.quantization_bit == 0
 
 
 @torch.no_grad()
@@ -138,7 +128,7 @@ def test_quantize_twice_leaves_the_codes_alone(make_stock, make_dir, load, ids):
     again = load(make_dir(own, "int8"))
     for model in (own, again):
         before = model(ids).logits
-        with pytest.raises(ValueError, match="is already quantized"):
+        with pytest.raises(ValueError, match=r"layers.0.self_attn.q_proj is already quantized"):
             model.quantize(8)
         assert torch.equal(model(ids).logits, before)
 
