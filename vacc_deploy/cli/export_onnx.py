@@ -20,15 +20,20 @@ from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_opti
     default="both",
     help="Export the graph of the prompt, that of one further token, or both.",
 )
-@click.option("--seq-len", type=click.IntRange(1), default=1024, help="Set the prompt's tokens.")
+@click.option(
+    "--seq-len", type=click.IntRange(1), default=1024, help="Set the number of prompt tokens."
+)
 @click.option(
     "--max-seq-len",
     type=click.IntRange(1),
     show_default="twice --seq-len",
-    help="Set the tokens of prompt and answer together.",
+    help="Set the number of tokens in prompt and answer together.",
 )
 @click.option(
-    "--opset", type=click.IntRange(11, 17), default=17, help="Set the version of ONNX operators."
+    "--opset",
+    type=click.IntRange(11, 17),
+    default=17,
+    help="Set the version of the ONNX operators.",
 )
 @click.option(
     "--strip-functions",

@@ -18,12 +18,15 @@ from vacc_deploy.cli.options import DIRECTORY, FILE, common_options, emit
     help="Compare with this float model. Default: the directory that DIR was made from.",
 )
 @click.option(
-    "--text", type=FILE, metavar="FILE", help="Compare on this UTF-8 text. Default: a carried one."
+    "--text",
+    type=FILE,
+    metavar="FILE",
+    help="Compare on this UTF-8 text. Default: the package's own.",
 )
 @click.option(
-    "--max-tokens", type=click.IntRange(16), default=2048, help="Limit the tokens of text used."
+    "--max-tokens", type=click.IntRange(16), default=2048, help="Limit the tokens that are used."
 )
-@click.option("--seq-len", type=click.IntRange(16), default=512, help="Set the tokens of a window.")
+@click.option("--seq-len", type=click.IntRange(16), default=512, help="Set the tokens in a window.")
 @click.option("--max-kl", type=float, help="Fail (exit code 3) above this mean KL, in nats.")
 @click.option(
     "--min-top1", type=click.FloatRange(0, 1), help="Fail below this share of equal top tokens."
