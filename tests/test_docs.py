@@ -134,7 +134,7 @@ def test_contributing_and_docs_name_existing_scripts():
             assert (ROOT / script).is_file(), script
 
 
-@pytest.mark.parametrize("name", ["vacc-demo", demo_module.PREPARED, demo_module.INT8])
+@pytest.mark.parametrize("name", ["vacc-demo", demo_module.PREPARED_DIR, demo_module.INT8_DIR])
 def test_what_the_readme_commands_write_is_not_linted_and_not_committed(name):
     """The test command works in a checkout where the demo has run."""
     config = (ROOT / "pyproject.toml").read_text("utf-8")

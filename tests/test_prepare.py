@@ -1,5 +1,5 @@
-import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint_builders import build_config, read_tensors, write_checkpoint, write_json
+from doubles import Recorder
+from texts import contents, read_json, sha256
 
 from vacc_deploy.assets import SOURCE_FILES, source_file
 from vacc_deploy.checkpoint import Checkpoint, model_name, read_header
@@ -17,7 +19,8 @@ from vacc_deploy.models.catalog import MODELS
 from vacc_deploy.models.parse import parse_config
 from vacc_deploy.models.vacc_config import vacc_config
 from vacc_deploy.prepare import prepare
-from vacc_deploy.progress import Progress
+from vacc_deploy.quantize.options import QuantizeOptions
+from vacc_deploy.quantize.run import quantize
 
 MANIFEST, INDEX, VACC = "vacc_deploy.json", "model.safetensors.index.json", "config_vacc.json"
 SIDES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
@@ -38,10 +41,6 @@ def snapshot(directory):
         )
         for path in sorted([directory, *directory.rglob("*")])
     }
-
-
-def contents(directory):
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 def refused(kind=CheckpointError, **options):
@@ -102,7 +101,7 @@ def test_notes_on_a_used_window_and_a_missing_tokenizer(tmp_path):
 def test_the_manifest_describes_every_other_file(tmp_path):
     source, out = write_checkpoint(tmp_path / "src" / "Mine", shards=2), tmp_path / "out"
     prepare(weights=source, output=out)
-    manifest = json.loads((out / MANIFEST).read_text())
+    manifest = read_json(out / MANIFEST)
     assert list(manifest["files"]) == [name for name in names(out) if name != MANIFEST]
     for name, entry in manifest["files"].items():
         path = out / name
@@ -110,7 +109,7 @@ def test_the_manifest_describes_every_other_file(tmp_path):
         if name in SHARDS:
             assert entry == {"header_sha256": read_header(path).header_sha256}
         else:
-            assert entry == {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            assert entry == {"sha256": sha256(path)}
     assert manifest["source"] == {"path": "../src/Mine", "repository": None, "revision": None}
     assert (manifest["command"], manifest["model"]) == ("prepare", "Mine")
     assert manifest["options"] == {"link_mode": "auto"}
@@ -159,9 +158,8 @@ def test_copies_and_symbolic_links(tmp_path):
     copy = tmp_path / "copy" / "model.safetensors"
     assert not copy.samefile(source / copy.name)
     assert (copy.read_bytes(), copy.stat().st_nlink) == ((source / copy.name).read_bytes(), 1)
-    manifest = json.loads((tmp_path / "copy" / MANIFEST).read_text())
-    digest = hashlib.sha256(copy.read_bytes()).hexdigest()
-    assert manifest["files"]["model.safetensors"]["sha256"] == digest
+    manifest = read_json(tmp_path / "copy" / MANIFEST)
+    assert manifest["files"]["model.safetensors"]["sha256"] == sha256(copy)
     prepare(weights=source, output=tmp_path / "link", link_mode="symlink")
     link = tmp_path / "link" / "model.safetensors"
     assert link.is_symlink()
@@ -207,7 +205,7 @@ def hub_cache(tmp_path, **options):
     cached.mkdir(parents=True)
     blobs.mkdir()
     for path in real.iterdir():
-        blob = blobs / hashlib.sha256(path.read_bytes()).hexdigest()
+        blob = blobs / sha256(path)
         path.rename(blob)
         (cached / path.name).symlink_to(Path("..", "..", "blobs", blob.name))
     return cached
@@ -231,7 +229,7 @@ def test_odd_shard_names_get_an_index_where_there_was_none(tmp_path):
     options = {"shard_names": ["b.safetensors", "a.safetensors"], "with_index": False}
     source, out = write_checkpoint(tmp_path / "src", **options), tmp_path / "out"
     result = prepare(weights=source, output=out)
-    index = json.loads((out / INDEX).read_text())
+    index = read_json(out / INDEX)
     assert set(index["weight_map"].values()) == {"a.safetensors", "b.safetensors"}
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in read_tensors(out).values())
     assert (INDEX, "generated") in [(name, how) for name, _, how in result.files]
@@ -240,10 +238,9 @@ def test_odd_shard_names_get_an_index_where_there_was_none(tmp_path):
 
 def test_nothing_else_of_the_source_travels(tmp_path):
     source = write_checkpoint(tmp_path / "src", shards=2)
-    for name in (
-        *("evil.py", "modeling_qwen2_vacc.py", "pytorch_model.bin", "training_args.bin", "x.pkl"),
-        *("consolidated.safetensors", ".gitattributes", "optimizer.pt", "config_vacc.json"),
-    ):
+    theirs = "evil.py modeling_qwen2_vacc.py config_vacc.json pytorch_model.bin optimizer.pt"
+    theirs += " training_args.bin x.pkl consolidated.safetensors .gitattributes"
+    for name in theirs.split():
         (source / name).write_bytes(b"theirs")
     (source / "LICENSE").write_text("MIT")
     (source / "chat_template.jinja").write_text("{{ x }}")
@@ -317,29 +314,15 @@ def test_result_text_and_dict(tmp_path):
     json.dumps(values)
 
 
-class Recorder(Progress):
-    def __init__(self):
-        self.calls = []
-
-    def start(self, description, total, unit):
-        self.calls.append((description, total, unit))
-
-    def advance(self, amount=1, note=""):
-        self.calls.append((amount, note))
-
-    def finish(self):
-        self.calls.append("finish")
-
-
 def test_progress_reaches_its_total(tmp_path):
     source, recorder = write_checkpoint(tmp_path / "src", shards=2), Recorder()
     prepare(weights=source, output=tmp_path / "out", progress=recorder)
     sizes = [(source / name).stat().st_size for name in SHARDS]
-    assert recorder.calls == [
-        ("Placing weights", sum(sizes), "bytes"),
-        (sizes[0], SHARDS[0]),
-        (sizes[1], SHARDS[1]),
-        "finish",
+    assert recorder.events == [
+        ("start", f"Placing weights {sum(sizes)} bytes"),
+        ("advance", sizes[0], SHARDS[0]),
+        ("advance", sizes[1], SHARDS[1]),
+        ("finish",),
     ]
 
 
@@ -359,8 +342,7 @@ def test_a_prepared_directory_can_be_prepared_again(tmp_path):
     prepare(weights=source, output=tmp_path / "a")
     result = prepare(weights=tmp_path / "a", output=tmp_path / "b")
     assert result.model == "Mine"
-    first, second = contents(tmp_path / "a"), contents(tmp_path / "b")
-    del first[MANIFEST], second[MANIFEST]
+    first, second = (contents(tmp_path / name, without=(MANIFEST,)) for name in "ab")
     assert first == second
 
 
@@ -387,17 +369,25 @@ def test_another_model_than_named(tmp_path):
     assert names(tmp_path) == ["src"]
 
 
-def with_config(tmp_path, monkeypatch, **changes):
-    """Return a checkpoint that has the 7B's configuration, whatever its weights are."""
-    source = write_checkpoint(tmp_path / "src")
-    values = MODELS["DeepSeek-R1-Distill-Qwen-7B"].config_values
-    write_json(source / "config.json", {**values, **changes})
-    monkeypatch.setattr("vacc_deploy.checkpoint.reader._compare_with_config", lambda *_: [])
+def write_known_model(tmp_path, **changes):
+    """Write a checkpoint of the 7B's configuration and shapes; its weights are a sparse file."""
+    source, offset, header = write_checkpoint(tmp_path / "src"), 0, {}
+    values = {**MODELS["DeepSeek-R1-Distill-Qwen-7B"].config_values, **changes}
+    write_json(source / "config.json", values)
+    for name, shape in parse_config(values, where="x").expected_tensors().items():
+        end = offset + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with (source / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + offset)
     return source
 
 
-def test_another_known_model_is_named(tmp_path, monkeypatch):
-    source = with_config(tmp_path, monkeypatch)
+def test_another_known_model_is_named(tmp_path):
+    source = write_known_model(tmp_path)
     message = refused(model="Distill-Qwen-14B", weights=source, output=tmp_path / "out")
     assert "num_hidden_layers is 28, expected 48" in message
     assert "rms_norm_eps is 1e-06, expected 1e-05" in message
@@ -416,25 +406,26 @@ def test_another_known_model_is_named(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_every_difference_that_refuses_is_also_named(tmp_path, monkeypatch, change, text):
-    source = with_config(tmp_path, monkeypatch, **change)
+def test_every_difference_that_refuses_is_also_named(tmp_path, change, text):
+    source = write_known_model(tmp_path, **change)
     message = refused(model="Distill-Qwen-7B", weights=source, output=tmp_path / "out")
     assert f"is not DeepSeek-R1-Distill-Qwen-7B: {text}. Leave --model out" in message
 
 
-def test_the_named_model_takes_its_name_from_the_catalogue(tmp_path, monkeypatch):
-    source = with_config(tmp_path, monkeypatch)
+def test_the_named_model_takes_its_name_from_the_catalogue(tmp_path):
+    source = write_known_model(tmp_path)
     result = prepare(model="r1-distill-qwen-7b", weights=source, output=tmp_path / "out")
     assert result.model == "DeepSeek-R1-Distill-Qwen-7B"
-    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    manifest = read_json(tmp_path / "out" / MANIFEST)
     # A directory of the user's may be a fine-tune: only the hub's own files are called its own.
     assert manifest["source"] == {"path": "../src", "repository": None, "revision": None}
 
 
-def test_int8_and_quantized_sources_are_refused(tmp_path, monkeypatch):
-    source = with_config(tmp_path, monkeypatch, quantization_bit=8)
-    assert refused(weights=source, output=tmp_path / "out") == (
-        f"{source} holds int8 weights already. Prepare the float checkpoint it was made from."
+def test_int8_and_quantized_sources_are_refused(tmp_path):
+    source = write_checkpoint(tmp_path / "src")
+    deployed = quantize(source, options=QuantizeOptions("rtn")).output_dir
+    assert refused(weights=deployed, output=tmp_path / "out") == (
+        f"{deployed} holds int8 weights already. Prepare the float checkpoint it was made from."
     )
     write_json(source / "config.json", build_config(overrides={"quantization_config": {"a": 1}}))
     message = refused(UnsupportedModelError, weights=source, output=tmp_path / "out")

@@ -19,15 +19,21 @@ class PhaseClock:
     must not yield inside one, or its phase goes on in the caller.
     """
 
-    def __init__(self, synchronize: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        synchronize: Callable[[], None] | None = None,
+        *,
+        now: Callable[[], float] = time.perf_counter,
+    ) -> None:
         """Begin with no phase.
 
         Args:
             synchronize: waits until the device has done what it was given, for example
                 ``torch.cuda.synchronize``. Called at both edges of every phase. Without it the
                 seconds are those of the host, which runs ahead of a GPU.
+            now: clock in seconds.
         """
-        self._synchronize = synchronize
+        self._synchronize, self._now = synchronize, now
         self._seconds: dict[str, float] = {}
         self._open: list[str] = []
         self._since = 0.0
@@ -62,7 +68,7 @@ class PhaseClock:
         """Give the time since the last edge to the innermost open phase."""
         if self._synchronize is not None:
             self._synchronize()
-        now = time.perf_counter()
+        now = self._now()
         if self._open:
             self._seconds[self._open[-1]] += now - self._since
         self._since = now

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from vacc_deploy.checkpoint import (
     SINGLE_FILE,
     Checkpoint,
     LinkedFile,
-    ShardHeader,
     WrittenFile,
     check_output,
     check_space,
@@ -39,14 +39,24 @@ from vacc_deploy.results import format_bytes, format_pairs
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """What ``prepare`` wrote, or would write (``dry_run``)."""
+    """What ``prepare`` wrote, or would write (``dry_run``).
+
+    Attributes:
+        model: name of the model.
+        source_dir: the checkpoint directory.
+        output_dir: the prepared directory.
+        files: name, bytes and how it came (``hardlink``, ``copy``, ``generated``, ...) of each
+            file; the bytes of generated files are 0 before they are written.
+        notes: what a user should know about this checkpoint.
+        dry_run: whether nothing was written.
+    """
 
     model: str
     source_dir: Path
     output_dir: Path
     files: tuple[tuple[str, int, str], ...]
     notes: tuple[str, ...]
-    dry_run: bool
+    dry_run: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for ``--json``."""
@@ -98,7 +108,7 @@ def prepare(
         link_mode: ``auto`` (hard link, else copy), ``hardlink``, ``symlink`` or ``copy``.
         overwrite: replace an output of an earlier run.
         dry_run: validate and plan only.
-        progress: told of each weight file.
+        progress: learns of each weight file.
 
     Raises:
         UsageError: neither ``model`` nor ``weights``.
@@ -113,20 +123,22 @@ def prepare(
     source = _find_source(known, weights, may_download=not dry_run)
     checkpoint = Checkpoint.open(source.directory)
     _check_source(checkpoint, known)
-    shards = checkpoint.shards.values()
     name = known.name if known else model_name(source.directory)
     output_dir = output or Path(f"{name}-vacc")
     inputs = checkpoint.input_paths()
     check_output(output_dir, overwrite=overwrite, inputs=inputs)
-    hows = {shard.path.name: _placing(shard, output_dir, link_mode) for shard in shards}
-    copied = sum(shard.file_bytes for shard in shards if hows[shard.path.name] == "copy")
-    check_space(output_dir, copied)
+    planned = _plan_weights(checkpoint, output_dir, link_mode)
+    check_space(output_dir, sum(size for _, size, how in planned if how == "copy"))
+    small_files, notes = _plan_small_files(checkpoint), _notes(checkpoint)
     if dry_run:
-        return _plan(name, checkpoint, output_dir, hows)
-    with output_directory(output_dir, overwrite=overwrite, inputs=inputs) as partial:
-        files = _write_files(checkpoint, partial, link_mode, progress)
+        planned += [(file.name, file.num_bytes, file.how) for file in small_files]
+        planned.append((MANIFEST_NAME, 0, "generated"))
+        return PrepareResult(name, source.directory, output_dir, tuple(planned), notes, True)
+    with output_directory(output_dir, overwrite=overwrite, inputs=inputs) as folder:
+        files = _place_weights(checkpoint, folder, link_mode, progress)
+        files += [(file.write(folder), file.how) for file in small_files]
         manifest = write_manifest(
-            partial,
+            folder,
             command="prepare",
             model=name,
             source=_describe_source(source, known, output_dir),
@@ -135,11 +147,11 @@ def prepare(
         )
     files.append((manifest, "generated"))
     listed = tuple((file.name, file.num_bytes, how) for file, how in files)
-    notes = _notes(checkpoint)
-    return PrepareResult(name, source.directory, output_dir, listed, notes, dry_run=False)
+    return PrepareResult(name, source.directory, output_dir, listed, notes)
 
 
 def _find_source(known: CatalogModel | None, weights: Path | None, *, may_download: bool) -> Source:
+    """Return the user's own directory, else the named model from the hub."""
     if weights is not None:
         return Source(weights)
     if known is None:
@@ -150,7 +162,10 @@ def _find_source(known: CatalogModel | None, weights: Path | None, *, may_downlo
 def _describe_source(
     source: Source, known: CatalogModel | None, output_dir: Path
 ) -> dict[str, str | None]:
-    """Return the manifest's entry; a user's own directory is no repository, whatever its shape."""
+    """Return the manifest's entry; a user's own directory names no repository.
+
+    Whatever its shape, it may be a fine-tune.
+    """
     return {
         "path": relative_source(source.directory, output_dir),
         "repository": known.repository if known and source.revision else None,
@@ -181,60 +196,66 @@ def _check_source(checkpoint: Checkpoint, known: CatalogModel | None) -> None:
     )
 
 
-def _write_files(
-    checkpoint: Checkpoint, partial: Path, link_mode: str, progress: Progress
+def _plan_weights(
+    checkpoint: Checkpoint, output_dir: Path, link_mode: str
+) -> list[tuple[str, int, str]]:
+    """Return name, bytes and most likely way of each weight file: a link, or ``copy``."""
+    device, planned = output_dir.resolve().parent.stat().st_dev, []
+    for shard in checkpoint.shards.values():
+        is_near = shard.path.stat().st_dev == device
+        how = ("hardlink" if is_near else "copy") if link_mode == "auto" else link_mode
+        planned.append((shard.path.name, shard.file_bytes, how))
+    return planned
+
+
+def _place_weights(
+    checkpoint: Checkpoint, folder: Path, link_mode: str, progress: Progress
 ) -> list[tuple[WrittenFile | LinkedFile, str]]:
-    """Fill the partial directory; return every file and how it came there."""
-    files: list[tuple[WrittenFile | LinkedFile, str]] = []
-    shards = checkpoint.shards.values()
+    """Link or copy every weight file; return each and how it came there."""
+    files, shards = [], checkpoint.shards.values()
     progress.start("Placing weights", sum(shard.file_bytes for shard in shards), "bytes")
     for shard in shards:
-        files.append(place_shard(shard, partial, link_mode))
+        files.append(place_shard(shard, folder, link_mode))
         progress.advance(shard.file_bytes, shard.path.name)
     progress.finish()
-    if checkpoint.has_index:
-        files.append((copy_file(checkpoint.directory / INDEX_NAME, partial), "copy"))
-    elif set(checkpoint.shards) != {SINGLE_FILE}:
-        weight_map = {name: info.path.name for name, info in checkpoint.tensors.items()}
-        index = write_index_map(partial, weight_map, checkpoint.weight_bytes)
-        files.append((index, "generated"))
-    for path in side_files(checkpoint.directory, with_config=True):
-        files.append((copy_file(path, partial), "copy"))
-    if needs_vacc_config(checkpoint.config):
-        for name in SOURCE_FILES:
-            files.append((copy_file(source_file(name), partial), "from vacc-deploy"))
-        text = dump_json(vacc_config(checkpoint.config))
-        files.append((write_text(partial / VACC_CONFIG_NAME, text), "generated"))
     return files
 
 
-def _placing(shard: ShardHeader, output_dir: Path, link_mode: str) -> str:
-    """Return how a weight file will most likely come: ``hardlink``, ``symlink`` or ``copy``."""
-    if link_mode != "auto":
-        return link_mode
-    same_device = shard.path.stat().st_dev == output_dir.resolve().parent.stat().st_dev
-    return "hardlink" if same_device else "copy"
+@dataclass(frozen=True)
+class _SmallFile:
+    """A file beside the weights: what a dry run says of it, and what a run calls to write it."""
+
+    name: str
+    num_bytes: int
+    how: str
+    write: Callable[[Path], WrittenFile]
 
 
-def _plan(
-    name: str, checkpoint: Checkpoint, output_dir: Path, hows: Mapping[str, str]
-) -> PrepareResult:
-    """Return what a run would write; the bytes of generated files are not known before."""
-    files = [(n, shard.file_bytes, hows[n]) for n, shard in checkpoint.shards.items()]
+def _plan_small_files(checkpoint: Checkpoint) -> list[_SmallFile]:
+    """Return everything that is written beside the weights but the manifest."""
+
+    def copied(path: Path, how: str = "copy") -> _SmallFile:
+        return _SmallFile(path.name, path.stat().st_size, how, partial(copy_file, path))
+
+    files = []
     if checkpoint.has_index:
-        path = checkpoint.directory / INDEX_NAME
-        files.append((INDEX_NAME, path.stat().st_size, "copy"))
+        files.append(copied(checkpoint.directory / INDEX_NAME))
     elif set(checkpoint.shards) != {SINGLE_FILE}:
-        files.append((INDEX_NAME, 0, "generated"))
-    sides = side_files(checkpoint.directory, with_config=True)
-    files += [(path.name, path.stat().st_size, "copy") for path in sides]
+        # Odd names without an index: loaders find such shards only through one.
+        weight_map = {name: info.path.name for name, info in checkpoint.tensors.items()}
+        write = partial(write_index_map, weight_map=weight_map, total=checkpoint.weight_bytes)
+        files.append(_SmallFile(INDEX_NAME, 0, "generated", write))
+    files += map(copied, side_files(checkpoint.directory, with_config=True))
     if needs_vacc_config(checkpoint.config):
-        files += [(n, source_file(n).stat().st_size, "from vacc-deploy") for n in SOURCE_FILES]
+        files += [copied(source_file(name), "from vacc-deploy") for name in SOURCE_FILES]
         text = dump_json(vacc_config(checkpoint.config))
-        files.append((VACC_CONFIG_NAME, len(text.encode()), "generated"))
-    files.append((MANIFEST_NAME, 0, "generated"))
-    notes = _notes(checkpoint)
-    return PrepareResult(name, checkpoint.directory, output_dir, tuple(files), notes, dry_run=True)
+        size = len(text.encode(errors="backslashreplace"))
+
+        def write_config(folder: Path) -> WrittenFile:
+            return write_text(folder / VACC_CONFIG_NAME, text)
+
+        files.append(_SmallFile(VACC_CONFIG_NAME, size, "generated", write_config))
+    return files
 
 
 def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:

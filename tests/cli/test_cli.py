@@ -2,26 +2,26 @@ import json
 import os
 import pty
 import re
+import resource
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import click
 import pytest
+import torch
 from checkpoint_builders import write_checkpoint
 from click.testing import CliRunner
+from texts import ROOT, read_json
 
 from vacc_deploy import __version__
 from vacc_deploy.assets import SOURCE_FILES
 from vacc_deploy.checkpoint import files
-from vacc_deploy.cli import cli
-from vacc_deploy.cli import terminal as progress_module
+from vacc_deploy.cli import ErrorGroup, cli
 from vacc_deploy.cli.options import emit
 from vacc_deploy.cli.prepare import LINK_MODES
+from vacc_deploy.cli.terminal import LineProgress, terminal_progress
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(cli.commands)
 
 
@@ -53,17 +53,11 @@ def test_models_text_and_json():
     assert [len(values), len(values["models"])] == [1, 6]
 
 
-def test_prepare_success_text(tmp_path):
+def test_prepare_prints_its_result_on_stdout_and_progress_on_stderr(tmp_path):
     source, out = write_checkpoint(tmp_path / "Mine", shards=2), tmp_path / "out"
     result = invoke("prepare", "--weights", source, "--output", out)
     assert result.exit_code == 0
-    lines = result.stdout.splitlines()
-    assert lines[0] == f"Prepared Mine in {out}"
-    assert lines[1].startswith("hardlink          2 files, 239.")
-    assert [line.split()[0] for line in lines[2:5]] == ["copy", "from", "generated"]
-    assert lines[5].startswith("Note: sliding_window is null in config_vacc.json")
-    assert lines[6] == f"Next: vacc-deploy quantize {out}"
-    assert len(lines) == 7
+    assert result.stdout.startswith(f"Prepared Mine in {out}\n")
     progress = result.stderr.splitlines()
     assert len(progress) == 2
     assert progress[1].startswith("Placing weights: 239.")
@@ -81,24 +75,14 @@ def test_prepare_json_is_exactly_one_object(tmp_path):
     assert {*SOURCE_FILES, "config_vacc.json", "vacc_deploy.json"} < listed.keys()
 
 
-def test_prepare_dry_run_writes_nothing(tmp_path):
-    source = write_checkpoint(tmp_path / "Mine")
-    result = invoke("prepare", "--weights", source, "--output", tmp_path / "out", "--dry-run")
-    assert result.exit_code == 0
-    assert result.stdout.startswith("Would prepare Mine in ")
-    assert [path.name for path in tmp_path.iterdir()] == ["Mine"]
-
-
-def test_prepare_overwrite_and_link_mode(tmp_path):
+def test_prepare_options_reach_the_work(tmp_path):
     source, out = write_checkpoint(tmp_path / "Mine"), tmp_path / "out"
     options = ("prepare", "--weights", source, "--output", out)
+    assert invoke(*options, "--dry-run").stdout.startswith("Would prepare Mine in ")
     assert invoke(*options).exit_code == 0
     refused = invoke(*options)
     assert refused.exit_code == 1
-    assert refused.stderr == (
-        f"Error: {out} exists and is not empty. Give --overwrite to replace it, or choose another "
-        "--output.\n"
-    )
+    assert refused.stderr.startswith(f"Error: {out} exists") and "--overwrite" in refused.stderr
     again = invoke(*options, "--overwrite", "--link-mode", "symlink")
     assert again.exit_code == 0
     assert (out / "model.safetensors").is_symlink()
@@ -112,58 +96,18 @@ def no_config(source):
     (source / "config.json").unlink()
 
 
-def no_weights(source):
-    (source / "model.safetensors").unlink()
-
-
-def only_pickle(source):
-    (source / "model.safetensors").rename(source / "pytorch_model.bin")
-
-
-def cut(source):
-    os.truncate(source / "model.safetensors", 5000)
-
-
 def other_type(source):
     text = (source / "config.json").read_text().replace('"qwen2"', '"mamba"')
     (source / "config.json").write_text(text)
 
 
-def wrong_layers(source):
-    text = (source / "config.json").read_text()
-    text = text.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3')
-    (source / "config.json").write_text(text)
-
-
-def gptq(source):
-    text = (source / "config.json").read_text()
-    text = text.replace("{", '{"quantization_config": {"quant_method": "gptq"},', 1)
-    (source / "config.json").write_text(text)
-
-
 ERRORS = [
-    (no_config, (), "CheckpointError", "config.json is missing. Give a directory in the Hugging"),
-    (no_weights, (), "CheckpointError", "holds neither model.safetensors nor model.safetensors.in"),
-    (only_pickle, (), "CheckpointError", "holds pickled weights (.bin, .pt) and no safetensors"),
-    (cut, (), "CheckpointError", "the file is truncated: got 5,000 bytes, expected 24"),
-    (wrong_layers, (), "CheckpointError", "  - and 2 more\nDownload the files named again from"),
-    (other_type, (), "UnsupportedModelError", "has model_type 'mamba', expected one of qwen2, lla"),
-    (gptq, (), "UnsupportedModelError", "(quant_method 'gptq'): the weights are quantized alread"),
-    (
-        break_nothing,
-        ("--model", "Distil-Qwen-7B"),
-        "UnsupportedModelError",
-        "Unknown model 'Distil-Qwen-7B'. Did you mean Distill-Qwen-7B? Known models: Distill-Qwen",
-    ),
-    (
-        break_nothing,
-        ("--model", "Distill-Qwen-7B"),
-        "CheckpointError",
-        "is not DeepSeek-R1-Distill-Qwen-7B: hidden_size is 64, expected 3584;",
-    ),
-    (break_nothing, ("--output", "in/out"), "OutputError", "lies inside the input"),
-    (break_nothing, ("--output", "no/out"), "OutputError", "does not exist. Create it, or choose"),
-    (break_nothing, ("--output", "in"), "OutputError", "The output in is the input"),
+    (no_config, (), "CheckpointError", "in/config.json is missing"),
+    (other_type, (), "UnsupportedModelError", "model_type 'mamba'"),
+    (break_nothing, ("--model", "Distil-Qwen-7B"), "UnsupportedModelError", "Distill-Qwen-7B?"),
+    (break_nothing, ("--model", "Distill-Qwen-7B"), "CheckpointError", "hidden_size is 64"),
+    (break_nothing, ("--output", "in/out"), "OutputError", "in/out"),
+    (break_nothing, ("--output", "no/out"), "OutputError", "does not exist"),
 ]
 
 
@@ -189,9 +133,7 @@ def test_prepare_errors_exit_1(tmp_path, monkeypatch, damage, args, kind, text, 
 def test_a_missing_directory_exits_1(tmp_path):
     result = invoke("prepare", "--weights", tmp_path / "none")
     assert result.exit_code == 1
-    assert result.stderr == (
-        f"Error: {tmp_path / 'none'} is not a directory. Give a checkpoint directory.\n"
-    )
+    assert result.stderr.startswith(f"Error: {tmp_path / 'none'} ")
 
 
 @pytest.mark.parametrize(
@@ -265,22 +207,18 @@ def test_debug_shows_the_traceback_and_the_message_still_comes_last(tmp_path):
     assert result.exit_code == 1
     assert result.stderr.startswith("Traceback (most recent call last):")
     assert "vacc_deploy/checkpoint/reader.py" in result.stderr
-    last = f"Error: {tmp_path / 'none'} is not a directory. Give a checkpoint directory."
-    assert result.stderr.splitlines()[-1] == last
+    assert result.stderr.splitlines()[-1].startswith(f"Error: {tmp_path / 'none'} ")
 
 
-def test_a_programming_mistake_keeps_its_traceback(monkeypatch):
-    def broken(self):
+def test_a_programming_mistake_keeps_its_traceback():
+    def broken():
         raise TypeError("ours")
 
-    monkeypatch.setattr("vacc_deploy.models.catalog.CatalogTable.to_text", broken)
-    result = invoke("models")
-    assert isinstance(result.exception, TypeError)
+    group = ErrorGroup(commands={"broken": click.Command("broken", callback=broken)})
+    assert isinstance(CliRunner().invoke(group, ["broken"]).exception, TypeError)
 
 
 def test_no_escape_sequence_of_a_strangers_file_reaches_the_terminal(tmp_path):
-    import torch
-
     name = "\x1b[2Jmodel.\x9b31mred\u202e"
     source = write_checkpoint(tmp_path / "in", extra_tensors={name: torch.ones(1)})
     result = invoke("prepare", "--weights", source, "--json")
@@ -322,7 +260,7 @@ def test_no_escape_sequence_in_a_result_reaches_the_terminal(capsys):
 
 
 def test_no_escape_sequence_in_plain_progress_reaches_the_terminal(capsys):
-    progress = progress_module.LineProgress()
+    progress = LineProgress()
     progress.start("Adding with \x1b[2J", 1, "sums")
     progress.advance(1, "\x9b31m")
     progress.warn("\u202e")
@@ -344,50 +282,50 @@ def test_paths_beyond_utf_8_work(tmp_path, locale):
     source.rename(odd)
     out, env = tmp_path / "out", {"LC_ALL": locale, "PYTHONIOENCODING": "utf-8:strict"}
     for option in ("--json", "--debug"):
-        result = run(
-            *("prepare", "--weights", odd, "--output", out, "--overwrite", option), env=env
-        )
+        result = run("prepare", "--weights", odd, "--output", out, "--overwrite", option, env=env)
         assert result.returncode == 0, result.stderr
-    assert json.loads((out / "vacc_deploy.json").read_text("utf-8"))["model"] == odd.name
+    assert read_json(out / "vacc_deploy.json")["model"] == odd.name
     result = run("prepare", "--weights", f"{odd}/none", "--json", env=env)
     assert result.returncode == 1
     assert str(odd) in json.loads(result.stdout)["error"]["message"]
 
 
+HEAVY = "torch transformers numpy tokenizers safetensors yaml rich huggingface_hub"
+WATCHED = f"""
+import sys
+from vacc_deploy.cli import main
+try:
+    main()
+finally:
+    heavy = set({HEAVY!r}.split()) & set(sys.modules)
+    assert not heavy, heavy
+"""
+
+
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_every_help_ends_with_an_example_and_imports_nothing_heavy(command):
-    args = [command, "--help"] if command else ["-h"]
-    code = (
-        "import sys\n"
-        "from vacc_deploy.cli import main\n"
-        "try:\n    main()\n"
-        "finally:\n"
-        "    heavy = {'torch', 'transformers', 'numpy', 'tokenizers', 'safetensors', 'yaml', "
-        "'rich', 'huggingface_hub'} & set(sys.modules)\n"
-        "    assert not heavy, heavy\n"
-    )
-    result = run(*args, code=code)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
+    result = run(*filter(None, [command]), "--help" if command else "-h", code=WATCHED)
+    assert (result.returncode, result.stderr) == (0, "")
     assert re.search(r"Examples?:\s+vacc-deploy ", result.stdout)
 
 
 def test_models_imports_nothing_heavy():
-    code = (
-        "import sys\nfrom vacc_deploy.cli import main\n"
-        "try:\n    main()\nfinally:\n"
-        "    assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
-    )
-    assert run("models", code=code).returncode == 0
+    assert run("models", code=WATCHED).returncode == 0
 
 
 def test_help_answers_at_once():
+    """In the processor's seconds: those of the wall grow with what else the machine does."""
+
+    def used():
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
     seconds = []
-    for _ in range(3):
-        started = time.monotonic()
+    for _ in range(5):
+        before = used()
         assert run("--help").returncode == 0
-        seconds.append(time.monotonic() - started)
-    assert min(seconds) < 0.5
+        seconds.append(used() - before)
+    assert min(seconds) < 0.2
 
 
 def test_version_and_module_entry_point():
@@ -493,11 +431,18 @@ def test_the_bar_gives_the_cursor_back_however_the_command_ends(end):
     assert "Traceback" not in got
 
 
-def test_plain_progress_is_one_line_a_step(capsys, monkeypatch):
+def line_progress(*times):
+    """Return plain progress whose clock gives these seconds."""
+    return LineProgress(now=iter(times).__next__)
+
+
+def test_progress_is_plain_where_stderr_is_not_a_terminal():
     with click.Context(cli):
-        progress = progress_module.terminal_progress()
-    clock = iter([10.0, 12.0, 16.0])
-    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(clock))
+        assert isinstance(terminal_progress(), LineProgress)
+
+
+def test_plain_progress_is_one_line_a_step(capsys):
+    progress = line_progress(0.0, 10.0, 12.0, 16.0)
     progress.start("Quantizing", 3, "layers")
     progress.advance(note="layer 0")
     progress.advance(2)
@@ -512,10 +457,8 @@ def test_plain_progress_is_one_line_a_step(capsys, monkeypatch):
     )
 
 
-def test_plain_progress_takes_the_time_left_from_what_was_not_skipped(capsys, monkeypatch):
-    progress = progress_module.LineProgress()
-    clock = iter([0.0, 50.0, 52.0])
-    monkeypatch.setattr(progress_module.time, "monotonic", lambda: next(clock))
+def test_plain_progress_takes_the_time_left_from_what_was_not_skipped(capsys):
+    progress = line_progress(0.0, 0.0, 50.0, 52.0)
     progress.start("Quantizing", 10, "layers")
     progress.skip(6, "6 layers were finished before")
     progress.advance(1, "layer 6")
@@ -526,7 +469,7 @@ def test_plain_progress_takes_the_time_left_from_what_was_not_skipped(capsys, mo
 
 
 def test_plain_progress_prints_no_line_for_what_is_under_way(capsys):
-    progress = progress_module.LineProgress()
+    progress = LineProgress()
     progress.start("Quantizing", 2, "layers")
     progress.note("q of layer 0")
     assert capsys.readouterr().err == ""

@@ -11,31 +11,15 @@ from click.testing import CliRunner
 
 from vacc_deploy.checkpoint import MANIFEST_NAME, Checkpoint, check_output
 from vacc_deploy.cli import cli
-from vacc_deploy.demo import run as demo_module
-from vacc_deploy.demo.run import INT8, PREPARED, _accuracy, demo
-from vacc_deploy.demo.task import Problem, is_held_out
+from vacc_deploy.demo.run import INT8_DIR, PREPARED_DIR, demo, write_yaml
+from vacc_deploy.demo.task import is_held_out
 from vacc_deploy.errors import OutputError
 from vacc_deploy.vamc.compile_file import load_compile_file
 
 
 @pytest.fixture(scope="module")
-def asked():
-    """Every problem list that demo() put to a model."""
-    return []
-
-
-@pytest.fixture(scope="module")
-def result(tmp_path_factory, asked):
-    answer = demo_module.answer_problems
-
-    def answer_problems(directory, problems, progress):
-        asked.append(list(problems))
-        return answer(directory, problems, progress)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo_module, "NUM_PROBLEMS", 100)
-        patch.setattr(demo_module, "answer_problems", answer_problems)
-        return demo(output=tmp_path_factory.mktemp("demo") / "out")
+def result(tmp_path_factory):
+    return demo(output=tmp_path_factory.mktemp("demo") / "out", num_problems=100)
 
 
 def test_demo_answers_at_least_99_percent_with_both_models(result):
@@ -43,46 +27,42 @@ def test_demo_answers_at_least_99_percent_with_both_models(result):
     assert result.accuracy_int8 >= 0.99
 
 
-def test_demo_asks_only_held_out_sums(result, asked):
-    assert len(asked) == 2
-    assert asked[0] == asked[1]
-    assert len(set(asked[0])) == result.num_problems == 100
-    assert all(is_held_out(problem.a, problem.b) for problem in asked[0])
+def test_demo_asks_only_held_out_sums(result):
+    assert len(set(result.problems)) == len(result.problems) == 100
+    assert all(is_held_out(problem.a, problem.b) for problem in result.problems)
 
 
-def test_demo_example_is_a_long_sum_with_its_whole_thought(result, asked):
+def test_demo_example_is_a_long_sum_with_its_whole_thought(result):
     question, answer = result.example
-    problem = max(asked[0], key=lambda problem: len(problem.question))
+    problem = max(result.problems, key=lambda problem: len(problem.question))
     assert question == problem.question
     assert len(question) == len("1234+5678=")
     assert answer == problem.response
 
 
-def test_demo_accuracy_counts_exact_answers():
-    problems = [Problem(1, 2), Problem(30, 4)]
-    texts = ["ones\n</think>\n\n3", "</think>\n\n35"]
-    assert _accuracy(problems, texts) == 0.5
-
-
 def test_demo_leaves_the_chain_s_directories(result):
-    assert not Checkpoint.open(result.output_dir / PREPARED).config.quantization_bit
-    deployed = Checkpoint.open(result.output_dir / INT8)
+    assert not Checkpoint.open(result.output_dir / PREPARED_DIR).config.quantization_bit
+    deployed = Checkpoint.open(result.output_dir / INT8_DIR)
     assert deployed.config.quantization_bit == 8
-    compiled = load_compile_file(result.output_dir / f"{INT8}.yaml", config=deployed.config)
+    compiled = load_compile_file(result.output_dir / f"{INT8_DIR}.yaml", config=deployed.config)
     assert compiled["backend"]["dtype"] == "int8"
-    assert compiled["frontend"]["checkpoint"] == str(result.output_dir / INT8)
+    assert compiled["frontend"]["checkpoint"] == str(result.output_dir / INT8_DIR)
 
 
 @pytest.mark.parametrize(
     ("output", "checkpoint"),
-    [("out", f"./out/{INT8}"), ("a/out", f"./a/out/{INT8}"), ("/data/out", f"/data/out/{INT8}")],
+    [
+        ("out", f"./out/{INT8_DIR}"),
+        ("a/out", f"./a/out/{INT8_DIR}"),
+        ("/data/out", f"/data/out/{INT8_DIR}"),
+    ],
 )
 def test_demo_compile_file_names_the_directory_as_it_was_given(
     result, tmp_path, output, checkpoint
 ):
-    config = Checkpoint.open(result.output_dir / INT8).config
-    demo_module._write_yaml(tmp_path, Path(output), config)
-    compiled = load_compile_file(tmp_path / f"{INT8}.yaml", config=config)
+    config = Checkpoint.open(result.output_dir / INT8_DIR).config
+    write_yaml(tmp_path, Path(output), config)
+    compiled = load_compile_file(tmp_path / f"{INT8_DIR}.yaml", config=config)
     assert compiled["frontend"]["checkpoint"] == checkpoint
 
 
@@ -92,7 +72,7 @@ def test_demo_manifest_lists_everything_so_that_overwrite_spares_the_rest(result
     assert {name.partition("/")[0] for name in listed} == set(os.listdir(out)) - {MANIFEST_NAME}
     assert all((out / name).stat().st_size == entry["bytes"] for name, entry in listed.items())
     check_output(out, overwrite=True)
-    for mine in (out / "mine.txt", out / PREPARED / "mine.txt"):
+    for mine in (out / "mine.txt", out / PREPARED_DIR / "mine.txt"):
         mine.write_text("x")
         with pytest.raises(OutputError, match="mine.txt\nMove it away"):
             check_output(out, overwrite=True)
@@ -102,13 +82,13 @@ def test_demo_manifest_lists_everything_so_that_overwrite_spares_the_rest(result
 def test_demo_verify_is_close_to_float(result):
     assert result.verified.scores.mean_kl < 0.001
     assert result.verified.scores.top1 > 0.99
-    assert result.verified.deployed_dir == result.output_dir / INT8
+    assert result.verified.deployed_dir == result.output_dir / INT8_DIR
 
 
 def test_demo_text_names_figures_files_and_next_step(result):
     text = result.to_text()
     assert f"{result.accuracy_int8:.1%}" in text
-    assert str(result.output_dir / INT8) in text
+    assert str(result.output_dir / INT8_DIR) in text
     assert "vacc-deploy prepare --model Distill-Qwen-1.5B" in text
 
 

@@ -9,6 +9,7 @@ from vacc_deploy.demo.task import (
     is_held_out,
     parse_answer,
     sample_problems,
+    share_correct,
 )
 
 
@@ -101,10 +102,14 @@ def test_a_negative_count_is_refused():
         sample_problems(-1, seed=0, held_out=False)
 
 
-def test_more_problems_than_exist_are_refused(monkeypatch):
-    monkeypatch.setattr("vacc_deploy.demo.task.MAX_DIGITS", 1)
-    with pytest.raises(ValueError, match="distinct held-out problems of 200"):
-        sample_problems(200, seed=0, held_out=True)
+def test_more_problems_than_can_be_found_are_refused():
+    with pytest.raises(ValueError, match="Found only 0 distinct held-out problems of 1"):
+        sample_problems(1, seed=0, held_out=True, draws_per_problem=2)
+
+
+def test_share_correct_counts_exact_answers():
+    problems = [Problem(1, 2), Problem(30, 4)]
+    assert share_correct(problems, ["ones\n</think>\n\n3", "</think>\n\n35"]) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from collections import Counter
-from pathlib import Path
 
 import onnx
 import pytest
 from canonical import FIXTURE, SIZES, STAGES, canonical_nodes, export, randomize
+from texts import SOURCE_DIR, read_json
 
-SOURCE_DIR = Path(__file__).resolve().parents[2] / "source_code"
-REFERENCE = json.loads(FIXTURE.read_text("utf-8"))
+REFERENCE = read_json(FIXTURE)
 # The one difference on purpose: the compiler's insert_slice cuts the prefill graph to its last
 # position before the head, whose two nodes then work on one position.
 ALLOWED_TAIL = {

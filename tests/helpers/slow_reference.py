@@ -185,7 +185,7 @@ class StageReference:
             for column, inverse in zip(self.columns, self.inverses, strict=True):
                 cost[column] = 1 / inverse[0]
             scale = best_scale(target, absmax, cost)
-        codes = pinned(target, self.settle(target, scale), scale)
+        codes = pinned(target, self.solve_columns(target, scale), scale)
         error_gptq = self.error(weight, codes, scale)
         if error_gptq >= error_rtn:
             return Expected(plain.codes, plain.scale, "rtn", error_gptq, error_rtn)
@@ -200,15 +200,15 @@ class StageReference:
             return 0.0
         return 0.75 * min(max(torch.linalg.lstsq(given, wanted).solution.item(), 0.0), 1.0)
 
-    def settle(self, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Column by column; those left over make up for the error as well as they can."""
+    def solve_columns(self, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Round column by column; the later ones make up for each error as well as they can."""
         weight, step = weight.clone(), scale.double()
         codes = torch.empty(weight.shape, dtype=torch.int8)
-        for place, (column, inverse) in enumerate(zip(self.columns, self.inverses, strict=True)):
+        for number, (column, inverse) in enumerate(zip(self.columns, self.inverses, strict=True)):
             code = (weight[:, column] / step).round().clamp(-127, 127)
             codes[:, column] = code.to(torch.int8)
             error = (weight[:, column] - code * step) / inverse[0]
-            weight[:, self.columns[place:]] -= error[:, None] * inverse
+            weight[:, self.columns[number:]] -= error[:, None] * inverse
         return codes
 
     def error(self, weight: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> float:
@@ -225,10 +225,10 @@ def ridged(hessian: torch.Tensor, shrinkage: float, dampening_frac: float) -> to
 
 
 def remaining_inverses(hessian: torch.Tensor, columns: list[int]) -> list[torch.Tensor]:
-    """The first row of the inverse of what is left of the Hessian before each column is settled."""
+    """The first row of the inverse of what is left of the Hessian before each column is solved."""
     result = []
-    for place in range(len(columns)):
-        left = columns[place:]
+    for number in range(len(columns)):
+        left = columns[number:]
         result.append(torch.linalg.inv(hessian[left][:, left])[0])
     return result
 

@@ -521,7 +521,7 @@ def check_llama_int8(root):
     runtime = package_runtime()
     require_old_is_refused(runtime, root / "llama-int8")
     ids = make_ids()
-    reference = runtime._source_module("quantization_vacc").quantize(load_llama(root))
+    reference = runtime.source_module("quantization_vacc").quantize(load_llama(root))
     expected = reference(ids).logits
     for dtype in DTYPES:
         own = runtime.load_model(root / "llama-int8", dtype=dtype)

@@ -4,26 +4,26 @@ import json
 import math
 import shutil
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from checkpoint_builders import read_tensors, write_checkpoint
 from click.testing import CliRunner
-from safetensors.torch import save_file
-from tokenizer_builders import BOS_ID, build_backend, tokenizer_config, write_tokenizer
+from reference_logits import edit_json
+from safetensors.torch import load_file, save_file
+from tokenizer_builders import BOS_ID, byte_ids
 from transformers import AutoModelForCausalLM
 
-from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.cli import cli
-from vacc_deploy.errors import CalibrationError, CheckpointError, UsageError
+from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.prepare import prepare
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.run import quantize
 from vacc_deploy.reference.compare import LayerError
 from vacc_deploy.reference.next_tokens import NextTokenScores
-from vacc_deploy.reference.verify import Limits, _failures, _read_tokens, verify
-from vacc_deploy.text.tokenizer import Tokenizer
+from vacc_deploy.reference.verify import Limits, verify
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 9
 
@@ -40,27 +40,18 @@ def write_text(tmp_path, content=TEXT):
     return path
 
 
-def windows(directory, text, *, max_tokens, sequence_length):
-    """The token windows that verify has to use, written out."""
-    tokenizer = Tokenizer.from_dir(directory)
-    ids = tokenizer.encode(text, add_bos=False)[:max_tokens]
-    width = sequence_length - 1
-    rows = [[BOS_ID, *ids[i : i + width]] for i in range(0, len(ids) - width + 1, width)]
-    return torch.tensor(rows)
-
-
 def refuse(name):
-    pytest.fail(f"{name} is no JSON")
+    pytest.fail(f"{name} is not JSON")
 
 
 def run(*arguments):
     return CliRunner().invoke(cli, [str(a) for a in arguments])
 
 
-def read_object(output):
-    """Return the one object that ``--json`` printed, refusing NaN and Infinity."""
-    values, end = json.JSONDecoder(parse_constant=refuse).raw_decode(output)
-    return values, output[end:].strip()
+def run_json(*arguments):
+    """Return the exit code and the one object on stdout, which holds no NaN and no Infinity."""
+    result = run(*arguments, "--json")
+    return result.exit_code, json.loads(result.stdout, parse_constant=refuse)
 
 
 # ---- figures ----------------------------------------------------------------------------------
@@ -71,8 +62,8 @@ def read_object(output):
 def test_verify_equals_two_transformers_models(tmp_path, model_type, tied):
     source, deployed = make_pair(tmp_path, model_type, tied=tied, scale=2.0)
     result = verify(deployed, text_file=write_text(tmp_path), max_tokens=300, sequence_length=64)
-    tokens = windows(deployed, TEXT, max_tokens=300, sequence_length=64)
-    assert tokens.shape == (4, 64)
+    ids = byte_ids(TEXT)[:252]
+    tokens = torch.tensor([[BOS_ID, *ids[i : i + 63]] for i in range(0, 252, 63)])
     # The int8 weights written back as floats: what any library computes with them.
     plain = write_checkpoint(
         tmp_path / "plain", model_type=model_type, tied=tied, dtype=torch.float32
@@ -98,10 +89,9 @@ def test_verify_equals_two_transformers_models(tmp_path, model_type, tied):
     divergence = (tables[0].exp() * (tables[0] - tables[1])).sum(1)
     scores = result.scores
     assert scores.num_tokens == 4 * 63
-    for got, table in zip(
-        (scores.perplexity_float, scores.perplexity_deployed), tables, strict=True
-    ):
-        assert got == pytest.approx(F.nll_loss(table, targets).exp().item(), rel=1e-5)
+    perplexities = [F.nll_loss(table, targets).exp().item() for table in tables]
+    got = [scores.perplexity_float, scores.perplexity_deployed]
+    assert got == pytest.approx(perplexities, rel=1e-5)
     assert scores.mean_kl == pytest.approx(divergence.mean().item(), rel=1e-2)
     assert scores.max_kl == pytest.approx(divergence.max().item(), rel=5e-2)
     agree = (tables[0].argmax(1) == tables[1].argmax(1)).double().mean().item()
@@ -127,21 +117,6 @@ def test_verify_prepared_directory_equals_its_source_exactly(tmp_path):
     assert (result.scores.mean_kl, result.scores.top1, result.failures) == (0.0, 1.0, ())
     assert {error.relative_error for error in result.layers} == {0.0}
     assert [error.to_dict()["sqnr_db"] for error in result.layers] == [None, None]
-
-
-def test_verify_short_text_is_one_window(tmp_path):
-    _, deployed = make_pair(tmp_path)
-    text = write_text(tmp_path, "a" * 40)
-    assert verify(deployed, text_file=text, sequence_length=512).scores.num_tokens == 40
-    assert verify(deployed, text_file=text, max_tokens=16).scores.num_tokens == 16
-
-
-def test_verify_without_bos(tmp_path):
-    source = write_checkpoint(tmp_path / "model")
-    write_tokenizer(source, config=tokenizer_config(add_bos_token=False))
-    deployed = quantize(source, options=QuantizeOptions("rtn")).output_dir
-    text = write_text(tmp_path, "a" * 64)
-    assert verify(deployed, text_file=text, sequence_length=32).scores.num_tokens == 2 * 31
 
 
 def test_verify_default_text_is_long_enough(tmp_path):
@@ -172,8 +147,6 @@ def test_verify_finds_the_reference_after_both_were_moved(tmp_path):
 
 
 def test_verify_finds_the_reference_from_inside_the_directory(tmp_path, monkeypatch):
-    from pathlib import Path
-
     source, deployed = make_pair(tmp_path)
     text = write_text(tmp_path)
     monkeypatch.chdir(deployed)
@@ -230,48 +203,6 @@ def test_verify_other_architecture_lists_the_differences(tmp_path):
         verify(deployed, reference_dir=llama, text_file=write_text(tmp_path))
 
 
-# ---- the text ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "{} gives 0 tokens (at most 2048 used), expected at least 16. Use a longer --text."),
-        (
-            b"too short",
-            "{} gives 9 tokens (at most 2048 used), expected at least 16. Use a longer --text.",
-        ),
-        (b"abc\xff" + b"d" * 99, "{} is not UTF-8 text: invalid start byte, byte 3."),
-        (None, "{} cannot be read: No such file or directory."),
-    ],
-)
-def test_verify_unusable_text(tmp_path, content, message):
-    _, deployed = make_pair(tmp_path)
-    path = tmp_path / "missing.txt" if content is None else write_text(tmp_path, content)
-    with pytest.raises(CalibrationError) as err:
-        verify(deployed, text_file=path)
-    assert str(err.value) == message.format(path)
-    result = run("verify", deployed, "--text", path)
-    assert result.exit_code == 1
-    assert result.output.strip() == f"Error: {message.format(path)}"
-
-
-@pytest.mark.parametrize("first", ["", "a", "ab"])
-def test_verify_character_cut_at_the_read_limit_is_fine(tmp_path, first):
-    # 16 bytes are read for each token; three-byte characters end at 256 at most once in three.
-    _, deployed = make_pair(tmp_path)
-    text = write_text(tmp_path, first + "中" * 400)
-    result = verify(deployed, text_file=text, max_tokens=16, sequence_length=32)
-    assert result.scores.num_tokens == 16
-
-
-def test_verify_token_beyond_the_vocabulary(tmp_path):
-    _, deployed = make_pair(tmp_path, vocab_size=256)
-    text = write_text(tmp_path, "<｜User｜>" + "a" * 40)
-    with pytest.raises(CheckpointError, match=r"gives id 258, the model has 256: they do not"):
-        verify(deployed, text_file=text)
-
-
 # ---- limits and the command -------------------------------------------------------------------
 
 
@@ -300,22 +231,18 @@ def test_verify_command_missed_limit_exits_3_after_printing(tmp_path, options, f
     plain = run(*common)
     assert plain.exit_code == 3
     assert f"\nFailed: {failure}" in plain.output or f"{failure}\n" in plain.output
-    as_json = run(*common, "--json")
-    assert as_json.exit_code == 3
-    values, rest = read_object(as_json.stdout)
-    assert rest == ""
+    exit_code, values = run_json(*common)
+    assert exit_code == 3
     assert values["passed"] is False and len(values["failures"]) == 1
     assert failure in values["failures"][0]
 
 
 def test_verify_command_met_limits_exit_0(tmp_path):
     _, deployed = make_pair(tmp_path)
-    result = run(
-        "verify", deployed, "--text", write_text(tmp_path), "--seq-len", 64, "--json",
-        "--max-kl", 1, "--min-top1", 0.5,
-    )  # fmt: skip
-    values, rest = read_object(result.stdout)
-    assert (result.exit_code, rest) == (0, "")
+    limits = ("--max-kl", 1, "--min-top1", 0.5)
+    options = ("--text", write_text(tmp_path), "--seq-len", 64)
+    exit_code, values = run_json("verify", deployed, *options, *limits)
+    assert exit_code == 0
     assert values["passed"] is True and values["failures"] == []
     assert values["text"] == "text.txt" and values["num_tokens"] > 300
     assert len(values["layers"]) == 2
@@ -324,19 +251,16 @@ def test_verify_command_met_limits_exit_0(tmp_path):
 def test_verify_damaged_scale_fails_with_valid_json(tmp_path):
     _, deployed = make_pair(tmp_path)
     path = deployed / "model-00002-of-00004.safetensors"
-    from safetensors.torch import load_file
-
     tensors = load_file(path)
     tensors["model.layers.0.mlp.up_proj.weight_scale"][3] = float("nan")
     save_file(tensors, path, metadata={"format": "pt"})
-    result = run("verify", deployed, "--text", write_text(tmp_path), "--seq-len", 64, "--json")
-    assert result.exit_code == 3
-    values, rest = read_object(result.stdout)
-    assert rest == ""
+    command = ("verify", deployed, "--text", write_text(tmp_path), "--seq-len", 64)
+    exit_code, values = run_json(*command)
+    assert exit_code == 3
     assert values["failures"] == ["the deployed model's output holds NaN or infinity"]
     assert values["mean_kl"] is None and values["perplexity_float"] > 1
     assert values["layers"][0] == {"layer": 0, "relative_error": None, "sqnr_db": None}
-    plain = run("verify", deployed, "--text", write_text(tmp_path), "--seq-len", 64)
+    plain = run(*command)
     assert plain.exit_code == 3 and "Failed: the deployed model's output holds NaN" in plain.output
 
 
@@ -352,54 +276,18 @@ def test_verify_command_refuses_values_out_of_range(tmp_path, options):
     assert f"Invalid value for '{options[0]}'" in result.output
 
 
-def test_verify_command_directory_without_a_model(tmp_path):
-    result = run("verify", tmp_path, "--json")
+def test_verify_command_unusable_text_exits_1(tmp_path):
+    _, deployed = make_pair(tmp_path, num_layers=1)
+    result = run("verify", deployed, "--text", write_text(tmp_path, "too short"))
     assert result.exit_code == 1
-    values, rest = read_object(result.stdout)
-    assert rest == "" and values["error"]["type"] == "CheckpointError"
+    assert result.output.startswith("Error: ") and "Use a longer --text" in result.output
+
+
+def test_verify_command_directory_without_a_model(tmp_path):
+    exit_code, values = run_json("verify", tmp_path)
+    assert exit_code == 1
+    assert values["error"]["type"] == "CheckpointError"
     assert "config.json is missing" in values["error"]["message"]
-
-
-def test_read_tokens_drops_a_byte_order_mark(tmp_path):
-    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "m"))
-    plain, marked = tmp_path / "plain.txt", tmp_path / "marked.txt"
-    plain.write_text("one two three four five six", "utf-8")
-    marked.write_text("one two three four five six", "utf-8-sig")
-    assert torch.equal(*(_read_tokens(checkpoint, p, 64, 64)[0] for p in (plain, marked)))
-
-
-def test_read_tokens_reads_on_until_there_are_enough(tmp_path):
-    """A token may stand for many more bytes than are read for it at first."""
-    backend = build_backend()
-    backend.add_tokens(["x" * 100])
-    source = write_checkpoint(tmp_path / "m")
-    write_tokenizer(source, backend)
-    text = write_text(tmp_path, "x" * 100 * 90)
-    for max_tokens, expected in ((16, 16), (64, 64), (90, 90), (200, 90)):
-        tokens, notes = _read_tokens(Checkpoint.open(source), text, max_tokens, 512)
-        assert (tokens.shape, notes) == ((1, 1 + expected), [])
-
-
-@pytest.mark.parametrize(
-    ("length", "max_tokens", "notes"),
-    [
-        (62, 2048, []),
-        (65, 2048, ["text.txt has 65 tokens: the last 3 fill no window of 31 and were left out."]),
-        (400, 64, []),
-        (400, 82, ["--max-tokens 82: the last 20 fill no window of 31 and were left out."]),
-    ],
-)
-def test_read_tokens_notes_what_fills_no_window(tmp_path, length, max_tokens, notes):
-    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "m"))
-    tokens, got = _read_tokens(checkpoint, write_text(tmp_path, "a" * length), max_tokens, 32)
-    assert (tokens.shape, got) == ((2, 32), notes)
-
-
-def test_verify_text_that_ends_within_a_character(tmp_path):
-    _, deployed = make_pair(tmp_path)
-    text = write_text(tmp_path, b"a" * 40 + "中".encode()[:2])
-    with pytest.raises(CalibrationError, match="unexpected end of data, byte 40"):
-        verify(deployed, text_file=text)
 
 
 def test_verify_notes_are_in_text_and_json(tmp_path):
@@ -430,9 +318,7 @@ def test_verify_recorded_reference_that_is_damaged_names_the_option(tmp_path, na
 
 def test_verify_config_vacc_of_another_model_is_refused(tmp_path):
     _, deployed = make_pair(tmp_path)
-    path = deployed / "config_vacc.json"
-    values = {**json.loads(path.read_text("utf-8")), "num_hidden_layers": 1}
-    path.write_text(json.dumps(values), "utf-8")
+    edit_json(deployed / "config_vacc.json", num_hidden_layers=1)
     with pytest.raises(CheckpointError, match="num_hidden_layers: got 1, config.json has 2"):
         verify(deployed, text_file=write_text(tmp_path))
 
@@ -450,4 +336,4 @@ def test_failures_say_which_model_holds_no_number(changes, expected):
     values = dict.fromkeys((field.name for field in fields(NextTokenScores)), 2.0)
     scores = NextTokenScores(**{**values, "mean_kl": math.nan, **changes})
     words = [f"the {name} model's output holds NaN or infinity" for name in expected]
-    assert list(_failures(scores, Limits())) == words
+    assert list(Limits().failures(scores)) == words

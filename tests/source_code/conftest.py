@@ -6,12 +6,13 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from texts import SOURCE_DIR
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -20,7 +21,6 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-SOURCE_DIR = Path(__file__).resolve().parents[2] / "source_code"
 FILE_NAMES = (
     "configuration_qwen2_vacc.py",
     "modeling_qwen2_vacc.py",
@@ -167,7 +167,6 @@ def left_padded(ids):
 @pytest.fixture
 def run_python(tmp_path):
     """Run code with `python -I` in an empty folder."""
-    import subprocess
 
     def run(code):
         folder = tmp_path / "empty"

@@ -112,16 +112,6 @@ def test_quantize_replaces_seven_linears_of_each_layer(make_own, ids):
     assert 0 < error < 0.05
 
 
-def test_quantize_twice_and_other_bits_raise(make_own):
-    own = make_own()
-    with pytest.raises(ValueError, match="weight_bit_width: got 4, expected 8"):
-        own.quantize(4)
-    assert own.config.quantization_bit == 0
-    own.quantize(8)
-    with pytest.raises(ValueError, match=r"model.layers.0.self_attn.q_proj is already quantized"):
-        own.quantize(8)
-
-
 @pytest.mark.parametrize("bits", [0, 2, 4, 16, None, "8"])
 def test_quantize_other_widths_name_the_value(flat, make_own, bits):
     own = make_own()
@@ -129,7 +119,7 @@ def test_quantize_other_widths_name_the_value(flat, make_own, bits):
         own.quantize(bits)
     with pytest.raises(ValueError, match=f"weight_bit_width: got {bits!r}, expected 8"):
         flat.quantization.quantize(own, bits)
-    assert quantized_modules(own) == {}
+    assert quantized_modules(own) == {} and own.config.quantization_bit == 0
 
 
 @torch.no_grad()
@@ -138,7 +128,7 @@ def test_quantize_twice_leaves_the_codes_alone(make_stock, make_dir, load, ids):
     again = load(make_dir(own, "int8"))
     for model in (own, again):
         before = model(ids).logits
-        with pytest.raises(ValueError, match="is already quantized"):
+        with pytest.raises(ValueError, match=r"layers.0.self_attn.q_proj is already quantized"):
             model.quantize(8)
         assert torch.equal(model(ids).logits, before)
 
@@ -357,33 +347,3 @@ def test_export_has_seven_custom_nodes_per_layer(make_own, ids, tmp_path, dtype,
     (logits,) = (output for output in graph.output if output.name == graph.output[0].name)
     sizes = [dim.dim_value for dim in logits.type.tensor_type.shape.dim]
     assert sizes == [1, inputs[0].shape[1], 256]
-
-
-@torch.no_grad()
-def test_trace_has_one_rotary_lookup_per_layer_and_table(make_own, ids):
-    inputs = (ids[:1, :16], torch.arange(16).unsqueeze(0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        graph = torch.jit.trace(ForExport(make_own()), inputs, check_trace=False).inlined_graph
-    assert len(graph.findAllNodes("aten::index")) == 2 * 2
-    assert not graph.findAllNodes("aten::cos")  # the tables are numbers in the trace
-
-
-@torch.no_grad()
-def test_export_computes_the_same_numbers(make_own, ids, tmp_path):
-    from onnx.reference import ReferenceEvaluator
-    from onnx.reference.op_run import OpRun
-
-    class QuantizedLinearPerChannel(OpRun):
-        op_domain = "Vastai"
-
-        def _run(self, states, codes, scale):
-            return (states @ (codes.astype(np.float32) * scale[:, None]).T,)
-
-    own = make_own().quantize(8)
-    inputs = (ids[:1, :16], torch.arange(16).unsqueeze(0))
-    model = export(own, inputs, tmp_path / "model.onnx")
-    session = ReferenceEvaluator(model, new_ops=[QuantizedLinearPerChannel])
-    feeds = {"input_ids": inputs[0].numpy(), "position_ids": inputs[1].numpy()}
-    logits = session.run(None, feeds)[0]
-    assert np.abs(logits - own(inputs[0]).logits.numpy()).max() < 1e-4

@@ -1,9 +1,11 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import tokenizers
+import transformers
 from tokenizer_builders import (
     ASSISTANT,
     ASSISTANT_ID,
@@ -23,8 +25,8 @@ from tokenizer_builders import (
 
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.text import chat_template
-from vacc_deploy.text import tokenizer as module
-from vacc_deploy.text.tokenizer import Tokenizer
+from vacc_deploy.text.chat_template import MAX_TEMPLATE_CHARS
+from vacc_deploy.text.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer
 
 CHAT = [
     {"role": "user", "content": "2+2?"},
@@ -145,7 +147,6 @@ def test_encode_chat_sees_a_bos_behind_leading_blanks(tmp_path):
 
 @pytest.mark.parametrize("add_generation_prompt", [False, True])
 def test_ids_equal_those_of_transformers(tmp_path, add_generation_prompt):
-    transformers = pytest.importorskip("transformers")
     tokenizer = load(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
     text = "Where is\tthe 数学 book?\n\n1234  "
@@ -174,7 +175,6 @@ def test_ids_equal_those_of_transformers(tmp_path, add_generation_prompt):
     ids=["continue-tojson", "break-repeat", "generation-block", "variables"],
 )
 def test_rendering_equals_that_of_transformers(tmp_path, template):
-    transformers = pytest.importorskip("transformers")
     tokenizer = load_template(tmp_path, template)
     theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
     assert render(tokenizer) == theirs.apply_chat_template(CHAT, tokenize=False)
@@ -244,7 +244,7 @@ def test_template_that_writes_without_end_is_stopped(tmp_path, monkeypatch):
         ("{% if %}", r"does not compile \(line 1\): TemplateSyntaxError"),
         ("\n{{ a ", r"does not compile \(line 2\)"),
         ("{% for x in y %}" * 30 + "{% endfor %}" * 30, "does not compile"),
-        ("x" * (module.MAX_TEMPLATE_CHARS + 1), "holds 262,145 characters, expected at most"),
+        ("x" * (MAX_TEMPLATE_CHARS + 1), "holds 262,145 characters, expected at most"),
         (17, "chat_template is int, expected text"),
         ([{"name": "rag", "template": "x"}], r"no entry named default \(got: rag\)"),
         ([{"name": "default"}], "chat_template is NoneType, expected text"),
@@ -264,7 +264,7 @@ def test_template_file_must_be_short_utf8(tmp_path):
         CheckpointError, match="chat_template.jinja cannot be used: it is not UTF-8"
     ):
         Tokenizer.from_dir(tmp_path)
-    path.write_bytes("数".encode() * (2 * module.MAX_TEMPLATE_CHARS))
+    path.write_bytes("数".encode() * (2 * MAX_TEMPLATE_CHARS))
     with pytest.raises(CheckpointError, match="holds more than 1,048,576 bytes"):
         Tokenizer.from_dir(tmp_path)
 
@@ -284,10 +284,10 @@ def test_damaged_tokenizer_json_is_refused(tmp_path, content):
         Tokenizer.from_dir(tmp_path)
 
 
-def test_oversized_tokenizer_json_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MAX_TOKENIZER_BYTES", 1000)
-    write_tokenizer(tmp_path)
-    with pytest.raises(CheckpointError, match="holds more than 1,000 bytes"):
+def test_oversized_tokenizer_json_is_refused(tmp_path):
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate(MAX_TOKENIZER_BYTES + 1)  # sparse: takes no space
+    with pytest.raises(CheckpointError, match="holds more than 67,108,864 bytes"):
         Tokenizer.from_dir(tmp_path)
 
 
@@ -361,6 +361,16 @@ class PanicException(BaseException):
     """As pyo3 names it."""
 
 
+def failing_backend(raised):
+    """Return a stand-in of the library's tokenizer that fails at the first text."""
+
+    def encode(*_, **__):
+        raise raised
+
+    settings = {"no_truncation": lambda: None, "no_padding": lambda: None}
+    return SimpleNamespace(get_vocab=lambda **_: {"a": 0}, encode=encode, **settings)
+
+
 @pytest.mark.parametrize(
     ("raised", "seen"),
     [
@@ -371,9 +381,9 @@ class PanicException(BaseException):
         (AttributeError("a mistake of ours"), AttributeError),
     ],
 )
-def test_library_errors_converts_two_classes_only(tmp_path, raised, seen):
-    with pytest.raises(seen), module._library_errors(tmp_path / "tokenizer.json"):
-        raise raised
+def test_failures_of_the_library_are_converted_and_no_others(tmp_path, raised, seen):
+    with pytest.raises(seen):
+        Tokenizer(failing_backend(raised), directory=tmp_path, config={}, template=None)
 
 
 # ---- templates that grow ----------------------------------------------------------------------

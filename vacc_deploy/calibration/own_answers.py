@@ -28,7 +28,7 @@ from vacc_deploy.json_files import read_json
 from vacc_deploy.models.config import CONFIG_NAME
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME
 from vacc_deploy.progress import SILENT, Progress
-from vacc_deploy.reference.generate import Sampling, complete
+from vacc_deploy.reference.generate import Sampling, continue_prompts
 from vacc_deploy.reference.loader import activation_dtype, load_model
 from vacc_deploy.text.tokenizer import (
     TEMPLATE_JSON_NAME,
@@ -191,7 +191,7 @@ class OwnAnswers:
         drawn = hash_json([self._settings.seed, prompts])
         sampling = Sampling(**self._sampling, seed=int(drawn[:15], 16))
         try:
-            answers = complete(
+            answers = continue_prompts(
                 self._model,
                 self._tokenizer,
                 prompts,

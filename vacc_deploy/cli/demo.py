@@ -11,7 +11,11 @@ from vacc_deploy.cli.options import DIRECTORY, common_options, emit
 
 @click.command("demo")
 @click.option(
-    "--output", type=DIRECTORY, metavar="DIR", default=Path("vacc-demo"), help="Where to write."
+    "--output",
+    type=DIRECTORY,
+    metavar="DIR",
+    default=Path("vacc-demo"),
+    help="Set the output directory.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output of an earlier demo.")
 @common_options

@@ -11,21 +11,30 @@ from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_opti
 
 @click.command("export-onnx")
 @click.argument("directory", metavar="DIR", type=DIRECTORY)
-@click.option("--output", required=True, type=DIRECTORY, metavar="DIR", help="Where to write.")
+@click.option(
+    "--output", required=True, type=DIRECTORY, metavar="DIR", help="Set the output directory."
+)
 @click.option(
     "--stage",
     type=click.Choice(["prefill", "decode", "both"]),
     default="both",
-    help="Which graph: the prompt's, one token's, or both.",
+    help="Export the graph of the prompt, that of one further token, or both.",
 )
-@click.option("--seq-len", type=click.IntRange(1), default=1024, help="Tokens of the prompt.")
+@click.option(
+    "--seq-len", type=click.IntRange(1), default=1024, help="Set the number of prompt tokens."
+)
 @click.option(
     "--max-seq-len",
     type=click.IntRange(1),
     show_default="twice --seq-len",
-    help="Tokens of prompt and answer together.",
+    help="Set the number of tokens in prompt and answer together.",
 )
-@click.option("--opset", type=click.IntRange(11, 17), default=17, help="Of standard operators.")
+@click.option(
+    "--opset",
+    type=click.IntRange(11, 17),
+    default=17,
+    help="Set the version of the ONNX operators.",
+)
 @click.option(
     "--strip-functions",
     is_flag=True,

@@ -11,8 +11,10 @@ from vacc_deploy.cli.options import DIRECTORY, common_options, emit
 
 @click.command("generate")
 @click.argument("directory", metavar="DIR", type=DIRECTORY)
-@click.option("--prompt", required=True, help="What to ask; the chat template is applied.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=256, help="Where to stop.")
+@click.option("--prompt", required=True, help="Ask this; the chat template is applied.")
+@click.option(
+    "--max-new-tokens", type=click.IntRange(1), default=256, help="Limit the number of new tokens."
+)
 @common_options
 def generate_command(directory: Path, prompt: str, max_new_tokens: int) -> None:
     """Answer one chat turn with the model in DIR, greedily, on this CPU.

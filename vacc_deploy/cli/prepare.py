@@ -14,19 +14,24 @@ LINK_MODES = ("auto", "hardlink", "symlink", "copy")
 
 
 @click.command("prepare")
-@click.option("--model", metavar="NAME", help="A known model; see vacc-deploy models.")
+@click.option("--model", metavar="NAME", help="Prepare this known model; see vacc-deploy models.")
 @click.option(
     "--weights",
     type=DIRECTORY,
     metavar="DIR",
-    help="A checkpoint directory. Without it: the Hugging Face cache, then a download.",
+    help="Use this checkpoint directory. Without it: the Hugging Face cache, then a download.",
 )
-@click.option("--output", type=DIRECTORY, metavar="DIR", help="Default: ./<model>-vacc")
+@click.option(
+    "--output",
+    type=DIRECTORY,
+    metavar="DIR",
+    help="Set the output directory. Default: ./<model>-vacc",
+)
 @click.option(
     "--link-mode",
     type=click.Choice(LINK_MODES),
     default="auto",
-    help="How weights get there; auto is a hard link, else a copy.",
+    help="Link or copy the weights; auto makes a hard link where it can, else a copy.",
 )
 @output_options
 @common_options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 import click
 
@@ -27,27 +28,27 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
 
 
-class _Pace:
-    """Counts units and their seconds; those that were skipped have none."""
+class _Meter:
+    """Counts units and their seconds, for a rate and the time left; skipped units took no time."""
 
-    def __init__(self, total: int = 0) -> None:
-        self.total, self.done, self._skipped = total, 0, 0
-        self._since = self._last = time.monotonic()
+    def __init__(self, total: int, now: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.done, self._skipped, self._now = total, 0, 0, now
+        self._since = self._last = now()
 
     def advance(self, amount: int) -> None:
         self.done += amount
-        self._last = time.monotonic()
+        self._last = self._now()
 
     def skip(self, amount: int) -> None:
         self.done += amount
         self._skipped = self.done
-        self._since = self._last = time.monotonic()
+        self._since = self._last = self._now()
 
     def per_second(self) -> float:
         return (self.done - self._skipped) / max(self._last - self._since, 1e-9)
 
     def describe_left(self) -> str:
-        """Return the time left as of the last unit; empty before one tells how long they take."""
+        """Return the time left as of the last unit; empty until one unit has shown its time."""
         counted = self.done - self._skipped
         if not counted:
             return ""
@@ -56,34 +57,35 @@ class _Pace:
 
 
 class LineProgress(Progress):
-    """One plain line per named step; steps without a name are told in tenths of the whole."""
+    """One plain line per named step; of unnamed steps, one line per tenth of the whole."""
 
-    def __init__(self) -> None:
-        self._description, self._unit, self._pace = "", "", _Pace()
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        """Begin with no job; ``now`` is a clock in seconds."""
+        self._now, self._description, self._unit, self._meter = now, "", "", _Meter(0, now)
 
     def start(self, description: str, total: int, unit: str) -> None:
         """Begin a job."""
-        self._description, self._unit, self._pace = description, unit, _Pace(total)
+        self._description, self._unit, self._meter = description, unit, _Meter(total, self._now)
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Print the step that was finished."""
         tenths_before = self._tenths()
-        self._pace.advance(amount)
+        self._meter.advance(amount)
         if note or self._tenths() != tenths_before:
             self._print(note)
 
     def skip(self, amount: int = 1, note: str = "") -> None:
         """Print what needs no work."""
-        self._pace.skip(amount)
+        self._meter.skip(amount)
         self._print(note)
 
     def _tenths(self) -> int:
-        return 10 * self._pace.done // max(self._pace.total, 1)
+        return 10 * self._meter.done // max(self._meter.total, 1)
 
     def _print(self, note: str) -> None:
-        done = _amount(self._pace.done, self._unit if self._unit == "bytes" else "")
-        parts = [f"{self._description}: {done} of {_amount(self._pace.total, self._unit)}"]
-        line = ", ".join([*parts, *filter(None, [self._pace.describe_left()])])
+        done = _amount(self._meter.done, self._unit if self._unit == "bytes" else "")
+        parts = [f"{self._description}: {done} of {_amount(self._meter.total, self._unit)}"]
+        line = ", ".join([*parts, *filter(None, [self._meter.describe_left()])])
         click.echo(escape_controls(f"{line}  {note}".rstrip()), err=True)
 
     def warn(self, message: str) -> None:
@@ -96,14 +98,8 @@ class BarProgress(Progress):
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            TextColumn,
-            TimeElapsedColumn,
-        )
-        from rich.progress import (
-            Progress as RichProgress,
-        )
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as RichProgress
 
         self._bar = RichProgress(
             TextColumn("{task.description}", markup=False),
@@ -117,23 +113,23 @@ class BarProgress(Progress):
             transient=True,
         )
         self._task: int | None = None
-        self._unit, self._pace = "", _Pace()
+        self._unit, self._meter = "", _Meter(0)
 
     def start(self, description: str, total: int, unit: str) -> None:
         """Begin a job and draw its bar."""
-        self._unit, self._pace = unit, _Pace(total)
+        self._unit, self._meter = unit, _Meter(total)
         self._bar.start()
         description = escape_controls(description)
         self._task = self._bar.add_task(description, total=total, note="", rate="", left="")
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Move the bar."""
-        self._pace.advance(amount)
-        self._move(amount, note, f"{_amount(round(self._pace.per_second(), 2), self._unit)}/s")
+        self._meter.advance(amount)
+        self._move(amount, note, f"{_amount(round(self._meter.per_second(), 2), self._unit)}/s")
 
     def skip(self, amount: int = 1, note: str = "") -> None:
         """Move the bar over what needs no work."""
-        self._pace.skip(amount)
+        self._meter.skip(amount)
         self._move(amount, note, "")
 
     def note(self, text: str) -> None:
@@ -144,7 +140,7 @@ class BarProgress(Progress):
     def _move(self, amount: int, note: str, rate: str) -> None:
         if self._task is None:
             return
-        fields = {"note": escape_controls(note), "rate": rate, "left": self._pace.describe_left()}
+        fields = {"note": escape_controls(note), "rate": rate, "left": self._meter.describe_left()}
         self._bar.update(self._task, advance=amount, **fields)  # type: ignore[arg-type]
 
     def finish(self) -> None:

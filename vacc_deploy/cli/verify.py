@@ -15,13 +15,18 @@ from vacc_deploy.cli.options import DIRECTORY, FILE, common_options, emit
     "--reference",
     type=DIRECTORY,
     metavar="DIR",
-    help="The float model. Default: the directory that DIR was made from.",
+    help="Compare with this float model. Default: the directory that DIR was made from.",
 )
 @click.option(
-    "--text", type=FILE, metavar="FILE", help="UTF-8 text. Default: one the package carries."
+    "--text",
+    type=FILE,
+    metavar="FILE",
+    help="Compare on this UTF-8 text. Default: the package's own.",
 )
-@click.option("--max-tokens", type=click.IntRange(16), default=2048, help="Tokens to use.")
-@click.option("--seq-len", type=click.IntRange(16), default=512, help="Tokens of a window.")
+@click.option(
+    "--max-tokens", type=click.IntRange(16), default=2048, help="Limit the tokens that are used."
+)
+@click.option("--seq-len", type=click.IntRange(16), default=512, help="Set the tokens in a window.")
 @click.option("--max-kl", type=float, help="Fail (exit code 3) above this mean KL, in nats.")
 @click.option(
     "--min-top1", type=click.FloatRange(0, 1), help="Fail below this share of equal top tokens."

@@ -16,14 +16,14 @@ from typing import Any
 from vacc_deploy.assets import demo_model_dir
 from vacc_deploy.checkpoint import MANIFEST_NAME, WrittenFile, output_directory, write_manifest
 from vacc_deploy.datasets.sources import CalibrationSource
-from vacc_deploy.demo.task import THINK_START, Problem, parse_answer, sample_problems
+from vacc_deploy.demo.task import THINK_START, Problem, sample_problems, share_correct
 from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.models.parse import read_config
 from vacc_deploy.prepare import prepare
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.run import quantize
-from vacc_deploy.reference.generate import complete
+from vacc_deploy.reference.generate import continue_prompts
 from vacc_deploy.reference.loader import load_model
 from vacc_deploy.reference.verify import VerifyResult, verify
 from vacc_deploy.results import format_pairs, format_seconds
@@ -34,7 +34,7 @@ from vacc_deploy.vamc.options import CompileOptions
 from vacc_deploy.vamc.target import Target
 
 MODEL_NAME = "vacc-deploy-demo"
-PREPARED, INT8 = f"{MODEL_NAME}-vacc", f"{MODEL_NAME}-vacc-int8"
+PREPARED_DIR, INT8_DIR = f"{MODEL_NAME}-vacc", f"{MODEL_NAME}-vacc-int8"
 CALIBRATION_FILE, VERIFY_FILE = "calibration.txt", "held-out.txt"
 NUM_SAMPLES, SEQUENCE_LENGTH = 32, 256
 NUM_CALIBRATION_PROBLEMS = 256
@@ -50,19 +50,19 @@ class DemoResult:
     """What the demo measured, and where its files are.
 
     Attributes:
-        output_dir: holds everything the demo wrote.
+        output_dir: directory that holds everything the demo wrote.
         steps: each command of the chain and the seconds it took.
-        num_problems: held-out sums that both models were asked.
-        accuracy_float: share answered exactly by the float model, 0 to 1.
-        accuracy_int8: the same of the int8 model.
+        problems: held-out sums that both models were asked.
+        accuracy_float: share that the float model answered exactly, 0 to 1.
+        accuracy_int8: share that the int8 model answered exactly.
         example: the longest sum, and the int8 model's thought and answer.
         verified: the comparison by ``verify``.
-        seconds: for the whole chain.
+        seconds: time that the whole chain took.
     """
 
     output_dir: Path
     steps: tuple[tuple[str, float], ...]
-    num_problems: int
+    problems: tuple[Problem, ...]
     accuracy_float: float
     accuracy_int8: float
     example: tuple[str, str]
@@ -74,7 +74,7 @@ class DemoResult:
         return {
             "output_dir": str(self.output_dir),
             "steps": [{"command": name, "seconds": round(s, 3)} for name, s in self.steps],
-            "num_problems": self.num_problems,
+            "num_problems": len(self.problems),
             "accuracy_float": self.accuracy_float,
             "accuracy_int8": self.accuracy_int8,
             "example": {"question": self.example[0], "answer": self.example[1]},
@@ -88,7 +88,7 @@ class DemoResult:
         steps = format_pairs([(name, format_seconds(s)) for name, s in self.steps])
         figures = format_pairs(
             [
-                ("exact answers, float", f"{self.accuracy_float:.1%} of {self.num_problems} sums"),
+                ("exact answers, float", f"{self.accuracy_float:.1%} of {len(self.problems)} sums"),
                 ("exact answers, int8", f"{self.accuracy_int8:.1%} of the same"),
                 (
                     "KL(float ‖ int8)",
@@ -99,9 +99,12 @@ class DemoResult:
         )
         files = format_pairs(
             [
-                (f"{self.output_dir / PREPARED}/", "weights, source files and config_vacc.json"),
-                (f"{self.output_dir / INT8}/", "int8 weights, quantize_report.json"),
-                (f"{self.output_dir / f'{INT8}.yaml'}", "the compile file for vamc"),
+                (
+                    f"{self.output_dir / PREPARED_DIR}/",
+                    "weights, source files and config_vacc.json",
+                ),
+                (f"{self.output_dir / INT8_DIR}/", "int8 weights, quantize_report.json"),
+                (f"{self.output_dir / f'{INT8_DIR}.yaml'}", "the compile file for vamc"),
             ]
         )
         question, answer = self.example
@@ -132,20 +135,27 @@ class _Clock:
         return time.monotonic() - self.started
 
 
-def demo(*, output: Path, overwrite: bool = False, progress: Progress = SILENT) -> DemoResult:
+def demo(
+    *,
+    output: Path,
+    overwrite: bool = False,
+    num_problems: int = NUM_PROBLEMS,
+    progress: Progress = SILENT,
+) -> DemoResult:
     """Run prepare, quantize, yaml and verify on the carried model, then let both models add.
 
     Args:
         output: the directory to write.
-        overwrite: replace one that an earlier demo wrote.
-        progress: told of every step.
+        overwrite: replace a directory that an earlier demo wrote.
+        num_problems: sums to ask each model.
+        progress: learns of every step.
 
     Raises:
         OutputError: the output exists or cannot be written.
     """
     clock = _Clock()
     with output_directory(output, overwrite=overwrite) as partial:
-        prepared, deployed = partial / PREPARED, partial / INT8
+        prepared, deployed = partial / PREPARED_DIR, partial / INT8_DIR
         prepare(weights=demo_model_dir(), output=prepared, link_mode="copy", progress=progress)
         clock.note("prepare")
         _write_texts(partial, Tokenizer.from_dir(prepared))
@@ -161,11 +171,11 @@ def demo(*, output: Path, overwrite: bool = False, progress: Progress = SILENT) 
             progress=progress,
         )
         clock.note("quantize --method gptq")
-        _write_yaml(partial, output, read_config(deployed))
+        write_yaml(partial, output, read_config(deployed))
         clock.note("yaml")
         verified = verify(deployed, text_file=partial / VERIFY_FILE, progress=progress)
         clock.note("verify")
-        problems = sample_problems(NUM_PROBLEMS, seed=0, held_out=True)
+        problems = sample_problems(num_problems, seed=0, held_out=True)
         texts_float = answer_problems(prepared, problems, progress)
         texts_int8 = answer_problems(deployed, problems, progress)
         clock.note(f"{len(problems)} sums by each model")
@@ -173,19 +183,26 @@ def demo(*, output: Path, overwrite: bool = False, progress: Progress = SILENT) 
         write_manifest(
             partial, command="demo", model=MODEL_NAME, source={}, options={}, files=files
         )
-    longest = max(range(len(problems)), key=lambda index: len(problems[index].question))
-    verified = replace(verified, deployed_dir=output / INT8, reference_dir=output / PREPARED)
+    verified = replace(
+        verified, deployed_dir=output / INT8_DIR, reference_dir=output / PREPARED_DIR
+    )
     return DemoResult(
         output_dir=output,
         steps=tuple(clock.steps),
-        num_problems=len(problems),
-        accuracy_float=_accuracy(problems, texts_float),
-        accuracy_int8=_accuracy(problems, texts_int8),
-        # The prompt ends with the tag, so the model's own text begins behind it.
-        example=(problems[longest].question, f"{THINK_START}\n{texts_int8[longest]}"),
+        problems=tuple(problems),
+        accuracy_float=share_correct(problems, texts_float),
+        accuracy_int8=share_correct(problems, texts_int8),
+        example=_longest(problems, texts_int8),
         verified=verified,
         seconds=clock.total(),
     )
+
+
+def _longest(problems: list[Problem], texts: list[str]) -> tuple[str, str]:
+    """Return the longest question and its answer, from the start of the thought on."""
+    problem, text = max(zip(problems, texts, strict=True), key=lambda pair: len(pair[0].question))
+    # The prompt ends with the tag, so the model's own text begins behind it.
+    return problem.question, f"{THINK_START}\n{text}"
 
 
 def answer_problems(
@@ -203,18 +220,11 @@ def answer_problems(
             )
             for problem in problems[start : start + _BATCH]
         ]
-        answers = complete(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS)
+        answers = continue_prompts(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS)
         texts += [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
         progress.advance(len(prompts), directory.name)
     progress.finish()
     return texts
-
-
-def _accuracy(problems: list[Problem], texts: list[str]) -> float:
-    right = sum(
-        parse_answer(text) == problem.answer for problem, text in zip(problems, texts, strict=True)
-    )
-    return right / len(problems)
 
 
 def _write_texts(directory: Path, tokenizer: Tokenizer) -> None:
@@ -236,20 +246,21 @@ def _conversation(tokenizer: Tokenizer, problem: Problem) -> str:
     return f"{prompt}{problem.completion}{tokenizer.eos_token or ''}"
 
 
-def _write_yaml(directory: Path, output: Path, config: ModelConfig) -> None:
-    target = Target(MODEL_NAME, os.path.join(".", output, INT8), config)
+def write_yaml(directory: Path, output: Path, config: ModelConfig) -> None:
+    """Write the compile file into ``directory``; it names the int8 weights as ``output`` does."""
+    target = Target(MODEL_NAME, os.path.join(".", output, INT8_DIR), config)
     options = CompileOptions(
         tensor_parallel_size=TENSOR_PARALLEL_SIZE, prefill=PREFILL, total=TOTAL
     )
     compiled = make_compile_file(target, options)
-    write_compile_file(compiled, directory / f"{INT8}.yaml")
+    write_compile_file(compiled, directory / f"{INT8_DIR}.yaml")
 
 
 def _written_files(directory: Path) -> list[WrittenFile]:
     """Return the demo's own files, and the manifests of the directories that it made."""
-    manifests = (f"{name}/{MANIFEST_NAME}" for name in (PREPARED, INT8))
+    manifests = (f"{name}/{MANIFEST_NAME}" for name in (PREPARED_DIR, INT8_DIR))
     files = []
-    for name in (CALIBRATION_FILE, VERIFY_FILE, f"{INT8}.yaml", *manifests):
+    for name in (CALIBRATION_FILE, VERIFY_FILE, f"{INT8_DIR}.yaml", *manifests):
         data = (directory / name).read_bytes()
         files.append(WrittenFile(name, len(data), hashlib.sha256(data).hexdigest()))
     return files

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 THINK_START = "<think>"
@@ -20,7 +21,6 @@ MAX_DIGITS = len(PLACES)
 MAX_OPERAND = 10**MAX_DIGITS - 1
 HELD_OUT_ONE_IN = 20
 _ANSWER = re.compile(r"0|[1-9][0-9]{0,17}")
-_MAX_DRAWS_PER_PROBLEM = 1000
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,15 @@ class Problem:
 
 
 def is_held_out(a: int, b: int) -> bool:
-    """Tell whether the pair is kept out of training; both orders give the same result."""
+    """Return whether the pair is left out of training; both orders give the same result."""
     low, high = sorted((a, b))
     digest = hashlib.sha256(f"{low}+{high}".encode("ascii")).digest()
     return int.from_bytes(digest[:8], "big") % HELD_OUT_ONE_IN == 0
 
 
-def sample_problems(count: int, seed: int, held_out: bool) -> list[Problem]:
+def sample_problems(
+    count: int, seed: int, held_out: bool, *, draws_per_problem: int = 1000
+) -> list[Problem]:
     """Draw problems of one side of the split; the same arguments give the same list.
 
     The digit counts of both numbers are drawn evenly from 1 to ``MAX_DIGITS``. Held-out problems
@@ -87,14 +89,15 @@ def sample_problems(count: int, seed: int, held_out: bool) -> list[Problem]:
     repeat.
 
     Raises:
-        ValueError: ``count`` is negative, or larger than the held-out problems that can be found.
+        ValueError: ``count`` is negative, or larger than the held-out problems that are found in
+            ``draws_per_problem`` draws for each.
     """
     if count < 0:
         raise ValueError(f"The number of problems must not be negative, got {count}.")
     rng = random.Random(seed)
     problems: list[Problem] = []
     seen: set[Problem] = set()
-    for _ in range(count * _MAX_DRAWS_PER_PROBLEM):
+    for _ in range(count * draws_per_problem):
         if len(problems) == count:
             break
         problem = Problem(_draw_operand(rng), _draw_operand(rng))
@@ -109,7 +112,7 @@ def sample_problems(count: int, seed: int, held_out: bool) -> list[Problem]:
 
 
 def parse_answer(text: str) -> int | None:
-    """Return the number after the last ``</think>``, or None when there is no such number.
+    """Return the number after the last ``</think>``, or None when there is none.
 
     White space around the number and anything from the end-of-sentence token on are ignored.
     """
@@ -118,6 +121,12 @@ def parse_answer(text: str) -> int | None:
         return None
     match = _ANSWER.fullmatch(tail.partition(END_OF_SENTENCE)[0].strip())
     return int(match.group()) if match else None
+
+
+def share_correct(problems: Sequence[Problem], texts: Sequence[str]) -> float:
+    """Return the share of problems, 0 to 1, whose text gives exactly the right number."""
+    pairs = zip(problems, texts, strict=True)
+    return sum(parse_answer(text) == problem.answer for problem, text in pairs) / len(problems)
 
 
 def _draw_operand(rng: random.Random) -> int:

@@ -27,9 +27,9 @@ class Reference:
 
     Attributes:
         prompt: int64 [1, prompt].
-        tokens: the ids fed to the decode steps.
-        logits: [vocab_size] of the prompt's last token, then of each of ``tokens``.
-        states: the key and value of each layer after the prompt.
+        tokens: ids fed to the decode steps.
+        logits: logits [vocab_size] after the prompt's last token, then after each of ``tokens``.
+        states: key and value of each layer after the prompt, [1, heads, prompt, head_dim].
     """
 
     prompt: Array
@@ -44,7 +44,7 @@ class Agreement:
 
     Attributes:
         num_tokens: logit vectors compared.
-        max_difference: the largest |difference| of a logit over the range of the logits (largest
+        max_difference: largest |difference| of a logit over the range of the logits (largest
             less smallest) of that vector in torch.
         same_top1: vectors with the same largest logit.
     """
@@ -83,7 +83,7 @@ def compare_graphs(files: Mapping[str, Path], shape: GraphShape, reference: Refe
     Args:
         files: ``prefill`` and ``decode``, or one of them: decode alone starts from torch's states.
         shape: the static sizes of the graphs.
-        reference: of the model that was exported.
+        reference: what torch computed with the model that was exported.
     """
     got, wanted, states = [], [], reference.states
     if "prefill" in files:
@@ -94,7 +94,7 @@ def compare_graphs(files: Mapping[str, Path], shape: GraphShape, reference: Refe
         wanted += reference.logits[1:]
     pairs = list(zip(wanted, got, strict=True))
     differences = [float(np.abs(w - g).max() / np.ptp(w)) for w, g in pairs]
-    # NaN is no agreement, and max() would pass over it.
+    # NaN never agrees, and max() would pass over it.
     largest = max(differences) if np.isfinite(differences).all() else float("nan")
     same = sum(int(w.argmax()) == int(g.argmax()) for w, g in pairs)
     return Agreement(len(pairs), largest, same)
@@ -125,11 +125,13 @@ def _run_decode(
             **dict(zip(names, past, strict=True)),
         }
         logits, *presents = session.run(None, feeds)
-        vectors.append(logits[0, -1])
+        vectors.append(logits[0, -1])  # [1, 1, vocab_size] -> [vocab_size]
+        # [1, heads, past + 1, head_dim]: drop the oldest, which is padding while there is any.
         past, num_valid = [state[:, :, 1:] for state in presents], num_valid + 1
     return vectors
 
 
 def _pad_left(states: Array, length: int) -> Array:
     """Return [1, heads, length, head_dim] with ``states`` at its right end."""
-    return np.pad(states, ((0, 0), (0, 0), (length - states.shape[2], 0), (0, 0)))
+    missing = length - states.shape[2]
+    return np.pad(states, ((0, 0), (0, 0), (missing, 0), (0, 0)))

@@ -1,9 +1,12 @@
-"""Export the two graphs that are compiled, run them on this CPU and compare them with torch."""
+"""Export the two graphs that are compiled, run them on this CPU and compare them with torch.
+
+Owns the command's way: which directory and lengths are allowed, what is written, what fails.
+``trace`` makes a graph and writes its file, ``compare`` runs it.
+"""
 
 from __future__ import annotations
 
 import math
-import resource
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +43,8 @@ from vacc_deploy.models.config import LAYER_LINEARS, ModelConfig
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, check_for_compiler, needs_vacc_config
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.loader import load_model
+from vacc_deploy.reference.windows import check_ids
+from vacc_deploy.system import peak_memory_bytes
 from vacc_deploy.text.tokenizer import Tokenizer
 from vacc_deploy.vamc.rules import LENGTH_MULTIPLE
 
@@ -64,7 +69,7 @@ def export_onnx(
         options: what to export.
         overwrite: replace an output of an earlier run.
         dry_run: validate and plan only.
-        progress: told of every step.
+        progress: learns of every step.
 
     Raises:
         UsageError: lengths that no compiler takes, or another opset.
@@ -91,22 +96,22 @@ def export_onnx(
     result = ExportResult(model_name(directory), directory, output, shape, options.opset)
     if dry_run:
         return replace(result, graphs=_plan(options, weight_bytes))
-    model = load_model(directory)
+    model = load_model(checkpoint)
     with output_directory(output, overwrite=overwrite, inputs=(directory,)) as partial:
-        graphs, agreement = _export(model, prompt, shape, options, partial, progress)
+        graphs, agreement = _export(model, prompt, shape, options, partial, progress=progress)
         files = [record_file(path) for path in sorted(partial.glob("*.onnx*"))]
         _write_manifest(partial, result, options, files)
     return replace(
         result,
         graphs=graphs,
         agreement=agreement,
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        failures=_failures(checkpoint.config, graphs, agreement),
+        peak_memory_bytes=peak_memory_bytes(),
+        failures=find_failures(checkpoint.config, graphs, agreement),
     )
 
 
 def _check_options(config: ModelConfig, options: ExportOptions) -> GraphShape:
-    """Return the sizes of the graphs.
+    """Return the sizes of the graphs, or name every length that is wrong.
 
     The lengths keep the compiler's rules: a graph that cannot be compiled proves nothing.
     """
@@ -152,6 +157,7 @@ def _graph_bytes(checkpoint: Checkpoint) -> int:
 
 
 def _plan(options: ExportOptions, weight_bytes: int) -> tuple[ExportedGraph, ...]:
+    """Return the graphs that a run would write, by the bytes of their weights."""
     return tuple(
         ExportedGraph(stage, ((f"{stage}.onnx", weight_bytes),)) for stage in options.stages
     )
@@ -162,11 +168,7 @@ def _read_prompt(checkpoint: Checkpoint, length: int) -> torch.Tensor:
     with default_text_file().open("rb") as file:
         text = file.read(_TEXT_BYTES_PER_TOKEN * length).decode("utf-8", "ignore")
     ids = Tokenizer.from_dir(checkpoint.directory).encode(text, add_bos=True)
-    if max(ids) >= checkpoint.config.vocab_size:
-        raise CheckpointError(
-            f"The tokenizer of {checkpoint.directory} gives id {max(ids)}, the model has "
-            f"{checkpoint.config.vocab_size}: they do not belong together."
-        )
+    check_ids(checkpoint, ids)
     return torch.tensor([(ids * -(-length // len(ids)))[:length]])
 
 
@@ -176,14 +178,19 @@ def _export(
     shape: GraphShape,
     options: ExportOptions,
     directory: Path,
+    *,
     progress: Progress,
 ) -> tuple[tuple[ExportedGraph, ...], Agreement]:
-    """Write the graphs, compare them, and only then take the functions away."""
+    """Write the graphs, compare them, and only then take the functions away.
+
+    Without its function onnxruntime cannot run the int8 operator.
+    """
     progress.start("Exporting", len(options.stages) + 1, "steps")
     graphs = []
     for stage in options.stages:
-        graphs.append(_export_stage(model, stage, shape, options.opset, directory))
+        graphs.append(_export_stage(model, stage, shape, options, directory))
         progress.advance(1, f"{stage} graph written")
+    # No more than the decode graph can hold behind the prompt.
     steps = min(options.num_steps, shape.past_length + 1 - shape.prompt_length)
     reference = run_reference(model, prompt, steps if "decode" in options.stages else 0)
     paths = {stage: directory / f"{stage}.onnx" for stage in options.stages}
@@ -196,15 +203,17 @@ def _export(
 
 
 def _export_stage(
-    model: Any, stage: str, shape: GraphShape, opset: int, directory: Path
+    model: Any, stage: str, shape: GraphShape, options: ExportOptions, directory: Path
 ) -> ExportedGraph:
     """Trace one stage and write it; the sizes of its files are filled in later."""
     started = time.monotonic()
-    graph = trace_graph(model, stage, shape, opset, directory)
+    graph = trace_graph(model, stage, shape, options.opset, directory)
     num_nodes, num_custom_nodes = len(graph.graph.node), count_custom_nodes(graph)
     if num_custom_nodes:
         add_function(graph)
-    files = save_graph(graph, directory / f"{stage}.onnx")
+    files = save_graph(
+        graph, directory / f"{stage}.onnx", max_inline_bytes=options.max_inline_bytes
+    )
     return ExportedGraph(
         stage,
         tuple((path.name, 0) for path in files),
@@ -215,6 +224,7 @@ def _export_stage(
 
 
 def _with_sizes(graph: ExportedGraph, directory: Path) -> ExportedGraph:
+    """Return the graph with the bytes of its files, which no later step changes."""
     sizes = tuple((name, (directory / name).stat().st_size) for name, _ in graph.files)
     return replace(graph, files=sizes)
 
@@ -238,10 +248,10 @@ def _write_manifest(
     )
 
 
-def _failures(
+def find_failures(
     config: ModelConfig, graphs: tuple[ExportedGraph, ...], agreement: Agreement
 ) -> tuple[str, ...]:
-    """Return what is not as it must be; a difference that is no number is too large."""
+    """Return a line for each thing that is wrong; a NaN difference is too large."""
     expected = len(LAYER_LINEARS) * config.num_hidden_layers if config.quantization_bit else 0
     failures = [
         f"the {graph.stage} graph has {graph.num_custom_nodes} int8 nodes, expected {expected}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.graphs.compare import Agreement
-from vacc_deploy.graphs.trace import MAX_OPSET, STAGES, GraphShape
+from vacc_deploy.graphs.trace import MAX_INLINE_BYTES, MAX_OPSET, STAGES, GraphShape
 from vacc_deploy.results import format_bytes, format_pairs, format_seconds, format_table
 
 MAX_STEPS = 8
@@ -23,9 +23,10 @@ class ExportOptions:
         sequence_length: tokens of the prefill graph.
         max_sequence_length: tokens that the decode graph sees, the new one included; default
             twice ``sequence_length``, at most the model's context.
-        opset: of the standard operators, 11 to 17.
+        opset: version of the standard operators, 11 to 17.
         with_functions: keep the local function that says what the int8 operator is.
-        num_steps: decode steps to compare; fewer where the decode graph has no room.
+        num_steps: decode steps to compare; fewer where the decode graph is too short.
+        max_inline_bytes: the most bytes of weights to hold in the graph's own file.
     """
 
     stage: str = "both"
@@ -34,6 +35,7 @@ class ExportOptions:
     opset: int = MAX_OPSET
     with_functions: bool = True
     num_steps: int = MAX_STEPS
+    max_inline_bytes: int = MAX_INLINE_BYTES
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -67,11 +69,14 @@ class ExportResult:
     """What ``export_onnx`` wrote and how it compares; ``agreement`` is None in a dry run.
 
     Attributes:
-        shape: the static sizes.
-        opset: of the standard operators.
+        model: name of the model.
+        source_dir: the directory that was exported.
+        output_dir: the directory that holds the graphs.
+        shape: static sizes of the graphs.
+        opset: version of the standard operators.
         graphs: what was written, or would be.
-        peak_memory_bytes: of this process so far.
-        failures: what is not as it must be.
+        peak_memory_bytes: largest resident size of this process so far.
+        failures: a line for each thing that is wrong.
     """
 
     model: str

@@ -1,8 +1,8 @@
 """Trace a model into the two graphs that a compiler builds, and write them as ONNX files.
 
 The exporter is torch's TorchScript one: the only one that knows the ``symbolic`` of our int8 op.
-This module knows models, tensors and files; which directory, which lengths and what to compare is
-the command's business.
+This module knows models, tensors and files; ``export`` knows which directory, which lengths and
+what to compare.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class GraphShape:
     """The static sizes of the two graphs.
 
     Attributes:
-        prompt_length: tokens of the prefill graph.
+        prompt_length: tokens that the prefill graph takes.
         past_length: positions of the decode graph's past; it sees one token more.
         num_layers: decoder layers.
         num_key_value_heads: heads of a key.
-        head_dim: numbers of a head.
+        head_dim: width of a head.
     """
 
     prompt_length: int
@@ -89,7 +89,10 @@ class StageGraph(nn.Module):
 
 
 def is_ours(model: Any) -> bool:
-    """Tell our modeling file, which takes and returns tuples, from a class of transformers."""
+    """Return whether this is our modeling file, which takes and returns tuples.
+
+    The alternative is a class of transformers, whose cache is an object.
+    """
     return hasattr(model.config, "iter_num")
 
 
@@ -139,10 +142,11 @@ def additive_mask(
     """
     lowest = torch.finfo(dtype).min
     if attention_mask is not None:
-        padding = 1.0 - attention_mask[:, None, None, :].to(dtype)
+        padding = 1.0 - attention_mask[:, None, None, :].to(dtype)  # [1, 1, 1, past + seq]
         return padding.masked_fill(padding.to(torch.bool), lowest)
     mask = torch.full((int(seq), int(past_length + seq)), lowest, dtype=dtype)
-    # `.data` leaves a trace: the graph holds the numbers, not the nodes that make them.
+    # `.data` is not traced: the graph holds the numbers, not the nodes that make them.
+    # [seq, past + seq] -> [1, 1, seq, past + seq]
     return mask.triu(int(past_length) + 1).data[None, None]
 
 
@@ -153,7 +157,7 @@ def trace_graph(model: Any, stage: str, shape: GraphShape, opset: int, work: Pat
         model: a causal language model in evaluation mode, on the CPU.
         stage: ``prefill`` or ``decode``.
         shape: the static sizes.
-        opset: of the standard operators.
+        opset: version of the standard operators.
         work: an existing directory for the exporter's files, which are removed.
 
     Raises:
@@ -183,12 +187,12 @@ def share_constants(model: Any) -> None:
 
     The nodes that use them stay as they are.
     """
-    graph, shared, kept = model.graph, {}, []
+    graph, shared, remaining = model.graph, {}, []
     renamed: dict[str, str] = {}
     for node in graph.node:
         value = node.attribute[0].t if node.op_type == "Constant" else None
         if value is None or len(value.raw_data) < MIN_EXTERNAL_BYTES:
-            kept.append(node)
+            remaining.append(node)
             continue
         key = (value.data_type, tuple(value.dims), value.raw_data)
         if key not in shared:
@@ -196,14 +200,15 @@ def share_constants(model: Any) -> None:
             graph.initializer.add().CopyFrom(value)
             graph.initializer[-1].name = node.output[0]
         renamed[node.output[0]] = shared[key]
-    for node in kept:
+    for node in remaining:
         for idx, name in enumerate(node.input):
             node.input[idx] = renamed.get(name, name)
     del graph.node[:]
-    graph.node.extend(kept)
+    graph.node.extend(remaining)
 
 
 def _run_exporter(model: Any, stage: str, shape: GraphShape, opset: int, path: Path) -> None:
+    """Let torch write the graph of one stage to ``path``."""
     inputs, names = stage_inputs(stage, shape)
     # The exporter prints a graph that it refuses. stdout belongs to the result.
     set_log_stream = getattr(torch._C, "_jit_set_onnx_log_output_stream", None)
@@ -222,7 +227,7 @@ def _run_exporter(model: Any, stage: str, shape: GraphShape, opset: int, path: P
 
 @contextmanager
 def compiled_as(model: Any, stage: str) -> Iterator[None]:
-    """Set the compiler's two switches for a stage; the model is as before afterwards.
+    """Set the compiler's two switches for a stage, and set them back afterwards.
 
     Its ``iter0`` is the prefill graph and ``iter1`` the decode graph. A class of transformers has
     no such switches.
@@ -249,7 +254,8 @@ def stage_inputs(stage: str, shape: GraphShape) -> tuple[tuple[torch.Tensor, ...
     past = tuple(torch.zeros(sizes) for _ in range(2 * shape.num_layers))
     names = ["input_ids", "attention_mask", "position_ids"]
     names += state_names("past_key_values", shape.num_layers)
-    return (token, mask, torch.full((1, 1), shape.past_length), *past), names
+    position = torch.full((1, 1), shape.past_length)
+    return (token, mask, position, *past), names
 
 
 def state_names(prefix: str, num_layers: int) -> list[str]:
@@ -281,13 +287,13 @@ def count_custom_nodes(model: Any) -> int:
     return sum((node.domain, node.op_type) == (DOMAIN, OPERATOR) for node in model.graph.node)
 
 
-def save_graph(model: Any, path: Path) -> list[Path]:
-    """Write a model, its weights to one file beside it when they are many; return the files.
+def save_graph(model: Any, path: Path, *, max_inline_bytes: int = MAX_INLINE_BYTES) -> list[Path]:
+    """Write a model and return its files: weights above the bound go to one file beside it.
 
-    The weights are no longer in ``model`` then.
+    In that case the weights are no longer in ``model``.
     """
     stored = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    if stored <= MAX_INLINE_BYTES:
+    if stored <= max_inline_bytes:
         onnx.save_model(model, path)
         return [path]
     data = path.with_name(f"{path.name}.data")

@@ -1,4 +1,8 @@
-"""Compare two checkpoints layer by layer on the same tokens."""
+"""Compare a deployed checkpoint with its float model on the same tokens.
+
+Walks both layer by layer: one stage of one of them is in memory at a time, whatever the model's
+size. All arithmetic is float32. ``verify`` brings the text and judges the result.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,7 @@ from typing import Any
 import torch
 
 from vacc_deploy.checkpoint import Checkpoint
-from vacc_deploy.errors import (
-    CheckpointError,
-    list_problems,
-)
+from vacc_deploy.errors import CheckpointError, list_problems
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.decoder import DecoderLayer, Positions, embed, float_reader, walk_layer
 from vacc_deploy.reference.next_tokens import NextTokenScores, compare_next_tokens
@@ -25,9 +26,9 @@ class LayerError:
     """How far the deployed hidden states are from the float ones after a layer.
 
     Attributes:
-        layer: the layer's number.
+        layer: index of the layer.
         relative_error: ‖h' − h‖ / ‖h‖ over all tokens.
-        sqnr_db: the same as a signal-to-noise ratio in decibels.
+        sqnr_db: the same figure as a signal-to-noise ratio in decibels.
     """
 
     layer: int
@@ -35,7 +36,7 @@ class LayerError:
     sqnr_db: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values; a figure that is no number (the SQNR of equal states) is None."""
+        """Return plain values; an infinite figure (the SQNR of equal states) is None."""
         values = asdict(self)
         return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
@@ -50,20 +51,24 @@ def compare_on_tokens(
 
     Args:
         reference: the float checkpoint.
-        deployed: the deployed checkpoint, of the same architecture.
+        deployed: the deployed checkpoint; ``check_pair`` says whether the two fit.
         tokens: int64 [rows, seq].
-        progress: told of every layer.
+        progress: learns of every layer, then of every slice of the vocabulary.
     """
     with torch.inference_mode():
-        hidden_float, hidden_deployed, layers = _walk(reference, deployed, tokens, progress)
+        hidden_float, hidden_deployed, layers = _walk_pair(reference, deployed, tokens, progress)
         scores = compare_next_tokens(
-            reference, hidden_float, deployed, hidden_deployed, tokens, progress
+            reference, hidden_float, deployed, hidden_deployed, tokens, progress=progress
         )
     return scores, layers
 
 
-def _check_pair(reference: Checkpoint, deployed: Checkpoint) -> None:
-    """Refuse a reference that is quantized or another architecture."""
+def check_pair(reference: Checkpoint, deployed: Checkpoint) -> None:
+    """Refuse a reference that is quantized or another architecture.
+
+    Raises:
+        CheckpointError: names the field and both values.
+    """
     if reference.config.quantization_format:
         raise CheckpointError(
             f"{reference.directory} is quantized. Give the float model with --reference."
@@ -79,26 +84,36 @@ def _check_pair(reference: Checkpoint, deployed: Checkpoint) -> None:
         )
 
 
-def _walk(
+def _walk_pair(
     reference: Checkpoint, deployed: Checkpoint, tokens: torch.Tensor, progress: Progress
 ) -> tuple[torch.Tensor, torch.Tensor, list[LayerError]]:
-    """Return both models' last hidden states [rows, seq, hidden] and every layer's error."""
+    """Return both models' last hidden states [rows, seq, hidden] and every layer's error.
+
+    Both walk in step, a layer of one and then of the other, so that no states but the current ones
+    are held.
+    """
     config, sequence_length = reference.config, tokens.shape[1]
     positions = Positions.build(config, sequence_length)
-    pairs = [(c, float_reader(c), embed(c, tokens)) for c in (reference, deployed)]
+    batch_rows = max(1, BATCH_TOKENS // sequence_length)
+    float_states, deployed_states = embed(reference, tokens), embed(deployed, tokens)
+    walks = (
+        (reference.config, float_reader(reference), float_states),
+        (deployed.config, float_reader(deployed), deployed_states),
+    )
     errors = []
     progress.start("Verifying", config.num_hidden_layers, "layers")
     for index in range(config.num_hidden_layers):
-        for checkpoint, read, hidden_states in pairs:
-            layer = DecoderLayer(checkpoint.config, index, positions, read)
-            walk_layer(layer, hidden_states, batch_rows=max(1, BATCH_TOKENS // sequence_length))
-        errors.append(_layer_error(index, pairs[0][2], pairs[1][2]))
+        for own_config, read, hidden_states in walks:
+            layer = DecoderLayer(own_config, index, positions, read)
+            walk_layer(layer, hidden_states, batch_rows=batch_rows)  # in place
+        errors.append(_layer_error(index, float_states, deployed_states))
         progress.advance(1, f"layer {index}: SQNR {errors[-1].sqnr_db:.1f} dB")
     progress.finish()
-    return pairs[0][2], pairs[1][2], errors
+    return float_states, deployed_states, errors
 
 
 def _layer_error(index: int, expected: torch.Tensor, got: torch.Tensor) -> LayerError:
+    # Subtracted in float32 and squared in float64: over millions of numbers a float32 sum rounds.
     error = torch.linalg.vector_norm((got - expected).double()).item()
     signal = torch.linalg.vector_norm(expected.double()).item()
     relative = error / signal if signal else 0.0

@@ -1,11 +1,11 @@
 """One decoder layer of the Qwen2 / Llama family as explicit stages.
 
-In the dtype of the hidden states it is given: float32, or bfloat16 with norms, rotation and softmax
-in float32.
+    input norm -> q, k, v -> attention -> o -> post norm -> gate, up -> down
 
-input norm -> q, k, v -> attention -> o -> post norm -> gate, up -> down. The verifier walks a layer
-with ``walk_layer``, the quantizer in an order of its own (``quantize.walk``). A linear is read just
-before its stage and let go after it: memory holds one stage, whatever the number of layers.
+The verifier walks a layer with ``walk_layer``, the quantizer in an order of its own
+(``quantize.layer_walk``). A linear is read just before its stage and released after it: memory
+holds one stage, whatever the number of layers. A layer computes in the dtype of the hidden states
+that it is given: float32, or bfloat16 with norms, rotation and softmax in float32.
 
 Source: RMSNorm (arXiv 1910.07467), rotary embedding (arXiv 2104.09864), grouped-query attention
 (arXiv 2305.13245), SwiGLU (arXiv 2002.05202), llama3 rotary scaling (arXiv 2407.21783, 3.4).
@@ -60,7 +60,7 @@ def embed(checkpoint: Checkpoint, tokens: torch.Tensor) -> torch.Tensor:
     """
     unique, inverse = torch.unique(tokens, return_inverse=True)
     table = checkpoint.read_rows(EMBEDDING, unique.tolist()).float()
-    return table[inverse]
+    return table[inverse]  # [unique, hidden] -> [rows, seq, hidden]
 
 
 def rms_norm(hidden_states: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -69,10 +69,11 @@ def rms_norm(hidden_states: torch.Tensor, weight: torch.Tensor, eps: float) -> t
     Computed in float32, returned in the dtype of ``hidden_states``.
     """
     if hidden_states.is_cuda and hasattr(F, "rms_norm"):
-        # One kernel that sums in float32, where the line below takes five.
+        # One kernel that sums in float32, where the lines below take five.
         return F.rms_norm(hidden_states, weight.shape, weight.to(hidden_states.dtype), eps)
     states = hidden_states.float()
-    variance = states.pow(2).mean(-1, keepdim=True)
+    variance = states.pow(2).mean(-1, keepdim=True)  # [..., hidden] -> [..., 1]
+    # The weight multiplies in float32 too; only the product is rounded to a narrower dtype.
     return (states * torch.rsqrt(variance + eps) * weight).to(hidden_states.dtype)
 
 
@@ -85,7 +86,7 @@ def rotary_frequencies(config: ModelConfig) -> torch.Tensor:
         return frequencies
     if scaling.rope_type == "linear":
         return frequencies / scaling.factor
-    # llama3: long waves are stretched by the factor, short ones kept, those between blended.
+    # llama3: long waves are stretched by the factor, short ones stay, those between are blended.
     turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
     blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     blend = blend.clamp(0.0, 1.0)
@@ -129,12 +130,14 @@ class Positions:
         """
         check_sequence_length(config, sequence_length)
         angles = torch.outer(torch.arange(sequence_length).float(), rotary_frequencies(config))
-        angles = torch.cat((angles, angles), dim=-1)
+        # Rotary pairs are (i, i + head_dim / 2), not neighbours: both halves turn alike.
+        angles = torch.cat((angles, angles), dim=-1)  # [seq, head_dim / 2] -> [seq, head_dim]
         return cls(angles.cos().to(device), angles.sin().to(device))
 
     def rotate(self, states: torch.Tensor) -> torch.Tensor:
         """Return ``states`` [batch, heads, seq, head_dim] turned by their positions."""
-        first, second = states.chunk(2, dim=-1)
+        first, second = states.chunk(2, dim=-1)  # each [batch, heads, seq, head_dim / 2]
+        # The float32 tables lift a bfloat16 product to float32; it is rounded once, at the end.
         turned = states * self.cos + torch.cat((-second, first), dim=-1) * self.sin
         return turned.to(states.dtype)
 
@@ -164,9 +167,9 @@ class DecoderLayer:
 
         Args:
             config: the architecture.
-            index: the layer's number.
-            positions: shared by all layers.
-            read: returns the float32 tensor of a name; see ``float_reader``.
+            index: which layer.
+            positions: rotary tables, shared by all layers.
+            read: function that returns the float32 tensor of a name; see ``float_reader``.
         """
         self.config, self.index, self.positions, self._read = config, index, positions, read
         prefix = layer_prefix(index)
@@ -183,7 +186,7 @@ class DecoderLayer:
         return self._linears[name]
 
     def deploy(self, name: str, weight: torch.Tensor) -> None:
-        """Let ``deployed`` return this weight [out, in] in the place of the stored one."""
+        """Let ``deployed`` return this weight [out, in] instead of the stored one."""
         self._deployed[name] = Linear(weight, self._read_bias(name))
 
     def deployed(self, name: str) -> Linear:
@@ -196,7 +199,7 @@ class DecoderLayer:
         return self._read(f"{linear_name(self.index, name)}.bias")
 
     def release(self, stage: str) -> None:
-        """Let go of the linears of a stage."""
+        """Drop the linears of a stage from memory."""
         for name in STAGE_LINEARS[stage]:
             self._linears.pop(name, None)
             self._deployed.pop(name, None)
@@ -209,19 +212,22 @@ class DecoderLayer:
         """Return what o is applied to: [rows, seq, heads · head_dim].
 
         Args:
-            inputs: from ``attention_input``.
+            inputs: what ``attention_input`` returned.
             apply: ``linear``, which is the default, or ``deployed``.
         """
         config, apply = self.config, apply or self.linear
         rows, seq, _ = inputs.shape
+        # [rows, seq, hidden] -> [rows, seq, heads, head_dim] -> [rows, heads, seq, head_dim]
         query, key, value = (
             apply(name)(inputs).view(rows, seq, -1, config.head_dim).transpose(1, 2)
             for name in STAGE_LINEARS[QKV]
-        )  # [rows, heads, seq, head_dim]
+        )
         query, key = self.positions.rotate(query), self.positions.rotate(key)
+        # Grouped queries share a key and a value: [rows, kv heads, ...] -> [rows, heads, ...]
         groups = config.num_attention_heads // config.num_key_value_heads
         key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        # [rows, heads, seq, head_dim] -> [rows, seq, heads · head_dim]
         return attended.transpose(1, 2).reshape(rows, seq, -1)
 
     def mlp_input(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -231,6 +237,7 @@ class DecoderLayer:
     def activate(self, inputs: torch.Tensor, apply: ApplyLinear | None = None) -> torch.Tensor:
         """Return what down is applied to: [rows, seq, intermediate]; ``apply`` as in ``attend``."""
         apply = apply or self.linear
+        # In place: gate and up of a large model are the widest tensors of a layer.
         gate = F.silu(apply("gate_proj")(inputs), inplace=True)
         return gate.mul_(apply("up_proj")(inputs))
 
@@ -248,17 +255,18 @@ def walk_layer(layer: DecoderLayer, hidden_states: torch.Tensor, *, batch_rows: 
         hidden_states: float [rows, seq, hidden], replaced by the layer's output.
         batch_rows: rows computed at a time.
     """
-    parts = batches(hidden_states.shape[0], batch_rows)
+    # All rows pass a stage before the next stage begins, so that its linears are read once.
+    slices = batches(hidden_states.shape[0], batch_rows)
     width = layer.config.num_attention_heads * layer.config.head_dim
-    attended = hidden_states.new_empty(*hidden_states.shape[:2], width)
-    for rows in parts:
+    attended = hidden_states.new_empty(*hidden_states.shape[:2], width)  # [rows, seq, width]
+    for rows in slices:
         attended[rows] = layer.attend(layer.attention_input(hidden_states[rows]))
     layer.release(QKV)
-    for rows in parts:
+    for rows in slices:
         hidden_states[rows] += layer.linear("o_proj")(attended[rows])
     del attended
     layer.release(OUTPUT)
-    for rows in parts:
+    for rows in slices:
         inner = layer.activate(layer.mlp_input(hidden_states[rows]))
         hidden_states[rows] += layer.linear("down_proj")(inner)
     layer.release(GATE_UP)

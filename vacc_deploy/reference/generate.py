@@ -1,4 +1,7 @@
-"""Let a loaded model answer: one chat turn, or many prompts in a batch."""
+"""Let a loaded model write: one chat turn (``generate``), or many prompts in one batch.
+
+Owns how tokens are chosen and where an answer ends; ``loader`` makes the model.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,14 @@ import torch
 
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.errors import UsageError
-from vacc_deploy.reference.loader import (
-    activation_dtype,
-    load_model,
-)
+from vacc_deploy.reference.loader import activation_dtype, load_model
 from vacc_deploy.results import format_seconds
 from vacc_deploy.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: ``top_k`` 0 is no limit; the same ``seed`` draws the same tokens."""
+    """How tokens are drawn; ``top_k`` 0 sets no limit, and one ``seed`` draws the same tokens."""
 
     temperature: float
     top_p: float
@@ -38,10 +38,10 @@ class Answer:
     Attributes:
         prompt: the user's words.
         text: what the model wrote, special tokens included.
-        num_prompt_tokens: tokens of the templated prompt.
-        num_new_tokens: tokens written.
-        seconds: for writing them.
-        finished: whether the model ended by itself, not by the limit.
+        num_prompt_tokens: tokens of the prompt as the chat template writes it.
+        num_new_tokens: tokens that the model wrote.
+        seconds: time that writing them took.
+        finished: whether the model ended by itself, not at the limit.
     """
 
     prompt: str
@@ -72,6 +72,36 @@ class Answer:
         )
 
 
+def generate(directory: Path, *, prompt: str, max_new_tokens: int = 256) -> Answer:
+    """Answer one chat turn greedily.
+
+    Args:
+        directory: a directory that ``prepare`` or ``quantize`` wrote, or a float checkpoint.
+        prompt: the user's words; the directory's chat template is applied.
+        max_new_tokens: the most tokens to write.
+
+    Raises:
+        UsageError: the prompt and the answer do not fit the model's context.
+        CheckpointError: see ``load_model``; also raised where there is no chat template.
+    """
+    tokenizer = Tokenizer.from_dir(directory)
+    ids = tokenizer.encode_chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
+    checkpoint = Checkpoint.open(directory)
+    context = checkpoint.config.max_position_embeddings
+    if len(ids) + max_new_tokens > context:
+        raise UsageError(
+            f"The prompt of {len(ids)} tokens and --max-new-tokens {max_new_tokens} are more than "
+            f"the model's context of {context}. Ask for fewer tokens."
+        )
+    model = load_model(checkpoint, dtype=activation_dtype(checkpoint))
+    started = time.monotonic()
+    (answer,) = continue_prompts(model, tokenizer, [ids], max_new_tokens=max_new_tokens)
+    seconds = time.monotonic() - started
+    finished = bool(answer) and answer[-1] in eos_ids(model, tokenizer)
+    text = tokenizer.decode(answer[:-1] if finished else answer)
+    return Answer(prompt, text, len(ids), len(answer), seconds, finished)
+
+
 def eos_ids(model: Any, tokenizer: Tokenizer) -> list[int]:
     """Return every id that ends an answer, by the generation config and by the tokenizer."""
     stated = getattr(model.generation_config, "eos_token_id", None)
@@ -79,7 +109,7 @@ def eos_ids(model: Any, tokenizer: Tokenizer) -> list[int]:
     return sorted(value for value in ids if value is not None)
 
 
-def complete(
+def continue_prompts(
     model: Any,
     tokenizer: Tokenizer,
     prompts: list[list[int]],
@@ -89,9 +119,8 @@ def complete(
 ) -> list[list[int]]:
     """Continue token prompts as one left-padded batch, greedily or by ``sampling``.
 
-    The model's own generation config is replaced: only its end tokens are kept. transformers
-    completes a config that is passed from the model's, and a repetition penalty or beams would
-    choose other tokens than those asked for. The caller's random state is left as it was.
+    The model's own generation config is replaced; only its end tokens go into the new one. The
+    caller's random state is left as it was.
 
     Returns:
         the new ids of each prompt, up to and including the first that ends an answer.
@@ -100,6 +129,8 @@ def complete(
 
     ends = eos_ids(model, tokenizer)
     pad = ends[0] if ends else 0
+    # transformers fills what a passed config leaves out from the model's own: its repetition
+    # penalty or beams would choose other tokens than those asked for.
     model.generation_config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         num_beams=1,
@@ -107,6 +138,7 @@ def complete(
         pad_token_id=pad,
         **_sampling_options(sampling),
     )
+    # Left-padded, all prompts end in one column and the new tokens begin in the next.
     width = max(len(prompt) for prompt in prompts)
     padded = [[pad] * (width - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -118,13 +150,15 @@ def complete(
             generation_config=model.generation_config,
         )
     answers = []
-    for row in output[:, width:].tolist():
+    for row in output[:, width:].tolist():  # [prompts, new tokens]
+        # A row that ended earlier than the longest one is padded: cut behind its first end.
         stop = next((i + 1 for i, value in enumerate(row) if value in ends), len(row))
         answers.append(row[:stop])
     return answers
 
 
 def _sampling_options(sampling: Sampling | None) -> dict[str, Any]:
+    """Return the part of a ``GenerationConfig`` that says how a token is chosen."""
     if sampling is None:
         return {"do_sample": False}
     return {
@@ -144,33 +178,3 @@ def _random_state(sampling: Sampling | None, device: torch.device) -> Iterator[N
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
         torch.manual_seed(sampling.seed)
         yield
-
-
-def generate(directory: Path, *, prompt: str, max_new_tokens: int = 256) -> Answer:
-    """Answer one chat turn greedily.
-
-    Args:
-        directory: a prepared or int8 directory.
-        prompt: the user's words; the directory's chat template is applied.
-        max_new_tokens: where to stop at the latest.
-
-    Raises:
-        UsageError: the prompt and the answer do not fit the model's context.
-        CheckpointError: see ``load_model``; also where there is no chat template.
-    """
-    tokenizer = Tokenizer.from_dir(directory)
-    ids = tokenizer.encode_chat([{"role": "user", "content": prompt}], add_generation_prompt=True)
-    checkpoint = Checkpoint.open(directory)
-    context = checkpoint.config.max_position_embeddings
-    if len(ids) + max_new_tokens > context:
-        raise UsageError(
-            f"The prompt of {len(ids)} tokens and --max-new-tokens {max_new_tokens} are more than "
-            f"the model's context of {context}. Ask for fewer tokens."
-        )
-    model = load_model(directory, dtype=activation_dtype(checkpoint))
-    started = time.monotonic()
-    (answer,) = complete(model, tokenizer, [ids], max_new_tokens=max_new_tokens)
-    seconds = time.monotonic() - started
-    finished = bool(answer) and answer[-1] in eos_ids(model, tokenizer)
-    text = tokenizer.decode(answer[:-1] if finished else answer)
-    return Answer(prompt, text, len(ids), len(answer), seconds, finished)

@@ -1,7 +1,8 @@
-"""Load a prepared or quantized directory as a transformers model and let it answer, on the CPU.
+"""Load a prepared or quantized directory as a transformers model in evaluation mode, on the CPU.
 
-No code is run from a directory: its three files must be byte-equal to those that this package
-carries, and these are run.
+Owns what may be run from a directory (nothing but files that are byte-equal to ours, and of those
+our own copies), and what the installed transformers must be able to read. ``generate`` lets the
+model answer.
 """
 
 from __future__ import annotations
@@ -26,9 +27,41 @@ from vacc_deploy.models.directory_config import plain_config
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, check_vacc_config, needs_vacc_config
 
 LLAMA3_ROPE_SINCE = (4, 43)
+LARGEST_FLOAT32_MODEL = 3_000_000_000  # parameters
 # Always named: a configuration may name a kernel on the hub, which transformers would fetch.
 _ATTENTION = "eager"
 _SOURCE_PACKAGE = "vacc_deploy_source_code"
+
+
+def load_model(source: Path | Checkpoint, *, dtype: torch.dtype = torch.float32) -> Any:
+    """Return the model of a directory in evaluation mode.
+
+    Qwen2 directories for the compiler run the shipped modeling file; all others run transformers'
+    own class. Codes of any layout stay int8: the linears are those of ``quantization_vacc.py``.
+
+    Args:
+        source: what ``prepare`` or ``quantize`` wrote, or any float checkpoint; opened or not.
+        dtype: dtype of activations and float weights.
+
+    Raises:
+        CheckpointError: the directory is damaged, its source files are not ours, its two
+            configurations describe two models, or the installed transformers is too old for it.
+    """
+    checkpoint = Checkpoint.open(source) if isinstance(source, Path) else source
+    directory, config = checkpoint.directory, checkpoint.config
+    _check_rope_is_known(checkpoint)
+    if needs_vacc_config(config) and (directory / VACC_CONFIG_NAME).is_file():
+        check_vacc_config(directory, config)
+        return _load_own_code(directory, dtype)
+    if config.quantization_format:
+        return _load_codes(checkpoint, dtype)
+    return _load_float(directory, dtype)
+
+
+def activation_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """Return float32 for models up to three billion parameters, else bfloat16, to halve memory."""
+    is_small = checkpoint.config.num_parameters() <= LARGEST_FLOAT32_MODEL
+    return torch.float32 if is_small else torch.bfloat16
 
 
 def check_source_files(directory: Path) -> None:
@@ -51,27 +84,54 @@ def check_source_files(directory: Path) -> None:
         )
 
 
-def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> Any:
-    """Return the directory's model in evaluation mode.
+def source_module(name: str) -> ModuleType:
+    """Import one of the three files from the package's own asset folder.
 
-    Qwen2 directories for the compiler run the shipped modeling file; all others run transformers'
-    own class. Codes of any layout stay int8: the linears are those of ``quantization_vacc.py``.
-
-    Args:
-        directory: one that ``prepare`` or ``quantize`` wrote, or any float checkpoint.
-        dtype: of activations and float weights.
-
-    Raises:
-        CheckpointError: the directory is damaged, its source files are not ours, its two
-            configurations describe two models, or the installed transformers is too old for it.
+    They become the modules of one package, so that they find each other. transformers' own loader
+    would copy a directory's files into the user's home first, which a container may not allow.
     """
-    checkpoint = Checkpoint.open(directory)
-    _check_rope_is_known(checkpoint)
-    if needs_vacc_config(checkpoint.config) and (directory / VACC_CONFIG_NAME).is_file():
-        check_vacc_config(directory, checkpoint.config)
-        return _load_own_code(directory, dtype)
-    if checkpoint.config.quantization_format:
-        return _load_codes(checkpoint, dtype)
+    if _SOURCE_PACKAGE not in sys.modules:
+        package = ModuleType(_SOURCE_PACKAGE)
+        package.__path__ = [str(asset_dir("source_code"))]
+        sys.modules[_SOURCE_PACKAGE] = package
+    return importlib.import_module(f"{_SOURCE_PACKAGE}.{name}")
+
+
+def _check_rope_is_known(checkpoint: Checkpoint) -> None:
+    """Say which transformers to install where the installed one fails on llama3 scaling."""
+    import transformers
+
+    scaling = checkpoint.config.rope_scaling
+    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    is_llama3 = scaling is not None and scaling.rope_type == "llama3"
+    if is_llama3 and version < LLAMA3_ROPE_SINCE:
+        wanted = ".".join(str(part) for part in LLAMA3_ROPE_SINCE)
+        raise CheckpointError(
+            f"{checkpoint.directory}: config.json has rope_scaling of type llama3, which "
+            f"transformers {wanted} and newer read; transformers {transformers.__version__} is "
+            f"installed. Run: pip install 'transformers>={wanted}'"
+        )
+
+
+def _load_own_code(directory: Path, dtype: torch.dtype) -> Any:
+    """Load through ``config_vacc.json``, as the compiler does.
+
+    The classes are named here. ``trust_remote_code=True`` would run whatever file the directory's
+    ``auto_map`` names, and its ``custom_generate/generate.py``.
+    """
+    check_source_files(directory)
+    config_class = source_module("configuration_qwen2_vacc").Qwen2Config
+    model_class = source_module("modeling_qwen2_vacc").Qwen2ForCausalLM
+    config = _build_config(
+        directory / VACC_CONFIG_NAME,
+        lambda: config_class.from_pretrained(directory, _configuration_file=VACC_CONFIG_NAME),
+    )
+    model = model_class.from_pretrained(directory, config=config, **_model_options(dtype))
+    return model.eval()
+
+
+def _load_float(directory: Path, dtype: torch.dtype) -> Any:
+    """Load float weights into transformers' own class."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = _build_config(
@@ -84,6 +144,46 @@ def load_model(directory: Path, *, dtype: torch.dtype = torch.float32) -> Any:
         directory, config=config, trust_remote_code=False, **_model_options(dtype)
     )
     return model.eval()
+
+
+def _load_codes(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    """Build transformers' own class without weights, swap the linears, read our tensors into it."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    raw = plain_config(checkpoint.config)
+    path = checkpoint.directory / CONFIG_NAME
+    config = _build_config(path, lambda: AutoConfig.for_model(**raw))
+    config._attn_implementation = _ATTENTION
+    with _parameters_on_meta():
+        model = AutoModelForCausalLM.from_config(config, **_dtype_option(dtype))
+        source_module("quantization_vacc").replace_linears(model, dtype=dtype)
+    is_tied = checkpoint.config.tie_word_embeddings
+    # `assign` puts our tensors in place of the empty ones: nothing is copied.
+    model.load_state_dict(_read_state(checkpoint, dtype), strict=not is_tied, assign=True)
+    if is_tied:
+        model.tie_weights()
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    empty = [name for name, tensor in tensors if tensor.is_meta]
+    if empty:
+        raise CheckpointError(
+            f"{checkpoint.directory}: {', '.join(empty[:10])} could not be filled with the "
+            "installed transformers. Install the version that README names."
+        )
+    return model.eval()
+
+
+def _read_state(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return all tensors: int8 codes and their scales as stored, the others in ``dtype``."""
+    state, linears = dict[str, torch.Tensor](), checkpoint.config.linear_names()
+    layout = checkpoint.config.quantization_format
+    for name in checkpoint.config.expected_tensors():
+        linear = name.removesuffix(".weight")
+        if linear in linears:
+            codes, scale = codes_from(layout, checkpoint.read, linear)
+            state |= {name: codes, f"{linear}.weight_scale": scale}
+        else:
+            state[name] = checkpoint.read(name).to(dtype)
+    return state
 
 
 def _build_config(path: Path, build: Callable[[], Any]) -> Any:
@@ -105,20 +205,10 @@ def _build_config(path: Path, build: Callable[[], Any]) -> Any:
         ) from err
 
 
-def _check_rope_is_known(checkpoint: Checkpoint) -> None:
-    """Say which transformers to install where the installed one fails on llama3 scaling."""
-    import transformers
-
-    scaling = checkpoint.config.rope_scaling
-    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    is_llama3 = scaling is not None and scaling.rope_type == "llama3"
-    if is_llama3 and version < LLAMA3_ROPE_SINCE:
-        wanted = ".".join(str(part) for part in LLAMA3_ROPE_SINCE)
-        raise CheckpointError(
-            f"{checkpoint.directory}: config.json has rope_scaling of type llama3, which "
-            f"transformers {wanted} and newer read; transformers {transformers.__version__} is "
-            f"installed. Run: pip install 'transformers>={wanted}'"
-        )
+def _model_options(dtype: torch.dtype) -> dict[str, Any]:
+    """Return the options of every load from a directory."""
+    options = {"use_safetensors": True, "attn_implementation": _ATTENTION}
+    return {**options, **_dtype_option(dtype)}
 
 
 def _dtype_option(dtype: torch.dtype) -> dict[str, torch.dtype]:
@@ -127,76 +217,6 @@ def _dtype_option(dtype: torch.dtype) -> dict[str, torch.dtype]:
 
     name = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
     return {name: dtype}
-
-
-def _model_options(dtype: torch.dtype) -> dict[str, Any]:
-    """Return the options of every load from a directory."""
-    options = {"use_safetensors": True, "attn_implementation": _ATTENTION}
-    return {**options, **_dtype_option(dtype)}
-
-
-def _load_own_code(directory: Path, dtype: torch.dtype) -> Any:
-    """Load through ``config_vacc.json``, as the compiler does.
-
-    The classes are named here. ``trust_remote_code=True`` would run whatever file the directory's
-    ``auto_map`` names, and its ``custom_generate/generate.py``.
-    """
-    check_source_files(directory)
-    config_class = _source_module("configuration_qwen2_vacc").Qwen2Config
-    model_class = _source_module("modeling_qwen2_vacc").Qwen2ForCausalLM
-    config = _build_config(
-        directory / VACC_CONFIG_NAME,
-        lambda: config_class.from_pretrained(directory, _configuration_file=VACC_CONFIG_NAME),
-    )
-    model = model_class.from_pretrained(directory, config=config, **_model_options(dtype))
-    return model.eval()
-
-
-def _load_codes(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
-    """Build transformers' own class without weights, swap the linears, read our tensors into it."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    raw = plain_config(checkpoint.config)
-    path = checkpoint.directory / CONFIG_NAME
-    config = _build_config(path, lambda: AutoConfig.for_model(**raw))
-    config._attn_implementation = _ATTENTION
-    with _parameters_on_meta():
-        model = AutoModelForCausalLM.from_config(config, **_dtype_option(dtype))
-        _source_module("quantization_vacc").replace_linears(model, dtype=dtype)
-    state, linears = dict[str, torch.Tensor](), checkpoint.config.linear_names()
-    for name in checkpoint.config.expected_tensors():
-        module = name.removesuffix(".weight")
-        if module in linears:
-            codes, scale = codes_from(
-                checkpoint.config.quantization_format, checkpoint.read, module
-            )
-            state |= {name: codes, f"{module}.weight_scale": scale}
-        else:
-            state[name] = checkpoint.read(name).to(dtype)
-    model.load_state_dict(state, strict=not checkpoint.config.tie_word_embeddings, assign=True)
-    if checkpoint.config.tie_word_embeddings:
-        model.tie_weights()
-    held = (*model.named_parameters(), *model.named_buffers())
-    left = [name for name, tensor in held if tensor.is_meta]
-    if left:
-        raise CheckpointError(
-            f"{checkpoint.directory}: {', '.join(left[:10])} could not be filled with the "
-            "installed transformers. Install the version that README names."
-        )
-    return model.eval()
-
-
-def _source_module(name: str) -> ModuleType:
-    """Import one of the three files from the package's own asset folder.
-
-    They become the modules of one package, so that they find each other. transformers' own loader
-    would copy a directory's files into the user's home first, which a container may not allow.
-    """
-    if _SOURCE_PACKAGE not in sys.modules:
-        package = ModuleType(_SOURCE_PACKAGE)
-        package.__path__ = [str(asset_dir("source_code"))]
-        sys.modules[_SOURCE_PACKAGE] = package
-    return importlib.import_module(f"{_SOURCE_PACKAGE}.{name}")
 
 
 @contextmanager
@@ -215,9 +235,3 @@ def _parameters_on_meta() -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def activation_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """Return float32 for models up to three billion parameters, else bfloat16, to halve memory."""
-    is_small = checkpoint.config.num_parameters() <= 3_000_000_000
-    return torch.float32 if is_small else torch.bfloat16

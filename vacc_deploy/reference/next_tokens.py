@@ -1,7 +1,7 @@
 """Compare the next-token distributions of two models from their last hidden states.
 
 The head is read in slices of the vocabulary, so that a table of 150,000 rows is never in memory as
-a whole, and sums over the vocabulary are kept in float64 with a running maximum.
+a whole. Logits are float32 products; sums over the vocabulary are float64 with a running maximum.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.models.config import EMBEDDING, FINAL_NORM, LM_HEAD
 from vacc_deploy.progress import SILENT, Progress
-from vacc_deploy.reference.decoder import rms_norm
+from vacc_deploy.reference.decoder import batches, rms_norm
 
-_SLICE_BYTES = 64 << 20
-_TOKENS_AT_ONCE = 256
+SLICE_BYTES = 64 << 20
+TOKENS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class NextTokenScores:
 
     Attributes:
         num_tokens: predictions that were compared.
-        perplexity_float: of the float model on the text.
-        perplexity_deployed: of the deployed weights on the text.
+        perplexity_float: perplexity of the float model on the text.
+        perplexity_deployed: perplexity of the deployed weights on the text.
         mean_kl: mean over the tokens of KL(float ‖ deployed), in nats.
-        kl_standard_error: the standard error of that mean, tokens taken as independent.
-        max_kl: the largest of the tokens' KL.
+        kl_standard_error: standard error of that mean, tokens taken as independent.
+        max_kl: largest KL of one token.
         top1: share of tokens where both predict the same next token, 0 to 1.
-        token_kl: the KL of every prediction, float64 [num_tokens], for paired comparisons; no part
-            of ``to_dict``.
+        token_kl: KL of every prediction, float64 [num_tokens], for paired comparisons; ``to_dict``
+            leaves it out.
     """
 
     num_tokens: int
@@ -52,39 +52,86 @@ class NextTokenScores:
         return self.perplexity_deployed / self.perplexity_float - 1
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values; a figure that is no number is None."""
+        """Return plain values; a figure that is not a number is None."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "token_kl"}
         values["perplexity_change"] = self.perplexity_change
         return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
 class _RunningSoftmax:
-    """log Σ exp(z), the largest logit and its place, over slices of the vocabulary."""
+    """log Σ exp(z), the largest logit and its index, over slices of the vocabulary."""
 
     def __init__(self, num_tokens: int) -> None:
         self.maximum = torch.full((num_tokens,), -math.inf, dtype=torch.float64)
         self.total = torch.zeros(num_tokens, dtype=torch.float64)
         self.argmax = torch.zeros(num_tokens, dtype=torch.int64)
 
-    def add(self, tokens: slice, logits: torch.Tensor, first: int) -> tuple[torch.Tensor, ...]:
-        """Add a slice of logits float64 [tokens, slice].
+    def add(self, part: slice, logits: torch.Tensor, first: int) -> tuple[torch.Tensor, ...]:
+        """Add a slice of logits float64 [tokens, slice] for the tokens of ``part``.
 
         Returns:
             exp(z − maximum) of the slice, and the factor by which older sums shrink.
         """
-        largest, place = logits.max(dim=1)
-        old = self.maximum[tokens]
-        self.argmax[tokens] = torch.where(largest > old, place + first, self.argmax[tokens])
+        largest, index = logits.max(dim=1)  # [tokens, slice] -> [tokens]
+        old = self.maximum[part]
+        self.argmax[part] = torch.where(largest > old, index + first, self.argmax[part])
         new = torch.maximum(old, largest)
+        # Older terms were taken relative to a smaller maximum: bring them to the new one first.
         shrink = torch.exp(old - new)
         weights = torch.exp(logits - new[:, None])
-        self.total[tokens] = self.total[tokens] * shrink + weights.sum(1)
-        self.maximum[tokens] = new
+        self.total[part] = self.total[part] * shrink + weights.sum(1)
+        self.maximum[part] = new
         return weights, shrink
 
     def log_sum(self) -> torch.Tensor:
         """Return log Σ exp(z), float64 [tokens]."""
         return self.maximum + self.total.log()
+
+
+class _Side:
+    """One of the two models: what its head is applied to, and what the logits seen so far add to.
+
+    Attributes:
+        head: name of the head's table, [vocab_size, hidden].
+        states: final hidden states behind the last norm, float32 [predictions, hidden].
+        softmax: sums over the vocabulary.
+        picked: logit of the token that really follows, float64 [predictions].
+    """
+
+    def __init__(self, checkpoint: Checkpoint, hidden_states: torch.Tensor, targets: torch.Tensor):
+        config = checkpoint.config
+        norm = checkpoint.read(FINAL_NORM).float()
+        # The last position of a window predicts a token that is not in it:
+        # [rows, seq, hidden] -> [rows, seq − 1, hidden] -> [predictions, hidden]
+        self.states = rms_norm(hidden_states[:, :-1], norm, config.rms_norm_eps).flatten(0, 1)
+        self.head = EMBEDDING if config.tie_word_embeddings else LM_HEAD
+        self.softmax = _RunningSoftmax(len(targets))
+        self.picked = torch.zeros(len(targets), dtype=torch.float64)
+        self._checkpoint, self._targets = checkpoint, targets
+
+    def read_head(self, first: int, stop: int) -> torch.Tensor:
+        """Return rows of the head's table, float32 [slice, hidden]."""
+        return self._checkpoint.read_slice(self.head, first, stop).float()
+
+    def add(self, part: slice, table: torch.Tensor, first: int) -> tuple[torch.Tensor, ...]:
+        """Add the logits of a slice of the vocabulary, which begins at ``first``.
+
+        Returns:
+            the logits, float64 [tokens, slice], and what ``_RunningSoftmax.add`` returns.
+        """
+        logits = (self.states[part] @ table.T).double()  # [tokens, hidden] -> [tokens, slice]
+        local = self._targets[part] - first
+        inside = (local >= 0) & (local < logits.shape[1])
+        rows = inside.nonzero().flatten()  # [tokens whose target lies in this slice]
+        self.picked[part.start + rows] = logits[rows, local[rows]]
+        return logits, *self.softmax.add(part, logits, first)
+
+    def perplexity(self) -> float:
+        """Return exp of the mean −log p of the tokens that really follow."""
+        try:
+            return math.exp((self.softmax.log_sum() - self.picked).mean().item())
+        except OverflowError:
+            return math.inf
 
 
 def compare_next_tokens(
@@ -93,12 +140,12 @@ def compare_next_tokens(
     deployed: Checkpoint,
     hidden_deployed: torch.Tensor,
     tokens: torch.Tensor,
+    *,
     progress: Progress = SILENT,
+    slice_bytes: int = SLICE_BYTES,
+    tokens_at_once: int = TOKENS_AT_ONCE,
 ) -> NextTokenScores:
     """Return the scores of all predictions within the windows.
-
-    With p the float model's distribution and z the logits,
-    KL = Σ p·(z_float − z_deployed) − log Σ exp z_float + log Σ exp z_deployed.
 
     Args:
         reference: the float checkpoint.
@@ -106,67 +153,50 @@ def compare_next_tokens(
         deployed: the deployed checkpoint.
         hidden_deployed: its hidden states, of the same shape.
         tokens: the text, int64 [rows, seq].
-        progress: told of every slice of the vocabulary.
+        progress: learns of every slice of the vocabulary.
+        slice_bytes: float32 bytes of the head's table to hold at a time, for each side.
+        tokens_at_once: predictions whose logits are held at a time.
     """
-    left, left_head = _head_inputs(reference, hidden_float)
-    right, right_head = _head_inputs(deployed, hidden_deployed)
-    targets = tokens[:, 1:].flatten()
+    targets = tokens[:, 1:].flatten()  # [rows, seq] -> [predictions]
+    float_side = _Side(reference, hidden_float, targets)
+    deployed_side = _Side(deployed, hidden_deployed, targets)
     count, vocab_size = len(targets), reference.config.vocab_size
-    soft_left, soft_right = _RunningSoftmax(count), _RunningSoftmax(count)
-    weighted = torch.zeros(count, dtype=torch.float64)
-    picked = torch.zeros(2, count, dtype=torch.float64)
-    width = max(1, _SLICE_BYTES // (4 * reference.config.hidden_size))
+    # Σ exp(z_float − maximum) · (z_float − z_deployed) over the slices so far.
+    weighted_gap = torch.zeros(count, dtype=torch.float64)
+    width = max(1, slice_bytes // (4 * reference.config.hidden_size))
     progress.start("Scoring", vocab_size, "vocabulary rows")
     for first in range(0, vocab_size, width):
-        tables = [
-            checkpoint.read_slice(head, first, first + width).float()
-            for checkpoint, head in ((reference, left_head), (deployed, right_head))
-        ]
-        for start in range(0, count, _TOKENS_AT_ONCE):
-            part = slice(start, min(start + _TOKENS_AT_ONCE, count))
-            z_left = (left[part] @ tables[0].T).double()
-            z_right = (right[part] @ tables[1].T).double()
-            weights, shrink = soft_left.add(part, z_left, first)
-            soft_right.add(part, z_right, first)
-            weighted[part] = weighted[part] * shrink + (weights * (z_left - z_right)).sum(1)
-            _pick(picked[0], part, targets, z_left, first)
-            _pick(picked[1], part, targets, z_right, first)
-        progress.advance(len(tables[0]))
+        table_float = float_side.read_head(first, first + width)
+        table_deployed = deployed_side.read_head(first, first + width)
+        for part in batches(count, tokens_at_once):
+            z_float, weights, shrink = float_side.add(part, table_float, first)
+            z_deployed, _, _ = deployed_side.add(part, table_deployed, first)
+            gap = (weights * (z_float - z_deployed)).sum(1)  # [tokens, slice] -> [tokens]
+            weighted_gap[part] = weighted_gap[part] * shrink + gap
+        progress.advance(len(table_float))
     progress.finish()
-    log_left, log_right = soft_left.log_sum(), soft_right.log_sum()
-    divergence = weighted / soft_left.total - log_left + log_right
+    divergence = _divergence(weighted_gap, float_side.softmax, deployed_side.softmax)
+    same_top = float_side.softmax.argmax == deployed_side.softmax.argmax
     return NextTokenScores(
         num_tokens=count,
-        perplexity_float=_perplexity(log_left - picked[0]),
-        perplexity_deployed=_perplexity(log_right - picked[1]),
+        perplexity_float=float_side.perplexity(),
+        perplexity_deployed=deployed_side.perplexity(),
         mean_kl=divergence.mean().item(),
         kl_standard_error=divergence.std().item() / math.sqrt(count) if count > 1 else 0.0,
         max_kl=divergence.max().item(),
-        top1=(soft_left.argmax == soft_right.argmax).double().mean().item(),
+        top1=same_top.double().mean().item(),
         token_kl=divergence,
     )
 
 
-def _head_inputs(checkpoint: Checkpoint, hidden_states: torch.Tensor) -> tuple[torch.Tensor, str]:
-    """Return what the head is applied to, [rows · (seq − 1), hidden], and the head's name."""
-    config = checkpoint.config
-    norm = checkpoint.read(FINAL_NORM).float()
-    inputs = rms_norm(hidden_states[:, :-1], norm, config.rms_norm_eps).flatten(0, 1)
-    return inputs, EMBEDDING if config.tie_word_embeddings else LM_HEAD
+def _divergence(
+    weighted_gap: torch.Tensor, float_sums: _RunningSoftmax, deployed_sums: _RunningSoftmax
+) -> torch.Tensor:
+    """Return KL(float ‖ deployed) of each prediction, float64 [predictions].
 
-
-def _pick(
-    into: torch.Tensor, part: slice, targets: torch.Tensor, logits: torch.Tensor, first: int
-) -> None:
-    """Note the logits of the targets that lie in this slice of the vocabulary."""
-    local = targets[part] - first
-    inside = (local >= 0) & (local < logits.shape[1])
-    rows = inside.nonzero().flatten()
-    into[part.start + rows] = logits[rows, local[rows]]
-
-
-def _perplexity(losses: torch.Tensor) -> float:
-    try:
-        return math.exp(losses.mean().item())
-    except OverflowError:
-        return math.inf
+    With p the float model's distribution and z the logits,
+    KL = Σ p·(z_float − z_deployed) − log Σ exp z_float + log Σ exp z_deployed.
+    Equal models give exactly 0: each difference is 0, and the two sums are the same number.
+    """
+    mean_gap = weighted_gap / float_sums.total
+    return mean_gap - float_sums.log_sum() + deployed_sums.log_sum()

@@ -1,50 +1,49 @@
 """Prove on a CPU that a deployed directory computes what the float model computed.
 
-Walks the float and the deployed weights over the same text, layer by layer; one stage of one of
-them is in memory at a time, whatever the model's size. The head is applied in slices of the
-vocabulary. All arithmetic is float32.
+Owns the command's way: find the float model, read the text, compare, judge by limits. The numbers
+are those of ``compare`` and ``next_tokens``, the text's windows those of ``windows``.
 """
 
 from __future__ import annotations
 
-import codecs
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vacc_deploy.assets import default_text_file
 from vacc_deploy.checkpoint import MANIFEST_NAME, Checkpoint, model_name, read_manifest
-from vacc_deploy.errors import (
-    CalibrationError,
-    CheckpointError,
-    UnsupportedModelError,
-    UsageError,
-)
+from vacc_deploy.errors import CheckpointError, UnsupportedModelError, UsageError
 from vacc_deploy.models.vacc_config import check_vacc_config
 from vacc_deploy.progress import SILENT, Progress
-from vacc_deploy.reference.compare import (
-    LayerError,
-    _check_pair,
-    compare_on_tokens,
-)
+from vacc_deploy.reference.compare import LayerError, check_pair, compare_on_tokens
 from vacc_deploy.reference.next_tokens import NextTokenScores
+from vacc_deploy.reference.windows import read_windows
 from vacc_deploy.results import format_pairs, format_table
-from vacc_deploy.text.tokenizer import Tokenizer
-
-MAX_TEXT_BYTES = 64 << 20
-MIN_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the result must meet; None is no limit."""
+    """What the scores must meet; None sets no limit."""
 
     max_kl: float | None = None
     min_top1: float | None = None
+
+    def failures(self, scores: NextTokenScores) -> tuple[str, ...]:
+        """Return a line for each limit that is not met; NaN meets none."""
+        lines = []
+        if self.max_kl is not None and not scores.mean_kl <= self.max_kl:
+            lines.append(f"mean KL is {scores.mean_kl:.6f}, the limit is {self.max_kl}")
+        if self.min_top1 is not None and not scores.top1 >= self.min_top1:
+            lines.append(f"same top token is {scores.top1:.4f}, the limit is {self.min_top1}")
+        if not math.isfinite(scores.mean_kl):
+            models = {"float": scores.perplexity_float, "deployed": scores.perplexity_deployed}
+            # Both are finite where only tokens that the text does not use are damaged.
+            damaged = [name for name, value in models.items() if not math.isfinite(value)]
+            for name in damaged or ["float or deployed"]:
+                lines.append(f"the {name} model's output holds NaN or infinity")
+        return tuple(lines)
 
 
 @dataclass(frozen=True)
@@ -52,10 +51,13 @@ class VerifyResult:
     """The comparison of a deployed directory with its float model.
 
     Attributes:
-        text: the name of the text file.
+        model: name of the model.
+        deployed_dir: the directory that was judged.
+        reference_dir: the float checkpoint that it was compared with.
+        text: name of the text file.
         scores: perplexities, KL and agreement.
-        layers: the hidden states' errors.
-        failures: limits that are not met.
+        layers: error of the hidden states after each layer.
+        failures: a line for each limit that is not met.
         notes: what a reader of the figures should know.
     """
 
@@ -124,11 +126,11 @@ def verify(
     Args:
         deployed_dir: a directory that ``quantize`` or ``prepare`` wrote.
         reference_dir: the float checkpoint; default the one its manifest names.
-        text_file: UTF-8 text; default the text the package carries.
+        text_file: UTF-8 text; default the text that the package carries.
         max_tokens: tokens of the text to use.
         sequence_length: tokens of one window; a shorter text makes one window.
         limits: what the result must meet; ``failures`` lists what it does not.
-        progress: told of every layer.
+        progress: learns of every layer, then of every slice of the vocabulary.
 
     Raises:
         CheckpointError: a directory is damaged, the two are not the same architecture, or
@@ -141,9 +143,11 @@ def verify(
     reference = (
         Checkpoint.open(reference_dir) if reference_dir else _open_recorded_reference(deployed_dir)
     )
-    _check_pair(reference, deployed)
+    check_pair(reference, deployed)
     path = text_file or default_text_file()
-    tokens, notes = _read_tokens(deployed, path, max_tokens, sequence_length)
+    tokens, notes = read_windows(
+        deployed, path, max_tokens=max_tokens, sequence_length=sequence_length
+    )
     scores, layers = compare_on_tokens(reference, deployed, tokens, progress)
     return VerifyResult(
         model=model_name(deployed_dir),
@@ -152,7 +156,7 @@ def verify(
         text=path.name,
         scores=scores,
         layers=tuple(layers),
-        failures=_failures(scores, limits or Limits()),
+        failures=(limits or Limits()).failures(scores),
         notes=(*notes, *_judge_text(scores, reference, path)),
     )
 
@@ -184,78 +188,6 @@ def _open_recorded_reference(deployed_dir: Path) -> Checkpoint:
             f"{deployed_dir} was made from {directory}, which cannot be read: {err} Or give "
             "another copy of the float model with --reference DIR."
         ) from err
-
-
-def _read_tokens(
-    deployed: Checkpoint, path: Path, max_tokens: int, sequence_length: int
-) -> tuple[torch.Tensor, list[str]]:
-    """Return the text as token windows, and a note on tokens that fill none.
-
-    Returns:
-        int64 [rows, seq], where every window begins with the BOS, and none or one note.
-    """
-    tokenizer = Tokenizer.from_dir(deployed.directory)
-    ids, is_whole = _read_ids(tokenizer, path, max_tokens)
-    if ids and max(ids) >= deployed.config.vocab_size:
-        raise CheckpointError(
-            f"The tokenizer of {deployed.directory} gives id {max(ids)}, the model has "
-            f"{deployed.config.vocab_size}: they do not belong together."
-        )
-    prefix = [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
-    usable = min(len(ids), max_tokens)
-    if usable < MIN_TOKENS:
-        raise CalibrationError(
-            f"{path} gives {len(ids)} tokens (at most {max_tokens} used), expected at least "
-            f"{MIN_TOKENS}. Use a longer --text."
-        )
-    width = min(sequence_length - len(prefix), usable)
-    rows = [prefix + ids[start : start + width] for start in range(0, usable - width + 1, width)]
-    left_over, is_short = usable % width, is_whole and len(ids) < max_tokens
-    notes = []
-    if left_over and (is_short or left_over >= MIN_TOKENS):
-        has = f"{path.name} has {len(ids):,} tokens" if is_short else f"--max-tokens {max_tokens}"
-        notes.append(
-            f"{has}: the last {left_over:,} fill no window of {width:,} and were left out."
-        )
-    return torch.tensor(rows), notes
-
-
-def _read_ids(tokenizer: Tokenizer, path: Path, max_tokens: int) -> tuple[list[int], bool]:
-    """Return the ids of as much of the text as ``max_tokens`` needs, and whether it is all."""
-    data, ids, is_whole = b"", list[int](), False
-    # The last tokens of a text that is cut are not those of the whole text.
-    while len(ids) < max_tokens + MIN_TOKENS and len(data) < MAX_TEXT_BYTES and not is_whole:
-        try:
-            with path.open("rb") as file:
-                file.seek(len(data))
-                more = file.read(max(16 * max_tokens, len(data)))
-        except OSError as err:
-            raise CalibrationError(f"{path} cannot be read: {err.strerror}.") from err
-        data, is_whole = data + more, not more
-        try:
-            # Until the end is reached the last character may be cut.
-            text = codecs.getincrementaldecoder("utf-8-sig")().decode(data, final=is_whole)
-        except UnicodeDecodeError as err:
-            where = f"{err.reason}, byte {err.start}"
-            raise CalibrationError(f"{path} is not UTF-8 text: {where}.") from err
-        ids = tokenizer.encode(text, add_bos=False)
-    return ids, is_whole
-
-
-def _failures(scores: NextTokenScores, limits: Limits) -> tuple[str, ...]:
-    """Return the limits that are not met; a figure that is no number meets none."""
-    failures = []
-    if limits.max_kl is not None and not scores.mean_kl <= limits.max_kl:
-        failures.append(f"mean KL is {scores.mean_kl:.6f}, the limit is {limits.max_kl}")
-    if limits.min_top1 is not None and not scores.top1 >= limits.min_top1:
-        failures.append(f"same top token is {scores.top1:.4f}, the limit is {limits.min_top1}")
-    if not math.isfinite(scores.mean_kl):
-        models = {"float": scores.perplexity_float, "deployed": scores.perplexity_deployed}
-        # Both are finite where only tokens that the text does not use are damaged.
-        damaged = [name for name, value in models.items() if not math.isfinite(value)]
-        for name in damaged or ["float or deployed"]:
-            failures.append(f"the {name} model's output holds NaN or infinity")
-    return tuple(failures)
 
 
 def _judge_text(scores: NextTokenScores, reference: Checkpoint, path: Path) -> list[str]:

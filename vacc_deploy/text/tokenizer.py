@@ -111,7 +111,7 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """Return the text of ``ids``; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of ``ids``; bytes that are not UTF-8 become U+FFFD."""
         with _library_errors(self._directory / TOKENIZER_NAME):
             text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
@@ -179,6 +179,7 @@ class Tokenizer:
         """
         if self._template is None:
             return self.eos_id
+        # What stands behind a known answer, in the rendered text, is what ends every answer.
         probe = "vacc-deploy-probe"
         turns = ({"role": "user", "content": "a"}, {"role": "assistant", "content": probe})
         tail = self.render_chat(turns, add_generation_prompt=False).rpartition(probe)[2].strip()
@@ -187,6 +188,7 @@ class Tokenizer:
         return first[0] if first and first[0] in added else self.eos_id
 
     def _read_special(self, config: Mapping[str, Any], key: str) -> tuple[str | None, int | None]:
+        """Return a special token and its id, None twice where the config names none."""
         value = config.get(key)
         token = value.get("content") if isinstance(value, dict) else value
         if value is None:
@@ -200,6 +202,7 @@ class Tokenizer:
         return token, token_id
 
     def _read_adds_bos(self, config: Mapping[str, Any], leading: int | None) -> bool:
+        """Return the config's own statement, else what the post-processor does."""
         value = config.get("add_bos_token")
         if value is None:
             return leading is not None and leading == self.bos_id
@@ -212,6 +215,7 @@ class Tokenizer:
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:
+    """Return the error of a file that cannot be used."""
     return CheckpointError(f"{path} cannot be used: {what}. {_RESTORE}")
 
 
@@ -239,8 +243,8 @@ def _read_backend(checkpoint_dir: Path) -> tokenizers.Tokenizer:
 def _library_errors(path: Path) -> Iterator[None]:
     """Turn what the tokenizers library raises for a damaged file into a ``CheckpointError``.
 
-    It raises a bare ``Exception``, and the panic of its Rust code is no ``Exception`` at all.
-    Every other class passes.
+    It raises a bare ``Exception``; the panic of its Rust code is a ``BaseException`` only. Every
+    other class passes through.
     """
     try:
         yield
@@ -265,7 +269,7 @@ def _read_object(path: Path) -> Mapping[str, Any]:
 
 
 def _read_template(checkpoint_dir: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
-    """Return the template of the first place that has one; the order is that of transformers 5."""
+    """Return the template of the first file that has one; the order is that of transformers 5."""
     path = checkpoint_dir / TEMPLATE_NAME
     if path.is_file():
         # UTF-8 takes four bytes a character at the most.
@@ -282,6 +286,7 @@ def _read_template(checkpoint_dir: Path, config: Mapping[str, Any]) -> ChatTempl
 
 
 def _choose_template(value: Any, path: Path) -> ChatTemplate | None:
+    """Return the template of a ``chat_template`` entry: a text, or a list with a default."""
     if value is None or value == []:
         return None
     if isinstance(value, list):

@@ -1,0 +1,107 @@
+"""Read a text as token windows of one model, for a comparison to run over.
+
+Owns how much of a text is read, where windows begin, and what is said about tokens left out.
+"""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+
+import torch
+
+from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.errors import CalibrationError, CheckpointError
+from vacc_deploy.text.tokenizer import Tokenizer
+
+MAX_TEXT_BYTES = 64 << 20
+MIN_TOKENS = 16
+_FIRST_BYTES_PER_TOKEN = 16  # more than a token of any language stands for on average
+
+
+def read_windows(
+    checkpoint: Checkpoint, path: Path, *, max_tokens: int, sequence_length: int
+) -> tuple[torch.Tensor, list[str]]:
+    """Return the text as token windows, and a note on tokens that fill none.
+
+    Args:
+        checkpoint: the model whose tokenizer reads the text.
+        path: UTF-8 text, with or without a byte order mark.
+        max_tokens: tokens of the text to use.
+        sequence_length: tokens of one window; a shorter text makes one shorter window.
+
+    Returns:
+        int64 [rows, seq], where every window begins with the BOS, and none or one note.
+
+    Raises:
+        CheckpointError: the tokenizer is damaged or belongs to another model.
+        CalibrationError: the text cannot be read, is not UTF-8 or is too short.
+    """
+    tokenizer = Tokenizer.from_dir(checkpoint.directory)
+    ids, is_whole = _read_ids(tokenizer, path, max_tokens)
+    check_ids(checkpoint, ids)
+    usable = min(len(ids), max_tokens)
+    if usable < MIN_TOKENS:
+        raise CalibrationError(
+            f"{path} gives {len(ids)} tokens (at most {max_tokens} used), expected at least "
+            f"{MIN_TOKENS}. Use a longer --text."
+        )
+    prefix = [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
+    width = min(sequence_length - len(prefix), usable)
+    rows = [prefix + ids[start : start + width] for start in range(0, usable - width + 1, width)]
+    left_over, is_short = usable % width, is_whole and len(ids) < max_tokens
+    notes = []
+    # A few tokens beyond a round --max-tokens are no surprise; the end of a short text may be.
+    if left_over and (is_short or left_over >= MIN_TOKENS):
+        has = f"{path.name} has {len(ids):,} tokens" if is_short else f"--max-tokens {max_tokens}"
+        notes.append(
+            f"{has}: the last {left_over:,} fill no window of {width:,} and were left out."
+        )
+    return torch.tensor(rows), notes
+
+
+def check_ids(checkpoint: Checkpoint, ids: list[int]) -> None:
+    """Refuse ids that the model has no embedding for.
+
+    Raises:
+        CheckpointError: the tokenizer belongs to another model.
+    """
+    if ids and max(ids) >= checkpoint.config.vocab_size:
+        raise CheckpointError(
+            f"The tokenizer of {checkpoint.directory} gives id {max(ids)}, the model has "
+            f"{checkpoint.config.vocab_size}: they do not belong together."
+        )
+
+
+def _read_ids(tokenizer: Tokenizer, path: Path, max_tokens: int) -> tuple[list[int], bool]:
+    """Return the ids of as much of the text as ``max_tokens`` needs, and whether it is all.
+
+    Reads twice as much each time, until there are enough tokens: a token may stand for many bytes.
+    """
+    # The last tokens of a text that is cut are not those of the whole text, so read a few more.
+    wanted, data = max_tokens + MIN_TOKENS, b""
+    while True:
+        more = _read_bytes(path, len(data), max(_FIRST_BYTES_PER_TOKEN * max_tokens, len(data)))
+        data, is_whole = data + more, not more
+        ids = tokenizer.encode(_decode(path, data, is_whole), add_bos=False)
+        if is_whole or len(ids) >= wanted or len(data) >= MAX_TEXT_BYTES:
+            return ids, is_whole
+
+
+def _read_bytes(path: Path, start: int, count: int) -> bytes:
+    """Return at most ``count`` bytes from ``start`` on, none at the end of the file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(count)
+    except OSError as err:
+        raise CalibrationError(f"{path} cannot be read: {err.strerror}.") from err
+
+
+def _decode(path: Path, data: bytes, is_whole: bool) -> str:
+    """Return the text of ``data``; the last character may be cut unless the text is whole."""
+    try:
+        return codecs.getincrementaldecoder("utf-8-sig")().decode(data, final=is_whole)
+    except UnicodeDecodeError as err:
+        where = f"{err.reason}, byte {err.start}"
+        raise CalibrationError(f"{path} is not UTF-8 text: {where}.") from err
