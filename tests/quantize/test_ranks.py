@@ -131,8 +131,10 @@ def timed_outcomes(work):
     return outcomes
 
 
-@pytest.mark.parametrize("wait", ["share", "collect", "add", "broadcast"])
-@pytest.mark.parametrize("end", ["error", "kill"])
+@pytest.mark.parametrize(
+    ("wait", "end"),
+    [("share", "kill"), ("collect", "error"), ("add", "kill"), ("broadcast", "error")],
+)
 def test_a_rank_that_ends_is_noticed_by_one_that_waits_for_it(wait, end):
     """Without torchrun: by the connections that it closes."""
 
