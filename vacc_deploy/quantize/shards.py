@@ -196,7 +196,7 @@ def write_shards(
     with threads, ShardSink(run) as sink:
         _write_copies(checkpoint, run, sink)
         if run.finished < run.num_layers:
-            pace = _Pace(progress, 0 if rows is None else rows.tokens.size, compute)
+            pace = Pace(progress, 0 if rows is None else rows.tokens.size, compute)
             with control.watch():
                 progress.start("Quantizing", run.num_layers, "layers")
                 layers = _remaining_layers(checkpoint, run, options, rows, pace=pace, ranks=ranks)
@@ -234,7 +234,7 @@ def _write_copies(checkpoint: Checkpoint, run: Run, sink: ShardSink) -> None:
             sink.put(shard, tensors)
 
 
-class _Pace:
+class Pace:
     """Reports layers, and counts the seconds of those that this run quantizes itself."""
 
     def __init__(
@@ -275,7 +275,7 @@ def _remaining_layers(
     options: QuantizeOptions,
     rows: CalibrationRows | None,
     *,
-    pace: _Pace,
+    pace: Pace,
     ranks: Ranks,
 ) -> Iterator[QuantizedLayer | None]:
     """Yield every layer that is not finished, None for each that the rows are carried through."""
@@ -301,7 +301,7 @@ def _remaining_layers(
 
 
 def _hand_over(
-    checkpoint: Checkpoint, run: Run, layer: QuantizedLayer, sink: ShardSink, pace: _Pace
+    checkpoint: Checkpoint, run: Run, layer: QuantizedLayer, sink: ShardSink, pace: Pace
 ) -> None:
     kept = _kept_tensors(checkpoint, layer.index)
     with run.clock.phase("write wait"):
