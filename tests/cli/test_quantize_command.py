@@ -270,8 +270,8 @@ def test_quantize_bad_weight_advises_no_resume(source, monkeypatch):
     result = run(source)
     assert result.exit_code == 1
     assert result.output.endswith(
-        " Download the file model.safetensors again. 1 of 2 layers are finished and kept, but "
-        "--resume goes on with unchanged files only: with a changed one begin again by "
+        " Download the file model.safetensors again. 1 of 2 layers are finished and kept. "
+        "--resume needs the same input files. If you replace the damaged file, start over with "
         "--overwrite.\n"
     )
     result = run(source)
