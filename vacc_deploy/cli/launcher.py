@@ -147,10 +147,12 @@ def join_ranks(environment: Mapping[str, str], device: str) -> Iterator[Seat]:
             ranks.connect(choose_compute(own_device).device)
             yield Seat(ranks, control, own_device)
     except BaseException as err:
+        # Claimed before the connection closes: at that the others fail, and must not be first.
         is_first = ranks.claim_failure()
         ranks.leave(is_failed=True)
         if is_first:
             raise
+        # The first one may not know what stays: only rank 0 enters the output's directory.
         hint = getattr(err, "hint", "")
         if hint:
             click.echo(hint, err=True)

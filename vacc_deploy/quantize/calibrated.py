@@ -69,7 +69,7 @@ def calibrate_layers(
         options: what shapes the result.
         rows: the calibration tokens, of all ranks.
         spool_dir: directory for the rows if they do not fit the memory.
-        clock: counts the seconds of each part; see ``choose_compute`` for its synchronize.
+        clock: counts the seconds of each part.
         carried: layers that an earlier run has finished.
         ranks: the processes of the run; each carries its share of the rows.
         progress: told of every linear.
@@ -83,15 +83,8 @@ def calibrate_layers(
     with torch.inference_mode():
         positions = Positions.build(checkpoint.config, rows.tokens.shape[1], compute.device)
         streams = _start(checkpoint, options, rows, compute, spool_dir=spool_dir, ranks=ranks)
-    num_rows, sequence_length = rows.tokens.shape
-    make_quantizer: MakeQuantizer = partial(
-        LayerQuantizer,
-        solver_settings(options),
-        num_held_out_tokens=(num_rows - rows.num_fit_rows) * sequence_length,
-        dtype=compute.dtype,
-        clock=clock,
-        ranks=ranks,
-        progress=progress,
+    make_quantizer = _quantizer_maker(
+        options, rows, compute.dtype, clock=clock, ranks=ranks, progress=progress
     )
     layers = read_layers(checkpoint, compute)
     while True:
@@ -133,7 +126,7 @@ def calibrate_along(
         QuantizationError: a weight or an activation is not finite.
         RankLostError: another rank is gone.
     """
-    finished = ranks.share(0)
+    finished = ranks.share(0)  # as rank 0 has read it
     if finished == checkpoint.config.num_hidden_layers:
         return
     layers = calibrate_layers(
@@ -163,10 +156,33 @@ def solver_settings(options: QuantizeOptions) -> SolverSettings:
     )
 
 
+def _quantizer_maker(
+    options: QuantizeOptions,
+    rows: CalibrationRows,
+    dtype: torch.dtype,
+    *,
+    clock: PhaseClock,
+    ranks: Ranks,
+    progress: Progress,
+) -> MakeQuantizer:
+    """Return what makes the quantizer of one layer, given the reader of its exact weights."""
+    num_rows, sequence_length = rows.tokens.shape
+    return partial(
+        LayerQuantizer,
+        solver_settings(options),
+        # Of all ranks: each samples its share of them.
+        num_held_out_tokens=(num_rows - rows.num_fit_rows) * sequence_length,
+        dtype=dtype,
+        clock=clock,
+        ranks=ranks,
+        progress=progress,
+    )
+
+
 def _carry_through(
     layer: DecoderLayer, walk: LayerWalk, carried: Carried, compute: Compute, ranks: Ranks
 ) -> None:
-    """Carry the rows through a finished layer; tell of it."""
+    """Carry the rows through a finished layer and report it."""
     _deploy_finished(layer, carried, compute, ranks)
     walk.carry()
     carried.told(layer.index)
@@ -198,7 +214,8 @@ def _start(
 
     Dealt one by one, so that every rank has its share of each kind.
     """
-    tokens = torch.from_numpy(rows.tokens)  # [rows, seq], those held out last
+    # [rows, seq]: those held out last here, first in the streams
+    tokens = torch.from_numpy(rows.tokens)
     num_held_out = len(tokens) - rows.num_fit_rows
     num_original = num_original_rows(checkpoint.config, options, rows.num_fit_rows, num_held_out)
     mine = slice(ranks.rank, None, ranks.count)

@@ -236,6 +236,7 @@ class LayerQuantizer:
             for name in names:
                 self._round(layer, name)
             return
+        # The next stage begins its own sums, while those of this one are used up.
         statistics, self._statistics = self._statistics, StageStatistics()
         with _locating(f"The inputs of {linear_name(layer.index, names[0])}"):
             prepared = self._prepare(statistics)
@@ -274,6 +275,7 @@ class LayerQuantizer:
         settings, clock = self._settings, self._clock
         with self._exchange_phase("exchange"):
             held_out = join_statistics(statistics, self._ranks)
+        # The factor shows NaN in the Hessian, and nothing else would show it in these.
         _require_finite(held_out.inputs, held_out.float_inputs, statistics.cross)
         hessian, correction = statistics.hessian, None
         assert hessian is not None

@@ -79,6 +79,8 @@ def check_same(
             "--method rtn is bound by reading and writing files, which further processes do not "
             f"speed up: run it in one instead of {ranks.count}."
         )
+    # Without the model's name, which is that of its directory, and without the text, which only
+    # rank 0 reads.
     identity: dict[str, Any] = identify(checkpoint, options, "", None, compute)
     identity["compute dtype"] = str(compute.dtype).removeprefix("torch.")
     first, *others = ranks.collect(identity)
@@ -117,11 +119,13 @@ def join_statistics(statistics: StageStatistics, ranks: Ranks) -> HeldOut:
             statistics.cross = torch.zeros_like(hessian)
             statistics.shared_hessian = torch.zeros_like(hessian)
         elif statistics.shared_hessian is None:
+            # All of its tokens have one; other ranks may have more.
             statistics.shared_hessian = hessian.clone()
         assert statistics.shared_hessian is not None
         ranks.add(statistics.shared_hessian, upper=True)
         ranks.add(statistics.cross)
     ranks.add(hessian, upper=True)
+    # Mirrored after the sum: what lies below the diagonal of a part is undefined.
     own = statistics.finish()
     samples = ranks.collect(
         (own.inputs.cpu(), None if own.float_inputs is None else own.float_inputs.cpu())

@@ -192,6 +192,7 @@ def write_shards(
     """
     # Rounding is bound by reading and writing: the other cores are the writers'.
     threads = _torch_threads(1) if rows is None else nullcontext()
+    # The other ranks have to know which layers they only carry their rows through.
     ranks.share(run.finished)
     with threads, ShardSink(run) as sink:
         _write_copies(checkpoint, run, sink)

@@ -91,6 +91,7 @@ def round_weight(weight: torch.Tensor) -> Candidate:
         QuantizationError: the weight is not finite; the error has the row.
     """
     scale = choose_scale(weight)
+    # Rounding lowers no largest code, but the float16 of a small scale may.
     codes, _ = pin_largest(weight, round_to_nearest(weight, scale), scale)
     return Candidate(RTN, codes, scale, count_cut(weight, scale))
 
@@ -106,7 +107,7 @@ def correct_weight(
         judge: of this weight, with a float stream.
     """
     assert judge.wanted is not None
-    shift = correct(weight, correction)
+    shift = correct(weight, correction)  # [out, in]
     strength = choose_strength(judge.wanted, judge.inputs, shift)
     return weight + strength * shift, strength
 
@@ -126,6 +127,7 @@ def choose_scales(
     """
     absmax = choose_scale(target)
     scale = search_scale(target, absmax, factor.column_cost) if search else absmax
+    # The mean of the rows' quotients; search_scale only ever shrinks.
     share = (scale.float() / absmax.float()).sum().item() / len(scale)
     return scale, round(1 - share, 5)
 
