@@ -22,12 +22,12 @@ from measured import machine
 
 from vacc_deploy.formats.int8 import choose_scale, dequantize, round_to_nearest
 from vacc_deploy.solver import precision as cuda_support
+from vacc_deploy.solver.block import Block, BlockSolver
 from vacc_deploy.solver.gptq import (
-    BlockSolver,
     Solution,
-    _settle_leaf,
     choose_block_solver,
     factorize,
+    settle_leaf,
     solve,
 )
 from vacc_deploy.solver.hessian import accumulate_hessian, mirror_upper
@@ -125,7 +125,7 @@ def measure_shape(
     scale = choose_scale(weight)
     seconds = time_part(device, lambda: solve(weight, scale, factor))
     timed.append(Timed("solve", seconds, in_features**2 * out_features))
-    seconds = time_part(device, lambda: settle_all(factor.unit_rows, out_features, None))
+    seconds = time_part(device, lambda: solve_blocks(factor.unit_rows, out_features, None))
     solver = choose_block_solver(device, torch.float32)
     flop = in_features * solver.max_columns * out_features
     timed.append(Timed("of it, blocks alone", seconds, flop))
@@ -138,22 +138,22 @@ def measure_shape(
     return timed
 
 
-def settle_all(
+def solve_blocks(
     unit_rows: torch.Tensor,
     out_features: int,
-    settle: Callable[..., None] | None,
+    solve_block: Callable[[Block], None] | None,
     *,
     max_columns: int | None = None,
 ) -> None:
-    """Settle every diagonal block of a factor, on values that do not matter."""
+    """Solve every diagonal block of a factor, on values that do not matter."""
     solver = choose_block_solver(unit_rows.device, unit_rows.dtype)
-    settle, width = settle or solver.settle, max_columns or solver.max_columns
+    solve_block, width = solve_block or solver.solve, max_columns or solver.max_columns
     targets = unit_rows.new_full((width, out_features), 3.3)
     errors, codes = targets.clone(), torch.empty_like(targets, dtype=torch.int8)
     count = torch.zeros(1, dtype=torch.int32, device=unit_rows.device)
     for start in range(0, len(unit_rows) - width + 1, width):
-        block = slice(start, start + width)
-        settle(unit_rows[block, block], targets, errors, codes, count)
+        columns = slice(start, start + width)
+        solve_block(Block(unit_rows[columns, columns], targets, errors, codes, count))
 
 
 def print_totals(
@@ -189,7 +189,7 @@ def solve_small(device: torch.device, solver: BlockSolver | None) -> tuple[float
 def check_small(device: torch.device) -> list[str]:
     """Print the small shape on the device beside the torch loop and the CPU; return what is off."""
     seconds, fused = solve_small(device, None)
-    seconds_loop, loop = solve_small(device, BlockSolver(16, _settle_leaf))
+    seconds_loop, loop = solve_small(device, BlockSolver(16, settle_leaf))
     seconds_cpu, reference = solve_small(torch.device("cpu"), None)
     cpu = torch.device("cpu")
     inputs, weight = make_inputs(4096, SMALL[0], cpu), make_weight(*SMALL, cpu)
@@ -233,7 +233,7 @@ def check_hessian(device: torch.device) -> list[str]:
 
 def tune(device: torch.device) -> None:
     """Print the time of other sizes than the chosen ones."""
-    from vacc_deploy.solver.triton_kernel import LaunchConfig, settle_block
+    from vacc_deploy.solver.triton_kernel import LaunchConfig, solve_block
 
     click.echo("panels of a Hessian of 18944 and 3584 inputs, ms for 16384 tokens")
     for size in (18944, 3584):
@@ -249,8 +249,8 @@ def tune(device: torch.device) -> None:
         for width in (64, 128):
             for block_outputs, num_warps in TUNED_PROGRAMS:
                 config = LaunchConfig(width, block_outputs, num_warps)
-                settle = partial(settle_block, config=config)
-                work = partial(settle_all, unit_rows, num_outputs, settle, max_columns=width)
+                tuned = partial(solve_block, config=config)
+                work = partial(solve_blocks, unit_rows, num_outputs, tuned, max_columns=width)
                 micros = time_part(device, work) * 1e6 / (3584 // width)
                 click.echo(
                     f"  {num_outputs} outputs, {width} columns, programs of {block_outputs} "
@@ -267,7 +267,7 @@ def describe(device: torch.device) -> str:
     return (
         f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, bfloat16 products by "
         f"{product.__name__ if product else 'float32'}, blocks of {solver.max_columns} by "
-        f"{solver.settle.__name__}"
+        f"{solver.solve.__name__}"
     )
 
 

@@ -9,17 +9,19 @@ import sys
 
 import torch
 
-from vacc_deploy.solver.gptq import BlockSolver, Factor, solve
-from vacc_deploy.solver.triton_kernel import MAX_COLUMNS, LaunchConfig, settle_block
+from vacc_deploy.solver.block import Block, BlockSolver
+from vacc_deploy.solver.gptq import Factor, solve
+from vacc_deploy.solver.triton_kernel import MAX_COLUMNS, LaunchConfig, solve_block
 
 
-def settle(case):
+def solve_one(case):
     """Return the errors, codes and count of one block."""
     errors = case["values"].clone()
     codes = torch.full(errors.shape, 99, dtype=torch.int8)
     num_saturated = torch.zeros(1, dtype=torch.int32)
     config = LaunchConfig(*case["config"]) if "config" in case else None
-    settle_block(case["unit_rows"], case["targets"], errors, codes, num_saturated, config=config)
+    block = Block(case["unit_rows"], case["targets"], errors, codes, num_saturated)
+    solve_block(block, config=config)
     return {"errors": errors, "codes": codes, "num_saturated": int(num_saturated)}
 
 
@@ -30,7 +32,7 @@ def solve_whole(case):
         case["scale"],
         Factor(case["unit_rows"], case["order"], 0.01, torch.ones(len(case["unit_rows"]))),
         leaf_columns=case["leaf_columns"],
-        block_solver=BlockSolver(MAX_COLUMNS, settle_block, is_aligned=True),
+        block_solver=BlockSolver(MAX_COLUMNS, solve_block, is_aligned=True),
     )
     return {"codes": solution.codes, "num_saturated": solution.num_saturated}
 
@@ -39,7 +41,7 @@ def main():
     """Work through the cases."""
     cases = torch.load(sys.argv[1], weights_only=True)
     results = {
-        name: (solve_whole if "weight" in case else settle)(case) for name, case in cases.items()
+        name: (solve_whole if "weight" in case else solve_one)(case) for name, case in cases.items()
     }
     torch.save(results, sys.argv[2])
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from vacc_deploy.quantize.processes import Place, ProcessRanks
+from vacc_deploy.quantize.processes import ProcessRanks
 
 TIMEOUT_SECONDS = 60
 
@@ -72,14 +72,14 @@ def _be_rank(rank, count, port, work, end):
         "GLOO_SOCKET_IFNAME": "lo",
     }
     torch.set_num_threads(1)
-    ranks = ProcessRanks(Place(rank, count, rank, count))
+    ranks = ProcessRanks(rank, count, count)
     try:
         ranks.connect(torch.device("cpu"))
         result = work(ranks)
     except Exception as err:
         ranks.claim_failure()
         end.send(Raised(type(err), str(err)))
-        ranks.abandon()
+        ranks.leave(is_failed=True)
     else:
         end.send(result)
         ranks.leave()

@@ -1,12 +1,12 @@
 """The calibrated quantizer as a whole: beside a slow reference, and what it never does."""
 
-import json
 import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from checkpoint_builders import read_tensors
+from doubles import Recorder
 from quantize_runs import (
     NUM_HELD_OUT,
     NUM_SHARED,
@@ -21,12 +21,12 @@ from quantize_runs import (
 )
 from reference_logits import decoder_logits
 from slow_reference import STAGES, Settings, slow_calibration
+from texts import read_json
 
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.errors import QuantizationError
 from vacc_deploy.models.config import FINAL_NORM, LM_HEAD
 from vacc_deploy.phases import PhaseClock
-from vacc_deploy.progress import Progress
 from vacc_deploy.quantize import calibrated
 from vacc_deploy.quantize import layer_quantizer as layer_module
 from vacc_deploy.quantize.calibrated import Carried, calibrate_layers
@@ -268,20 +268,15 @@ def test_quantize_gptq_dead_inputs_are_rounded_with_a_warning(tmp_path, text):
     source = make_source(
         tmp_path / "model", extra_tensors={name: torch.zeros(64, dtype=torch.bfloat16)}
     )
-    warned = []
-
-    class Listener(Progress):
-        def warn(self, message):
-            warned.append(message)
-
-    result = quantize(source, options=gptq_options(text), progress=Listener())
+    progress = Recorder()
+    result = quantize(source, options=gptq_options(text), progress=progress)
     expected = (
         "3 linears were rounded because their Hessian could not be factored "
         "(first model.layers.1.self_attn.q_proj)"
     )
-    assert result.warnings == (expected,) and warned == [expected]
+    assert result.warnings == (expected,) and progress.warnings == [expected]
     assert f"Warning: {expected}" in result.to_text()
-    report = json.loads((result.output_dir / "quantize_report.json").read_text("utf-8"))
+    report = read_json(result.output_dir / "quantize_report.json")
     assert report["warnings"] == [expected]
     assert [r.dampening_frac for r in result.linears[7:10]] == [None] * 3
 

@@ -1,56 +1,29 @@
 """What a quantization tells while it runs: layers, linears, their errors, speed and memory."""
 
-import json
 import re
-import signal
 
 import pytest
 from checkpoint_builders import write_checkpoint
+from doubles import Recorder, StopAfter
+from texts import read_json, write_numbers
 
 from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.errors import StoppedError
 from vacc_deploy.models.config import LAYER_LINEARS, linear_name
-from vacc_deploy.progress import Progress, RunControl
-from vacc_deploy.quantize import shards as layers_module
+from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.result import summarize_linear
 from vacc_deploy.quantize.run import quantize
-from vacc_deploy.solver.records import LinearRecord
+from vacc_deploy.quantize.shards import Pace
+from vacc_deploy.solver.records import LinearRecord, QuantizedLayer
 
 SHORT_NAMES = [name.removesuffix("_proj") for name in LAYER_LINEARS]
 
 
-class Recorder(Progress):
-    def __init__(self):
-        self.events = []
-
-    def start(self, description, total, unit):
-        self.events.append(("start", f"{description} {total} {unit}"))
-
-    def advance(self, amount=1, note=""):
-        self.events.append(("advance", note))
-
-    def skip(self, amount=1, note=""):
-        self.events.append(("skip", note))
-
-    def note(self, text):
-        self.events.append(("note", text))
-
-    def of_layers(self):
-        """Return the events of the layers' own job."""
-        first = self.events.index(("start", "Quantizing 3 layers"))
-        return self.events[first + 1 :]
-
-
-class StopAfter(RunControl):
-    """Asks to stop after some layers."""
-
-    def __init__(self, count):
-        self.left = count
-
-    def stop_signal(self):
-        self.left -= 1
-        return None if self.left else signal.SIGTERM
+def of_layers(progress):
+    """Return kind and text of the events of the layers' own job."""
+    first = progress.events.index(("start", "Quantizing 3 layers"))
+    return [(event[0], event[-1]) for event in progress.events[first + 1 : -1]]
 
 
 @pytest.fixture
@@ -60,20 +33,18 @@ def source(tmp_path):
 
 @pytest.fixture
 def gptq(tmp_path):
-    path = tmp_path / "words.txt"
-    path.write_text("".join(f"{i * 7919 % 10007} words, " for i in range(2000)), "utf-8")
-    sources = (CalibrationSource("text", path),)
+    sources = (CalibrationSource("text", write_numbers(tmp_path / "words.txt", 2000)),)
     return QuantizeOptions("gptq", sources, num_samples=10, sequence_length=32)
 
 
 def read_timing(output_dir):
-    return json.loads((output_dir / "quantize_timing.json").read_text("utf-8"))
+    return read_json(output_dir / "quantize_timing.json")
 
 
 def test_every_linear_is_told_and_every_layer_ends_with_speed_and_memory(source, gptq):
     progress = Recorder()
     quantize(source, options=gptq, progress=progress)
-    events = progress.of_layers()
+    events = of_layers(progress)
     assert [kind for kind, _ in events] == 3 * [*(7 * ["note"]), "advance"]
     assert [text.partition(" of layer 0")[0] for _, text in events[:7]] == SHORT_NAMES
     pattern = (
@@ -86,7 +57,7 @@ def test_every_linear_is_told_and_every_layer_ends_with_speed_and_memory(source,
 def test_rounding_tells_layers_without_tokens(source):
     progress = Recorder()
     quantize(source, options=QuantizeOptions("rtn"), progress=progress)
-    notes = [note for _, note in progress.of_layers()]
+    notes = [note for _, note in of_layers(progress)]
     assert len(notes) == 3
     assert all(re.fullmatch(r"layer \d; peak memory [\d.]+ [MG]iB", note) for note in notes)
 
@@ -99,15 +70,14 @@ def test_a_linear_is_told_with_the_errors_of_those_before_it():
     assert text == "v of layer 3, output error relative to RTN: q 0.50, k 1.50 (rounded)"
 
 
-def test_tokens_per_second_leave_out_the_time_of_finished_layers(gptq, monkeypatch):
-    clock = iter([0.0, 100.0, 104.0])
-    monkeypatch.setattr(layers_module.time, "monotonic", lambda: next(clock))
-    progress = Recorder()
-    pace = layers_module._Pace(progress, gptq, 2000)
+def test_tokens_per_second_leave_out_the_time_of_finished_layers():
+    clock, progress = iter([0.0, 100.0, 104.0]), Recorder()
+    pace = Pace(progress, 2000, choose_compute("cpu"), now=lambda: next(clock))
     pace.skip(1, "carried")
-    pace.advance(layers_module.QuantizedLayer(1, (), ()))
-    assert progress.events[0] == ("skip", "carried")
-    assert progress.events[1][1].startswith("layer 1; 500 tokens/s; peak memory ")
+    pace.advance(QuantizedLayer(1, (), ()))
+    assert progress.events[0] == ("skip", 1, "carried")
+    assert progress.notes() == [progress.events[1][-1]]
+    assert progress.notes()[0].startswith("layer 1; 500 tokens/s; peak memory ")
 
 
 @pytest.mark.parametrize("method", ["gptq", "rtn"])
@@ -117,13 +87,13 @@ def test_a_resumed_run_tells_finished_layers_apart(source, gptq, method):
         quantize(source, options=options, control=StopAfter(2))
     progress = Recorder()
     quantize(source, options=options, resume=True, progress=progress)
-    skipped = [note for kind, note in progress.of_layers() if kind == "skip"]
+    skipped = [note for kind, note in of_layers(progress) if kind == "skip"]
     if method == "gptq":
-        carried = "finished before, the rows were carried through it"
-        assert skipped == [f"layer 0: {carried}", f"layer 1: {carried}"]
+        replayed = "already quantized; replaying it to restore the calibration state"
+        assert skipped == [f"layer 0: {replayed}", f"layer 1: {replayed}"]
     else:
-        assert skipped == ["2 layers were finished before"]
-    assert [kind for kind, _ in progress.of_layers()].count("advance") == 1
+        assert skipped == ["2 layers were already quantized"]
+    assert [kind for kind, _ in of_layers(progress)].count("advance") == 1
 
 
 def test_the_seconds_of_every_linear_outlive_an_interruption(source, gptq):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,21 +13,23 @@ import pytest
 import torch
 from checkpoint_builders import write_checkpoint
 from click.testing import CliRunner
-from rank_processes import run_ranks
+from doubles import StopAfter
+from rank_processes import Raised, run_ranks
+from texts import ROOT, contents, number_words, read_json
 
 from vacc_deploy.cli import cli
-from vacc_deploy.cli.launcher import device_of, launcher, read_place
+from vacc_deploy.cli.launcher import Launch, device_of, launcher, read_launch
 from vacc_deploy.cli.signals import resume_command
 from vacc_deploy.datasets.sources import CalibrationSource
-from vacc_deploy.errors import CheckpointError, OutputError, RankLostError, StoppedError, UsageError
-from vacc_deploy.progress import RunControl
-from vacc_deploy.quantize.assist import assist
+from vacc_deploy.errors import CheckpointError, OutputError, StoppedError, UsageError
+from vacc_deploy.models.config import LAYER_LINEARS
+from vacc_deploy.progress import UNCONTROLLED
 from vacc_deploy.quantize.options import QuantizeOptions
-from vacc_deploy.quantize.processes import Place
 from vacc_deploy.quantize.result import REPORT_NAME, TIMING_NAME
 from vacc_deploy.quantize.run import quantize
 
-NUM_LAYERS = 3
+NUM_LAYERS, LONG = 3, 8
+NUM_LINEARS = NUM_LAYERS * len(LAYER_LINEARS)
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +37,7 @@ def place(tmp_path_factory):
     """A directory with a checkpoint and a text in it, beside which every test writes."""
     directory = tmp_path_factory.mktemp("ranks")
     write_checkpoint(directory / "model", num_layers=NUM_LAYERS)
-    text = "".join(f"{i * 7919 % 10007} words, " for i in range(6000))
-    (directory / "words.txt").write_text(text, "utf-8")
+    (directory / "words.txt").write_text(number_words(6000), "utf-8")
     return directory
 
 
@@ -44,18 +46,14 @@ def options_of(place, **changes):
     return QuantizeOptions("gptq", (CalibrationSource("text", place / "words.txt"),), **values)
 
 
-def contents(directory):
+def bytes_of(directory):
     """Return every file with its bytes, the times of the run aside."""
-    return {
-        str(path.relative_to(directory)): path.read_bytes()
-        for path in directory.rglob("*")
-        if path.is_file() and path.name != TIMING_NAME
-    }
+    return contents(directory, without=(TIMING_NAME,))
 
 
 def errors_of(directory):
-    report = json.loads((directory / REPORT_NAME).read_text("utf-8"))
-    assert len(report["linears"]) == 7 * NUM_LAYERS
+    report = read_json(directory / REPORT_NAME)
+    assert len(report["linears"]) == NUM_LINEARS
     return {
         (record["name"], method): record[f"error_{method}"]
         for record in report["linears"]
@@ -64,14 +62,23 @@ def errors_of(directory):
 
 
 def quantize_on(count, source, options, output, *, sources=None, control=None, **arguments):
-    """Quantize on ``count`` ranks; ``sources`` has the checkpoint of a rank that has another."""
+    """Quantize on ``count`` ranks; return how many linears each one reports.
+
+    Args:
+        sources: checkpoints of ranks that have another one than ``source``.
+        control: of rank 0.
+    """
 
     def work(ranks):
-        own = (sources or {}).get(ranks.rank, source)
-        if ranks.rank:
-            return assist(own, options=options, ranks=ranks)
-        told = {} if control is None else {"control": control}
-        result = quantize(own, options=options, output=output, ranks=ranks, **told, **arguments)
+        result = quantize(
+            (sources or {}).get(ranks.rank, source),
+            options=options,
+            # Only the first one may enter the output's directory.
+            output=output if ranks.rank == 0 else output.parent / "not here" / "out",
+            ranks=ranks,
+            control=UNCONTROLLED if control is None or ranks.rank else control,
+            **arguments,
+        )
         return len(result.linears)
 
     return run_ranks(count, work)
@@ -81,7 +88,7 @@ def quantize_on(count, source, options, output, *, sources=None, control=None, *
 def two(place):
     """The output of two ranks."""
     outcomes = quantize_on(2, place / "model", options_of(place), place / "two")
-    assert outcomes == [7 * NUM_LAYERS, None]
+    assert outcomes == [NUM_LINEARS, 0]
     return place / "two"
 
 
@@ -90,24 +97,18 @@ def two(place):
 
 def test_the_same_number_of_ranks_gives_the_same_bytes(place, two):
     quantize_on(2, place / "model", options_of(place), place / "again")
-    assert contents(place / "again") == contents(two)
+    assert bytes_of(place / "again") == bytes_of(two)
 
 
-@pytest.fixture(scope="module")
-def alone(place):
+def test_another_number_of_ranks_gives_nearly_the_same_errors(place, two):
     quantize(place / "model", options=options_of(place), output=place / "one")
-    return errors_of(place / "one")
-
-
-@pytest.mark.parametrize("count", [2, 4])
-def test_another_number_of_ranks_gives_nearly_the_same_errors(place, alone, count):
-    output = place / f"count-{count}"
-    quantize_on(count, place / "model", options_of(place), output)
-    got = errors_of(output)
-    assert got.keys() == alone.keys()
-    assert all(abs(got[key] / alone[key] - 1) < 0.01 for key in alone)
-    identity = json.loads((output / TIMING_NAME).read_text("utf-8"))["identity"]
-    assert identity["processes"] == count
+    quantize_on(4, place / "model", options_of(place), place / "four")
+    alone = errors_of(place / "one")
+    for output, count in ((two, 2), (place / "four", 4)):
+        got = errors_of(output)
+        assert got.keys() == alone.keys()
+        assert all(abs(got[key] / alone[key] - 1) < 0.01 for key in alone)
+        assert read_json(output / TIMING_NAME)["identity"]["processes"] == count
 
 
 @pytest.mark.parametrize(
@@ -122,40 +123,49 @@ def test_another_number_of_ranks_gives_nearly_the_same_errors(place, alone, coun
 def test_ranks_without_rows_of_a_kind_and_other_options(place, tmp_path, changes):
     options = options_of(place, **changes)
     outcomes = quantize_on(3, place / "model", options, tmp_path / "three")
-    assert outcomes == [7 * NUM_LAYERS, None, None]
+    assert outcomes == [NUM_LINEARS, 0, 0]
     quantize(place / "model", options=options, output=tmp_path / "one")
     errors = []
     for directory in (tmp_path / "three", tmp_path / "one"):
-        report = json.loads((directory / REPORT_NAME).read_text("utf-8"))
+        report = read_json(directory / REPORT_NAME)
         errors.append([record["error_rtn"] for record in report["linears"][:6]])
     for got, expected in zip(*errors, strict=True):
         assert got == pytest.approx(expected, rel=0.03)
 
 
-def test_a_dry_run_sends_the_others_away(place, tmp_path):
+def test_a_dry_run_ends_on_every_rank_and_leaves_nothing(place, tmp_path):
     options = options_of(place)
     outcomes = quantize_on(2, place / "model", options, tmp_path / "out", dry_run=True)
-    assert outcomes == [0, None]
+    assert outcomes == [0, 0]
     assert not list(tmp_path.iterdir())
 
 
-class StopAfterOne(RunControl):
-    def stop_signal(self):
-        return signal.SIGTERM
+def test_a_finished_output_is_taken_as_it_is(place, two):
+    before = {path: path.stat().st_mtime_ns for path in two.iterdir()}
+    assert quantize_on(2, place / "model", options_of(place), two, resume=True) == [NUM_LINEARS, 0]
+    assert {path: path.stat().st_mtime_ns for path in two.iterdir()} == before
+
+
+def test_a_run_killed_after_its_last_layer_goes_on(place, two):
+    """Nothing is left to calibrate: no rank may wait for another one."""
+    arguments = (place / "model", options_of(place), place / "last")
+    assert quantize_on(2, *arguments, control=StopAfter(3))[0].kind is StoppedError
+    assert quantize_on(2, *arguments, resume=True) == [NUM_LINEARS, 0]
+    assert bytes_of(place / "last") == bytes_of(two)
 
 
 def test_a_stopped_run_goes_on_with_as_many_ranks_only(place, two):
     arguments = (place / "model", options_of(place), place / "stopped")
-    stopped, other = quantize_on(2, *arguments, control=StopAfterOne())
-    assert stopped.kind is StoppedError and other is None
+    stopped, other = quantize_on(2, *arguments, control=StopAfter(1))
+    assert stopped.kind is StoppedError and other == 0
     # Now while the rows are carried through the finished layer.
-    stopped, other = quantize_on(2, *arguments, control=StopAfterOne(), resume=True)
-    assert stopped.kind is StoppedError and other is None
+    stopped, other = quantize_on(2, *arguments, control=StopAfter(1), resume=True)
+    assert stopped.kind is StoppedError and other == 0
     assert "Stopped after 1 of " in stopped.text
     refused = quantize_on(3, *arguments, resume=True)[0]
     assert refused.kind is OutputError and "  - processes: 2 then, 3 now" in refused.text
-    assert quantize_on(2, *arguments, resume=True) == [7 * NUM_LAYERS, None]
-    assert contents(place / "stopped") == contents(two)
+    assert quantize_on(2, *arguments, resume=True) == [NUM_LINEARS, 0]
+    assert bytes_of(place / "stopped") == bytes_of(two)
 
 
 # ---- refusals ----------------------------------------------------------------------------------
@@ -163,10 +173,10 @@ def test_a_stopped_run_goes_on_with_as_many_ranks_only(place, two):
 
 def test_another_checkpoint_on_another_rank_is_refused(place, tmp_path):
     other = write_checkpoint(tmp_path / "model", num_layers=NUM_LAYERS, seed=5)
-    lost, error = quantize_on(
+    same, error = quantize_on(
         2, place / "model", options_of(place), tmp_path / "out", sources={1: other}
     )
-    assert lost.kind is RankLostError and error.kind is CheckpointError
+    assert same == error and error.kind is CheckpointError
     lines = error.text.splitlines()
     assert lines[0] == ("Process 1 has other inputs, options or versions than process 0:")
     assert lines[1].startswith("  - weights model.safetensors: ")
@@ -174,17 +184,22 @@ def test_another_checkpoint_on_another_rank_is_refused(place, tmp_path):
     assert not list(tmp_path.glob("out*"))
 
 
-def test_rounding_on_several_ranks_is_refused(place, tmp_path):
-    options = QuantizeOptions("rtn")
-    refused = quantize_on(2, place / "model", options, tmp_path / "out")[0]
-    assert refused.kind is UsageError
-    assert refused.text.startswith("--method rtn is bound by reading and writing files, ")
-
-
-def test_more_ranks_than_rows_are_refused(place, tmp_path):
-    options = options_of(place, num_samples=3)
-    refused = quantize_on(3, place / "model", options, tmp_path / "out")[0]
-    assert refused.kind is UsageError and "Start at most 2, or" in refused.text
+def test_ranks_without_work_are_refused(place, tmp_path):
+    for options, text in (
+        (
+            QuantizeOptions("rtn"),
+            "--method rtn is bound by reading and writing files, which further processes do not "
+            "speed up: run it in one instead of 3.",
+        ),
+        (
+            options_of(place, num_samples=3),
+            "3 processes are too many: there are 2 calibration rows to fit. Start at most 2, or "
+            "raise --num-samples.",
+        ),
+    ):
+        outcomes = quantize_on(3, place / "model", options, tmp_path / "out")
+        assert outcomes == 3 * [Raised(UsageError, text)]
+        assert not list(tmp_path.iterdir())
 
 
 TORCHRUN = {
@@ -198,18 +213,18 @@ TORCHRUN = {
 }
 
 
-def test_read_place_of_torchrun():
-    place = read_place(TORCHRUN)
-    assert place == Place(rank=5, count=8, local_rank=1, local_count=4)
-    command = launcher(TORCHRUN, place)
+def test_read_launch_of_torchrun():
+    launch = read_launch(TORCHRUN)
+    assert launch == Launch(rank=5, count=8, local_rank=1, local_count=4)
+    command = launcher(TORCHRUN, launch)
     assert command == ("torchrun", "--nnodes", "2", "--nproc-per-node", "4")
     argv = ["/x/vacc_deploy/__main__.py", "quantize", "a b"]
     assert resume_command(argv, command) == (
         "torchrun --nnodes 2 --nproc-per-node 4 -m vacc_deploy quantize 'a b' --resume"
     )
-    assert read_place({}) is None and read_place({**TORCHRUN, "WORLD_SIZE": "1"}) is None
+    assert read_launch({}) is None and read_launch({**TORCHRUN, "WORLD_SIZE": "1"}) is None
     without = {name: value for name, value in TORCHRUN.items() if "ELASTIC" not in name}
-    assert launcher(without, place) == () and launcher(TORCHRUN, None) == ()
+    assert launcher(without, launch) == () and launcher(TORCHRUN, None) == ()
 
 
 @pytest.mark.parametrize(
@@ -223,18 +238,18 @@ def test_read_place_of_torchrun():
         ({"LOCAL_RANK": ""}, "but LOCAL_RANK is not set. Start the processes"),
     ],
 )
-def test_read_place_refuses_what_contradicts_itself(changes, message):
+def test_read_launch_refuses_what_contradicts_itself(changes, message):
     with pytest.raises(UsageError) as err:
-        read_place({**TORCHRUN, **changes})
+        read_launch({**TORCHRUN, **changes})
     assert message in str(err.value)
 
 
 def test_device_of_gives_each_process_its_own():
-    place = Place(5, 8, 1, 4)
-    assert device_of("cuda", place) == "cuda:1" and device_of("cpu", place) == "cpu"
+    launch = Launch(5, 8, 1, 4)
+    assert device_of("cuda", launch) == "cuda:1" and device_of("cpu", launch) == "cpu"
     assert device_of("cuda:3", None) == "cuda:3"
     with pytest.raises(UsageError, match="--device cuda:3 names one device for 8 processes"):
-        device_of("cuda:3", place)
+        device_of("cuda:3", launch)
 
 
 def test_a_command_whose_environment_is_incomplete_exits_2(place):
@@ -249,8 +264,7 @@ def test_a_command_whose_environment_is_incomplete_exits_2(place):
 
 def torchrun(place, source, output, *arguments):
     """Start the command on two ranks of this machine."""
-    root = Path(__file__).resolve().parents[2]
-    path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     options = ("--calibration", f"text={place / 'words.txt'}", "--num-samples", "60")
     options += ("--seq-len", "64", "--compute-dtype", "float32", "--output", str(output))
@@ -265,32 +279,59 @@ def torchrun(place, source, output, *arguments):
     )
 
 
-def test_torchrun_stopped_by_sigterm_goes_on_with_resume(place, two):
-    output = place / "out"
-    process = torchrun(place, place / "model", output)
+@pytest.fixture(scope="module")
+def long_model(place):
+    """A checkpoint of so many layers that a signal after the first one comes in time."""
+    return write_checkpoint(place / "long", num_layers=LONG)
+
+
+def interrupt(process, interrupt_ranks):
+    """Call ``interrupt_ranks`` with the process once a layer is finished; return its stderr."""
     lines = []
     for line in process.stderr:
         lines.append(line)
-        if "1 of 3 layers" in line:
-            process.send_signal(signal.SIGTERM)
+        if f" 1 of {LONG} layers" in line:
+            interrupt_ranks(process)
             break
     _, rest = process.communicate(timeout=60)
-    text = "".join(lines) + rest
-    if "layers, which are kept" not in text:  # it was faster than the signal
-        assert output.is_dir()
-    else:
-        assert not output.exists()
-        assert text.count("layers, which are kept. Resume with: torchrun --nproc-per-node 2 ") == 1
-        assert text.count("Finishing the current layer") == 1
-        process = torchrun(place, place / "model", output, "--resume")
-        result, _ = process.communicate(timeout=60)
-        assert process.returncode == 0
-        assert result.count("Quantized model in ") == 1
-    assert contents(output) == contents(two)
+    return "".join(lines) + rest
+
+
+def test_torchrun_stopped_by_sigterm_goes_on_with_resume(place, long_model):
+    output = place / "long-out"
+    process = torchrun(place, long_model, output)
+    text = interrupt(process, lambda launched: launched.send_signal(signal.SIGTERM))
+    assert not output.exists() and process.returncode != 0
+    stopped = r"Stopped after \d+ of 8 layers, which are kept\. Resume with: torchrun --nproc-per"
+    assert len(re.findall(stopped, text)) == 1
+    assert text.count("Finishing the current layer") == 1
+    process = torchrun(place, long_model, output, "--resume")
+    result, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert result.count("Quantized long in ") == 1
+    quantize_on(2, long_model, options_of(place), place / "long-two")
+    assert bytes_of(output) == bytes_of(place / "long-two")
+
+
+def kill_a_rank(launched):
+    """Kill the second of torchrun's processes, as the system does for lack of memory."""
+    children = Path(f"/proc/{launched.pid}/task/{launched.pid}/children").read_text("ascii")
+    os.kill(int(children.split()[1]), signal.SIGKILL)
+
+
+def test_torchrun_with_a_killed_rank_ends_with_one_message(place, long_model, tmp_path):
+    process = torchrun(place, long_model, tmp_path / "out")
+    began = time.monotonic()
+    text = interrupt(process, kill_a_rank)
+    assert time.monotonic() - began < 50
+    assert process.returncode != 0
+    assert len(re.findall(r"\d+ of 8 layers are finished and kept\. Resume with: ", text)) == 1
+    assert text.count("Error: Process 0 has lost the others: ") == 1
+    assert (tmp_path / "out.partial").is_dir() and not (tmp_path / "out").exists()
 
 
 def test_torchrun_tells_of_a_bad_weight_once(place, tmp_path):
-    """The bad row is the second rank's; the first one has the journal."""
+    """Every rank meets it; one of them says so, and the first one says what stays."""
     name = "model.layers.1.mlp.up_proj.weight"
     bad = torch.randn(160, 64, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16) / 8
     bad[130, 3] = float("nan")
@@ -304,7 +345,10 @@ def test_torchrun_tells_of_a_bad_weight_once(place, tmp_path):
         f"{name} in {source}: row 130 holds NaN or infinity. Download the file model.safetensors "
         "again."
     )
-    assert json.loads(out)["error"] == {"type": "QuantizationError", "message": message}
+    error = json.loads(out)["error"]
+    assert error["type"] == "QuantizationError" and error["message"].startswith(message)
     assert err.count(f"Error: {message}") == 1 and err.count(name) == 1
-    assert err.count("1 of 3 layers are finished and kept. Resume with: torchrun") == 1
+    assert (
+        err.count("1 of 3 layers are finished and kept. --resume needs the same input files.") == 1
+    )
     assert (tmp_path / "out.partial").is_dir() and not (tmp_path / "out").exists()

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from vacc_deploy.formats.int8 import choose_scale, dequantize
-from vacc_deploy.solver.gptq import BlockSolver, _settle_leaf, choose_block_solver, factorize, solve
+from vacc_deploy.solver.block import Block, BlockSolver
+from vacc_deploy.solver.gptq import choose_block_solver, factorize, settle_leaf, solve
 from vacc_deploy.solver.hessian import accumulate_hessian, mirror_upper
 
 pytestmark = [
@@ -32,7 +33,7 @@ def full_hessian(inputs, device):
 
 
 @pytest.mark.parametrize("shape", [(128, 3584), (128, 20000), (37, 65), (1, 1), (100, 33)])
-def test_settle_block_equals_the_torch_loop_on_cuda(shape):
+def test_solve_block_equals_the_torch_loop_on_cuda(shape):
     kernel = choose_block_solver(torch.device("cuda"), torch.float32)
     assert kernel.is_aligned, "Triton is missing on this machine"
     num_columns, num_outputs = shape
@@ -41,11 +42,12 @@ def test_settle_block_equals_the_torch_loop_on_cuda(shape):
     values = torch.randint(-520, 521, shape, generator=generator) / 4
     targets = values + torch.randint(-8, 9, shape, generator=generator) / 4
     results = []
-    for device, settle in (("cpu", _settle_leaf), ("cuda", kernel.settle)):
+    for device, solve_block in (("cpu", settle_leaf), ("cuda", kernel.solve)):
         unit_rows, errors = wide.to(device)[:, 5:], values.to(device, copy=True)
         codes = torch.empty(shape, dtype=torch.int8, device=device)
         count = torch.zeros(1, dtype=torch.int32, device=device)
-        settle(unit_rows, targets.to(device, copy=True), errors, codes, count)
+        block = Block(unit_rows, targets.to(device, copy=True), errors, codes, count)
+        solve_block(block)
         results.append((codes.cpu(), errors.cpu(), int(count)))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
@@ -83,7 +85,7 @@ def test_solve_on_cuda_twice_is_equal_and_does_not_use_tf32():
         torch.backends.cuda.matmul.allow_tf32 = False
     assert torch.equal(first.codes, second.codes)
     assert first.num_saturated == second.num_saturated
-    loop = solve(weight, scale, factor, block_solver=BlockSolver(16, _settle_leaf))
+    loop = solve(weight, scale, factor, block_solver=BlockSolver(16, settle_leaf))
     assert (first.codes == loop.codes).float().mean() > 0.5
 
 

@@ -6,7 +6,8 @@ import torch
 from vacc_deploy.errors import QuantizationError
 from vacc_deploy.formats.int8 import choose_scale, dequantize, round_to_nearest
 from vacc_deploy.solver import gptq
-from vacc_deploy.solver.gptq import Factor, dampening_ladder, factorize, solve
+from vacc_deploy.solver.block import BlockSolver
+from vacc_deploy.solver.gptq import dampening_ladder, factorize, solve
 from vacc_deploy.solver.hessian import accumulate_hessian, mirror_upper, shrink_to_diagonal
 
 
@@ -293,11 +294,11 @@ def test_permute_equals_fancy_indexing(monkeypatch, size):
     matrix = random_weight(size, size)
     order = torch.randperm(size, generator=torch.Generator().manual_seed(5))
     before = matrix.clone()
-    assert torch.equal(gptq._permute(matrix, order), matrix[order][:, order])
+    assert torch.equal(gptq.permute(matrix, order), matrix[order][:, order])
     assert torch.equal(matrix, before)
     values = matrix[0].clone()
-    assert torch.equal(gptq._restore(values[order], order), values)
-    assert gptq._restore(values, None) is values
+    assert torch.equal(gptq.restore(values[order], order), values)
+    assert gptq.restore(values, None) is values
 
 
 @pytest.mark.parametrize("size", [1, 7, 1023, 1024, 1025, 2100])
@@ -458,16 +459,16 @@ def test_solve_widens_a_half_weight_to_the_factors_dtype():
     assert torch.equal(solve(weight, scale, factor).codes, expected.codes)
 
 
-def test_solve_aligned_splits_settle_full_blocks_and_one_rest():
+def test_solve_aligned_splits_solve_full_blocks_and_one_rest():
     inputs, weight = correlated_inputs(200, 50), random_weight(12, 50)
     scale, factor = choose_scale(weight), factorize(full_hessian(inputs))
     sizes = []
 
-    def settle(unit_rows, targets, *rest):
-        sizes.append(len(targets))
-        gptq._settle_leaf(unit_rows, targets, *rest)
+    def solve_block(block):
+        sizes.append(len(block.targets))
+        gptq.settle_leaf(block)
 
-    aligned = solve(weight, scale, factor, block_solver=gptq.BlockSolver(8, settle, True))
+    aligned = solve(weight, scale, factor, block_solver=BlockSolver(8, solve_block, True))
     assert sizes == [2, 8, 8, 8, 8, 8, 8]
     assert torch.equal(aligned.codes, solve(weight, scale, factor).codes)
 
@@ -478,13 +479,6 @@ def test_choose_block_solver_takes_the_kernel_for_float32_on_cuda(monkeypatch):
     monkeypatch.setattr(gptq, "can_run_triton", lambda: True)
     assert gptq.choose_block_solver(cuda, torch.float32).max_columns == 128
     for device, dtype in ((cpu, torch.float32), (cuda, torch.float64)):
-        assert gptq.choose_block_solver(device, dtype).settle is gptq._settle_leaf
+        assert gptq.choose_block_solver(device, dtype).solve is gptq.settle_leaf
     monkeypatch.setattr(gptq, "can_run_triton", lambda: False)
-    assert gptq.choose_block_solver(cuda, torch.float32).settle is gptq._settle_leaf
-
-
-def test_factor_is_frozen():
-    factor = factorize(torch.eye(3))
-    assert isinstance(factor, Factor)
-    with pytest.raises(AttributeError):
-        factor.dampening_frac = 1.0
+    assert gptq.choose_block_solver(cuda, torch.float32).solve is gptq.settle_leaf

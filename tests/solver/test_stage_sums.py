@@ -134,8 +134,8 @@ def test_held_out_keeps_every_stride_th_token_of_each_batch(stride):
         statistics.add_held_out(batch, batch + number, stride)
     held_out = statistics.finish()
     wanted = [batch[start] for batch in batches for start in range(0, len(batch), stride)]
-    assert torch.equal(held_out.deployed, torch.stack(wanted))
-    shift = held_out.original - held_out.deployed
+    assert torch.equal(held_out.inputs, torch.stack(wanted))
+    shift = held_out.float_inputs - held_out.inputs
     assert shift[: len(range(0, 10, stride))].eq(0).all()
     assert torch.allclose(shift[len(range(0, 10, stride)) :], torch.tensor(1.0))
 
@@ -147,6 +147,6 @@ def test_held_out_is_a_copy_and_not_fitted():
     before = inputs.clone()
     inputs.zero_()
     held_out = statistics.finish()
-    assert held_out.original is None and torch.equal(held_out.deployed, before)
+    assert held_out.float_inputs is None and torch.equal(held_out.inputs, before)
     fitted = make_inputs(seed=1).double()
     assert_near(statistics.hessian, fitted.T @ fitted)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vacc_deploy.solver.gptq import Factor, _settle_leaf, solve
+from vacc_deploy.solver.block import Block
+from vacc_deploy.solver.gptq import Factor, settle_leaf, solve
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -126,24 +127,24 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_settle_block_equals_the_torch_loop(results, name):
+def test_solve_block_equals_the_torch_loop(results, name):
     case, got = CASES[name], results[name]
     errors, targets = case["values"].clone(), case["targets"].clone()
     codes, count = torch.empty(errors.shape, dtype=torch.int8), torch.zeros(1, dtype=torch.int32)
-    _settle_leaf(case["unit_rows"], targets, errors, codes, count)
+    settle_leaf(Block(case["unit_rows"], targets, errors, codes, count))
     assert torch.equal(got["codes"], codes)
     assert torch.equal(got["errors"], errors)
     assert got["num_saturated"] == int(count)
 
 
-def test_settle_block_cases_reach_what_they_are_for(results):
+def test_solve_block_cases_reach_what_they_are_for(results):
     assert results["saturated"]["num_saturated"] > 100
     assert results["far"]["codes"].abs().min() == 127
     assert results["far"]["num_saturated"] == 40 * 36
     assert set(results["halves"]["codes"].flatten().tolist()) == {*range(-126, 127, 2)}
 
 
-def test_settle_block_nan_is_code_0_and_stays_nan_to_the_last_column(results):
+def test_solve_block_nan_is_code_0_and_stays_nan_to_the_last_column(results):
     got = results["nan"]
     assert torch.isnan(got["errors"][:12, 7]).all()
     assert not got["codes"][:12, 7].any()
@@ -163,7 +164,7 @@ def test_solve_with_the_kernel_equals_the_loop(results, name):
 
 @pytest.mark.skipif("TRITON_INTERPRET" in os.environ, reason="needs Triton's compiler")
 @pytest.mark.parametrize("num_outputs", [3584, 37888])
-def test_settle_block_compiles_for_an_h100_without_spilling(tmp_path, monkeypatch, num_outputs):
+def test_solve_block_compiles_for_an_h100_without_spilling(tmp_path, monkeypatch, num_outputs):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     import triton
     from triton.backends.compiler import GPUTarget
@@ -207,8 +208,8 @@ def test_settle_block_compiles_for_an_h100_without_spilling(tmp_path, monkeypatc
     assert int(re.search(r"REG:(\d+)", usage)[1]) <= 200
 
 
-def test_settle_block_refuses_what_it_cannot_do():
-    from vacc_deploy.solver.triton_kernel import settle_block
+def test_solve_block_refuses_what_it_cannot_do():
+    from vacc_deploy.solver.triton_kernel import solve_block
 
     def attempt(*, columns=4, **changes):
         tensors = {
@@ -218,7 +219,7 @@ def test_settle_block_refuses_what_it_cannot_do():
             "codes": torch.zeros(columns, 3, dtype=torch.int8),
             "num_saturated": torch.zeros(1, dtype=torch.int32),
         }
-        settle_block(**{**tensors, **changes})
+        solve_block(Block(**{**tensors, **changes}))
 
     with pytest.raises(ValueError, match="1 to 128 columns, got 129"):
         attempt(columns=129)

@@ -13,27 +13,41 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vacc_deploy.cli.signals import SignalControl, tell_way_on, telling_how_to_resume
+from vacc_deploy.cli.signals import SignalControl, hinting_at_resume
 from vacc_deploy.errors import UsageError, VaccDeployError
 
 if TYPE_CHECKING:
-    from vacc_deploy.quantize.processes import Place
     from vacc_deploy.quantize.ranks import Ranks
 
 _REQUIRED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def read_place(environment: Mapping[str, str]) -> Place | None:
-    """Return where this process stands among several, None where it is the only one.
+@dataclass(frozen=True)
+class Launch:
+    """Which of several processes this one is.
+
+    Attributes:
+        rank: number of this process, from 0.
+        count: number of all processes.
+        local_rank: number among those on this machine, from 0.
+        local_count: number of those.
+    """
+
+    rank: int
+    count: int
+    local_rank: int
+    local_count: int
+
+
+def read_launch(environment: Mapping[str, str]) -> Launch | None:
+    """Return which of several processes this one is, None where it is the only one.
 
     Raises:
-        UsageError: a variable is missing or no number.
+        UsageError: a variable is missing or not a number.
     """
     count = _read_number(environment, "WORLD_SIZE", 1)
     if count == 1:
         return None
-    from vacc_deploy.quantize.processes import Place
-
     missing = [name for name in _REQUIRED if not environment.get(name)]
     if missing:
         verb = "is" if len(missing) == 1 else "are"
@@ -48,7 +62,7 @@ def read_place(environment: Mapping[str, str]) -> Place | None:
             f"RANK {rank} of WORLD_SIZE {count} and LOCAL_RANK {local_rank} of LOCAL_WORLD_SIZE "
             f"{local_count} contradict each other. Start the processes with torchrun."
         )
-    return Place(rank, count, local_rank, local_count)
+    return Launch(rank, count, local_rank, local_count)
 
 
 def _read_number(environment: Mapping[str, str], name: str, default: int) -> int:
@@ -58,29 +72,29 @@ def _read_number(environment: Mapping[str, str], name: str, default: int) -> int
     return int(text)
 
 
-def launcher(environment: Mapping[str, str], place: Place | None) -> tuple[str, ...]:
+def launcher(environment: Mapping[str, str], launch: Launch | None) -> tuple[str, ...]:
     """Return how torchrun was called, as far as it says; empty without it."""
-    if place is None or "TORCHELASTIC_RUN_ID" not in environment:
+    if launch is None or "TORCHELASTIC_RUN_ID" not in environment:
         return ()
-    nodes = place.count // place.local_count
+    nodes = launch.count // launch.local_count
     several = ("--nnodes", str(nodes)) if nodes > 1 else ()
-    return ("torchrun", *several, "--nproc-per-node", str(place.local_count))
+    return ("torchrun", *several, "--nproc-per-node", str(launch.local_count))
 
 
-def device_of(device: str, place: Place | None) -> str:
+def device_of(device: str, launch: Launch | None) -> str:
     """Return the device of this process: the CUDA device of its number on this machine.
 
     Raises:
         UsageError: one CUDA device is named for several processes.
     """
-    if place is None or not device.startswith("cuda"):
+    if launch is None or not device.startswith("cuda"):
         return device
     if device != "cuda":
         raise UsageError(
-            f"--device {device} names one device for {place.count} processes. Give --device cuda: "
+            f"--device {device} names one device for {launch.count} processes. Give --device cuda: "
             "each process takes the one of its number."
         )
-    return f"cuda:{place.local_rank}"
+    return f"cuda:{launch.local_rank}"
 
 
 @dataclass(frozen=True)
@@ -105,7 +119,7 @@ def join_ranks(environment: Mapping[str, str], device: str) -> Iterator[Seat]:
     Where several of them fail, only the first one says why.
 
     Args:
-        environment: of this process.
+        environment: variables of this process.
         device: ``cpu``, ``cuda`` or, for a single process, ``cuda:N``.
 
     Raises:
@@ -116,29 +130,32 @@ def join_ranks(environment: Mapping[str, str], device: str) -> Iterator[Seat]:
     """
     from vacc_deploy.quantize.ranks import ALONE
 
-    place = read_place(environment)
-    is_quiet = place is not None and place.rank > 0
-    control = SignalControl(is_quiet=is_quiet, launcher=launcher(environment, place))
-    if place is None:
-        with telling_how_to_resume(control):
+    launch = read_launch(environment)
+    is_quiet = launch is not None and launch.rank > 0
+    control = SignalControl(is_quiet=is_quiet, launcher=launcher(environment, launch))
+    if launch is None:
+        with hinting_at_resume(control):
             yield Seat(ALONE, control, device)
         return
     from vacc_deploy.quantize.compute import choose_compute
     from vacc_deploy.quantize.processes import ProcessRanks
 
-    ranks = ProcessRanks(place)
+    ranks = ProcessRanks(launch.rank, launch.count, launch.local_count)
     try:
-        own_device = device_of(device, place)
-        ranks.connect(choose_compute(own_device).device)
-        with telling_how_to_resume(control):
+        with hinting_at_resume(control):
+            own_device = device_of(device, launch)
+            ranks.connect(choose_compute(own_device).device)
             yield Seat(ranks, control, own_device)
     except BaseException as err:
+        # Claimed before the connection closes: at that the others fail, and must not be first.
         is_first = ranks.claim_failure()
-        ranks.abandon()
+        ranks.leave(is_failed=True)
         if is_first:
             raise
-        if isinstance(err, VaccDeployError):
-            tell_way_on(control, err)
+        # The first one may not know what stays: only rank 0 enters the output's directory.
+        hint = getattr(err, "hint", "")
+        if hint:
+            click.echo(hint, err=True)
         raise SystemExit(_exit_code(err)) from err
     ranks.leave()
 

@@ -55,14 +55,12 @@ def quantize_command(
     """
     from vacc_deploy.cli.launcher import join_ranks
     from vacc_deploy.cli.terminal import terminal_progress
-    from vacc_deploy.quantize.assist import assist
+    from vacc_deploy.progress import SILENT
     from vacc_deploy.quantize.run import quantize
 
     with join_ranks(os.environ, device) as seat:
+        is_first = seat.ranks.rank == 0
         options = read_options(context, given, seat.device)
-        if seat.ranks.rank:
-            assist(checkpoint_dir, options=options, ranks=seat.ranks, control=seat.control)
-            return
         result = quantize(
             checkpoint_dir,
             options=options,
@@ -70,8 +68,9 @@ def quantize_command(
             overwrite=overwrite,
             dry_run=dry_run,
             resume=resume,
-            progress=terminal_progress(),
+            progress=terminal_progress() if is_first else SILENT,
             control=seat.control,
             ranks=seat.ranks,
         )
-    emit(result)
+    if is_first:
+        emit(result)

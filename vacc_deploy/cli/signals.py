@@ -63,53 +63,52 @@ class SignalControl(RunControl):
 
     def kept(self, finished: int, total: int) -> None:
         """Note what stays."""
-        self.kept_layers = (finished, total)
+        if not self._is_quiet:
+            self.kept_layers = (finished, total)
 
 
 @contextmanager
-def telling_how_to_resume(control: SignalControl) -> Iterator[None]:
-    """Add how to go on to the error of a run that keeps finished layers.
+def hinting_at_resume(control: SignalControl) -> Iterator[None]:
+    """Give the error of a run that keeps finished layers a hint how to go on.
 
     Raises:
         StoppedError: for an interruption in the middle of a layer.
     """
     try:
         yield
-    except StoppedError as err:
-        command = resume_command(sys.argv, control.launcher)
-        err.args = (f"{err} Resume with: {command}",)
-        raise
     except VaccDeployError as err:
-        if control.kept_layers:
-            err.args = (f"{err} {_way_on(control, err)}",)
+        err.hint = _way_on(control, err)
         raise
     except (KeyboardInterrupt, SystemExit) as err:
         if not control.kept_layers:
             raise
         number = signal.SIGINT if isinstance(err, KeyboardInterrupt) else signal.SIGTERM
-        raise StoppedError(f"Interrupted. {_way_on(control)}", number) from err
-    except BaseException:
-        tell_way_on(control)
+        stopped = StoppedError("Interrupted.", number)
+        stopped.hint = _way_on(control)
+        raise stopped from err
+    except Exception:
+        # An error without a hint of its own ends in a message of the system's, or a traceback.
+        if control.kept_layers:
+            click.echo(_way_on(control), err=True)
         raise
 
 
-def tell_way_on(control: SignalControl, err: BaseException | None = None) -> None:
-    """Print what stays and how to go on after ``err``, where something stays."""
-    if control.kept_layers:
-        click.echo(_way_on(control, err), err=True)
-
-
 def _way_on(control: SignalControl, err: BaseException | None = None) -> str:
-    assert control.kept_layers is not None
+    """Return what stays and how to go on after ``err``; empty where nothing stays."""
+    command = resume_command(sys.argv, control.launcher)
+    if isinstance(err, StoppedError):  # says itself what stays
+        return f"Resume with: {command}"
+    if not control.kept_layers:
+        return ""
     finished, total = control.kept_layers
+    kept = f"{finished} of {total} layers are finished and kept."
     if isinstance(err, QuantizationError):
         # The same files would end the same way, and with others it is another run.
         return (
-            f"{finished} of {total} layers are finished and kept, but --resume goes on with "
-            "unchanged files only: with a changed one begin again by --overwrite."
+            f"{kept} --resume needs the same input files. If you replace the damaged file, start "
+            "over with --overwrite."
         )
-    command = resume_command(sys.argv, control.launcher)
-    return f"{finished} of {total} layers are finished and kept. Resume with: {command}"
+    return f"{kept} Resume with: {command}"
 
 
 def resume_command(argv: Sequence[str], launcher: Sequence[str] = ()) -> str:
@@ -122,8 +121,8 @@ def resume_command(argv: Sequence[str], launcher: Sequence[str] = ()) -> str:
     program, arguments = argv[0], list(argv[1:])
     if "--resume" not in arguments:
         # Before a "--", behind which nothing is an option.
-        place = arguments.index("--") if "--" in arguments else len(arguments)
-        arguments.insert(place, "--resume")
+        end = arguments.index("--") if "--" in arguments else len(arguments)
+        arguments.insert(end, "--resume")
     if launcher:
         return shlex.join([*launcher, "-m", "vacc_deploy", *arguments])
     if Path(program).name == "__main__.py":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -11,10 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from vacc_deploy.checkpoint import Checkpoint
-from vacc_deploy.formats.int8 import SCALE_DTYPE
 from vacc_deploy.models.config import LAYER_LINEARS, linear_name
 from vacc_deploy.phases import PhaseClock
-from vacc_deploy.progress import SILENT, Progress
+from vacc_deploy.progress import SILENT, Progress, RunControl
 from vacc_deploy.quantize.compute import Compute, choose_compute
 from vacc_deploy.quantize.layer_quantizer import LayerQuantizer, SolverSettings, deploy
 from vacc_deploy.quantize.layer_walk import LayerWalk, Streams, num_original_rows
@@ -44,8 +44,8 @@ class Carried:
     """
 
     count: int
-    read: ReadFinished | None
-    told: Callable[[int], None]
+    read: ReadFinished | None = None
+    told: Callable[[int], None] = lambda index: None
 
 
 def calibrate_layers(
@@ -66,11 +66,11 @@ def calibrate_layers(
 
     Args:
         checkpoint: the float weights.
-        options: of the run.
-        rows: the calibration tokens.
-        spool_dir: where the rows lie if they do not fit the memory.
-        clock: counts the seconds of each part; see ``choose_compute`` for its synchronize.
-        carried: what an earlier run has finished.
+        options: what shapes the result.
+        rows: the calibration tokens, of all ranks.
+        spool_dir: directory for the rows if they do not fit the memory.
+        clock: counts the seconds of each part.
+        carried: layers that an earlier run has finished.
         ranks: the processes of the run; each carries its share of the rows.
         progress: told of every linear.
 
@@ -82,8 +82,10 @@ def calibrate_layers(
     # Every mode is left before a yield: it belongs to the thread and would reach the caller.
     with torch.inference_mode():
         positions = Positions.build(checkpoint.config, rows.tokens.shape[1], compute.device)
-        streams = _start(checkpoint, options, rows, compute, spool_dir, ranks)
-    make_quantizer = _quantizer_maker(options, rows, compute, clock, ranks, progress)
+        streams = _start(checkpoint, options, rows, compute, spool_dir=spool_dir, ranks=ranks)
+    make_quantizer = _quantizer_maker(
+        options, rows, compute.dtype, clock=clock, ranks=ranks, progress=progress
+    )
     layers = read_layers(checkpoint, compute)
     while True:
         with clock.phase("read"):
@@ -108,6 +110,41 @@ def calibrate_layers(
         del quantized
 
 
+def calibrate_along(
+    checkpoint: Checkpoint,
+    options: QuantizeOptions,
+    rows: CalibrationRows,
+    *,
+    control: RunControl,
+    ranks: Ranks,
+) -> None:
+    """Do as a rank that writes nothing what ``shards.write_shards`` does as the first one.
+
+    Returns early where a rank is asked to stop.
+
+    Raises:
+        QuantizationError: a weight or an activation is not finite.
+        RankLostError: another rank is gone.
+    """
+    finished = ranks.share(0)  # as rank 0 has read it
+    if finished == checkpoint.config.num_hidden_layers:
+        return
+    layers = calibrate_layers(
+        checkpoint,
+        options,
+        rows,
+        # The output's directory may be on the first rank's machine only.
+        spool_dir=Path(tempfile.gettempdir()),
+        clock=PhaseClock(),
+        carried=Carried(finished) if finished else None,
+        ranks=ranks,
+    )
+    with control.watch():
+        for _ in layers:
+            if ranks.agree(control.stop_signal()) is not None:
+                return
+
+
 def solver_settings(options: QuantizeOptions) -> SolverSettings:
     """Return what the options mean for the solver."""
     return SolverSettings(
@@ -122,7 +159,8 @@ def solver_settings(options: QuantizeOptions) -> SolverSettings:
 def _quantizer_maker(
     options: QuantizeOptions,
     rows: CalibrationRows,
-    compute: Compute,
+    dtype: torch.dtype,
+    *,
     clock: PhaseClock,
     ranks: Ranks,
     progress: Progress,
@@ -131,8 +169,9 @@ def _quantizer_maker(
     return partial(
         LayerQuantizer,
         solver_settings(options),
+        # Of all ranks: each samples its share of them.
         num_held_out_tokens=rows.num_held_out * rows.tokens.shape[1],
-        dtype=compute.dtype,
+        dtype=dtype,
         clock=clock,
         ranks=ranks,
         progress=progress,
@@ -142,8 +181,8 @@ def _quantizer_maker(
 def _carry_through(
     layer: DecoderLayer, walk: LayerWalk, carried: Carried, compute: Compute, ranks: Ranks
 ) -> None:
-    """Carry the rows through a finished layer; tell of it."""
-    _deploy_finished(layer, carried.read, compute, ranks)
+    """Carry the rows through a finished layer and report it."""
+    _deploy_finished(layer, carried, compute, ranks)
     walk.carry()
     carried.told(layer.index)
 
@@ -166,6 +205,7 @@ def _start(
     options: QuantizeOptions,
     rows: CalibrationRows,
     compute: Compute,
+    *,
     spool_dir: Path,
     ranks: Ranks,
 ) -> Streams:
@@ -173,22 +213,28 @@ def _start(
 
     Dealt one by one, so that every rank has its share of each kind.
     """
-    config, tokens = checkpoint.config, torch.from_numpy(rows.tokens)
-    num_original = num_original_rows(config, options, rows.num_fit_rows, rows.num_held_out)
-    tokens = tokens[ranks.rank :: ranks.count]
-    num_held_out, num_original = (
-        len(range(ranks.rank, count, ranks.count)) for count in (rows.num_held_out, num_original)
+    num_original = num_original_rows(
+        checkpoint.config, options, rows.num_fit_rows, rows.num_held_out
     )
-    return open_streams(checkpoint, tokens, num_held_out, num_original, compute, spool_dir)
+    mine = slice(ranks.rank, None, ranks.count)
+    return open_streams(
+        checkpoint,
+        torch.from_numpy(rows.tokens)[mine],
+        compute,
+        spool_dir,
+        num_held_out=len(range(rows.num_held_out)[mine]),
+        num_original=len(range(num_original)[mine]),
+    )
 
 
 def open_streams(
     checkpoint: Checkpoint,
     tokens: torch.Tensor,
-    num_held_out: int,
-    num_original: int,
     compute: Compute,
     spool_dir: Path,
+    *,
+    num_held_out: int,
+    num_original: int,
 ) -> Streams:
     """Return the embeddings of ``tokens`` int64 [rows, seq], which are in the order of Streams."""
     config = checkpoint.config
@@ -196,6 +242,7 @@ def open_streams(
     original = None
     if num_original:
         original = deployed.clone_first(num_original, compute, spool_dir)
+    # What o_proj is applied to: [rows, seq, heads · head_dim]
     shape = (*tokens.shape, config.num_attention_heads * config.head_dim)
     return Streams(
         deployed,
@@ -207,18 +254,10 @@ def open_streams(
     )
 
 
-def _deploy_finished(
-    layer: DecoderLayer, read: ReadFinished | None, compute: Compute, ranks: Ranks
-) -> None:
-    """Deploy the stored linears of a layer; the first rank reads them for all."""
-    place = compute.device
+def _deploy_finished(layer: DecoderLayer, carried: Carried, compute: Compute, ranks: Ranks) -> None:
+    """Deploy the stored linears of a layer; rank 0 reads them for all."""
     for name in LAYER_LINEARS:
-        if read is not None:
-            codes, scale = (part.to(place) for part in read(linear_name(layer.index, name)))
-        else:
-            shape = layer.config.linear_shape(name)
-            codes = torch.empty(shape, dtype=torch.int8, device=place)
-            scale = torch.empty(shape[0], dtype=SCALE_DTYPE, device=place)
-        for part in (codes, scale):
-            ranks.broadcast(part, 0)
+        stored = ranks.share(carried.read and carried.read(linear_name(layer.index, name)))
+        assert stored is not None
+        codes, scale = (tensor.to(compute.device) for tensor in stored)
         deploy(layer, name, codes, scale, compute.dtype)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,20 +18,22 @@ from vacc_deploy.formats.int8 import dequantize
 from vacc_deploy.models.config import linear_name
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import SILENT, Progress
-from vacc_deploy.quantize.ranks import ALONE, Ranks, share_evenly
+from vacc_deploy.quantize.ranks import ALONE, Ranks, join_statistics
 from vacc_deploy.quantize.result import summarize_linear
-from vacc_deploy.quantize.stage_exchange import (
-    gather_held_out,
-    gather_rows,
-    share_solution,
-    sum_at_owners,
-)
 from vacc_deploy.reference.decoder import STAGE_LINEARS, DecoderLayer
 from vacc_deploy.solver.correction import regress_shift
-from vacc_deploy.solver.gptq import dampening_ladder, factorize
-from vacc_deploy.solver.linear import StageSolver, round_linear
+from vacc_deploy.solver.gptq import Factor, dampening_ladder, factorize
+from vacc_deploy.solver.linear import (
+    Candidate,
+    Judge,
+    choose,
+    choose_scales,
+    correct_weight,
+    round_weight,
+    solve_weight,
+)
 from vacc_deploy.solver.records import LinearRecord, QuantizedLinear
-from vacc_deploy.solver.stage_sums import StageStatistics
+from vacc_deploy.solver.stage_sums import HeldOut, StageStatistics
 
 # Held-out tokens on which GPTQ and rounding are compared; enough for two digits of the ratio.
 MAX_HELD_OUT_TOKENS = 512
@@ -57,8 +59,8 @@ class SolverSettings:
     """What shapes the codes of a calibrated layer.
 
     Attributes:
-        act_order: settle the columns with the largest inputs first.
-        shrinkage: of the Hessian towards its diagonal, 0 to 1.
+        act_order: solve the columns with the largest inputs first.
+        shrinkage: by how much the Hessian shrinks towards its diagonal, 0 to 1.
         dampening_frac: the first damping to try, a fraction of the mean diagonal.
         scale_search: choose each row's scale by its expected error.
         skipped: stages whose linears are rounded.
@@ -69,6 +71,70 @@ class SolverSettings:
     dampening_frac: float = 0.1
     scale_search: bool = True
     skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the linears of one stage share, since they share their inputs.
+
+    Attributes:
+        factor: the factored Hessian of the inputs; None leaves only rounding.
+        correction: G of ``regress_shift``, float32 [in, in], or None.
+        held_out: inputs that the Hessian has not seen.
+        scale_search: see ``search_scale``.
+    """
+
+    factor: Factor | None
+    correction: torch.Tensor | None
+    held_out: HeldOut
+    scale_search: bool
+
+
+def quantize_linear(
+    name: str, weight: torch.Tensor, stage: Stage, clock: PhaseClock
+) -> tuple[Candidate, LinearRecord]:
+    """Return the better of rounding and GPTQ on held-out inputs, and what both did.
+
+    Args:
+        name: the linear's full name.
+        weight: float32 [out, in].
+        stage: of the linear.
+        clock: counts the seconds of each step.
+
+    Raises:
+        QuantizationError: the weight, or what was made of it, is not finite; names the tensor and
+            the row.
+    """
+    with clock.phase("compare"):
+        with _locating(f"{name}.weight"):
+            rounded = round_weight(weight)
+        judge = Judge(weight, stage.held_out)
+        rounded = judge.rate(rounded)
+    if stage.factor is None:
+        return choose(name, rounded)
+    target, strength = weight, 0.0
+    if stage.correction is not None:
+        with clock.phase("correction"):
+            target, strength = correct_weight(weight, stage.correction, judge)
+    with _locating(f"{name}.weight after its correction"):
+        with clock.phase("scale search"):
+            scale, shrink = choose_scales(target, stage.factor, search=stage.scale_search)
+        with clock.phase("solve"):
+            solved = solve_weight(target, scale, stage.factor)
+    with clock.phase("compare"):
+        # Judged by the stored weight, not by the target: the correction has to pay off too.
+        solved = judge.rate(replace(solved, correction=strength, scale_shrink=shrink))
+    return choose(name, rounded, solved, stage.factor)
+
+
+@contextmanager
+def _locating(tensor: str) -> Iterator[None]:
+    """Name the tensor in an error that the mathematics raise."""
+    try:
+        yield
+    except QuantizationError as err:
+        err.locate(tensor)
+        raise
 
 
 class LayerQuantizer:
@@ -94,12 +160,12 @@ class LayerQuantizer:
         """Begin a layer.
 
         Args:
-            settings: of the solver.
+            settings: what shapes the codes.
             read_exact: returns the float32 weight of a name.
             num_held_out_tokens: tokens in the held-out rows of all ranks.
-            dtype: of the activations.
+            dtype: dtype of the activations.
             clock: counts the seconds of each part.
-            ranks: the processes of the run; each sees some rows and quantizes some outputs.
+            ranks: the processes of the run; each sees some rows.
             progress: told of every linear.
         """
         self.linears: list[QuantizedLinear] = []
@@ -108,6 +174,10 @@ class LayerQuantizer:
         self._progress = progress
         self._settings, self._read_exact, self._clock = settings, read_exact, clock
         self._dtype, self._ranks = dtype, ranks
+        # An ordinary run has no such phase at all.
+        self._exchange_phase: Callable[[str], AbstractContextManager[object]] = (
+            clock.phase if ranks.count > 1 else nullcontext
+        )
         self._stride = max(1, -(-num_held_out_tokens // MAX_HELD_OUT_TOKENS))
         self._statistics = StageStatistics()
 
@@ -136,22 +206,23 @@ class LayerQuantizer:
             with self._clock.phase("hessian"):
                 self._sample(batch, inputs, original)
             return
-        tokens = inputs.flatten(0, 1)
-        twin = None if original is None else original.flatten(0, 1)
+        tokens = inputs.flatten(0, 1)  # [rows · seq, in]
+        float_tokens = None if original is None else original.flatten(0, 1)
         with self._clock.phase("hessian"):
-            if twin is None:
+            if float_tokens is None:
                 self._statistics.end_shared()
             weights = None if residual is None else token_weights(residual.flatten(0, 1))
-            self._statistics.add_fit(tokens, twin, weights)
+            self._statistics.add_fit(tokens, float_tokens, weights)
 
     def _sample(self, batch: Batch, inputs: torch.Tensor, original: torch.Tensor | None) -> None:
-        """Keep some tokens of held-out rows: the same ones for any batches and number of ranks."""
-        ranks, sequence_length = self._ranks, inputs.shape[1]
-        for place, row in enumerate(range(batch.rows.start, batch.rows.stop)):
-            before = (ranks.rank + row * ranks.count) * sequence_length
-            twin = None if original is None else original[place]
+        """Keep some tokens of held-out rows: the same ones however the rows are batched."""
+        for index, row in enumerate(range(batch.rows.start, batch.rows.stop)):
+            num_before = row * inputs.shape[1]
             self._statistics.add_held_out(
-                inputs[place], twin, self._stride, first=-before % self._stride
+                inputs[index],  # [seq, in]
+                None if original is None else original[index],
+                self._stride,
+                first=-num_before % self._stride,
             )
 
     def complete(self, stage: str, layer: DecoderLayer) -> None:
@@ -163,22 +234,33 @@ class LayerQuantizer:
         names = STAGE_LINEARS[stage]
         if self.skips(stage):
             for name in names:
-                with self._watch(layer.index, name), self._clock.phase("solve"):
-                    full_name = linear_name(layer.index, name)
-                    weight = self._read_exact(f"{full_name}.weight")
-                    self._deploy(layer, name, *round_linear(full_name, weight))
+                self._round(layer, name)
             return
+        # The next stage begins its own sums, while those of this one are used up.
         statistics, self._statistics = self._statistics, StageStatistics()
-        try:
-            solver = self._prepare(statistics)
-        except QuantizationError as err:
-            where = linear_name(layer.index, names[0])
-            err.locate(f"The inputs of {where}")
-            raise
+        with _locating(f"The inputs of {linear_name(layer.index, names[0])}"):
+            prepared = self._prepare(statistics)
         del statistics
         for name in names:
-            with self._watch(layer.index, name):
-                self._solve(layer, name, solver)
+            self._quantize(layer, name, prepared)
+
+    def _round(self, layer: DecoderLayer, name: str) -> None:
+        full_name = linear_name(layer.index, name)
+        with self._watch(layer.index, name), self._clock.phase("solve"):
+            weight = self._read_exact(f"{full_name}.weight")
+            with _locating(f"{full_name}.weight"):
+                rounded = round_weight(weight)
+            self._deploy(layer, name, *choose(full_name, rounded))
+
+    def _quantize(self, layer: DecoderLayer, name: str, stage: Stage) -> None:
+        full_name = linear_name(layer.index, name)
+        with self._watch(layer.index, name):
+            weight = self._read_exact(f"{full_name}.weight")
+            chosen, record = quantize_linear(full_name, weight, stage, self._clock)
+            # Every rank has solved the same; what they deploy must not differ by a rounding.
+            with self._exchange_phase("exchange"):
+                self._ranks.broadcast(chosen.codes, chosen.scale)
+            self._deploy(layer, name, chosen, record)
 
     @contextmanager
     def _watch(self, layer: int, name: str) -> Iterator[None]:
@@ -188,56 +270,37 @@ class LayerQuantizer:
         yield
         self.seconds.append(time.perf_counter() - started)
 
-    def _prepare(self, statistics: StageStatistics) -> StageSolver:
-        """Return the solver of a stage; the sums are used up."""
-        settings, clock, ranks = self._settings, self._clock, self._ranks
-        owners = sum_at_owners(statistics, ranks, clock)
-        held_out = gather_held_out(statistics.finish(), ranks, clock)
-        _require_finite(held_out.deployed, held_out.original, statistics.cross)
-        correction = factor = None
-        hessian, statistics.hessian = statistics.hessian, None
+    def _prepare(self, statistics: StageStatistics) -> Stage:
+        """Return what the linears of a stage share; the sums are used up."""
+        settings, clock = self._settings, self._clock
+        with self._exchange_phase("exchange"):
+            held_out = join_statistics(statistics, self._ranks)
+        # The factor shows NaN in the Hessian, and nothing else would show it in these.
+        _require_finite(held_out.inputs, held_out.float_inputs, statistics.cross)
+        hessian, correction = statistics.hessian, None
+        assert hessian is not None
         if statistics.cross is not None:
             with clock.phase("correction"):
                 shared = statistics.shared_hessian
-                if shared is None:
-                    assert hessian is not None
-                    shared = hessian.clone()
+                # Both are changed in place: the regression and the factor damp it differently.
+                shared = hessian.clone() if shared is None else shared
                 correction = regress_shift(shared, statistics.cross)
-        if hessian is not None:
-            with clock.phase("factor"):
-                factor = factorize(
-                    hessian,
-                    act_order=settings.act_order,
-                    shrinkage=settings.shrinkage,
-                    ladder=dampening_ladder(settings.dampening_frac),
-                )
-        factor, correction = share_solution(
-            factor, correction, owners, ranks, like=held_out.deployed, clock=clock
-        )
-        return StageSolver(
-            factor, correction, held_out, settings.scale_search, clock=clock, ranks=ranks
-        )
-
-    def _solve(self, layer: DecoderLayer, name: str, solver: StageSolver) -> None:
-        """Quantize this rank's rows of a linear, and deploy all of them."""
-        ranks, full_name = self._ranks, linear_name(layer.index, name)
-        sizes = share_evenly(layer.config.linear_shape(name)[0], ranks.count)
-        first = sum(sizes[: ranks.rank])
-        weight = self._read_exact(f"{full_name}.weight")[first : first + sizes[ranks.rank]]
-        codes, scale, record = solver.quantize(full_name, weight, first)
-        codes, scale = gather_rows(codes, scale, sizes, ranks, self._clock)
-        self._deploy(layer, name, codes, scale, record)
+        # The factor needs the memory of the sums.
+        shared = statistics.hessian = statistics.shared_hessian = statistics.cross = None
+        with clock.phase("factor"):
+            factor = factorize(
+                hessian,
+                act_order=settings.act_order,
+                shrinkage=settings.shrinkage,
+                ladder=dampening_ladder(settings.dampening_frac),
+            )
+        return Stage(factor, correction, held_out, settings.scale_search)
 
     def _deploy(
-        self,
-        layer: DecoderLayer,
-        name: str,
-        codes: torch.Tensor,
-        scale: torch.Tensor,
-        record: LinearRecord,
+        self, layer: DecoderLayer, name: str, chosen: Candidate, record: LinearRecord
     ) -> None:
-        deploy(layer, name, codes, scale, self._dtype)
-        self.linears.append(QuantizedLinear(record.name, codes, scale))
+        deploy(layer, name, chosen.codes, chosen.scale, self._dtype)
+        self.linears.append(QuantizedLinear(record.name, chosen.codes, chosen.scale))
         self.records.append(record)
 
 

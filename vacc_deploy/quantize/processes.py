@@ -1,19 +1,13 @@
-"""One of several processes that quantize together, by torch.distributed.
+"""One of several processes that quantize together, by torch.distributed under torchrun.
 
-Sums are added in rank order, piece by piece from one rank to the next, so that they depend on the
-number of ranks and on nothing else. A process that fails says so in the store that all can read: a
-thread in every other one looks there, and ends a process that waits for it in vain.
+A rank that dies closes its connections, at which the others fail too; torchrun ends, after 30
+seconds by force, whatever still waits on a device.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -21,188 +15,100 @@ import torch
 import torch.distributed as dist
 
 from vacc_deploy.errors import RankLostError
-from vacc_deploy.quantize.ranks import Ranks
+from vacc_deploy.quantize.ranks import Ranks, T
 
-# Joining; then every wait for another rank within a run.
 _JOIN_TIMEOUT = timedelta(minutes=5)
-_TIMEOUT = timedelta(minutes=30)
-# Numbers in a message of a sum: small enough that all ranks of the chain are at work.
-_PIECE_NUMBERS = 1 << 21
-_BEGIN, _FAILED, _FAILED_COUNT, _LEFT = "begin", "failed", "failed count", "left"
-_LOOK_SECONDS = 0.5
-# What a process may take to end by itself once another one has failed.
-_GRACE_SECONDS = 20.0
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a process stands among all of them.
-
-    Attributes:
-        rank: from 0.
-        count: of all processes.
-        local_rank: from 0, among those on this machine.
-        local_count: of those.
-    """
-
-    rank: int
-    count: int
-    local_rank: int
-    local_count: int
+# Any wait for another rank within a layer; then rank 0's work before the first one, which may be
+# to write the model's own answers.
+_TIMEOUT, _LONG_TIMEOUT = timedelta(minutes=30), timedelta(days=1)
+# Numbers of a matrix that are gathered at a time: as many as there are ranks are in memory.
+PIECE_NUMBERS = 1 << 21
 
 
 class ProcessRanks(Ranks):
-    """See ``Ranks``; every method is called by all ranks in the same order."""
+    """See ``Ranks``."""
 
-    def __init__(self, place: Place) -> None:
-        """Meet the others where MASTER_ADDR and MASTER_PORT say, to tell them of failures.
+    def __init__(self, rank: int, count: int, local_count: int) -> None:
+        """Meet the others where MASTER_ADDR and MASTER_PORT say.
 
         Raises:
-            RankLostError: nobody is there.
+            RankLostError: not all of them came.
         """
-        self.rank, self.count, self.local_count = place.rank, place.count, place.local_count
-        self._device = torch.device("cpu")
-        self._store = self._find_store("vacc-deploy")
-        self._has_begun = False
-        self._closed = threading.Event()
-        threading.Thread(target=self._watch, name="rank-watcher", daemon=True).start()
+        self.rank, self.count, self.local_count = rank, count, local_count
+        with _losing(rank):
+            self._store, _, _ = next(dist.rendezvous("env://", timeout=_JOIN_TIMEOUT))
 
     def connect(self, device: torch.device) -> None:
-        """Get ready to exchange tensors on ``device``: by gloo on a CPU, by nccl on CUDA.
+        """Get ready to exchange tensors on ``device``: by nccl on CUDA, by gloo on a CPU.
+
+        Plain values go over gloo in any case: it notices at once that a rank is gone.
 
         Raises:
-            RankLostError: not all of the others came.
+            RankLostError: another rank is gone.
         """
-        self._device = device
+        backend = "nccl" if device.type == "cuda" else "gloo"
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        # With a connection of its own: the watcher's must not wait while this one does.
-        store = self._find_store("group")
         with _losing(self.rank):
             dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
-                store=store,
+                "gloo",
+                store=dist.PrefixStore("quantize", self._store),
                 rank=self.rank,
                 world_size=self.count,
                 timeout=_TIMEOUT,
             )
+            self._patient = dist.new_group(backend="gloo", timeout=_LONG_TIMEOUT)
+            self._tensors = dist.new_group(backend=backend, timeout=_TIMEOUT)
 
-    def _find_store(self, name: str) -> dist.Store:
+    def share(self, value: T) -> T:
+        """Return rank 0's value; see ``Ranks``."""
+        values = [value]
         with _losing(self.rank):
-            store, _, _ = next(dist.rendezvous("env://", timeout=_JOIN_TIMEOUT))
-        return dist.PrefixStore(name, store)
+            dist.broadcast_object_list(values, 0, group=self._patient)
+        return values[0]
 
-    def exchange(self, *values: float) -> list[list[float]]:
-        """Return the numbers of every rank; see ``Ranks``."""
-        mine = torch.tensor(values, dtype=torch.float64, device=self._device)
-        parts = [torch.empty_like(mine) for _ in range(self.count)]
+    def collect(self, value: T) -> list[T]:
+        """Return the values of all ranks; see ``Ranks``."""
+        values: list[Any] = [None] * self.count
         with _losing(self.rank):
-            dist.all_gather(parts, mine)
-        return [part.tolist() for part in parts]
+            dist.all_gather_object(values, value)
+        return values
 
-    def agree(self, value: int | None) -> int | None:
-        """Return the value of the first rank that has one; see ``Ranks``."""
-        values = self.exchange(float(value is not None), float(value or 0))
-        return next((int(number) for has_one, number in values if has_one), None)
+    def add(self, matrix: torch.Tensor, *, upper: bool = False) -> None:
+        """Replace a matrix by the sum over the ranks; see ``Ranks``.
 
-    def sum_to(self, owner: int, matrix: torch.Tensor, *, upper: bool = False) -> None:
-        """Sum on the way from the rank behind the owner round to the owner; see ``Ranks``."""
-        first = (owner + 1) % self.count
-        before, after = (self.rank - 1) % self.count, (self.rank + 1) % self.count
+        Gathered and then added, not reduced: the order of a reduction is the library's.
+        """
+        rows = max(1, PIECE_NUMBERS // matrix.shape[1])
+        for start in range(0, matrix.shape[0], rows):
+            piece = matrix[start : start + rows, start if upper else 0 :]
+            mine = piece.contiguous()
+            parts = [torch.empty_like(mine) for _ in range(self.count)]
+            with _losing(self.rank):
+                dist.all_gather(parts, mine, group=self._tensors)
+            total, *others = parts
+            for other in others:
+                total += other
+            piece.copy_(total)
+
+    def broadcast(self, *tensors: torch.Tensor) -> None:
+        """Replace the tensors by rank 0's; see ``Ranks``."""
         with _losing(self.rank):
-            for piece in _pieces(matrix, upper):
-                total = piece.contiguous()
-                if self.rank != first:
-                    received = torch.empty_like(total)
-                    dist.recv(received, before)
-                    total = received.add_(total)
-                if self.rank != owner:
-                    dist.send(total, after)
-                else:
-                    piece.copy_(total)
-
-    def broadcast(self, tensor: torch.Tensor, owner: int, *, upper: bool = False) -> None:
-        """Replace ``tensor`` by the owner's; see ``Ranks``."""
-        with _losing(self.rank):
-            for piece in _pieces(tensor, upper) if upper else [tensor]:
-                sent = piece.contiguous()
-                dist.broadcast(sent, owner)
-                if sent.data_ptr() != piece.data_ptr() and self.rank != owner:
-                    piece.copy_(sent)
-
-    def gather(self, part: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-        """Return the parts of all ranks one below the other; see ``Ranks``."""
-        whole = part.new_empty(sum(sizes), *part.shape[1:])
-        pieces = whole.split(list(sizes))
-        pieces[self.rank].copy_(part)
-        for owner, piece in enumerate(pieces):
-            if len(piece):
-                self.broadcast(piece, owner)
-        return whole
-
-    def begin(self, work: Mapping[str, Any]) -> None:
-        """Tell the others what to do; see ``Ranks``."""
-        self._tell_others(json.dumps(work))
-
-    def await_begin(self) -> dict[str, Any] | None:
-        """Return what rank 0 tells to do; see ``Ranks``."""
-        with _losing(self.rank):
-            while not self._store.check([_BEGIN]):
-                if self._store.check([_FAILED]):
-                    raise RankLostError("Another process has failed.")
-                time.sleep(0.05)
-            work: dict[str, Any] | None = json.loads(self._store.get(_BEGIN))
-        return work
-
-    def leave(self) -> None:
-        """End well. As rank 0, send away the others that still wait to be told what to do."""
-        if self.rank == 0 and not self._has_begun:
-            self._tell_others(json.dumps(None))
-        self._closed.set()
-        with _losing(self.rank):
-            self._store.add(_LEFT, int(self.rank > 0))
-            # Without torchrun the store is this process's: the others may still have to read it.
-            deadline = time.monotonic() + _GRACE_SECONDS
-            while self.rank == 0 and self._store.add(_LEFT, 0) < self.count - 1:
-                if time.monotonic() > deadline:
-                    break
-                time.sleep(0.02)
-        dist.destroy_process_group()
-
-    def abandon(self) -> None:
-        """End after a failure, without waiting for anybody."""
-        self._closed.set()
-        if self._device.type == "cpu" and dist.is_initialized():
-            # Closes the connections, at which the others notice. That of nccl may wait for them.
-            dist.destroy_process_group()
+            for tensor in tensors:
+                dist.broadcast(tensor, 0, group=self._tensors)
 
     def claim_failure(self) -> bool:
-        """Let the others end; return whether this process is the first one that has failed."""
+        """Return whether this rank is the first one to fail, and should say why."""
         try:
-            is_first = self._store.add(_FAILED_COUNT, 1) == 1
-            self._store.set(_FAILED, str(self.rank))
+            return self._store.add("vacc-deploy failures", 1) == 1
         except RuntimeError:  # the store went with its process, which cannot tell why any more
             return True
-        return is_first
 
-    def _tell_others(self, text: str) -> None:
-        self._has_begun = True
-        with _losing(self.rank):
-            self._store.set(_BEGIN, text)
-
-    def _watch(self) -> None:
-        """End this process if it outlives a failed one: it may wait for it inside a collective."""
-        while not self._closed.wait(_LOOK_SECONDS):
-            try:
-                has_failed = self._store.check([_FAILED])
-            except RuntimeError:
-                has_failed = True
-            if has_failed:
-                if not self._closed.wait(_GRACE_SECONDS):
-                    # Nothing else reaches a thread that waits in a library for a dead process. The
-                    # journal stands this at any moment.
-                    os._exit(1)
-                return
+    def leave(self, *, is_failed: bool = False) -> None:
+        """End the connection to the other ranks; after a failure without waiting for anybody."""
+        # That of nccl would wait for them; the end of this process closes it as well.
+        if dist.is_initialized() and not (is_failed and torch.cuda.is_initialized()):
+            dist.destroy_process_group()
 
 
 @contextmanager
@@ -218,17 +124,10 @@ def _losing(rank: int) -> Iterator[None]:
         raise
     except RuntimeError as err:
         first_line = (str(err).splitlines() or [type(err).__name__])[0]
-        # Without the place in torch's sources before it, and the advice behind it.
+        # Without the line of torch's sources before it, and the advice behind it.
         reason = first_line.partition("] ")[2] or first_line
         reason = reason.partition(". ")[0].removesuffix(".")
         raise RankLostError(
             f"Process {rank} has lost the others: {reason}. One of them may have been killed, for "
             "example for lack of memory, or cannot be reached (MASTER_ADDR, MASTER_PORT)."
         ) from err
-
-
-def _pieces(matrix: torch.Tensor, upper: bool) -> Iterator[torch.Tensor]:
-    """Yield views of some rows each, from the diagonal on where ``upper``."""
-    rows = max(1, _PIECE_NUMBERS // matrix.shape[1])
-    for start in range(0, matrix.shape[0], rows):
-        yield matrix[start : start + rows, start if upper else 0 :]

@@ -1,115 +1,138 @@
-"""What the processes of one calibrated run do together; an ordinary run is its only process.
+"""What the processes of one calibrated run do together. Every one of them runs the same code.
 
-``Ranks`` is that one process: nothing to send, nothing to wait for. ``ProcessRanks`` is one of
-several.
+Each carries its share of the rows, sums what it sees of them, and solves every linear from the sums
+of all. Rank 0 alone reads the text, writes the output and talks.
+
+``Ranks`` is an ordinary run, a process of its own; ``ProcessRanks`` is one of several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from vacc_deploy.errors import UsageError
+from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.errors import CheckpointError, UsageError, list_problems
+from vacc_deploy.quantize.compute import Compute
+from vacc_deploy.quantize.identity import differences, identify
+from vacc_deploy.quantize.options import QuantizeOptions
+from vacc_deploy.solver.records import RTN
+from vacc_deploy.solver.stage_sums import HeldOut, StageStatistics
+
+T = TypeVar("T")
 
 
 class Ranks:
     """The processes of a run, seen from one of them. This base class is a process of its own.
 
+    Every method is called by all ranks, in the same order.
+
     Attributes:
-        rank: of this process, from 0. Rank 0 reads the text, writes the output and talks.
-        count: of all processes.
-        local_count: of those on this machine, which share its memory.
+        rank: number of this process, from 0.
+        count: number of all processes.
+        local_count: number of those on this machine, which share its memory.
     """
 
     rank, count, local_count = 0, 1, 1
 
-    def exchange(self, *values: float) -> list[list[float]]:
-        """Return the numbers of every rank, in rank order; exact as float64."""
-        return [list(values)]
-
-    def add(self, *values: float) -> list[float]:
-        """Return the sums over the ranks, added in rank order: the same on every rank."""
-        return [sum(column) for column in zip(*self.exchange(*values), strict=True)]
-
-    def agree(self, value: int | None) -> int | None:
-        """Return the value of the first rank that has one: the same on every rank."""
+    def share(self, value: T) -> T:
+        """Return rank 0's value on every rank; waits for it for a day if need be."""
         return value
 
-    def sum_to(self, owner: int, matrix: torch.Tensor, *, upper: bool = False) -> None:
-        """Replace the owner's matrix by the sum over the ranks, added in rank order.
+    def collect(self, value: T) -> list[T]:
+        """Return the values of all ranks, in rank order."""
+        return [value]
+
+    def agree(self, value: T | None) -> T | None:
+        """Return the value of the first rank that has one: the same on every rank."""
+        return next((each for each in self.collect(value) if each is not None), None)
+
+    def add(self, matrix: torch.Tensor, *, upper: bool = False) -> None:
+        """Replace a matrix by the sum over the ranks, added in rank order: the same on every rank.
 
         Args:
-            owner: the rank that gets the sum; the others' matrices stay as they are.
             matrix: float32 [n, m], of the same shape on every rank.
-            upper: only the upper triangle of a square matrix; below it nothing is defined.
+            upper: add only the upper triangle of a square matrix; below it nothing is defined.
         """
 
-    def broadcast(self, tensor: torch.Tensor, owner: int, *, upper: bool = False) -> None:
-        """Replace ``tensor`` by the owner's, of the same shape and dtype; ``upper`` as above."""
-
-    def gather(self, part: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
-        """Return the parts of all ranks one below the other, in rank order.
-
-        Args:
-            part: this rank's, [sizes[rank], ...].
-            sizes: rows of each rank's part.
-        """
-        return part
-
-    def begin(self, work: Mapping[str, Any]) -> None:
-        """Tell the others, as rank 0, what to do: plain values for JSON. At most once."""
-
-    def await_begin(self) -> dict[str, Any] | None:
-        """Return what rank 0 tells to do, None where there is nothing; waits as long as it takes.
-
-        Raises:
-            RankLostError: rank 0 has failed before.
-        """
-        return None
+    def broadcast(self, *tensors: torch.Tensor) -> None:
+        """Replace the tensors by rank 0's, of the same shapes and dtypes."""
 
 
 ALONE = Ranks()
 
 
-def share_evenly(total: int, count: int) -> list[int]:
-    """Return how many of ``total`` things each of ``count`` ranks gets, the first ones more."""
-    return [total // count + (rank < total % count) for rank in range(count)]
+def check_same(
+    checkpoint: Checkpoint, options: QuantizeOptions, compute: Compute, ranks: Ranks
+) -> None:
+    """Refuse ranks with other files, options or versions than rank 0's; directory names may differ.
 
-
-def choose_owners(costs: Sequence[float], count: int) -> list[int]:
-    """Return the rank for each job, so that the busiest one has little to do.
-
-    The largest job first, always to the rank with the least load; of equal ones to the last, since
-    rank 0 also writes the output.
-
-    Args:
-        costs: of the jobs, in any unit.
-        count: of the ranks.
+    Raises:
+        CheckpointError: names every difference.
+        UsageError: several ranks are to round.
     """
-    loads, owners = [0.0] * count, [0] * len(costs)
-    for job in sorted(range(len(costs)), key=lambda job: (-costs[job], job)):
-        owners[job] = min(range(count), key=lambda rank: (loads[rank], -rank))
-        loads[owners[job]] += costs[job]
-    return owners
+    if ranks.count == 1:
+        return
+    if options.method == RTN:
+        raise UsageError(
+            "--method rtn is bound by reading and writing files, which further processes do not "
+            f"speed up: run it in one instead of {ranks.count}."
+        )
+    # Without the model's name, which is that of its directory, and without the text, which only
+    # rank 0 reads.
+    identity: dict[str, Any] = identify(checkpoint, options, "", None, compute)
+    identity["compute dtype"] = str(compute.dtype).removeprefix("torch.")
+    first, *others = ranks.collect(identity)
+    for rank, other in enumerate(others, start=1):
+        different = differences(first, other, labels=("in process 0", f"in process {rank}"))
+        if different:
+            raise CheckpointError(
+                f"Process {rank} has other inputs, options or versions than process 0:\n"
+                f"{list_problems(different, limit=len(different))}\n"
+                "Give every process the same files, options and installation."
+            )
 
 
-def check_shares(count: int, num_fit_rows: int, smallest_output: int) -> None:
-    """Refuse more ranks than there are things to share.
-
-    Args:
-        count: of the ranks.
-        num_fit_rows: calibration rows that are fitted.
-        smallest_output: out_features of the narrowest linear.
+def check_rows(num_fit_rows: int, ranks: Ranks) -> None:
+    """Refuse more ranks than there are rows to share.
 
     Raises:
         UsageError: gives the most ranks that have work.
     """
-    most = min(num_fit_rows, smallest_output)
-    if count > most:
+    if ranks.count > num_fit_rows:
         raise UsageError(
-            f"{count} processes are too many: there are {num_fit_rows} calibration rows to fit, "
-            f"and the narrowest linear has {smallest_output} outputs. Start at most {most}, or "
-            "raise --num-samples."
+            f"{ranks.count} processes are too many: there are {num_fit_rows} calibration rows to "
+            f"fit. Start at most {num_fit_rows}, or raise --num-samples."
         )
+
+
+def join_statistics(statistics: StageStatistics, ranks: Ranks) -> HeldOut:
+    """Complete the sums over the tokens of all ranks, and return the held-out sample of all."""
+    if ranks.count == 1:
+        return statistics.finish()
+    hessian = statistics.hessian
+    assert hessian is not None, "every rank has rows that are fitted"
+    # Before any sum is sent: ranks that come late are waited for here, and dead ones noticed.
+    if any(ranks.collect(statistics.cross is not None)):
+        if statistics.cross is None:  # this rank has no rows with a float stream
+            statistics.cross = torch.zeros_like(hessian)
+            statistics.shared_hessian = torch.zeros_like(hessian)
+        elif statistics.shared_hessian is None:
+            # All of its tokens have one; other ranks may have more.
+            statistics.shared_hessian = hessian.clone()
+        assert statistics.shared_hessian is not None
+        ranks.add(statistics.shared_hessian, upper=True)
+        ranks.add(statistics.cross)
+    ranks.add(hessian, upper=True)
+    # Mirrored after the sum: what lies below the diagonal of a part is undefined.
+    own = statistics.finish()
+    samples = ranks.collect(
+        (own.inputs.cpu(), None if own.float_inputs is None else own.float_inputs.cpu())
+    )
+    inputs = torch.cat([sample for sample, _ in samples])  # [tokens of all ranks, in]
+    float_inputs = [sample for _, sample in samples if sample is not None]
+    return HeldOut(
+        inputs.to(hessian.device),
+        torch.cat(float_inputs).to(hessian.device) if float_inputs else None,
+    )

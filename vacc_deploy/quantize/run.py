@@ -25,7 +25,7 @@ from vacc_deploy.models.directory_config import check_format
 from vacc_deploy.models.vacc_config import check_vacc_config
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import SILENT, UNCONTROLLED, Progress, RunControl
-from vacc_deploy.quantize.assist import check_ranks
+from vacc_deploy.quantize.calibrated import calibrate_along
 from vacc_deploy.quantize.complete import finished_identity, take_finished
 from vacc_deploy.quantize.compute import Compute, choose_compute
 from vacc_deploy.quantize.finish import finish_output, output_bytes
@@ -33,7 +33,7 @@ from vacc_deploy.quantize.forecast import Plan
 from vacc_deploy.quantize.identity import identify
 from vacc_deploy.quantize.journal import has_finished_layers, unfinished_run
 from vacc_deploy.quantize.options import OWN, QuantizeOptions
-from vacc_deploy.quantize.ranks import ALONE, Ranks
+from vacc_deploy.quantize.ranks import ALONE, Ranks, check_rows, check_same
 from vacc_deploy.quantize.result import QuantizeResult
 from vacc_deploy.quantize.resume import Run, begin_run, check_unfinished
 from vacc_deploy.quantize.shards import write_shards
@@ -77,7 +77,8 @@ def quantize(
             begin where there is none; do nothing where its output is finished.
         progress: told of every layer.
         control: may stop the run between two layers; told what an unfinished run keeps.
-        ranks: the processes of the run, of which this is the first; see ``assist``.
+        ranks: the processes of the run. All of them call this; only rank 0 reads the text and
+            enters the output directory, and the others return what was planned.
 
     Raises:
         UsageError: contradicting options.
@@ -96,10 +97,12 @@ def quantize(
         check_format(layout, checkpoint.config)
     output_dir = output or _default_output(checkpoint_dir, options.formats)
     request = _Request(checkpoint, options, output_dir, overwrite, dry_run, resume)
-    standing = finished_identity(output_dir) if resume else None
-    if overwrite or standing is None:  # else nothing is written, whatever stands there
-        check_output(output_dir, overwrite=overwrite, inputs=checkpoint.input_paths())
-    check_unfinished(output_dir, resume=resume, overwrite=overwrite)
+    standing = None
+    if ranks.rank == 0:
+        standing = finished_identity(output_dir) if resume else None
+        if overwrite or standing is None:  # else nothing is written, whatever stands there
+            check_output(output_dir, overwrite=overwrite, inputs=checkpoint.input_paths())
+        check_unfinished(output_dir, resume=resume, overwrite=overwrite)
     # An interruption may also come before the first layer of a resumed run.
     with _telling(control, output_dir, KeyboardInterrupt, SystemExit):
         return _quantize(request, standing, progress, control, ranks, started)
@@ -128,19 +131,29 @@ def _quantize(
     """Plan and work; ``standing`` is the identity of an output that stands already."""
     checkpoint, options, output_dir = request.checkpoint, request.options, request.output_dir
     compute = choose_compute(options.device, options.compute_dtype)
+    check_same(checkpoint, options, compute, ranks)
     with warming_up(compute):
-        rows = _calibration_rows(checkpoint, options, progress, dry_run=request.dry_run)
-    check_ranks(checkpoint, rows, ranks)
+        rows = None
+        if ranks.rank == 0:
+            rows = _calibration_rows(checkpoint, options, progress, dry_run=request.dry_run)
+        rows = ranks.share(rows)
+    if rows is not None:
+        check_rows(rows.num_fit_rows, ranks)
     plan = _plan(checkpoint, options, rows, compute, output_dir if request.resume else None)
     result = _planned_result(plan, output_dir)
     identity = identify(checkpoint, options, result.model, result.calibration, compute, ranks.count)
+    finished = None
     # A dry run writes no answers, so it cannot tell whether a finished output has the same ones.
     if standing is not None and not (request.dry_run and options.answers == OWN):
         finished = take_finished(
             result, standing, identity, overwrite=request.overwrite, dry_run=request.dry_run
         )
-        if finished is not None:
-            return finished
+    if ranks.share(finished is not None):
+        return finished or result
+    if ranks.rank > 0:
+        if rows is not None and not request.dry_run:
+            calibrate_along(checkpoint, options, rows, control=control, ranks=ranks)
+        return result
     # What an interrupted run has written is used again, or removed first.
     written = result.output_bytes - _kept_bytes(output_dir)
     check_space(output_dir, written + plan.spooled_bytes(ranks.count, ranks.local_count))
@@ -162,7 +175,16 @@ def _quantize(
         synchronize = compute.synchronize if options.profile else None
         run = replace(run, clock=PhaseClock(synchronize))
         with closing(run.journal), _telling(control, output_dir, BaseException):
-            files = write_shards(checkpoint, run, options, rows, progress, control, ranks)
+            files = write_shards(
+                checkpoint,
+                run,
+                options,
+                rows,
+                compute=compute,
+                progress=progress,
+                control=control,
+                ranks=ranks,
+            )
             result = _with_records(result, run, started, options.dampening_frac)
             result = replace(result, peak_device_memory_bytes=compute.peak_memory_bytes())
             finish_output(checkpoint, run, result, options, files)

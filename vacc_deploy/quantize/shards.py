@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -23,9 +23,8 @@ from vacc_deploy.formats.layouts import INT8
 from vacc_deploy.formats.linears import linear_tensors
 from vacc_deploy.models.config import EMBEDDING, FINAL_NORM, LAYER_LINEARS, LM_HEAD, linear_name
 from vacc_deploy.progress import Progress, RunControl
-from vacc_deploy.quantize.assist import send_work
 from vacc_deploy.quantize.calibrated import Carried, calibrate_layers
-from vacc_deploy.quantize.compute import choose_compute
+from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.journal import Entry
 from vacc_deploy.quantize.memory import MAX_PENDING_LAYERS, NUM_WRITERS
 from vacc_deploy.quantize.options import QuantizeOptions
@@ -177,13 +176,15 @@ def write_shards(
     run: Run,
     options: QuantizeOptions,
     rows: CalibrationRows | None,
+    *,
+    compute: Compute,
     progress: Progress,
     control: RunControl,
     ranks: Ranks = ALONE,
 ) -> dict[str, WrittenFile]:
     """Write the shards that are not there yet; return all of them by their path in the output.
 
-    With several ranks this is the first one, and the others calibrate along.
+    Of several ranks the first one does this, and the others ``calibrate_along``.
 
     Raises:
         QuantizationError: a weight or an activation is not finite.
@@ -191,14 +192,21 @@ def write_shards(
     """
     # Rounding is bound by reading and writing: the other cores are the writers'.
     threads = _torch_threads(1) if rows is None else nullcontext()
+    # The other ranks have to know which layers they only carry their rows through.
+    ranks.share(run.finished)
     with threads, ShardSink(run) as sink:
         _write_copies(checkpoint, run, sink)
         if run.finished < run.num_layers:
-            pace = _Pace(progress, options, 0 if rows is None else rows.tokens.size)
+            pace = Pace(progress, 0 if rows is None else rows.tokens.size, compute)
             with control.watch():
                 progress.start("Quantizing", run.num_layers, "layers")
-                layers = _remaining_layers(checkpoint, run, options, rows, pace, ranks)
-                _write_layers(checkpoint, run, layers, sink, pace, control, ranks)
+                layers = _remaining_layers(checkpoint, run, options, rows, pace=pace, ranks=ranks)
+                for layer in layers:
+                    if layer is not None:
+                        _hand_over(checkpoint, run, layer, sink, pace)
+                    # Only the writers still need its codes while the next layer is made.
+                    del layer
+                    _stop_if_asked(run, sink, ranks.agree(control.stop_signal()))
                 progress.finish()
         return sink.finish()
 
@@ -227,26 +235,33 @@ def _write_copies(checkpoint: Checkpoint, run: Run, sink: ShardSink) -> None:
             sink.put(shard, tensors)
 
 
-class _Pace:
-    """Tells of layers, and counts the seconds of those that this run quantizes itself."""
+class Pace:
+    """Reports layers, and counts the seconds of those that this run quantizes itself."""
 
-    def __init__(self, progress: Progress, options: QuantizeOptions, num_tokens: int) -> None:
-        self.progress, self._num_tokens, self._count = progress, num_tokens, 0
-        self._compute = choose_compute(options.device, options.compute_dtype)
-        self._since = self._last = time.monotonic()
+    def __init__(
+        self,
+        progress: Progress,
+        num_tokens: int,
+        compute: Compute,
+        *,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.progress, self._num_tokens, self._compute = progress, num_tokens, compute
+        self._now, self._count = now, 0
+        self._since = self._last = now()
 
     def skip(self, count: int, note: str) -> None:
-        """Tell of layers that were finished before; the time up to here is theirs."""
-        self._since = self._last = time.monotonic()
+        """Report layers that were finished before; the time up to here is theirs."""
+        self._since = self._last = self._now()
         self.progress.skip(count, note)
 
     def layer_seconds(self) -> float:
         """Return the seconds since the layer before was handed over."""
-        return time.monotonic() - self._last
+        return self._now() - self._last
 
     def advance(self, layer: QuantizedLayer) -> None:
-        """Tell of a layer that was handed over."""
-        self._count, self._last = self._count + 1, time.monotonic()
+        """Report a layer that was handed over."""
+        self._count, self._last = self._count + 1, self._now()
         notes = [summarize_layer(layer.index, layer.records)]
         if self._num_tokens:
             per_second = self._num_tokens * self._count / (self._last - self._since)
@@ -260,61 +275,54 @@ def _remaining_layers(
     run: Run,
     options: QuantizeOptions,
     rows: CalibrationRows | None,
-    pace: _Pace,
+    *,
+    pace: Pace,
     ranks: Ranks,
 ) -> Iterator[QuantizedLayer | None]:
     """Yield every layer that is not finished, None for each that the rows are carried through."""
     if rows is None:
         if run.finished:
-            pace.skip(run.finished, f"{run.finished} layers were finished before")
+            pace.skip(run.finished, f"{run.finished} layers were already quantized")
         return round_layers(checkpoint, run.finished)
 
-    def tell(index: int) -> None:
-        pace.skip(1, f"layer {index}: finished before, the rows were carried through it")
+    def report(index: int) -> None:
+        note = f"layer {index}: already quantized; replaying it to restore the calibration state"
+        pace.skip(1, note)
 
-    carried = Carried(run.finished, run.read_finished, tell) if run.finished else None
-    send_work(checkpoint, options, rows, run.finished, ranks)
     return calibrate_layers(
         checkpoint,
         options,
         rows,
         spool_dir=run.partial,
         clock=run.clock,
-        carried=carried,
+        carried=Carried(run.finished, run.read_finished, report) if run.finished else None,
         progress=pace.progress,
         ranks=ranks,
     )
 
 
-def _write_layers(
-    checkpoint: Checkpoint,
-    run: Run,
-    layers: Iterator[QuantizedLayer | None],
-    sink: ShardSink,
-    pace: _Pace,
-    control: RunControl,
-    ranks: Ranks,
+def _hand_over(
+    checkpoint: Checkpoint, run: Run, layer: QuantizedLayer, sink: ShardSink, pace: Pace
 ) -> None:
-    """Hand over every layer that is not finished; stop between any two layers when asked to.
+    kept = _kept_tensors(checkpoint, layer.index)
+    with run.clock.phase("write wait"):
+        sink.put(layer.index + 1, kept, layer, pace.layer_seconds())
+    pace.advance(layer)
+
+
+def _stop_if_asked(run: Run, sink: ShardSink, signum: int | None) -> None:
+    """Wait for the writers and end the run where a signal asks for it.
 
     Raises:
         StoppedError: all layers up to the one just computed are on the disk.
     """
-    for layer in layers:
-        if layer is not None:
-            kept = _kept_tensors(checkpoint, layer.index)
-            with run.clock.phase("write wait"):
-                sink.put(layer.index + 1, kept, layer, pace.layer_seconds())
-            pace.advance(layer)
-        # Only the writers still need its codes while the next layer is made.
-        del layer
-        signum = ranks.agree(control.stop_signal())
-        if signum is not None:
-            sink.drain()
-            finished = run.journal.recorded.finished
-            raise StoppedError(
-                f"Stopped after {finished} of {run.num_layers} layers, which are kept.", signum
-            )
+    if signum is None:
+        return
+    sink.drain()
+    finished = run.journal.recorded.finished
+    raise StoppedError(
+        f"Stopped after {finished} of {run.num_layers} layers, which are kept.", signum
+    )
 
 
 def _kept_tensors(checkpoint: Checkpoint, layer: int) -> dict[str, TensorInfo]:

@@ -118,7 +118,12 @@ def _open_streams(checkpoint: Checkpoint, work: Workload, tokens: torch.Tensor) 
     # So few rows fit the memory: nothing is written to the directory.
     spool_dir = Path(tempfile.gettempdir())
     return open_streams(
-        checkpoint, tokens, work.num_held_out, work.num_original, work.compute, spool_dir
+        checkpoint,
+        tokens,
+        work.compute,
+        spool_dir,
+        num_held_out=work.num_held_out,
+        num_original=work.num_original,
     )
 
 

@@ -13,8 +13,6 @@ Pure functions on tensors: no paths, no model names, no logging.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from vacc_deploy.solver.hessian import shrink_to_diagonal
@@ -22,7 +20,8 @@ from vacc_deploy.solver.precision import float32_products
 
 SHRINKAGE = 0.5
 DAMPENING_FRAC = 0.3
-# Of the strength that fits best: every linear of a layer corrects, and together they overshoot.
+# Share of the strength that fits best: every linear of a layer corrects, and together they
+# overshoot.
 STRENGTH = 0.75
 
 
@@ -52,26 +51,17 @@ def correct(weight: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:
         return weight @ correction.T
 
 
-def choose_strength(
-    wanted: torch.Tensor,
-    inputs: torch.Tensor,
-    shift: torch.Tensor,
-    *,
-    add: Callable[[float, float], list[float]] | None = None,
-) -> float:
+def choose_strength(wanted: torch.Tensor, inputs: torch.Tensor, shift: torch.Tensor) -> float:
     """Return α: ``STRENGTH`` of what fits held-out tokens best, itself within 0 to 1.
 
     Args:
         wanted: (x − x̂)·Wᵀ of held-out tokens, [tokens, out].
         inputs: x̂ of the same tokens, [tokens, in].
         shift: W·Gᵀ, [out, in].
-        add: returns the sums of two numbers over all parts of the outputs, where this is one.
     """
-    given = (inputs @ shift.to(inputs.dtype).T).float()
+    given = (inputs @ shift.to(inputs.dtype).T).float()  # [tokens, out]
     energy = torch.linalg.vector_norm(given).item() ** 2
     product = (given * wanted).sum().item()
-    if add is not None:
-        energy, product = add(energy, product)
     if not energy > 0:
         return 0.0
     return STRENGTH * min(max(product / energy, 0.0), 1.0)

@@ -2,7 +2,7 @@
 
 Source: GPTQ (arXiv 2210.17323); its equality with the nearest plane run from the last column to
 the first (arXiv 2507.18553). With the Hessian H = RᵀR, R upper triangular, the squared output error
-of codes q is the squared length of R(w − s·q), and the rows of R are settled from the last to the
+of codes q is the squared length of R(w − s·q), and the columns are solved from the last to the
 first. The same integers as the textbook blocked GPTQ with the columns in reverse order.
 
 Pure functions on tensors: no paths, no model names, no logging.
@@ -10,17 +10,14 @@ Pure functions on tensors: no paths, no model names, no logging.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
 from vacc_deploy.errors import QuantizationError
 from vacc_deploy.formats.int8 import INT8_MAX
-from vacc_deploy.solver.hessian import (
-    HESSIAN_BLOCK,
-    shrink_to_diagonal,
-)
+from vacc_deploy.solver.block import Block, BlockSolver
+from vacc_deploy.solver.hessian import HESSIAN_BLOCK, shrink_to_diagonal
 from vacc_deploy.solver.precision import can_run_triton, float32_products
 
 DAMPENING_LADDER = (0.01, 0.1, 1.0)
@@ -38,7 +35,7 @@ class Factor:
         dampening_frac: the damping that let the factorisation succeed, a fraction of the mean
             diagonal.
         column_cost: what a unit of rounding error in each column costs once all columns that are
-            settled later have made up for it: the squared diagonal of the factor, float
+            solved later have made up for it: the squared diagonal of the factor, float
             [in_features], columns in their own order.
     """
 
@@ -54,22 +51,6 @@ class Solution:
 
     codes: torch.Tensor
     num_saturated: int
-
-
-@dataclass(frozen=True)
-class BlockSolver:
-    """How a device settles a block of columns too narrow to split.
-
-    Attributes:
-        max_columns: the widest block that it takes.
-        settle: called with the block's unit_rows [n, n], targets [n, out], errors [n, out] (v on
-            entry, v − q on return), codes int8 [n, out] and an int32 [1] count of saturated codes.
-        is_aligned: split wider blocks at multiples of ``max_columns``, so that launches are few.
-    """
-
-    max_columns: int
-    settle: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
-    is_aligned: bool = False
 
 
 def dampening_ladder(first: float) -> tuple[float, ...]:
@@ -91,7 +72,7 @@ def factorize(
 
     Args:
         hessian: float [in_features, in_features]; used up: its memory may hold the factor.
-        act_order: settle the columns with the largest diagonal first.
+        act_order: solve the columns with the largest diagonal first.
         shrinkage: see ``shrink_to_diagonal``, 0 to 1.
         ladder: damping to try, as fractions of the mean diagonal.
 
@@ -105,27 +86,27 @@ def factorize(
     if not torch.isfinite(diagonal).all():
         raise QuantizationError("the activations hold NaN or infinity")
     shrink_to_diagonal(hessian, shrinkage)
-    order, room = None, None
+    order, spare = None, None
     if act_order:
         # Solved from the last column to the first: ascending puts the largest first in line.
         order = torch.argsort(diagonal, stable=True)
         # The factor takes the memory of the matrix that is not needed any more.
-        hessian, room = _permute(hessian, order), hessian
+        hessian, spare = permute(hessian, order), hessian
         diagonal = hessian.diagonal()
     mean = float(diagonal.mean())
     applied = 0.0
     for fraction in ladder:
         diagonal.add_((fraction - applied) * mean)
         applied = fraction
-        factor, info = _factor_upper(hessian, room)
+        factor, info = _factor_upper(hessian, spare)
         if int(info) == 0:
             unit = factor.diagonal().clone()
             factor.div_(unit[:, None])
-            return Factor(factor, order, fraction, _restore(unit.square(), order))
+            return Factor(factor, order, fraction, restore(unit.square(), order))
     return None
 
 
-def _permute(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+def permute(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     """Return the rows and columns of a square matrix in ``order``, with one copy in memory."""
     permuted = torch.empty_like(matrix)
     for start in range(0, len(order), HESSIAN_BLOCK):
@@ -134,8 +115,8 @@ def _permute(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     return permuted
 
 
-def _restore(values: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
-    """Return values [in_features] that are in solving order in their own order."""
+def restore(values: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
+    """Return values [in_features, ...] that are in solving order in their own order."""
     if order is None:
         return values
     restored = torch.empty_like(values)
@@ -144,27 +125,27 @@ def _restore(values: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
 
 
 def _factor_upper(
-    hessian: torch.Tensor, room: torch.Tensor | None
+    hessian: torch.Tensor, spare: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the upper Cholesky factor, in ``room`` if given, and LAPACK's info, 0 for success.
+    """Return the upper Cholesky factor, in ``spare`` if given, and LAPACK's info, 0 for success.
 
     torch stores factors by columns. The solver reads rows, which are those of the lower factor's
     transpose: the same numbers, adjacent.
     """
-    room = torch.empty_like(hessian) if room is None else room
+    factor = torch.empty_like(hessian) if spare is None else spare
     info = torch.empty((), dtype=torch.int32, device=hessian.device)
     with float32_products(hessian.device):
-        torch.linalg.cholesky_ex(hessian, out=(room.mT, info))
-    return room, info
+        torch.linalg.cholesky_ex(hessian, out=(factor.mT, info))
+    return factor, info
 
 
 def choose_block_solver(device: torch.device, dtype: torch.dtype) -> BlockSolver:
     """Return the fused kernel for float32 on CUDA where Triton runs, else the loop in torch."""
     if device.type == "cuda" and dtype == torch.float32 and can_run_triton():
-        from vacc_deploy.solver.triton_kernel import MAX_COLUMNS, settle_block
+        from vacc_deploy.solver.triton_kernel import MAX_COLUMNS, solve_block
 
-        return BlockSolver(MAX_COLUMNS, settle_block, is_aligned=True)
-    return BlockSolver(_LEAF_COLUMNS, _settle_leaf)
+        return BlockSolver(MAX_COLUMNS, solve_block, is_aligned=True)
+    return BlockSolver(_LEAF_COLUMNS, settle_leaf)
 
 
 def solve(
@@ -177,16 +158,16 @@ def solve(
 ) -> Solution:
     """Return the codes that nearest-plane rounding gives ``weight``, on the device of ``weight``.
 
-    In units of the scale, v = w / s and e = v − q for settled columns:
+    In units of the scale, v = w / s and e = v − q for solved columns:
     q_j = clamp(round(v_j + Σ_{k>j} U_jk · e_k)), with U the unit rows of the factor.
 
     Args:
         weight: float [out_features, in_features]; computed in the factor's dtype.
         scale: [out_features], as it will be stored.
         factor: from ``factorize`` on the Hessian of this weight's inputs, on the same device.
-        leaf_columns: columns settled one by one; everything else is matrix products. None is what
+        leaf_columns: columns solved one by one; everything else is matrix products. None is what
             suits the device; the kernel takes no more than that.
-        block_solver: what settles them. None is what suits the device.
+        block_solver: what solves them. None is what suits the device.
 
     Raises:
         QuantizationError: an output met NaN on the way; the error has the row.
@@ -199,20 +180,22 @@ def solve(
         weight = weight[:, factor.order]
     # [in, out]; v, then e
     errors = (weight.to(unit_rows.dtype) / scale.to(unit_rows)[:, None]).T.contiguous()
-    codes = torch.empty(errors.shape, dtype=torch.int8, device=errors.device)
-    num_saturated = torch.zeros(1, dtype=torch.int32, device=errors.device)
+    block = Block(
+        unit_rows,
+        targets=errors.clone(),
+        errors=errors,
+        codes=torch.empty(errors.shape, dtype=torch.int8, device=errors.device),
+        num_saturated=torch.zeros(1, dtype=torch.int32, device=errors.device),
+    )
     with float32_products(errors.device):
-        _settle(unit_rows, errors.clone(), errors, codes, num_saturated, solver)
+        _solve_columns(block, solver)
     _require_numbers(errors[0])
-    if factor.order is None:
-        return Solution(codes.T.contiguous(), int(num_saturated))
-    restored = torch.empty_like(codes)
-    restored[factor.order] = codes
-    return Solution(restored.T.contiguous(), int(num_saturated))
+    codes = restore(block.codes, factor.order).T.contiguous()  # [out, in]
+    return Solution(codes, int(block.num_saturated))
 
 
 def _require_numbers(last_errors: torch.Tensor) -> None:
-    """Raise where the errors [out] of the column settled last are NaN: it meets all others'."""
+    """Raise where the errors [out] of the column solved last are NaN: it meets all others'."""
     is_nan = torch.isnan(last_errors)
     if is_nan.any():
         raise QuantizationError(
@@ -222,52 +205,34 @@ def _require_numbers(last_errors: torch.Tensor) -> None:
         )
 
 
-def _settle(
-    unit_rows: torch.Tensor,
-    targets: torch.Tensor,
-    errors: torch.Tensor,
-    codes: torch.Tensor,
-    num_saturated: torch.Tensor,
-    solver: BlockSolver,
-) -> None:
-    """Settle all columns of a block from the last to the first.
-
-    Right half first; its errors then move the targets of the left half in one product. The tensors
-    are those of ``BlockSolver.settle``, with n of any size.
-    """
-    size = targets.shape[0]
+def _solve_columns(block: Block, solver: BlockSolver) -> None:
+    """Solve all columns of a block of any width, from the last to the first."""
+    size = len(block.targets)
     if size <= solver.max_columns:
-        solver.settle(unit_rows, targets, errors, codes, num_saturated)
+        solver.solve(block)
         return
     half = size // 2
     if solver.is_aligned:
         half = -(-half // solver.max_columns) * solver.max_columns
-    left, right = slice(None, half), slice(half, None)
-    _settle(
-        *(unit_rows[right, right], targets[right], errors[right], codes[right]),
-        *(num_saturated, solver),
-    )
-    targets[left].addmm_(unit_rows[left, right], errors[right])
-    _settle(
-        *(unit_rows[left, left], targets[left], errors[left], codes[left]),
-        *(num_saturated, solver),
-    )
+    left, right = block.columns(0, half), block.columns(half, size)
+    # The errors of the right half are final before they move the targets of the left, in one
+    # product: [left, right] @ [right, out].
+    _solve_columns(right, solver)
+    left.targets.addmm_(block.unit_rows[:half, half:], right.errors)
+    _solve_columns(left, solver)
 
 
-def _settle_leaf(
-    unit_rows: torch.Tensor,
-    targets: torch.Tensor,
-    errors: torch.Tensor,
-    codes: torch.Tensor,
-    num_saturated: torch.Tensor,
-) -> None:
-    """Settle a few columns one by one; see ``BlockSolver.settle``."""
-    size = targets.shape[0]
+def settle_leaf(block: Block) -> None:
+    """Solve a few columns one by one, in torch."""
+    size = len(block.targets)
     for column in range(size - 1, -1, -1):
-        target = targets[column]
+        target = block.targets[column]
         if column + 1 < size:
-            target.addmv_(errors[column + 1 :].T, unit_rows[column, column + 1 :])
+            # [out, columns solved] @ [columns solved]
+            coupling = block.unit_rows[column, column + 1 :]
+            target.addmv_(block.errors[column + 1 :].T, coupling)
         target.round_()
-        errors[column].sub_(target.clamp(-INT8_MAX, INT8_MAX))
-    codes.copy_(targets.clamp(-INT8_MAX, INT8_MAX))
-    num_saturated += (targets.abs() > INT8_MAX).sum()
+        block.errors[column].sub_(target.clamp(-INT8_MAX, INT8_MAX))
+    block.codes.copy_(block.targets.clamp(-INT8_MAX, INT8_MAX))
+    # In place: the count is shared with the blocks beside this one.
+    block.num_saturated.add_((block.targets.abs() > INT8_MAX).sum())

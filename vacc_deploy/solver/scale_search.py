@@ -21,7 +21,7 @@ def search_scale(
     """Return the scale of each row with the smallest expected output error.
 
     With the scale s, rounding costs s²/12 · Σ_j c_j, where c_j is what an error in column j costs
-    after the columns settled later have made up for it (the squared diagonal of the Cholesky
+    after the columns solved later have made up for it (the squared diagonal of the Cholesky
     factor); weights beyond 127·s cost c_j · (|w_j| − 127·s)². Only the few largest weights of a row
     can be cut, so that one look at them serves all scales.
 

@@ -12,18 +12,18 @@ import torch
 from vacc_deploy.solver.hessian import accumulate_hessian, mirror_upper
 
 
-@dataclass
+@dataclass(frozen=True)
 class HeldOut:
     """Inputs that the Hessian has not seen, a sample of tokens.
 
     Attributes:
-        deployed: [tokens, in_features], as they come from the quantized layers before.
-        original: the same tokens as they come from the float layers, or None where no float
+        inputs: [tokens, in_features], as they come from the quantized layers before.
+        float_inputs: the same tokens as they come from the float layers, or None where no float
             stream is carried along.
     """
 
-    deployed: torch.Tensor
-    original: torch.Tensor | None
+    inputs: torch.Tensor
+    float_inputs: torch.Tensor | None
 
 
 @dataclass
@@ -41,27 +41,28 @@ class StageStatistics:
     shared_hessian: torch.Tensor | None = None
     cross: torch.Tensor | None = None
     _nothing: torch.Tensor | None = None
-    _deployed: list[torch.Tensor] = field(default_factory=list)
-    _original: list[torch.Tensor] = field(default_factory=list)
+    _inputs: list[torch.Tensor] = field(default_factory=list)
+    _float_inputs: list[torch.Tensor] = field(default_factory=list)
 
     def add_fit(
         self,
         inputs: torch.Tensor,
-        original: torch.Tensor | None = None,
+        float_inputs: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
     ) -> None:
         """Add fitted tokens.
 
         Args:
             inputs: [tokens, in], float32 or bfloat16.
-            original: the float stream's inputs for the same tokens.
+            float_inputs: the float stream's inputs for the same tokens.
             weights: float32 [tokens]; each token counts by the square of its own.
         """
         size = inputs.shape[-1]
         if self.hessian is None:
             self.hessian = torch.zeros(size, size, device=inputs.device)
+            # The dtype and the width of the sample, should no token be held out.
             self._nothing = inputs.new_empty(0, size)
-        shift = None if original is None else original - inputs
+        shift = None if float_inputs is None else float_inputs - inputs
         if weights is not None:
             # Off by 1/256 in bfloat16; a product of two dtypes would be ten times slower.
             weights = weights.to(inputs.dtype)[:, None]
@@ -71,7 +72,7 @@ class StageStatistics:
             return
         if weights is not None:
             shift = shift * weights
-        product = inputs.T @ shift
+        product = inputs.T @ shift  # [in, in]
         if self.cross is None:
             self.cross = product.float()
         else:
@@ -84,12 +85,17 @@ class StageStatistics:
             self.shared_hessian = self.hessian.clone()
 
     def add_held_out(
-        self, inputs: torch.Tensor, original: torch.Tensor | None, stride: int, first: int = 0
+        self,
+        inputs: torch.Tensor,
+        float_inputs: torch.Tensor | None,
+        stride: int,
+        *,
+        first: int = 0,
     ) -> None:
         """Keep every ``stride``-th of these tokens [tokens, in], from the ``first`` on."""
-        self._deployed.append(inputs[first::stride].clone())
-        if original is not None:
-            self._original.append(original[first::stride].clone())
+        self._inputs.append(inputs[first::stride].clone())
+        if float_inputs is not None:
+            self._float_inputs.append(float_inputs[first::stride].clone())
 
     def finish(self) -> HeldOut:
         """Complete the symmetric sums that are here and return the held-out sample."""
@@ -97,7 +103,7 @@ class StageStatistics:
         for matrix in (self.hessian, self.shared_hessian):
             if matrix is not None:
                 mirror_upper(matrix)
-        original = torch.cat(self._original) if self._original else None
-        held_out = HeldOut(torch.cat([self._nothing, *self._deployed]), original)
-        self._deployed, self._original = [], []
+        float_inputs = torch.cat(self._float_inputs) if self._float_inputs else None
+        held_out = HeldOut(torch.cat([self._nothing, *self._inputs]), float_inputs)
+        self._inputs, self._float_inputs = [], []
         return held_out

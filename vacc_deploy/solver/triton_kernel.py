@@ -1,7 +1,7 @@
 """One diagonal block of the nearest-plane solver as one CUDA launch. Imported only where Triton is.
 
-Each program owns some outputs and settles their columns from the last to the first. The errors of
-settled columns stay in registers, so that a step reads one row of the factor and one row of targets
+Each program owns some outputs and solves their columns from the last to the first. The errors of
+solved columns stay in registers, so that a step reads one row of the factor and one row of targets
 and values, and writes one row of errors and codes: the block moves through memory once.
 
 Predicted for the four stages of a 7B layer (in × out: 3584 × 4608, 3584 × 3584, 3584 × 37,888,
@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from vacc_deploy.formats.int8 import INT8_MAX
+from vacc_deploy.solver.block import Block
 
 # 64 would halve the cost of a step, but double the products between blocks, whose launches cost as
 # much as is saved.
@@ -39,7 +40,7 @@ class LaunchConfig:
 
     Attributes:
         block_columns: columns it can hold, a power of two.
-        block_outputs: outputs it settles.
+        block_outputs: outputs it solves.
         num_warps: with 4 for 32 outputs, four warps share the columns of a block; with 4 for 128,
             a thread has an output to itself and sums without its neighbours.
     """
@@ -56,41 +57,40 @@ def choose_config(num_columns: int, num_outputs: int) -> LaunchConfig:
     return LaunchConfig(block_columns, block_outputs, num_warps=4)
 
 
-def settle_block(
-    unit_rows: torch.Tensor,
-    targets: torch.Tensor,
-    errors: torch.Tensor,
-    codes: torch.Tensor,
-    num_saturated: torch.Tensor,
-    *,
-    config: LaunchConfig | None = None,
-) -> None:
-    """Settle the columns of one block one by one, for all outputs at once, without waiting for it.
+def solve_block(block: Block, *, config: LaunchConfig | None = None) -> None:
+    """Solve the columns of one block one by one, for all outputs at once, without waiting for it.
 
-    A target that is NaN gets code 0 and a NaN error, and so do the columns settled after it: the
-    caller finds NaN in row 0 of ``errors``.
+    A target that is NaN gets code 0 and a NaN error, and so do the columns solved after it: the
+    caller finds NaN in row 0 of the errors.
 
     Args:
-        unit_rows: float32 [n, n], n at most ``MAX_COLUMNS``; only what lies above the diagonal is
-            read. Any strides; fast where the elements of a row are adjacent.
-        targets: float32 [n, out], v plus what columns further right add to it. Elements of a row
-            are adjacent, here and below.
-        errors: float32 [n, out], v on entry, v − q on return.
-        codes: int8 [n, out], filled.
-        num_saturated: int32 [1], grows by the number of codes cut at ±127.
+        block: float32, at most ``MAX_COLUMNS`` columns. Of its unit rows only what lies above the
+            diagonal is read; they may have any strides and are read fast where the elements of a
+            row are adjacent. In the other tensors the elements of a row are adjacent.
         config: sizes of a program; None is ``choose_config``'s.
 
     Raises:
         ValueError: a dtype, a shape or a stride is not as above.
     """
-    _check_arguments(unit_rows, targets, errors, codes, num_saturated)
-    num_columns, num_outputs = targets.shape
+    _check_block(block)
+    num_columns, num_outputs = block.targets.shape
     config = config or choose_config(num_columns, num_outputs)
-    with torch.cuda.device_of(targets):  # Triton launches on the current device
-        _settle_kernel[(triton.cdiv(num_outputs, config.block_outputs),)](
-            *(unit_rows, targets, errors, codes, num_saturated),
-            *(num_columns - 1, num_outputs),
-            *(*unit_rows.stride(), targets.stride(0), errors.stride(0), codes.stride(0)),
+    num_programs = triton.cdiv(num_outputs, config.block_outputs)
+    unit_rows_stride, unit_columns_stride = block.unit_rows.stride()
+    with torch.cuda.device_of(block.targets):  # Triton launches on the current device
+        _settle_kernel[(num_programs,)](
+            block.unit_rows,
+            block.targets,
+            block.errors,
+            block.codes,
+            block.num_saturated,
+            num_columns - 1,
+            num_outputs,
+            unit_rows_stride,
+            unit_columns_stride,
+            block.targets.stride(0),
+            block.errors.stride(0),
+            block.codes.stride(0),
             num_columns=num_columns,
             block_columns=config.block_columns,
             block_outputs=config.block_outputs,
@@ -100,23 +100,18 @@ def settle_block(
         )
 
 
-def _check_arguments(
-    unit_rows: torch.Tensor,
-    targets: torch.Tensor,
-    errors: torch.Tensor,
-    codes: torch.Tensor,
-    num_saturated: torch.Tensor,
-) -> None:
-    size = targets.shape[0]
+def _check_block(block: Block) -> None:
+    *tensors, _ = block
+    size = len(block.targets)
     if not 0 < size <= MAX_COLUMNS:
         raise ValueError(f"a block has 1 to {MAX_COLUMNS} columns, got {size}")
-    if unit_rows.shape != (size, size) or not targets.shape == errors.shape == codes.shape:
-        shapes = [tuple(x.shape) for x in (unit_rows, targets, errors, codes)]
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    if shapes != [(size, size), *(3 * [tuple(block.targets.shape)])]:
         raise ValueError(f"the shapes of a block do not fit each other: {shapes}")
-    dtypes = [x.dtype for x in (unit_rows, targets, errors, codes, num_saturated)]
+    dtypes = [tensor.dtype for tensor in block]
     if dtypes != [torch.float32, torch.float32, torch.float32, torch.int8, torch.int32]:
         raise ValueError(f"a block is float32 with int8 codes and an int32 count, got {dtypes}")
-    for tensor in (targets, errors, codes):
+    for tensor in (block.targets, block.errors, block.codes):
         if tensor.stride(1) != 1 and tensor.shape[1] > 1:
             raise ValueError(f"the rows of a block are contiguous, got strides {tensor.stride()}")
 
