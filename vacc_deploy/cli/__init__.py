@@ -63,7 +63,8 @@ class ErrorGroup(click.Group):
         try:
             return super().invoke(ctx)
         except VaccDeployError as err:
-            raise CommandFailure(err, str(err), err.exit_code, ctx.meta) from err
+            message = f"{err} {err.hint}".rstrip()
+            raise CommandFailure(err, message, err.exit_code, ctx.meta) from err
         except OSError as err:
             if err.errno == errno.EPIPE:
                 raise

@@ -1,16 +1,15 @@
 """Quantize a checkpoint layer by layer into a new directory; memory holds one layer at a time.
 
-Resumable at every layer: see ``quantize.journal``.
+Resumable at every layer: see ``quantize.records``.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
 from vacc_deploy.checkpoint import (
@@ -19,6 +18,8 @@ from vacc_deploy.checkpoint import (
     check_space,
     model_name,
     output_directory,
+    partial_path,
+    remove_leftovers,
 )
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.models.directory_config import check_format
@@ -26,26 +27,30 @@ from vacc_deploy.models.vacc_config import check_vacc_config
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import SILENT, UNCONTROLLED, Progress, RunControl
 from vacc_deploy.quantize.assist import check_ranks
-from vacc_deploy.quantize.complete import finished_identity, take_finished
-from vacc_deploy.quantize.compute import Compute, choose_compute
+from vacc_deploy.quantize.calibration_rows import read_calibration_rows
+from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.quantize.finish import finish_output, output_bytes
 from vacc_deploy.quantize.forecast import Plan
 from vacc_deploy.quantize.identity import identify
-from vacc_deploy.quantize.journal import has_finished_layers, unfinished_run
 from vacc_deploy.quantize.options import OWN, QuantizeOptions
 from vacc_deploy.quantize.ranks import ALONE, Ranks
+from vacc_deploy.quantize.records import RUN_NAME, RunRecord
 from vacc_deploy.quantize.result import QuantizeResult
-from vacc_deploy.quantize.resume import Run, begin_run, check_unfinished
+from vacc_deploy.quantize.resume import Run, begin_run
 from vacc_deploy.quantize.shards import write_shards
+from vacc_deploy.quantize.standing import (
+    Finished,
+    Foreign,
+    Standing,
+    Unfinished,
+    check_same_run,
+    check_standing,
+    look_at,
+    take_finished,
+)
 from vacc_deploy.quantize.warm_up import warming_up
-from vacc_deploy.reference.decoder import check_sequence_length
-from vacc_deploy.solver.records import RTN, LinearRecord
+from vacc_deploy.solver.records import LinearRecord
 from vacc_deploy.system import peak_memory_bytes
-from vacc_deploy.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from vacc_deploy.calibration.own_answers import OwnAnswers
-    from vacc_deploy.calibration.rows import CalibrationRows
 
 
 def quantize(
@@ -89,85 +94,175 @@ def quantize(
         OutputError: the output cannot be written, or the interrupted run was another one.
         StoppedError: ``control`` asked for it.
     """
+    planned = plan_run(
+        checkpoint_dir,
+        options=options,
+        output=output,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        resume=resume,
+        progress=progress,
+        control=control,
+        ranks=ranks,
+    )
+    if planned.result.already_finished:
+        if not dry_run:
+            remove_leftovers(planned.result.output_dir)
+        return planned.result
+    if dry_run:
+        return forecast(planned, progress, control)
+    return execute(planned, progress, control, ranks)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of which everything is checked and nothing is written.
+
+    Attributes:
+        plan: the checkpoint, the options, the calibration rows and the device.
+        result: what is known before the work; the whole result where the output is finished.
+        standing: what stands where the run would write.
+        record: the run to begin, or the interrupted one to go on with.
+        overwrite: whether an older output may be replaced.
+        started: when the planning began.
+    """
+
+    plan: Plan
+    result: QuantizeResult
+    standing: Standing
+    record: RunRecord
+    overwrite: bool
+    started: float
+
+    @property
+    def left(self) -> RunRecord | None:
+        """The interrupted run that has left finished layers, to be continued or not."""
+        return self.standing.run if isinstance(self.standing, Unfinished) else None
+
+
+def plan_run(
+    checkpoint_dir: Path,
+    *,
+    options: QuantizeOptions,
+    output: Path | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    resume: bool = False,
+    progress: Progress = SILENT,
+    control: RunControl = UNCONTROLLED,
+    ranks: Ranks = ALONE,
+) -> PlannedRun:
+    """Check everything, read the calibration text, and look at what stands; see ``quantize``."""
     started = time.monotonic()
     options.check()
     checkpoint = _open_float(checkpoint_dir)
     for layout in options.formats:
         check_format(layout, checkpoint.config)
     output_dir = output or _default_output(checkpoint_dir, options.formats)
-    request = _Request(checkpoint, options, output_dir, overwrite, dry_run, resume)
-    standing = finished_identity(output_dir) if resume else None
-    if overwrite or standing is None:  # else nothing is written, whatever stands there
+    standing = look_at(output_dir)
+    if overwrite or not (resume and isinstance(standing, Finished)):
+        # Else nothing is written, whatever stands there.
         check_output(output_dir, overwrite=overwrite, inputs=checkpoint.input_paths())
-    check_unfinished(output_dir, resume=resume, overwrite=overwrite)
+    check_standing(standing, resume=resume, overwrite=overwrite)
+    if resume and isinstance(standing, Foreign):
+        progress.warn(f"{RUN_NAME} in {partial_path(output_dir)} is damaged: beginning again")
+    left = standing.run if isinstance(standing, Unfinished) else None
     # An interruption may also come before the first layer of a resumed run.
-    with _telling(control, output_dir, KeyboardInterrupt, SystemExit):
-        return _quantize(request, standing, progress, control, ranks, started)
+    with _telling(control, left, KeyboardInterrupt, SystemExit):
+        compute = choose_compute(options.device, options.compute_dtype)
+        with warming_up(compute):
+            rows = read_calibration_rows(checkpoint, options, progress, dry_run=dry_run)
+        check_ranks(checkpoint, rows, ranks)
+        num_bytes = sum(output_bytes(checkpoint, layout) for layout in options.formats)
+        num_finished = left.finished if resume and left else 0
+        plan = Plan(checkpoint, options, rows, compute, num_bytes, num_finished)
+        result = _planned_result(plan, output_dir)
+        identity = identify(
+            checkpoint, options, result.model, result.calibration, compute, ranks.count
+        )
+        record = RunRecord(identity, checkpoint.config.num_hidden_layers)
+        planned = PlannedRun(plan, result, standing, record, overwrite, started)
+        # A dry run writes no answers, so it cannot know whether those of then were the same.
+        if resume and not (dry_run and options.answers == OWN):
+            planned = _go_on(planned)
+        if not planned.result.already_finished:
+            # What an interrupted run has written is used again, or removed first.
+            written = num_bytes - (left.num_bytes if left else 0)
+            check_space(output_dir, written + plan.spooled_bytes(ranks.count, ranks.local_count))
+            _warn(progress, result.warnings)
+    return planned
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What ``quantize`` was asked for, checked."""
+def _go_on(planned: PlannedRun) -> PlannedRun:
+    """Return the run as it goes on from what stands there.
 
-    checkpoint: Checkpoint
-    options: QuantizeOptions
-    output_dir: Path
-    overwrite: bool
-    dry_run: bool
-    resume: bool
+    Raises:
+        OutputError: what stands there was another run's, or is a damaged output.
+    """
+    standing, identity = planned.standing, planned.record.identity
+    if isinstance(standing, Unfinished):
+        check_same_run(standing, identity)
+        return replace(planned, record=replace(standing.run, resumes=standing.run.resumes + 1))
+    if isinstance(standing, Finished):
+        overwrite = planned.overwrite
+        finished = take_finished(planned.result, standing, identity, overwrite=overwrite)
+        return replace(planned, result=finished or planned.result)
+    return planned
 
 
-def _quantize(
-    request: _Request,
-    standing: dict[str, Any] | None,
-    progress: Progress,
-    control: RunControl,
-    ranks: Ranks,
-    started: float,
+def forecast(planned: PlannedRun, progress: Progress, control: RunControl) -> QuantizeResult:
+    """Return the plan with what a trial says of its time; nothing is written."""
+    with _telling(control, planned.left, KeyboardInterrupt, SystemExit):
+        so_far = time.monotonic() - planned.started
+        estimate, problem = planned.plan.predict_time(so_far, progress)
+    problems = [f"No time is predicted: {problem}"] if problem else []
+    _warn(progress, problems)
+    warnings = (*planned.result.warnings, *problems)
+    return replace(planned.result, dry_run=True, estimate=estimate, warnings=warnings)
+
+
+def execute(
+    planned: PlannedRun, progress: Progress, control: RunControl, ranks: Ranks
 ) -> QuantizeResult:
-    """Plan and work; ``standing`` is the identity of an output that stands already."""
-    checkpoint, options, output_dir = request.checkpoint, request.options, request.output_dir
-    compute = choose_compute(options.device, options.compute_dtype)
-    with warming_up(compute):
-        rows = _calibration_rows(checkpoint, options, progress, dry_run=request.dry_run)
-    check_ranks(checkpoint, rows, ranks)
-    plan = _plan(checkpoint, options, rows, compute, output_dir if request.resume else None)
-    result = _planned_result(plan, output_dir)
-    identity = identify(checkpoint, options, result.model, result.calibration, compute, ranks.count)
-    # A dry run writes no answers, so it cannot tell whether a finished output has the same ones.
-    if standing is not None and not (request.dry_run and options.answers == OWN):
-        finished = take_finished(
-            result, standing, identity, overwrite=request.overwrite, dry_run=request.dry_run
-        )
-        if finished is not None:
-            return finished
-    # What an interrupted run has written is used again, or removed first.
-    written = result.output_bytes - _kept_bytes(output_dir)
-    check_space(output_dir, written + plan.spooled_bytes(ranks.count, ranks.local_count))
-    _warn(progress, result.warnings)
-    if request.dry_run:
-        estimate, problem = plan.predict_time(time.monotonic() - started, progress)
-        problems = [f"No time is predicted: {problem}"] if problem else []
-        _warn(progress, problems)
-        warnings = (*result.warnings, *problems)
-        return replace(result, dry_run=True, estimate=estimate, warnings=warnings)
-    inputs = checkpoint.input_paths()
-    with output_directory(
-        output_dir, overwrite=request.overwrite, inputs=inputs, keeps=has_finished_layers
-    ) as partial:
-        num_layers = checkpoint.config.num_hidden_layers
-        run = begin_run(
-            partial, identity, options.formats, num_layers, resume=request.resume, progress=progress
-        )
-        synchronize = compute.synchronize if options.profile else None
-        run = replace(run, clock=PhaseClock(synchronize))
-        with closing(run.journal), _telling(control, output_dir, BaseException):
-            files = write_shards(checkpoint, run, options, rows, progress, control, ranks)
-            result = _with_records(result, run, started, options.dampening_frac)
-            result = replace(result, peak_device_memory_bytes=compute.peak_memory_bytes())
-            finish_output(checkpoint, run, result, options, files)
+    """Write the output; after an error the finished layers stay in the partial directory."""
+    plan, result, record = planned.plan, planned.result, planned.record
+    checkpoint, options, compute = plan.checkpoint, plan.options, plan.compute
+    run: Run | None = None
+
+    def keeps() -> bool:
+        # Until the run has begun, what an earlier one left is untouched.
+        if run is None:
+            return isinstance(planned.standing, (Unfinished, Foreign))
+        return record.finished > 0
+
+    overwrite, inputs = planned.overwrite, checkpoint.input_paths()
+    with (
+        _telling(control, record, BaseException),
+        output_directory(
+            result.output_dir, overwrite=overwrite, inputs=inputs, keeps=keeps
+        ) as partial,
+    ):
+        clock = PhaseClock(compute.synchronize if options.profile else None)
+        run = begin_run(partial, record, options.formats, progress=progress, clock=clock)
+        files = write_shards(checkpoint, run, options, plan.rows, progress, control, ranks)
+        result = _with_records(result, run, planned.started, options.dampening_frac)
+        result = replace(result, peak_device_memory_bytes=compute.peak_memory_bytes())
+        finish_output(checkpoint, run, result, options, files)
     _warn(progress, _record_warnings(result.linears, options.dampening_frac))
     return result
+
+
+@contextmanager
+def _telling(
+    control: RunControl, run: RunRecord | None, *errors: type[BaseException]
+) -> Iterator[None]:
+    """Say to ``control`` what an unfinished run keeps, when one of ``errors`` ends the block."""
+    try:
+        yield
+    except errors:
+        if run is not None and run.finished:
+            control.kept(run.finished, run.num_layers)
+        raise
 
 
 def _warn(progress: Progress, warnings: Sequence[str]) -> None:
@@ -179,8 +274,8 @@ def _with_records(
     result: QuantizeResult, run: Run, started: float, dampening_frac: float
 ) -> QuantizeResult:
     """Add what is known once all layers are written."""
-    entries = run.journal.recorded.entries
-    records = [record for shard in range(run.num_layers) for record in entries[shard + 1].records]
+    layers = [run.record.shards[layer + 1] for layer in range(run.num_layers)]
+    records = [record for layer in layers for record in layer.records]
     return replace(
         result,
         linears=tuple(records),
@@ -188,39 +283,6 @@ def _with_records(
         seconds=time.monotonic() - started,
         peak_memory_bytes=peak_memory_bytes(),
     )
-
-
-@contextmanager
-def _telling(control: RunControl, output_dir: Path, *errors: type[BaseException]) -> Iterator[None]:
-    """Tell ``control`` what an unfinished run keeps, when one of ``errors`` ends the block."""
-    try:
-        yield
-    except errors:
-        recorded = unfinished_run(output_dir)
-        if recorded is not None:
-            control.kept(recorded.finished, recorded.num_layers)
-        raise
-
-
-def _kept_bytes(output_dir: Path) -> int:
-    """Return the bytes that an interrupted run has written already."""
-    recorded = unfinished_run(output_dir)
-    entries = recorded.entries.values() if recorded else ()
-    return sum(size for entry in entries for size, _ in entry.files.values())
-
-
-def _plan(
-    checkpoint: Checkpoint,
-    options: QuantizeOptions,
-    rows: CalibrationRows | None,
-    compute: Compute,
-    resumed: Path | None,
-) -> Plan:
-    """Return the run as planned; ``resumed`` is the output whose finished layers stay."""
-    recorded = unfinished_run(resumed) if resumed else None
-    num_bytes = sum(output_bytes(checkpoint, layout) for layout in options.formats)
-    finished = recorded.finished if recorded else 0
-    return Plan(checkpoint, options, rows, compute, num_bytes, finished)
 
 
 def _planned_result(plan: Plan, output_dir: Path) -> QuantizeResult:
@@ -255,62 +317,6 @@ def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:
     named = checkpoint_dir if checkpoint_dir.name not in ("", "..") else checkpoint_dir.resolve()
     ending = formats[0] if len(formats) == 1 else "quantized"
     return named.with_name(f"{named.name}-{ending}")
-
-
-def _calibration_rows(
-    checkpoint: Checkpoint, options: QuantizeOptions, progress: Progress, *, dry_run: bool
-) -> CalibrationRows | None:
-    if options.method == RTN:
-        return None
-    from vacc_deploy.calibration.rows import build_rows
-
-    check_sequence_length(checkpoint.config, options.sequence_length)
-    tokenizer = Tokenizer.from_dir(checkpoint.directory)
-    writer = _answer_writer(checkpoint, tokenizer, options, progress, dry_run=dry_run)
-    try:
-        return build_rows(
-            options.sources,
-            tokenizer,
-            num_samples=options.num_samples,
-            sequence_length=options.sequence_length,
-            seed=options.seed,
-            vocab_size=checkpoint.config.vocab_size,
-            evaluation_share=options.evaluation_share,
-            writer=writer,
-            progress=progress,
-        )
-    finally:
-        if writer is not None:
-            writer.release()
-
-
-def _answer_writer(
-    checkpoint: Checkpoint,
-    tokenizer: Tokenizer,
-    options: QuantizeOptions,
-    progress: Progress,
-    *,
-    dry_run: bool,
-) -> OwnAnswers | None:
-    if options.answers != OWN:
-        return None
-    if dry_run:
-        progress.warn(
-            "A dry run writes no answers: the plan counts the data set's own, and no time for "
-            "writing them."
-        )
-        return None
-    from vacc_deploy.calibration.own_answers import OwnAnswers
-
-    return OwnAnswers(
-        checkpoint,
-        tokenizer,
-        max_new_tokens=options.max_answer_tokens,
-        seed=options.seed,
-        cache_dir=options.answers_cache,
-        device=options.device,
-        progress=progress,
-    )
 
 
 def _record_warnings(records: Sequence[LinearRecord], dampening_frac: float) -> tuple[str, ...]:
