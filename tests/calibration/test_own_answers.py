@@ -186,7 +186,9 @@ def test_the_model_answers_on_the_device_of_the_run_and_is_let_go(tmp_path, sour
         answers_cache=tmp_path / "cache",
         device="cuda:1",
     )
-    rows = pipeline.read_calibration_rows(Checkpoint.open(source), options, Progress(), dry_run=False)
+    rows = pipeline.read_calibration_rows(
+        Checkpoint.open(source), options, Progress(), dry_run=False
+    )
     assert rows.tokens.shape == (4, 32)
     assert devices == ["cuda:1"]
     assert [model() for model in models] == [None]

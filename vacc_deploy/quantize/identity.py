@@ -6,9 +6,7 @@ Flat: a name to a plain value, so that every difference has a name of its own.
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from vacc_deploy.checkpoint import (
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.options import QuantizeOptions
+from vacc_deploy.system import processor_name
 
 _SHOWN_CHARS = 64
 
@@ -66,7 +65,8 @@ def identify(
         values["device"] = compute.describe()
         values["compute dtype"] = str(compute.dtype).removeprefix("torch.")
         values["torch threads"] = torch.get_num_threads()
-        values["processor"] = _processor()
+        vector_units = torch.backends.cpu.get_cpu_capability()
+        values["processor"] = f"{processor_name()}, {vector_units}"
         values["processes"] = num_ranks
     return values
 
@@ -102,15 +102,3 @@ def _show(value: Any) -> str:
         return "none"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
-
-
-def _processor() -> str:
-    """Return the kind of processor, and which of its vector units torch uses."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text("utf-8", "replace").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"

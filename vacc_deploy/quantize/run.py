@@ -6,49 +6,22 @@ Resumable at every layer: see ``quantize.records``.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
-from vacc_deploy.checkpoint import (
-    Checkpoint,
-    check_output,
-    check_space,
-    model_name,
-    output_directory,
-    partial_path,
-    remove_leftovers,
-)
-from vacc_deploy.errors import CheckpointError
-from vacc_deploy.models.directory_config import check_format
-from vacc_deploy.models.vacc_config import check_vacc_config
+from vacc_deploy.checkpoint import output_directory, remove_leftovers
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import SILENT, UNCONTROLLED, Progress, RunControl
-from vacc_deploy.quantize.assist import check_ranks
-from vacc_deploy.quantize.calibration_rows import read_calibration_rows
-from vacc_deploy.quantize.compute import choose_compute
-from vacc_deploy.quantize.finish import finish_output, output_bytes
+from vacc_deploy.quantize.finish import finish_output
 from vacc_deploy.quantize.forecast import Plan
-from vacc_deploy.quantize.identity import identify
-from vacc_deploy.quantize.options import OWN, QuantizeOptions
+from vacc_deploy.quantize.options import QuantizeOptions
+from vacc_deploy.quantize.plan import PlannedRun, plan_run, telling_what_stays, warn_each
 from vacc_deploy.quantize.ranks import ALONE, Ranks
-from vacc_deploy.quantize.records import RUN_NAME, RunRecord
 from vacc_deploy.quantize.result import QuantizeResult
 from vacc_deploy.quantize.resume import Run, begin_run
 from vacc_deploy.quantize.shards import write_shards
-from vacc_deploy.quantize.standing import (
-    Finished,
-    Foreign,
-    Standing,
-    Unfinished,
-    check_same_run,
-    check_standing,
-    look_at,
-    take_finished,
-)
-from vacc_deploy.quantize.warm_up import warming_up
+from vacc_deploy.quantize.standing import Foreign, Unfinished
 from vacc_deploy.solver.records import LinearRecord
 from vacc_deploy.system import peak_memory_bytes
 
@@ -114,109 +87,21 @@ def quantize(
     return execute(planned, progress, control, ranks)
 
 
-@dataclass(frozen=True)
-class PlannedRun:
-    """A run of which everything is checked and nothing is written.
-
-    Attributes:
-        plan: the checkpoint, the options, the calibration rows and the device.
-        result: what is known before the work; the whole result where the output is finished.
-        standing: what stands where the run would write.
-        record: the run to begin, or the interrupted one to go on with.
-        overwrite: whether an older output may be replaced.
-        started: when the planning began.
-    """
-
-    plan: Plan
-    result: QuantizeResult
-    standing: Standing
-    record: RunRecord
-    overwrite: bool
-    started: float
-
-    @property
-    def left(self) -> RunRecord | None:
-        """The interrupted run that has left finished layers, to be continued or not."""
-        return self.standing.run if isinstance(self.standing, Unfinished) else None
-
-
-def plan_run(
-    checkpoint_dir: Path,
-    *,
-    options: QuantizeOptions,
-    output: Path | None = None,
-    overwrite: bool = False,
-    dry_run: bool = False,
-    resume: bool = False,
-    progress: Progress = SILENT,
-    control: RunControl = UNCONTROLLED,
-    ranks: Ranks = ALONE,
-) -> PlannedRun:
-    """Check everything, read the calibration text, and look at what stands; see ``quantize``."""
-    started = time.monotonic()
-    options.check()
-    checkpoint = _open_float(checkpoint_dir)
-    for layout in options.formats:
-        check_format(layout, checkpoint.config)
-    output_dir = output or _default_output(checkpoint_dir, options.formats)
-    standing = look_at(output_dir)
-    if overwrite or not (resume and isinstance(standing, Finished)):
-        # Else nothing is written, whatever stands there.
-        check_output(output_dir, overwrite=overwrite, inputs=checkpoint.input_paths())
-    check_standing(standing, resume=resume, overwrite=overwrite)
-    if resume and isinstance(standing, Foreign):
-        progress.warn(f"{RUN_NAME} in {partial_path(output_dir)} is damaged: beginning again")
-    left = standing.run if isinstance(standing, Unfinished) else None
-    # An interruption may also come before the first layer of a resumed run.
-    with _telling(control, left, KeyboardInterrupt, SystemExit):
-        compute = choose_compute(options.device, options.compute_dtype)
-        with warming_up(compute):
-            rows = read_calibration_rows(checkpoint, options, progress, dry_run=dry_run)
-        check_ranks(checkpoint, rows, ranks)
-        num_bytes = sum(output_bytes(checkpoint, layout) for layout in options.formats)
-        num_finished = left.finished if resume and left else 0
-        plan = Plan(checkpoint, options, rows, compute, num_bytes, num_finished)
-        result = _planned_result(plan, output_dir)
-        identity = identify(
-            checkpoint, options, result.model, result.calibration, compute, ranks.count
-        )
-        record = RunRecord(identity, checkpoint.config.num_hidden_layers)
-        planned = PlannedRun(plan, result, standing, record, overwrite, started)
-        # A dry run writes no answers, so it cannot know whether those of then were the same.
-        if resume and not (dry_run and options.answers == OWN):
-            planned = _go_on(planned)
-        if not planned.result.already_finished:
-            # What an interrupted run has written is used again, or removed first.
-            written = num_bytes - (left.num_bytes if left else 0)
-            check_space(output_dir, written + plan.spooled_bytes(ranks.count, ranks.local_count))
-            _warn(progress, result.warnings)
-    return planned
-
-
-def _go_on(planned: PlannedRun) -> PlannedRun:
-    """Return the run as it goes on from what stands there.
-
-    Raises:
-        OutputError: what stands there was another run's, or is a damaged output.
-    """
-    standing, identity = planned.standing, planned.record.identity
-    if isinstance(standing, Unfinished):
-        check_same_run(standing, identity)
-        return replace(planned, record=replace(standing.run, resumes=standing.run.resumes + 1))
-    if isinstance(standing, Finished):
-        overwrite = planned.overwrite
-        finished = take_finished(planned.result, standing, identity, overwrite=overwrite)
-        return replace(planned, result=finished or planned.result)
-    return planned
-
-
 def forecast(planned: PlannedRun, progress: Progress, control: RunControl) -> QuantizeResult:
     """Return the plan with what a trial says of its time; nothing is written."""
-    with _telling(control, planned.left, KeyboardInterrupt, SystemExit):
+    with telling_what_stays(control, planned.left, KeyboardInterrupt, SystemExit):
         so_far = time.monotonic() - planned.started
-        estimate, problem = planned.plan.predict_time(so_far, progress)
+        plan = Plan(
+            planned.checkpoint,
+            planned.options,
+            planned.rows,
+            planned.compute,
+            planned.result.output_bytes,
+            num_finished=planned.record.finished,
+        )
+        estimate, problem = plan.predict_time(so_far, progress)
     problems = [f"No time is predicted: {problem}"] if problem else []
-    _warn(progress, problems)
+    warn_each(progress, problems)
     warnings = (*planned.result.warnings, *problems)
     return replace(planned.result, dry_run=True, estimate=estimate, warnings=warnings)
 
@@ -225,8 +110,8 @@ def execute(
     planned: PlannedRun, progress: Progress, control: RunControl, ranks: Ranks
 ) -> QuantizeResult:
     """Write the output; after an error the finished layers stay in the partial directory."""
-    plan, result, record = planned.plan, planned.result, planned.record
-    checkpoint, options, compute = plan.checkpoint, plan.options, plan.compute
+    checkpoint, options, compute = planned.checkpoint, planned.options, planned.compute
+    result, record = planned.result, planned.record
     run: Run | None = None
 
     def keeps() -> bool:
@@ -237,37 +122,19 @@ def execute(
 
     overwrite, inputs = planned.overwrite, checkpoint.input_paths()
     with (
-        _telling(control, record, BaseException),
+        telling_what_stays(control, record, BaseException),
         output_directory(
             result.output_dir, overwrite=overwrite, inputs=inputs, keeps=keeps
         ) as partial,
     ):
         clock = PhaseClock(compute.synchronize if options.profile else None)
         run = begin_run(partial, record, options.formats, progress=progress, clock=clock)
-        files = write_shards(checkpoint, run, options, plan.rows, progress, control, ranks)
+        files = write_shards(checkpoint, run, options, planned.rows, progress, control, ranks)
         result = _with_records(result, run, planned.started, options.dampening_frac)
         result = replace(result, peak_device_memory_bytes=compute.peak_memory_bytes())
         finish_output(checkpoint, run, result, options, files)
-    _warn(progress, _record_warnings(result.linears, options.dampening_frac))
+    warn_each(progress, _record_warnings(result.linears, options.dampening_frac))
     return result
-
-
-@contextmanager
-def _telling(
-    control: RunControl, run: RunRecord | None, *errors: type[BaseException]
-) -> Iterator[None]:
-    """Say to ``control`` what an unfinished run keeps, when one of ``errors`` ends the block."""
-    try:
-        yield
-    except errors:
-        if run is not None and run.finished:
-            control.kept(run.finished, run.num_layers)
-        raise
-
-
-def _warn(progress: Progress, warnings: Sequence[str]) -> None:
-    for warning in warnings:
-        progress.warn(warning)
 
 
 def _with_records(
@@ -283,40 +150,6 @@ def _with_records(
         seconds=time.monotonic() - started,
         peak_memory_bytes=peak_memory_bytes(),
     )
-
-
-def _planned_result(plan: Plan, output_dir: Path) -> QuantizeResult:
-    """Return what is known before the work: sizes, memory, calibration."""
-    checkpoint, options, rows = plan.checkpoint, plan.options, plan.rows
-    return QuantizeResult(
-        model=model_name(checkpoint.directory),
-        output_dir=output_dir,
-        method=options.method,
-        input_bytes=checkpoint.weight_bytes,
-        output_bytes=plan.output_bytes,
-        estimate=plan.estimate_memory(),
-        formats=options.formats,
-        calibration=describe_calibration(checkpoint.config, rows) if rows else None,
-        warnings=budget_warnings(checkpoint.config, rows) if rows else (),
-    )
-
-
-def _open_float(checkpoint_dir: Path) -> Checkpoint:
-    """Return the checked source; refuse int8 weights and a ``config_vacc.json`` that is not its."""
-    checkpoint = Checkpoint.open(checkpoint_dir)
-    if checkpoint.config.quantization_format:
-        raise CheckpointError(
-            f"{checkpoint_dir} is quantized already. Give the float directory it was made from."
-        )
-    check_vacc_config(checkpoint_dir, checkpoint.config)
-    return checkpoint
-
-
-def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:
-    """Return ``<checkpoint_dir>-<ending>``, also for ``.`` and ``..``, which have no name."""
-    named = checkpoint_dir if checkpoint_dir.name not in ("", "..") else checkpoint_dir.resolve()
-    ending = formats[0] if len(formats) == 1 else "quantized"
-    return named.with_name(f"{named.name}-{ending}")
 
 
 def _record_warnings(records: Sequence[LinearRecord], dampening_frac: float) -> tuple[str, ...]:

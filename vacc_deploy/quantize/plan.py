@@ -1,0 +1,216 @@
+"""Plan a quantization: every check, the calibration rows, and what stands where it would write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
+from vacc_deploy.checkpoint import (
+    Checkpoint,
+    check_output,
+    check_space,
+    model_name,
+    partial_path,
+)
+from vacc_deploy.errors import CheckpointError
+from vacc_deploy.models.directory_config import check_format
+from vacc_deploy.models.vacc_config import check_vacc_config
+from vacc_deploy.progress import SILENT, UNCONTROLLED, Progress, RunControl
+from vacc_deploy.quantize.assist import check_ranks
+from vacc_deploy.quantize.calibration_rows import read_calibration_rows
+from vacc_deploy.quantize.compute import Compute, choose_compute
+from vacc_deploy.quantize.finish import output_bytes
+from vacc_deploy.quantize.forecast import Plan
+from vacc_deploy.quantize.identity import identify
+from vacc_deploy.quantize.options import OWN, QuantizeOptions
+from vacc_deploy.quantize.ranks import ALONE, Ranks
+from vacc_deploy.quantize.records import RUN_NAME, RunRecord
+from vacc_deploy.quantize.result import QuantizeResult
+from vacc_deploy.quantize.standing import (
+    Finished,
+    Foreign,
+    Standing,
+    Unfinished,
+    check_same_run,
+    check_standing,
+    look_at,
+    take_finished,
+)
+from vacc_deploy.quantize.warm_up import warming_up
+
+if TYPE_CHECKING:
+    from vacc_deploy.calibration.rows import CalibrationRows
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run of which everything is checked and nothing is written.
+
+    Attributes:
+        checkpoint: the float weights.
+        options: what the run was asked for.
+        rows: the calibration tokens; None for rounding.
+        compute: the device and the precision.
+        result: what is known before the work; the whole result where the output is finished.
+        standing: what stands where the run would write.
+        record: the run to begin, or the interrupted one to go on with.
+        overwrite: whether an older output may be replaced.
+        started: when the planning began.
+    """
+
+    checkpoint: Checkpoint
+    options: QuantizeOptions
+    rows: CalibrationRows | None
+    compute: Compute
+    result: QuantizeResult
+    standing: Standing
+    record: RunRecord
+    overwrite: bool
+    started: float
+
+    @property
+    def left(self) -> RunRecord | None:
+        """The interrupted run that has left finished layers, to be continued or not."""
+        return self.standing.run if isinstance(self.standing, Unfinished) else None
+
+
+def plan_run(
+    checkpoint_dir: Path,
+    *,
+    options: QuantizeOptions,
+    output: Path | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    resume: bool = False,
+    progress: Progress = SILENT,
+    control: RunControl = UNCONTROLLED,
+    ranks: Ranks = ALONE,
+) -> PlannedRun:
+    """Check everything, read the calibration text, and look at what stands; see ``quantize``."""
+    started = time.monotonic()
+    options.check()
+    checkpoint = _open_float(checkpoint_dir)
+    for layout in options.formats:
+        check_format(layout, checkpoint.config)
+    output_dir = output or _default_output(checkpoint_dir, options.formats)
+    standing = look_at(output_dir)
+    if overwrite or not (resume and isinstance(standing, Finished)):
+        # Else nothing is written, whatever stands there.
+        check_output(output_dir, overwrite=overwrite, inputs=checkpoint.input_paths())
+    check_standing(standing, resume=resume, overwrite=overwrite)
+    if resume and isinstance(standing, Foreign):
+        progress.warn(f"{RUN_NAME} in {partial_path(output_dir)} is damaged: beginning again")
+    left = standing.run if isinstance(standing, Unfinished) else None
+    # An interruption may also come before the first layer of a resumed run.
+    with telling_what_stays(control, left, KeyboardInterrupt, SystemExit):
+        compute = choose_compute(options.device, options.compute_dtype)
+        with warming_up(compute):
+            rows = read_calibration_rows(checkpoint, options, progress, dry_run=dry_run)
+        check_ranks(checkpoint, rows, ranks)
+        num_bytes = sum(output_bytes(checkpoint, layout) for layout in options.formats)
+        plan = Plan(checkpoint, options, rows, compute, num_bytes)
+        result = _planned_result(plan, output_dir)
+        identity = identify(
+            checkpoint, options, result.model, result.calibration, compute, ranks.count
+        )
+        record = RunRecord(identity, checkpoint.config.num_hidden_layers)
+        planned = PlannedRun(
+            checkpoint=checkpoint,
+            options=options,
+            rows=rows,
+            compute=compute,
+            result=result,
+            standing=standing,
+            record=record,
+            overwrite=overwrite,
+            started=started,
+        )
+        # A dry run writes no answers, so it cannot know whether those of then were the same.
+        if resume:
+            planned = _go_on(planned, is_known=not (dry_run and options.answers == OWN))
+        if not planned.result.already_finished:
+            # What an interrupted run has written is used again, or removed first.
+            written = num_bytes - (left.num_bytes if left else 0)
+            check_space(output_dir, written + plan.spooled_bytes(ranks.count, ranks.local_count))
+            warn_each(progress, result.warnings)
+    return planned
+
+
+def _go_on(planned: PlannedRun, *, is_known: bool) -> PlannedRun:
+    """Return the run as it goes on from what stands there.
+
+    Args:
+        planned: the run as it would begin.
+        is_known: whether its identity is whole, so that it can be compared.
+
+    Raises:
+        OutputError: what stands there was another run's, or is a damaged output.
+    """
+    standing, identity = planned.standing, planned.record.identity
+    if isinstance(standing, Unfinished):
+        if is_known:
+            check_same_run(standing, identity)
+        return replace(planned, record=replace(standing.run, resumes=standing.run.resumes + 1))
+    if isinstance(standing, Finished) and is_known:
+        overwrite = planned.overwrite
+        finished = take_finished(planned.result, standing, identity, overwrite=overwrite)
+        return replace(planned, result=finished or planned.result)
+    return planned
+
+
+def _planned_result(plan: Plan, output_dir: Path) -> QuantizeResult:
+    """Return what is known before the work: sizes, memory, calibration."""
+    checkpoint, options, rows = plan.checkpoint, plan.options, plan.rows
+    return QuantizeResult(
+        model=model_name(checkpoint.directory),
+        output_dir=output_dir,
+        method=options.method,
+        input_bytes=checkpoint.weight_bytes,
+        output_bytes=plan.output_bytes,
+        estimate=plan.estimate_memory(),
+        formats=options.formats,
+        calibration=describe_calibration(checkpoint.config, rows) if rows else None,
+        warnings=budget_warnings(checkpoint.config, rows) if rows else (),
+    )
+
+
+def _open_float(checkpoint_dir: Path) -> Checkpoint:
+    """Return the checked source; refuse int8 weights and a ``config_vacc.json`` that is not its."""
+    checkpoint = Checkpoint.open(checkpoint_dir)
+    if checkpoint.config.quantization_format:
+        raise CheckpointError(
+            f"{checkpoint_dir} is quantized already. Give the float directory it was made from."
+        )
+    check_vacc_config(checkpoint_dir, checkpoint.config)
+    return checkpoint
+
+
+def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:
+    """Return ``<checkpoint_dir>-<ending>``, also for ``.`` and ``..``, which have no name."""
+    named = checkpoint_dir if checkpoint_dir.name not in ("", "..") else checkpoint_dir.resolve()
+    ending = formats[0] if len(formats) == 1 else "quantized"
+    return named.with_name(f"{named.name}-{ending}")
+
+
+@contextmanager
+def telling_what_stays(
+    control: RunControl, run: RunRecord | None, *errors: type[BaseException]
+) -> Iterator[None]:
+    """Say to ``control`` what an unfinished run keeps, when one of ``errors`` ends the block."""
+    try:
+        yield
+    except errors:
+        if run is not None and run.finished:
+            control.kept(run.finished, run.num_layers)
+        raise
+
+
+def warn_each(progress: Progress, warnings: Sequence[str]) -> None:
+    """Report several warnings."""
+    for warning in warnings:
+        progress.warn(warning)
