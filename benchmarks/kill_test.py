@@ -108,9 +108,7 @@ def try_once(command: list[str], output: Path, limit: float, rng: random.Random)
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("options", nargs=-1)
 @click.option("--runs", default=20, show_default=True)
-@click.option(
-    "--seed", default=0, show_default=True, help="Random seed for the moments of the kills."
-)
+@click.option("--seed", default=0, show_default=True, help="Random seed for choosing moments.")
 @click.option("--directory", type=click.Path(path_type=Path), help="Where to write.")
 def main(
     checkpoint: Path, options: tuple[str, ...], runs: int, seed: int, directory: Path | None
