@@ -14,7 +14,7 @@ from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.progress import Progress
-from vacc_deploy.quantize import run as pipeline
+from vacc_deploy.quantize.calibration_rows import read_calibration_rows
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.run import quantize
 from vacc_deploy.text.tokenizer import Tokenizer
@@ -186,9 +186,7 @@ def test_the_model_answers_on_the_device_of_the_run_and_is_let_go(tmp_path, sour
         answers_cache=tmp_path / "cache",
         device="cuda:1",
     )
-    rows = pipeline.read_calibration_rows(
-        Checkpoint.open(source), options, Progress(), dry_run=False
-    )
+    rows = read_calibration_rows(Checkpoint.open(source), options, Progress(), dry_run=False)
     assert rows.tokens.shape == (4, 32)
     assert devices == ["cuda:1"]
     assert [model() for model in models] == [None]

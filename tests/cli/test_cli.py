@@ -20,6 +20,7 @@ from vacc_deploy.cli import cli
 from vacc_deploy.cli import terminal as progress_module
 from vacc_deploy.cli.options import emit
 from vacc_deploy.cli.prepare import LINK_MODES
+from vacc_deploy.errors import OutputError
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(cli.commands)
@@ -267,6 +268,20 @@ def test_debug_shows_the_traceback_and_the_message_still_comes_last(tmp_path):
     assert "vacc_deploy/checkpoint/reader.py" in result.stderr
     last = f"Error: {tmp_path / 'none'} is no directory. Give a checkpoint directory."
     assert result.stderr.splitlines()[-1] == last
+
+
+def test_a_hint_is_shown_behind_the_message(monkeypatch):
+    def full(self):
+        err = OutputError("The disk is full.")
+        err.hint = "Resume with: vacc-deploy models --resume"
+        raise err
+
+    monkeypatch.setattr("vacc_deploy.models.catalog.CatalogTable.to_text", full)
+    monkeypatch.setattr("vacc_deploy.models.catalog.CatalogTable.to_dict", full)
+    message = "The disk is full. Resume with: vacc-deploy models --resume"
+    assert invoke("models").stderr == f"Error: {message}\n"
+    error = json.loads(invoke("models", "--json").stdout)["error"]
+    assert error == {"type": "OutputError", "message": message}
 
 
 def test_a_programming_mistake_keeps_its_traceback(monkeypatch):

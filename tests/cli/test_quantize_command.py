@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from vacc_deploy.cli import cli
 from vacc_deploy.errors import OutputError
 from vacc_deploy.quantize import compute, shards
-from vacc_deploy.quantize import run as pipeline
+from vacc_deploy.quantize import plan as plan_module
 from vacc_deploy.quantize.options import QuantizeOptions
 
 
@@ -123,7 +123,7 @@ def test_quantize_compute_dtype_reaches_the_computation(source, words, monkeypat
         asked.append(arguments)
         return plain(*arguments)
 
-    monkeypatch.setattr(pipeline, "choose_compute", choose)
+    monkeypatch.setattr(plan_module, "choose_compute", choose)
     assert run_gptq(source, words, "--compute-dtype", "bfloat16", "--dry-run").exit_code == 0
     assert asked == [("cpu", "bfloat16")]
 
