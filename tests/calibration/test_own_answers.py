@@ -14,8 +14,8 @@ from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.progress import Progress
-from vacc_deploy.quantize.calibration_rows import read_calibration_rows
 from vacc_deploy.quantize.options import QuantizeOptions
+from vacc_deploy.quantize.plan import read_calibration_rows
 from vacc_deploy.quantize.run import quantize
 from vacc_deploy.text.tokenizer import Tokenizer
 

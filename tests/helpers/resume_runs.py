@@ -3,17 +3,12 @@
 To be killed at a point, a run is forked and one function of the package is replaced in the child.
 """
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os
 import signal
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import texts
@@ -30,25 +25,24 @@ from vacc_deploy.quantize.run import quantize
 
 NUM_LAYERS, NUM_SHARDS = 3, 5
 RTN = QuantizeOptions("rtn")
-Arm = Callable[[], None]
 
 
-def contents(directory: Path) -> dict[str, bytes]:
+def contents(directory):
     """Return every file of an output with its bytes, the times of the run left out."""
     return texts.contents(directory, without=(TIMING_NAME,))
 
 
-def names_around(output: Path) -> list[str]:
+def names_around(output):
     """Return the names beside an output that come of it, its own included."""
     return sorted(path.name for path in output.parent.iterdir() if output.name in path.name)
 
 
-def shard_file(number: int) -> str:
+def shard_file(number):
     """Return the name of a shard's file in a directory of one format."""
     return f"model-{number + 1:05d}-of-{NUM_SHARDS:05d}.safetensors"
 
 
-def interrupt(source: Path, output: Path, options: QuantizeOptions, *, layers: int = 1) -> str:
+def interrupt(source, output, options, *, layers=1):
     """Stop a run after some layers; return the error's text."""
     control = StopAfter(layers, signal.SIGINT)
     with pytest.raises(StoppedError) as caught:
@@ -58,22 +52,22 @@ def interrupt(source: Path, output: Path, options: QuantizeOptions, *, layers: i
     return str(caught.value)
 
 
-def change_json(path: Path, change: Callable[[Any], object]) -> None:
+def change_json(path, change):
     """Let ``change`` alter what a JSON file holds."""
     values = texts.read_json(path)
     change(values)
     path.write_text(json.dumps(values), "utf-8")
 
 
-def kill() -> None:
+def kill():
     """End this process as a power cut would."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def killed(arm: Arm, source: Path, **arguments: Any) -> None:
+def killed(arm, source, **arguments):
     """Run ``quantize`` in a process of its own that ``arm`` has set up to kill itself."""
 
-    def child() -> None:
+    def child():
         arm()
         quantize(source, **arguments)
 
@@ -86,26 +80,13 @@ def killed(arm: Arm, source: Path, **arguments: Any) -> None:
     assert process.exitcode == -signal.SIGKILL
 
 
-def at_call(
-    module: ModuleType,
-    name: str,
-    when: Callable[..., bool] = lambda *arguments: True,
-    *,
-    is_after: bool = False,
-) -> Arm:
-    """Return what kills before the first call of ``module.name`` that ``when`` takes.
+def at_call(module, name, when=lambda *arguments: True, *, is_after=False):
+    """Return what kills before, or after, the first call of ``module.name`` that ``when`` takes."""
 
-    Args:
-        module: where the name is looked up.
-        name: a function.
-        when: answers for the positional arguments of a call.
-        is_after: kill once the call has returned.
-    """
-
-    def arm() -> None:
+    def arm():
         plain = getattr(module, name)
 
-        def replaced(*arguments: Any, **options: Any) -> Any:
+        def replaced(*arguments, **options):
             if when(*arguments) and not is_after:
                 kill()
             value = plain(*arguments, **options)
@@ -118,11 +99,11 @@ def at_call(
     return arm
 
 
-def half_shard() -> None:
+def half_shard():
     """Leave half of layer 1's shard, then kill."""
     plain = shards.write_shard
 
-    def half(path: Path, tensors: Any) -> Any:
+    def half(path, tensors):
         written = plain(path, tensors)
         if path.name == shard_file(2):
             os.truncate(path, written.num_bytes // 2)
@@ -132,11 +113,11 @@ def half_shard() -> None:
     shards.write_shard = half
 
 
-def half_record() -> None:
+def half_record():
     """Leave half of layer 1's record beside where it belongs, then kill."""
     plain = output_module.write_text
 
-    def half(path: Path, text: str) -> Any:
+    def half(path, text):
         if record_name(2) in path.name:
             path.write_text(text[: len(text) // 2], "utf-8")
             kill()
@@ -145,23 +126,23 @@ def half_record() -> None:
     output_module.write_text = half
 
 
-def between_the_renames() -> None:
+def between_the_renames():
     """Kill when the older output has another name and the new one has none yet."""
     plain = Path.rename
 
-    def rename(self: Path, target: Path) -> Path:
+    def rename(self, target):
         if self.name == "out.partial":
             kill()
         return plain(self, target)
 
-    Path.rename = rename  # type: ignore[method-assign, assignment]
+    Path.rename = rename
 
 
-def while_the_older_one_is_removed() -> None:
+def while_the_older_one_is_removed():
     """Kill when one file of the older output is removed."""
     plain = output_module.remove_path
 
-    def remove(path: Path) -> None:
+    def remove(path):
         plain(path)
         if ".replaced-" in str(path):
             kill()
@@ -169,29 +150,26 @@ def while_the_older_one_is_removed() -> None:
     output_module.remove_path = remove
 
 
-def _is_renamed(name: str) -> Callable[..., bool]:
-    return lambda source, target: Path(target).name == name
-
-
-def after_record(shard: int) -> Arm:
+def after_record(shard):
     """Return what kills once a shard is recorded."""
     return at_call(resume, "write_record", lambda _, record: record.shard == shard, is_after=True)
 
 
-POINTS: dict[str, Arm] = {
+def before_rename_to(name):
+    """Return what kills when a file has been written aside."""
+    return at_call(output_module.os, "replace", lambda _, target: Path(target).name == name)
+
+
+POINTS = {
     "before anything": at_call(plan_module, "read_calibration_rows"),
     "directory made, not yet claimed": at_call(output_module.os, "open"),
     "claimed, no file of the run": at_call(run, "begin_run"),
-    "file of the run written, not yet in place": at_call(
-        output_module.os, "replace", _is_renamed(RUN_NAME)
-    ),
+    "file of the run written, not yet in place": before_rename_to(RUN_NAME),
     "file of the run in place": at_call(shards, "write_shard"),
     "half of a shard": half_shard,
     "between shard and record": at_call(resume, "write_record", lambda _, r: r.shard == 2),
     "half of a record written aside": half_record,
-    "record written, not yet in place": at_call(
-        output_module.os, "replace", _is_renamed(record_name(2))
-    ),
+    "record written, not yet in place": before_rename_to(record_name(2)),
     "between two layers": after_record(2),
     "last layer": after_record(NUM_LAYERS),
     "all shards, no index": at_call(finish, "write_index"),
@@ -205,7 +183,7 @@ AFTER_THE_RENAMES = at_call(
     "remove_leftovers",
     lambda target: any(target.parent.glob(f".{target.name}.replaced-*")),
 )
-REPLACING: dict[str, Arm] = {
+REPLACING = {
     "before the renames": at_call(output_module, "_put_in_place"),
     "between the renames": between_the_renames,
     "after the renames": AFTER_THE_RENAMES,

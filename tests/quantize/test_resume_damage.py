@@ -144,7 +144,7 @@ def test_shards_of_a_damaged_run_are_not_destroyed(model, output, partial, forma
     )
     assert contents(partial) == before
     quantize(model, options=options, output=output, resume=True, progress=recorder)
-    assert recorder.warnings == [f"{RUN_NAME} in {partial} is damaged: beginning again"]
+    assert recorder.warnings == [f"{partial / RUN_NAME} is damaged: beginning again"]
     assert not partial.exists()
 
 
@@ -155,36 +155,17 @@ def test_a_damaged_run_without_a_shard_is_in_nobodys_way(model, output, partial,
     assert contents(output) == expected["rtn"]
 
 
+FIRST, SECOND = record_name(1), record_name(2)
 FOREIGN = {
     "another version": (RUN_NAME, lambda run: run.update(version=99), "version 99, expected "),
     "no identity": (RUN_NAME, lambda run: run.pop("identity"), "it lacks the run's identity"),
     "too large": (RUN_NAME, lambda run: run.update(num_layers=10**12), "1000000000000 layers"),
-    "another field": (
-        record_name(1),
-        lambda record: record.update(colour=1),
-        "it has the fields ['colour'",
-    ),
-    "a field less": (
-        record_name(2),
-        lambda record: record.pop("scales"),
-        "it has the fields ['files'",
-    ),
-    "another record": (
-        record_name(2),
-        lambda record: record["records"][0].update(colour=1),
-        "colour",
-    ),
-    "no number": (
-        record_name(1),
-        lambda record: record.update(seconds=None),
-        "float() argument",
-    ),
-    "another shard": (
-        record_name(1),
-        lambda record: record.update(shard=2),
-        "it is of shard 2, expected 1",
-    ),
-    "another kind": (record_name(1), lambda record: record.update(files=[1]), "'list' object"),
+    "another field": (FIRST, lambda entry: entry.update(colour=1), "it has the fields ['colour'"),
+    "a field less": (SECOND, lambda entry: entry.pop("scales"), "it has the fields ['files'"),
+    "another record": (SECOND, lambda entry: entry["records"][0].update(colour=1), "colour"),
+    "no number": (FIRST, lambda entry: entry.update(seconds=None), "float() argument"),
+    "another shard": (FIRST, lambda entry: entry.update(shard=2), "it is of shard 2, expected 1"),
+    "another kind": (FIRST, lambda entry: entry.update(files=[1]), "'list' object"),
 }
 
 

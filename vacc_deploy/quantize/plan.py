@@ -5,49 +5,46 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
-from vacc_deploy.checkpoint import (
-    Checkpoint,
-    check_output,
-    check_space,
-    model_name,
-    partial_path,
-)
+from vacc_deploy.checkpoint import Checkpoint, check_output, check_space, model_name
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.models.directory_config import check_format
 from vacc_deploy.models.vacc_config import check_vacc_config
 from vacc_deploy.progress import SILENT, UNCONTROLLED, Progress, RunControl
 from vacc_deploy.quantize.assist import check_ranks
-from vacc_deploy.quantize.calibration_rows import read_calibration_rows
 from vacc_deploy.quantize.compute import Compute, choose_compute
 from vacc_deploy.quantize.finish import output_bytes
 from vacc_deploy.quantize.forecast import Plan
 from vacc_deploy.quantize.identity import identify
 from vacc_deploy.quantize.options import OWN, QuantizeOptions
 from vacc_deploy.quantize.ranks import ALONE, Ranks
-from vacc_deploy.quantize.records import RUN_NAME, RunRecord
+from vacc_deploy.quantize.records import RunRecord
 from vacc_deploy.quantize.result import QuantizeResult
 from vacc_deploy.quantize.standing import (
     Finished,
     Foreign,
     Standing,
     Unfinished,
-    check_same_run,
     check_standing,
+    continue_run,
     look_at,
     take_finished,
 )
 from vacc_deploy.quantize.warm_up import warming_up
+from vacc_deploy.reference.decoder import check_sequence_length
+from vacc_deploy.solver.records import RTN
+from vacc_deploy.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from vacc_deploy.calibration.own_answers import OwnAnswers
     from vacc_deploy.calibration.rows import CalibrationRows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlannedRun:
     """A run of which everything is checked and nothing is written.
 
@@ -72,11 +69,6 @@ class PlannedRun:
     record: RunRecord
     overwrite: bool
     started: float
-
-    @property
-    def left(self) -> RunRecord | None:
-        """The interrupted run that has left finished layers, to be continued or not."""
-        return self.standing.run if isinstance(self.standing, Unfinished) else None
 
 
 def plan_run(
@@ -104,7 +96,7 @@ def plan_run(
         check_output(output_dir, overwrite=overwrite, inputs=checkpoint.input_paths())
     check_standing(standing, resume=resume, overwrite=overwrite)
     if resume and isinstance(standing, Foreign):
-        progress.warn(f"{RUN_NAME} in {partial_path(output_dir)} is damaged: beginning again")
+        progress.warn(f"{standing.lost} is damaged: beginning again")
     left = standing.run if isinstance(standing, Unfinished) else None
     # An interruption may also come before the first layer of a resumed run.
     with telling_what_stays(control, left, KeyboardInterrupt, SystemExit):
@@ -119,48 +111,28 @@ def plan_run(
             checkpoint, options, result.model, result.calibration, compute, ranks.count
         )
         record = RunRecord(identity, checkpoint.config.num_hidden_layers)
-        planned = PlannedRun(
-            checkpoint=checkpoint,
-            options=options,
-            rows=rows,
-            compute=compute,
-            result=result,
-            standing=standing,
-            record=record,
-            overwrite=overwrite,
-            started=started,
-        )
         # A dry run writes no answers, so it cannot know whether those of then were the same.
-        if resume:
-            planned = _go_on(planned, is_known=not (dry_run and options.answers == OWN))
-        if not planned.result.already_finished:
+        known = None if dry_run and options.answers == OWN else identity
+        if resume and isinstance(standing, Unfinished):
+            record = continue_run(standing, known)
+        elif resume and isinstance(standing, Finished) and known is not None:
+            result = take_finished(result, standing, known, overwrite=overwrite)
+        if not result.already_finished:
             # What an interrupted run has written is used again, or removed first.
             written = num_bytes - (left.num_bytes if left else 0)
             check_space(output_dir, written + plan.spooled_bytes(ranks.count, ranks.local_count))
             warn_each(progress, result.warnings)
-    return planned
-
-
-def _go_on(planned: PlannedRun, *, is_known: bool) -> PlannedRun:
-    """Return the run as it goes on from what stands there.
-
-    Args:
-        planned: the run as it would begin.
-        is_known: whether its identity is whole, so that it can be compared.
-
-    Raises:
-        OutputError: what stands there was another run's, or is a damaged output.
-    """
-    standing, identity = planned.standing, planned.record.identity
-    if isinstance(standing, Unfinished):
-        if is_known:
-            check_same_run(standing, identity)
-        return replace(planned, record=replace(standing.run, resumes=standing.run.resumes + 1))
-    if isinstance(standing, Finished) and is_known:
-        overwrite = planned.overwrite
-        finished = take_finished(planned.result, standing, identity, overwrite=overwrite)
-        return replace(planned, result=finished or planned.result)
-    return planned
+    return PlannedRun(
+        checkpoint=checkpoint,
+        options=options,
+        rows=rows,
+        compute=compute,
+        result=result,
+        standing=standing,
+        record=record,
+        overwrite=overwrite,
+        started=started,
+    )
 
 
 def _planned_result(plan: Plan, output_dir: Path) -> QuantizeResult:
@@ -195,6 +167,63 @@ def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:
     named = checkpoint_dir if checkpoint_dir.name not in ("", "..") else checkpoint_dir.resolve()
     ending = formats[0] if len(formats) == 1 else "quantized"
     return named.with_name(f"{named.name}-{ending}")
+
+
+def read_calibration_rows(
+    checkpoint: Checkpoint, options: QuantizeOptions, progress: Progress, *, dry_run: bool
+) -> CalibrationRows | None:
+    """Return the rows to calibrate on, None for rounding; a dry run writes no own answers."""
+    if options.method == RTN:
+        return None
+    from vacc_deploy.calibration.rows import build_rows
+
+    check_sequence_length(checkpoint.config, options.sequence_length)
+    tokenizer = Tokenizer.from_dir(checkpoint.directory)
+    writer = _answer_writer(checkpoint, tokenizer, options, progress, dry_run=dry_run)
+    try:
+        return build_rows(
+            options.sources,
+            tokenizer,
+            num_samples=options.num_samples,
+            sequence_length=options.sequence_length,
+            seed=options.seed,
+            vocab_size=checkpoint.config.vocab_size,
+            evaluation_share=options.evaluation_share,
+            writer=writer,
+            progress=progress,
+        )
+    finally:
+        if writer is not None:
+            writer.release()
+
+
+def _answer_writer(
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    options: QuantizeOptions,
+    progress: Progress,
+    *,
+    dry_run: bool,
+) -> OwnAnswers | None:
+    if options.answers != OWN:
+        return None
+    if dry_run:
+        progress.warn(
+            "A dry run writes no answers: the plan counts the data set's own, and no time for "
+            "writing them."
+        )
+        return None
+    from vacc_deploy.calibration.own_answers import OwnAnswers
+
+    return OwnAnswers(
+        checkpoint,
+        tokenizer,
+        max_new_tokens=options.max_answer_tokens,
+        seed=options.seed,
+        cache_dir=options.answers_cache,
+        device=options.device,
+        progress=progress,
+    )
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def quantize(
 
 def forecast(planned: PlannedRun, progress: Progress, control: RunControl) -> QuantizeResult:
     """Return the plan with what a trial says of its time; nothing is written."""
-    with telling_what_stays(control, planned.left, KeyboardInterrupt, SystemExit):
+    with telling_what_stays(control, planned.record, KeyboardInterrupt, SystemExit):
         so_far = time.monotonic() - planned.started
         plan = Plan(
             planned.checkpoint,

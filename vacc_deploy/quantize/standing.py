@@ -55,11 +55,11 @@ class Foreign:
 
     Attributes:
         reason: the whole message.
-        is_lost: no version can: the file of the run is damaged.
+        lost: the damaged file for which no version can; None where another version can.
     """
 
     reason: str
-    is_lost: bool = False
+    lost: Path | None = None
 
 
 Standing = Nothing | Unfinished | Finished | Foreign
@@ -78,7 +78,7 @@ def look_at(output_dir: Path) -> Standing:
             return Foreign(
                 f"{partial} holds shards of an interrupted run, but {RUN_NAME} there is damaged, "
                 "so that none can be used again. Give --overwrite to begin again.",
-                is_lost=True,
+                lost=partial / RUN_NAME,
             )
     if run is not None and run.finished:
         return Unfinished(partial, run)
@@ -111,7 +111,7 @@ def check_standing(standing: Standing, *, resume: bool, overwrite: bool) -> None
     """
     if overwrite and not resume:
         return
-    if isinstance(standing, Foreign) and not (standing.is_lost and resume):
+    if isinstance(standing, Foreign) and not (standing.lost and resume):
         raise OutputError(standing.reason)
     if isinstance(standing, Unfinished) and not resume:
         run = standing.run
@@ -121,31 +121,27 @@ def check_standing(standing: Standing, *, resume: bool, overwrite: bool) -> None
         )
 
 
-def check_same_run(standing: Unfinished, identity: dict[str, Any]) -> None:
-    """Refuse to go on with a run of other inputs, options or versions.
+def continue_run(standing: Unfinished, identity: dict[str, Any] | None) -> RunRecord:
+    """Return the interrupted run, resumed once more; ``identity`` None cannot be compared.
 
     Raises:
-        OutputError: every difference is named.
+        OutputError: it has other inputs, options or versions; every difference is named.
     """
-    different = differences(standing.run.identity, identity)
+    run = standing.run
+    different = [] if identity is None else differences(run.identity, identity)
     if different:
         raise OutputError(
             f"{standing.partial} was begun with other inputs, options or versions:\n"
             f"{list_problems(different, limit=len(different))}\n"
             "Give the same as then to resume, or --overwrite to begin again."
         )
+    return replace(run, resumes=run.resumes + 1)
 
 
 def take_finished(
     planned: QuantizeResult, standing: Finished, identity: dict[str, Any], *, overwrite: bool
-) -> QuantizeResult | None:
-    """Return the result of a finished output, None where it is another's and may be replaced.
-
-    Args:
-        planned: what the run would write.
-        standing: the finished output.
-        identity: that of the run now.
-        overwrite: whether the output may be replaced.
+) -> QuantizeResult:
+    """Return the result of a finished output; what is planned where it may and must be replaced.
 
     Raises:
         OutputError: it comes from other inputs, options or versions, or one of its files is
@@ -162,7 +158,7 @@ def take_finished(
             "Give --overwrite to replace it, or choose another --output."
         )
     if problems:
-        return None
+        return planned
     first = output_dir if len(planned.formats) == 1 else output_dir / planned.formats[0]
     report = read_json(first / REPORT_NAME, limit_bytes=MAX_MANIFEST_BYTES)
     return replace(
