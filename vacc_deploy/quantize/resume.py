@@ -118,9 +118,9 @@ def begin_run(
         clock: counts the seconds of this run by phase.
     """
     written = _verify_shards(partial, record, formats, progress) if record.shards else {}
-    # Sound shards behind the first layer that is missing are of no use: their inputs change.
+    # The run goes on at the first layer that is missing, and makes those behind it again.
     finished, last = record.finished, record.num_layers + 1
-    for shard in set(record.shards) - {*range(finished + 1), last}:
+    for shard in record.shards.keys() - {*range(finished + 1), last}:
         del record.shards[shard]
     files = {name for shard in record.shards.values() for name in shard.files}
     keep = {RUN_NAME, *map(record_name, record.shards), *files} if files else set[str]()

@@ -122,17 +122,18 @@ def execute(
 
     overwrite, inputs = planned.overwrite, checkpoint.input_paths()
     with (
-        telling_what_stays(control, record, BaseException),
+        telling_what_stays(control, record, KeyboardInterrupt, SystemExit),
         output_directory(
             result.output_dir, overwrite=overwrite, inputs=inputs, keeps=keeps
         ) as partial,
     ):
         clock = PhaseClock(compute.synchronize if options.profile else None)
         run = begin_run(partial, record, options.formats, progress=progress, clock=clock)
-        files = write_shards(checkpoint, run, options, planned.rows, progress, control, ranks)
-        result = _with_records(result, run, planned.started, options.dampening_frac)
-        result = replace(result, peak_device_memory_bytes=compute.peak_memory_bytes())
-        finish_output(checkpoint, run, result, options, files)
+        with telling_what_stays(control, record, BaseException):
+            files = write_shards(checkpoint, run, options, planned.rows, progress, control, ranks)
+            result = _with_records(result, run, planned.started, options.dampening_frac)
+            result = replace(result, peak_device_memory_bytes=compute.peak_memory_bytes())
+            finish_output(checkpoint, run, result, options, files)
     warn_each(progress, _record_warnings(result.linears, options.dampening_frac))
     return result
 

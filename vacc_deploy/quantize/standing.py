@@ -23,9 +23,9 @@ from vacc_deploy.quantize.records import RUN_NAME, RunRecord, read_run
 from vacc_deploy.quantize.result import REPORT_NAME, TIMING_NAME, QuantizeResult
 from vacc_deploy.solver.records import LinearRecord
 
-# A finished output holds its identity in the timing file. It names processor and threads, which
-# differ by machine, so it belongs in no file that the manifest lists: those have the same bytes
-# wherever the integers are the same. Written by ``finish``, read here.
+# A finished output holds the identity of its run in the timing file. The identity names processor
+# and threads, so in a file that the manifest lists it would make the bytes differ by machine; a
+# file of its own would be one more that no manifest lists. ``finish`` writes it, this module reads.
 IDENTITY_KEY = "identity"
 
 
