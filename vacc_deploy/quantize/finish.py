@@ -83,6 +83,7 @@ def _finish_format(
         "linears": [asdict(record) for record in result.linears],
     }
     files.append(write_text(directory / REPORT_NAME, dump_report(report)))
+    # Last, since it lists every other file.
     return _write_manifest(checkpoint, directory, result, options, files)
 
 

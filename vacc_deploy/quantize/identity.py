@@ -33,6 +33,7 @@ def identify(
     model: str,
     calibration: dict[str, Any] | None,
     compute: Compute,
+    *,
     num_ranks: int = 1,
 ) -> dict[str, Any]:
     """Return what decides the bytes of the output.
@@ -44,7 +45,7 @@ def identify(
         calibration: what the report says of the rows; None for rounding, whose integers do not
             depend on the machine.
         compute: the device and the precision of a calibrated run.
-        num_ranks: processes that share its rows.
+        num_ranks: number of processes that share the rows.
     """
     values: dict[str, Any] = {"model": model, "vacc-deploy": __version__}
     values |= {f"library {name}": version for name, version in library_versions().items()}

@@ -26,7 +26,6 @@ from vacc_deploy.quantize.records import RunRecord
 from vacc_deploy.quantize.result import QuantizeResult
 from vacc_deploy.quantize.standing import (
     Finished,
-    Foreign,
     Standing,
     Unfinished,
     check_standing,
@@ -85,18 +84,15 @@ def plan_run(
 ) -> PlannedRun:
     """Check everything, read the calibration text, and look at what stands; see ``quantize``."""
     started = time.monotonic()
+    # First what costs little: calibration text is read, and weights are hashed, when all else fits.
     options.check()
-    checkpoint = _open_float(checkpoint_dir)
-    for layout in options.formats:
-        check_format(layout, checkpoint.config)
+    checkpoint = _open_float(checkpoint_dir, options.formats)
     output_dir = output or _default_output(checkpoint_dir, options.formats)
     standing = look_at(output_dir)
     if overwrite or not (resume and isinstance(standing, Finished)):
         # Else nothing is written, whatever stands there.
         check_output(output_dir, overwrite=overwrite, inputs=checkpoint.input_paths())
-    check_standing(standing, resume=resume, overwrite=overwrite)
-    if resume and isinstance(standing, Foreign):
-        progress.warn(f"{standing.lost} is damaged: beginning again")
+    check_standing(standing, resume=resume, overwrite=overwrite, progress=progress)
     left = standing.run if isinstance(standing, Unfinished) else None
     # An interruption may also come before the first layer of a resumed run.
     with telling_what_stays(control, left, KeyboardInterrupt, SystemExit):
@@ -108,7 +104,7 @@ def plan_run(
         plan = Plan(checkpoint, options, rows, compute, num_bytes)
         result = _planned_result(plan, output_dir)
         identity = identify(
-            checkpoint, options, result.model, result.calibration, compute, ranks.count
+            checkpoint, options, result.model, result.calibration, compute, num_ranks=ranks.count
         )
         record = RunRecord(identity, checkpoint.config.num_hidden_layers)
         # A dry run writes no answers, so it cannot know whether those of then were the same.
@@ -151,14 +147,16 @@ def _planned_result(plan: Plan, output_dir: Path) -> QuantizeResult:
     )
 
 
-def _open_float(checkpoint_dir: Path) -> Checkpoint:
-    """Return the checked source; refuse int8 weights and a ``config_vacc.json`` that is not its."""
+def _open_float(checkpoint_dir: Path, formats: tuple[str, ...]) -> Checkpoint:
+    """Return the checked source of float weights, which all of ``formats`` can hold."""
     checkpoint = Checkpoint.open(checkpoint_dir)
     if checkpoint.config.quantization_format:
         raise CheckpointError(
             f"{checkpoint_dir} is quantized already. Give the float directory it was made from."
         )
     check_vacc_config(checkpoint_dir, checkpoint.config)
+    for layout in formats:
+        check_format(layout, checkpoint.config)
     return checkpoint
 
 

@@ -92,6 +92,7 @@ def write_run(partial: Path, run: RunRecord) -> None:
         "num_layers": run.num_layers,
         "resumes": run.resumes,
     }
+    # The shards have files of their own: this one never grows.
     _write(partial / RUN_NAME, values)
 
 
@@ -119,6 +120,7 @@ def read_run(partial: Path) -> RunRecord | None:
     values = read_json(path, limit_bytes=MAX_RECORD_BYTES)
     try:
         run = _parse_run(values)
+        # By number, not by listing: a strange file beside them is never read.
         for shard in range(run.num_layers + 2):
             path = partial / record_name(shard)
             if _is_file(path):
@@ -129,6 +131,7 @@ def read_run(partial: Path) -> RunRecord | None:
 
 
 def _is_file(path: Path) -> bool:
+    # A link could lead to another run's record, or out of the directory.
     return path.is_file() and not path.is_symlink()
 
 
@@ -167,6 +170,7 @@ def _read_record(path: Path, shard: int) -> ShardRecord:
         values = read_json(path, limit_bytes=MAX_RECORD_BYTES)
     except CheckpointError:
         return ShardRecord(shard)
+    # Valid JSON with other fields is no damage: a version wrote it that does not say so.
     names = {item.name for item in fields(ShardRecord)}
     if values.keys() != names:
         raise ValueError(f"it has the fields {sorted(values)}, expected {sorted(names)}")

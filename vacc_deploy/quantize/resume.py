@@ -128,6 +128,7 @@ def begin_run(
     # of, or count for another run.
     clear_partial(partial, keep=keep)
     write_run(partial, record)
+    # Directories of formats: with one format the output is that format's.
     for layout in formats if len(formats) > 1 else ():
         (partial / layout).mkdir(exist_ok=True)
     written = {name: file for name, file in written.items() if name in files}
@@ -141,6 +142,7 @@ def _verify_shards(
     before, written = record.finished, dict[str, WrittenFile]()
     progress.start("Verifying finished shards", len(record.shards), "shards")
     for number, shard in sorted(record.shards.items()):
+        # Names as this run would choose them: a record leads to no other file.
         names = [shard_path(formats, layout, number, record.num_layers) for layout in formats]
         try:
             if shard.files.keys() != set(names):
@@ -164,6 +166,7 @@ def _verify(path: Path, num_bytes: int, sha256: str) -> WrittenFile:
     """
     if path.is_symlink() or path.parent.is_symlink() or not path.is_file():
         raise CheckpointError(f"{path} is missing")
+    # The size first: it costs no reading.
     if path.stat().st_size != num_bytes:
         raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, expected {num_bytes:,}")
     file = hash_file(path)

@@ -90,6 +90,7 @@ def quantize(
 def forecast(planned: PlannedRun, progress: Progress, control: RunControl) -> QuantizeResult:
     """Return the plan with what a trial says of its time; nothing is written."""
     with telling_what_stays(control, planned.record, KeyboardInterrupt, SystemExit):
+        # The run itself will need the time of the planning too.
         so_far = time.monotonic() - planned.started
         plan = Plan(
             planned.checkpoint,
@@ -127,6 +128,7 @@ def execute(
             result.output_dir, overwrite=overwrite, inputs=inputs, keeps=keeps
         ) as partial,
     ):
+        # Waiting for the device at every phase costs speed: only where it was asked for.
         clock = PhaseClock(compute.synchronize if options.profile else None)
         run = begin_run(partial, record, options.formats, progress=progress, clock=clock)
         with telling_what_stays(control, record, BaseException):

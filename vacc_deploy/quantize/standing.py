@@ -18,6 +18,7 @@ from vacc_deploy.checkpoint import (
 )
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
 from vacc_deploy.json_files import read_json
+from vacc_deploy.progress import Progress
 from vacc_deploy.quantize.identity import differences
 from vacc_deploy.quantize.records import RUN_NAME, RunRecord, read_run
 from vacc_deploy.quantize.result import REPORT_NAME, TIMING_NAME, QuantizeResult
@@ -80,6 +81,7 @@ def look_at(output_dir: Path) -> Standing:
                 "so that none can be used again. Give --overwrite to begin again.",
                 lost=partial / RUN_NAME,
             )
+    # The interrupted run comes first: it may be about to replace the output.
     if run is not None and run.finished:
         return Unfinished(partial, run)
     identity = _finished_identity(output_dir)
@@ -103,16 +105,26 @@ def _finished_identity(output_dir: Path) -> dict[str, Any] | None:
     return identity if isinstance(identity, dict) else None
 
 
-def check_standing(standing: Standing, *, resume: bool, overwrite: bool) -> None:
+def check_standing(
+    standing: Standing, *, resume: bool, overwrite: bool, progress: Progress
+) -> None:
     """Refuse to destroy the finished layers of an interrupted run without being asked to.
+
+    Args:
+        standing: what stands there.
+        resume: whether to go on with it.
+        overwrite: whether it may be replaced; with ``resume`` a finished output only.
+        progress: warned of layers that are lost.
 
     Raises:
         OutputError: gives their number and the two ways on; or they are another version's.
     """
     if overwrite and not resume:
         return
-    if isinstance(standing, Foreign) and not (standing.lost and resume):
-        raise OutputError(standing.reason)
+    if isinstance(standing, Foreign):
+        if not (standing.lost and resume):
+            raise OutputError(standing.reason)
+        progress.warn(f"{standing.lost} is damaged: beginning again")
     if isinstance(standing, Unfinished) and not resume:
         run = standing.run
         raise OutputError(
@@ -150,6 +162,7 @@ def take_finished(
     output_dir = planned.output_dir
     problems = differences(standing.identity, identity)
     reason = "was made with other inputs, options or versions"
+    # Hashing every file takes long: only where the identity is the same.
     if not problems:
         problems, reason = _damages(output_dir), "is damaged"
     if problems and not overwrite:
@@ -159,6 +172,7 @@ def take_finished(
         )
     if problems:
         return planned
+    # Every format has the same linears in its report.
     first = output_dir if len(planned.formats) == 1 else output_dir / planned.formats[0]
     report = read_json(first / REPORT_NAME, limit_bytes=MAX_MANIFEST_BYTES)
     return replace(
@@ -177,6 +191,7 @@ def _damages(directory: Path) -> list[str]:
     problems = []
     for name, entry in files.items():
         path = directory / name
+        # Before the file is touched: the manifest may be a stranger's.
         if name.startswith("/") or ".." in path.relative_to(directory).parts:
             problems.append(f"{MANIFEST_NAME} lists {name!r}, which lies outside {directory}")
         elif not path.is_file():
