@@ -81,10 +81,9 @@ def describe(output: Path) -> str:
         return "after the rename" if not partial.exists() else "while replacing"
     if not partial.exists():
         return "start-up"
-    journal = partial / ".vacc-deploy-journal"
-    lines = journal.read_bytes().count(b"\n") - 1 if journal.exists() else 0
+    records = len(list(partial.glob(".vacc-deploy-shard-*.json")))
     is_last = (partial / "config.json").exists() or any(partial.glob("*/config.json"))
-    return "finish" if is_last else f"{lines} shards on disk"
+    return "finish" if is_last else f"{records} shards on disk"
 
 
 def try_once(command: list[str], output: Path, limit: float, rng: random.Random) -> list[Kill]:
@@ -109,7 +108,7 @@ def try_once(command: list[str], output: Path, limit: float, rng: random.Random)
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("options", nargs=-1)
 @click.option("--runs", default=20, show_default=True)
-@click.option("--seed", default=0, show_default=True, help="Of the moments.")
+@click.option("--seed", default=0, show_default=True, help="Random seed for choosing moments.")
 @click.option("--directory", type=click.Path(path_type=Path), help="Where to write.")
 def main(
     checkpoint: Path, options: tuple[str, ...], runs: int, seed: int, directory: Path | None
@@ -125,7 +124,7 @@ def main(
         click.echo(f"{checkpoint.name}, {' '.join(options)}, {machine()}")
         click.echo(f"whole run: {whole:.1f} s, {len(expected)} files")
         for number in range(1, runs + 1):
-            # Of the same depth as the whole run: the manifest holds the way to the source.
+            # As deep as the whole run: the manifest holds the way to the source.
             output = place / f"killed-{number}"
             kills = try_once([*base, str(output)], output, 1.05 * whole, rng)
             got = hash_files(output)

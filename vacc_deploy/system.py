@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
@@ -57,3 +58,12 @@ def available_memory_bytes() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def processor_name() -> str:
+    """Return the kind of processor, for example ``Intel(R) Xeon(R) Gold 6330``."""
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text("utf-8", "replace").splitlines() if info.is_file() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -8,20 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from texts import ROOT
 
 from vacc_deploy.checkpoint import (
     MANIFEST_NAME,
+    RUN_FILE_PREFIX,
     check_output,
     check_space,
+    clear_partial,
     output_directory,
     replace_text,
     write_shard,
 )
 from vacc_deploy.checkpoint import output as module
 from vacc_deploy.errors import OutputError
-from vacc_deploy.quantize.result import TIMING_NAME
 
-ROOT = Path(__file__).resolve().parents[2]
 MARKER = ".vacc-deploy-partial"
 
 
@@ -31,11 +32,12 @@ def message(function, *args, **options):
     return str(caught.value)
 
 
-def write(output_dir, content="new", *, overwrite=False, fail=None, inputs=()):
+def write(output_dir, content="new", *, overwrite=False, fail=None, inputs=(), command="x"):
     """Write a directory of two files through the function under test."""
     with output_directory(output_dir, overwrite=overwrite, inputs=inputs) as partial:
         (partial / "a.txt").write_text(content)
-        (partial / MANIFEST_NAME).write_text(json.dumps({"files": {"a.txt": {}}}))
+        manifest = {"command": command, "files": {"a.txt": {}}}
+        (partial / MANIFEST_NAME).write_text(json.dumps(manifest))
         if fail is not None:
             raise fail
 
@@ -353,12 +355,45 @@ def test_files_of_the_user_in_an_output_are_never_deleted(tmp_path):
     assert names(out) == ["a.txt", "notes.md", "runs", "thesis.tex", MANIFEST_NAME]
 
 
-def test_the_timing_of_quantize_is_ours_though_no_manifest_lists_it(tmp_path):
+def test_the_times_of_the_command_that_made_an_output_are_ours_though_no_manifest_lists_them(
+    tmp_path,
+):
     out = tmp_path / "out"
-    write(out)
-    (out / TIMING_NAME).write_text("{}")
-    write(out, overwrite=True)
+    write(out, command="bake")
+    (out / "bake_timing.json").write_text("{}")
+    write(out, command="bake", overwrite=True)
     assert names(out) == ["a.txt", MANIFEST_NAME]
+    (out / "my_timing.json").write_text("{}")
+    assert "  - my_timing.json\n" in message(write, out, command="bake", overwrite=True)
+
+
+def test_what_a_run_wrote_for_itself_never_stays_in_an_output(tmp_path):
+    out = tmp_path / "out"
+    with output_directory(out) as partial:
+        (partial / f"{RUN_FILE_PREFIX}run.json").write_text("{}")
+        (partial / MANIFEST_NAME).write_text(json.dumps({"files": {}}))
+    assert names(out) == [MANIFEST_NAME]
+    (out / f"{RUN_FILE_PREFIX}run.json").write_text("left by a kill")
+    write(out, overwrite=True)
+    (out / f"{RUN_FILE_PREFIX}mine").mkdir()
+    assert f"  - {RUN_FILE_PREFIX}mine\n" in message(write, out, overwrite=True)
+
+
+def test_a_cleared_partial_directory_keeps_what_is_named_and_loses_its_own_files_first(
+    tmp_path, monkeypatch
+):
+    partial, removed = tmp_path / "out.partial", []
+    (partial / "int8").mkdir(parents=True)
+    (partial / "fp16").mkdir()
+    own = [f"{RUN_FILE_PREFIX}{name}" for name in ("run", "shard-1", "shard-2")]
+    for name in (MARKER, *own, "a", "b", "int8/a", "int8/b", "fp16/a"):
+        (partial / name).touch()
+    plain = module.remove_path
+    monkeypatch.setattr(module, "remove_path", lambda path: (removed.append(path), plain(path)))
+    clear_partial(partial, keep={own[0], own[1], "a", "int8/a"})
+    assert removed[0].name == own[2]
+    assert names(partial) == sorted([MARKER, own[0], own[1], "a", "int8"])
+    assert names(partial / "int8") == ["a"]
 
 
 @pytest.mark.parametrize("manifest", ["", "[]", "{}", '{"files": ["a.txt"]}'])

@@ -21,6 +21,7 @@ from vacc_deploy.cli import ErrorGroup, cli
 from vacc_deploy.cli.options import emit
 from vacc_deploy.cli.prepare import LINK_MODES
 from vacc_deploy.cli.terminal import LineProgress, terminal_progress
+from vacc_deploy.errors import OutputError
 
 COMMANDS = sorted(cli.commands)
 
@@ -208,6 +209,17 @@ def test_debug_shows_the_traceback_and_the_message_still_comes_last(tmp_path):
     assert result.stderr.startswith("Traceback (most recent call last):")
     assert "vacc_deploy/checkpoint/reader.py" in result.stderr
     assert result.stderr.splitlines()[-1].startswith(f"Error: {tmp_path / 'none'} ")
+
+
+def test_a_hint_is_shown_behind_the_message():
+    def full():
+        err = OutputError("The disk is full.")
+        err.hint = "Resume with: vacc-deploy models --resume"
+        raise err
+
+    group = ErrorGroup(commands={"full": click.Command("full", callback=full)})
+    message = "The disk is full. Resume with: vacc-deploy models --resume"
+    assert CliRunner().invoke(group, ["full"]).stderr == f"Error: {message}\n"
 
 
 def test_a_programming_mistake_keeps_its_traceback():

@@ -4,11 +4,13 @@ import hashlib
 import importlib.util
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoint_builders import read_tensors
+from doubles import Recorder
 from quantize_runs import (
     HEADS,
     NUM_HELD_OUT,
@@ -22,6 +24,7 @@ from quantize_runs import (
 )
 from reference_logits import decoder_logits
 from safetensors.torch import load_file
+from texts import SOURCE_DIR, contents, sha256
 from transformers import AutoModelForCausalLM
 
 from vacc_deploy.checkpoint import Checkpoint
@@ -37,28 +40,21 @@ from vacc_deploy.formats.int8 import quantize_rounding
 from vacc_deploy.models.config import LAYER_LINEARS, LM_HEAD, linear_name
 from vacc_deploy.models.directory_config import INT8_GUARD
 from vacc_deploy.prepare import prepare
-from vacc_deploy.progress import Progress
-from vacc_deploy.quantize import run as pipeline
+from vacc_deploy.progress import SILENT, UNCONTROLLED
+from vacc_deploy.quantize import plan as plan_module
+from vacc_deploy.quantize import run as run_module
 from vacc_deploy.quantize import shards
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.options import QuantizeOptions
-from vacc_deploy.quantize.run import quantize
-
-SOURCE_DIR = Path(__file__).resolve().parents[2] / "source_code"
+from vacc_deploy.quantize.plan import plan_run
+from vacc_deploy.quantize.ranks import ALONE
+from vacc_deploy.quantize.run import execute, quantize
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     """Calibration text of 12,000 random words."""
     return write_words(tmp_path_factory.mktemp("text") / "words.txt")
-
-
-def sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def snapshot(directory):
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 def read_json(path):
@@ -73,7 +69,7 @@ def read_json(path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_quantize_rtn_writes_codes_scales_and_the_rest_byte_for_byte(tmp_path, kind, dtype):
     source = make_source(tmp_path / "model", kind, dtype=dtype, shards=3)
-    before = snapshot(source)
+    before = contents(source)
     result = quantize(source, options=RTN)
     assert result.output_dir == tmp_path / "model-int8"
     stored, written = read_tensors(source), read_tensors(result.output_dir)
@@ -91,7 +87,7 @@ def test_quantize_rtn_writes_codes_scales_and_the_rest_byte_for_byte(tmp_path, k
         else:
             assert tensor.dtype == stored[name].dtype == dtype
             assert torch.equal(tensor.view(torch.uint8), stored[name].view(torch.uint8))
-    assert snapshot(source) == before
+    assert contents(source) == before
     assert result.output_bytes == Checkpoint.open(result.output_dir).weight_bytes
 
 
@@ -141,7 +137,7 @@ def test_quantize_twice_gives_the_same_bytes(tmp_path, text, method):
     source = make_source(tmp_path / "model")
     options = RTN if method == "rtn" else gptq_options(text)
     first, second = (
-        snapshot(quantize(source, options=options, output=tmp_path / name).output_dir)
+        contents(quantize(source, options=options, output=tmp_path / name).output_dir)
         for name in ("one", "two")
     )
     assert first.keys() == second.keys()
@@ -219,20 +215,15 @@ def test_quantize_report_of_rtn(tmp_path):
 
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_quantize_gptq_too_few_tokens_for_the_width_is_a_warning(tmp_path, text, dry_run):
-    source, warned = make_source(tmp_path / "model"), []
-
-    class Listener(Progress):
-        def warn(self, message):
-            warned.append(message)
-
+    source, recorder = make_source(tmp_path / "model"), Recorder()
     options = gptq_options(text, num_samples=20)
-    result = quantize(source, options=options, dry_run=dry_run, progress=Listener())
+    result = quantize(source, options=options, dry_run=dry_run, progress=recorder)
     expected = (
         "576 fitted tokens are 3.6 for each of the 160 inputs of the widest linear, fewer than 4: "
         "the result follows this text's noise and may be worse than rounding on other text "
         "(--num-samples 24 of 32 tokens would do)"
     )
-    assert result.warnings == (expected,) and warned == [expected]
+    assert result.warnings == (expected,) and recorder.warnings == [expected]
     enough = gptq_options(text, num_samples=24)
     assert quantize(source, options=enough, output=tmp_path / "o", dry_run=True).warnings == ()
 
@@ -241,21 +232,17 @@ def test_quantize_gptq_too_few_tokens_for_the_width_is_a_warning(tmp_path, text,
 
 
 @pytest.mark.parametrize("profile", [False, True])
-def test_quantize_waits_for_the_device_at_every_phase_only_to_profile(
-    tmp_path, text, monkeypatch, profile
-):
-    waited, plain = [], pipeline.choose_compute
+def test_quantize_waits_for_the_device_at_every_phase_only_to_profile(tmp_path, text, profile):
+    waited = []
 
     class CountedCompute(Compute):
         synchronize = property(lambda self: lambda: waited.append(1))
 
-    def choose(*arguments):
-        chosen = plain(*arguments)
-        return CountedCompute(chosen.device, chosen.dtype, chosen.batch_tokens, chosen.kept_bytes)
-
-    monkeypatch.setattr(pipeline, "choose_compute", choose)
     source = make_source(tmp_path / "model")
-    result = quantize(source, options=gptq_options(text, profile=profile))
+    planned = plan_run(source, options=gptq_options(text, profile=profile))
+    assert list(tmp_path.iterdir()) == [source]
+    counted = CountedCompute(**vars(planned.compute))
+    result = execute(replace(planned, compute=counted), SILENT, UNCONTROLLED, ALONE)
     assert (len(waited) > 100) is profile and bool(waited) is profile
     phases = read_json(result.output_dir / "quantize_timing.json")["phases"]
     assert {"read", "forward", "hessian", "factor", "solve", "compare"} <= phases.keys()
@@ -323,7 +310,7 @@ def test_quantize_options_out_of_range_are_refused_before_text_is_read(
     tmp_path, text, monkeypatch, changes, expected, dry_run
 ):
     source = make_source(tmp_path / "model")
-    monkeypatch.setattr(pipeline, "_calibration_rows", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr(plan_module, "read_calibration_rows", lambda *_, **__: pytest.fail("read"))
     assert fails(UsageError, source, gptq_options(text, **changes), dry_run=dry_run) == expected
 
 
@@ -376,7 +363,7 @@ def test_quantize_missing_tokenizer(tmp_path, text):
 )
 def test_quantize_sequence_longer_than_the_context(tmp_path, text, overrides, dry_run, monkeypatch):
     source = make_source(tmp_path / "model", config_overrides=overrides)
-    monkeypatch.setattr(pipeline, "output_directory", lambda *_, **__: pytest.fail("began"))
+    monkeypatch.setattr(run_module, "output_directory", lambda *_, **__: pytest.fail("began"))
     message = fails(CheckpointError, source, gptq_options(text), dry_run=dry_run)
     assert message == (
         "Sequences of 32 tokens are longer than the model's context or sliding window of 31. Use a "
@@ -426,12 +413,12 @@ def test_quantize_existing_output_is_refused_and_replaced_on_request(tmp_path):
 
 def test_quantize_failed_overwrite_keeps_the_older_output(tmp_path):
     output = quantize(make_source(tmp_path / "model"), options=RTN).output_dir
-    before = snapshot(output)
+    before = contents(output)
     bad = torch.full((160, 64), float("nan"), dtype=torch.bfloat16)
     name = "model.layers.0.mlp.up_proj.weight"
     source = make_source(tmp_path / "damaged", extra_tensors={name: bad})
     fails(QuantizationError, source, RTN, output=output, overwrite=True)
-    assert snapshot(output) == before
+    assert contents(output) == before
 
 
 def test_quantize_failure_waits_for_the_writer(tmp_path, monkeypatch):

@@ -9,9 +9,7 @@ import pytest
 import torch
 
 from vacc_deploy.formats.layouts import INT8
-from vacc_deploy.quantize import shards
-from vacc_deploy.quantize.memory import MAX_PENDING_LAYERS, NUM_WRITERS
-from vacc_deploy.quantize.shards import ShardSink
+from vacc_deploy.quantize.shards import MAX_PENDING_LAYERS, NUM_WRITERS, ShardSink
 from vacc_deploy.solver.records import GPTQ, RTN, LinearRecord, QuantizedLayer, QuantizedLinear
 
 NAME = "model.layers.{}.mlp.up_proj"
@@ -19,7 +17,7 @@ WAIT_SECONDS = 10
 
 
 @pytest.fixture
-def disk(monkeypatch):
+def disk():
     """Let writes begin, and end when ``is_free`` is set."""
     begun, is_free = threading.Semaphore(0), threading.Event()
 
@@ -28,17 +26,20 @@ def disk(monkeypatch):
         assert is_free.wait(WAIT_SECONDS)
         return SimpleNamespace(num_bytes=1, sha256=path.name)
 
-    monkeypatch.setattr(shards, "write_shard", write)
-    yield SimpleNamespace(begun=begun, is_free=is_free)
+    yield SimpleNamespace(begun=begun, is_free=is_free, write=write)
     is_free.set()
 
 
 @pytest.fixture
 def run(tmp_path):
-    entries = []
-    journal = SimpleNamespace(append=entries.append, entries=entries)
+    records = []
     return SimpleNamespace(
-        partial=tmp_path, formats=(INT8,), num_layers=20, journal=journal, written={}
+        partial=tmp_path,
+        formats=(INT8,),
+        num_layers=20,
+        written={},
+        add=records.append,
+        records=records,
     )
 
 
@@ -56,9 +57,8 @@ def put_in_thread(sink, layer):
     return thread
 
 
-def test_calibrated_layers_that_wait_for_the_disk_are_few(monkeypatch, run, disk):
-    monkeypatch.setattr(shards, "NUM_WRITERS", 8)
-    with ShardSink(run) as sink:
+def test_calibrated_layers_that_wait_for_the_disk_are_few(run, disk):
+    with ShardSink(run, num_writers=8, write=disk.write) as sink:
         for shard in (0, 21):
             sink.put(shard, {})
         for index in range(MAX_PENDING_LAYERS):
@@ -69,12 +69,11 @@ def test_calibrated_layers_that_wait_for_the_disk_are_few(monkeypatch, run, disk
         disk.is_free.set()
         late.join(WAIT_SECONDS)
         assert not late.is_alive()
-    assert len(run.journal.entries) == 2 + MAX_PENDING_LAYERS + 1
+    assert len(run.records) == 2 + MAX_PENDING_LAYERS + 1
 
 
-def test_rounded_layers_use_every_writer(monkeypatch, run, disk):
-    monkeypatch.setattr(shards, "NUM_WRITERS", 8)
-    with ShardSink(run) as sink:
+def test_rounded_layers_use_every_writer(run, disk):
+    with ShardSink(run, num_writers=8, write=disk.write) as sink:
         for index in range(8):
             thread = put_in_thread(sink, make_layer(index, is_calibrated=False))
             thread.join(WAIT_SECONDS)
@@ -83,15 +82,14 @@ def test_rounded_layers_use_every_writer(monkeypatch, run, disk):
         for _ in range(8):
             assert disk.begun.acquire(timeout=WAIT_SECONDS)
         disk.is_free.set()
-    assert len(run.journal.entries) == 8
+    assert len(run.records) == 8
 
 
-def test_a_layer_under_way_to_the_disk_holds_no_tensor_of_the_device(monkeypatch, run, disk):
+def test_a_layer_under_way_to_the_disk_holds_no_tensor_of_the_device(run, disk):
     def copy(linear):
         return QuantizedLinear(linear.name, linear.codes.clone(), linear.scale.clone())
 
-    monkeypatch.setattr(shards, "_on_host", copy)
-    with ShardSink(run) as sink:
+    with ShardSink(run, write=disk.write, to_host=copy) as sink:
         layer = make_layer(0, is_calibrated=True)
         made = [weakref.ref(linear.codes) for linear in layer.linears]
         sink.put(1, {}, layer)
@@ -100,7 +98,7 @@ def test_a_layer_under_way_to_the_disk_holds_no_tensor_of_the_device(monkeypatch
         gc.collect()
         assert [codes() for codes in made] == [None]
         disk.is_free.set()
-    assert [entry.records[0].name for entry in run.journal.entries] == [NAME.format(0)]
+    assert [record.records[0].name for record in run.records] == [NAME.format(0)]
 
 
 def test_every_shard_that_is_taken_has_a_writer():

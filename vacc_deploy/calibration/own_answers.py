@@ -20,9 +20,8 @@ import torch
 
 from vacc_deploy import __version__
 from vacc_deploy.calibration.answer_cache import AnswerCache, default_directory, hash_json
-from vacc_deploy.checkpoint import Checkpoint, ShardHeader
+from vacc_deploy.checkpoint import Checkpoint, fingerprint_file, fingerprint_weights
 from vacc_deploy.checkpoint.manifest import library_versions
-from vacc_deploy.datasets.files import compute_sha256
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.json_files import read_json
 from vacc_deploy.models.config import CONFIG_NAME
@@ -45,7 +44,6 @@ MAX_PROMPT_TOKENS = 4096
 DEFAULT_SAMPLING: dict[str, Any] = {"temperature": 0.6, "top_p": 0.95, "top_k": 0}
 MAX_TEMPERATURE = 5.0
 MAX_CONFIG_BYTES = 1 << 20
-_SAMPLED_BLOCKS, _BLOCK_BYTES = 16, 4096
 # The files beside the weights that change what a model answers.
 _SHAPING_FILES = (
     CONFIG_NAME,
@@ -218,8 +216,8 @@ class OwnAnswers:
         directory = self._checkpoint.directory
         files = [directory / name for name in _SHAPING_FILES if (directory / name).is_file()]
         return {
-            "weights": [_describe_shard(shard) for shard in self._checkpoint.shards.values()],
-            "files": {path.name: compute_sha256(path) for path in files},
+            "weights": fingerprint_weights(self._checkpoint),
+            "files": {path.name: fingerprint_file(path) for path in files},
             "sampling": {**self._sampling, "seed": self._settings.seed},
             "max_new_tokens": self._settings.max_new_tokens,
             "batch_size": self.batch_size,
@@ -264,21 +262,3 @@ def _damaged(path: Path, got: str, expected: str) -> CheckpointError:
         f"{path}: {got}, expected {expected}. Restore the file from the model's original "
         "repository."
     )
-
-
-def _describe_shard(shard: ShardHeader) -> dict[str, Any]:
-    """Return what tells a weight file from another, without reading all of it.
-
-    Two fine-tunes of one model have equal headers, so some of the data is hashed too.
-    """
-    digest = hashlib.sha256()
-    with shard.path.open("rb") as file:
-        for number in range(_SAMPLED_BLOCKS):
-            file.seek(shard.file_bytes * (number + 1) // (_SAMPLED_BLOCKS + 1))
-            digest.update(file.read(_BLOCK_BYTES))
-    return {
-        "name": shard.path.name,
-        "bytes": shard.file_bytes,
-        "header_sha256": shard.header_sha256,
-        "sample_sha256": digest.hexdigest(),
-    }

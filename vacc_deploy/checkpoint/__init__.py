@@ -1,6 +1,7 @@
 """Checkpoint directories: checked reading, deterministic writing, atomic output."""
 
 from vacc_deploy.checkpoint.files import LINK_MODES, copy_file, place_shard, side_files
+from vacc_deploy.checkpoint.fingerprint import fingerprint_file, fingerprint_weights
 from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo, read_header
 from vacc_deploy.checkpoint.manifest import (
     LinkedFile,
@@ -11,9 +12,9 @@ from vacc_deploy.checkpoint.manifest import (
     write_manifest,
 )
 from vacc_deploy.checkpoint.output import (
-    JOURNAL_NAME,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
+    RUN_FILE_PREFIX,
     check_output,
     check_space,
     clear_partial,
@@ -37,10 +38,10 @@ from vacc_deploy.checkpoint.writer import (
 
 __all__ = [
     "INDEX_NAME",
-    "JOURNAL_NAME",
     "LINK_MODES",
     "MANIFEST_NAME",
     "MAX_MANIFEST_BYTES",
+    "RUN_FILE_PREFIX",
     "SINGLE_FILE",
     "Checkpoint",
     "LinkedFile",
@@ -51,6 +52,8 @@ __all__ = [
     "check_space",
     "clear_partial",
     "copy_file",
+    "fingerprint_file",
+    "fingerprint_weights",
     "record_file",
     "library_versions",
     "model_name",

@@ -8,7 +8,7 @@ import glob
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,13 +19,10 @@ from vacc_deploy.results import format_bytes
 
 MANIFEST_NAME = "vacc_deploy.json"
 MAX_MANIFEST_BYTES = 16 << 20
-JOURNAL_NAME = ".vacc-deploy-journal"
-_MARKER = ".vacc-deploy-partial"
-# What a run keeps in its partial directory for itself, removed right after the last rename.
-_RUN_FILES = (JOURNAL_NAME, _MARKER)
-# Ours, though no manifest lists them: itself, the times of quantize, which differ by run, and what
-# stays when a run is killed between its last rename and its last removal.
-_UNLISTED = (MANIFEST_NAME, "quantize_timing.json", *_RUN_FILES)
+# The names of what a run writes in its partial directory for itself begin so. These files are
+# removed right after the last rename; a kill in between leaves them in the output.
+RUN_FILE_PREFIX = ".vacc-deploy-"
+_MARKER = f"{RUN_FILE_PREFIX}partial"
 
 
 def check_output(output_dir: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> None:
@@ -86,22 +83,25 @@ def _check_parent(parent: Path) -> None:
 
 
 def _foreign_files(directory: Path) -> list[str]:
-    """Return the names that no manifest lists.
+    """Return the names that no manifest lists and no run leaves.
 
-    A directory within an output has a manifest of its own, which that of the output lists.
+    A directory within an output has a manifest of its own, which that of the output lists. What
+    differs from run to run lies beside the manifest, unlisted: ``<command>_timing.json``.
     """
     try:
         manifest = read_json(directory / MANIFEST_NAME, limit_bytes=MAX_MANIFEST_BYTES)
     except CheckpointError:
         manifest = None
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    listed = {*_UNLISTED, *(files if isinstance(files, dict) else ())}
+    manifest = manifest if isinstance(manifest, dict) else {}
+    files = manifest.get("files")
+    listed = {MANIFEST_NAME, f"{manifest.get('command')}_timing.json"}
+    listed |= set(files if isinstance(files, dict) else ())
     foreign = []
     for path in directory.iterdir():
         is_directory = path.is_dir() and not path.is_symlink()
         if is_directory and f"{path.name}/{MANIFEST_NAME}" in listed:
             foreign += [f"{path.name}/{name}" for name in _foreign_files(path)]
-        elif is_directory or path.name not in listed:
+        elif is_directory or not (path.name in listed or path.name.startswith(RUN_FILE_PREFIX)):
             foreign.append(path.name)
     return foreign
 
@@ -167,7 +167,7 @@ def output_directory(
     *,
     overwrite: bool = False,
     inputs: tuple[Path, ...] = (),
-    keeps: Callable[[Path], bool] | None = None,
+    keeps: Callable[[], bool] | None = None,
 ) -> Iterator[Path]:
     """Yield ``<output_dir>.partial``; rename it to ``output_dir`` when the block ends well.
 
@@ -178,8 +178,8 @@ def output_directory(
         output_dir: the directory to write.
         overwrite: see ``check_output``.
         inputs: see ``check_output``.
-        keeps: for runs that can be resumed. Told the partial directory after an error; it stays
-            where the answer is true. With it, what an earlier run left is the block's to clear.
+        keeps: for runs that can be resumed. Asked after an error whether the partial directory
+            holds work to be kept. With it, what an earlier run left is the block's to clear.
 
     Raises:
         OutputError: the output may not be written, the disk is full, or another run is writing it.
@@ -202,7 +202,7 @@ def output_directory(
         if err.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         written = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
-        is_kept = keeps is not None and keeps(partial)
+        is_kept = keeps is not None and keeps()
         raise OutputError(
             f"The disk is full: {format_bytes(written)} of {output_dir} were written, then the "
             f"file system refused more. {'What is finished' if is_kept else 'Nothing'} was kept. "
@@ -210,7 +210,7 @@ def output_directory(
         ) from err
     finally:
         # Under the lock, and never after success: another run may own the name by then.
-        if not finished and not (keeps is not None and keeps(partial)):
+        if not finished and not (keeps is not None and keeps()):
             _remove_directory(partial, last=_MARKER)
         os.close(lock)
 
@@ -218,7 +218,8 @@ def output_directory(
 def _claim(partial: Path) -> int:
     """Create the partial directory and return a lock on it."""
     marker = partial / _MARKER
-    if partial.exists() and not marker.is_file() and not _is_empty(partial):
+    is_empty = partial.is_dir() and not any(partial.iterdir())
+    if partial.exists() and not marker.is_file() and not is_empty:
         raise OutputError(f"{partial} exists and is not ours. Remove it, then rerun.")
     partial.mkdir(exist_ok=True)
     lock = os.open(marker, os.O_CREAT | os.O_RDWR, 0o644)
@@ -233,16 +234,27 @@ def _claim(partial: Path) -> int:
     return lock
 
 
-def _is_empty(directory: Path) -> bool:
-    return directory.is_dir() and not any(directory.iterdir())
+def clear_partial(partial: Path, *, keep: Collection[str] = ()) -> None:
+    """Remove what a claimed partial directory holds.
 
+    First go the run's own files, so that a half-cleared directory never claims finished work.
 
-def clear_partial(partial: Path) -> None:
-    """Remove all that a claimed partial directory holds; its journal first, so that none lies."""
-    (partial / JOURNAL_NAME).unlink(missing_ok=True)
-    for path in partial.iterdir():
-        if path.name != _MARKER:
+    Args:
+        partial: the directory.
+        keep: files to keep, by their path within the directory.
+    """
+    paths = [path for path in partial.iterdir() if path.name not in {_MARKER, *keep}]
+    for path in paths:
+        if path.name.startswith(RUN_FILE_PREFIX):
             remove_path(path)
+    sync_directory(partial)
+    for path in paths:
+        if path.is_symlink() or not any(name.startswith(f"{path.name}/") for name in keep):
+            remove_path(path)
+        else:
+            for inner in path.iterdir():
+                if f"{path.name}/{inner.name}" not in keep:
+                    remove_path(inner)
 
 
 def remove_path(path: Path) -> None:
@@ -274,8 +286,9 @@ def remove_leftovers(output_dir: Path) -> None:
     Needs no lock: once the new output stands, nobody has another use for these.
     """
     target = output_dir.resolve()
-    for name in _RUN_FILES:
-        (target / name).unlink(missing_ok=True)
+    for path in target.glob(f"{RUN_FILE_PREFIX}*"):
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
     for aside in _replaced(target):
         if target.exists() and not _foreign_files(aside):
             _remove_directory(aside, last=MANIFEST_NAME)

@@ -1,11 +1,11 @@
-"""Write the output: shards of every format in the background, then all that lies beside them."""
+"""Write all that lies beside the weights of an output."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vacc_deploy.assets import source_file
 from vacc_deploy.checkpoint import (
@@ -27,9 +27,7 @@ from vacc_deploy.models.directory_config import format_files, format_source_file
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.result import REPORT_NAME, TIMING_NAME, QuantizeResult
 from vacc_deploy.quantize.resume import Run
-
-if TYPE_CHECKING:
-    pass
+from vacc_deploy.quantize.standing import IDENTITY_KEY
 
 
 def finish_output(
@@ -85,6 +83,7 @@ def _finish_format(
         "linears": [asdict(record) for record in result.linears],
     }
     files.append(write_text(directory / REPORT_NAME, dump_json(report)))
+    # Last, since it lists every other file.
     return _write_manifest(checkpoint, directory, result, options, files)
 
 
@@ -107,22 +106,21 @@ def _write_manifest(
 
 def _write_timing(run: Run, result: QuantizeResult) -> None:
     """Write what differs from run to run: the one file that is in no manifest."""
-    recorded = run.journal.recorded
-    layers = [recorded.entries[shard] for shard in range(1, run.num_layers + 1)]
+    layers = [run.record.shards[layer + 1] for layer in range(run.num_layers)]
     timing: dict[str, Any] = {
         "seconds": round(result.seconds, 3),
-        "layer_seconds": [round(entry.seconds, 3) for entry in layers],
+        "layer_seconds": [round(layer.seconds, 3) for layer in layers],
         "linear_seconds": {
             name: round(seconds, 4)
-            for entry in layers
-            for name, seconds in entry.linear_seconds.items()
+            for layer in layers
+            for name, seconds in layer.linear_seconds.items()
         },
         "peak_memory_bytes": result.peak_memory_bytes,
         "peak_device_memory_bytes": result.peak_device_memory_bytes,
         "phases": run.clock.to_dict(),
-        "resumes": recorded.resumes,
-        # By it a later --resume knows a finished output for its own.
-        "identity": recorded.identity,
+        "resumes": run.record.resumes,
+        # A later --resume compares it with its own.
+        IDENTITY_KEY: run.record.identity,
     }
     write_text(run.partial / TIMING_NAME, dump_json(timing))
 

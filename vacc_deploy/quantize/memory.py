@@ -9,10 +9,10 @@ from __future__ import annotations
 from vacc_deploy.models.config import LAYER_LINEARS, ModelConfig
 from vacc_deploy.quantize.layer_quantizer import MAX_HELD_OUT_TOKENS
 from vacc_deploy.quantize.row_buffers import DEVICE, DISK, HOST, choose_place
+from vacc_deploy.quantize.shards import MAX_PENDING_LAYERS, NUM_WRITERS
 from vacc_deploy.quantize.workload import Workload
 from vacc_deploy.reference.decoder import DOWN, GATE_UP, OUTPUT, QKV, STAGE_LINEARS
 from vacc_deploy.solver.hessian import HESSIAN_BLOCK
-from vacc_deploy.system import num_cores
 
 Parts = dict[str, int]
 
@@ -20,11 +20,6 @@ Parts = dict[str, int]
 CPU_LIBRARY_BYTES = 64 << 20
 CUDA_LIBRARY_BYTES = 1536 << 20
 _FLOAT = 4
-# Shards that are written at a time. Three, so that the layers need not wait for the two large ones
-# that are only copied; more where there are cores for them: each waits for the disk once a file.
-NUM_WRITERS = min(8, max(3, num_cores() // 2))
-# Calibrated layers that may wait for the disk: one is made in more time than one is written.
-MAX_PENDING_LAYERS = 2
 # Beside those that wait: one is made; of rounded ones, one more is begun.
 _CODE_LAYERS = MAX_PENDING_LAYERS + 1
 _ROUNDED_LAYERS = NUM_WRITERS + 2

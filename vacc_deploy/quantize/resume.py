@@ -1,39 +1,38 @@
 """Begin a run in its partial directory, or go on where an interrupted one stopped.
 
-Of an interrupted run only what its journal lists counts, and of that only what still has its hash.
+Of an interrupted run only what has a record counts, and of that only what still has its hash.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from vacc_deploy.checkpoint import (
-    JOURNAL_NAME,
-    TensorInfo,
     WrittenFile,
     clear_partial,
-    partial_path,
     read_header,
     read_tensor,
     record_file,
-    remove_path,
     shard_name,
 )
-from vacc_deploy.errors import CheckpointError, OutputError, list_problems
+from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.layouts import INT8
 from vacc_deploy.formats.linears import codes_from
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import Progress
-from vacc_deploy.quantize.identity import differences
-from vacc_deploy.quantize.journal import Entry, Journal, Recorded, read_journal
-
-Finished = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
+from vacc_deploy.quantize.records import (
+    RUN_NAME,
+    RunRecord,
+    ShardRecord,
+    record_name,
+    write_record,
+    write_run,
+)
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,9 @@ class Run:
     """A run that has begun.
 
     Attributes:
-        partial: its directory.
+        partial: the directory in which it writes.
         formats: the layouts it writes.
-        num_layers: of the model; there are two shards more.
-        journal: open for more entries.
+        record: the run and its finished shards, as they are recorded in ``partial``.
         written: path within ``partial`` to the finished files that were found there.
         finished: the number of layers that need not be quantized again.
         clock: counts the seconds of this run by phase.
@@ -52,11 +50,20 @@ class Run:
 
     partial: Path
     formats: tuple[str, ...]
-    num_layers: int
-    journal: Journal
+    record: RunRecord
     written: dict[str, WrittenFile]
     finished: int
     clock: PhaseClock = field(default_factory=PhaseClock)
+
+    @property
+    def num_layers(self) -> int:
+        """The layers of the model; there are two shards more."""
+        return self.record.num_layers
+
+    def add(self, shard: ShardRecord) -> None:
+        """Record a shard whose files are on the disk; safe from several threads."""
+        write_record(self.partial, shard)
+        self.record.shards[shard.shard] = shard
 
     def read_finished(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the codes int8 [out, in] and the scale float16 [out] of a finished linear.
@@ -68,7 +75,7 @@ class Run:
         layout = INT8 if INT8 in self.formats else self.formats[0]
         path = self.partial / shard_path(self.formats, layout, shard, self.num_layers)
         infos = {info.name: info for info in read_header(path).tensors}
-        scale = self.journal.recorded.entries[shard].scales.get(name)
+        scale = self.record.shards[shard].scales.get(name)
         return codes_from(
             layout,
             lambda tensor: read_tensor(infos[tensor]),
@@ -93,144 +100,78 @@ def unpack_scale(text: str) -> torch.Tensor:
     return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.float16)
 
 
-def check_unfinished(output_dir: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse to destroy the finished layers of an interrupted run without being told to.
-
-    Raises:
-        OutputError: gives their number and the two ways on; or their journal is damaged, or
-            another version's.
-    """
-    if overwrite and not resume:
-        return
-    partial = partial_path(output_dir)
-    recorded = read_journal(partial)
-    if resume:
-        return
-    if recorded is None and (partial / JOURNAL_NAME).exists() and _has_shards(partial):
-        raise OutputError(
-            f"{partial} holds shards of an interrupted run, but {JOURNAL_NAME} there is damaged, "
-            "so that none can be used again. Give --overwrite to begin again."
-        )
-    if recorded is None or not recorded.finished:
-        return
-    raise OutputError(
-        f"{partial} holds {recorded.finished} of {recorded.num_layers} finished "
-        "layers of an interrupted run. Give --resume to go on from there, or --overwrite to begin "
-        "again."
-    )
-
-
-def _has_shards(partial: Path) -> bool:
-    """Return whether a shard lies there, or in the directory of a format."""
-    return any(any(partial.glob(f"{below}model-*.safetensors")) for below in ("", "*/"))
-
-
 def begin_run(
     partial: Path,
-    identity: dict[str, Any],
+    record: RunRecord,
     formats: tuple[str, ...],
-    num_layers: int,
     *,
-    resume: bool,
     progress: Progress,
+    clock: PhaseClock,
 ) -> Run:
-    """Begin in a claimed partial directory; with ``resume`` go on from its finished layers.
+    """Begin in a claimed partial directory; all that ``record`` does not name is removed from it.
 
-    Raises:
-        OutputError: the finished layers come from other inputs, options or versions; every
-            difference is named; or only another version can read their journal.
+    Args:
+        partial: the directory.
+        record: a new run without shards, or an interrupted one; what is damaged is taken out.
+        formats: the layouts to write.
+        progress: told of the finished shards that are verified.
+        clock: counts the seconds of this run by phase.
     """
-    recorded = read_journal(partial) if resume else None
-    if resume and recorded is None and (partial / JOURNAL_NAME).exists():
-        progress.warn(f"the journal in {partial} is damaged: beginning again")
-    if recorded is None or not recorded.finished:
-        clear_partial(partial)
-        _make_directories(partial, formats)
-        journal = Journal(partial, Recorded(identity, num_layers))
-        return Run(partial, formats, num_layers, journal, {}, 0)
-    different = differences(recorded.identity, identity)
-    if different:
-        raise OutputError(
-            f"{partial} was begun with other inputs, options or versions:\n"
-            f"{list_problems(different, limit=len(different))}\n"
-            "Give the same as then to resume, or --overwrite to begin again."
-        )
-    return _go_on(partial, recorded, formats, progress)
-
-
-def _make_directories(partial: Path, formats: tuple[str, ...]) -> None:
+    written = _verify_shards(partial, record, formats, progress) if record.shards else {}
+    # The run goes on at the first layer that is missing, and makes those behind it again.
+    finished, last = record.finished, record.num_layers + 1
+    for shard in record.shards.keys() - {*range(finished + 1), last}:
+        del record.shards[shard]
+    files = {name for shard in record.shards.values() for name in shard.files}
+    keep = {RUN_NAME, *map(record_name, record.shards), *files} if files else set[str]()
+    # Records go before files and before the new file of the run: none may outlive what it tells
+    # of, or count for another run.
+    clear_partial(partial, keep=keep)
+    write_run(partial, record)
+    # Directories of formats: with one format the output is that format's.
     for layout in formats if len(formats) > 1 else ():
         (partial / layout).mkdir(exist_ok=True)
+    written = {name: file for name, file in written.items() if name in files}
+    return Run(partial, formats, record, written, finished, clock)
 
 
-def _go_on(partial: Path, recorded: Recorded, formats: tuple[str, ...], progress: Progress) -> Run:
-    """Verify the recorded shards; keep the sound ones up to the first layer that is not."""
-    num_layers, written, sound = recorded.num_layers, dict[str, WrittenFile](), dict[int, Entry]()
-    progress.start("Verifying finished shards", len(recorded.entries), "shards")
-    for shard, entry in sorted(recorded.entries.items()):
-        expected = {shard_path(formats, layout, shard, num_layers) for layout in formats}
+def _verify_shards(
+    partial: Path, record: RunRecord, formats: tuple[str, ...], progress: Progress
+) -> dict[str, WrittenFile]:
+    """Take the shards that are damaged out of ``record``; return the files of the sound ones."""
+    before, written = record.finished, dict[str, WrittenFile]()
+    progress.start("Verifying finished shards", len(record.shards), "shards")
+    for number, shard in sorted(record.shards.items()):
+        # Names as this run would choose them: a record leads to no other file.
+        names = [shard_path(formats, layout, number, record.num_layers) for layout in formats]
         try:
-            if entry.files.keys() != expected:
-                raise CheckpointError(f"the journal lists {sorted(entry.files)}")
-            files = {name: _verify(partial / name, *entry.files[name]) for name in expected}
+            if shard.files.keys() != set(names):
+                raise CheckpointError(f"{partial / record_name(number)} is damaged")
+            written |= {name: _verify(partial / name, *shard.files[name]) for name in names}
         except CheckpointError as err:
-            progress.warn(f"shard {shard + 1} of {num_layers + 2} is made again: {err}")
-            continue
-        finally:
-            progress.advance(1)
-        sound[shard] = entry
-        written |= files
+            progress.warn(f"shard {number + 1} of {record.num_layers + 2} is made again: {err}")
+            del record.shards[number]
+        progress.advance(1)
     progress.finish()
-    finished = replace(recorded, entries=sound).finished
-    if finished < recorded.finished:
-        progress.warn(f"going on after layer {finished} instead of {recorded.finished}")
-    kept = {
-        shard: entry
-        for shard, entry in sound.items()
-        if shard <= finished or shard == num_layers + 1
-    }
-    # The journal first: no entry may outlive its file.
-    journal = Journal(partial, replace(recorded, resumes=recorded.resumes + 1, entries=kept))
-    names = {name for entry in kept.values() for name in entry.files}
-    _remove_others(partial, names, formats)
-    return Run(
-        partial,
-        formats,
-        num_layers,
-        journal,
-        {name: file for name, file in written.items() if name in names},
-        finished,
-    )
+    if record.finished < before:
+        progress.warn(f"going on after layer {record.finished} instead of {before}")
+    return written
 
 
 def _verify(path: Path, num_bytes: int, sha256: str) -> WrittenFile:
-    """Return the record of a finished file.
+    """Return what is known of a finished file.
 
     Raises:
         CheckpointError: the file is missing or not what was written.
     """
-    if path.is_symlink() or not path.is_file():
+    if path.is_symlink() or path.parent.is_symlink() or not path.is_file():
         raise CheckpointError(f"{path} is missing")
+    # The size first: it costs no reading.
     if path.stat().st_size != num_bytes:
         raise CheckpointError(f"{path} has {path.stat().st_size:,} bytes, expected {num_bytes:,}")
     file = record_file(path)
     if file.sha256 != sha256:
         raise CheckpointError(f"{path} has another hash than when it was written")
-    infos: tuple[TensorInfo, ...] = read_header(path).tensors
+    infos = read_header(path).tensors
     names = tuple(info.name for info in infos)
     return replace(file, tensors=names, tensor_bytes=sum(info.num_bytes for info in infos))
-
-
-def _remove_others(partial: Path, kept: set[str], formats: tuple[str, ...]) -> None:
-    """Remove what is neither ours to keep nor a directory of a format."""
-    run_files = {path.name for path in partial.iterdir() if path.name.startswith(".vacc-deploy-")}
-    directories = set(formats) if len(formats) > 1 else set()
-    for path in partial.iterdir():
-        is_directory = path.is_dir() and not path.is_symlink()
-        if path.name in directories and is_directory:
-            for inner in path.iterdir():
-                if f"{path.name}/{inner.name}" not in kept:
-                    remove_path(inner)
-        elif path.name not in kept and path.name not in run_files:
-            remove_path(path)
-    _make_directories(partial, formats)

@@ -1,51 +1,30 @@
 """Quantize a checkpoint layer by layer into a new directory; memory holds one layer at a time.
 
-Resumable at every layer: see ``quantize.journal``.
+Resumable at every layer: see ``quantize.records``.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
-from vacc_deploy.checkpoint import (
-    Checkpoint,
-    check_output,
-    check_space,
-    model_name,
-    output_directory,
-)
-from vacc_deploy.errors import CheckpointError
-from vacc_deploy.models.directory_config import check_format
-from vacc_deploy.models.vacc_config import check_vacc_config
+from vacc_deploy.checkpoint import output_directory, remove_leftovers
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import SILENT, UNCONTROLLED, Progress, RunControl
 from vacc_deploy.quantize.calibrated import calibrate_along
-from vacc_deploy.quantize.complete import finished_identity, take_finished
-from vacc_deploy.quantize.compute import Compute, choose_compute
-from vacc_deploy.quantize.finish import finish_output, output_bytes
+from vacc_deploy.quantize.finish import finish_output
 from vacc_deploy.quantize.forecast import Plan
-from vacc_deploy.quantize.identity import identify
-from vacc_deploy.quantize.journal import has_finished_layers, unfinished_run
-from vacc_deploy.quantize.options import OWN, QuantizeOptions
-from vacc_deploy.quantize.ranks import ALONE, Ranks, check_rows, check_same
+from vacc_deploy.quantize.options import QuantizeOptions
+from vacc_deploy.quantize.plan import PlannedRun, plan_run, telling_what_stays, warn_each
+from vacc_deploy.quantize.ranks import ALONE, Ranks
 from vacc_deploy.quantize.result import QuantizeResult
-from vacc_deploy.quantize.resume import Run, begin_run, check_unfinished
+from vacc_deploy.quantize.resume import Run, begin_run
 from vacc_deploy.quantize.shards import write_shards
-from vacc_deploy.quantize.warm_up import warming_up
-from vacc_deploy.reference.decoder import check_sequence_length
-from vacc_deploy.solver.records import RTN, LinearRecord
+from vacc_deploy.quantize.standing import Foreign, Unfinished
+from vacc_deploy.solver.records import LinearRecord
 from vacc_deploy.system import peak_memory_bytes
-from vacc_deploy.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from vacc_deploy.calibration.own_answers import OwnAnswers
-    from vacc_deploy.calibration.rows import CalibrationRows
 
 
 def quantize(
@@ -77,8 +56,8 @@ def quantize(
             begin where there is none; do nothing where its output is finished.
         progress: told of every layer.
         control: may stop the run between two layers; told what an unfinished run keeps.
-        ranks: the processes of the run. All of them call this; only rank 0 reads the text and
-            enters the output directory, and the others return what was planned.
+        ranks: the processes of the run; every one calls this function with the same arguments, and
+            the first one writes.
 
     Raises:
         UsageError: contradicting options.
@@ -90,119 +69,101 @@ def quantize(
         OutputError: the output cannot be written, or the interrupted run was another one.
         StoppedError: ``control`` asked for it.
     """
-    started = time.monotonic()
-    options.check()
-    checkpoint = _open_float(checkpoint_dir)
-    for layout in options.formats:
-        check_format(layout, checkpoint.config)
-    output_dir = output or _default_output(checkpoint_dir, options.formats)
-    request = _Request(checkpoint, options, output_dir, overwrite, dry_run, resume)
-    standing = None
-    if ranks.rank == 0:
-        standing = finished_identity(output_dir) if resume else None
-        if overwrite or standing is None:  # else nothing is written, whatever stands there
-            check_output(output_dir, overwrite=overwrite, inputs=checkpoint.input_paths())
-        check_unfinished(output_dir, resume=resume, overwrite=overwrite)
-    # An interruption may also come before the first layer of a resumed run.
-    with _telling(control, output_dir, KeyboardInterrupt, SystemExit):
-        return _quantize(request, standing, progress, control, ranks, started)
+    planned = plan_run(
+        checkpoint_dir,
+        options=options,
+        output=output,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        resume=resume,
+        progress=progress,
+        control=control,
+        ranks=ranks,
+    )
+    if planned.result.already_finished:
+        if not dry_run and ranks.rank == 0:
+            remove_leftovers(planned.result.output_dir)
+        return planned.result
+    if dry_run:
+        return forecast(planned, progress, control) if ranks.rank == 0 else planned.result
+    return execute(planned, progress, control, ranks)
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What ``quantize`` was asked for, checked."""
+def forecast(planned: PlannedRun, progress: Progress, control: RunControl) -> QuantizeResult:
+    """Return the plan with what a trial says of its time; nothing is written."""
+    with telling_what_stays(control, planned.record, KeyboardInterrupt, SystemExit):
+        # The run itself will need the time of the planning too.
+        so_far = time.monotonic() - planned.started
+        plan = Plan(
+            planned.checkpoint,
+            planned.options,
+            planned.rows,
+            planned.compute,
+            planned.result.output_bytes,
+            num_finished=planned.record.finished,
+        )
+        estimate, problem = plan.predict_time(so_far, progress)
+    problems = [f"No time is predicted: {problem}"] if problem else []
+    warn_each(progress, problems)
+    warnings = (*planned.result.warnings, *problems)
+    return replace(planned.result, dry_run=True, estimate=estimate, warnings=warnings)
 
-    checkpoint: Checkpoint
-    options: QuantizeOptions
-    output_dir: Path
-    overwrite: bool
-    dry_run: bool
-    resume: bool
 
-
-def _quantize(
-    request: _Request,
-    standing: dict[str, Any] | None,
-    progress: Progress,
-    control: RunControl,
-    ranks: Ranks,
-    started: float,
+def execute(
+    planned: PlannedRun, progress: Progress, control: RunControl, ranks: Ranks
 ) -> QuantizeResult:
-    """Plan and work; ``standing`` is the identity of an output that stands already."""
-    checkpoint, options, output_dir = request.checkpoint, request.options, request.output_dir
-    compute = choose_compute(options.device, options.compute_dtype)
-    check_same(checkpoint, options, compute, ranks)
-    with warming_up(compute):
-        rows = None
-        if ranks.rank == 0:
-            rows = _calibration_rows(checkpoint, options, progress, dry_run=request.dry_run)
-        rows = ranks.share(rows)
-    if rows is not None:
-        check_rows(rows.num_fit_rows, ranks)
-    plan = _plan(checkpoint, options, rows, compute, output_dir if request.resume else None)
-    result = _planned_result(plan, output_dir)
-    identity = identify(checkpoint, options, result.model, result.calibration, compute, ranks.count)
-    finished = None
-    # A dry run writes no answers, so it cannot tell whether a finished output has the same ones.
-    if standing is not None and not (request.dry_run and options.answers == OWN):
-        finished = take_finished(
-            result, standing, identity, overwrite=request.overwrite, dry_run=request.dry_run
-        )
-    if ranks.share(finished is not None):
-        return finished or result
+    """Write the output; after an error the finished layers stay in the partial directory.
+
+    A rank other than the first writes nothing: it only calibrates along.
+    """
+    checkpoint, options, compute = planned.checkpoint, planned.options, planned.compute
+    result, record = planned.result, planned.record
     if ranks.rank > 0:
-        if rows is not None and not request.dry_run:
-            calibrate_along(checkpoint, options, rows, control=control, ranks=ranks)
+        assert planned.rows is not None, "rounding has one process"
+        calibrate_along(checkpoint, options, planned.rows, control=control, ranks=ranks)
         return result
-    # What an interrupted run has written is used again, or removed first.
-    written = result.output_bytes - _kept_bytes(output_dir)
-    check_space(output_dir, written + plan.spooled_bytes(ranks.count, ranks.local_count))
-    _warn(progress, result.warnings)
-    if request.dry_run:
-        estimate, problem = plan.predict_time(time.monotonic() - started, progress)
-        problems = [f"No time is predicted: {problem}"] if problem else []
-        _warn(progress, problems)
-        warnings = (*result.warnings, *problems)
-        return replace(result, dry_run=True, estimate=estimate, warnings=warnings)
-    inputs = checkpoint.input_paths()
-    with output_directory(
-        output_dir, overwrite=request.overwrite, inputs=inputs, keeps=has_finished_layers
-    ) as partial:
-        num_layers = checkpoint.config.num_hidden_layers
-        run = begin_run(
-            partial, identity, options.formats, num_layers, resume=request.resume, progress=progress
-        )
-        synchronize = compute.synchronize if options.profile else None
-        run = replace(run, clock=PhaseClock(synchronize))
-        with closing(run.journal), _telling(control, output_dir, BaseException):
+    run: Run | None = None
+
+    def keeps() -> bool:
+        # Until the run has begun, what an earlier one left is untouched.
+        if run is None:
+            return isinstance(planned.standing, (Unfinished, Foreign))
+        return record.finished > 0
+
+    overwrite, inputs = planned.overwrite, checkpoint.input_paths()
+    with (
+        telling_what_stays(control, record, KeyboardInterrupt, SystemExit),
+        output_directory(
+            result.output_dir, overwrite=overwrite, inputs=inputs, keeps=keeps
+        ) as partial,
+    ):
+        # Waiting for the device at every phase costs speed: only where it was asked for.
+        clock = PhaseClock(compute.synchronize if options.profile else None)
+        run = begin_run(partial, record, options.formats, progress=progress, clock=clock)
+        with telling_what_stays(control, record, BaseException):
             files = write_shards(
                 checkpoint,
                 run,
                 options,
-                rows,
+                planned.rows,
                 compute=compute,
                 progress=progress,
                 control=control,
                 ranks=ranks,
             )
-            result = _with_records(result, run, started, options.dampening_frac)
+            result = _with_records(result, run, planned.started, options.dampening_frac)
             result = replace(result, peak_device_memory_bytes=compute.peak_memory_bytes())
             finish_output(checkpoint, run, result, options, files)
-    _warn(progress, _record_warnings(result.linears, options.dampening_frac))
+    warn_each(progress, _record_warnings(result.linears, options.dampening_frac))
     return result
-
-
-def _warn(progress: Progress, warnings: Sequence[str]) -> None:
-    for warning in warnings:
-        progress.warn(warning)
 
 
 def _with_records(
     result: QuantizeResult, run: Run, started: float, dampening_frac: float
 ) -> QuantizeResult:
     """Add what is known once all layers are written."""
-    entries = run.journal.recorded.entries
-    records = [record for shard in range(run.num_layers) for record in entries[shard + 1].records]
+    layers = [run.record.shards[layer + 1] for layer in range(run.num_layers)]
+    records = [record for layer in layers for record in layer.records]
     return replace(
         result,
         linears=tuple(records),
@@ -210,124 +171,6 @@ def _with_records(
         seconds=time.monotonic() - started,
         peak_memory_bytes=peak_memory_bytes(),
     )
-
-
-@contextmanager
-def _telling(control: RunControl, output_dir: Path, *errors: type[BaseException]) -> Iterator[None]:
-    """Tell ``control`` what an unfinished run keeps, when one of ``errors`` ends the block."""
-    try:
-        yield
-    except errors:
-        recorded = unfinished_run(output_dir)
-        if recorded is not None:
-            control.kept(recorded.finished, recorded.num_layers)
-        raise
-
-
-def _kept_bytes(output_dir: Path) -> int:
-    """Return the bytes that an interrupted run has written already."""
-    recorded = unfinished_run(output_dir)
-    entries = recorded.entries.values() if recorded else ()
-    return sum(size for entry in entries for size, _ in entry.files.values())
-
-
-def _plan(
-    checkpoint: Checkpoint,
-    options: QuantizeOptions,
-    rows: CalibrationRows | None,
-    compute: Compute,
-    resumed: Path | None,
-) -> Plan:
-    """Return the run as planned; ``resumed`` is the output whose finished layers stay."""
-    recorded = unfinished_run(resumed) if resumed else None
-    num_bytes = sum(output_bytes(checkpoint, layout) for layout in options.formats)
-    finished = recorded.finished if recorded else 0
-    return Plan(checkpoint, options, rows, compute, num_bytes, finished)
-
-
-def _planned_result(plan: Plan, output_dir: Path) -> QuantizeResult:
-    """Return what is known before the work: sizes, memory, calibration."""
-    checkpoint, options, rows = plan.checkpoint, plan.options, plan.rows
-    return QuantizeResult(
-        model=model_name(checkpoint.directory),
-        output_dir=output_dir,
-        method=options.method,
-        input_bytes=checkpoint.weight_bytes,
-        output_bytes=plan.output_bytes,
-        estimate=plan.estimate_memory(),
-        formats=options.formats,
-        calibration=describe_calibration(checkpoint.config, rows) if rows else None,
-        warnings=budget_warnings(checkpoint.config, rows) if rows else (),
-    )
-
-
-def _open_float(checkpoint_dir: Path) -> Checkpoint:
-    """Return the checked source; refuse int8 weights and a ``config_vacc.json`` that is not its."""
-    checkpoint = Checkpoint.open(checkpoint_dir)
-    if checkpoint.config.quantization_format:
-        raise CheckpointError(
-            f"{checkpoint_dir} is quantized already. Give the float directory it was made from."
-        )
-    check_vacc_config(checkpoint_dir, checkpoint.config)
-    return checkpoint
-
-
-def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:
-    """Return ``<checkpoint_dir>-<ending>``, also for ``.`` and ``..``, which have no name."""
-    named = checkpoint_dir if checkpoint_dir.name not in ("", "..") else checkpoint_dir.resolve()
-    ending = formats[0] if len(formats) == 1 else "quantized"
-    return named.with_name(f"{named.name}-{ending}")
-
-
-def _calibration_rows(
-    checkpoint: Checkpoint, options: QuantizeOptions, progress: Progress, *, dry_run: bool
-) -> CalibrationRows | None:
-    if options.method == RTN:
-        return None
-    from vacc_deploy.calibration.rows import build_rows
-
-    check_sequence_length(checkpoint.config, options.sequence_length)
-    tokenizer = Tokenizer.from_dir(checkpoint.directory)
-    writer = _answer_writer(checkpoint, tokenizer, options, progress, dry_run=dry_run)
-    try:
-        return build_rows(
-            options.sources,
-            tokenizer,
-            num_samples=options.num_samples,
-            sequence_length=options.sequence_length,
-            seed=options.seed,
-            vocab_size=checkpoint.config.vocab_size,
-            evaluation_share=options.evaluation_share,
-            writer=writer,
-            progress=progress,
-        )
-    finally:
-        if writer is not None:
-            writer.release()
-
-
-def _answer_writer(
-    checkpoint: Checkpoint,
-    tokenizer: Tokenizer,
-    options: QuantizeOptions,
-    progress: Progress,
-    *,
-    dry_run: bool,
-) -> OwnAnswers | None:
-    if options.answers != OWN:
-        return None
-    if dry_run:
-        progress.warn(
-            "A dry run writes no answers: the plan counts the data set's own, and no time for "
-            "writing them."
-        )
-        return None
-    from vacc_deploy.calibration.own_answers import AnswerSettings, OwnAnswers
-
-    settings = AnswerSettings(
-        options.max_answer_tokens, options.seed, options.device, options.answers_cache
-    )
-    return OwnAnswers(checkpoint, tokenizer, settings, progress=progress)
 
 
 def _record_warnings(records: Sequence[LinearRecord], dampening_frac: float) -> tuple[str, ...]:

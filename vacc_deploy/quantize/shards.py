@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,10 +26,9 @@ from vacc_deploy.models.config import EMBEDDING, FINAL_NORM, LAYER_LINEARS, LM_H
 from vacc_deploy.progress import Progress, RunControl
 from vacc_deploy.quantize.calibrated import Carried, calibrate_layers
 from vacc_deploy.quantize.compute import Compute
-from vacc_deploy.quantize.journal import Entry
-from vacc_deploy.quantize.memory import MAX_PENDING_LAYERS, NUM_WRITERS
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.ranks import ALONE, Ranks
+from vacc_deploy.quantize.records import ShardRecord
 from vacc_deploy.quantize.result import (
     describe_peak,
     summarize_layer,
@@ -36,12 +36,17 @@ from vacc_deploy.quantize.result import (
 from vacc_deploy.quantize.resume import Run, pack_scale, shard_path
 from vacc_deploy.quantize.rounded import round_layers
 from vacc_deploy.solver.records import QuantizedLayer, QuantizedLinear
-from vacc_deploy.system import peak_memory_bytes
+from vacc_deploy.system import num_cores, peak_memory_bytes
 
 if TYPE_CHECKING:
     from vacc_deploy.calibration.rows import CalibrationRows
 
 Shard = dict[str, torch.Tensor | TensorInfo]
+# Shards that are written at a time. Three, so that the layers need not wait for the two large ones
+# that are only copied; more where there are cores for them: each waits for the disk once a file.
+NUM_WRITERS = min(8, max(3, num_cores() // 2))
+# Calibrated layers that may wait for the disk: one is made in more time than one is written.
+MAX_PENDING_LAYERS = 2
 
 
 class ShardSink:
@@ -50,9 +55,25 @@ class ShardSink:
     A context manager: no write is under way any more when its block is left, whatever ended it.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._run, self._count = run, run.num_layers + 2
-        self._pool = ThreadPoolExecutor(NUM_WRITERS, thread_name_prefix="shard-writer")
+    def __init__(
+        self,
+        run: Run,
+        *,
+        num_writers: int = NUM_WRITERS,
+        write: Callable[[Path, Shard], WrittenFile] | None = None,
+        to_host: Callable[[QuantizedLinear], QuantizedLinear] | None = None,
+    ) -> None:
+        """Start the writers.
+
+        Args:
+            run: the run whose shards are written.
+            num_writers: number of shards written at a time.
+            write: writes one file; default ``write_shard``.
+            to_host: brings a linear to the CPU; default ``copy_to_host``.
+        """
+        self._run, self._count, self._num_writers = run, run.num_layers + 2, num_writers
+        self._write_file, self._to_host = write or write_shard, to_host or copy_to_host
+        self._pool = ThreadPoolExecutor(num_writers, thread_name_prefix="shard-writer")
         self._pending: set[Future[dict[str, WrittenFile]]] = set()
         self._calibrated: set[Future[dict[str, WrittenFile]]] = set()
         self._written = dict(run.written)
@@ -68,7 +89,7 @@ class ShardSink:
     def put(
         self,
         shard: int,
-        kept: Mapping[str, TensorInfo],
+        copied: Mapping[str, TensorInfo],
         layer: QuantizedLayer | None = None,
         seconds: float = 0.0,
     ) -> None:
@@ -78,27 +99,26 @@ class ShardSink:
         holds there is little memory for more, and writing is the faster part.
 
         Args:
-            shard: its number, from 0.
-            kept: tensors that are copied from the source.
+            shard: number of the shard, from 0.
+            copied: tensors that are copied from the source.
             layer: the quantized linears.
-            seconds: what the layer took.
+            seconds: wall time of the layer.
         """
         is_calibrated = layer is not None and layer.is_calibrated
-        while len(self._pending) >= NUM_WRITERS or (
+        while len(self._pending) >= self._num_writers or (
             is_calibrated and len(self._calibrated) >= MAX_PENDING_LAYERS
         ):
             self._collect(FIRST_COMPLETED)
         # A list, which the writer empties of the device's tensors: its arguments live as long as
         # it works.
         linears = list(layer.linears) if layer else []
-        entry = Entry(
+        record = ShardRecord(
             shard,
             seconds,
-            {},
-            layer.records if layer else (),
+            records=layer.records if layer else (),
             linear_seconds=_linear_seconds(layer) if layer else {},
         )
-        future = self._pool.submit(self._write, entry, kept, linears)
+        future = self._pool.submit(self._write, record, copied, linears)
         self._pending.add(future)
         if is_calibrated:
             self._calibrated.add(future)
@@ -123,29 +143,32 @@ class ShardSink:
             self._written |= future.result()
 
     def _write(
-        self, entry: Entry, kept: Mapping[str, TensorInfo], linears: list[QuantizedLinear]
+        self, record: ShardRecord, copied: Mapping[str, TensorInfo], linears: list[QuantizedLinear]
     ) -> dict[str, WrittenFile]:
         """Write a shard in every format, one after the other: each needs memory of its own.
 
         Args:
-            entry: of the journal, but for what is known only now.
-            kept: tensors that are copied from the source.
+            record: the shard's record but for its files and scales.
+            copied: tensors that are copied from the source.
             linears: the quantized linears; used up.
         """
         run, files = self._run, dict[str, WrittenFile]()
-        _move_to_host(linears)
+        # One by one: where a linear was, its memory is free at once.
+        for number in range(len(linears)):
+            linears[number] = self._to_host(linears[number])
         for layout in run.formats:
-            name = shard_path(run.formats, layout, entry.shard, run.num_layers)
-            tensors: Shard = {**kept}
+            name = shard_path(run.formats, layout, record.shard, run.num_layers)
+            tensors: Shard = {**copied}
             for linear in linears:
                 tensors.update(linear_tensors(layout, linear.name, linear.codes, linear.scale))
-            files[name] = write_shard(run.partial / name, tensors)
+            files[name] = self._write_file(run.partial / name, tensors)
             sync_directory((run.partial / name).parent)
         # The codes come back exactly from any format once the scale is known.
         needs_scales = INT8 not in run.formats
         scales = {lin.name: pack_scale(lin.scale) for lin in linears} if needs_scales else {}
         sizes = {name: (file.num_bytes, file.sha256) for name, file in files.items()}
-        run.journal.append(replace(entry, files=sizes, scales=scales))
+        # Last: a record says that the files are on the disk.
+        run.add(replace(record, files=sizes, scales=scales))
         return files
 
 
@@ -154,13 +177,7 @@ def _linear_seconds(layer: QuantizedLayer) -> dict[str, float]:
     return dict(zip(names, layer.linear_seconds, strict=True)) if layer.linear_seconds else {}
 
 
-def _move_to_host(linears: list[QuantizedLinear]) -> None:
-    """Replace each linear by its like on the CPU; where it was, its memory is free at once."""
-    for place in range(len(linears)):
-        linears[place] = _on_host(linears[place])
-
-
-def _on_host(linear: QuantizedLinear) -> QuantizedLinear:
+def copy_to_host(linear: QuantizedLinear) -> QuantizedLinear:
     """Return a linear with its tensors on the CPU.
 
     On a stream of its own, the copy from a CUDA device runs beside the next layer's kernels.
@@ -231,7 +248,7 @@ def _write_copies(checkpoint: Checkpoint, run: Run, sink: ShardSink) -> None:
         name: checkpoint.info(name) for name in (FINAL_NORM, LM_HEAD) if name in checkpoint.tensors
     }
     for shard, tensors in (0, {EMBEDDING: checkpoint.info(EMBEDDING)}), (run.num_layers + 1, last):
-        if shard not in run.journal.recorded.entries:
+        if shard not in run.record.shards:
             sink.put(shard, tensors)
 
 
@@ -319,9 +336,8 @@ def _stop_if_asked(run: Run, sink: ShardSink, signum: int | None) -> None:
     if signum is None:
         return
     sink.drain()
-    finished = run.journal.recorded.finished
     raise StoppedError(
-        f"Stopped after {finished} of {run.num_layers} layers, which are kept.", signum
+        f"Stopped after {run.record.finished} of {run.num_layers} layers, which are kept.", signum
     )
 
 

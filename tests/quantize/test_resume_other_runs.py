@@ -1,0 +1,147 @@
+"""``--resume`` of a run with other inputs, options or versions."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+from checkpoint_builders import write_checkpoint
+from doubles import StopAfter
+from resume_runs import RTN, contents, interrupt
+
+from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.datasets.sources import CalibrationSource
+from vacc_deploy.errors import OutputError, StoppedError
+from vacc_deploy.quantize import identity
+from vacc_deploy.quantize.compute import choose_compute
+from vacc_deploy.quantize.options import QuantizeOptions
+from vacc_deploy.quantize.run import quantize
+
+
+def change_option(context):
+    context["options"] = replace(context["options"], seed=7, act_order=False)
+    return ["option act_order: true then, false now", "option seed: 0 then, 7 now"]
+
+
+def change_weights(context):
+    path = context["source"] / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    return ["weights model.safetensors: "]
+
+
+def change_side_file(context):
+    path = context["source"] / "generation_config.json"
+    path.write_text(path.read_text("utf-8") + "\n", "utf-8")
+    return ["file generation_config.json: "]
+
+
+def change_text(context):
+    path = context["text"]
+    path.write_text(f"other {path.read_text('utf-8')}", "utf-8")
+    return [
+        *("calibration sources 0 documents_read: ", "calibration sources 0 sha256: "),
+        "calibration tokens_sha256: ",
+    ]
+
+
+def change_threads(context):
+    context["monkeypatch"].setattr(identity.torch, "get_num_threads", lambda: 77)
+    return ["torch threads: 1 then, 77 now"]
+
+
+def change_processor(context):
+    context["monkeypatch"].setattr(identity, "processor_name", lambda: "abacus")
+    return ["processor: "]
+
+
+def change_versions(context):
+    plain = identity.library_versions()
+    changed = {**plain, "torch": "9.9"}
+    context["monkeypatch"].setattr(identity, "library_versions", lambda: changed)
+    context["monkeypatch"].setattr(identity, "__version__", "9.0")
+    return [f"library torch: {plain['torch']} then, 9.9 now", "vacc-deploy: "]
+
+
+CHANGES = (
+    *(change_option, change_weights, change_side_file, change_text, change_threads),
+    *(change_processor, change_versions),
+)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_resume_of_another_run_is_refused_by_name(tmp_path, words, monkeypatch, change, finished):
+    text = tmp_path / "words.txt"
+    shutil.copy(words, text)
+    source = write_checkpoint(tmp_path / "model", num_layers=2)
+    options = QuantizeOptions("gptq", (CalibrationSource("text", text),), 8, 32)
+    if finished:
+        quantize(source, options=options)
+    else:
+        with pytest.raises(StoppedError):
+            quantize(source, options=options, control=StopAfter(1))
+    context = {"options": options, "source": source, "text": text, "monkeypatch": monkeypatch}
+    lines = change(context)
+    kept = tmp_path / ("model-int8" if finished else "model-int8.partial")
+    before = contents(kept)
+    control = StopAfter(99)
+    for dry_run in (True, False):
+        with pytest.raises(OutputError) as caught:
+            quantize(
+                source, options=context["options"], resume=True, control=control, dry_run=dry_run
+            )
+        first, *found, last = str(caught.value).splitlines()
+        assert first == (
+            f"{kept} exists and was made with other inputs, options or versions:"
+            if finished
+            else f"{kept} was begun with other inputs, options or versions:"
+        )
+        assert len(found) == len(lines)
+        for line, start in zip(found, lines, strict=True):
+            assert line.startswith(f"  - {start}") and " then, " in line and line.endswith(" now")
+        assert "--overwrite" in last
+        assert contents(kept) == before and control.told is None
+
+
+def test_resume_of_another_finished_output_replaces_it_on_request(model, output, gptq, expected):
+    quantize(model, options=RTN, output=output)
+    quantize(model, options=gptq, output=output, resume=True, overwrite=True)
+    assert contents(output) == expected["gptq"]
+
+
+def test_an_interrupted_run_comes_before_the_finished_output_that_it_would_replace(
+    model, output, gptq, expected
+):
+    quantize(model, options=RTN, output=output)
+    with pytest.raises(StoppedError):
+        quantize(model, options=gptq, output=output, overwrite=True, control=StopAfter(2))
+    arguments = {"options": gptq, "output": output, "resume": True}
+    with pytest.raises(OutputError, match="exists and is not empty"):
+        quantize(model, **arguments)
+    assert contents(output) == expected["rtn"]
+    assert not quantize(model, **arguments, overwrite=True).already_finished
+    assert contents(output) == expected["gptq"]
+
+
+def test_overwrite_without_resume_forgets_the_run_of_other_inputs(model, output, gptq, expected):
+    interrupt(model, output, gptq, layers=2)
+    quantize(model, options=RTN, output=output, overwrite=True)
+    assert contents(output) == expected["rtn"]
+
+
+def test_identity_holds_the_answers_but_not_where_they_are_kept(tmp_path, gptq):
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "model"))
+    own = replace(gptq, answers="own")
+
+    def identify(answers_sha256, options=own):
+        calibration = {"answers": {"answers_sha256": answers_sha256}, "seed": options.seed}
+        return identity.identify(checkpoint, options, "m", calibration, choose_compute("cpu"))
+
+    (line,) = identity.differences(identify("aa"), identify("bb"))
+    assert line == "calibration answers answers_sha256: aa then, bb now"
+    assert identify("aa", replace(own, answers_cache=tmp_path / "cache")) == identify("aa")
+    (line,) = identity.differences(
+        identify("aa"), identify("aa", replace(own, max_answer_tokens=7))
+    )
+    assert line == "option max_answer_tokens: 512 then, 7 now"

@@ -1,0 +1,58 @@
+"""Outputs in several formats: a directory for each, all with the same integers."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from checkpoint_builders import write_checkpoint
+from resume_runs import RTN, contents
+from texts import read_json
+
+from vacc_deploy.checkpoint import MANIFEST_NAME, Checkpoint
+from vacc_deploy.errors import OutputError
+from vacc_deploy.formats.layouts import FORMATS, FP16
+from vacc_deploy.formats.linears import codes_from
+from vacc_deploy.quantize.result import TIMING_NAME
+from vacc_deploy.quantize.run import quantize
+
+
+def test_several_formats_are_directories_of_their_own(model, output, gptq, expected):
+    options = replace(gptq, formats=("int8", FP16))
+    result = quantize(model, options=options, output=output)
+    names = {path.name for path in output.iterdir()}
+    assert names == {"int8", FP16, MANIFEST_NAME, TIMING_NAME}
+    manifest = read_json(output / MANIFEST_NAME)
+    assert manifest["files"].keys() == {f"int8/{MANIFEST_NAME}", f"{FP16}/{MANIFEST_NAME}"}
+    assert manifest["options"]["formats"] == ["int8", FP16]
+    # But for the way to the source, the directory is that of a run with one format.
+    alone, inner = dict(expected["gptq"]), contents(output / "int8")
+    own, other = (json.loads(files.pop(MANIFEST_NAME)) for files in (alone, inner))
+    assert inner == alone
+    assert other["source"] == {"path": "../../model"} and own["source"] == {"path": "../model"}
+    assert other["files"] == own["files"] and other["options"] == own["options"]
+    assert f"Next: vacc-deploy verify {output / 'int8'}" in result.to_text()
+    quantize(model, options=options, output=output, overwrite=True)
+    (output / FP16 / "mine").touch()
+    with pytest.raises(OutputError, match=f"  - {FP16}/mine\n"):
+        quantize(model, options=options, output=output, overwrite=True)
+
+
+def test_all_formats_of_a_run_hold_the_same_integers_and_scales(model, output, gptq):
+    options = replace(gptq, formats=FORMATS)
+    quantize(model, options=options, output=output)
+    opened = {layout: Checkpoint.open(output / layout) for layout in FORMATS}
+    for name in opened["int8"].config.linear_names():
+        codes, scale = codes_from("int8", opened["int8"].read, name)
+        assert codes.dtype == torch.int8 and scale.dtype == torch.float16
+        for layout, checkpoint in opened.items():
+            got, got_scale = codes_from(layout, checkpoint.read, name, scale)
+            assert torch.equal(got, codes) and torch.equal(got_scale, scale)
+
+
+def test_default_outputs_of_formats(tmp_path):
+    source = write_checkpoint(tmp_path / "model")
+    for formats, name in ((("int8",), "int8"), ((FP16,), FP16), (("int8", FP16), "quantized")):
+        options = replace(RTN, formats=formats)
+        result = quantize(source, options=options, dry_run=True)
+        assert result.output_dir == tmp_path / f"model-{name}"

@@ -1,0 +1,203 @@
+"""Look once at what stands where a run would write, and decide by it.
+
+Nothing of it is trusted later: the files of an interrupted run are hashed again before use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vacc_deploy.checkpoint import (
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    partial_path,
+    read_manifest,
+    record_file,
+)
+from vacc_deploy.errors import CheckpointError, OutputError, list_problems
+from vacc_deploy.json_files import read_json
+from vacc_deploy.progress import Progress
+from vacc_deploy.quantize.identity import differences
+from vacc_deploy.quantize.records import RUN_NAME, RunRecord, read_run
+from vacc_deploy.quantize.result import REPORT_NAME, TIMING_NAME, QuantizeResult
+from vacc_deploy.solver.records import LinearRecord
+
+# A finished output holds the identity of its run in the timing file. The identity names processor
+# and threads, so in a file that the manifest lists it would make the bytes differ by machine; a
+# file of its own would be one more that no manifest lists. ``finish`` writes it, this module reads.
+IDENTITY_KEY = "identity"
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """Nothing that a run could use, or would have to spare."""
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """An interrupted run that has finished layers."""
+
+    partial: Path
+    run: RunRecord
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished output of ``quantize``, made by a run with this identity."""
+
+    identity: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Shards of an interrupted run that this version cannot go on with.
+
+    Attributes:
+        reason: the whole message.
+        lost: the damaged file for which no version can; None where another version can.
+    """
+
+    reason: str
+    lost: Path | None = None
+
+
+Standing = Nothing | Unfinished | Finished | Foreign
+
+
+def look_at(output_dir: Path) -> Standing:
+    """Return what stands in ``output_dir`` or, first, in the partial directory beside it."""
+    partial = partial_path(output_dir)
+    try:
+        run = read_run(partial)
+    except OutputError as err:
+        return Foreign(str(err))
+    except CheckpointError:
+        run = None
+        if _has_shards(partial):
+            return Foreign(
+                f"{partial} holds shards of an interrupted run, but {RUN_NAME} there is damaged, "
+                "so that none can be used again. Give --overwrite to begin again.",
+                lost=partial / RUN_NAME,
+            )
+    # The interrupted run comes first: it may be about to replace the output.
+    if run is not None and run.finished:
+        return Unfinished(partial, run)
+    identity = _finished_identity(output_dir)
+    return Nothing() if identity is None else Finished(identity)
+
+
+def _has_shards(partial: Path) -> bool:
+    """Return whether a shard lies there, or in the directory of a format."""
+    return any(any(partial.glob(f"{below}model-*.safetensors")) for below in ("", "*/"))
+
+
+def _finished_identity(output_dir: Path) -> dict[str, Any] | None:
+    path = output_dir / TIMING_NAME
+    if not (output_dir / MANIFEST_NAME).is_file() or not path.is_file():
+        return None
+    try:
+        timing = read_json(path, limit_bytes=MAX_MANIFEST_BYTES)
+    except CheckpointError:
+        return None
+    identity = timing.get(IDENTITY_KEY) if isinstance(timing, dict) else None
+    return identity if isinstance(identity, dict) else None
+
+
+def check_standing(
+    standing: Standing, *, resume: bool, overwrite: bool, progress: Progress
+) -> None:
+    """Refuse to destroy the finished layers of an interrupted run without being asked to.
+
+    Args:
+        standing: what stands there.
+        resume: whether to go on with it.
+        overwrite: whether it may be replaced; with ``resume`` a finished output only.
+        progress: warned of layers that are lost.
+
+    Raises:
+        OutputError: gives their number and the two ways on; or they are another version's.
+    """
+    if overwrite and not resume:
+        return
+    if isinstance(standing, Foreign):
+        if not (standing.lost and resume):
+            raise OutputError(standing.reason)
+        progress.warn(f"{standing.lost} is damaged: beginning again")
+    if isinstance(standing, Unfinished) and not resume:
+        run = standing.run
+        raise OutputError(
+            f"{standing.partial} holds {run.finished} of {run.num_layers} finished layers of an "
+            "interrupted run. Give --resume to go on from there, or --overwrite to begin again."
+        )
+
+
+def continue_run(standing: Unfinished, identity: dict[str, Any] | None) -> RunRecord:
+    """Return the interrupted run, resumed once more; ``identity`` None cannot be compared.
+
+    Raises:
+        OutputError: it has other inputs, options or versions; every difference is named.
+    """
+    run = standing.run
+    different = [] if identity is None else differences(run.identity, identity)
+    if different:
+        raise OutputError(
+            f"{standing.partial} was begun with other inputs, options or versions:\n"
+            f"{list_problems(different, limit=len(different))}\n"
+            "Give the same as then to resume, or --overwrite to begin again."
+        )
+    return replace(run, resumes=run.resumes + 1)
+
+
+def take_finished(
+    planned: QuantizeResult, standing: Finished, identity: dict[str, Any], *, overwrite: bool
+) -> QuantizeResult:
+    """Return the result of a finished output; what is planned where it may and must be replaced.
+
+    Raises:
+        OutputError: it comes from other inputs, options or versions, or one of its files is
+            damaged, and it may not be replaced.
+    """
+    output_dir = planned.output_dir
+    problems = differences(standing.identity, identity)
+    reason = "was made with other inputs, options or versions"
+    # Hashing every file takes long: only where the identity is the same.
+    if not problems:
+        problems, reason = _damages(output_dir), "is damaged"
+    if problems and not overwrite:
+        raise OutputError(
+            f"{output_dir} exists and {reason}:\n{list_problems(problems, limit=len(problems))}\n"
+            "Give --overwrite to replace it, or choose another --output."
+        )
+    if problems:
+        return planned
+    # Every format has the same linears in its report.
+    first = output_dir if len(planned.formats) == 1 else output_dir / planned.formats[0]
+    report = read_json(first / REPORT_NAME, limit_bytes=MAX_MANIFEST_BYTES)
+    return replace(
+        planned,
+        linears=tuple(LinearRecord(**record) for record in report["linears"]),
+        warnings=tuple(report["warnings"]),
+        already_finished=True,
+    )
+
+
+def _damages(directory: Path) -> list[str]:
+    """Return what differs from the manifest, and from those of the directories it lists."""
+    files = (read_manifest(directory) or {}).get("files")
+    if not isinstance(files, dict):
+        return [f"{directory / MANIFEST_NAME} lists no files"]
+    problems = []
+    for name, entry in files.items():
+        path = directory / name
+        # Before the file is touched: the manifest may be a stranger's.
+        if name.startswith("/") or ".." in path.relative_to(directory).parts:
+            problems.append(f"{MANIFEST_NAME} lists {name!r}, which lies outside {directory}")
+        elif not path.is_file():
+            problems.append(f"{path} is missing")
+        elif not isinstance(entry, dict) or record_file(path).sha256 != entry.get("sha256"):
+            problems.append(f"{path} has another hash than {MANIFEST_NAME} gives")
+        elif path.name == MANIFEST_NAME:
+            problems += _damages(path.parent)
+    return problems
