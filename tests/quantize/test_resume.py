@@ -517,7 +517,7 @@ def change_threads(context):
 
 
 def change_processor(context):
-    context["monkeypatch"].setattr(identity_module, "_processor", lambda: "abacus")
+    context["monkeypatch"].setattr(identity_module, "processor_name", lambda: "abacus")
     return ["processor: "]
 
 

@@ -10,8 +10,7 @@ import torch
 
 from vacc_deploy.formats.layouts import INT8
 from vacc_deploy.quantize import shards
-from vacc_deploy.quantize.memory import MAX_PENDING_LAYERS, NUM_WRITERS
-from vacc_deploy.quantize.shards import ShardSink
+from vacc_deploy.quantize.shards import MAX_PENDING_LAYERS, NUM_WRITERS, ShardSink
 from vacc_deploy.solver.records import GPTQ, RTN, LinearRecord, QuantizedLayer, QuantizedLinear
 
 NAME = "model.layers.{}.mlp.up_proj"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +39,7 @@ from vacc_deploy.models.config import LAYER_LINEARS, ModelConfig
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, check_for_compiler, needs_vacc_config
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.loader import load_model
+from vacc_deploy.system import peak_memory_bytes
 from vacc_deploy.text.tokenizer import Tokenizer
 from vacc_deploy.vamc.rules import LENGTH_MULTIPLE
 
@@ -100,7 +100,7 @@ def export_onnx(
         result,
         graphs=graphs,
         agreement=agreement,
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_memory_bytes=peak_memory_bytes(),
         failures=_failures(checkpoint.config, graphs, agreement),
     )
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from vacc_deploy.checkpoint import Checkpoint, ShardHeader, library_versions, si
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.options import QuantizeOptions
+from vacc_deploy.system import processor_name
 
 # Weights of at most this size are hashed whole; of larger ones three pieces of every tensor are.
 WHOLE_BYTES = 64 << 20
@@ -66,7 +66,9 @@ def identify(
         values["device"] = compute.describe()
         values["compute dtype"] = str(compute.dtype).removeprefix("torch.")
         values["torch threads"] = torch.get_num_threads()
-        values["processor"] = _processor()
+        # Which of its vector units torch uses, too.
+        capability = torch.backends.cpu.get_cpu_capability()
+        values["processor"] = f"{processor_name()}, {capability}"
         values["processes"] = num_ranks
     return values
 
@@ -133,15 +135,3 @@ def _pieces(path: Path, places: list[tuple[int, int]]) -> Iterator[bytes]:
             while size > 0 and (piece := file.read(min(size, 1 << 20))):
                 yield piece
                 size -= len(piece)
-
-
-def _processor() -> str:
-    """Return the kind of processor, and which of its vector units torch uses."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text("utf-8", "replace").splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"

@@ -146,7 +146,8 @@ def _quantize(
     check_space(output_dir, written + plan.spooled_bytes(ranks.count, ranks.local_count))
     _warn(progress, result.warnings)
     if request.dry_run:
-        estimate, problem = plan.predict_time(time.monotonic() - started, progress)
+        folder = output_dir.resolve().parent
+        estimate, problem = plan.forecast(folder, time.monotonic() - started, progress)
         problems = [f"No time is predicted: {problem}"] if problem else []
         _warn(progress, problems)
         warnings = (*result.warnings, *problems)
@@ -224,7 +225,7 @@ def _plan(
 
 
 def _planned_result(plan: Plan, output_dir: Path) -> QuantizeResult:
-    """Return what is known before the work: sizes, memory, calibration."""
+    """Return what is known before the work: sizes and calibration."""
     checkpoint, options, rows = plan.checkpoint, plan.options, plan.rows
     return QuantizeResult(
         model=model_name(checkpoint.directory),
@@ -232,7 +233,6 @@ def _planned_result(plan: Plan, output_dir: Path) -> QuantizeResult:
         method=options.method,
         input_bytes=checkpoint.weight_bytes,
         output_bytes=plan.output_bytes,
-        estimate=plan.estimate_memory(),
         formats=options.formats,
         calibration=describe_calibration(checkpoint.config, rows) if rows else None,
         warnings=budget_warnings(checkpoint.config, rows) if rows else (),

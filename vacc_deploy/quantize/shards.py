@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -25,9 +25,8 @@ from vacc_deploy.models.config import EMBEDDING, FINAL_NORM, LAYER_LINEARS, LM_H
 from vacc_deploy.progress import Progress, RunControl
 from vacc_deploy.quantize.assist import send_work
 from vacc_deploy.quantize.calibrated import Carried, calibrate_layers
-from vacc_deploy.quantize.compute import choose_compute
+from vacc_deploy.quantize.compute import choose_compute, torch_threads
 from vacc_deploy.quantize.journal import Entry
-from vacc_deploy.quantize.memory import MAX_PENDING_LAYERS, NUM_WRITERS
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.ranks import ALONE, Ranks
 from vacc_deploy.quantize.result import (
@@ -37,12 +36,18 @@ from vacc_deploy.quantize.result import (
 from vacc_deploy.quantize.resume import Run, pack_scale, shard_path
 from vacc_deploy.quantize.rounded import round_layers
 from vacc_deploy.solver.records import QuantizedLayer, QuantizedLinear
-from vacc_deploy.system import peak_memory_bytes
+from vacc_deploy.system import num_cores, peak_memory_bytes
 
 if TYPE_CHECKING:
     from vacc_deploy.calibration.rows import CalibrationRows
 
 Shard = dict[str, torch.Tensor | TensorInfo]
+
+# Shards that are written at a time. Three, so that the layers need not wait for the two large ones
+# that are only copied; more where there are cores for them: each waits for the disk once a file.
+NUM_WRITERS = min(8, max(3, num_cores() // 2))
+# Calibrated layers that may wait for the disk: one is made in more time than one is written.
+MAX_PENDING_LAYERS = 2
 
 
 class ShardSink:
@@ -190,7 +195,7 @@ def write_shards(
         StoppedError: ``control`` asked for it.
     """
     # Rounding is bound by reading and writing: the other cores are the writers'.
-    threads = _torch_threads(1) if rows is None else nullcontext()
+    threads = torch_threads(1) if rows is None else nullcontext()
     with threads, ShardSink(run) as sink:
         _write_copies(checkpoint, run, sink)
         if run.finished < run.num_layers:
@@ -201,17 +206,6 @@ def write_shards(
                 _write_layers(checkpoint, run, layers, sink, pace, control, ranks)
                 progress.finish()
         return sink.finish()
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads within the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _write_copies(checkpoint: Checkpoint, run: Run, sink: ShardSink) -> None:
