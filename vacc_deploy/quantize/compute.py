@@ -70,12 +70,15 @@ class Compute:
         return "cpu"
 
 
-def choose_compute(device: str, dtype: str = AUTO) -> Compute:
+def choose_compute(
+    device: str, dtype: str = AUTO, *, is_bfloat16_fast: Callable[[], bool] = has_bfloat16_units
+) -> Compute:
     """Return how to compute on ``device``.
 
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``float32``, ``bfloat16``, or ``auto`` for bfloat16 where it is fast.
+        is_bfloat16_fast: tells whether the CPU multiplies bfloat16 itself.
 
     Raises:
         UsageError: the device is not there, or a name is unknown.
@@ -83,7 +86,7 @@ def choose_compute(device: str, dtype: str = AUTO) -> Compute:
     if dtype != AUTO and dtype not in DTYPES:
         raise UsageError(f"The compute dtype is {dtype!r}, expected auto, float32 or bfloat16.")
     if device == "cpu":
-        chosen = DTYPES.get(dtype) or (torch.bfloat16 if has_bfloat16_units() else torch.float32)
+        chosen = DTYPES.get(dtype) or (torch.bfloat16 if is_bfloat16_fast() else torch.float32)
         return Compute(torch.device("cpu"), chosen, 2048, 2 * _GIB)
     return Compute(_cuda_device(device), DTYPES.get(dtype, torch.bfloat16), 16384, 9 * _GIB // 2)
 

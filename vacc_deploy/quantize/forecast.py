@@ -8,8 +8,10 @@ here knows the steps of a layer, so a change of the quantizer changes the foreca
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,21 +35,16 @@ from vacc_deploy.quantize.sample import (
     run_sample,
 )
 from vacc_deploy.results import format_bytes
-from vacc_deploy.system import (
-    available_memory_bytes,
-    peak_memory_bytes,
-    resident_memory_bytes,
-)
+from vacc_deploy.system import available_memory_bytes, peak_memory_bytes, resident_memory_bytes
 
 if TYPE_CHECKING:
     from vacc_deploy.calibration.rows import CalibrationRows
 
-# The larger sample has so many rows that a layer takes about this long, and at least twice those of
-# the smaller one: the further apart the two are, the less a disturbance changes the line.
+# The large sample has so many rows that a layer takes about this long, and at least twice those of
+# the small one: the further apart the two are, the less a disturbance turns the line.
 LARGE_LAYER_SECONDS = 4.0
-# A Hessian, its permuted copy, its factor and the correction: less has no layer ever needed.
-_LEAST_SQUARES = 4
-_FLOAT_BYTES = 4
+# No layer gets by with less: a Hessian, its permuted copy, its factor, the correction; float32.
+_LEAST_BYTES_PER_SQUARE = 4 * 4
 
 Measure = Callable[[RowCounts, int], Measured]
 
@@ -79,19 +76,16 @@ class Plan:
             num_ranks: processes of the run; each has its share of the rows.
             num_sharing: those of them that share this machine's memory.
         """
-        counts = self.row_counts().share(num_ranks)
-        return self._row_bytes(counts, available_memory_bytes() // num_sharing).get(DISK, 0)
+        return self._row_bytes(self.row_counts().share(num_ranks), num_sharing)[DISK]
 
     def row_counts(self) -> RowCounts:
         """Return the rows of each kind; none for rounding."""
         if self.rows is None:
             return RowCounts(0, 0, 0)
-        num_rows, num_fit_rows = len(self.rows.tokens), self.rows.num_fit_rows
-        num_held_out = num_rows - num_fit_rows
-        num_float = num_original_rows(
-            self.checkpoint.config, self.options, num_fit_rows, num_held_out
-        )
-        return RowCounts(num_held_out, num_float, num_rows)
+        config, num_fit = self.checkpoint.config, self.rows.num_fit_rows
+        num_rows = len(self.rows.tokens)
+        num_float = num_original_rows(config, self.options, num_fit, num_rows - num_fit)
+        return RowCounts(num_rows - num_fit, num_float, num_rows)
 
     def forecast(
         self,
@@ -112,171 +106,159 @@ class Plan:
         Raises:
             QuantizationError: a weight or an activation of the sample is not finite.
         """
-        # The first sample forgets the peak of the preparation.
-        earlier_peak = peak_memory_bytes()
-        lack = self._lack_of_memory()
-        if lack:
-            return self._least_memory(self.row_counts()), lack
-        progress.start("Timing layers", 2 * MAX_LAYERS + 1, "layers")
+        # Before the first sample, which lets the peak begin again.
+        resident, earlier_peak = resident_memory_bytes(), peak_memory_bytes()
+        least = self._estimate_memory({self._workplace: self._least_layer_bytes()}, resident)
+        problem = self._lack_of_memory()
+        if problem:
+            return least, problem
         if measure is None:
-            measure = partial(
-                run_sample, self.checkpoint, self.options, self.rows, folder, progress
-            )
+            source = self.checkpoint, self.options, self.rows
+            measure = partial(run_sample, *source, folder=folder, progress=progress)
+        progress.start("Timing layers", 2 * MAX_LAYERS + 1, "layers")
         try:
             small, large = self._run_samples(measure)
         except torch.cuda.OutOfMemoryError:
-            least = self._least_memory(self.row_counts())
             return least, "a layer of the model does not fit the device"
         finally:
             progress.finish()
-        host, device = self._predict_memory((small, large), earlier_peak)
-        seconds = {"preparation": seconds_so_far, **self.predict_seconds(small, large)}
+        layers = self._measured_layer_bytes(small, large)
+        layers[HOST] -= resident
+        memory = self._estimate_memory(layers, resident, earlier_peak)
+        seconds = {"preparation": seconds_so_far, **self._predict_seconds(small, large)}
         copying = copy_seconds(self.checkpoint, len(self.options.formats), folder)
-        if self.compute.device.type != "cpu":
-            # There it goes on beside the layers, and costs only what is left after the last.
-            copying = max(0.0, copying - sum(seconds.values()))
-        return Estimate(host, device, seconds | {"copied tensors": copying}), ""
+        if self._workplace == DEVICE:
+            # There it goes on beside the layers, and costs what is left of it after the last one.
+            copying = max(0.0, copying - seconds["layers"])
+        return replace(memory, seconds=seconds | {"copied tensors": copying}), ""
 
     def _run_samples(self, measure: Measure) -> tuple[Measured, Measured]:
         """Return a small and a large sample with the kinds of rows in the run's proportions."""
         counts = self.row_counts()
         share = counts.least_share(self._batch_rows)
         few = counts.scale(share)
+        # The first layer of all is slow, since libraries are loaded: it is done once more.
         small = measure(few, 1)
         if small.layer < LONG_SECONDS:
             small = measure(few, MAX_LAYERS)
         many = counts.scale(share * max(2.0, LARGE_LAYER_SECONDS / max(small.layer, 1e-9)))
         return small, small if many == few else measure(many, MAX_LAYERS)
 
-    @property
-    def _batch_rows(self) -> int:
-        """Rows of one matrix product."""
-        return max(1, self.compute.batch_tokens // self.options.sequence_length)
-
-    def predict_seconds(self, small: Measured, large: Measured) -> dict[str, float]:
+    def _predict_seconds(self, small: Measured, large: Measured) -> dict[str, float]:
         """Return the seconds of all layers by kind of work, on the line through two samples."""
-        counts, config = self.row_counts(), self.checkpoint.config
+        num_passes, most = self.row_counts().num_passes, large.rows.num_passes
 
         def extend(few: float, many: float) -> float:
-            run = large.rows.num_passes - small.rows.num_passes
-            # More rows never take less time: a falling line is a disturbance.
-            slope = max(0.0, many - few) / run if run else 0.0
-            return many + slope * (counts.num_passes - large.rows.num_passes)
+            # More rows never take less time: where they did, the machine was disturbed.
+            slope = max(0.0, many - few) / max(1, most - small.rows.num_passes)
+            return many + slope * (num_passes - most)
 
         forward = extend(small.forward, large.forward)
         layer = extend(small.layer, large.layer) + forward * self._repeated_share()
-        seconds = {"layers": (config.num_hidden_layers - self.num_finished) * layer}
-        if large.rows.num_passes:
-            seconds["embedding"] = large.start * counts.num_passes / large.rows.num_passes
+        seconds = {
+            "layers": (self.checkpoint.config.num_hidden_layers - self.num_finished) * layer,
+            "embedding": large.start * num_passes / max(1, most),
+        }
         if self.num_finished:
             seconds["carrying finished layers"] = self.num_finished * forward
         return seconds
 
     def _repeated_share(self) -> float:
-        """Return the share of a layer's products that is computed twice.
+        """Return the share of a layer's products that a run computes twice, and a sample does not.
 
-        A sample keeps all inputs of down_proj; a run may have too many, and computes gate and up
-        again for the others.
+        Those are gate and up for the inputs of down_proj beyond what may be kept.
         """
-        inner = self._inner_bytes(self.row_counts())
-        if inner == 0:
-            return 0.0
-        sizes = {name: self._num_weights(name) for name in LAYER_LINEARS}
+        inputs, kept = self._down_bytes(self.row_counts())
+        sizes = {
+            name: math.prod(self.checkpoint.config.linear_shape(name)) for name in LAYER_LINEARS
+        }
         gate_up = (sizes["gate_proj"] + sizes["up_proj"]) / sum(sizes.values())
-        return gate_up * (1 - self._kept_bytes(self.row_counts()) / inner)
+        return gate_up * (1 - kept / inputs) if inputs else 0.0
 
-    def _num_weights(self, linear: str) -> int:
-        out_features, in_features = self.checkpoint.config.linear_shape(linear)
-        return out_features * in_features
+    @property
+    def _workplace(self) -> str:
+        return HOST if self.compute.device.type == "cpu" else DEVICE
 
-    def _predict_memory(
-        self, samples: tuple[Measured, ...], earlier_peak: int
-    ) -> tuple[dict[str, int], dict[str, int] | None]:
-        """Return what the host and, where it is another, the device will hold at most."""
-        device = None
-        if self.compute.device.type != "cpu":
-            device = self._with_rows({}, samples, DEVICE)
-        host = {"process": resident_memory_bytes()}
-        host = self._with_rows(host, samples, HOST)
-        missing = earlier_peak - sum(host.values())
-        return host | ({"preparation": missing} if missing > 0 else {}), device
+    @property
+    def _batch_rows(self) -> int:
+        """Rows of one matrix product."""
+        return max(1, self.compute.batch_tokens // self.options.sequence_length)
 
-    def _with_rows(
-        self, memory: dict[str, int], samples: tuple[Measured, ...], storage: str
-    ) -> dict[str, int]:
-        """Add what the layers need besides the rows, and the rows of the whole run."""
-        is_device, rest = storage == DEVICE, 0
-        has_inner = is_device or self.compute.device.type == "cpu"
-        for sample in samples:
-            peak = sample.device_peak if is_device else sample.host_peak
-            rows = self._row_bytes(sample.rows).get(storage, 0)
-            rest = max(rest, peak - rows - (self._kept_bytes(sample.rows) if has_inner else 0))
-        counts = self.row_counts()
+    def _estimate_memory(
+        self, layers: Mapping[str, int], resident: int, earlier_peak: int = 0
+    ) -> Estimate:
+        """Return the memory of a run whose layers need so much by storage, besides its rows."""
+        rows = self._row_bytes(self.row_counts())
+        host, device = (
+            {"layers": max(0, layers.get(storage, 0)), "rows": rows[storage]}
+            for storage in (HOST, DEVICE)
+        )
+        host = {"process": resident, **host}
+        # The run reads its calibration text too, which may be what needs most.
+        host["preparation"] = max(0, earlier_peak - sum(host.values()))
+        return Estimate(host, device if self._workplace == DEVICE else None)
+
+    def _measured_layer_bytes(self, *samples: Measured) -> dict[str, int]:
+        """Return the most that samples held by storage, the process included, their rows not."""
+        rows = [self._row_bytes(sample.rows) for sample in samples]
         return {
-            **memory,
-            "layers": max(0, rest - sum(memory.values())),
-            "rows": self._row_bytes(counts).get(storage, 0),
-            "kept inputs of down": self._kept_bytes(counts) if has_inner else 0,
+            HOST: max(s.host_peak - r[HOST] for s, r in zip(samples, rows, strict=True)),
+            DEVICE: max(s.device_peak - r[DEVICE] for s, r in zip(samples, rows, strict=True)),
         }
 
-    def _row_bytes(self, counts: RowCounts, host_available: int | None = None) -> dict[str, int]:
-        """Return the bytes of the row buffers by storage, in the order in which they are made."""
+    def _row_bytes(self, counts: RowCounts, num_sharing: int = 1) -> Counter[str]:
+        """Return by storage what grows with the rows: their buffers, and kept inputs of down."""
         config, device_free = self.checkpoint.config, self.compute.free_memory_bytes()
-        host = available_memory_bytes() if host_available is None else host_available
-        attended = config.linear_shape("o_proj")[1]
-        found = dict[str, int]()
+        host_available = available_memory_bytes() // num_sharing
+        found = Counter({self._workplace: self._down_bytes(counts)[1]})
+        # In the order in which they are made: each leaves less for the next.
         for num_rows, features in (
             (counts.num_rows, config.hidden_size),
             (counts.num_float, config.hidden_size),
-            (counts.num_rows, attended),
+            (counts.num_rows, config.linear_shape("o_proj")[1]),
         ):
-            num_values = num_rows * self.options.sequence_length * features
-            num_bytes = num_values * self.compute.dtype.itemsize
-            storage = choose_storage(num_bytes, device_free, host)
-            found[storage] = found.get(storage, 0) + num_bytes
+            num_bytes = self._state_bytes(num_rows, features)
+            storage = choose_storage(num_bytes, device_free, host_available)
+            found[storage] += num_bytes
             if storage == DEVICE and device_free is not None:
                 device_free -= num_bytes
             elif storage == HOST:
-                host -= num_bytes
+                host_available -= num_bytes
         return found
 
-    def _inner_bytes(self, counts: RowCounts) -> int:
-        """Return the bytes of all inputs of down_proj; 0 where it is not calibrated."""
+    def _down_bytes(self, counts: RowCounts) -> tuple[int, int]:
+        """Return the bytes of all inputs of down_proj, and of those kept for their second use."""
         if self.options.effort == FAST:
-            return 0
-        values = counts.num_rows * self.options.sequence_length
-        values *= self.checkpoint.config.intermediate_size
-        return values * self.compute.dtype.itemsize
+            return 0, 0
+        width = self.checkpoint.config.intermediate_size
+        inputs = self._state_bytes(counts.num_rows, width)
+        # Its Hessian, float32 [width, width], comes out of the same allowance.
+        return inputs, min(inputs, max(0, self.compute.kept_bytes - 4 * width**2))
 
-    def _kept_bytes(self, counts: RowCounts) -> int:
-        """Return the bytes of those that are kept between their two uses."""
-        hessian = _FLOAT_BYTES * self.checkpoint.config.intermediate_size**2
-        return min(self._inner_bytes(counts), max(0, self.compute.kept_bytes - hessian))
+    def _state_bytes(self, num_rows: int, features: int) -> int:
+        """Return the bytes of states [num_rows, sequence_length, features]."""
+        itemsize = self.compute.dtype.itemsize
+        return num_rows * self.options.sequence_length * features * itemsize
 
-    def _least_memory(self, counts: RowCounts) -> Estimate:
-        """Return what a run with these rows needs at least, without running anything."""
-        config, is_cpu = self.checkpoint.config, self.compute.device.type == "cpu"
+    def _least_layer_bytes(self) -> int:
+        """Return what a layer needs at least: stored weights of two, and sums over its inputs."""
+        config = self.checkpoint.config
         stored = sum(self.checkpoint.info(name).num_bytes for name in config.layer_tensors(0))
+        # The last one is down_proj, the widest, which the fast effort rounds.
         linears = LAYER_LINEARS[:-1] if self.options.effort == FAST else LAYER_LINEARS
         widest = max(config.linear_shape(name)[1] for name in linears)
-        rows = self._row_bytes(counts)
-        layers = 2 * stored + _LEAST_SQUARES * _FLOAT_BYTES * widest**2
-        host = {"process": resident_memory_bytes(), "rows": rows.get(HOST, 0)}
-        if is_cpu:
-            return Estimate(host | {"layers": layers})
-        return Estimate(host, {"layers": layers, "rows": rows.get(DEVICE, 0)})
+        return 2 * stored + _LEAST_BYTES_PER_SQUARE * widest**2
 
     def _lack_of_memory(self) -> str:
         """Return why not even the smallest sample fits, else an empty text."""
         if self.rows is None:
             return ""
         counts = self.row_counts()
-        least = self._least_memory(counts.scale(counts.least_share(self._batch_rows)))
-        where, free = "memory", available_memory_bytes()
-        needed = sum((least.memory or {}).values()) - resident_memory_bytes()
-        device_free = self.compute.free_memory_bytes()
-        if least.device_memory is not None and device_free is not None:
-            where, needed, free = "device memory", sum(least.device_memory.values()), device_free
+        few = counts.scale(counts.least_share(self._batch_rows))
+        needed = self._least_layer_bytes() + self._row_bytes(few)[self._workplace]
+        where, free = "device memory", self.compute.free_memory_bytes()
+        if free is None:
+            where, free = "memory", available_memory_bytes()
         if needed <= free:
             return ""
         return (

@@ -22,7 +22,7 @@ from vacc_deploy.checkpoint import Checkpoint, TensorInfo, write_shard
 from vacc_deploy.formats.linears import linear_tensors
 from vacc_deploy.models.config import EMBEDDING, LM_HEAD
 from vacc_deploy.phases import PhaseClock
-from vacc_deploy.progress import Progress
+from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.quantize.calibrated import calibrate_layers
 from vacc_deploy.quantize.compute import choose_compute, torch_threads
 from vacc_deploy.quantize.options import QuantizeOptions
@@ -115,10 +115,11 @@ def run_sample(
     checkpoint: Checkpoint,
     options: QuantizeOptions,
     rows: CalibrationRows | None,
-    folder: Path,
-    progress: Progress,
     counts: RowCounts,
     max_layers: int,
+    *,
+    folder: Path,
+    progress: Progress = SILENT,
 ) -> Measured:
     """Quantize the first layers with some of the rows, write them, forget them.
 
@@ -126,10 +127,10 @@ def run_sample(
         checkpoint: the float weights.
         options: what the run is asked to do.
         rows: the calibration tokens; None for rounding.
-        folder: directory that takes a shard while it is written.
-        progress: told of every layer.
         counts: rows of each kind to take.
         max_layers: where to stop at the latest.
+        folder: directory that takes a shard while it is written.
+        progress: told of every layer.
 
     Raises:
         QuantizationError: a weight or an activation is not finite; names the tensor.
@@ -187,15 +188,25 @@ def _begin(
     if rows is None:
         yield from round_layers(checkpoint)
         return
+    options, rows = take_rows(options, rows, counts)
+    # So few rows fit the memory: nothing is written to the directory.
+    spool_dir = Path(tempfile.gettempdir())
+    yield from calibrate_layers(checkpoint, options, rows, spool_dir=spool_dir, clock=clock)
+
+
+def take_rows(
+    options: QuantizeOptions, rows: CalibrationRows, counts: RowCounts
+) -> tuple[QuantizeOptions, CalibrationRows]:
+    """Return the options and the rows of a sample: the first fitted and held-out ones.
+
+    The rule for the float stream does not go by proportion, so its rows are given.
+    """
     num_fit = counts.num_rows - counts.num_held_out
-    chosen = np.r_[0:num_fit, rows.num_fit_rows : rows.num_fit_rows + counts.num_held_out]
-    yield from calibrate_layers(
-        checkpoint,
+    held_out = rows.num_fit_rows + np.arange(counts.num_held_out)
+    chosen = np.concatenate((np.arange(num_fit), held_out))
+    return (
         replace(options, num_float_rows=counts.num_float),
         replace(rows, tokens=rows.tokens[chosen], num_fit_rows=num_fit),
-        # So few rows fit the memory: nothing is written to the directory.
-        spool_dir=Path(tempfile.gettempdir()),
-        clock=clock,
     )
 
 
