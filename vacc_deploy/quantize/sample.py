@@ -173,8 +173,9 @@ def run_sample(
 
 
 def _is_enough(ends: list[float]) -> bool:
-    """Return whether the layers behind the first took long enough, or the first very long."""
-    return ends[-1] - ends[1] >= ENOUGH_SECONDS or ends[1] - ends[0] >= LONG_SECONDS
+    """Return whether two layers behind the first took long enough, or all of them very long."""
+    is_long = ends[-1] - ends[0] >= LONG_SECONDS
+    return is_long or (len(ends) > 3 and ends[-1] - ends[1] >= ENOUGH_SECONDS)
 
 
 def _begin(
