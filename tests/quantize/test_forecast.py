@@ -65,8 +65,8 @@ def gptq(tmp_path):
 class FakeMeasure:
     """Takes 3 seconds a layer, one more for each ten passes of rows; a third of it forward."""
 
-    def __init__(self, fixed=3.0, peak=0):
-        self.fixed, self.peak, self.asked = fixed, peak, []
+    def __init__(self, fixed=3.0, peak=0, device_peak=0):
+        self.fixed, self.peak, self.device_peak, self.asked = fixed, peak, device_peak, []
 
     def __call__(self, rows, max_layers):
         self.asked.append((rows, max_layers))
@@ -77,6 +77,7 @@ class FakeMeasure:
             start=seconds / 2,
             forward=seconds / 3,
             host_peak=self.peak,
+            device_peak=self.device_peak,
         )
 
 
@@ -166,7 +167,8 @@ def test_inputs_of_down_beyond_the_limit_are_computed_twice(plan, tmp_path):
     seconds = predict(tight, tmp_path, FakeMeasure()).seconds
     # Gate and up are this share of a layer's products.
     gate_up = 2 * 160 * 64 / (2 * 64 * 64 + 2 * 32 * 64 + 3 * 160 * 64)
-    repeated = 0.75 * gate_up * 60 / 10 / 3
+    # Of the 60 passes 20 are in the float stream, where nothing is repeated.
+    repeated = 0.75 * gate_up * (60 / 10 / 3) * 40 / 60
     assert seconds["layers"] == pytest.approx(2 * (3 + 60 / 10 + repeated))
 
 
@@ -183,6 +185,19 @@ def test_memory_is_the_samples_peak_with_the_rows_of_the_whole_run(plan, tmp_pat
     tight = replace(plan, compute=replace(CPU, kept_bytes=160 * 160 * 4 + 640))
     memory = predict(tight, tmp_path, FakeMeasure(peak=MUCH)).memory
     assert memory["rows"] == (40 + 20 + 40) * 64 * 32 * 4 + 640
+
+
+def test_memory_on_a_device_has_the_rows_there(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (MUCH, MUCH))
+    on_device = replace(plan, compute=replace(CPU, device=torch.device("cuda", 0)))
+    measure = FakeMeasure(peak=MUCH, device_peak=2 * MUCH)
+    estimate = predict(on_device, tmp_path, measure)
+    row_bytes = ((40 + 20 + 40) * 64 + 40 * 160) * 32 * 4
+    small = ((10 + 5 + 10) * 64 + 10 * 160) * 32 * 4
+    assert estimate.device_memory == {"layers": 2 * MUCH - small, "rows": row_bytes}
+    assert sum(estimate.memory.values()) == MUCH
+    # Copying goes on beside the layers.
+    assert estimate.seconds["copied tensors"] == 0
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
 The real quantizer works on the first layers with few rows, then with more of them, and its shards
 are really written. A line through the two times gives what a layer takes with all rows. What the
-rows themselves need is known exactly; the rest of the memory is what the samples needed. Nothing
-here knows the steps of a layer, so a change of the quantizer changes the forecast with it.
+rows themselves need is known exactly; the rest of the memory is what the samples needed. So a
+change of the quantizer changes the forecast with it. The one thing that samples cannot show, since
+it begins with many rows, is known here: which inputs of down_proj are held, and which made twice.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class Plan:
             folder: directory in the output's file system; a sample's shard lies there while it is
                 written.
             seconds_so_far: what the preparation took, which the run needs too.
-            progress: told of every layer.
+            progress: shows every layer.
             measure: runs a sample of so many rows and at most so many layers.
 
         Raises:
@@ -164,16 +165,18 @@ class Plan:
         return seconds
 
     def _repeated_share(self) -> float:
-        """Return the share of a layer's products that a run computes twice, and a sample does not.
+        """Return the share of the forward passes that a run does twice, and a sample does not.
 
-        Those are gate and up for the inputs of down_proj beyond what may be kept.
+        Inputs of down_proj that do not fit the memory for them are made by gate and up again.
         """
-        inputs, kept = self._down_bytes(self.row_counts())
-        sizes = {
-            name: math.prod(self.checkpoint.config.linear_shape(name)) for name in LAYER_LINEARS
-        }
+        counts, config = self.row_counts(), self.checkpoint.config
+        inputs, held = self._down_bytes(counts)
+        if not inputs:
+            return 0.0
+        sizes = {name: math.prod(config.linear_shape(name)) for name in LAYER_LINEARS}
         gate_up = (sizes["gate_proj"] + sizes["up_proj"]) / sum(sizes.values())
-        return gate_up * (1 - kept / inputs) if inputs else 0.0
+        # The float stream keeps none of them, and makes none again.
+        return gate_up * (1 - held / inputs) * counts.num_rows / counts.num_passes
 
     @property
     def _workplace(self) -> str:
@@ -207,7 +210,7 @@ class Plan:
         }
 
     def _row_bytes(self, counts: RowCounts, num_sharing: int = 1) -> Counter[str]:
-        """Return by storage what grows with the rows: their buffers, and kept inputs of down."""
+        """Return by storage what grows with the rows: their buffers, and inputs of down_proj."""
         config, device_free = self.checkpoint.config, self.compute.free_memory_bytes()
         host_available = available_memory_bytes() // num_sharing
         found = Counter({self._workplace: self._down_bytes(counts)[1]})
@@ -227,7 +230,7 @@ class Plan:
         return found
 
     def _down_bytes(self, counts: RowCounts) -> tuple[int, int]:
-        """Return the bytes of all inputs of down_proj, and of those kept for their second use."""
+        """Return the bytes of all inputs of down_proj, and of those held for their second use."""
         if self.options.effort == FAST:
             return 0, 0
         width = self.checkpoint.config.intermediate_size

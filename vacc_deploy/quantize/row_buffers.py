@@ -99,7 +99,7 @@ def _map_file(shape: tuple[int, int, int], dtype: torch.dtype, spool_dir: Path) 
     """Return a tensor on a file that goes when the tensor goes, whatever ends the process.
 
     Raises:
-        OSError: the file system has no room for all of it.
+        OSError: the file system has too little space for all of it.
     """
     size = shape[0] * shape[1] * shape[2]
     descriptor, name = tempfile.mkstemp(prefix=".rows-", dir=spool_dir)

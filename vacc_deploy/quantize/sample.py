@@ -130,7 +130,7 @@ def run_sample(
         counts: rows of each kind to take.
         max_layers: where to stop at the latest.
         folder: directory that takes a shard while it is written.
-        progress: told of every layer.
+        progress: shows every layer.
 
     Raises:
         QuantizationError: a weight or an activation is not finite; names the tensor.
