@@ -34,9 +34,9 @@ from vacc_deploy.system import num_cores, peak_memory_bytes, reset_peak_memory
 if TYPE_CHECKING:
     from vacc_deploy.calibration.rows import CalibrationRows
 
-# As many layers as a run of rounding holds at a time. Calibrated ones are timed only until they add
-# up to enough, so that one disturbance counts little.
-MAX_LAYERS = NUM_WRITERS + 2
+# As many layers as a run of rounding holds at a time, and so many that its beginning and its end
+# count little. Calibrated ones are timed only until they add up to enough.
+MAX_LAYERS = max(8, NUM_WRITERS + 2)
 ENOUGH_SECONDS = 1.5
 # The first layer of all is slow, since libraries are loaded. One that takes longer than this has
 # hidden its slow start.
