@@ -4,7 +4,8 @@
         [--calibration NAME=PATH]... [-- OPTIONS OF quantize]
 
 CHECKPOINT and the text are those of ``quantize.py`` here. Both commands run one after the other, so
-that they see the same machine. Prints time and memory, and the time by part, each with its ratio.
+that they see the same machine. Prints time, that of the layers alone, and memory, each with its
+ratio.
 """
 
 from __future__ import annotations
@@ -21,23 +22,15 @@ from measured import machine
 from stand_ins import link_checkpoint, write_sums
 
 TIMING_NAME = "quantize_timing.json"
-# The phases of quantize_timing.json that make up a part of the prediction.
-PARTS = {
-    "forward": ("forward",),
-    "Hessians": ("hessian",),
-    "solver": ("correction", "factor", "compare", "scale search", "solve"),
-}
 _GIB = 1 << 30
 
 
 def compare(plan: dict[str, Any], timing: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Return the table: quantity, predicted, measured, ratio."""
-    predicted, phases = plan["estimated_parts"]["seconds"] or {}, timing["phases"]
+    predicted = plan["estimated_parts"]["seconds"] or {}
     rows = [_row("seconds", plan["estimated_seconds"], timing["seconds"])]
-    for part, names in PARTS.items():
-        if part in predicted:
-            seconds = sum(phases.get(name, 0.0) for name in names)
-            rows.append(_row(f"  {part}", predicted[part], seconds))
+    if "layers" in predicted:
+        rows.append(_row("  layers", predicted["layers"], sum(timing["layer_seconds"])))
     for label, estimated, measured in (
         ("memory in GiB", "estimated_memory_bytes", "peak_memory_bytes"),
         ("device memory in GiB", "estimated_device_memory_bytes", "peak_device_memory_bytes"),

@@ -227,15 +227,13 @@ def test_peers_are_asked_for_by_name_and_method(script):
 def test_a_prediction_stands_beside_the_run(script):
     plan = {
         "estimated_seconds": 12.0,
-        "estimated_parts": {"seconds": {"preparation": 1.0, "forward": 8.0, "solver": 3.0}},
+        "estimated_parts": {"seconds": {"preparation": 1.0, "layers": 11.0}},
         "estimated_memory_bytes": 3 << 29,
         "estimated_device_memory_bytes": None,
     }
-    phases = {"forward": 10.0, "factor": 1.0, "solve": 1.0}
-    timing = {"seconds": 10.0, "phases": phases, "peak_memory_bytes": 1 << 30}
+    timing = {"seconds": 10.0, "layer_seconds": [5.0, 3.0], "peak_memory_bytes": 1 << 30}
     assert script("prediction").compare(plan, timing) == [
         ("seconds", "12.00", "10.00", "1.20"),
-        ("  forward", "8.00", "10.00", "0.80"),
-        ("  solver", "3.00", "2.00", "1.50"),
+        ("  layers", "11.00", "8.00", "1.38"),
         ("memory in GiB", "1.50", "1.00", "1.50"),
     ]

@@ -4,45 +4,39 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-_STATUS = Path("/proc/self/status")
+_PROC = Path("/proc")
+# Instructions that multiply bfloat16 itself; without them float32 is faster.
+_BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16")
+_FORGET_PEAK = "5"
 
 
 def peak_memory_bytes() -> int:
-    """Return the largest resident size this process has had, 0 where the kernel does not tell.
+    """Return the largest resident size this process has had, 0 where the kernel does not say.
 
     What getrusage gives instead is inherited from the parent across exec.
     """
-    return _status_bytes("VmHWM:")
+    return _read_bytes("self/status", "VmHWM")
+
+
+def reset_peak_memory() -> None:
+    """Let the peak begin again at what the process holds now, where the kernel allows that."""
+    with suppress(OSError):
+        (_PROC / "self" / "clear_refs").write_text(_FORGET_PEAK, "ascii")
 
 
 def resident_memory_bytes() -> int:
-    """Return the resident size of this process now, 0 where the kernel does not tell."""
-    return _status_bytes("VmRSS:")
+    """Return the resident size of this process now, 0 where the kernel does not say."""
+    return _read_bytes("self/status", "VmRSS")
 
 
-def _status_bytes(label: str) -> int:
-    if not _STATUS.is_file():
-        return 0
-    for line in _STATUS.read_text("ascii", "replace").splitlines():
-        if line.startswith(label):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
-_CPU_FLAGS = ("avx512_bf16", "amx_bf16")
-
-
-def _has_bfloat16() -> bool:
-    """Return whether the processor multiplies bfloat16 itself; else float32 is faster."""
-    info = Path("/proc/cpuinfo")
-    if not info.is_file():
-        return False
-    for line in info.read_text("utf-8", "replace").splitlines():
-        if line.startswith("flags"):
-            return any(flag in line.split() for flag in _CPU_FLAGS)
-    return False
+def available_memory_bytes() -> int:
+    """Return the memory that the kernel would give without swapping."""
+    available = _read_bytes("meminfo", "MemAvailable")
+    return available or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
 def num_cores() -> int:
@@ -52,18 +46,32 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def available_memory_bytes() -> int:
-    """Return the memory that the kernel would give without swapping."""
-    for line in Path("/proc/meminfo").read_text("ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+def processor_name(proc: Path = _PROC) -> str:
+    """Return the kind of processor, as the kernel names it."""
+    names = _values(proc / "cpuinfo", "model name")
+    return next(names, platform.processor() or platform.machine())
 
 
-def processor_name() -> str:
-    """Return the kind of processor, for example ``Intel(R) Xeon(R) Gold 6330``."""
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text("utf-8", "replace").splitlines() if info.is_file() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def has_bfloat16_units(proc: Path = _PROC) -> bool:
+    """Return whether the processor multiplies bfloat16 itself.
+
+    Args:
+        proc: where the kernel's files lie.
+    """
+    flags = next(_values(proc / "cpuinfo", "flags"), "").split()
+    return any(flag in flags for flag in _BFLOAT16_FLAGS)
+
+
+def _read_bytes(name: str, label: str) -> int:
+    """Return a number of KiB that a file below /proc gives, in bytes; 0 where it does not."""
+    return 1024 * int(next(_values(_PROC / name, label), "0").split()[0])
+
+
+def _values(path: Path, label: str) -> Iterator[str]:
+    """Yield what a file of lines ``label: value`` gives for a label; nothing without the file."""
+    if not path.is_file():
+        return
+    for line in path.read_text("utf-8", "replace").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == label:
+            yield value.strip()

@@ -3,28 +3,9 @@
 import pytest
 import torch
 
-from vacc_deploy import system
 from vacc_deploy.errors import UsageError
-from vacc_deploy.quantize.compute import choose_compute
-
-
-@pytest.fixture
-def processor(monkeypatch, tmp_path):
-    """Make the machine report these processor flags; None for a system without the file."""
-
-    class FakePath:
-        flags = ""
-
-        def __new__(cls, name):
-            assert name == "/proc/cpuinfo"
-            path = tmp_path / "cpuinfo"
-            path.unlink(missing_ok=True)
-            if cls.flags is not None:
-                path.write_text(f"processor\t: 0\nflags\t\t: {cls.flags}\n\nflags\t\t: other\n")
-            return path
-
-    monkeypatch.setattr(system, "Path", FakePath)
-    return FakePath
+from vacc_deploy.quantize.compute import choose_compute, torch_threads
+from vacc_deploy.system import has_bfloat16_units, processor_name
 
 
 @pytest.fixture
@@ -40,31 +21,40 @@ def gpus(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("flags", "dtype"),
+    ("flags", "has_units"),
     [
-        ("fpu sse avx512_bf16 avx", torch.bfloat16),
-        ("amx_bf16", torch.bfloat16),
-        ("fpu avx512f avx2", torch.float32),
-        ("not_avx512_bf16 amx_bf16x", torch.float32),
-        ("", torch.float32),
-        (None, torch.float32),
+        ("fpu sse avx512_bf16 avx", True),
+        ("amx_bf16", True),
+        ("fpu avx512f avx2", False),
+        ("not_avx512_bf16 amx_bf16x", False),
+        ("", False),
     ],
 )
-def test_choose_compute_auto_on_a_cpu_is_bfloat16_only_where_there_are_units(
-    processor, flags, dtype
-):
-    processor.flags = flags
-    for chosen in (choose_compute("cpu"), choose_compute("cpu", "auto")):
-        assert (chosen.device, chosen.dtype) == (torch.device("cpu"), dtype)
+def test_the_processor_says_whether_it_has_bfloat16_units(tmp_path, flags, has_units):
+    lines = f"processor\t: 0\nmodel name\t: Abacus 3\nflags\t\t: {flags}\n\nflags\t\t: amx_bf16\n"
+    (tmp_path / "cpuinfo").write_text(lines)
+    assert has_bfloat16_units(tmp_path) is has_units
+    assert processor_name(tmp_path) == "Abacus 3"
+
+
+def test_a_system_without_cpuinfo_has_no_bfloat16_units(tmp_path):
+    assert not has_bfloat16_units(tmp_path)
+    assert processor_name(tmp_path)
+
+
+@pytest.mark.parametrize(("is_fast", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_choose_compute_auto_on_a_cpu_is_bfloat16_only_where_it_is_fast(is_fast, dtype):
+    chosen = choose_compute("cpu", is_bfloat16_fast=lambda: is_fast)
+    assert (chosen.device, chosen.dtype) == (torch.device("cpu"), dtype)
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16"])
-@pytest.mark.parametrize("flags", ["", "amx_bf16"])
-def test_choose_compute_takes_the_dtype_asked_for(processor, gpus, name, flags):
-    processor.flags = flags
+def test_choose_compute_takes_the_dtype_asked_for(gpus, name):
     gpus(1)
     for device in ("cpu", "cuda"):
-        assert choose_compute(device, name).dtype is getattr(torch, name)
+        for is_fast in (True, False):
+            chosen = choose_compute(device, name, is_bfloat16_fast=lambda fast=is_fast: fast)
+            assert chosen.dtype is getattr(torch, name)
 
 
 def test_choose_compute_on_cuda_waits_for_its_main_stream(gpus, monkeypatch):
@@ -124,3 +114,11 @@ def test_choose_compute_unknown_dtype_is_refused(device, dtype):
     assert str(caught.value) == (
         f"The compute dtype is {dtype!r}, expected auto, float32 or bfloat16."
     )
+
+
+def test_torch_threads_are_as_before_after_an_error():
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError), torch_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise RuntimeError
+    assert torch.get_num_threads() == before

@@ -12,8 +12,14 @@ from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.quantize import row_buffers as hidden_rows_module
 from vacc_deploy.quantize.compute import choose_compute
-from vacc_deploy.quantize.row_buffers import HiddenRows, embed_rows
-from vacc_deploy.system import available_memory_bytes
+from vacc_deploy.quantize.row_buffers import (
+    DEVICE,
+    DISK,
+    HOST,
+    HiddenRows,
+    choose_storage,
+    embed_rows,
+)
 
 CPU = choose_compute("cpu", "float32")
 HALF = choose_compute("cpu", "bfloat16")
@@ -70,6 +76,15 @@ def test_hidden_rows_take_half_of_the_available_memory_and_no_more(
     rows = HiddenRows.allocate(SHAPE, CPU, tmp_path)
     assert rows.buffer.numel() * 4 == NUM_BYTES
     assert bool(mapped_files(tmp_path)) is is_file
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "storage"), [(45, DEVICE), (46, HOST), (50, HOST), (51, DISK)]
+)
+def test_rows_take_the_fastest_storage_that_holds_them(num_bytes, storage):
+    assert choose_storage(num_bytes, 100, 100) == storage
+    if storage == DEVICE:
+        assert choose_storage(num_bytes, None, 100) == HOST
 
 
 def test_clone_first_is_a_copy_of_its_own(tmp_path, place):
@@ -139,8 +154,3 @@ def test_hidden_rows_on_a_full_device_go_to_the_host(tmp_path, monkeypatch):
     cuda = replace(CPU, device=torch.device("cuda", 0))
     rows = HiddenRows.allocate(SHAPE, cuda, tmp_path)
     assert rows.buffer.device.type == "cpu" and free == [cuda.device]
-
-
-def test_available_memory_is_what_the_kernel_says():
-    available = available_memory_bytes()
-    assert 1 << 20 < available < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -7,13 +7,14 @@ is float32 everywhere.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 
 from vacc_deploy.errors import UsageError
-from vacc_deploy.system import _has_bfloat16
+from vacc_deploy.system import has_bfloat16_units
 
 AUTO = "auto"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -26,7 +27,7 @@ class Compute:
 
     Attributes:
         device: where everything but reading and writing happens.
-        dtype: of activations and of the weights they meet: float32 or bfloat16.
+        dtype: dtype of activations and of the weights they meet: float32 or bfloat16.
         batch_tokens: tokens of one matrix product.
         kept_bytes: memory for the Hessian of down_proj and for those of its inputs that are kept
             between their two uses.
@@ -44,7 +45,7 @@ class Compute:
         """Return what waits for the device, or None where nothing runs ahead of the host."""
         if self.device.type != "cuda":
             return None
-        # Of the main stream only: the copies of the next layer's weights go on beside it.
+        # The main stream only: the copies of the next layer's weights go on beside it.
         return lambda: torch.cuda.current_stream(self.device).synchronize()
 
     def shared_by(self, num_processes: int) -> Compute:
@@ -69,12 +70,15 @@ class Compute:
         return "cpu"
 
 
-def choose_compute(device: str, dtype: str = AUTO) -> Compute:
+def choose_compute(
+    device: str, dtype: str = AUTO, *, is_bfloat16_fast: Callable[[], bool] = has_bfloat16_units
+) -> Compute:
     """Return how to compute on ``device``.
 
     Args:
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: ``float32``, ``bfloat16``, or ``auto`` for bfloat16 where it is fast.
+        is_bfloat16_fast: tells whether the CPU multiplies bfloat16 itself.
 
     Raises:
         UsageError: the device is not there, or a name is unknown.
@@ -82,10 +86,9 @@ def choose_compute(device: str, dtype: str = AUTO) -> Compute:
     if dtype != AUTO and dtype not in DTYPES:
         raise UsageError(f"The compute dtype is {dtype!r}, expected auto, float32 or bfloat16.")
     if device == "cpu":
-        chosen = DTYPES.get(dtype) or (torch.bfloat16 if _has_bfloat16() else torch.float32)
+        chosen = DTYPES.get(dtype) or (torch.bfloat16 if is_bfloat16_fast() else torch.float32)
         return Compute(torch.device("cpu"), chosen, 2048, 2 * _GIB)
-    place = _cuda_device(device)
-    return Compute(place, DTYPES.get(dtype, torch.bfloat16), 16384, 9 * _GIB // 2)
+    return Compute(_cuda_device(device), DTYPES.get(dtype, torch.bfloat16), 16384, 9 * _GIB // 2)
 
 
 def _cuda_device(name: str) -> torch.device:
@@ -100,3 +103,14 @@ def _cuda_device(name: str) -> torch.device:
             "cpu, or install a CUDA build of torch and the driver."
         )
     return torch.device("cuda", number)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

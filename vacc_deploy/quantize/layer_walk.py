@@ -38,6 +38,8 @@ def num_original_rows(
     """Return how many rows go through the float layers too, the held-out ones among them."""
     if options.effort == FAST:
         return 0
+    if options.num_float_rows is not None:
+        return options.num_float_rows
     wanted = -(-ORIGINAL_TOKENS_PER_INPUT * config.hidden_size // options.sequence_length)
     return num_held_out + min(num_fit_rows, max(-(-num_fit_rows // ORIGINAL_SHARE), wanted))
 

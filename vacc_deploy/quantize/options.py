@@ -47,6 +47,8 @@ class QuantizeOptions:
         compute_dtype: ``float32``, ``bfloat16``, or ``auto`` for what is fast there.
         profile: wait for the device at the edges of every phase, so that each has its own seconds.
             It does not shape the result.
+        num_float_rows: rows that go through the float layers too, the held-out ones among them;
+            None for the number that ``layer_walk.num_original_rows`` chooses.
     """
 
     method: str
@@ -67,6 +69,7 @@ class QuantizeOptions:
     device: str = "cpu"
     compute_dtype: str = "auto"
     profile: bool = False
+    num_float_rows: int | None = None
 
     def check(self) -> None:
         """Refuse options that contradict each other.
@@ -140,6 +143,8 @@ class QuantizeOptions:
             "dampening_frac": self.dampening_frac,
             "scale_search": self.scale_search,
         }
+        if self.num_float_rows is not None:
+            values["num_float_rows"] = self.num_float_rows
         return values | (
             {"max_answer_tokens": self.max_answer_tokens} if self.answers == OWN else {}
         )

@@ -148,7 +148,6 @@ def _planned_result(plan: Plan, output_dir: Path) -> QuantizeResult:
         method=options.method,
         input_bytes=checkpoint.weight_bytes,
         output_bytes=plan.output_bytes,
-        estimate=plan.estimate_memory(),
         formats=options.formats,
         calibration=describe_calibration(checkpoint.config, rows) if rows else None,
         warnings=budget_warnings(checkpoint.config, rows) if rows else (),

@@ -17,29 +17,29 @@ TIMING_NAME = "quantize_timing.json"
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will need, in parts by name.
+    """What a run will need, in parts by name; None for what was not predicted.
 
     Attributes:
         memory: bytes of the host.
-        device_memory: bytes of the device; None where that is the host.
-        seconds: wall time; None where it was not predicted.
+        device_memory: bytes of the device; None also where that is the host.
+        seconds: wall time.
     """
 
-    memory: dict[str, int]
+    memory: dict[str, int] | None = None
     device_memory: dict[str, int] | None = None
     seconds: dict[str, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the sums and their parts for ``--json``."""
-        device, seconds = self.device_memory, self.seconds
-        rounded = {name: round(part, 3) for name, part in (seconds or {}).items()}
+        seconds = self.seconds and {name: round(part, 3) for name, part in self.seconds.items()}
+        memory, device = self.memory, self.device_memory
         return {
-            "estimated_seconds": round(sum(seconds.values()), 3) if seconds else None,
-            "estimated_memory_bytes": sum(self.memory.values()),
-            "estimated_device_memory_bytes": None if device is None else sum(device.values()),
+            "estimated_seconds": seconds and round(sum(seconds.values()), 3),
+            "estimated_memory_bytes": memory and sum(memory.values()),
+            "estimated_device_memory_bytes": device and sum(device.values()),
             "estimated_parts": {
-                "seconds": rounded if seconds else None,
-                "memory_bytes": self.memory,
+                "seconds": seconds,
+                "memory_bytes": memory,
                 "device_memory_bytes": device,
             },
         }
@@ -49,8 +49,9 @@ class Estimate:
         pairs: list[tuple[str, object]] = []
         if self.seconds:
             pairs.append(("time", _describe_sum(self.seconds, format_seconds)))
-        pairs.append(("memory", _describe_sum(self.memory, format_bytes)))
-        if self.device_memory is not None:
+        if self.memory:
+            pairs.append(("memory", _describe_sum(self.memory, format_bytes)))
+        if self.device_memory:
             pairs.append(("device memory", _describe_sum(self.device_memory, format_bytes)))
         return pairs
 
@@ -81,7 +82,7 @@ class QuantizeResult:
     method: str
     input_bytes: int
     output_bytes: int
-    estimate: Estimate
+    estimate: Estimate = Estimate()
     formats: tuple[str, ...] = (INT8,)
     linears: tuple[LinearRecord, ...] = ()
     calibration: dict[str, Any] | None = None
@@ -101,8 +102,8 @@ class QuantizeResult:
 
     @property
     def memory_bytes(self) -> int:
-        """The bytes of the host that the run is estimated to hold at most."""
-        return sum(self.estimate.memory.values())
+        """The bytes of the host that the run is predicted to hold at most; 0 if it was not."""
+        return sum((self.estimate.memory or {}).values())
 
     def totals(self) -> dict[str, Any]:
         """Return counts and means over all linears."""

@@ -13,9 +13,9 @@ from vacc_deploy.models.config import EMBEDDING
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.system import available_memory_bytes
 
-# Of the device's free memory; the rest is for weights, Hessians and activations.
+# Share of the device's free memory; the rest is for weights, Hessians and activations.
 _DEVICE_SHARE = 0.45
-# Of the host's available memory.
+# Share of the host's available memory.
 _HOST_SHARE = 0.5
 DEVICE, HOST, DISK = "device", "host", "disk"
 
@@ -28,7 +28,7 @@ class HiddenRows:
 
     @classmethod
     def allocate(cls, shape: tuple[int, int, int], compute: Compute, spool_dir: Path) -> HiddenRows:
-        """Return a buffer of undefined content in the compute dtype, in the fastest place it fits.
+        """Return a buffer of undefined content in the compute dtype, in the fastest storage.
 
         Args:
             shape: [num_rows, seq, width].
@@ -39,12 +39,12 @@ class HiddenRows:
             OSError: it does not fit the disk either.
         """
         num_bytes = shape[0] * shape[1] * shape[2] * compute.dtype.itemsize
-        place = choose_place(
+        storage = choose_storage(
             num_bytes, compute.free_memory_bytes(), available_memory_bytes() // compute.num_sharing
         )
-        if place == DISK:
+        if storage == DISK:
             return cls(_map_file(shape, compute.dtype, spool_dir), compute.device)
-        where = compute.device if place == DEVICE else None
+        where = compute.device if storage == DEVICE else None
         return cls(torch.empty(shape, dtype=compute.dtype, device=where), compute.device)
 
     def read(self, rows: slice) -> torch.Tensor:
@@ -63,11 +63,11 @@ class HiddenRows:
         return copy
 
 
-def choose_place(num_bytes: int, device_free: int | None, host_available: int) -> str:
+def choose_storage(num_bytes: int, device_free: int | None, host_available: int) -> str:
     """Return where a buffer goes: ``device``, ``host`` or ``disk``.
 
     Args:
-        num_bytes: of the buffer.
+        num_bytes: size of the buffer.
         device_free: bytes free on the device; None where that is the host.
         host_available: bytes available on the host.
     """
@@ -99,7 +99,7 @@ def _map_file(shape: tuple[int, int, int], dtype: torch.dtype, spool_dir: Path) 
     """Return a tensor on a file that goes when the tensor goes, whatever ends the process.
 
     Raises:
-        OSError: the file system has no room for all of it.
+        OSError: the file system has too little space for all of it.
     """
     size = shape[0] * shape[1] * shape[2]
     descriptor, name = tempfile.mkstemp(prefix=".rows-", dir=spool_dir)

@@ -90,7 +90,7 @@ def quantize(
 
 
 def forecast(planned: PlannedRun, progress: Progress, control: RunControl) -> QuantizeResult:
-    """Return the plan with what a trial says of its time; nothing is written."""
+    """Return the plan with what samples say of time and memory; nothing stays."""
     with telling_what_stays(control, planned.record, KeyboardInterrupt, SystemExit):
         # The run itself will need the time of the planning too.
         so_far = time.monotonic() - planned.started
@@ -102,7 +102,8 @@ def forecast(planned: PlannedRun, progress: Progress, control: RunControl) -> Qu
             planned.result.output_bytes,
             num_finished=planned.record.finished,
         )
-        estimate, problem = plan.predict_time(so_far, progress)
+        folder = planned.result.output_dir.resolve().parent
+        estimate, problem = plan.forecast(folder, so_far, progress)
     problems = [f"No time is predicted: {problem}"] if problem else []
     warn_each(progress, problems)
     warnings = (*planned.result.warnings, *problems)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from vacc_deploy.formats.linears import linear_tensors
 from vacc_deploy.models.config import EMBEDDING, FINAL_NORM, LAYER_LINEARS, LM_HEAD, linear_name
 from vacc_deploy.progress import Progress, RunControl
 from vacc_deploy.quantize.calibrated import Carried, calibrate_layers
-from vacc_deploy.quantize.compute import Compute
+from vacc_deploy.quantize.compute import Compute, torch_threads
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.ranks import ALONE, Ranks
 from vacc_deploy.quantize.records import ShardRecord
@@ -208,7 +208,7 @@ def write_shards(
         StoppedError: ``control`` asked for it.
     """
     # Rounding is bound by reading and writing: the other cores are the writers'.
-    threads = _torch_threads(1) if rows is None else nullcontext()
+    threads = torch_threads(1) if rows is None else nullcontext()
     # The other ranks have to know which layers they only carry their rows through.
     ranks.share(run.finished)
     with threads, ShardSink(run) as sink:
@@ -226,17 +226,6 @@ def write_shards(
                     _stop_if_asked(run, sink, ranks.agree(control.stop_signal()))
                 progress.finish()
         return sink.finish()
-
-
-@contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads within the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _write_copies(checkpoint: Checkpoint, run: Run, sink: ShardSink) -> None:

@@ -41,9 +41,9 @@ def warming_up(compute: Compute) -> Iterator[None]:
 
 @torch.inference_mode()
 def _solve_small(compute: Compute) -> None:
-    place = compute.device
-    inputs = torch.eye(_SIZE, dtype=compute.dtype, device=place)
-    hessian = torch.zeros(_SIZE, _SIZE, device=place)
+    device = compute.device
+    inputs = torch.eye(_SIZE, dtype=compute.dtype, device=device)
+    hessian = torch.zeros(_SIZE, _SIZE, device=device)
     accumulate_hessian(hessian, F.linear(inputs, inputs))
     mirror_upper(hessian)
     heads = inputs.view(1, 2, -1, 128)
@@ -51,6 +51,6 @@ def _solve_small(compute: Compute) -> None:
     torch.cholesky_solve(hessian, hessian)
     factor = factorize(hessian, act_order=True)
     for out_features in (_SIZE, _WIDE):
-        weight = torch.ones(out_features, _SIZE, device=place)
+        weight = torch.ones(out_features, _SIZE, device=device)
         if factor is not None:
             solve(weight, choose_scale(weight), factor)
