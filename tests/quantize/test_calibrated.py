@@ -175,7 +175,7 @@ def test_quantize_effort_fast_rounds_down_and_carries_no_float_stream(tmp_path, 
 
     monkeypatch.setattr(calibrated, "LayerWalk", walk)
     result = quantize(source, options=float32_options(text, effort="fast"))
-    assert len(streams) == 2 and all(stream.original is None for stream in streams)
+    assert len(streams) == 2 and all(stream.float_states is None for stream in streams)
     rounded = read_tensors(quantize(source, options=RTN, output=tmp_path / "rtn").output_dir)
     written = read_tensors(result.output_dir)
     for record in result.linears:
@@ -230,9 +230,9 @@ def test_quantize_gptq_sees_quantized_and_float_inputs(tmp_path, text, monkeypat
         (layer, stage, number) for layer in range(2) for stage in STAGES for number in range(3)
     ]
     for (layer, stage, number), (batch, got, twin) in zip(order, seen, strict=True):
-        assert (batch.rows, batch.is_held_out, batch.has_original) == kinds[number]
+        assert (batch.rows, batch.is_held_out, batch.has_float_states) == kinds[number]
         assert torch.equal(got, deployed[number][layer][stage])
-        if batch.has_original and stage != "down":
+        if batch.has_float_states and stage != "down":
             assert torch.equal(twin, original[number][layer][stage])
             assert torch.equal(twin, got) is ((layer, stage) == (0, "qkv"))
         else:
@@ -301,7 +301,7 @@ def test_layer_quantizer_checks_all_its_inputs(tmp_path, where, bad):
     row = 0 if "held" in where else 3
     (original if "float stream" in where else deployed)[row, 2, 5] = bad
     for rows, is_held_out in ((slice(0, 1), True), (slice(1, 4), False)):
-        batch = layer_module.Batch(rows, is_held_out, has_original=True)
+        batch = layer_module.Batch(rows, is_held_out, has_float_states=True)
         quantizer.observe(batch, deployed[rows], original[rows])
     positions = Positions.build(checkpoint.config, 8)
     layer = DecoderLayer(checkpoint.config, 0, positions, float_reader(checkpoint))

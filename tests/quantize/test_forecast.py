@@ -22,7 +22,7 @@ from vacc_deploy.errors import QuantizationError, StoppedError
 from vacc_deploy.quantize import forecast as forecast_module
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.forecast import Plan
-from vacc_deploy.quantize.layer_walk import num_original_rows
+from vacc_deploy.quantize.layer_walk import num_float_rows
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.result import TIMING_NAME, Estimate
 from vacc_deploy.quantize.run import quantize
@@ -267,10 +267,10 @@ def test_a_sample_takes_the_first_rows_of_each_kind(plan):
     assert rows.num_fit_rows == 9
     # By itself the rule would carry all of so few rows through the float layers.
     config = plan.checkpoint.config
-    assert num_original_rows(config, plan.options, 9, 1) == 10
-    assert num_original_rows(config, options, 9, 1) == few.num_float == 5
+    assert num_float_rows(config, plan.options, 9, 1) == 10
+    assert num_float_rows(config, options, 9, 1) == few.num_float == 5
     fast = replace(options, effort="fast")
-    assert num_original_rows(config, fast, 9, 1) == 0
+    assert num_float_rows(config, fast, 9, 1) == 0
 
 
 def test_a_model_of_one_layer_is_predicted_too(tmp_path, gptq):

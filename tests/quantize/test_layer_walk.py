@@ -12,13 +12,13 @@ from vacc_deploy.formats.int8 import dequantize
 from vacc_deploy.models.config import LAYER_LINEARS, linear_name
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.quantize.compute import choose_compute
-from vacc_deploy.quantize.layer_quantizer import LayerQuantizer, SolverSettings, deploy
+from vacc_deploy.quantize.layer_quantizer import LayerQuantizer, SolverSettings, set_codes
 from vacc_deploy.quantize.layer_walk import LayerWalk, Streams
 from vacc_deploy.quantize.layer_weights import read_layers
 from vacc_deploy.quantize.row_buffers import HiddenRows, embed_rows
 from vacc_deploy.reference.decoder import DecoderLayer, Positions
 
-SEQ_LEN, NUM_ROWS, NUM_HELD_OUT, NUM_ORIGINAL = 16, 11, 2, 7
+SEQ_LEN, NUM_ROWS, NUM_HELD_OUT, NUM_FLOAT = 16, 11, 2, 7
 STAGE_ORDER = ("q_proj", "o_proj", "gate_proj", "down_proj")
 
 
@@ -33,14 +33,14 @@ def make_compute(dtype="float32", *, batch_rows=3, kept_bytes=1 << 31):
     return replace(compute, batch_tokens=batch_rows * SEQ_LEN, kept_bytes=kept_bytes)
 
 
-def make_streams(checkpoint, compute, tmp_path, *, num_original=NUM_ORIGINAL):
+def make_streams(checkpoint, compute, tmp_path, *, num_float=NUM_FLOAT):
     generator = torch.Generator().manual_seed(4)
     tokens = torch.randint(0, 272, (NUM_ROWS, SEQ_LEN), generator=generator)
     deployed = embed_rows(checkpoint, tokens, compute, tmp_path)
-    original = deployed.clone_first(num_original, compute, tmp_path) if num_original else None
+    float_inputs = deployed.clone_first(num_float, compute, tmp_path) if num_float else None
     shape = (NUM_ROWS, SEQ_LEN, 64)
     make_attended = partial(HiddenRows.allocate, shape, compute, tmp_path)
-    return Streams(deployed, original, make_attended, NUM_HELD_OUT, num_original, NUM_ROWS)
+    return Streams(deployed, float_inputs, make_attended, NUM_HELD_OUT, num_float, NUM_ROWS)
 
 
 class Spy(LayerQuantizer):
@@ -50,11 +50,11 @@ class Spy(LayerQuantizer):
         super().__init__(*arguments, **keywords)
         self.seen, self.stages = [], []
 
-    def observe(self, batch, inputs, original, *, residual=None):
-        parts = (inputs, original, residual)
+    def observe(self, batch, inputs, float_inputs, *, residual=None):
+        parts = (inputs, float_inputs, residual)
         kept = (None if part is None else part.clone() for part in parts)
         self.seen.append((len(self.stages), batch, *kept))
-        super().observe(batch, inputs, original, residual=residual)
+        super().observe(batch, inputs, float_inputs, residual=residual)
 
     def complete(self, stage, layer):
         self.stages.append(stage)
@@ -70,9 +70,9 @@ def begin(checkpoint, streams, compute):
 
 
 @torch.inference_mode()
-def quantized(checkpoint, tmp_path, compute, *, skipped=(), num_original=NUM_ORIGINAL):
+def quantized(checkpoint, tmp_path, compute, *, skipped=(), num_float=NUM_FLOAT):
     """Quantize the first layer; return the quantizer and the streams behind it."""
-    streams = make_streams(checkpoint, compute, tmp_path, num_original=num_original)
+    streams = make_streams(checkpoint, compute, tmp_path, num_float=num_float)
     layer, walk, weights = begin(checkpoint, streams, compute)
     quantizer = Spy(
         SolverSettings(skipped=skipped),
@@ -90,10 +90,10 @@ def quantized(checkpoint, tmp_path, compute, *, skipped=(), num_original=NUM_ORI
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 3, 4, 100])
 @pytest.mark.parametrize(
-    ("num_held_out", "num_original"), [(2, 7), (2, 11), (1, 2), (3, 0), (2, 3), (10, 11)]
+    ("num_held_out", "num_float"), [(2, 7), (2, 11), (1, 2), (3, 0), (2, 3), (10, 11)]
 )
-def test_streams_batches_cover_every_row_once_with_its_kind(batch_rows, num_held_out, num_original):
-    streams = Streams(None, None, None, num_held_out, num_original, NUM_ROWS)
+def test_streams_batches_cover_every_row_once_with_its_kind(batch_rows, num_held_out, num_float):
+    streams = Streams(None, None, None, num_held_out, num_float, NUM_ROWS)
     batches = list(streams.batches(batch_rows))
     rows = [row for batch in batches for row in range(batch.rows.start, batch.rows.stop)]
     assert rows == list(range(NUM_ROWS))
@@ -101,11 +101,11 @@ def test_streams_batches_cover_every_row_once_with_its_kind(batch_rows, num_held
         assert 0 < batch.rows.stop - batch.rows.start <= batch_rows
         for row in range(batch.rows.start, batch.rows.stop):
             assert batch.is_held_out is (row < num_held_out)
-            assert batch.has_original is (row < num_original)
+            assert batch.has_float_states is (row < num_float)
 
 
 def test_streams_batches_are_no_more_than_needed():
-    streams = Streams(None, None, None, NUM_HELD_OUT, NUM_ORIGINAL, NUM_ROWS)
+    streams = Streams(None, None, None, NUM_HELD_OUT, NUM_FLOAT, NUM_ROWS)
     assert len(list(streams.batches(100))) == 3
     assert len(list(streams.batches(3))) == 1 + 2 + 2
 
@@ -123,12 +123,12 @@ def test_walk_shows_every_stage_all_rows_before_it_is_completed(checkpoint, tmp_
     assert [linear.name for linear in quantizer.linears] == [
         linear_name(0, name) for name in LAYER_LINEARS
     ]
-    for stage, batch, inputs, original, residual in quantizer.seen:
+    for stage, batch, inputs, float_inputs, residual in quantizer.seen:
         width = checkpoint.config.linear_shape(STAGE_ORDER[stage])[1]
         shape = (batch.rows.stop - batch.rows.start, SEQ_LEN, width)
         assert inputs.shape == shape
-        assert (original is not None) is (batch.has_original and stage != 3)
-        assert original is None or original.shape == shape
+        assert (float_inputs is not None) is (batch.has_float_states and stage != 3)
+        assert float_inputs is None or float_inputs.shape == shape
         # What the outputs are added to, where they are added to anything.
         assert (residual is not None) is (stage in (1, 3))
 
@@ -138,14 +138,14 @@ def test_walk_streams_are_the_layer_with_and_without_quantized_linears(checkpoin
     compute = make_compute()
     with torch.inference_mode():
         start = make_streams(checkpoint, compute, tmp_path)
-        before = start.deployed.buffer.clone()
+        before = start.quantized_states.buffer.clone()
     quantizer, streams = quantized(checkpoint, tmp_path, compute)
     codes = {linear.name: (linear.codes, linear.scale) for linear in quantizer.linears}
     positions = Positions.build(checkpoint.config, SEQ_LEN)
     cases = (
-        (streams.original.buffer, lambda name: checkpoint.read(name).float(), NUM_ORIGINAL),
+        (streams.float_states.buffer, lambda name: checkpoint.read(name).float(), NUM_FLOAT),
         (
-            streams.deployed.buffer,
+            streams.quantized_states.buffer,
             lambda name: (
                 dequantize(*codes[name.removesuffix(".weight")])
                 if name.removesuffix(".weight") in codes
@@ -161,8 +161,8 @@ def test_walk_streams_are_the_layer_with_and_without_quantized_linears(checkpoin
         states = states + layer.linear("down_proj")(layer.activate(layer.mlp_input(states)))
         assert torch.allclose(got, states, rtol=1e-5, atol=1e-5)
         assert not torch.allclose(states, before[:count], rtol=0.1)
-    difference = streams.deployed.buffer[:NUM_ORIGINAL] - streams.original.buffer
-    assert 1e-4 < difference.norm() / streams.original.buffer.norm() < 0.05
+    difference = streams.quantized_states.buffer[:NUM_FLOAT] - streams.float_states.buffer
+    assert 1e-4 < difference.norm() / streams.float_states.buffer.norm() < 0.05
 
 
 def test_walk_keeps_the_stored_weights_of_a_layer_no_longer_than_needed(checkpoint, tmp_path):
@@ -182,7 +182,7 @@ def test_walk_keeps_the_stored_weights_of_a_layer_no_longer_than_needed(checkpoi
         with pytest.raises(KeyError):
             weights.read(f"{linear_name(0, name)}.weight")
         with pytest.raises(KeyError):
-            layer.deployed(name)
+            layer.quantized(name)
 
 
 # ---- the same results by other ways ------------------------------------------------------------
@@ -190,27 +190,27 @@ def test_walk_keeps_the_stored_weights_of_a_layer_no_longer_than_needed(checkpoi
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("skipped", "num_original"), [((), NUM_ORIGINAL), ((), NUM_ROWS), (("down",), 0)]
+    ("skipped", "num_float"), [((), NUM_FLOAT), ((), NUM_ROWS), (("down",), 0)]
 )
-def test_carry_after_quantize_gives_the_same_bits(
-    checkpoint, tmp_path, dtype, skipped, num_original
-):
+def test_carry_after_quantize_gives_the_same_bits(checkpoint, tmp_path, dtype, skipped, num_float):
     compute = make_compute(dtype)
-    arguments = {"skipped": skipped, "num_original": num_original}
+    arguments = {"skipped": skipped, "num_float": num_float}
     quantizer, expected = quantized(checkpoint, tmp_path, compute, **arguments)
     with torch.inference_mode():
-        streams = make_streams(checkpoint, compute, tmp_path, num_original=num_original)
+        streams = make_streams(checkpoint, compute, tmp_path, num_float=num_float)
         layer, walk, _ = begin(checkpoint, streams, compute)
         for name, linear in zip(LAYER_LINEARS, quantizer.linears, strict=True):
             assert linear.name == linear_name(0, name)
-            deploy(layer, name, linear.codes, linear.scale, compute.dtype)
-        before = streams.deployed.buffer.clone()
+            set_codes(layer, name, linear.codes, linear.scale, compute.dtype)
+        before = streams.quantized_states.buffer.clone()
         walk.carry()
-    assert torch.equal(streams.deployed.buffer, expected.deployed.buffer)
-    assert not torch.equal(streams.deployed.buffer, before)
-    if num_original:
-        assert torch.equal(streams.original.buffer, expected.original.buffer)
-        assert not torch.equal(streams.original.buffer, streams.deployed.buffer[:num_original])
+    assert torch.equal(streams.quantized_states.buffer, expected.quantized_states.buffer)
+    assert not torch.equal(streams.quantized_states.buffer, before)
+    if num_float:
+        assert torch.equal(streams.float_states.buffer, expected.float_states.buffer)
+        assert not torch.equal(
+            streams.float_states.buffer, streams.quantized_states.buffer[:num_float]
+        )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -237,8 +237,8 @@ def test_kept_bytes_do_not_change_the_result(checkpoint, tmp_path, dtype, monkey
         assert quantizer.records == first.records
         for got, want in zip(quantizer.linears, first.linears, strict=True):
             assert torch.equal(got.codes, want.codes) and torch.equal(got.scale, want.scale)
-        assert torch.equal(other_streams.deployed.buffer, streams.deployed.buffer)
-        assert torch.equal(other_streams.original.buffer, streams.original.buffer)
+        assert torch.equal(other_streams.quantized_states.buffer, streams.quantized_states.buffer)
+        assert torch.equal(other_streams.float_states.buffer, streams.float_states.buffer)
 
 
 def test_batch_rows_move_the_records_by_a_rounding_only(checkpoint, tmp_path):
@@ -253,12 +253,12 @@ def test_batch_rows_move_the_records_by_a_rounding_only(checkpoint, tmp_path):
 
 def test_skipped_down_is_rounded_without_being_observed(checkpoint, tmp_path):
     quantizer, streams = quantized(
-        checkpoint, tmp_path, make_compute(), skipped=("down",), num_original=0
+        checkpoint, tmp_path, make_compute(), skipped=("down",), num_float=0
     )
     assert quantizer.stages == ["qkv", "o", "gate_up", "down"]
     assert {stage for stage, *_ in quantizer.seen} == {0, 1, 2}
-    assert all(original is None for *_, original, _ in quantizer.seen)
-    assert streams.original is None
+    assert all(float_inputs is None for *_, float_inputs, _ in quantizer.seen)
+    assert streams.float_states is None
     last = quantizer.records[-1]
     assert (last.method, last.error_gptq, last.error_rtn) == ("rtn", None, None)
     assert all(record.correction == 0 for record in quantizer.records)

@@ -194,15 +194,15 @@ def test_attend_and_activate_use_deployed_weights_where_told(tmp_path):
     layer = DecoderLayer(checkpoint.config, 0, positions, float_reader(checkpoint))
     inputs = layer.attention_input(embed(checkpoint, make_tokens()))
     for name in LAYER_LINEARS:
-        layer.deploy(name, torch.zeros(checkpoint.config.linear_shape(name)))
-    assert layer.activate(inputs, layer.deployed).abs().max() == 0
+        layer.set_quantized(name, torch.zeros(checkpoint.config.linear_shape(name)))
+    assert layer.activate(inputs, layer.quantized).abs().max() == 0
     assert layer.activate(inputs).abs().max() > 0
     bias = layer.linear("v_proj").bias.view(2, 1, 16).expand(2, 2, 16).flatten()
-    attended = layer.attend(inputs, layer.deployed)
+    attended = layer.attend(inputs, layer.quantized)
     assert torch.allclose(attended, bias.expand_as(attended), atol=1e-6)  # only biases are left
     layer.release(QKV)
     with pytest.raises(KeyError):
-        layer.deployed("q_proj")
+        layer.quantized("q_proj")
 
 
 def test_walk_layer_batch_rows_do_not_matter(tmp_path):

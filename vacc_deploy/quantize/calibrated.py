@@ -16,8 +16,8 @@ from vacc_deploy.models.config import LAYER_LINEARS, linear_name
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import SILENT, Progress, RunControl
 from vacc_deploy.quantize.compute import Compute, choose_compute
-from vacc_deploy.quantize.layer_quantizer import LayerQuantizer, SolverSettings, deploy
-from vacc_deploy.quantize.layer_walk import LayerWalk, Streams, num_original_rows
+from vacc_deploy.quantize.layer_quantizer import LayerQuantizer, SolverSettings, set_codes
+from vacc_deploy.quantize.layer_walk import LayerWalk, Streams, num_float_rows
 from vacc_deploy.quantize.layer_weights import LayerWeights, read_layers
 from vacc_deploy.quantize.options import FAST, QuantizeOptions
 from vacc_deploy.quantize.ranks import ALONE, Ranks
@@ -182,7 +182,7 @@ def _carry_through(
     layer: DecoderLayer, walk: LayerWalk, carried: Carried, compute: Compute, ranks: Ranks
 ) -> None:
     """Carry the rows through a finished layer and report it."""
-    _deploy_finished(layer, carried, compute, ranks)
+    _set_finished(layer, carried, compute, ranks)
     walk.carry()
     carried.told(layer.index)
 
@@ -213,9 +213,7 @@ def _start(
 
     Dealt one by one, so that every rank has its share of each kind.
     """
-    num_original = num_original_rows(
-        checkpoint.config, options, rows.num_fit_rows, rows.num_held_out
-    )
+    num_float = num_float_rows(checkpoint.config, options, rows.num_fit_rows, rows.num_held_out)
     mine = slice(ranks.rank, None, ranks.count)
     return open_streams(
         checkpoint,
@@ -223,7 +221,7 @@ def _start(
         compute,
         spool_dir,
         num_held_out=len(range(rows.num_held_out)[mine]),
-        num_original=len(range(num_original)[mine]),
+        num_float=len(range(num_float)[mine]),
     )
 
 
@@ -234,30 +232,30 @@ def open_streams(
     spool_dir: Path,
     *,
     num_held_out: int,
-    num_original: int,
+    num_float: int,
 ) -> Streams:
     """Return the embeddings of ``tokens`` int64 [rows, seq], which are in the order of Streams."""
     config = checkpoint.config
-    deployed = embed_rows(checkpoint, tokens, compute, spool_dir)
-    original = None
-    if num_original:
-        original = deployed.clone_first(num_original, compute, spool_dir)
+    quantized_states = embed_rows(checkpoint, tokens, compute, spool_dir)
+    float_states = None
+    if num_float:
+        float_states = quantized_states.clone_first(num_float, compute, spool_dir)
     # What o_proj is applied to: [rows, seq, heads · head_dim]
     shape = (*tokens.shape, config.num_attention_heads * config.head_dim)
     return Streams(
-        deployed,
-        original,
+        quantized_states,
+        float_states,
         partial(HiddenRows.allocate, shape, compute, spool_dir),
         num_held_out,
-        num_original,
+        num_float,
         len(tokens),
     )
 
 
-def _deploy_finished(layer: DecoderLayer, carried: Carried, compute: Compute, ranks: Ranks) -> None:
+def _set_finished(layer: DecoderLayer, carried: Carried, compute: Compute, ranks: Ranks) -> None:
     """Deploy the stored linears of a layer; rank 0 reads them for all."""
     for name in LAYER_LINEARS:
         stored = ranks.share(carried.read and carried.read(linear_name(layer.index, name)))
         assert stored is not None
         codes, scale = (tensor.to(compute.device) for tensor in stored)
-        deploy(layer, name, codes, scale, compute.dtype)
+        set_codes(layer, name, codes, scale, compute.dtype)

@@ -23,7 +23,7 @@ from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.models.config import LAYER_LINEARS
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.quantize.compute import Compute
-from vacc_deploy.quantize.layer_walk import num_original_rows
+from vacc_deploy.quantize.layer_walk import num_float_rows
 from vacc_deploy.quantize.options import FAST, QuantizeOptions
 from vacc_deploy.quantize.result import Estimate
 from vacc_deploy.quantize.row_buffers import DEVICE, DISK, HOST, choose_storage
@@ -84,7 +84,7 @@ class Plan:
         if self.rows is None:
             return RowCounts(0, 0, 0)
         config, num_held_out = self.checkpoint.config, self.rows.num_held_out
-        num_float = num_original_rows(config, self.options, self.rows.num_fit_rows, num_held_out)
+        num_float = num_float_rows(config, self.options, self.rows.num_fit_rows, num_held_out)
         return RowCounts(num_held_out, num_float, len(self.rows.tokens))
 
     def forecast(

@@ -46,12 +46,12 @@ class Batch:
     Attributes:
         rows: where they are.
         is_held_out: whether they judge instead of being fitted.
-        has_original: whether the float stream has them too.
+        has_float_states: whether they go through the float layers too.
     """
 
     rows: slice
     is_held_out: bool
-    has_original: bool
+    has_float_states: bool
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class LayerQuantizer:
         self,
         batch: Batch,
         inputs: torch.Tensor,
-        original: torch.Tensor | None,
+        float_inputs: torch.Tensor | None,
         *,
         residual: torch.Tensor | None = None,
     ) -> None:
@@ -198,35 +198,37 @@ class LayerQuantizer:
         Args:
             batch: whose inputs they are.
             inputs: behind quantized layers.
-            original: the same rows behind float layers, or None.
+            float_inputs: the same rows behind float layers, or None.
             residual: what the stage's output is added to, [rows, seq, hidden]. The next norm
                 divides by its size, so an error counts the less the larger it is.
         """
         if batch.is_held_out:
             with self._clock.phase("hessian"):
-                self._sample(batch, inputs, original)
+                self._sample(batch, inputs, float_inputs)
             return
         tokens = inputs.flatten(0, 1)  # [rows · seq, in]
-        float_tokens = None if original is None else original.flatten(0, 1)
+        float_tokens = None if float_inputs is None else float_inputs.flatten(0, 1)
         with self._clock.phase("hessian"):
             if float_tokens is None:
                 self._statistics.end_shared()
             weights = None if residual is None else token_weights(residual.flatten(0, 1))
             self._statistics.add_fit(tokens, float_tokens, weights)
 
-    def _sample(self, batch: Batch, inputs: torch.Tensor, original: torch.Tensor | None) -> None:
+    def _sample(
+        self, batch: Batch, inputs: torch.Tensor, float_inputs: torch.Tensor | None
+    ) -> None:
         """Keep some tokens of held-out rows: the same ones however the rows are batched."""
         for index, row in enumerate(range(batch.rows.start, batch.rows.stop)):
             num_before = row * inputs.shape[1]
             self._statistics.add_held_out(
                 inputs[index],  # [seq, in]
-                None if original is None else original[index],
+                None if float_inputs is None else float_inputs[index],
                 self._stride,
                 first=-num_before % self._stride,
             )
 
     def complete(self, stage: str, layer: DecoderLayer) -> None:
-        """Quantize the linears of ``stage`` and deploy them in ``layer``.
+        """Quantize the linears of ``stage`` and let ``layer`` compute with their codes.
 
         Raises:
             QuantizationError: a weight or the activations are not finite; names the tensor.
@@ -250,17 +252,17 @@ class LayerQuantizer:
             weight = self._read_exact(f"{full_name}.weight")
             with _locating(f"{full_name}.weight"):
                 rounded = round_weight(weight)
-            self._deploy(layer, name, *choose(full_name, rounded))
+            self._take(layer, name, *choose(full_name, rounded))
 
     def _quantize(self, layer: DecoderLayer, name: str, stage: Stage) -> None:
         full_name = linear_name(layer.index, name)
         with self._watch(layer.index, name):
             weight = self._read_exact(f"{full_name}.weight")
             chosen, record = quantize_linear(full_name, weight, stage, self._clock)
-            # Every rank has solved the same; what they deploy must not differ by a rounding.
+            # Every rank has solved the same; what they go on with must not differ by a rounding.
             with self._exchange_phase("exchange"):
                 self._ranks.broadcast(chosen.codes, chosen.scale)
-            self._deploy(layer, name, chosen, record)
+            self._take(layer, name, chosen, record)
 
     @contextmanager
     def _watch(self, layer: int, name: str) -> Iterator[None]:
@@ -296,15 +298,15 @@ class LayerQuantizer:
             )
         return Stage(factor, correction, held_out, settings.scale_search)
 
-    def _deploy(
+    def _take(
         self, layer: DecoderLayer, name: str, chosen: Candidate, record: LinearRecord
     ) -> None:
-        deploy(layer, name, chosen.codes, chosen.scale, self._dtype)
+        set_codes(layer, name, chosen.codes, chosen.scale, self._dtype)
         self.linears.append(QuantizedLinear(record.name, chosen.codes, chosen.scale))
         self.records.append(record)
 
 
-def deploy(
+def set_codes(
     layer: DecoderLayer,
     name: str,
     codes: torch.Tensor,
@@ -316,7 +318,7 @@ def deploy(
     In bfloat16 their products are rounded by 1/256 at most, which adds about 1.5 % to the error
     that rounding to int8 has made; only what later layers see is rounded so.
     """
-    layer.deploy(name, dequantize(codes, scale).to(dtype))
+    layer.set_quantized(name, dequantize(codes, scale).to(dtype))
 
 
 def _require_finite(*tensors: torch.Tensor | None) -> None:

@@ -48,7 +48,7 @@ class QuantizeOptions:
         profile: wait for the device at the edges of every phase, so that each has its own seconds.
             It does not shape the result.
         num_float_rows: rows that go through the float layers too, the held-out ones among them;
-            None for the number that ``layer_walk.num_original_rows`` chooses.
+            None for the number that ``layer_walk.num_float_rows`` chooses.
     """
 
     method: str

@@ -176,7 +176,7 @@ class DecoderLayer:
         self._input_norm = read(f"{prefix}input_layernorm.weight")
         self._post_norm = read(f"{prefix}post_attention_layernorm.weight")
         self._linears: dict[str, Linear] = {}
-        self._deployed: dict[str, Linear] = {}
+        self._quantized: dict[str, Linear] = {}
 
     def linear(self, name: str) -> Linear:
         """Return one of ``LAYER_LINEARS``, reading it if it is not in memory."""
@@ -185,13 +185,13 @@ class DecoderLayer:
             self._linears[name] = Linear(self._read(f"{full_name}.weight"), self._read_bias(name))
         return self._linears[name]
 
-    def deploy(self, name: str, weight: torch.Tensor) -> None:
-        """Let ``deployed`` return this weight [out, in] instead of the stored one."""
-        self._deployed[name] = Linear(weight, self._read_bias(name))
+    def set_quantized(self, name: str, weight: torch.Tensor) -> None:
+        """Let ``quantized`` return this weight [out, in] instead of the stored one."""
+        self._quantized[name] = Linear(weight, self._read_bias(name))
 
-    def deployed(self, name: str) -> Linear:
-        """Return one of ``LAYER_LINEARS`` as ``deploy`` has set it."""
-        return self._deployed[name]
+    def quantized(self, name: str) -> Linear:
+        """Return one of ``LAYER_LINEARS`` as ``set_quantized`` has set it."""
+        return self._quantized[name]
 
     def _read_bias(self, name: str) -> torch.Tensor | None:
         if not self.config.has_bias(name):
@@ -202,7 +202,7 @@ class DecoderLayer:
         """Drop the linears of a stage from memory."""
         for name in STAGE_LINEARS[stage]:
             self._linears.pop(name, None)
-            self._deployed.pop(name, None)
+            self._quantized.pop(name, None)
 
     def attention_input(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return what q, k and v are applied to: [rows, seq, hidden]."""
@@ -213,7 +213,7 @@ class DecoderLayer:
 
         Args:
             inputs: what ``attention_input`` returned.
-            apply: ``linear``, which is the default, or ``deployed``.
+            apply: ``linear``, which is the default, or ``quantized``.
         """
         config, apply = self.config, apply or self.linear
         rows, seq, _ = inputs.shape
