@@ -111,9 +111,9 @@ def test_readme_model_table_equals_the_catalogue():
     assert rows == expected
 
 
-def test_changelog_newest_entry_is_the_version():
+def test_changelog_newest_release_is_the_version():
     changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
-    assert re.search(r"^## (\S+)", changelog, re.MULTILINE).group(1) == __version__
+    assert re.search(r"^## (\d\S*)", changelog, re.MULTILINE).group(1) == __version__
 
 
 def test_ci_runs_the_readme_s_test_command():
