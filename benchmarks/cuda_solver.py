@@ -21,7 +21,7 @@ import torch
 from measured import machine
 
 from vacc_deploy.formats.int8 import choose_scale, dequantize, round_to_nearest
-from vacc_deploy.solver import precision as cuda_support
+from vacc_deploy.solver import hessian as hessian_sums
 from vacc_deploy.solver.block import Block, BlockSolver
 from vacc_deploy.solver.gptq import (
     Solution,
@@ -30,7 +30,7 @@ from vacc_deploy.solver.gptq import (
     settle_leaf,
     solve,
 )
-from vacc_deploy.solver.hessian import accumulate_hessian, mirror_upper
+from vacc_deploy.solver.hessian import accumulate_hessian, find_half_product, mirror_upper
 
 STAGES_7B = ("3584x4608", "3584x3584", "3584x37888", "18944x3584")
 SMALL = (1024, 3584)
@@ -240,7 +240,7 @@ def tune(device: torch.device) -> None:
         inputs = make_inputs(BATCH_TOKENS, size, device)
         hessian = torch.zeros(size, size, device=device)
         for rows in (512, 1024, 2048, 4096):
-            cuda_support._PANEL_ROWS = rows
+            hessian_sums._PANEL_ROWS = rows  # read at each call
             seconds = time_part(device, partial(accumulate_hessian, hessian, inputs))
             click.echo(f"  {size} panel {rows}: {seconds * 1e3:.2f}")
     click.echo("blocks, microseconds a launch")
@@ -262,7 +262,7 @@ def describe(device: torch.device) -> str:
     """Return one line that names the device and what runs on it."""
     if device.type != "cuda":
         return machine()
-    product = cuda_support.find_half_product(device, torch.bfloat16)
+    product = find_half_product(device, torch.bfloat16)
     solver = choose_block_solver(device, torch.float32)
     return (
         f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, bfloat16 products by "
