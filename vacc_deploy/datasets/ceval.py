@@ -91,12 +91,7 @@ SUBJECTS = {
 
 
 def build_conversation(subject: str, row: Mapping[str, str]) -> Document:
-    """Return one question as a user turn in the published form, and its answer.
-
-    Args:
-        subject: a key of ``SUBJECTS``.
-        row: the columns ``question``, ``A`` to ``D``, ``answer`` and, where given, ``explanation``.
-    """
+    """Return one question of ``COLUMNS`` as a user turn in the published form, and its answer."""
     choices = "\n".join(f"{choice}. {row[choice]}" for choice in CHOICES)
     prompt = (
         f"以下是中国关于{SUBJECTS[subject]}考试的单项选择题，请选出其中的正确答案。\n\n"
@@ -122,8 +117,7 @@ def read_ceval(path: Path) -> Generator[Document, None, None]:
 
 
 def _open_archive(path: Path) -> zipfile.ZipFile:
-    expected = "expected ceval-exam.zip of the C-Eval data set"
-    num_bytes = path.stat().st_size
+    expected, num_bytes = "expected ceval-exam.zip of the C-Eval data set", path.stat().st_size
     if num_bytes > MAX_ARCHIVE_BYTES:
         raise CalibrationError(
             f"{path} holds {num_bytes:,} bytes, {expected}, which is far smaller. Check the path."
@@ -194,11 +188,6 @@ def _read_member(
         raise CalibrationError(
             f"{where} is not UTF-8: {err}. Use the published archive, not a converted one."
         ) from err
-    for row in _read_rows(text, where):
-        yield build_conversation(subject, row)
-
-
-def _read_rows(text: str, where: str) -> Iterator[dict[str, str]]:
     # newline="" leaves bare line ends inside quoted fields to the csv module.
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
@@ -211,7 +200,8 @@ def _read_rows(text: str, where: str) -> Iterator[dict[str, str]]:
             )
         for fields in reader:
             if fields:
-                yield _check_row(header, fields, f"{where}, line {reader.line_num}")
+                row = _check_row(header, fields, f"{where}, line {reader.line_num}")
+                yield build_conversation(subject, row)
     except csv.Error as err:
         raise CalibrationError(
             f"{where}, line {reader.line_num} is not readable CSV: {err}. Download it again."
