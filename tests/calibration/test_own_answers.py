@@ -11,7 +11,7 @@ from texts import read_json, write_alpaca
 from tokenizer_builders import tokenizer_config, write_tokenizer
 from transformers import PreTrainedModel
 
-from vacc_deploy.calibration.own_answers import AnswerSettings, OwnAnswers, read_sampling
+from vacc_deploy.calibration.own_answers import OwnAnswers, read_sampling
 from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.quantize.options import QuantizeOptions
@@ -27,8 +27,9 @@ def source(tmp_path):
 
 
 def make_writer(source, cache_dir, max_new_tokens=6, seed=0, device="cpu", **options):
-    settings = AnswerSettings(max_new_tokens, seed, device, cache_dir)
-    return OwnAnswers(Checkpoint.open(source), Tokenizer.from_dir(source), settings, **options)
+    values = {"max_new_tokens": max_new_tokens, "seed": seed, "device": device}
+    model = Checkpoint.open(source), Tokenizer.from_dir(source)
+    return OwnAnswers(*model, cache_dir=cache_dir, **values, **options)
 
 
 def make_reader(source, cache_dir):

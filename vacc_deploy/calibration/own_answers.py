@@ -11,7 +11,6 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,23 +54,6 @@ _SHAPING_FILES = (
 )
 
 
-@dataclass(frozen=True)
-class AnswerSettings:
-    """How long the model's own answers are, and where they are written.
-
-    Attributes:
-        max_new_tokens: length at which an answer is cut off.
-        seed: random seed for sampling.
-        device: where the model runs.
-        cache_dir: directory that saves the answers; None for ``default_directory``.
-    """
-
-    max_new_tokens: int
-    seed: int
-    device: str = "cpu"
-    cache_dir: Path | None = None
-
-
 class OwnAnswers:
     """Writes the answers of a checkpoint's float model, or takes them from the cache.
 
@@ -88,8 +70,11 @@ class OwnAnswers:
         self,
         checkpoint: Checkpoint,
         tokenizer: Tokenizer,
-        settings: AnswerSettings,
         *,
+        max_new_tokens: int,
+        seed: int,
+        device: str,
+        cache_dir: Path | None,
         progress: Progress = SILENT,
         load: Callable[..., Any] = load_model,
     ) -> None:
@@ -98,7 +83,10 @@ class OwnAnswers:
         Args:
             checkpoint: the float model.
             tokenizer: tokenizer of the same directory.
-            settings: length, seed, device and cache.
+            max_new_tokens: length at which an answer is cut off.
+            seed: random seed for sampling.
+            device: where the model runs.
+            cache_dir: directory that saves the answers; None for ``default_directory``.
             progress: hears of every batch.
             load: loads the model.
 
@@ -113,21 +101,22 @@ class OwnAnswers:
                 "its own answers. Use --answers data, or restore the template's file."
             )
         context = checkpoint.config.max_position_embeddings
-        self.max_prompt_tokens = min(context - settings.max_new_tokens, MAX_PROMPT_TOKENS)
+        self.max_prompt_tokens = min(context - max_new_tokens, MAX_PROMPT_TOKENS)
         if self.max_prompt_tokens < 1:
             raise UsageError(
-                f"--max-answer-tokens {settings.max_new_tokens} leaves no space for a prompt in "
+                f"--max-answer-tokens {max_new_tokens} leaves no space for a prompt in "
                 f"the model's context of {context}. Ask for shorter answers."
             )
-        self._checkpoint, self._tokenizer, self._settings = checkpoint, tokenizer, settings
+        self._checkpoint, self._tokenizer, self._device = checkpoint, tokenizer, device
+        self._max_new_tokens, self._seed = max_new_tokens, seed
         self._progress, self._load, self._model = progress, load, None
         self._sampling = read_sampling(checkpoint.directory)
         self._hash, self._num_answers, self._num_tokens = hashlib.sha256(), 0, 0
         self._cache = AnswerCache(
-            settings.cache_dir or default_directory(os.environ),
+            cache_dir or default_directory(os.environ),
             self._identity(),
             vocab_size=checkpoint.config.vocab_size,
-            max_tokens=settings.max_new_tokens,
+            max_tokens=max_new_tokens,
             progress=progress,
         )
 
@@ -158,8 +147,8 @@ class OwnAnswers:
             "answers_sha256": self._hash.hexdigest(),
             "answers": self._num_answers,
             "tokens": self._num_tokens,
-            "max_new_tokens": self._settings.max_new_tokens,
-            "seed": self._settings.seed,
+            "max_new_tokens": self._max_new_tokens,
+            "seed": self._seed,
             **self._sampling,
         }
 
@@ -175,17 +164,17 @@ class OwnAnswers:
         if self._model is None:
             dtype = activation_dtype(self._checkpoint)
             model = self._load(self._checkpoint.directory, dtype=dtype)
-            self._model = model.to(self._settings.device)
+            self._model = model.to(self._device)
         started = time.monotonic()
         # The seed depends on the prompts too: a batch is the same whether those before it were in
         # the cache.
-        seed = int(hash_json([self._settings.seed, prompts])[:15], 16)
+        seed = int(hash_json([self._seed, prompts])[:15], 16)
         try:
             answers = continue_prompts(
                 self._model,
                 self._tokenizer,
                 prompts,
-                max_new_tokens=self._settings.max_new_tokens,
+                max_new_tokens=self._max_new_tokens,
                 sampling=Sampling(**self._sampling, seed=seed),
             )
         except RuntimeError as err:
@@ -210,10 +199,10 @@ class OwnAnswers:
         return {
             "weights": fingerprint_weights(self._checkpoint),
             "files": {path.name: fingerprint_file(path) for path in files},
-            "sampling": {**self._sampling, "seed": self._settings.seed},
-            "max_new_tokens": self._settings.max_new_tokens,
+            "sampling": {**self._sampling, "seed": self._seed},
+            "max_new_tokens": self._max_new_tokens,
             "batch_size": self.batch_size,
-            "device": torch.device(self._settings.device).type,
+            "device": torch.device(self._device).type,
             "dtype": str(activation_dtype(self._checkpoint)),
             "versions": {"vacc-deploy": __version__, **library_versions()},
         }

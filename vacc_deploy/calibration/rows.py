@@ -156,18 +156,17 @@ def build_rows(
         num_fit, num_held_out = (rows - held) * sequence_length, held * sequence_length
         collected.append(SourceTokens(source, encoder, split, num_fit, num_held_out))
     progress.start("Reading calibration text", num_samples * sequence_length, "tokens")
-    # One source after another, so that one text at a time is in memory.
-    for position, tokens in enumerate(collected):
-        # A seed of its own for each source: another one beside it leaves its shuffle as it was.
-        rng = random.Random(f"vacc-deploy calibration {seed} {position} {tokens.source.kind}")
-        tokens.collect(rng, progress)
+    _collect(collected, seed, progress)
     progress.finish()
-    _check_enough(collected, progress)
     mixed, row_sources = _arrange(collected, sequence_length, seed)
-    reports = tuple(_report(tokens, sequence_length) for tokens in collected)
-    answers = writer.describe() if writer else None
     return CalibrationRows(
-        mixed, sum(held_out), row_sources, reports, seed, evaluation_share, answers
+        mixed,
+        num_held_out=sum(held_out),
+        row_sources=row_sources,
+        sources=tuple(_report(tokens, sequence_length) for tokens in collected),
+        seed=seed,
+        evaluation_share=evaluation_share,
+        answers=writer.describe() if writer else None,
     )
 
 
@@ -269,7 +268,12 @@ def _report(tokens: SourceTokens, sequence_length: int) -> SourceReport:
     )
 
 
-def _check_enough(collected: Sequence[SourceTokens], progress: Progress) -> None:
+def _collect(collected: Sequence[SourceTokens], seed: int, progress: Progress) -> None:
+    # One source after another, so that one text at a time is in memory.
+    for position, tokens in enumerate(collected):
+        # A seed of its own for each source: another one beside it leaves its shuffle as it was.
+        rng = random.Random(f"vacc-deploy calibration {seed} {position} {tokens.source.kind}")
+        tokens.collect(rng, progress)
     if any(tokens.fit.missing or tokens.held_out.missing for tokens in collected):
         lines = []
         for tokens in collected:
