@@ -48,7 +48,11 @@ def test_every_script_starts_and_imports_what_exists(script, path):
             main(["--help"])
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module.startswith("vacc_deploy"):
-            module = importlib.import_module(node.module)
+            try:
+                module = importlib.import_module(node.module)
+            except ModuleNotFoundError as err:
+                assert err.name == "triton"  # not installed everywhere
+                continue
             assert all(hasattr(module, alias.name) for alias in node.names), node.module
 
 
