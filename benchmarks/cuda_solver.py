@@ -21,7 +21,7 @@ import torch
 from measured import machine
 
 from vacc_deploy.formats.int8 import choose_scale, dequantize, round_to_nearest
-from vacc_deploy.solver import precision as cuda_support
+from vacc_deploy.solver import hessian as hessian_sums
 from vacc_deploy.solver.block import Block, BlockSolver
 from vacc_deploy.solver.gptq import (
     Solution,
@@ -30,7 +30,7 @@ from vacc_deploy.solver.gptq import (
     settle_leaf,
     solve,
 )
-from vacc_deploy.solver.hessian import accumulate_hessian, mirror_upper
+from vacc_deploy.solver.hessian import accumulate_hessian, find_half_product, mirror_upper
 
 STAGES_7B = ("3584x4608", "3584x3584", "3584x37888", "18944x3584")
 SMALL = (1024, 3584)
@@ -54,7 +54,7 @@ class Timed:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -128,7 +128,7 @@ def measure_shape(
     seconds = time_part(device, lambda: solve_blocks(factor.unit_rows, out_features, None))
     solver = choose_block_solver(device, torch.float32)
     flop = in_features * solver.max_columns * out_features
-    timed.append(Timed("of it, blocks alone", seconds, flop))
+    timed.append(Timed("  blocks alone", seconds, flop))
     solution = solve(weight, scale, factor)
     click.echo(f"{in_features} x {out_features}")
     for part in timed:
@@ -187,7 +187,7 @@ def solve_small(device: torch.device, solver: BlockSolver | None) -> tuple[float
 
 
 def check_small(device: torch.device) -> list[str]:
-    """Print the small shape on the device beside the torch loop and the CPU; return what is off."""
+    """Print the small shape on the device, in the torch loop, on the CPU; return the problems."""
     seconds, fused = solve_small(device, None)
     seconds_loop, loop = solve_small(device, BlockSolver(16, settle_leaf))
     seconds_cpu, reference = solve_small(torch.device("cpu"), None)
@@ -220,7 +220,7 @@ def check_small(device: torch.device) -> list[str]:
 
 
 def check_hessian(device: torch.device) -> list[str]:
-    """Print the error of a Hessian beside float64; return what is off."""
+    """Print the error of a Hessian beside float64; return the problems."""
     inputs = make_inputs(8192, 2500, device)
     hessian = torch.zeros(2500, 2500, device=device)
     accumulate_hessian(hessian, inputs)
@@ -240,7 +240,7 @@ def tune(device: torch.device) -> None:
         inputs = make_inputs(BATCH_TOKENS, size, device)
         hessian = torch.zeros(size, size, device=device)
         for rows in (512, 1024, 2048, 4096):
-            cuda_support._PANEL_ROWS = rows
+            hessian_sums._PANEL_ROWS = rows  # read at each call
             seconds = time_part(device, partial(accumulate_hessian, hessian, inputs))
             click.echo(f"  {size} panel {rows}: {seconds * 1e3:.2f}")
     click.echo("blocks, microseconds a launch")
@@ -262,7 +262,7 @@ def describe(device: torch.device) -> str:
     """Return one line that names the device and what runs on it."""
     if device.type != "cuda":
         return machine()
-    product = cuda_support.find_half_product(device, torch.bfloat16)
+    product = find_half_product(device, torch.bfloat16)
     solver = choose_block_solver(device, torch.float32)
     return (
         f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, bfloat16 products by "
@@ -285,11 +285,33 @@ def parse_shapes(
 
 
 @click.command()
-@click.option("--shape", "shapes", multiple=True, default=STAGES_7B, callback=parse_shapes)
-@click.option("--layers", "num_layers", default=28, show_default=True)
-@click.option("--tokens", "num_tokens", default=128 * 2048, show_default=True)
-@click.option("--batch-tokens", "num_batch_tokens", default=BATCH_TOKENS, show_default=True)
-@click.option("--device", "device_name", default="cuda", show_default=True)
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    default=STAGES_7B,
+    callback=parse_shapes,
+    metavar="INxOUT",
+    help="Measure this shape; may be repeated.",
+)
+@click.option("--layers", "num_layers", default=28, show_default=True, help="Layers to add up.")
+@click.option(
+    "--tokens",
+    "num_tokens",
+    default=128 * 2048,
+    show_default=True,
+    help="Tokens to scale the Hessian to.",
+)
+@click.option(
+    "--batch-tokens",
+    "num_batch_tokens",
+    default=BATCH_TOKENS,
+    show_default=True,
+    help="Tokens that are timed.",
+)
+@click.option(
+    "--device", "device_name", default="cuda", show_default=True, help="Device to measure on."
+)
 @click.option("--tune", "is_tuning", is_flag=True, help="Time other sizes too.")
 def main(
     shapes: list[tuple[int, int]],

@@ -23,7 +23,7 @@ from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.text.tokenizer import Tokenizer
 
 JUDGE_SEED = 1
-# More characters than this many a token are not needed for a window.
+# A token holds fewer characters than this: so many are enough for a window.
 _CHARS_PER_TOKEN = 12
 _MIN_DOCSTRING_CHARS = 200
 _KIND_BY_ENDING = {".json.gz": "c4", ".json": "alpaca", ".zip": "ceval"}
@@ -174,7 +174,7 @@ def given_domains(
     else plain text, of which the first windows are taken.
 
     Raises:
-        click.ClickException: not of that form, or too short for one window.
+        click.ClickException: a text is not of that form, or too short for one window.
     """
     windows: Windows = {}
     for text in texts:

@@ -1,7 +1,7 @@
 """Measure what the parts of a calibrated run cannot go below on this machine.
 
 One product of the right shape and dtype is timed for every distinct shape of the forward pass, of
-the statistics and of the solve, and one Cholesky for every size; each is then counted as often as
+the Hessians and of the solve, and one Cholesky for every size; each is then counted as often as
 the run needs it. Nothing else is in a floor: no norm, no rounding, no search, no waiting.
 """
 
@@ -33,21 +33,21 @@ Product = Callable[[], object]
 
 @dataclass(frozen=True)
 class Workload:
-    """What a run is asked to do.
+    """The size of a run.
 
     Attributes:
         config: the architecture.
         num_rows: calibration rows.
         sequence_length: tokens of a row.
         with_down: whether down_proj is calibrated too.
-        num_original_rows: rows that go through the float layers too.
+        num_float_rows: rows that go through the float layers too.
     """
 
     config: ModelConfig
     num_rows: int
     sequence_length: int
     with_down: bool = True
-    num_original_rows: int = 0
+    num_float_rows: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -64,21 +64,21 @@ def measure_floors(work: Workload, device: str) -> dict[str, float]:
     """Return the floor of each part in seconds: forward, hessian, factor and solve.
 
     Args:
-        work: the run.
+        work: size of the run.
         device: where to measure, ``cpu`` or a ``cuda`` device.
     """
     meter, layers = _Meter(torch.device(device)), work.config.num_hidden_layers
     forward = sum(meter.linear(*work.config.linear_shape(n)) for n in LAYER_LINEARS)
-    original = work.num_original_rows * work.sequence_length
+    float_tokens = work.num_float_rows * work.sequence_length
     # What the quantized layers have changed is multiplied by the inputs, but for down_proj.
     cross = sum(
         meter.linear(width, width) for width, names in work.stages() if "down_proj" not in names
     )
     per_layer = {
-        "forward": forward * (work.num_tokens + original)
-        + meter.attention(work) * (1 + work.num_original_rows / work.num_rows),
+        "forward": forward * (work.num_tokens + float_tokens)
+        + meter.attention(work) * (1 + work.num_float_rows / work.num_rows),
         "hessian": sum(meter.hessian(width) for width, _ in work.stages()) * work.num_tokens
-        + cross * original,
+        + cross * float_tokens,
         "factor": sum(meter.cholesky(width) for width, _ in work.stages()),
         "solve": sum(
             meter.solve(*work.config.linear_shape(name))

@@ -40,9 +40,12 @@ class Judge:
     def __init__(
         self, reference: Checkpoint, domains: dict[str, torch.Tensor], work_dir: Path
     ) -> None:
-        """Bind the float model, the texts (name to int64 [rows, seq]) and the place for the cache.
+        """Prepare to judge; creates the work directory.
 
-        The work directory is made if it does not exist.
+        Args:
+            reference: the float model.
+            domains: the texts, name to token ids int64 [rows, seq].
+            work_dir: directory that saves states and scores.
         """
         self.domains, self._reference, self._work_dir = domains, reference, work_dir
         work_dir.mkdir(parents=True, exist_ok=True)
@@ -52,9 +55,9 @@ class Judge:
         key = self._deployed_key(deployed_dir, domain)
         path = self._work_dir / f"scores-{key}"
         if key and path.with_suffix(".json").is_file():
-            kept = json.loads(path.with_suffix(".json").read_text("utf-8"))
+            saved = json.loads(path.with_suffix(".json").read_text("utf-8"))
             vector = torch.from_numpy(np.load(path.with_suffix(".npy")))
-            return replace(NextTokenScores(**kept), token_kl=vector)
+            return replace(NextTokenScores(**saved), token_kl=vector)
         scores = self._compute(deployed_dir, domain)
         values = scores.to_dict()
         if key and None not in values.values():
@@ -108,8 +111,8 @@ class Judge:
 class Paired:
     """How the KL of one deployed directory stands to that of another, token by token.
 
-    ``ratio`` is of the means and ``ratio_standard_error`` its error (delta method);
-    ``difference`` is in nats. Tokens are taken as independent.
+    ``ratio`` compares the means, and ``ratio_standard_error`` is its error (delta method).
+    ``difference`` is in nats. Tokens count as independent.
     """
 
     ratio: float
@@ -118,7 +121,7 @@ class Paired:
     difference_standard_error: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values; a figure that is no number is None."""
+        """Return plain values; None for a figure that is not finite."""
         return {k: v if math.isfinite(v) else None for k, v in vars(self).items()}
 
 

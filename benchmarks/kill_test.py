@@ -29,7 +29,7 @@ MAX_KILLS = 4
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill: when, in seconds, and what lay beside the checkpoint then."""
+    """One kill: after how many seconds, and how far the run had come."""
 
     seconds: float
     state: str
@@ -107,35 +107,40 @@ def try_once(command: list[str], output: Path, limit: float, rng: random.Random)
 @click.command()
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("options", nargs=-1)
-@click.option("--runs", default=20, show_default=True)
+@click.option("--runs", default=20, show_default=True, help="How many runs to kill.")
 @click.option("--seed", default=0, show_default=True, help="Random seed for choosing moments.")
-@click.option("--directory", type=click.Path(path_type=Path), help="Where to write.")
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path),
+    help="Directory to write in.  [default: beside CHECKPOINT]",
+)
 def main(
     checkpoint: Path, options: tuple[str, ...], runs: int, seed: int, directory: Path | None
 ) -> None:
     """Kill ``quantize CHECKPOINT OPTIONS`` and compare what its resumption writes."""
     rng, failed = random.Random(seed), 0
     with tempfile.TemporaryDirectory(dir=directory or checkpoint.resolve().parent) as name:
-        place = Path(name)
+        folder = Path(name)
         base = [sys.executable, "-m", "vacc_deploy", "quantize", str(checkpoint.resolve())]
         base += [*options, "--output"]
-        whole = run_whole([*base, str(place / "whole")])
-        expected = hash_files(place / "whole")
+        whole = run_whole([*base, str(folder / "whole")])
+        expected = hash_files(folder / "whole")
         click.echo(f"{checkpoint.name}, {' '.join(options)}, {machine()}")
         click.echo(f"whole run: {whole:.1f} s, {len(expected)} files")
         for number in range(1, runs + 1):
-            # As deep as the whole run: the manifest holds the way to the source.
-            output = place / f"killed-{number}"
+            # As deep as the whole run: the manifest holds the relative path of the source.
+            output = folder / f"killed-{number}"
             kills = try_once([*base, str(output)], output, 1.05 * whole, rng)
             got = hash_files(output)
             different = sorted(
                 path for path in expected.keys() | got.keys() if expected.get(path) != got.get(path)
             )
-            others = sorted(p.name for p in place.iterdir() if p.name not in ("whole", output.name))
+            known = ("whole", output.name)
+            others = sorted(path.name for path in folder.iterdir() if path.name not in known)
             failed += bool(different or others)
-            told = ", ".join(f"{kill.seconds:.1f} s ({kill.state})" for kill in kills) or "none"
+            moments = ", ".join(f"{kill.seconds:.1f} s ({kill.state})" for kill in kills) or "none"
             result = f"DIFFERENT: {different + others}" if different or others else "equal"
-            click.echo(f"{number:3}  {result:9}  killed at {told}")
+            click.echo(f"{number:3}  {result:9}  killed at {moments}")
             shutil.rmtree(output)
     click.echo(f"{runs - failed} of {runs} runs gave the bytes of the whole run")
     sys.exit(1 if failed else 0)

@@ -44,7 +44,7 @@ class Measured:
 def run_measured(
     command: list[str], *, env: Mapping[str, str] | None = None, device: str = "cpu"
 ) -> Measured:
-    """Run ``command`` with its output thrown away.
+    """Run ``command``; its output is discarded.
 
     Args:
         command: the program and its arguments.
@@ -52,7 +52,7 @@ def run_measured(
         device: a ``cuda`` device whose memory is watched by nvidia-smi meanwhile.
 
     Raises:
-        RuntimeError: it failed; with the end of what it wrote to stderr.
+        RuntimeError: the command failed; the message has the end of its stderr.
     """
     with _device_samples(device) as samples:
         started = time.monotonic()

@@ -20,12 +20,20 @@ from stand_ins import link_checkpoint, write_sums
 
 @click.command()
 @click.argument("checkpoints", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--method", type=click.Choice(["gptq", "rtn"]), default="gptq", show_default=True)
-@click.option("--num-samples", default=8, show_default=True)
-@click.option("--seq-len", default=256, show_default=True)
-@click.option("--device", default="cpu", show_default=True)
 @click.option(
-    "--work-dir", type=click.Path(path_type=Path), help="Default: beside each checkpoint."
+    "--method",
+    type=click.Choice(["gptq", "rtn"]),
+    default="gptq",
+    show_default=True,
+    help="How to quantize.",
+)
+@click.option("--num-samples", default=8, show_default=True, help="Calibration rows.")
+@click.option("--seq-len", default=256, show_default=True, help="Tokens of a calibration row.")
+@click.option("--device", default="cpu", show_default=True, help="Device to quantize on.")
+@click.option(
+    "--work-dir",
+    type=click.Path(path_type=Path),
+    help="Directory to work in.  [default: beside each checkpoint]",
 )
 def main(
     checkpoints: tuple[Path, ...],

@@ -71,7 +71,7 @@ def parse_peers(peers: tuple[str, ...]) -> list[Contest]:
     """Return the contests that NAME=PYTHON and NAME:METHOD=PYTHON ask for.
 
     Raises:
-        click.ClickException: an unknown peer or method, or no such interpreter.
+        click.ClickException: the peer, its method or the interpreter does not exist.
     """
     contests = []
     for peer in peers:
@@ -88,7 +88,7 @@ def parse_peers(peers: tuple[str, ...]) -> list[Contest]:
 
 @dataclass(frozen=True)
 class Job:
-    """What every contestant is given."""
+    """The task of every contestant."""
 
     checkpoint: Path
     folder: Path
@@ -210,18 +210,34 @@ def judge_all(
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--calibration", "sources", multiple=True, required=True, metavar="NAME=PATH")
-@click.option("--peer", "peers", multiple=True, required=True, metavar="NAME[:METHOD]=PYTHON")
+@click.option(
+    "--calibration",
+    "sources",
+    multiple=True,
+    required=True,
+    metavar="NAME=PATH",
+    help="Calibrate on this.",
+)
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    required=True,
+    metavar="NAME[:METHOD]=PYTHON",
+    help="Compare with this.",
+)
 @click.option("--text", "texts", multiple=True, metavar="NAME=FILE", help="Judge on this.")
 @click.option("--library/--no-library", default=True, help="Judge on Python's own files.")
-@click.option("--num-samples", default=32, show_default=True)
-@click.option("--seq-len", default=512, show_default=True)
+@click.option("--num-samples", default=32, show_default=True, help="Calibration rows.")
+@click.option("--seq-len", default=512, show_default=True, help="Tokens of a calibration row.")
 @click.option("--judge-rows", default=8, show_default=True, help="Windows to judge on.")
 @click.option("--judge-seq-len", default=512, show_default=True, help="Tokens of a window.")
 @click.option("--runs", default=1, show_default=True, help="Pairs of each contest.")
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--reuse", type=DIRECTORY, help="Keep everything here.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="All figures.")
+@click.option("--device", default="cpu", show_default=True, help="Device to quantize on.")
+@click.option("--reuse", type=DIRECTORY, help="Save states and scores here, and use them again.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write all figures here."
+)
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED)
 def main(
     checkpoint: Path,
@@ -239,7 +255,7 @@ def main(
     json_file: Path | None,
     extra: tuple[str, ...],
 ) -> None:
-    """Compare peers with this quantizer on CHECKPOINT; EXTRA (after --) goes to our quantize."""
+    """Compare peers with this quantizer on CHECKPOINT; pass EXTRA (after --) to our quantize."""
     contests = parse_peers(peers)
     source, tokenizer = Checkpoint.open(checkpoint), Tokenizer.from_dir(checkpoint)
     shape = (judge_rows, judge_seq_len)

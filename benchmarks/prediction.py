@@ -49,11 +49,17 @@ def _row(name: str, predicted: float | None, measured: float) -> tuple[str, str,
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--num-samples", default=32, show_default=True)
-@click.option("--seq-len", default=512, show_default=True)
-@click.option("--calibration", "sources", multiple=True, metavar="NAME=PATH")
-@click.option("--work-dir", type=click.Path(path_type=Path), help="Default: beside CHECKPOINT.")
+@click.option("--device", default="cpu", show_default=True, help="Device to quantize on.")
+@click.option("--num-samples", default=32, show_default=True, help="Calibration rows.")
+@click.option("--seq-len", default=512, show_default=True, help="Tokens of a calibration row.")
+@click.option(
+    "--calibration", "sources", multiple=True, metavar="NAME=PATH", help="Calibrate on this."
+)
+@click.option(
+    "--work-dir",
+    type=click.Path(path_type=Path),
+    help="Directory to work in.  [default: beside CHECKPOINT]",
+)
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED)
 def main(
     checkpoint: Path,
@@ -64,7 +70,7 @@ def main(
     work_dir: Path | None,
     extra: tuple[str, ...],
 ) -> None:
-    """Predict and run; EXTRA (after --) goes to quantize."""
+    """Predict and run; pass EXTRA (after --) to quantize."""
     from vacc_deploy.results import format_table
 
     with tempfile.TemporaryDirectory(dir=work_dir or checkpoint.resolve().parent) as name:

@@ -48,7 +48,7 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
     """Return FIELD=VALUE settings as values of the types that ``QuantizeOptions`` declares.
 
     Raises:
-        click.ClickException: no such field, or no value of its type.
+        click.ClickException: the field does not exist, or the value is not of its type.
     """
     hints = typing.get_type_hints(QuantizeOptions, localns={"CalibrationSource": CalibrationSource})
     values = {}
@@ -66,10 +66,11 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _convert(text: str, hint: Any) -> Any:
-    """Return ``text`` as the type a field declares: a number, a truth value, text, None, a tuple.
+    """Return ``text`` as the type that a field declares.
 
     Raises:
-        ValueError: it is none; KeyError: it is no truth value.
+        ValueError: it is not of that type.
+        KeyError: it is not a truth value.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -108,7 +109,7 @@ def table_row(
 
 @contextlib.contextmanager
 def work_folder(reuse: Path | None) -> Iterator[Path]:
-    """Yield the directory to keep things in: ``reuse``, or one that goes away."""
+    """Yield the directory to work in: ``reuse``, or a temporary one."""
     if reuse is not None:
         reuse.mkdir(parents=True, exist_ok=True)
         yield reuse
@@ -136,18 +137,28 @@ def judge_both(judge: Judge, folder: Path) -> tuple[list[tuple[object, ...]], di
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--c4", type=FILE, required=True)
-@click.option("--ceval", type=FILE, required=True)
-@click.option("--alpaca", type=FILE, required=True)
+@click.option("--c4", type=FILE, required=True, help="C4 file, .json.gz.")
+@click.option("--ceval", type=FILE, required=True, help="C-Eval archive, .zip.")
+@click.option("--alpaca", type=FILE, required=True, help="Alpaca file, .json.")
 @click.option("--calibration", multiple=True, metavar="NAME=PATH", help="Calibrate on this too.")
-@click.option("--text", "texts", multiple=True, metavar="NAME=FILE", help="Another domain.")
+@click.option("--text", "texts", multiple=True, metavar="NAME=FILE", help="Judge on this too.")
 @click.option("--library/--no-library", default=True, help="Judge on Python's own files.")
-@click.option("--num-samples", default=32, show_default=True)
-@click.option("--seq-len", default=512, show_default=True)
+@click.option("--num-samples", default=32, show_default=True, help="Calibration rows.")
+@click.option("--seq-len", default=512, show_default=True, help="Tokens of a calibration row.")
 @click.option("--judge-rows", default=18, show_default=True, help="Windows to judge on.")
-@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="QuantizeOptions.")
-@click.option("--reuse", type=DIRECTORY, help="Keep float states and scores here, use them again.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="All figures.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Set a field of QuantizeOptions.",
+)
+@click.option(
+    "--reuse", type=DIRECTORY, help="Save float states and scores here, and use them again."
+)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write all figures here."
+)
 def main(
     checkpoint: Path,
     c4: Path,

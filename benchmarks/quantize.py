@@ -104,7 +104,8 @@ def describe_run(sample: Sample, floors: dict[str, float], num_tokens: int) -> s
 
 
 def floors_of(source: Path, num_samples: int, seq_len: int, extra: tuple[str, ...], device: str):
-    """Return the floors of the calibrated parts; torch is first imported here."""
+    """Return the floors of the calibrated parts."""
+    # The first import of torch: what it holds would count in the peak of a measured process.
     from floors import Workload, measure_floors
 
     from vacc_deploy.calibration.split import HELD_OUT_SHARE
@@ -116,25 +117,35 @@ def floors_of(source: Path, num_samples: int, seq_len: int, extra: tuple[str, ..
     if "--method rtn" in options:
         return {}
     config, is_full = read_config(source), "--effort fast" not in options
-    original = 0
+    num_float_rows = 0
     if is_full:
         asked = QuantizeOptions("gptq", num_samples=num_samples, sequence_length=seq_len)
         held_out = max(1, round(num_samples * HELD_OUT_SHARE))
-        original = num_original_rows(config, asked, num_samples - held_out, held_out)
-    work = Workload(config, num_samples, seq_len, is_full, original)
+        num_float_rows = num_original_rows(config, asked, num_samples - held_out, held_out)
+    work = Workload(config, num_samples, seq_len, is_full, num_float_rows)
     return measure_floors(work, device)
 
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--num-samples", default=32, show_default=True)
-@click.option("--seq-len", default=512, show_default=True)
-@click.option("--calibration", "sources", multiple=True, metavar="NAME=PATH")
-@click.option("--layers", type=click.IntRange(1), help="Only the first N.  [default: all]")
-@click.option("--runs", default=1, show_default=True)
-@click.option("--work-dir", type=click.Path(path_type=Path), help="Default: beside CHECKPOINT.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="All figures.")
+@click.option("--device", default="cpu", show_default=True, help="Device to quantize on.")
+@click.option("--num-samples", default=32, show_default=True, help="Calibration rows.")
+@click.option("--seq-len", default=512, show_default=True, help="Tokens of a calibration row.")
+@click.option(
+    "--calibration", "sources", multiple=True, metavar="NAME=PATH", help="Calibrate on this."
+)
+@click.option(
+    "--layers", type=click.IntRange(1), help="Quantize the first N layers only.  [default: all]"
+)
+@click.option("--runs", default=1, show_default=True, help="How often to run.")
+@click.option(
+    "--work-dir",
+    type=click.Path(path_type=Path),
+    help="Directory to work in.  [default: beside CHECKPOINT]",
+)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write all figures here."
+)
 @click.argument("extra", nargs=-1, type=click.UNPROCESSED)
 def main(
     checkpoint: Path,
@@ -148,7 +159,7 @@ def main(
     json_file: Path | None,
     extra: tuple[str, ...],
 ) -> None:
-    """Print the time of quantizing CHECKPOINT; EXTRA (after --) goes to quantize."""
+    """Print the time of quantizing CHECKPOINT; pass EXTRA (after --) to quantize."""
     num_tokens = num_samples * seq_len
     with tempfile.TemporaryDirectory(dir=work_dir or checkpoint.resolve().parent) as name:
         folder = Path(name)

@@ -22,9 +22,13 @@ from stand_ins import link_checkpoint
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--runs", default=5, show_default=True)
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--work-dir", type=click.Path(path_type=Path), help="Default: beside CHECKPOINT.")
+@click.option("--runs", default=5, show_default=True, help="Pairs of cp and quantize.")
+@click.option("--device", default="cpu", show_default=True, help="Device to quantize on.")
+@click.option(
+    "--work-dir",
+    type=click.Path(path_type=Path),
+    help="Directory to work in.  [default: beside CHECKPOINT]",
+)
 def main(checkpoint: Path, runs: int, device: str, work_dir: Path | None) -> None:
     """Print the time and memory of rounding CHECKPOINT."""
     copies, quantized = [], []

@@ -1,6 +1,6 @@
 """Stand-ins for what a checkpoint of random weights lacks: a tokenizer, and text that it can read.
 
-And a part of a checkpoint that stands for the whole. Light to import: see ``measured``.
+It also cuts a checkpoint to its first layers. Light to import: see ``measured``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from vacc_deploy.demo.task import sample_problems
 
 # The tokenizers at hand make about 80 tokens of a problem and its answer, on average.
 _TOKENS_PER_PROBLEM = 40
-# Written anew, or no longer true of a part.
+# Files that are written anew, or that no longer hold for the first layers alone.
 NOT_COPIED = ("config.json", "config_vacc.json", "model.safetensors.index.json", "vacc_deploy.json")
 
 
@@ -32,7 +32,7 @@ def keep_layers(source: Path, target: Path, count: int) -> None:
     """Write the first ``count`` layers of a checkpoint, and everything around them.
 
     Raises:
-        ValueError: it has fewer.
+        ValueError: the checkpoint has fewer layers.
     """
     checkpoint = Checkpoint.open(source)
     if not 0 < count <= checkpoint.config.num_hidden_layers:

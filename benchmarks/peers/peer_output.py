@@ -5,9 +5,9 @@ Runs in the peer's own environment: imports the standard library, numpy, torch a
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,16 +32,18 @@ class Run:
 
     def __init__(self, usage: str) -> None:
         """Read CHECKPOINT, IDS.npy, OUTPUT and METHOD from the command line."""
-        if len(sys.argv) != 5:
-            sys.exit(f"usage: {usage} CHECKPOINT IDS.npy OUTPUT METHOD")
-        self.checkpoint, self.output = Path(sys.argv[1]), Path(sys.argv[3])
-        self.method = sys.argv[4]
-        self.rows = np.load(sys.argv[2], allow_pickle=False)
-        self.seconds: dict[str, float] = {}
+        parser = argparse.ArgumentParser(usage=f"{usage} CHECKPOINT IDS.npy OUTPUT METHOD")
+        for name in ("checkpoint", "ids", "output"):
+            parser.add_argument(name, type=Path)
+        parser.add_argument("method")
+        arguments = parser.parse_args()
+        self.checkpoint, self.output = arguments.checkpoint, arguments.output
+        self.method, self.seconds = arguments.method, dict[str, float]()
+        self.rows = np.load(arguments.ids, allow_pickle=False)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Note the seconds of a block."""
+        """Record the seconds of a block."""
         started = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - started, 3)
@@ -102,7 +104,7 @@ def write_stock(checkpoint: Path, stock: Path, weights: dict) -> None:
     left = dict(weights)
     for path in sorted(checkpoint.iterdir()):
         if path.suffix == ".safetensors":
-            tensors = {name: left.pop(name, kept) for name, kept in load_file(path).items()}
+            tensors = {name: left.pop(name, old) for name, old in load_file(path).items()}
             save_file({k: t.contiguous() for k, t in tensors.items()}, stock / path.name)
         elif path.is_file():
             shutil.copyfile(path, stock / path.name)

@@ -45,10 +45,6 @@ def text_of(tokenizer, document):
     return tokenizer.decode(ConversationEncoder(tokenizer).encode(document))
 
 
-def test_the_templates_differ_in_the_opening():
-    assert OPENING_TEMPLATE.count("<think>\\n") == 1
-
-
 @pytest.mark.parametrize(
     ("content", "written"),
     [

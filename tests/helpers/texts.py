@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.datasets.sources import CalibrationSource
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE_DIR = ROOT / "source_code"
 
@@ -20,6 +22,15 @@ def write_numbers(path: Path, count: int) -> Path:
     """Write ``number_words`` to a file and return its path."""
     path.write_text(number_words(count), "utf-8")
     return path
+
+
+def write_alpaca(directory: Path, records: int | list[dict[str, str]] = 10) -> CalibrationSource:
+    """Write records, or so many made ones, as a source of conversations."""
+    if isinstance(records, int):
+        records = [{"instruction": f"q{n}", "input": "", "output": f"a{n}"} for n in range(records)]
+    path = directory / "alpaca.json"
+    path.write_text(json.dumps(records), "utf-8")
+    return CalibrationSource("alpaca", path)
 
 
 def contents(directory: Path, *, without: tuple[str, ...] = ()) -> dict[str, bytes]:

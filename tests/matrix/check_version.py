@@ -24,13 +24,7 @@ os.environ.update(HF_HOME=FOLDER, HF_HUB_OFFLINE="1", HF_MODULES_CACHE=os.path.j
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from transformers import (  # noqa: E402
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    DynamicCache,
-    Qwen2ForCausalLM,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
@@ -79,8 +73,9 @@ def load(folder, config_file="config_vacc.json", auto=AutoModelForCausalLM, fiel
 
 
 def load_stock(folder):
+    """Load a directory with the library's own Qwen2 or Llama."""
     options = dict({"attn_implementation": "eager"}, **dtype_option(torch.float32))
-    return Qwen2ForCausalLM.from_pretrained(folder, **options).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, **options).eval()
 
 
 def stored(folder):
@@ -119,23 +114,32 @@ def require_close(name, actual, expected, tolerance=TOLERANCE):
     assert difference <= tolerance, f"{name}: differs by {difference:.2g}"
 
 
+def relative_error(actual, expected):
+    return ((actual.float() - expected).norm() / expected.norm()).item()
+
+
 def require_tokens(name, actual, expected):
     assert actual.tolist() == expected.tolist(), f"{name}: other tokens than stock"
 
 
-def require_exact_state(model, folder):
-    """Every stored tensor is in the model, unchanged but for the dtype of floats; no other is."""
-    state, expected = model.state_dict(), stored(folder)
-    if model.config.tie_word_embeddings:
-        expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
-    assert sorted(state) == sorted(expected), sorted(set(state) ^ set(expected))[:3]
+def require_stored_tensors(model, expected):
+    """Every stored tensor is in the model, unchanged but for the dtype of floats."""
+    state = model.state_dict()
     for name, tensor in expected.items():
         is_int8 = tensor.dtype == torch.int8 or name.endswith("weight_scale")
         dtype = tensor.dtype if is_int8 else model.dtype
         assert state[name].dtype == dtype, f"{name} is {state[name].dtype}"
         assert torch.equal(state[name], tensor.to(dtype)), f"{name} changed"
-    held = set(state)
-    others = [name for name, _ in model.named_buffers() if name not in held]
+
+
+def require_exact_state(model, folder):
+    """The model has the stored tensors, unchanged, and neither a tensor nor a buffer more."""
+    state, expected = model.state_dict(), stored(folder)
+    if model.config.tie_word_embeddings:
+        expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
+    assert sorted(state) == sorted(expected), sorted(set(state) ^ set(expected))[:3]
+    require_stored_tensors(model, expected)
+    others = [name for name, _ in model.named_buffers() if name not in state]
     assert not others, f"buffers outside the checkpoint: {others[:3]}"
 
 
@@ -247,20 +251,16 @@ def check_generate(root):
         stock = load_stock(root / (name + "-source"))
         for fields in ({"insert_slice": False}, {"insert_slice": True}):
             own = load(root / (name + "-prepared"), fields=fields)
-            for title, inputs, options in (
-                ("greedy", {"inputs": ids[:1]}, {}),
-                ("left padding", {"inputs": padded, "attention_mask": mask}, {}),
-                (
-                    "use_cache false",
-                    {"inputs": padded, "attention_mask": mask},
-                    {"use_cache": False},
-                ),
-                ("beam search", {"inputs": padded, "attention_mask": mask}, {"num_beams": 2}),
+            single, batch = (ids[:1], torch.ones_like(ids[:1])), (padded, mask)
+            for title, (inputs, attention_mask), options in (
+                ("greedy", single, {}),
+                ("left padding", batch, {}),
+                ("use_cache false", batch, {"use_cache": False}),
+                ("beam search", batch, {"num_beams": 2}),
             ):
-                inputs.setdefault("attention_mask", torch.ones_like(inputs["inputs"]))
-                options = dict(GREEDY, **options)
-                expected = stock.generate(**inputs, **options)
-                require_tokens(title, own.generate(**inputs, **options), expected)
+                options = dict(GREEDY, attention_mask=attention_mask, **options)
+                made = own.generate(inputs, **options)
+                require_tokens(title, made, stock.generate(inputs, **options))
 
 
 @check("sliding window")
@@ -285,9 +285,9 @@ def check_sliding_window(root):
     require_close("use_sliding_window true", actual, by_hand)
     _, last = split_past(own, ids)
     require_close("windowed decode", last.logits, by_hand[:, 20:])
-    made = [own.generate(ids, attention_mask=torch.ones_like(ids), use_cache=cached, **GREEDY)
-            for cached in (True, False)]  # fmt: skip
-    require_tokens("windowed generate", *made)
+    options = dict(GREEDY, attention_mask=torch.ones_like(ids))
+    made = own.generate(ids, use_cache=True, **options)
+    require_tokens("windowed generate", made, own.generate(ids, use_cache=False, **options))
 
 
 def make_own(folder, fields):
@@ -315,7 +315,7 @@ def check_dtypes(root):
             continue
         logits = own(ids).logits
         assert logits.dtype == torch.float32, logits.dtype  # as in transformers 4.37
-        error = ((logits.float() - expected).norm() / expected.norm()).item()
+        error = relative_error(logits, expected)
         assert error < 0.05, f"{dtype}: relative error {error:.2g}"
         made = own.generate(ids, attention_mask=torch.ones_like(ids), **GREEDY)
         assert made.shape[1] == 34
@@ -330,7 +330,7 @@ def check_quantize(root):
     own = load(root / "qwen2-prepared", fields={"insert_slice": False})
     expected = own(ids).logits
     assert own.quantize(8) is own
-    error = ((own(ids).logits - expected).norm() / expected.norm()).item()
+    error = relative_error(own(ids).logits, expected)
     assert 0 < error < 0.05, f"relative error {error:.2g}"
     state = own.state_dict()
     for name, tensor in stored(root / "qwen2-int8").items():
@@ -359,8 +359,7 @@ def check_int8_load(root):
                     continue
                 logits = own(ids).logits
                 assert logits.dtype == torch.float32, logits.dtype  # as in transformers 4.37
-                reference = expected(ids).logits[:, -logits.shape[1] :]
-                error = ((logits.float() - reference).norm() / reference.norm()).item()
+                error = relative_error(logits, expected(ids).logits[:, -logits.shape[1] :])
                 limit = 1e-6 if dtype == torch.float32 else 0.05
                 assert error <= limit, f"{dtype}: relative error {error:.2g}"
     moved = load(folder, "config.json").to(torch.bfloat16)
@@ -505,12 +504,8 @@ def check_llama(root):
     runtime = package_runtime()
     require_old_is_refused(runtime, root / "llama-prepared")
     own = runtime.load_model(root / "llama-prepared")
-    require_close("logits", own(make_ids()).logits, load_llama(root)(make_ids()).logits)
-
-
-def load_llama(root):
-    options = dict({"attn_implementation": "eager"}, **dtype_option(torch.float32))
-    return AutoModelForCausalLM.from_pretrained(root / "llama-source", **options).eval()
+    stock = load_stock(root / "llama-source")
+    require_close("logits", own(make_ids()).logits, stock(make_ids()).logits)
 
 
 @check("Llama int8")
@@ -521,29 +516,24 @@ def check_llama_int8(root):
     runtime = package_runtime()
     require_old_is_refused(runtime, root / "llama-int8")
     ids = make_ids()
-    reference = runtime.source_module("quantization_vacc").quantize(load_llama(root))
+    reference = runtime.source_module("quantization_vacc").quantize(
+        load_stock(root / "llama-source")
+    )
     expected = reference(ids).logits
     for dtype in DTYPES:
         own = runtime.load_model(root / "llama-int8", dtype=dtype)
-        require_exact_llama(own, root / "llama-int8")
+        require_stored_tensors(own, stored(root / "llama-int8"))
         if not can_multiply(dtype):
             continue
         assert own.dtype == dtype, own.dtype  # up to 4.45 Llama gives float32 logits whatever this
         logits = own(ids).logits
-        error = ((logits.float() - expected).norm() / expected.norm()).item()
+        error = relative_error(logits, expected)
         limit = 1e-5 if dtype == torch.float32 else 0.05
         assert error <= limit, f"{dtype}: relative error {error:.2g}"
         options = dict(GREEDY, attention_mask=torch.ones_like(ids))
         made = own.generate(ids, **options)
         if dtype == torch.float32:
             require_tokens("generate", made, reference.generate(ids, **options))
-
-
-def require_exact_llama(model, folder):
-    state = model.state_dict()
-    for name, tensor in stored(folder).items():
-        is_int8 = tensor.dtype == torch.int8 or name.endswith("weight_scale")
-        assert torch.equal(state[name], tensor if is_int8 else tensor.to(model.dtype)), name
 
 
 # ---- running them -----------------------------------------------------------------------------

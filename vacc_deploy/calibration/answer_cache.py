@@ -39,11 +39,7 @@ def hash_json(value: Any) -> str:
 
 
 class AnswerCache:
-    """The answers of one model under one set of settings.
-
-    Attributes:
-        digest: hash of all that shapes an answer.
-    """
+    """The answers of one model under one set of settings, whose hash is ``digest``."""
 
     def __init__(
         self,
@@ -87,17 +83,17 @@ class AnswerCache:
         try:
             with path.open("rb") as file:
                 data = file.read(MAX_BATCH_BYTES + 1)
-            answers = self._parse(data, prompts) if len(data) <= MAX_BATCH_BYTES else None
         except FileNotFoundError:
             return None
         except OSError as err:
-            self._progress.warn(
-                f"{path} cannot be read ({err.strerror}): its answers are written anew."
-            )
-            return None
-        if answers is None:
-            self._progress.warn(f"{path} is damaged: its answers are written anew.")
-        return answers
+            problem = f"cannot be read ({err.strerror})"
+        else:
+            answers = self._parse(data, prompts) if len(data) <= MAX_BATCH_BYTES else None
+            if answers is not None:
+                return answers
+            problem = "is damaged"
+        self._progress.warn(f"{path} {problem}: its answers are written anew.")
+        return None
 
     def put(self, prompts: Sequence[Sequence[int]], answers: Answers) -> None:
         """Save the answers to a batch of prompts.
@@ -105,9 +101,9 @@ class AnswerCache:
         Raises:
             OutputError: the file cannot be written.
         """
-        record = {"answers": answers, "sha256": self._seal(prompts, answers)}
+        text = json.dumps({"answers": answers, "sha256": self._seal(prompts, answers)}) + "\n"
         try:
-            replace_text(self.path_of(prompts), json.dumps(record) + "\n", overwrite=True, head="")
+            replace_text(self.path_of(prompts), text, overwrite=True, head="")
         except (OSError, OutputError) as err:
             raise self._unwritable(err) from err
 
@@ -127,11 +123,9 @@ class AnswerCache:
         return answers if is_sound and all(map(self._is_answer, answers)) else None
 
     def _is_answer(self, value: Any) -> bool:
-        return (
-            isinstance(value, list)
-            and len(value) <= self._max_tokens
-            and all(type(token) is int and 0 <= token < self._vocab_size for token in value)
-        )
+        if not isinstance(value, list) or len(value) > self._max_tokens:
+            return False
+        return all(type(token) is int and 0 <= token < self._vocab_size for token in value)
 
     def _unwritable(self, err: OSError | OutputError) -> OutputError:
         reason = err.strerror if isinstance(err, OSError) and err.strerror else err

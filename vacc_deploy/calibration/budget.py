@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 MIN_TOKENS_PER_INPUT = 4
 
 
-def widest_input(config: ModelConfig) -> int:
-    """Return the largest in_features of a layer's linears."""
-    return max(in_features for _, in_features in map(config.linear_shape, LAYER_LINEARS))
+def _fit(config: ModelConfig, rows: CalibrationRows) -> tuple[int, int]:
+    """Return the fitted tokens, and the largest in_features of a layer's linears."""
+    widest = max(in_features for _, in_features in map(config.linear_shape, LAYER_LINEARS))
+    return rows.num_fit_rows * rows.tokens.shape[1], widest
 
 
 def describe_calibration(config: ModelConfig, rows: CalibrationRows) -> dict[str, Any]:
     """Return the calibration for the report, with how far its tokens reach for this model."""
-    fit_tokens = rows.num_fit_rows * rows.tokens.shape[1]
-    widest = widest_input(config)
+    fit_tokens, widest = _fit(config, rows)
     return rows.to_dict() | {
         "fit_tokens": fit_tokens,
         "widest_in_features": widest,
@@ -34,8 +34,7 @@ def describe_calibration(config: ModelConfig, rows: CalibrationRows) -> dict[str
 
 def budget_warnings(config: ModelConfig, rows: CalibrationRows) -> tuple[str, ...]:
     """Return one line where the fitted tokens are too few for the widest linear."""
-    widest, sequence_length = widest_input(config), rows.tokens.shape[1]
-    fit_tokens = rows.num_fit_rows * sequence_length
+    (fit_tokens, widest), sequence_length = _fit(config, rows), rows.tokens.shape[1]
     if fit_tokens >= MIN_TOKENS_PER_INPUT * widest:
         return ()
     fit_rows = MIN_TOKENS_PER_INPUT * widest / sequence_length

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -37,9 +37,7 @@ class TokenBuffer:
         needed: tokens wanted.
         ids: tokens so far, at most ``needed``, int64.
         digests: hashes of the documents in it.
-        num_documents: how many documents were added.
-        rest: what was cut off the last document.
-        rest_digest: that document's hash.
+        rest: what was cut off the last document, whose hash is ``rest_digest``.
     """
 
     needed: int
@@ -58,7 +56,7 @@ class TokenBuffer:
         """Take a document, cut where the buffer is full; return how many tokens were taken."""
         taken = ids[: self.missing]
         if taken:
-            # Documents follow one another without a mark of our own: a BOS is the tokenizer's part.
+            # Documents follow one another without a mark of our own: the tokenizer writes the BOS.
             self.ids.extend(taken)
             self.digests.add(digest)
             self.num_documents += 1
@@ -72,7 +70,7 @@ class SourceTokens:
     Attributes:
         fit: the tokens of the fitted rows.
         held_out: those of the held-out rows, of other documents but for ``documents_shared``.
-        documents_read: how many documents were looked at.
+        documents_read: documents that were looked at.
         documents_shared: documents in both buffers, because the file has too few.
     """
 
@@ -84,7 +82,7 @@ class SourceTokens:
         num_fit: int,
         num_held_out: int,
     ) -> None:
-        """Want ``num_fit`` and ``num_held_out`` tokens of the documents that ``split`` includes."""
+        """Prepare to collect ``num_fit`` and ``num_held_out`` tokens of what ``split`` includes."""
         self.source, self.encoder, self._split = source, encoder, split
         self.fit, self.held_out = TokenBuffer(num_fit), TokenBuffer(num_held_out)
         self.documents_read = self.documents_shared = 0
@@ -115,16 +113,6 @@ class SourceTokens:
         spare += self._add(batch, progress)
         self._fill_from(spare, progress)
 
-    @property
-    def num_tokens(self) -> int:
-        """How many tokens were collected."""
-        return len(self.fit.ids) + len(self.held_out.ids)
-
-    @property
-    def documents_used(self) -> int:
-        """How many documents are in the tokens."""
-        return self.fit.num_documents + self.held_out.num_documents - self.documents_shared
-
     def _missing(self) -> int:
         return self.fit.missing + self.held_out.missing
 
@@ -133,10 +121,9 @@ class SourceTokens:
         return self.held_out if holds_out else self.fit
 
     def _choose_documents(self, rng: random.Random) -> Generator[Candidate, None, None]:
-        """Yield the documents of the wanted part in the order of the shuffle."""
-        num_bytes = self._missing() * BYTES_PER_NEEDED_TOKEN
-        if self.source.kind in CONVERSATION_KINDS:
-            num_bytes = WHOLE_POOL_BYTES
+        """Yield the documents that the split includes, in the order of the shuffle."""
+        is_small_set = self.source.kind in CONVERSATION_KINDS
+        num_bytes = WHOLE_POOL_BYTES if is_small_set else self._missing() * BYTES_PER_NEEDED_TOKEN
         # ``closing``: a file stays open no longer than it is read, though most end half way.
         with closing(_read_pools(self.source, num_bytes)) as pools:
             for pool in pools:
@@ -147,11 +134,11 @@ class SourceTokens:
                     if self._split.includes(digest):
                         yield Candidate(document, digest)
 
-    def _encode(self, batch: Sequence[Candidate]) -> Iterator[tuple[Candidate, list[int]]]:
+    def _encode(self, batch: list[Candidate]) -> Iterator[tuple[Candidate, list[int]]]:
         encoded = self.encoder.encode([candidate.document for candidate in batch])
-        yield from zip(batch, encoded, strict=True)
+        return zip(batch, encoded, strict=True)
 
-    def _add(self, batch: Sequence[Candidate], progress: Progress) -> list[Candidate]:
+    def _add(self, batch: list[Candidate], progress: Progress) -> list[Candidate]:
         """Add documents to their buffers; return those that found theirs full."""
         left = []
         for candidate, ids in self._encode(batch):
@@ -162,16 +149,15 @@ class SourceTokens:
                 progress.advance(buffer.add(ids, candidate.digest))
         return left
 
-    def _fill_from(self, spare: Sequence[Candidate], progress: Progress) -> None:
+    def _fill_from(self, spare: list[Candidate], progress: Progress) -> None:
         """Fill a buffer that is short with documents of the other one, whole ones first.
 
         A file of few documents may have none left. Then a second copy of a text that the other
         buffer has, or the end of a document that it has cut, has to do; they are counted as shared.
         """
-        short = next((buffer for buffer in (self.fit, self.held_out) if buffer.missing), None)
-        if short is None:
-            return
-        other = self.held_out if short is self.fit else self.fit
+        short, other = self.fit, self.held_out
+        if not short.missing:
+            short, other = other, short
         # Where both are short there is nothing to spare: only a full buffer turns documents away.
         fresh = [candidate for candidate in spare if candidate.digest not in other.digests]
         copies = [candidate for candidate in spare if candidate.digest in other.digests]
@@ -179,7 +165,7 @@ class SourceTokens:
         for candidates in (fresh, copies):
             for start in range(0, len(candidates), size):
                 if not short.missing:
-                    return
+                    return  # before a batch is encoded: a model may have to answer it
                 for candidate, ids in self._encode(candidates[start : start + size]):
                     taken = short.add(ids, candidate.digest)
                     progress.advance(taken)
@@ -192,14 +178,13 @@ class SourceTokens:
 def _read_pools(source: CalibrationSource, num_bytes: int) -> Generator[list[Document], None, None]:
     """Yield the documents in lists, each of ``num_bytes`` of text or a little more."""
     with closing(read_documents(source)) as documents:
-        pool: list[Document] = []
-        held = 0
+        pool, size = list[Document](), 0
         for document in documents:
             pool.append(document)
-            held += _count_bytes(document)
-            if held >= num_bytes:
+            size += _count_bytes(document)
+            if size >= num_bytes:
                 yield pool
-                pool, held = [], 0
+                pool, size = [], 0
         if pool:
             yield pool
 

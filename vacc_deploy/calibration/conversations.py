@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vacc_deploy.datasets.files import Document, Message
 from vacc_deploy.datasets.sources import CONVERSATION_KINDS, CalibrationSource
 from vacc_deploy.errors import CheckpointError
-from vacc_deploy.progress import SILENT, Progress
+from vacc_deploy.progress import Progress
 from vacc_deploy.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -43,16 +43,16 @@ class DocumentEncoder:
         self,
         source: CalibrationSource,
         tokenizer: Tokenizer,
-        *,
         vocab_size: int,
-        writer: OwnAnswers | None = None,
-        progress: Progress = SILENT,
+        *,
+        writer: OwnAnswers | None,
+        progress: Progress,
     ) -> None:
         """Look at the chat template, where the source has conversations.
 
         Args:
             source: where the documents come from.
-            tokenizer: text to ids.
+            tokenizer: tokenizer of the model.
             vocab_size: rows of the model's embedding; every id must be below it.
             writer: answers the prompts of conversations in place of the data set.
             progress: warned where there is no chat template.
@@ -60,10 +60,10 @@ class DocumentEncoder:
         Raises:
             CheckpointError: the chat template fails.
         """
-        has_conversations = source.kind in CONVERSATION_KINDS
         self._name, self._tokenizer, self._vocab_size = source.path.name, tokenizer, vocab_size
-        self._writer = writer if has_conversations else None
-        self._conversations = ConversationEncoder(tokenizer) if has_conversations else None
+        self._conversations = self._writer = None
+        if source.kind in CONVERSATION_KINDS:
+            self._conversations, self._writer = ConversationEncoder(tokenizer), writer
         self.form = self._conversations.form if self._conversations else None
         self.has_own_answers = self._writer is not None
         self.batch_size = self._writer.batch_size if self._writer else 1
@@ -80,10 +80,7 @@ class DocumentEncoder:
         Raises:
             CheckpointError: an id is not below ``vocab_size``, or the chat template fails.
         """
-        if self._writer is None:
-            encoded = [self._encode_one(document) for document in documents]
-        else:
-            encoded = self._answer(self._writer, documents)
+        encoded = self._answer(documents) if self._writer else list(map(self._encode, documents))
         largest = max((max(ids, default=0) for ids in encoded), default=0)
         if largest >= self._vocab_size:
             # It would read past the embedding.
@@ -94,31 +91,26 @@ class DocumentEncoder:
             )
         return encoded
 
-    def _encode_one(self, document: Document) -> list[int]:
+    def _encode(self, document: Document) -> list[int]:
         if isinstance(document, str):
             return self._tokenizer.encode(document, add_bos=self._tokenizer.adds_bos)
         assert self._conversations is not None
         return self._conversations.encode(document)
 
-    def _answer(self, writer: OwnAnswers, documents: Sequence[Document]) -> list[list[int]]:
-        assert self._conversations is not None
-        prompts = [
-            self._conversations.encode_prompt(d) for d in documents if not isinstance(d, str)
-        ]
-        limit = writer.max_prompt_tokens
+    def _answer(self, documents: Sequence[Document]) -> list[list[int]]:
+        """Return prompts with the model's answers; nothing for a prompt that is too long."""
+        assert self._conversations is not None and self._writer is not None
+        encode, limit = self._conversations.encode_prompt, self._writer.max_prompt_tokens
+        prompts = [encode(turns) for turns in documents if not isinstance(turns, str)]
         # One list for all: the model writes the answers of a batch at once.
         fitting = [prompt for prompt in prompts if len(prompt) <= limit]
         self.num_skipped += len(prompts) - len(fitting)
-        answers = iter(writer.write(fitting) if fitting else [])
+        answers = iter(self._writer.write(fitting) if fitting else [])
         return [prompt + next(answers) if len(prompt) <= limit else [] for prompt in prompts]
 
 
 class ConversationEncoder:
-    """Turns conversations into ids.
-
-    Attributes:
-        form: ``JOINED``, ``PLAIN``, ``AFTER_OPENING`` or ``WITH_OPENING``.
-    """
+    """Turns conversations into ids; ``form`` is one of the four words above."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Find out by probes how the checkpoint's chat template treats thoughts.
@@ -126,31 +118,23 @@ class ConversationEncoder:
         Raises:
             CheckpointError: the chat template fails.
         """
-        self._tokenizer = tokenizer
-        self._opening = ""
-        self._end_id: int | None = None
-        self.form = JOINED
-        if tokenizer.has_chat_template:
-            self._end_id = tokenizer.answer_end_id()
-            self.form = self._probe_form()
-
-    def _probe_form(self) -> str:
+        self._tokenizer, self._opening, self.form = tokenizer, "", JOINED
+        if not tokenizer.has_chat_template:
+            return
+        self._end_id = tokenizer.answer_end_id()
         prompt = self._render([{"role": "user", "content": "a"}])
         if prompt.rstrip().endswith(THINK_OPEN):
-            self._opening = prompt[prompt.rindex(THINK_OPEN) :]
-            return AFTER_OPENING
-        tokens = (THINK_OPEN, THINK_CLOSE)
-        thinks = all(self._tokenizer.token_id(token) is not None for token in tokens)
-        return WITH_OPENING if thinks else PLAIN
+            self.form, self._opening = AFTER_OPENING, prompt[prompt.rindex(THINK_OPEN) :]
+        else:
+            tokens = (THINK_OPEN, THINK_CLOSE)
+            thinks = all(tokenizer.token_id(token) is not None for token in tokens)
+            self.form = WITH_OPENING if thinks else PLAIN
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids of a conversation that ends with an answer of the assistant.
 
         The ids of the prompt are those that a server sends, and the answer follows them: a token
         never spans the two.
-
-        Raises:
-            CheckpointError: the chat template fails.
         """
         if self.form == JOINED:
             text = "\n".join(message["content"] for message in messages)

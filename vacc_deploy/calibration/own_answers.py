@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,26 +54,6 @@ _SHAPING_FILES = (
 )
 
 
-LoadModel = Callable[..., Any]
-
-
-@dataclass(frozen=True)
-class AnswerSettings:
-    """How long the model's own answers are, and where they are written.
-
-    Attributes:
-        max_new_tokens: length at which an answer is cut off.
-        seed: random seed of the sampling.
-        device: where the model runs.
-        cache_dir: directory that saves the answers; None for ``default_directory``.
-    """
-
-    max_new_tokens: int
-    seed: int
-    device: str = "cpu"
-    cache_dir: Path | None = None
-
-
 class OwnAnswers:
     """Writes the answers of a checkpoint's float model, or takes them from the cache.
 
@@ -92,17 +70,23 @@ class OwnAnswers:
         self,
         checkpoint: Checkpoint,
         tokenizer: Tokenizer,
-        settings: AnswerSettings,
         *,
+        max_new_tokens: int,
+        seed: int,
+        device: str,
+        cache_dir: Path | None,
         progress: Progress = SILENT,
-        load: LoadModel = load_model,
+        load: Callable[..., Any] = load_model,
     ) -> None:
         """Read how the checkpoint samples, and prepare the cache.
 
         Args:
             checkpoint: the float model.
-            tokenizer: the tokenizer of the same directory.
-            settings: length, seed, device and cache.
+            tokenizer: tokenizer of the same directory.
+            max_new_tokens: length at which an answer is cut off.
+            seed: random seed for sampling.
+            device: where the model runs.
+            cache_dir: directory that saves the answers; None for ``default_directory``.
             progress: hears of every batch.
             load: loads the model.
 
@@ -117,22 +101,22 @@ class OwnAnswers:
                 "its own answers. Use --answers data, or restore the template's file."
             )
         context = checkpoint.config.max_position_embeddings
-        self.max_prompt_tokens = min(context - settings.max_new_tokens, MAX_PROMPT_TOKENS)
+        self.max_prompt_tokens = min(context - max_new_tokens, MAX_PROMPT_TOKENS)
         if self.max_prompt_tokens < 1:
             raise UsageError(
-                f"--max-answer-tokens {settings.max_new_tokens} leaves no space for a prompt in "
+                f"--max-answer-tokens {max_new_tokens} leaves no space for a prompt in "
                 f"the model's context of {context}. Ask for shorter answers."
             )
-        self._checkpoint, self._tokenizer, self._settings = checkpoint, tokenizer, settings
-        self._progress, self._load = progress, load
+        self._checkpoint, self._tokenizer, self._device = checkpoint, tokenizer, device
+        self._max_new_tokens, self._seed = max_new_tokens, seed
+        self._progress, self._load, self._model = progress, load, None
         self._sampling = read_sampling(checkpoint.directory)
-        self._model: Any = None
         self._hash, self._num_answers, self._num_tokens = hashlib.sha256(), 0, 0
         self._cache = AnswerCache(
-            settings.cache_dir or default_directory(os.environ),
+            cache_dir or default_directory(os.environ),
             self._identity(),
             vocab_size=checkpoint.config.vocab_size,
-            max_tokens=settings.max_new_tokens,
+            max_tokens=max_new_tokens,
             progress=progress,
         )
 
@@ -163,38 +147,35 @@ class OwnAnswers:
             "answers_sha256": self._hash.hexdigest(),
             "answers": self._num_answers,
             "tokens": self._num_tokens,
-            "max_new_tokens": self._settings.max_new_tokens,
-            "seed": self._settings.seed,
+            "max_new_tokens": self._max_new_tokens,
+            "seed": self._seed,
             **self._sampling,
         }
 
     def release(self) -> None:
         """Let go of the model: the memory is needed for what comes next."""
-        if self._model is None:
-            return
-        self._model = None
-        # Models hold references to themselves: counting alone does not free them.
-        gc.collect()
-        if torch.device(self._settings.device).type == "cuda":
-            torch.cuda.empty_cache()
+        if self._model is not None:
+            self._model = None
+            # Models hold references to themselves: counting alone does not free them.
+            gc.collect()
+            torch.cuda.empty_cache()  # does nothing where CUDA was not used
 
     def _generate(self, prompts: list[list[int]]) -> list[list[int]]:
         if self._model is None:
             dtype = activation_dtype(self._checkpoint)
             model = self._load(self._checkpoint.directory, dtype=dtype)
-            self._model = model.to(self._settings.device)
+            self._model = model.to(self._device)
         started = time.monotonic()
         # The seed depends on the prompts too: a batch is the same whether those before it were in
         # the cache.
-        drawn = hash_json([self._settings.seed, prompts])
-        sampling = Sampling(**self._sampling, seed=int(drawn[:15], 16))
+        seed = int(hash_json([self._seed, prompts])[:15], 16)
         try:
             answers = continue_prompts(
                 self._model,
                 self._tokenizer,
                 prompts,
-                max_new_tokens=self._settings.max_new_tokens,
-                sampling=sampling,
+                max_new_tokens=self._max_new_tokens,
+                sampling=Sampling(**self._sampling, seed=seed),
             )
         except RuntimeError as err:
             # What torch.multinomial says of NaN, which has no class of its own.
@@ -205,7 +186,7 @@ class OwnAnswers:
                 "cannot write answers of its own. Check the weights with vacc-deploy verify, or "
                 "use --answers data."
             ) from err
-        count = sum(len(ids) for ids in answers)
+        count = sum(map(len, answers))
         rate = count / max(time.monotonic() - started, 1e-9)
         note = f"{len(answers)} own answers, {count} tokens, {rate:.1f} tokens/s"
         self._progress.advance(0, note)
@@ -218,10 +199,10 @@ class OwnAnswers:
         return {
             "weights": fingerprint_weights(self._checkpoint),
             "files": {path.name: fingerprint_file(path) for path in files},
-            "sampling": {**self._sampling, "seed": self._settings.seed},
-            "max_new_tokens": self._settings.max_new_tokens,
+            "sampling": {**self._sampling, "seed": self._seed},
+            "max_new_tokens": self._max_new_tokens,
             "batch_size": self.batch_size,
-            "device": torch.device(self._settings.device).type,
+            "device": torch.device(self._device).type,
             "dtype": str(activation_dtype(self._checkpoint)),
             "versions": {"vacc-deploy": __version__, **library_versions()},
         }
@@ -241,20 +222,20 @@ def read_sampling(directory: Path) -> dict[str, Any]:
     if not isinstance(stated, dict):
         raise _damaged(path, f"it holds {type(stated).__name__}", "a JSON object")
     values = DEFAULT_SAMPLING | {name: v for name, v in stated.items() if v is not None}
-    temperature = values["temperature"] or DEFAULT_SAMPLING["temperature"]
-    top_p, top_k = values["top_p"], values["top_k"]
-    if not (_is_number(temperature) and 0 < temperature <= MAX_TEMPERATURE):
-        got = f"temperature is {temperature!r:.40}"
-        raise _damaged(path, got, f"above 0, to {MAX_TEMPERATURE}")
-    if not (_is_number(top_p) and 0 < top_p <= 1):
-        raise _damaged(path, f"top_p is {top_p!r:.40}", "above 0, to 1")
+    values["temperature"] = values["temperature"] or DEFAULT_SAMPLING["temperature"]
+    for name, largest in (("temperature", MAX_TEMPERATURE), ("top_p", 1)):
+        value = values[name]
+        # NaN and infinity are not in the range; True is no number here.
+        if type(value) not in (int, float) or not 0 < value <= largest:
+            raise _damaged(path, f"{name} is {value!r:.40}", f"above 0, to {largest}")
+    top_k = values["top_k"]
     if type(top_k) is not int or top_k < 0:
         raise _damaged(path, f"top_k is {top_k!r:.40}", "an integer of 0 or more")
-    return {"temperature": float(temperature), "top_p": float(top_p), "top_k": top_k}
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return {
+        "temperature": float(values["temperature"]),
+        "top_p": float(values["top_p"]),
+        "top_k": top_k,
+    }
 
 
 def _damaged(path: Path, got: str, expected: str) -> CheckpointError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -38,17 +38,10 @@ class SourceReport:
     Attributes:
         kind: what the file was read as, for example ``c4``.
         file: its name without the directory.
-        sha256: hash of the file.
-        weight: its weight in the mix.
-        rows: rows in all.
-        tokens: tokens in all rows.
-        held_out_rows: rows that judge the calibration.
-        documents_read: documents that were looked at.
-        documents_used: documents in the rows.
-        documents_held_out: documents in the held-out rows.
+        rows: rows in all; ``held_out_rows`` of them judge the calibration.
+        documents_read: documents that were looked at; ``documents_used`` of them are in the rows.
         documents_shared: documents in both kinds of rows, because the file holds too few.
         documents_skipped: documents left out, because their prompt is too long to be answered.
-        templated: whether the chat template was used.
         answer_form: how answers follow the prompts; None without conversations.
         own_answers: whether the model wrote the answers itself.
     """
@@ -81,7 +74,6 @@ class CalibrationRows:
             ``documents_shared`` of a source.
         row_sources: for each row, the index of its source in ``sources``.
         sources: one report for each source, in the order given.
-        seed: random seed of the shuffles.
         evaluation_share: share of each file's documents that no calibration row may hold.
         answers: how the model's own answers were written; None where it wrote none.
     """
@@ -92,7 +84,7 @@ class CalibrationRows:
     sources: tuple[SourceReport, ...]
     seed: int
     evaluation_share: float = 0.0
-    answers: dict[str, Any] | None = field(default=None)
+    answers: dict[str, Any] | None = None
 
     @property
     def num_fit_rows(self) -> int:
@@ -103,15 +95,13 @@ class CalibrationRows:
         """Return plain values for the report; ``tokens_sha256`` is of the little-endian int64s."""
         num_samples, sequence_length = self.tokens.shape
         # Fitted rows first: reports have always hashed them in this order.
-        digest = hashlib.sha256()
-        for rows in (self.tokens[self.num_held_out :], self.tokens[: self.num_held_out]):
-            digest.update(rows.astype("<i8").tobytes())
+        hashed = np.roll(self.tokens, -self.num_held_out, axis=0).astype("<i8", copy=False)
         return {
             "num_samples": num_samples,
             "num_held_out_samples": self.num_held_out,
             "sequence_length": sequence_length,
             "tokens": int(self.tokens.size),
-            "tokens_sha256": digest.hexdigest(),
+            "tokens_sha256": hashlib.sha256(hashed.ravel().data).hexdigest(),
             "seed": self.seed,
             "evaluation_share": self.evaluation_share,
             "answers": self.answers,
@@ -139,7 +129,7 @@ def build_rows(
 
     Args:
         sources: at least one, no file twice.
-        tokenizer: text to ids.
+        tokenizer: tokenizer of the model.
         num_samples: rows in all.
         sequence_length: tokens of a row.
         seed: random seed of every shuffle; the same inputs and seed give the same rows.
@@ -158,29 +148,21 @@ def build_rows(
     """
     _check_request(sources, num_samples, sequence_length)
     split = Split(part, evaluation_share)
-    split.check()
     shares = share_rows(sources, num_samples)
     held_out = split_shares(shares) if part == CALIBRATION else [0] * len(shares)
-    # The sources are read one after another, so that one text at a time is in memory.
-    progress.start("Reading calibration text", num_samples * sequence_length, "tokens")
     collected = []
-    for position, (source, rows, held) in enumerate(zip(sources, shares, held_out, strict=True)):
-        encoder = DocumentEncoder(
-            source, tokenizer, vocab_size=vocab_size, writer=writer, progress=progress
-        )
+    for source, rows, held in zip(sources, shares, held_out, strict=True):
+        encoder = DocumentEncoder(source, tokenizer, vocab_size, writer=writer, progress=progress)
         num_fit, num_held_out = (rows - held) * sequence_length, held * sequence_length
-        tokens = SourceTokens(source, encoder, split, num_fit, num_held_out)
-        # A seed of its own for each source: another one beside it leaves its shuffle as it was.
-        rng = random.Random(f"vacc-deploy calibration {seed} {position} {source.kind}")
-        tokens.collect(rng, progress)
-        collected.append(tokens)
+        collected.append(SourceTokens(source, encoder, split, num_fit, num_held_out))
+    progress.start("Reading calibration text", num_samples * sequence_length, "tokens")
+    _collect(collected, seed, progress)
     progress.finish()
-    _check_enough(collected, progress)
-    rows_of_all, row_sources = _arrange(collected, sequence_length, seed)
+    mixed, row_sources = _arrange(collected, sequence_length, seed)
     return CalibrationRows(
-        rows_of_all,
-        sum(held_out),
-        row_sources,
+        mixed,
+        num_held_out=sum(held_out),
+        row_sources=row_sources,
         sources=tuple(_report(tokens, sequence_length) for tokens in collected),
         seed=seed,
         evaluation_share=evaluation_share,
@@ -265,18 +247,19 @@ def _mix(
 
 def _report(tokens: SourceTokens, sequence_length: int) -> SourceReport:
     """Return what a source gave to its rows."""
-    source, form = tokens.source, tokens.encoder.form
+    source, form, fit, held_out = tokens.source, tokens.encoder.form, tokens.fit, tokens.held_out
+    num_tokens = len(fit.ids) + len(held_out.ids)
     return SourceReport(
         kind=source.kind,
         file=source.path.name,
         sha256=compute_sha256(source.path),
         weight=source.weight,
-        rows=tokens.num_tokens // sequence_length,
-        tokens=tokens.num_tokens,
-        held_out_rows=len(tokens.held_out.ids) // sequence_length,
+        rows=num_tokens // sequence_length,
+        tokens=num_tokens,
+        held_out_rows=len(held_out.ids) // sequence_length,
         documents_read=tokens.documents_read,
-        documents_used=tokens.documents_used,
-        documents_held_out=tokens.held_out.num_documents,
+        documents_used=fit.num_documents + held_out.num_documents - tokens.documents_shared,
+        documents_held_out=held_out.num_documents,
         documents_shared=tokens.documents_shared,
         documents_skipped=tokens.encoder.num_skipped,
         templated=form is not None and form != JOINED,
@@ -285,14 +268,20 @@ def _report(tokens: SourceTokens, sequence_length: int) -> SourceReport:
     )
 
 
-def _check_enough(collected: Sequence[SourceTokens], progress: Progress) -> None:
-    needed = [tokens.fit.needed + tokens.held_out.needed for tokens in collected]
-    got = [tokens.num_tokens for tokens in collected]
-    if sum(got) < sum(needed):
-        lines = [
-            f"{tokens.source.path} ({tokens.source.kind}): {has:,} of {wants:,} tokens"
-            for tokens, has, wants in zip(collected, got, needed, strict=True)
-        ]
+def _collect(collected: Sequence[SourceTokens], seed: int, progress: Progress) -> None:
+    # One source after another, so that one text at a time is in memory.
+    for position, tokens in enumerate(collected):
+        # A seed of its own for each source: another one beside it leaves its shuffle as it was.
+        rng = random.Random(f"vacc-deploy calibration {seed} {position} {tokens.source.kind}")
+        tokens.collect(rng, progress)
+    if any(tokens.fit.missing or tokens.held_out.missing for tokens in collected):
+        lines = []
+        for tokens in collected:
+            needed = tokens.fit.needed + tokens.held_out.needed
+            got = needed - tokens.fit.missing - tokens.held_out.missing
+            lines.append(
+                f"{tokens.source.path} ({tokens.source.kind}): {got:,} of {needed:,} tokens"
+            )
         raise CalibrationError(
             "The calibration data hold too few tokens. Got, of what is needed:\n"
             f"{list_problems(lines)}\n"

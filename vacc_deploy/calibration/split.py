@@ -43,17 +43,15 @@ class Split:
     Attributes:
         part: ``calibration`` or ``evaluation``.
         evaluation_share: share of each file's documents in the evaluation part.
+
+    Raises:
+        UsageError: the part does not exist or holds nothing; says which value is wrong.
     """
 
     part: str
     evaluation_share: float
 
-    def check(self) -> None:
-        """Refuse a part that does not exist or holds nothing.
-
-        Raises:
-            UsageError: says which value is wrong.
-        """
+    def __post_init__(self) -> None:
         if self.part not in PARTS:
             raise UsageError(f"The part is {self.part!r}, expected one of {', '.join(PARTS)}.")
         if not 0 <= self.evaluation_share <= MAX_EVALUATION_SHARE:

@@ -97,19 +97,6 @@ def open_data(path: Path, *, unpack: bool = True) -> Iterator[IO[bytes]]:
         raise unreadable(path, err) from err
 
 
-def read_whole(path: Path, limit_bytes: int, too_long: str, *, unpack: bool = True) -> bytes:
-    """Return the bytes of a file; ``too_long`` says what it holds too many bytes of, and advises.
-
-    Raises:
-        CalibrationError: the file cannot be read, or is longer than ``limit_bytes``.
-    """
-    with open_data(path, unpack=unpack) as file:
-        data = file.read(limit_bytes + 1)
-    if len(data) > limit_bytes:
-        raise CalibrationError(f"{path} holds more than {limit_bytes:,} bytes {too_long}")
-    return data
-
-
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, object) of a JSON-lines file, plain or gzip; blank lines are skipped.
 
@@ -156,8 +143,8 @@ def read_field(record: dict[str, Any], key: str, where: str, *, default: str | N
     value = record.get(key)
     value = default if value is None else value
     if not isinstance(value, str):
-        keys = ", ".join(sorted(str(name) for name in record)[:10]) or "none"
-        got = f"{type(value).__name__}" if key in record else f"no such key (its keys: {keys})"
+        keys = ", ".join(sorted(record)[:10]) or "none"
+        got = type(value).__name__ if key in record else f"no such key (its keys: {keys})"
         raise CalibrationError(
             f'{where} has no text under "{key}": got {got}. Check that the file is of the kind '
             "that you named."

@@ -9,7 +9,7 @@ import codecs
 import json
 import math
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,6 @@ from vacc_deploy.datasets.files import (
     open_data,
     read_field,
     read_json_lines,
-    read_whole,
 )
 from vacc_deploy.datasets.traces import split_traces
 from vacc_deploy.errors import CalibrationError, UsageError
@@ -66,32 +65,24 @@ def parse_source(text: str) -> CalibrationSource:
             f"Calibration source {text!r} has the unknown kind {kind!r}, expected one of {kinds}. "
             "For a plain text file write text=PATH."
         )
-    # The whole text first: a file may have a colon and a number in its name.
-    path = _to_path(path_text, text)
+    if "\0" in path_text:
+        raise UsageError(f"Calibration source {text!r} has a zero byte in its path.")
+    # A shell leaves "~" alone after "c4=".
+    path_text = os.path.expanduser(path_text)
     head, _, tail = path_text.rpartition(":")
-    weight = _to_number(tail)
-    if not head or weight is None or path.exists():
-        return CalibrationSource(kind, path)
-    if not (math.isfinite(weight) and weight > 0):
+    try:
+        weight = float(tail)
+    except ValueError:
+        weight = None
+    # The whole text first: a file may have a colon and a number in its name.
+    if not head or weight is None or Path(path_text).exists():
+        return CalibrationSource(kind, Path(path_text))
+    if not 0 < weight < math.inf:
         raise UsageError(
             f"Calibration source {text!r} has the weight {tail}, expected a number above zero. "
             "Leave the source out to give it no rows."
         )
-    return CalibrationSource(kind, _to_path(head, text), weight)
-
-
-def _to_path(path_text: str, text: str) -> Path:
-    if "\0" in path_text:
-        raise UsageError(f"Calibration source {text!r} has a zero byte in its path.")
-    # A shell leaves "~" alone after "c4=".
-    return Path(os.path.expanduser(path_text))
-
-
-def _to_number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    return CalibrationSource(kind, Path(head), weight)
 
 
 def read_documents(source: CalibrationSource) -> Documents:
@@ -129,77 +120,82 @@ def _read_c4(path: Path) -> Documents:
 def _read_alpaca(path: Path) -> Documents:
     with open_data(path) as file:
         head = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
-    if not head.startswith(b"["):
-        for number, record in read_json_lines(path):
-            yield _to_alpaca(record, f"{path}, line {number}")
-        return
-    for number, record in enumerate(_read_array(path), start=1):
-        yield _to_alpaca(record, f"{path}, record {number}")
+    unit, records = "line", read_json_lines(path)
+    if head.startswith(b"["):
+        unit, records = "record", enumerate(_read_array(path), start=1)
+    for number, record in records:
+        where = f"{path}, {unit} {number}"
+        if not isinstance(record, dict):
+            raise CalibrationError(
+                f"{where} holds {type(record).__name__}, expected an object with instruction, "
+                "input and output."
+            )
+        prompt = read_field(record, "instruction", where)
+        extra = read_field(record, "input", where, default="")
+        if extra.strip():
+            prompt = f"{prompt}\n\n{extra}"
+        output = read_field(record, "output", where)
+        yield ({"role": "user", "content": prompt}, {"role": "assistant", "content": output})
 
 
 def _read_array(path: Path) -> list[Any]:
-    too_long = "in one JSON array. Give JSON lines (one object a line) or a part of it."
-    data = read_whole(path, MAX_ARRAY_BYTES, too_long)
+    with open_data(path) as file:
+        data = file.read(MAX_ARRAY_BYTES + 1)
+    if len(data) > MAX_ARRAY_BYTES:
+        raise CalibrationError(
+            f"{path} holds more than {MAX_ARRAY_BYTES:,} bytes in one JSON array. Give JSON lines "
+            "(one object a line) or a part of it."
+        )
     try:
-        value = json.loads(data.decode("utf-8-sig"))
+        return list(json.loads(data.decode("utf-8-sig")))
     except (ValueError, RecursionError) as err:
         raise CalibrationError(
             f"{path} is not valid JSON: {err}. Expected an array of objects with instruction, "
             "input and output. Download it again."
         ) from err
-    return list(value)
-
-
-def _to_alpaca(record: Any, where: str) -> Document:
-    if not isinstance(record, dict):
-        raise CalibrationError(
-            f"{where} holds {type(record).__name__}, expected an object with instruction, input "
-            "and output."
-        )
-    instruction = read_field(record, "instruction", where)
-    extra = read_field(record, "input", where, default="")
-    output = read_field(record, "output", where)
-    prompt = f"{instruction}\n\n{extra}" if extra.strip() else instruction
-    return ({"role": "user", "content": prompt}, {"role": "assistant", "content": output})
 
 
 def _read_text(path: Path) -> Documents:
     """Yield pieces of about ``TEXT_PIECE_CHARS`` characters, cut at line ends where possible."""
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    rest, position = "", 0
-    with open_data(path, unpack=False) as file:
-        while data := file.read(1 << 16):
-            if position == 0 and data.startswith(LFS_POINTER):
-                raise CalibrationError(f"{path} is {describe_start(path)}. Download the file.")
-            rest += _decode(decoder, data, position, path)
-            position += len(data)
-            while len(rest) >= TEXT_PIECE_CHARS:
-                piece, rest = _cut_piece(rest)
-                yield piece
-    rest += _decode(decoder, b"", position, path)
+    rest = ""
+    for block in _read_utf8(path):
+        rest += block
+        while len(rest) >= TEXT_PIECE_CHARS:
+            piece, rest = _cut_piece(rest)
+            yield piece
     if rest:
         yield rest
 
 
-def _decode(decoder: codecs.IncrementalDecoder, data: bytes, position: int, path: Path) -> str:
-    try:
-        return decoder.decode(data, final=not data)
-    except UnicodeDecodeError as err:
-        # Bytes of a character that began before this block stand in front of it.
-        byte = position + err.start - (len(err.object) - len(data))
-        raise CalibrationError(
-            f"{path} is not UTF-8 text: {err.reason} at byte {byte:,}. It looks like "
-            f"{describe_start(path)}. Convert the file to UTF-8."
-        ) from err
-
-
 def _read_traces(path: Path) -> Documents:
-    data = read_whole(path, MAX_TRACES_BYTES, "of traces. Give a part of it.", unpack=False)
-    if data.startswith(LFS_POINTER):
-        raise CalibrationError(f"{path} is {describe_start(path)}. Download the file.")
+    if path.stat().st_size > MAX_TRACES_BYTES:
+        raise CalibrationError(
+            f"{path} holds more than {MAX_TRACES_BYTES:,} bytes of traces. Give a part of it."
+        )
+    yield from split_traces("".join(_read_utf8(path)), path)
+
+
+def _read_utf8(path: Path) -> Iterator[str]:
+    """Yield the text of a file block by block, without its byte order mark."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    text = _decode(decoder, data, 0, path) + _decode(decoder, b"", len(data), path)
-    yield from split_traces(text, path)
+    position, is_end = 0, False
+    with open_data(path, unpack=False) as file:
+        while not is_end:
+            data = file.read(1 << 16)
+            is_end = not data
+            if position == 0 and data.startswith(LFS_POINTER):
+                raise CalibrationError(f"{path} is {describe_start(path)}. Download the file.")
+            try:
+                text = decoder.decode(data, final=is_end)
+            except UnicodeDecodeError as err:
+                # Bytes of a character that began before this block stand in front of it.
+                byte = position + err.start - (len(err.object) - len(data))
+                raise CalibrationError(
+                    f"{path} is not UTF-8 text: {err.reason} at byte {byte:,}. It looks like "
+                    f"{describe_start(path)}. Convert the file to UTF-8."
+                ) from err
+            position += len(data)
+            yield text
 
 
 def _cut_piece(text: str) -> tuple[str, str]:

@@ -6,7 +6,7 @@ The marks are taken off again, so that any checkpoint's own chat template can wr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 from vacc_deploy.datasets.files import Document, Message
@@ -18,8 +18,8 @@ _ROLES = {USER: "user", ASSISTANT: "assistant"}
 _MARKS = re.compile(f"({re.escape(USER)}|{re.escape(ASSISTANT)})")
 
 
-def split_traces(text: str, path: Path) -> Iterator[Document]:
-    """Yield the conversations of a file, each of one or more questions with their answers.
+def split_traces(text: str, path: Path) -> Sequence[Document]:
+    """Return the conversations of a file, each of one or more questions with their answers.
 
     A conversation begins at each BOS mark; in a file without any, at each user mark. Text before
     the first user mark of a conversation is its system prompt. A question without an answer at the
@@ -33,17 +33,13 @@ def split_traces(text: str, path: Path) -> Iterator[Document]:
     else:
         head, *rest = text.split(USER)
         pieces = [head, *(USER + piece for piece in rest)]
-    found = False
-    for piece in pieces:
-        turns = _split_turns(piece, path)
-        if turns:
-            found = True
-            yield turns
-    if not found:
+    conversations = [turns for piece in pieces if (turns := _split_turns(piece, path))]
+    if not conversations:
         raise CalibrationError(
             f"{path} holds no trace: expected {USER}question{ASSISTANT}answer, as R1 models write "
             "it. Give plain text as text=PATH."
         )
+    return conversations
 
 
 def _split_turns(piece: str, path: Path) -> tuple[Message, ...]:
@@ -57,12 +53,9 @@ def _split_turns(piece: str, path: Path) -> tuple[Message, ...]:
                 f"{path}: {mark} stands where {expected} is expected, before "
                 f"{content.strip()[:40]!r}. Questions and answers must take turns."
             )
-        turns.append({"role": _ROLES[mark], "content": _clean(content)})
+        content = content.strip().removesuffix(EOS).strip()
+        turns.append({"role": _ROLES[mark], "content": content})
         expected = ASSISTANT if mark == USER else USER
     while turns and turns[-1]["role"] != "assistant":
         turns.pop()
     return tuple(turns)
-
-
-def _clean(content: str) -> str:
-    return content.strip().removesuffix(EOS).strip()

@@ -218,12 +218,17 @@ def _answer_writer(
             "writing them."
         )
         return None
-    from vacc_deploy.calibration.own_answers import AnswerSettings, OwnAnswers
+    from vacc_deploy.calibration.own_answers import OwnAnswers
 
-    settings = AnswerSettings(
-        options.max_answer_tokens, options.seed, options.device, options.answers_cache
+    return OwnAnswers(
+        checkpoint,
+        tokenizer,
+        max_new_tokens=options.max_answer_tokens,
+        seed=options.seed,
+        device=options.device,
+        cache_dir=options.answers_cache,
+        progress=progress,
     )
-    return OwnAnswers(checkpoint, tokenizer, settings, progress=progress)
 
 
 @contextmanager
