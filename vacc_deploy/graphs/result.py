@@ -69,11 +69,6 @@ class ExportResult:
     """What ``export_onnx`` wrote and how it compares; ``agreement`` is None in a dry run.
 
     Attributes:
-        model: name of the model.
-        source_dir: the directory that was exported.
-        output_dir: the directory that holds the graphs.
-        shape: static sizes of the graphs.
-        opset: version of the standard operators.
         graphs: what was written, or would be.
         peak_memory_bytes: largest resident size of this process so far.
         failures: a line for each thing that is wrong.
@@ -126,11 +121,9 @@ class ExportResult:
         if self.agreement is None:
             return text
         compared = self.agreement.num_tokens
-        pairs: list[tuple[str, object]] = [
-            (
-                "prefill length, past length",
-                f"{self.shape.prompt_length}, {self.shape.past_length}",
-            ),
+        shape = self.shape
+        pairs = [
+            ("prefill length, past length", f"{shape.prompt_length}, {shape.past_length}"),
             ("compared with torch", f"{compared} tokens"),
             ("largest difference", f"{self.agreement.max_difference:.1e} of the logits' range"),
             ("same top token", f"{self.agreement.same_top1} of {compared}"),

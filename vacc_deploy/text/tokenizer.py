@@ -96,7 +96,7 @@ class Tokenizer:
         if add_bos and self.bos_id is None:
             raise CheckpointError(
                 f"The tokenizer in {self._directory} has no BOS token: {TOKENIZER_CONFIG_NAME} "
-                "names none. Restore the file from the model's original repository."
+                f"names none. {_RESTORE}"
             )
         try:
             with _library_errors(self._directory / TOKENIZER_NAME):
@@ -113,8 +113,7 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Return the text of ``ids``; bytes that are not UTF-8 become U+FFFD."""
         with _library_errors(self._directory / TOKENIZER_NAME):
-            text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
-        return text
+            return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def render_chat(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
@@ -135,38 +134,33 @@ class Tokenizer:
                 "these files from the model's original repository."
             )
         special = {"bos_token": self.bos_token, "eos_token": self.eos_token}
-        return self._template.render(
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            tools=None,
-            documents=None,
-            **{name: token for name, token in special.items() if token is not None},
-        )
+        # A token that there is none of stays undefined; tools and documents are None.
+        variables = {name: token for name, token in special.items() if token is not None}
+        prompting = {"add_generation_prompt": add_generation_prompt}
+        return self._template.render(messages, tools=None, documents=None, **variables, **prompting)
 
     def encode_chat(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
     ) -> list[int]:
         """Return the ids of a conversation, with exactly one BOS where the model wants one.
 
-        The template writes the BOS itself as a rule; only where it does not, and ``adds_bos`` is
-        set, one is put in front.
-
-        Raises:
-            CheckpointError: there is no chat template, or it fails.
+        See ``render_chat`` for the arguments and errors, ``encode_rendered`` for the BOS.
         """
-        return self.encode_rendered(
-            self.render_chat(messages, add_generation_prompt=add_generation_prompt)
-        )
+        text = self.render_chat(messages, add_generation_prompt=add_generation_prompt)
+        return self.encode_rendered(text)
 
     def encode_rendered(self, text: str) -> list[int]:
-        """Return the ids of what a chat template wrote; see ``encode_chat`` for its BOS."""
+        """Return the ids of what a chat template wrote.
+
+        The template writes the BOS itself as a rule; only where it does not, and ``adds_bos`` is
+        set, one is put in front.
+        """
         wrote_bos = self.bos_token is not None and text.lstrip().startswith(self.bos_token)
         return self.encode(text, add_bos=self.adds_bos and not wrote_bos)
 
     def token_id(self, token: str) -> int | None:
         """Return the id of one token, None where the vocabulary does not have it."""
-        token_id: int | None = self._backend.token_to_id(token)
-        return token_id
+        return self._backend.token_to_id(token)
 
     def answer_end_id(self) -> int | None:
         """Return the id with which the model ends an answer.
@@ -215,7 +209,6 @@ class Tokenizer:
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:
-    """Return the error of a file that cannot be used."""
     return CheckpointError(f"{path} cannot be used: {what}. {_RESTORE}")
 
 
@@ -256,9 +249,8 @@ def _library_errors(path: Path) -> Iterator[None]:
 
 def _probe_leading_id(backend: tokenizers.Tokenizer) -> int | None:
     """Return the id that the post-processor of ``tokenizer.json`` puts in front of a text."""
-    bare: list[int] = backend.encode("a", add_special_tokens=False).ids
-    dressed: list[int] = backend.encode("a", add_special_tokens=True).ids
-    return None if dressed[:1] == bare[:1] else dressed[0]
+    bare, dressed = (backend.encode("a", add_special_tokens=dress).ids for dress in (False, True))
+    return None if dressed[:1] == bare[:1] else int(dressed[0])
 
 
 def _read_object(path: Path) -> Mapping[str, Any]:
