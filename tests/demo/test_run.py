@@ -89,9 +89,6 @@ def test_demo_text_names_figures_files_and_next_step(result):
     assert f"{result.accuracy_int8:.1%}" in text
     assert str(result.output_dir / INT8_DIR) in text
     assert "vacc-deploy prepare --model Distill-Qwen-1.5B" in text
-
-
-def test_demo_result_is_json(result):
     assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["num_problems"] == 100
 
 

@@ -12,6 +12,7 @@ from reference_logits import decoder_logits, edit_json, make_directory, make_tok
 from texts import read_json
 from tokenizer_builders import BOS_ID
 
+from vacc_deploy.assets import SOURCE_FILES
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.reference.generate import continue_prompts
 from vacc_deploy.reference.loader import activation_dtype, check_source_files, load_model
@@ -92,9 +93,7 @@ def test_load_model_llama_without_llama3_scaling_needs_no_version(tmp_path, monk
 
 
 @pytest.mark.parametrize("form", ["prepared", "int8"])
-@pytest.mark.parametrize(
-    "name", ["modeling_qwen2_vacc.py", "configuration_qwen2_vacc.py", "quantization_vacc.py"]
-)
+@pytest.mark.parametrize("name", SOURCE_FILES)
 def test_load_model_changed_source_file_is_refused_and_not_run(tmp_path, form, name):
     directory, marker = make_directory(tmp_path, form=form), tmp_path / "marker"
     path = directory / name
