@@ -75,8 +75,8 @@ class PrepareResult:
             total = format_bytes(sum(size for _, size in members))
             names = ", ".join(name for name, _ in members[:6])
             more = f" and {len(members) - 6} more" if len(members) > 6 else ""
-            count = "1 file" if len(members) == 1 else f"{len(members)} files"
-            lines.append((how, f"{count}, {total}: {names}{more}"))
+            plural = "" if len(members) == 1 else "s"
+            lines.append((how, f"{len(members)} file{plural}, {total}: {names}{more}"))
         head = "Would prepare" if self.dry_run else "Prepared"
         text = f"{head} {self.model} in {self.output_dir}\n{format_pairs(lines)}"
         text += "".join(f"\nNote: {note}" for note in self.notes)

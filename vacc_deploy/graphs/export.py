@@ -65,7 +65,6 @@ def export_onnx(
     Args:
         directory: a prepared or int8 directory.
         output: the directory to write.
-        options: what to export.
         overwrite: replace an output of an earlier run.
         dry_run: validate and plan only.
         progress: learns of every step.
@@ -135,13 +134,8 @@ def _check_options(config: ModelConfig, options: ExportOptions) -> GraphShape:
         problems.append(f"--opset: got {options.opset}, expected {MIN_OPSET} to {MAX_OPSET}")
     if problems:
         raise UsageError(f"These graphs cannot be made:\n{list_problems(problems)}")
-    return GraphShape(
-        prompt_length=prompt,
-        past_length=total - 1,
-        num_layers=config.num_hidden_layers,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-    )
+    layers, heads = config.num_hidden_layers, config.num_key_value_heads
+    return GraphShape(prompt, total - 1, layers, heads, config.head_dim)
 
 
 def _graph_bytes(checkpoint: Checkpoint) -> int:

@@ -110,11 +110,12 @@ class ExportResult:
 
     def to_text(self) -> str:
         """Return the graphs as a table, and the comparison."""
-        rows = [
-            (name, format_bytes(size), *rest)
-            for graph in self.graphs
-            for (name, size), rest in zip(graph.files, _table_cells(graph), strict=True)
-        ]
+        rows: list[tuple[object, ...]] = []
+        for graph in self.graphs:
+            figures = (graph.num_nodes, graph.num_custom_nodes, format_seconds(graph.seconds))
+            for index, (name, size) in enumerate(graph.files):
+                # The graph's figures stand once, beside its first file.
+                rows.append((name, format_bytes(size), *(("", "", "") if index else figures)))
         head = "Would export" if self.agreement is None else "Exported"
         table = format_table(("file", "size", "nodes", "int8 nodes", "seconds"), rows)
         text = f"{head} {self.model} to {self.output_dir}\n{table}"
@@ -131,9 +132,3 @@ class ExportResult:
         ]
         text += f"\n\n{format_pairs(pairs)}"
         return text + "".join(f"\nFailed: {failure}" for failure in self.failures)
-
-
-def _table_cells(graph: ExportedGraph) -> list[tuple[object, object, str]]:
-    """Return the last cells of a graph's rows: its figures once, beside its first file."""
-    first = (graph.num_nodes, graph.num_custom_nodes, format_seconds(graph.seconds))
-    return [first, *[("", "", "")] * (len(graph.files) - 1)]

@@ -29,7 +29,6 @@ MIN_OPSET, MAX_OPSET = 11, 17
 # Weights above this go to one file beside the graph: a protobuf file ends at 2 GiB.
 MAX_INLINE_BYTES = 1 << 30
 MIN_EXTERNAL_BYTES = 1024
-FUNCTIONS_IR_VERSION = 8  # the first that has model-local functions
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,6 @@ class GraphShape:
     Attributes:
         prompt_length: tokens that the prefill graph takes.
         past_length: positions of the decode graph's past; it sees one token more.
-        num_layers: decoder layers.
-        num_key_value_heads: heads of a key.
-        head_dim: width of a head.
     """
 
     prompt_length: int
@@ -269,7 +265,7 @@ def add_function(model: Any) -> None:
     imports = [helper.make_opsetid("", opset)]
     names = ["x", "codes", "scale"]
     model.functions.append(helper.make_function(DOMAIN, OPERATOR, names, ["y"], nodes, imports))
-    model.ir_version = max(model.ir_version, FUNCTIONS_IR_VERSION)
+    model.ir_version = max(model.ir_version, 8)  # the first that has model-local functions
 
 
 def count_custom_nodes(model: Any) -> int:

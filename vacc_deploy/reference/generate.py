@@ -34,11 +34,8 @@ class Answer:
     """One chat turn.
 
     Attributes:
-        prompt: the user's words.
         text: what the model wrote, special tokens included.
         num_prompt_tokens: tokens of the prompt as the chat template writes it.
-        num_new_tokens: tokens that the model wrote.
-        seconds: time that writing them took.
         finished: whether the model ended by itself, not at the limit.
     """
 

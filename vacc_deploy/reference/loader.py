@@ -26,7 +26,6 @@ from vacc_deploy.models.config import CONFIG_NAME
 from vacc_deploy.models.directory_config import plain_config
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, check_vacc_config, needs_vacc_config
 
-LARGEST_FLOAT32_MODEL = 3_000_000_000  # parameters
 # Always named: a configuration may name a kernel on the hub, which transformers would fetch.
 _ATTENTION = "eager"
 _SOURCE_PACKAGE = "vacc_deploy_source_code"
@@ -61,7 +60,7 @@ def load_model(source: Path | Checkpoint, *, dtype: torch.dtype = torch.float32)
 
 def activation_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """Return float32 for models up to three billion parameters, else bfloat16, to halve memory."""
-    is_small = checkpoint.config.num_parameters() <= LARGEST_FLOAT32_MODEL
+    is_small = checkpoint.config.num_parameters() <= 3_000_000_000
     return torch.float32 if is_small else torch.bfloat16
 
 

@@ -82,27 +82,18 @@ class VerifyResult:
     def to_text(self) -> str:
         """Return the figures, and the layers' errors as a table."""
         scores = self.scores
+        both = f"{scores.perplexity_float:.4f} float, {scores.perplexity_deployed:.4f} deployed"
+        mean = f"{scores.mean_kl:.6f} ± {scores.kl_standard_error:.6f} mean"
         pairs = [
             ("tokens compared", f"{scores.num_tokens:,} of {self.text}"),
-            (
-                "perplexity",
-                f"{scores.perplexity_float:.4f} float, {scores.perplexity_deployed:.4f} deployed "
-                f"({scores.perplexity_change:+.3%})",
-            ),
-            (
-                "KL(float ‖ deployed)",
-                f"{scores.mean_kl:.6f} ± {scores.kl_standard_error:.6f} mean, "
-                f"{scores.max_kl:.4f} largest",
-            ),
+            ("perplexity", f"{both} ({scores.perplexity_change:+.3%})"),
+            ("KL(float ‖ deployed)", f"{mean}, {scores.max_kl:.4f} largest"),
             ("same top token", f"{scores.top1:.2%}"),
         ]
         rows = [(e.layer, f"{e.relative_error:.2e}", f"{e.sqnr_db:.1f}") for e in self.layers]
         table = format_table(("layer", "relative error", "SQNR dB"), rows)
-        text = (
-            f"Verified {self.deployed_dir} against {self.reference_dir}\n{table}\n\n"
-            f"{format_pairs(pairs)}"
-        )
-        text += "".join(f"\nNote: {note}" for note in self.notes)
+        text = f"Verified {self.deployed_dir} against {self.reference_dir}\n{table}\n\n"
+        text += format_pairs(pairs) + "".join(f"\nNote: {note}" for note in self.notes)
         return text + "".join(f"\nFailed: {failure}" for failure in self.failures)
 
 

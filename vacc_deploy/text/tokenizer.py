@@ -34,7 +34,7 @@ class Tokenizer:
         bos_token, bos_id: the begin-of-sequence token and its id, None where there is none.
         eos_token, eos_id: the end-of-sequence token and its id, None where there is none.
         adds_bos: whether plain text of this model begins with the BOS token.
-        vocab_size: the largest id plus 1; the model's ``vocab_size`` is this or more.
+        has_chat_template: whether the checkpoint carries a chat template.
     """
 
     def __init__(
@@ -49,10 +49,8 @@ class Tokenizer:
         # Settings saved by somebody's calibration run would cut every text.
         backend.no_truncation()
         backend.no_padding()
-        vocab = backend.get_vocab(with_added_tokens=True)
-        if not vocab:
+        if not backend.get_vocab(with_added_tokens=True):
             raise _damaged(directory / TOKENIZER_NAME, "its vocabulary is empty")
-        self.vocab_size: int = max(vocab.values()) + 1
         self.bos_token, self.bos_id = self._read_special(config, "bos_token")
         self.eos_token, self.eos_id = self._read_special(config, "eos_token")
         with _library_errors(directory / TOKENIZER_NAME):
@@ -60,6 +58,7 @@ class Tokenizer:
         if self.bos_id is None and leading is not None:
             self.bos_id, self.bos_token = leading, backend.id_to_token(leading)
         self.adds_bos: bool = self._read_adds_bos(config, leading)
+        self.has_chat_template = template is not None
 
     @classmethod
     def from_dir(cls, checkpoint_dir: Path) -> Tokenizer:
@@ -74,11 +73,6 @@ class Tokenizer:
         config = _read_object(config_path) if config_path.is_file() else {}
         template = _read_template(checkpoint_dir, config)
         return cls(backend, directory=checkpoint_dir, config=config, template=template)
-
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether the checkpoint carries a chat template."""
-        return self._template is not None
 
     def encode(self, text: str, *, add_bos: bool) -> list[int]:
         """Return the ids of ``text``, never cut and never padded.
@@ -134,10 +128,10 @@ class Tokenizer:
                 "these files from the model's original repository."
             )
         special = {"bos_token": self.bos_token, "eos_token": self.eos_token}
-        # A token that there is none of stays undefined; tools and documents are None.
-        variables = {name: token for name, token in special.items() if token is not None}
-        prompting = {"add_generation_prompt": add_generation_prompt}
-        return self._template.render(messages, tools=None, documents=None, **variables, **prompting)
+        variables: dict[str, Any] = {k: token for k, token in special.items() if token is not None}
+        variables |= {"tools": None, "documents": None}
+        variables["add_generation_prompt"] = add_generation_prompt
+        return self._template.render(messages, variables)
 
     def encode_chat(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
