@@ -74,10 +74,7 @@ def run_reference(model: Any, prompt: torch.Tensor, num_steps: int) -> Reference
 def compare_graphs(files: Mapping[str, Path], shape: GraphShape, reference: Reference) -> Agreement:
     """Run the graphs on the reference's tokens and compare the logits.
 
-    Args:
-        files: ``prefill`` and ``decode``, or one of them: decode alone starts from torch's states.
-        shape: the static sizes of the graphs.
-        reference: what torch computed with the model that was exported.
+    ``files`` are ``prefill`` and ``decode``, or one: decode alone starts from torch's states.
     """
     got, wanted, states = [], [], reference.states
     if "prefill" in files:

@@ -17,9 +17,6 @@ from vacc_deploy.models.config import EMBEDDING, FINAL_NORM, LM_HEAD
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.decoder import batches, rms_norm
 
-SLICE_BYTES = 64 << 20
-TOKENS_AT_ONCE = 256
-
 
 @dataclass(frozen=True)
 class NextTokenScores:
@@ -126,8 +123,8 @@ def compare_next_tokens(
     tokens: torch.Tensor,
     *,
     progress: Progress = SILENT,
-    slice_bytes: int = SLICE_BYTES,
-    tokens_at_once: int = TOKENS_AT_ONCE,
+    slice_bytes: int = 64 << 20,
+    tokens_at_once: int = 256,
 ) -> NextTokenScores:
     """Return the scores of all predictions within the windows.
 
