@@ -164,8 +164,8 @@ def _open_source(directory: Path, known: CatalogModel | None) -> Checkpoint:
     checkpoint = Checkpoint.open(directory)
     if layout := checkpoint.config.quantization_format:
         raise CheckpointError(
-            f"{directory} holds {layout} weights already. Prepare the float checkpoint "
-            "it was made from."
+            f"{directory} holds {layout} weights already. Prepare the float checkpoint it was made "
+            "from."
         )
     if known is None or match_config(checkpoint.config) is known:
         return checkpoint
@@ -230,16 +230,9 @@ def _plan_small_files(checkpoint: Checkpoint) -> list[_SmallFile]:
     files += map(copied, side_files(checkpoint.directory, with_config=True))
     if needs_vacc_config(checkpoint.config):
         files += [copied(source_file(name), "from vacc-deploy") for name in SOURCE_FILES]
-        text = dump_json(vacc_config(checkpoint.config))
+        name, text = VACC_CONFIG_NAME, dump_json(vacc_config(checkpoint.config))
         size = len(text.encode(errors="backslashreplace"))
-        files.append(
-            (
-                VACC_CONFIG_NAME,
-                size,
-                "generated",
-                lambda to: write_text(to / VACC_CONFIG_NAME, text),
-            )
-        )
+        files.append((name, size, "generated", lambda to: write_text(to / name, text)))
     return files
 
 
