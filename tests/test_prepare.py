@@ -12,7 +12,7 @@ from doubles import Recorder
 from texts import contents, read_json, sha256
 
 from vacc_deploy.assets import SOURCE_FILES, source_file
-from vacc_deploy.checkpoint import Checkpoint, model_name, read_header
+from vacc_deploy.checkpoint import Checkpoint, read_header
 from vacc_deploy.errors import CheckpointError, OutputError, UnsupportedModelError, UsageError
 from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.catalog import MODELS
@@ -68,28 +68,21 @@ def test_prepare_writes_exactly_the_files_of_the_contract(tmp_path, model_type, 
     assert all(size == (out / name).stat().st_size for name, size, _ in result.files)
     got, expected = read_tensors(out), read_tensors(source)
     assert all(torch.equal(got[name], expected[name]) for name in expected)
+    if model_type == "qwen2":
+        text = dump_json(vacc_config(parse_config(read_json(source / "config.json"), where="x")))
+        assert (out / VACC).read_text() == text
     Checkpoint.open(out)
 
 
-def test_config_vacc_is_made_of_the_sources_own_config(tmp_path):
-    source = write_checkpoint(tmp_path / "src")
-    result = prepare(weights=source, output=tmp_path / "out")
-    text = (tmp_path / "out" / VACC).read_text()
-    raw = build_config()
-    assert text == dump_json(vacc_config(parse_config(raw, where="x")))
-    changed = {key: value for key, value in json.loads(text).items() if raw.get(key, ...) != value}
-    assert sorted(changed) == ["_attn_implementation", "auto_map", "insert_slice", "sliding_window"]
-    assert changed["sliding_window"] is None
-    assert result.notes == (
-        "sliding_window is null in config_vacc.json: the model does not use it "
-        "(use_sliding_window is false), but the vendor's graph would apply it.",
-    )
-
-
-def test_notes_on_a_used_window_and_a_missing_tokenizer(tmp_path):
+def test_notes_on_windows_and_a_missing_tokenizer(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     overrides = {"use_sliding_window": True, "sliding_window": 128}
     options = {"config_overrides": overrides, "with_tokenizer": False}
     source = write_checkpoint(tmp_path / "src", **options)
+    assert prepare(weights=write_checkpoint(tmp_path / "plain")).notes == (
+        "sliding_window is null in config_vacc.json: the model does not use it "
+        "(use_sliding_window is false), but the vendor's graph would apply it.",
+    )
     result = prepare(weights=source, output=tmp_path / "out")
     assert result.notes == (
         "this model really uses a sliding window of 128 tokens.",
@@ -131,8 +124,10 @@ def test_a_rerun_gives_the_same_bytes(tmp_path):
 def test_the_source_is_untouched(tmp_path, mode):
     source = write_checkpoint(tmp_path / "src", shards=2)
     before = snapshot(source)
-    prepare(weights=source, output=tmp_path / "out", link_mode=mode)
+    recorder = Recorder()
+    prepare(weights=source, output=tmp_path / "out", link_mode=mode, progress=recorder)
     assert snapshot(source) == before
+    assert recorder.amount() == sum((source / name).stat().st_size for name in SHARDS)
 
 
 @pytest.mark.parametrize("mode", ["auto", "hardlink"])
@@ -141,9 +136,7 @@ def test_hard_links_share_the_inode_and_take_no_space(tmp_path, mode):
     size = sum((source / name).stat().st_size for name in SHARDS)
     result = prepare(weights=source, output=out, link_mode=mode)
     for name in SHARDS:
-        assert (out / name).samefile(source / name)
-        assert not (out / name).is_symlink()
-        assert (out / name).stat().st_nlink == 2
+        assert (out / name).samefile(source / name) and not (out / name).is_symlink()
     used = subprocess.run(
         ["du", "-sB1", str(source), str(out)], capture_output=True, text=True, check=True
     )
@@ -187,14 +180,6 @@ def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
     result = prepare(weights=source, output=out)
     assert ("model.safetensors", "copy") in [(name, how) for name, _, how in result.files]
     assert (out / "model.safetensors").stat().st_nlink == 1
-
-
-def test_a_failure_half_way_leaves_nothing(tmp_path, monkeypatch):
-    source = write_checkpoint(tmp_path / "src", shards=2)
-    monkeypatch.setattr(os, "link", cannot_link(5))
-    with pytest.raises(OSError, match="Input/output error"):
-        prepare(weights=source, output=tmp_path / "out")
-    assert names(tmp_path) == ["src"]
 
 
 def hub_cache(tmp_path, **options):
@@ -304,26 +289,11 @@ def test_result_text_and_dict(tmp_path):
     assert lines[1].split() == ["hardlink", "1", "file,", *size.split(), "model.safetensors"]
     assert lines[2].split()[:3] == ["copy", "4", "files,"]
     assert lines[-1] == f"Next: vacc-deploy quantize {out}"
-    values = result.to_dict()
+    values = json.loads(json.dumps(result.to_dict()))
     assert list(values) == ["model", "source_dir", "output_dir", "dry_run", "files", "notes"]
-    assert values["files"][0] == {
-        "name": "model.safetensors",
-        "bytes": (source / "model.safetensors").stat().st_size,
-        "how": "hardlink",
-    }
-    json.dumps(values)
-
-
-def test_progress_reaches_its_total(tmp_path):
-    source, recorder = write_checkpoint(tmp_path / "src", shards=2), Recorder()
-    prepare(weights=source, output=tmp_path / "out", progress=recorder)
-    sizes = [(source / name).stat().st_size for name in SHARDS]
-    assert recorder.events == [
-        ("start", f"Placing weights {sum(sizes)} bytes"),
-        ("advance", sizes[0], SHARDS[0]),
-        ("advance", sizes[1], SHARDS[1]),
-        ("finish",),
-    ]
+    num_bytes = (source / "model.safetensors").stat().st_size
+    first = {"name": "model.safetensors", "bytes": num_bytes, "how": "hardlink"}
+    assert values["files"][0] == first
 
 
 def test_the_default_output_lies_in_the_working_directory(tmp_path, monkeypatch):
@@ -387,29 +357,15 @@ def write_known_model(tmp_path, **changes):
 
 
 def test_another_known_model_is_named(tmp_path):
+    # Qwen2.5-Math-7B, which the 7B was distilled into, differs in this alone.
+    source = write_known_model(tmp_path, max_position_embeddings=4096)
+    message = refused(model="Distill-Qwen-7B", weights=source, output=tmp_path / "out")
+    assert ": max_position_embeddings is 4096, expected 131072. Leave --model out" in message
     source = write_known_model(tmp_path)
     message = refused(model="Distill-Qwen-14B", weights=source, output=tmp_path / "out")
     assert "num_hidden_layers is 28, expected 48" in message
     assert "rms_norm_eps is 1e-06, expected 1e-05" in message
     assert " It has the shape of Distill-Qwen-7B. Leave --model out" in message
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"tie_word_embeddings": True}, "tie_word_embeddings is True, expected False"),
-        ({"rms_norm_eps": 1e-05}, "rms_norm_eps is 1e-05, expected 1e-06"),
-        # Qwen2.5-Math-7B, which it was distilled into, differs in this alone.
-        (
-            {"max_position_embeddings": 4096},
-            "max_position_embeddings is 4096, expected 131072",
-        ),
-    ],
-)
-def test_every_difference_that_refuses_is_also_named(tmp_path, change, text):
-    source = write_known_model(tmp_path, **change)
-    message = refused(model="Distill-Qwen-7B", weights=source, output=tmp_path / "out")
-    assert f"is not DeepSeek-R1-Distill-Qwen-7B: {text}. Leave --model out" in message
 
 
 def test_the_named_model_takes_its_name_from_the_catalogue(tmp_path):
@@ -430,19 +386,6 @@ def test_int8_and_quantized_sources_are_refused(tmp_path):
     write_json(source / "config.json", build_config(overrides={"quantization_config": {"a": 1}}))
     message = refused(UnsupportedModelError, weights=source, output=tmp_path / "out")
     assert "the weights are quantized already. Start from the float checkpoint." in message
-
-
-def test_a_damaged_source_is_refused_before_anything_is_written(tmp_path):
-    source = write_checkpoint(tmp_path / "src", shards=2)
-    (source / SHARDS[1]).unlink()
-    assert f"{SHARDS[1]} is missing" in refused(weights=source, output=tmp_path / "out")
-    assert names(tmp_path) == ["src"]
-
-
-def test_model_name_of_a_hub_snapshot_is_the_repository_s(tmp_path):
-    snapshot = tmp_path / "models--owner--Some-Model" / "snapshots" / "0123abcd"
-    snapshot.mkdir(parents=True)
-    assert model_name(snapshot) == "Some-Model"
 
 
 @pytest.mark.parametrize("kind", ["weights", "index", "tokenizer"])

@@ -42,13 +42,9 @@ class PrepareResult:
     """What ``prepare`` wrote, or would write (``dry_run``).
 
     Attributes:
-        model: name of the model.
-        source_dir: the checkpoint directory.
-        output_dir: the prepared directory.
         files: name, bytes and how it came (``hardlink``, ``copy``, ``generated``, ...) of each
             file; the bytes of generated files are 0 before they are written.
         notes: what a user should know about this checkpoint.
-        dry_run: whether nothing was written.
     """
 
     model: str
@@ -79,8 +75,8 @@ class PrepareResult:
             total = format_bytes(sum(size for _, size in members))
             names = ", ".join(name for name, _ in members[:6])
             more = f" and {len(members) - 6} more" if len(members) > 6 else ""
-            count = "1 file" if len(members) == 1 else f"{len(members)} files"
-            lines.append((how, f"{count}, {total}: {names}{more}"))
+            plural = "" if len(members) == 1 else "s"
+            lines.append((how, f"{len(members)} file{plural}, {total}: {names}{more}"))
         head = "Would prepare" if self.dry_run else "Prepared"
         text = f"{head} {self.model} in {self.output_dir}\n{format_pairs(lines)}"
         text += "".join(f"\nNote: {note}" for note in self.notes)
@@ -117,26 +113,27 @@ def prepare(
         OutputError: the output cannot be written.
     """
     known = find_model(model) if model else None
-    if weights is None and known is not None:
+    if weights is not None:
+        source = Source(weights)
+    elif known is not None:
         # Before a download of gigabytes, see that the result can be written.
         check_output(output or Path(f"{known.name}-vacc"), overwrite=overwrite)
-    source = _find_source(known, weights, may_download=not dry_run)
-    checkpoint = Checkpoint.open(source.directory)
-    _check_source(checkpoint, known)
+        source = fetch(known, may_download=not dry_run)
+    else:
+        raise UsageError("Give --model NAME (see vacc-deploy models), --weights DIR, or both.")
+    checkpoint = _open_source(source.directory, known)
     name = known.name if known else model_name(source.directory)
     output_dir = output or Path(f"{name}-vacc")
     inputs = checkpoint.input_paths()
     check_output(output_dir, overwrite=overwrite, inputs=inputs)
     planned = _plan_weights(checkpoint, output_dir, link_mode)
-    check_space(output_dir, sum(size for _, size, how in planned if how == "copy"))
     small_files, notes = _plan_small_files(checkpoint), _notes(checkpoint)
     if dry_run:
-        planned += [(file.name, file.num_bytes, file.how) for file in small_files]
-        planned.append((MANIFEST_NAME, 0, "generated"))
+        planned += [*(file[:3] for file in small_files), (MANIFEST_NAME, 0, "generated")]
         return PrepareResult(name, source.directory, output_dir, tuple(planned), notes, True)
     with output_directory(output_dir, overwrite=overwrite, inputs=inputs) as folder:
         files = _place_weights(checkpoint, folder, link_mode, progress)
-        files += [(file.write(folder), file.how) for file in small_files]
+        files += [(write(folder), how) for _, _, how, write in small_files]
         manifest = write_manifest(
             folder,
             command="prepare",
@@ -150,38 +147,28 @@ def prepare(
     return PrepareResult(name, source.directory, output_dir, listed, notes)
 
 
-def _find_source(known: CatalogModel | None, weights: Path | None, *, may_download: bool) -> Source:
-    """Return the user's own directory, else the named model from the hub."""
-    if weights is not None:
-        return Source(weights)
-    if known is None:
-        raise UsageError("Give --model NAME (see vacc-deploy models), --weights DIR, or both.")
-    return fetch(known, may_download=may_download)
-
-
 def _describe_source(
     source: Source, known: CatalogModel | None, output_dir: Path
 ) -> dict[str, str | None]:
-    """Return the manifest's entry; a user's own directory names no repository.
-
-    Whatever its shape, it may be a fine-tune.
-    """
+    """Return the manifest's entry."""
     return {
         "path": relative_source(source.directory, output_dir),
+        # A user's own directory names no repository: whatever its shape, it may be a fine-tune.
         "repository": known.repository if known and source.revision else None,
         "revision": source.revision,
     }
 
 
-def _check_source(checkpoint: Checkpoint, known: CatalogModel | None) -> None:
+def _open_source(directory: Path, known: CatalogModel | None) -> Checkpoint:
     """Refuse quantized weights, and a directory that is another model than the one named."""
+    checkpoint = Checkpoint.open(directory)
     if layout := checkpoint.config.quantization_format:
         raise CheckpointError(
-            f"{checkpoint.directory} holds {layout} weights already. Prepare the float checkpoint "
-            "it was made from."
+            f"{directory} holds {layout} weights already. Prepare the float checkpoint it was made "
+            "from."
         )
     if known is None or match_config(checkpoint.config) is known:
-        return
+        return checkpoint
     expected, got = known.config, checkpoint.config
     differences = [
         f"{field} is {getattr(got, field)}, expected {getattr(expected, field)}"
@@ -191,7 +178,7 @@ def _check_source(checkpoint: Checkpoint, known: CatalogModel | None) -> None:
     other = match_config(got)
     hint = f" It has the shape of {other.aliases[0]}." if other else ""
     raise CheckpointError(
-        f"{checkpoint.directory} is not {known.name}: {'; '.join(differences)}.{hint} Leave "
+        f"{directory} is not {known.name}: {'; '.join(differences)}.{hint} Leave "
         "--model out to prepare it as it is, or give the right --weights."
     )
 
@@ -199,12 +186,13 @@ def _check_source(checkpoint: Checkpoint, known: CatalogModel | None) -> None:
 def _plan_weights(
     checkpoint: Checkpoint, output_dir: Path, link_mode: str
 ) -> list[tuple[str, int, str]]:
-    """Return name, bytes and most likely way of each weight file: a link, or ``copy``."""
+    """Return name, bytes and most likely way of each weight file, and see that copies fit."""
     device, planned = output_dir.resolve().parent.stat().st_dev, []
     for shard in checkpoint.shards.values():
         is_near = shard.path.stat().st_dev == device
         how = ("hardlink" if is_near else "copy") if link_mode == "auto" else link_mode
         planned.append((shard.path.name, shard.file_bytes, how))
+    check_space(output_dir, sum(size for _, size, how in planned if how == "copy"))
     return planned
 
 
@@ -221,56 +209,44 @@ def _place_weights(
     return files
 
 
-@dataclass(frozen=True)
-class _SmallFile:
-    """A file beside the weights: what a dry run says of it, and what a run calls to write it."""
-
-    name: str
-    num_bytes: int
-    how: str
-    write: Callable[[Path], WrittenFile]
+# Name, bytes and way of a file beside the weights, for a dry run, and what a run calls to write it.
+_SmallFile = tuple[str, int, str, Callable[[Path], WrittenFile]]
 
 
 def _plan_small_files(checkpoint: Checkpoint) -> list[_SmallFile]:
     """Return everything that is written beside the weights but the manifest."""
 
     def copied(path: Path, how: str = "copy") -> _SmallFile:
-        return _SmallFile(path.name, path.stat().st_size, how, partial(copy_file, path))
+        return path.name, path.stat().st_size, how, partial(copy_file, path)
 
-    files = []
+    files: list[_SmallFile] = []
     if checkpoint.has_index:
         files.append(copied(checkpoint.directory / INDEX_NAME))
     elif set(checkpoint.shards) != {SINGLE_FILE}:
         # Odd names without an index: loaders find such shards only through one.
         weight_map = {name: info.path.name for name, info in checkpoint.tensors.items()}
         write = partial(write_index_map, weight_map=weight_map, total=checkpoint.weight_bytes)
-        files.append(_SmallFile(INDEX_NAME, 0, "generated", write))
+        files.append((INDEX_NAME, 0, "generated", write))
     files += map(copied, side_files(checkpoint.directory, with_config=True))
     if needs_vacc_config(checkpoint.config):
         files += [copied(source_file(name), "from vacc-deploy") for name in SOURCE_FILES]
-        text = dump_json(vacc_config(checkpoint.config))
+        name, text = VACC_CONFIG_NAME, dump_json(vacc_config(checkpoint.config))
         size = len(text.encode(errors="backslashreplace"))
-
-        def write_config(folder: Path) -> WrittenFile:
-            return write_text(folder / VACC_CONFIG_NAME, text)
-
-        files.append(_SmallFile(VACC_CONFIG_NAME, size, "generated", write_config))
+        files.append((name, size, "generated", lambda to: write_text(to / name, text)))
     return files
 
 
 def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Return what a user should know about this checkpoint."""
     config, notes = checkpoint.config, []
-    if config.model_type == "qwen2" and config.raw.get("sliding_window") is not None:
-        if config.sliding_window is None:
-            notes.append(
-                "sliding_window is null in config_vacc.json: the model does not use it "
-                "(use_sliding_window is false), but the vendor's graph would apply it."
-            )
-        else:
-            notes.append(
-                f"this model really uses a sliding window of {config.sliding_window} tokens."
-            )
+    is_stated = config.raw.get("sliding_window") is not None
+    if is_stated and config.sliding_window is not None:
+        notes.append(f"this model really uses a sliding window of {config.sliding_window} tokens.")
+    elif is_stated and config.model_type == "qwen2":
+        notes.append(
+            "sliding_window is null in config_vacc.json: the model does not use it "
+            "(use_sliding_window is false), but the vendor's graph would apply it."
+        )
     if not (checkpoint.directory / "tokenizer.json").is_file():
         notes.append("the source has no tokenizer.json; quantize and verify will need it.")
     return tuple(notes)

@@ -80,9 +80,8 @@ def test_demo_manifest_lists_everything_so_that_overwrite_spares_the_rest(result
 
 
 def test_demo_verify_is_close_to_float(result):
-    assert result.verified.scores.mean_kl < 0.001
-    assert result.verified.scores.top1 > 0.99
-    assert result.verified.deployed_dir == result.output_dir / INT8_DIR
+    assert result.scores.mean_kl < 0.001
+    assert result.scores.top1 > 0.99
 
 
 def test_demo_text_names_figures_files_and_next_step(result):
@@ -90,9 +89,6 @@ def test_demo_text_names_figures_files_and_next_step(result):
     assert f"{result.accuracy_int8:.1%}" in text
     assert str(result.output_dir / INT8_DIR) in text
     assert "vacc-deploy prepare --model Distill-Qwen-1.5B" in text
-
-
-def test_demo_result_is_json(result):
     assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["num_problems"] == 100
 
 

@@ -4,7 +4,6 @@ import pytest
 
 from vacc_deploy.demo.task import (
     END_OF_SENTENCE,
-    MAX_OPERAND,
     Problem,
     is_held_out,
     parse_answer,
@@ -26,22 +25,11 @@ def test_a_problem_shows_question_reasoning_and_answer():
     assert problem.response == f"<think>\n{problem.reasoning}\n</think>\n\n432"
 
 
-def test_the_last_carry_becomes_a_new_digit():
+def test_the_last_carry_becomes_a_new_digit_and_zero_has_one():
     problem = Problem(9999, 1)
     assert problem.reasoning.splitlines()[-1] == "thousands: 9+0+1=10, write 0, carry 1"
     assert problem.completion.endswith("\n\n10000")
-
-
-def test_zero_is_a_number_of_one_digit():
-    problem = Problem(0, 0)
-    assert problem.reasoning == "ones: 0+0+0=0, write 0, carry 0"
-    assert parse_answer(problem.response) == 0
-
-
-@pytest.mark.parametrize("operands", [(-1, 0), (0, -1), (MAX_OPERAND + 1, 0), (0, 10000)])
-def test_operands_outside_the_range_are_refused(operands):
-    with pytest.raises(ValueError, match="between 0 and 9999"):
-        Problem(*operands)
+    assert Problem(0, 0).reasoning == "ones: 0+0+0=0, write 0, carry 0"
 
 
 def test_the_reasoning_leads_to_the_answer():
@@ -52,29 +40,18 @@ def test_the_reasoning_leads_to_the_answer():
         assert parse_answer(problem.response) == problem.answer
 
 
-def test_the_split_does_not_depend_on_the_order_of_the_numbers():
-    for a in range(200):
-        for b in range(a):
-            assert is_held_out(a, b) == is_held_out(b, a)
-
-
 def test_about_one_pair_in_twenty_is_held_out():
     pairs = [(a, b) for a in range(300) for b in range(a + 1)]
+    assert all(is_held_out(a, b) == is_held_out(b, a) for a, b in pairs)
     assert 0.045 < sum(is_held_out(a, b) for a, b in pairs) / len(pairs) < 0.055
 
 
 def test_held_out_problems_are_never_training_problems():
     training = sample_problems(5000, seed=0, held_out=False)
-    held_out = sample_problems(1000, seed=0, held_out=True)
-    assert not any(is_held_out(problem.a, problem.b) for problem in training)
-    assert all(is_held_out(problem.a, problem.b) for problem in held_out)
+    held_out = sample_problems(2000, seed=0, held_out=True)
+    assert len(set(held_out)) == 2000
     seen = {frozenset((problem.a, problem.b)) for problem in training}
     assert seen.isdisjoint(frozenset((problem.a, problem.b)) for problem in held_out)
-
-
-def test_held_out_problems_are_distinct():
-    problems = sample_problems(2000, seed=1, held_out=True)
-    assert len(set(problems)) == 2000
 
 
 def test_sampling_depends_on_the_seed_only():
@@ -95,16 +72,6 @@ def test_every_combination_of_digit_counts_is_drawn_alike():
     assert len(counts) == 16
     assert min(counts.values()) > 350
     assert max(counts.values()) < 650
-
-
-def test_a_negative_count_is_refused():
-    with pytest.raises(ValueError, match="must not be negative"):
-        sample_problems(-1, seed=0, held_out=False)
-
-
-def test_more_problems_than_can_be_found_are_refused():
-    with pytest.raises(ValueError, match="Found only 0 distinct held-out problems of 1"):
-        sample_problems(1, seed=0, held_out=True, draws_per_problem=2)
 
 
 def test_share_correct_counts_exact_answers():

@@ -9,7 +9,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
 BOS_ID, EOS_ID, USER_ID, ASSISTANT_ID = 256, 257, 258, 259
-VOCAB_SIZE = 260
 
 R1_TEMPLATE = (
     "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}"

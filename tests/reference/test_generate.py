@@ -14,8 +14,6 @@ from tokenizer_builders import (
     EOS_ID,
     USER_ID,
     byte_ids,
-    tokenizer_config,
-    write_tokenizer,
 )
 
 from vacc_deploy.cli import cli
@@ -90,6 +88,10 @@ class FakeModel:
 
 
 def test_continue_prompts_stops_each_row_at_its_first_end_and_pads_left():
+    model = FakeModel([[5, 0, 9]], None)  # a model without an end token
+    tokenizer = SimpleNamespace(eos_id=None)
+    assert continue_prompts(model, tokenizer, [[1]], max_new_tokens=3) == [[5, 0, 9]]
+    assert model.seen[2:] == (None, 0)
     model = FakeModel([[5, 9, 9], [7, 8, 5], [5, 6, 7]], [9, 6])
     answers = continue_prompts(
         model, SimpleNamespace(eos_id=9), [[1], [1, 2, 3], [4, 4]], max_new_tokens=3
@@ -101,37 +103,23 @@ def test_continue_prompts_stops_each_row_at_its_first_end_and_pads_left():
     assert (ends, pad) == ([6, 9], 6)
 
 
-def test_continue_prompts_without_any_end_token():
-    model = FakeModel([[5, 0, 9]], None)
-    assert continue_prompts(model, SimpleNamespace(eos_id=None), [[1]], max_new_tokens=3) == [
-        [5, 0, 9]
-    ]
-    assert model.seen[2:] == (None, 0)
-
-
 @pytest.mark.parametrize(
-    ("stated", "of_tokenizer", "expected"),
-    [(7, 7, [7]), ([3, 1], 2, [1, 2, 3]), (None, 4, [4]), (0, None, [0]), (None, None, [])],
+    ("stated", "own", "expected"), [(7, 7, [7]), ([3, 1], 2, [1, 2, 3]), (0, None, [0])]
 )
-def test_eos_ids_joins_both_sources(stated, of_tokenizer, expected):
-    assert eos_ids(FakeModel([[0]], stated), SimpleNamespace(eos_id=of_tokenizer)) == expected
+def test_eos_ids_joins_both_sources(stated, own, expected):
+    assert eos_ids(FakeModel([[0]], stated), SimpleNamespace(eos_id=own)) == expected
 
 
 def make_ending(tmp_path, num_tokens):
     """A model that always answers "!" (id 0), or ends at once when ``num_tokens`` is 1."""
     head = torch.zeros(272, 64)
-    token = EOS_ID if num_tokens == 1 else 0
-    table = torch.ones(272, 64)
-    head[token] = 1.0
-    extra = {"lm_head.weight": head, "model.embed_tokens.weight": table}
-    for layer in range(2):
-        for name in ("self_attn.o_proj", "mlp.down_proj"):
-            shape = (64, 64) if name == "self_attn.o_proj" else (64, 160)
-            extra[f"model.layers.{layer}.{name}.weight"] = torch.zeros(shape)
+    head[EOS_ID if num_tokens == 1 else 0] = 1.0
+    extra = {"lm_head.weight": head, "model.embed_tokens.weight": torch.ones(272, 64)}
+    for layer in range(2):  # which leave the hidden states as they are
+        extra[f"model.layers.{layer}.self_attn.o_proj.weight"] = torch.zeros(64, 64)
+        extra[f"model.layers.{layer}.mlp.down_proj.weight"] = torch.zeros(64, 160)
     extra["model.norm.weight"] = torch.ones(64)
-    return make_directory(
-        tmp_path, extra_tensors={n: t.bfloat16() for n, t in extra.items()}, form="prepared"
-    )
+    return make_directory(tmp_path, extra_tensors={n: t.bfloat16() for n, t in extra.items()})
 
 
 def test_generate_stopped_by_the_limit(tmp_path):
@@ -167,16 +155,6 @@ def test_generate_command_text_and_json(tmp_path):
         "num_new_tokens": 3,
         "finished": False,
     }
-
-
-def test_generate_command_needs_a_prompt_and_a_template(tmp_path):
-    directory = make_ending(tmp_path, 5)
-    result = CliRunner().invoke(cli, ["generate", str(directory)])
-    assert result.exit_code == 2 and "Missing option '--prompt'" in result.output
-    write_tokenizer(directory, config=tokenizer_config(chat_template=None))
-    result = CliRunner().invoke(cli, ["generate", str(directory), "--prompt", "hi"])
-    assert result.exit_code == 1
-    assert f"{directory} has no chat template" in result.output
 
 
 def test_generate_beyond_the_context_is_a_usage_error(tmp_path):

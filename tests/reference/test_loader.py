@@ -7,13 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import transformers
-import transformers.dynamic_module_utils
-from checkpoint_builders import read_tensors, write_checkpoint
+from checkpoint_builders import LLAMA3_ROPE, read_tensors, write_checkpoint
 from reference_logits import decoder_logits, edit_json, make_directory, make_tokens
 from texts import read_json
 from tokenizer_builders import BOS_ID
 
+from vacc_deploy.assets import SOURCE_FILES
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.reference.generate import continue_prompts
 from vacc_deploy.reference.loader import activation_dtype, check_source_files, load_model
@@ -71,8 +70,9 @@ def test_load_model_bfloat16_keeps_codes_and_scales_exact(tmp_path, model_type):
 def test_load_model_llama3_on_old_transformers_names_the_version(
     tmp_path, monkeypatch, form, version
 ):
-    directory = make_directory(tmp_path, "llama", form)
-    monkeypatch.setattr(transformers, "__version__", version)
+    scaling = {"rope_scaling": LLAMA3_ROPE}
+    directory = make_directory(tmp_path, "llama", form, config_overrides=scaling)
+    monkeypatch.setattr("transformers.__version__", version)
     with pytest.raises(CheckpointError) as err:
         load_model(directory)
     assert str(err.value) == (
@@ -85,7 +85,7 @@ def test_load_model_llama3_on_old_transformers_names_the_version(
 def test_load_model_llama_without_llama3_scaling_needs_no_version(tmp_path, monkeypatch, form):
     overrides = {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
     directory = make_directory(tmp_path, "llama", form, config_overrides=overrides)
-    monkeypatch.setattr(transformers, "__version__", "4.42.4")
+    monkeypatch.setattr("transformers.__version__", "4.42.4")
     assert torch.isfinite(load_model(directory)(make_tokens()).logits).all()
 
 
@@ -93,9 +93,7 @@ def test_load_model_llama_without_llama3_scaling_needs_no_version(tmp_path, monk
 
 
 @pytest.mark.parametrize("form", ["prepared", "int8"])
-@pytest.mark.parametrize(
-    "name", ["modeling_qwen2_vacc.py", "configuration_qwen2_vacc.py", "quantization_vacc.py"]
-)
+@pytest.mark.parametrize("name", SOURCE_FILES)
 def test_load_model_changed_source_file_is_refused_and_not_run(tmp_path, form, name):
     directory, marker = make_directory(tmp_path, form=form), tmp_path / "marker"
     path = directory / name
@@ -167,7 +165,7 @@ def test_load_model_config_vacc_of_another_model_is_refused(tmp_path, form):
 def test_load_model_needs_no_home(tmp_path, monkeypatch, model_type, form):
     """transformers copies remote code into this folder; a container's home may be read-only."""
     directory = make_directory(tmp_path, model_type, form)
-    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", "/dev/null/x")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", "/dev/null/x")
     model = load_model(directory)
     before = {path.name for path in directory.iterdir()}
     model.save_pretrained(tmp_path / "saved")

@@ -21,7 +21,6 @@ from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.prepare import prepare
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.run import quantize
-from vacc_deploy.reference.compare import LayerError
 from vacc_deploy.reference.next_tokens import NextTokenScores
 from vacc_deploy.reference.verify import Limits, verify
 
@@ -126,12 +125,6 @@ def test_verify_default_text_is_long_enough(tmp_path):
     assert result.scores.num_tokens > 1500
 
 
-def test_verify_sequence_longer_than_the_context(tmp_path):
-    _, deployed = make_pair(tmp_path, config_overrides={"max_position_embeddings": 31})
-    with pytest.raises(CheckpointError, match="Sequences of 32 tokens .* Use a shorter --seq-len"):
-        verify(deployed, text_file=write_text(tmp_path), sequence_length=32)
-
-
 # ---- the reference ----------------------------------------------------------------------------
 
 
@@ -198,9 +191,6 @@ def test_verify_other_architecture_lists_the_differences(tmp_path):
         f"  - rope_theta is 10000.0 in {deployed}, 20000.0 in {other}\n"
         "Give the right float model with --reference."
     )
-    llama = write_checkpoint(tmp_path / "llama", model_type="llama")
-    with pytest.raises(CheckpointError, match="model_type is qwen2 in .*, llama in "):
-        verify(deployed, reference_dir=llama, text_file=write_text(tmp_path))
 
 
 # ---- limits and the command -------------------------------------------------------------------
@@ -209,12 +199,17 @@ def test_verify_other_architecture_lists_the_differences(tmp_path):
 def test_verify_command_prints_the_figures(tmp_path):
     source, deployed = make_pair(tmp_path)
     text = write_text(tmp_path)
-    result = run("verify", deployed, "--text", text, "--seq-len", 64)
+    limits = ("--max-kl", 1, "--min-top1", 0.5)
+    result = run("verify", deployed, "--text", text, "--seq-len", 64, *limits)
     assert result.exit_code == 0, result.output
     assert f"Verified {deployed} against {source}\n" in result.output
     for words in ("SQNR dB", "tokens compared", "KL(float ‖ deployed)", "same top token"):
         assert words in result.output
     assert "Failed" not in result.output
+    exit_code, values = run_json("verify", deployed, "--text", text, "--seq-len", 64, *limits)
+    assert exit_code == 0 and values["passed"] is True and values["failures"] == []
+    assert values["text"] == "text.txt" and values["num_tokens"] > 300
+    assert len(values["layers"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -237,17 +232,6 @@ def test_verify_command_missed_limit_exits_3_after_printing(tmp_path, options, f
     assert failure in values["failures"][0]
 
 
-def test_verify_command_met_limits_exit_0(tmp_path):
-    _, deployed = make_pair(tmp_path)
-    limits = ("--max-kl", 1, "--min-top1", 0.5)
-    options = ("--text", write_text(tmp_path), "--seq-len", 64)
-    exit_code, values = run_json("verify", deployed, *options, *limits)
-    assert exit_code == 0
-    assert values["passed"] is True and values["failures"] == []
-    assert values["text"] == "text.txt" and values["num_tokens"] > 300
-    assert len(values["layers"]) == 2
-
-
 def test_verify_damaged_scale_fails_with_valid_json(tmp_path):
     _, deployed = make_pair(tmp_path)
     path = deployed / "model-00002-of-00004.safetensors"
@@ -262,32 +246,6 @@ def test_verify_damaged_scale_fails_with_valid_json(tmp_path):
     assert values["layers"][0] == {"layer": 0, "relative_error": None, "sqnr_db": None}
     plain = run(*command)
     assert plain.exit_code == 3 and "Failed: the deployed model's output holds NaN" in plain.output
-
-
-def test_layer_error_dict_holds_no_infinity():
-    for relative, sqnr in ((0.0, math.inf), (math.inf, -math.inf), (math.nan, math.nan)):
-        json.dumps(LayerError(3, relative, sqnr).to_dict(), allow_nan=False)
-
-
-@pytest.mark.parametrize("options", [("--max-tokens", 15), ("--seq-len", 8), ("--min-top1", 1.5)])
-def test_verify_command_refuses_values_out_of_range(tmp_path, options):
-    result = run("verify", tmp_path, *options)
-    assert result.exit_code == 2
-    assert f"Invalid value for '{options[0]}'" in result.output
-
-
-def test_verify_command_unusable_text_exits_1(tmp_path):
-    _, deployed = make_pair(tmp_path, num_layers=1)
-    result = run("verify", deployed, "--text", write_text(tmp_path, "too short"))
-    assert result.exit_code == 1
-    assert result.output.startswith("Error: ") and "Use a longer --text" in result.output
-
-
-def test_verify_command_directory_without_a_model(tmp_path):
-    exit_code, values = run_json("verify", tmp_path)
-    assert exit_code == 1
-    assert values["error"]["type"] == "CheckpointError"
-    assert "config.json is missing" in values["error"]["message"]
 
 
 def test_verify_notes_are_in_text_and_json(tmp_path):

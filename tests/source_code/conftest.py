@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from reference_logits import edit_json
 from texts import SOURCE_DIR
 from transformers import (
     AutoModelForCausalLM,
@@ -21,16 +21,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-FILE_NAMES = (
-    "configuration_qwen2_vacc.py",
-    "modeling_qwen2_vacc.py",
-    "quantization_vacc.py",
-)
-AUTO_MAP = {
-    "AutoConfig": "configuration_qwen2_vacc.Qwen2Config",
-    "AutoModel": "modeling_qwen2_vacc.Qwen2Model",
-    "AutoModelForCausalLM": "modeling_qwen2_vacc.Qwen2ForCausalLM",
-}
+from vacc_deploy.assets import SOURCE_FILES
+from vacc_deploy.models.vacc_config import AUTO_MAP
+
 SIZES = {
     "vocab_size": 256,
     "hidden_size": 64,
@@ -41,16 +34,6 @@ SIZES = {
     "max_position_embeddings": 131072,
     "initializer_range": 0.2,
 }
-
-
-@pytest.fixture(scope="session")
-def source_dir():
-    return SOURCE_DIR
-
-
-@pytest.fixture(scope="session")
-def file_names():
-    return FILE_NAMES
 
 
 @pytest.fixture(scope="session")
@@ -92,6 +75,8 @@ def make_stock():
 
 @pytest.fixture
 def make_llama():
+    """Build the library's Llama with eager attention."""
+
     def make():
         torch.manual_seed(0)
         config = LlamaConfig(**SIZES)
@@ -108,12 +93,9 @@ def make_dir(tmp_path):
     def make(model, name="checkpoint", **fields):
         folder = tmp_path / name
         model.save_pretrained(folder)
-        for file_name in FILE_NAMES:
+        for file_name in SOURCE_FILES:
             shutil.copy(SOURCE_DIR / file_name, folder / file_name)
-        path = folder / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config.update(fields, auto_map=AUTO_MAP)
-        path.write_text(json.dumps(config), encoding="utf-8")
+        edit_json(folder / "config.json", **fields, auto_map=AUTO_MAP)
         return folder
 
     return make

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 
+import canonical
 import numpy as np
 import onnx
 import pytest
@@ -41,7 +41,7 @@ def test_quantize_weight_literal(flat):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("size", [1e-6, 1e-3, 0.03, 1.0, 300.0])
+@pytest.mark.parametrize("size", [1e-30, 1e-7, 1e-6, 1e-3, 0.03, 1.0, 300.0])
 def test_quantize_weight_equals_naive_formula(flat, dtype, size):
     generator = torch.Generator().manual_seed(3)
     weight = (torch.randn(64, 48, generator=generator) * size).to(dtype)
@@ -51,7 +51,7 @@ def test_quantize_weight_equals_naive_formula(flat, dtype, size):
     assert torch.equal(codes, expected_codes)
     assert torch.equal(scale, expected_scale)
     assert torch.equal(weight, before)
-    assert codes.abs().max() <= 127
+    assert codes.abs().max() <= 127 and (codes.float() * weight.float() >= 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -67,15 +67,6 @@ def test_quantize_weight_never_flips_a_sign(flat, dtype):
     assert codes.abs().min() > 0 and codes.abs().max() == 127
     restored = flat.quantization.dequantize_weight(codes, scale)
     assert ((restored - weight.float()).abs() <= 0.6 * scale.float().unsqueeze(1)).all()
-
-
-@pytest.mark.parametrize("absmax", [1e-30, 2.0**-24, 1e-5, 6e-5, 9.6e-4])
-def test_quantize_weight_tiny_row_keeps_sign_and_range(flat, absmax):
-    weight = torch.tensor([[absmax, -absmax, absmax / 2]])
-    codes, scale = flat.quantization.quantize_weight(weight)
-    assert scale.item() >= 2.0**-24
-    assert codes.abs().max() <= 127
-    assert (codes.float() * weight >= 0).all()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -119,6 +110,8 @@ def test_quantize_other_widths_name_the_value(flat, make_own, bits):
         own.quantize(bits)
     with pytest.raises(ValueError, match=f"weight_bit_width: got {bits!r}, expected 8"):
         flat.quantization.quantize(own, bits)
+    with pytest.raises(ValueError, match="has no decoder layers"):
+        flat.quantization.quantize(nn.Linear(2, 2), 8)
     assert quantized_modules(own) == {} and own.config.quantization_bit == 0
 
 
@@ -133,48 +126,12 @@ def test_quantize_twice_leaves_the_codes_alone(make_stock, make_dir, load, ids):
         assert torch.equal(model(ids).logits, before)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_quantize_model_with_zero_and_wrapping_rows(make_own, ids, dtype):
-    own = make_own()
-    weight = own.model.layers[0].mlp.up_proj.weight.data
-    weight[3] = 0.0
-    weight[4, 5] = 1.375  # quotient 127.5 in bfloat16: would wrap to -128
-    weight[5] *= 1e-4 / weight[5].abs().max()  # would wrap in float16
-    own.to(dtype)
-    weight = own.model.layers[0].mlp.up_proj.weight.clone()
-    own.quantize(8)
-    module = own.model.layers[0].mlp.up_proj
-    assert module.weight[3].eq(0).all() and module.weight_scale[3] == 1.0
-    assert module.weight[4, 5] == 127
-    assert (module.weight.float() * weight.float() >= 0).all()  # no sign is flipped
-    codes, scale = naive_quantize(weight)
-    assert torch.equal(module.weight, codes) and torch.equal(module.weight_scale, scale)
-    assert torch.isfinite(own(ids).logits).all()
-
-
 def test_quantize_non_finite_weight_leaves_the_model_alone(make_own):
     own = make_own()
     own.model.layers[1].mlp.down_proj.weight.data[7, 3] = float("nan")
     with pytest.raises(ValueError, match=r"model.layers.1.mlp.down_proj: .* in row 7$"):
         own.quantize(8)
     assert quantized_modules(own) == {} and own.config.quantization_bit == 0
-
-
-def test_quantize_model_without_layers_raises(flat):
-    with pytest.raises(ValueError, match="has no decoder layers"):
-        flat.quantization.quantize(nn.Linear(2, 2), 8)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("kind", ["qwen2", "llama"])
-def test_quantize_library_model(flat, make_stock, make_llama, ids, kind):
-    model = make_stock() if kind == "qwen2" else make_llama()
-    reference = model(ids).logits
-    flat.quantization.quantize(model, 8)
-    assert len(quantized_modules(model)) == 14
-    error = (model(ids).logits - reference).norm() / reference.norm()
-    assert 0 < error < 0.05
 
 
 @torch.no_grad()
@@ -215,16 +172,6 @@ def test_int8_scales_and_codes_stay_exact_in_any_dtype(make_stock, make_dir, loa
             assert torch.equal(module.weight_scale, expected[name].weight_scale)
     assert loaded(ids).logits.dtype == torch.float32  # as in transformers 4.37
     assert torch.equal(loaded(ids).logits, moved(ids).logits)
-
-
-@torch.no_grad()
-def test_int8_bfloat16_loses_no_more_than_the_float_model(make_pair, ids):
-    stock, own = make_pair()
-    own.quantize(8)
-    expected = own(ids).logits
-    own.to(torch.bfloat16)
-    stock.to(torch.bfloat16)
-    assert (own(ids).logits.float() - expected).norm() / expected.norm() < 0.05
 
 
 def test_quantized_linear_refuses_what_a_loader_changed(flat):
@@ -282,54 +229,11 @@ def test_replace_linears_loads_an_int8_llama(flat, make_llama, ids, on_meta):
         flat.quantization.replace_linears(empty)
 
 
-def test_replace_linears_keeps_the_type_of_biases(flat, make_stock):
-    model = flat.quantization.replace_linears(make_stock().bfloat16())
-    attention = model.model.layers[0].self_attn
-    assert attention.q_proj.bias.dtype == torch.bfloat16
-    assert attention.q_proj.weight_scale.dtype == torch.float16
-    assert attention.o_proj.bias is None
-
-
-class ForExport(nn.Module):
-    """A prefill with past as a flat tuple of tensors, as a compiler traces it."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids, position_ids, *past):
-        past = tuple(past[idx : idx + 2] for idx in range(0, len(past), 2)) or None
-        logits, presents = self.model(
-            input_ids,
-            position_ids=position_ids,
-            past_key_values=past,
-            use_cache=True,
-            return_dict=False,
-        )
-        return (logits,) + tuple(states for layer in presents for states in layer)
-
-
-def export(model, inputs, path):
-    names = ["input_ids", "position_ids"] + [f"past_{idx}" for idx in range(len(inputs) - 2)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's deprecation, the tracer's constants
-        torch.onnx.export(
-            ForExport(model), inputs, str(path), dynamo=False, opset_version=17, input_names=names
-        )
-    return onnx.load(str(path))
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("step", ["prefill", "decode"])
-def test_export_has_seven_custom_nodes_per_layer(make_own, ids, tmp_path, dtype, step):
+def test_export_has_seven_custom_nodes_per_layer(make_own, tmp_path, dtype):
     own = make_own().quantize(8).to(dtype)
-    inputs = (ids[:1, :16], torch.arange(16).unsqueeze(0))
-    if step == "decode":
-        past = own(ids[:1, :16], use_cache=True).past_key_values
-        states = tuple(tensor for layer in past for tensor in layer)
-        inputs = (ids[:1, 16:17], torch.tensor([[16]])) + states
-    graph = export(own, inputs, tmp_path / "model.onnx").graph
+    graph = canonical.export(own, "prefill", tmp_path / "model.onnx").graph
     nodes = [node for node in graph.node if node.domain == "Vastai"]
     assert len(nodes) == 7 * 2
     stored = {tensor.name: tensor for tensor in graph.initializer}
@@ -342,8 +246,3 @@ def test_export_has_seven_custom_nodes_per_layer(make_own, ids, tmp_path, dtype,
         assert scale.data_type == activation and list(scale.dims) == [codes.dims[0]]
     # cos and sin are stored numbers, looked up by each layer
     assert not {"Cos", "Sin"} & {node.op_type for node in graph.node}
-    lookups = [n.name for n in graph.node if n.op_type == "Gather" and "self_attn" in n.name]
-    assert len(lookups) == 2 * 2
-    (logits,) = (output for output in graph.output if output.name == graph.output[0].name)
-    sizes = [dim.dim_value for dim in logits.type.tensor_type.shape.dim]
-    assert sizes == [1, inputs[0].shape[1], 256]

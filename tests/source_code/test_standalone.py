@@ -6,8 +6,10 @@ import ast
 import importlib
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
+from texts import SOURCE_DIR
 
 ALLOWED = {"torch", "transformers"}
 SIBLINGS = {"configuration_qwen2_vacc", "modeling_qwen2_vacc", "quantization_vacc"}
@@ -54,8 +56,8 @@ use(modeling_qwen2_vacc, configuration_qwen2_vacc)
 
 
 @pytest.fixture(params=sorted(SIBLINGS))
-def source(request, source_dir):
-    return (source_dir / f"{request.param}.py").read_text(encoding="utf-8")
+def source(request):
+    return (SOURCE_DIR / f"{request.param}.py").read_text(encoding="utf-8")
 
 
 def test_source_is_python_38(source):
@@ -92,18 +94,14 @@ def test_source_is_small(source):
             assert node.end_lineno - node.lineno < 60, node.name
 
 
-def test_folder_is_not_a_package(source_dir, file_names):
-    assert not (source_dir / "__init__.py").exists()
-    assert sorted(file_names) == sorted(path.name for path in source_dir.glob("*.py"))
+def test_folder_holds_the_three_files_and_is_not_a_package():
+    assert {path.stem for path in SOURCE_DIR.glob("*.py")} == SIBLINGS
 
 
 @pytest.fixture
-def copied(tmp_path, source_dir, file_names):
+def copied(tmp_path):
     folder = tmp_path / "elsewhere" / "vacc_files"
-    folder.mkdir(parents=True)
-    for name in file_names:
-        shutil.copy(source_dir / name, folder / name)
-    return folder
+    return Path(shutil.copytree(SOURCE_DIR, folder, ignore=shutil.ignore_patterns("__pycache__")))
 
 
 def test_files_work_from_an_empty_folder(copied, run_python):

@@ -16,7 +16,6 @@ from tokenizer_builders import (
     R1_TEMPLATE,
     USER,
     USER_ID,
-    VOCAB_SIZE,
     build_backend,
     byte_ids,
     tokenizer_config,
@@ -53,7 +52,6 @@ def test_attributes_come_from_both_files(tmp_path):
     assert (tokenizer.eos_token, tokenizer.eos_id) == (EOS, EOS_ID)
     assert tokenizer.adds_bos
     assert tokenizer.has_chat_template
-    assert tokenizer.vocab_size == VOCAB_SIZE
 
 
 def test_encode_gives_literal_ids_and_adds_one_bos_only_when_asked(tmp_path):
@@ -64,6 +62,8 @@ def test_encode_gives_literal_ids_and_adds_one_bos_only_when_asked(tmp_path):
     assert tokenizer.encode(f"{BOS}Aa!", add_bos=False) == [BOS_ID, 32, 64, 0]
     assert tokenizer.encode("", add_bos=True) == [BOS_ID]
     assert tokenizer.encode("", add_bos=False) == []
+    text = f"{USER}a{ASSISTANT}"
+    assert tokenizer.encode(text, add_bos=False) == [USER_ID, 64, ASSISTANT_ID]
 
 
 def test_decode_returns_the_text_with_or_without_special_tokens(tmp_path):
@@ -90,12 +90,7 @@ def test_saved_truncation_and_padding_are_switched_off(tmp_path):
 
 @pytest.mark.parametrize(
     ("setting", "probed", "expected"),
-    [
-        (True, False, True),
-        (False, True, False),
-        (None, True, True),
-        (None, False, False),
-    ],
+    [(True, False, True), (False, True, False), (None, True, True), (None, False, False)],
 )
 def test_adds_bos_is_the_setting_or_else_what_the_post_processor_does(
     tmp_path, setting, probed, expected
@@ -138,10 +133,7 @@ def test_encode_chat_adds_the_bos_that_a_template_leaves_out(tmp_path, adds_bos,
     ids = tokenizer.encode_chat(CHAT, add_generation_prompt=True)
     assert ids.count(BOS_ID) == expected
     assert ids[:expected] == [BOS_ID] * expected
-
-
-def test_encode_chat_sees_a_bos_behind_leading_blanks(tmp_path):
-    tokenizer = load_template(tmp_path, "\n " + R1_TEMPLATE)
+    tokenizer = load_template(tmp_path, "\n " + R1_TEMPLATE, add_bos_token=adds_bos)
     assert tokenizer.encode_chat(CHAT, add_generation_prompt=True).count(BOS_ID) == 1
 
 
@@ -185,23 +177,19 @@ def test_template_date_is_the_same_every_day(tmp_path):
     assert render(tokenizer) == "26 Jul 2024"
 
 
-def test_template_may_come_from_a_list_or_from_files(tmp_path):
+def test_template_may_come_from_a_list_or_from_files_or_be_missing(tmp_path):
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     assert render(load_template(tmp_path / "list", named)) == "D"
     write_tokenizer(tmp_path / "json", config=tokenizer_config(chat_template=None))
     (tmp_path / "json/chat_template.json").write_text('{"chat_template": "J"}', "utf-8")
     assert render(Tokenizer.from_dir(tmp_path / "json")) == "J"
+    tokenizer = load_template(tmp_path / "none", None)
+    with pytest.raises(CheckpointError, match="has no chat template: neither chat_template.jinja"):
+        render(tokenizer)
     # transformers 5 lets the .jinja file win over tokenizer_config.json.
     write_tokenizer(tmp_path / "jinja")
     (tmp_path / "jinja/chat_template.jinja").write_text("F", "utf-8")
     assert render(Tokenizer.from_dir(tmp_path / "jinja")) == "F"
-
-
-def test_no_chat_template_is_said_when_one_is_wanted(tmp_path):
-    tokenizer = load_template(tmp_path, None)
-    assert not tokenizer.has_chat_template
-    with pytest.raises(CheckpointError, match="has no chat template: neither chat_template.jinja"):
-        render(tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -260,9 +248,7 @@ def test_template_file_must_be_short_utf8(tmp_path):
     write_tokenizer(tmp_path)
     path = tmp_path / "chat_template.jinja"
     path.write_bytes(b"\xff\xfe{{ x }}")
-    with pytest.raises(
-        CheckpointError, match="chat_template.jinja cannot be used: it is not UTF-8"
-    ):
+    with pytest.raises(CheckpointError, match="jinja cannot be used: it is not UTF-8"):
         Tokenizer.from_dir(tmp_path)
     path.write_bytes("数".encode() * (2 * MAX_TEMPLATE_CHARS))
     with pytest.raises(CheckpointError, match="holds more than 1,048,576 bytes"):
@@ -321,11 +307,6 @@ def test_tokenizer_config_must_be_an_object(tmp_path):
 def test_text_with_half_a_surrogate_pair_is_a_usage_error(tmp_path):
     with pytest.raises(UsageError, match="not valid Unicode"):
         load(tmp_path).encode("a\ud800", add_bos=False)
-
-
-def test_special_tokens_in_text_become_their_ids(tmp_path):
-    ids = load(tmp_path).encode(f"{USER}a{ASSISTANT}", add_bos=False)
-    assert ids == [USER_ID, 64, ASSISTANT_ID]
 
 
 def test_module_imports_neither_torch_nor_transformers():
@@ -391,13 +372,7 @@ def test_failures_of_the_library_are_converted_and_no_others(tmp_path, raised, s
 
 @pytest.mark.parametrize(
     ("start", "step"),
-    [
-        ("'0123456789'", "n.s + n.s"),
-        ("'0123456789'", "n.s ~ n.s"),
-        ("'0123456789'", "n.s ~ n.s ~ 1"),
-        ("'0123456789'", "n.s * 2"),
-        ("[1]", "n.s + n.s"),
-    ],
+    [("'01'", "n.s + n.s"), ("'01'", "n.s ~ n.s ~ 1"), ("'01'", "n.s * 2"), ("[1]", "n.s + n.s")],
 )
 def test_template_that_doubles_is_stopped(tmp_path, monkeypatch, start, step):
     monkeypatch.setattr(chat_template, "MAX_RENDERED_CHARS", 1000)
@@ -408,13 +383,5 @@ def test_template_that_doubles_is_stopped(tmp_path, monkeypatch, start, step):
 
 
 def test_template_operators_still_work(tmp_path):
-    template = (
-        "{{ 'a' + 'b' }}{{ 1 + 2 }}{{ 'x' ~ 1 ~ none }}{{ [1] + [2] }}{{ 7 % 4 }}{{ 3 * 'z' }}"
-    )
-    template += "{{ 'a' ~ messages[0].role ~ '' }}"
-    assert render(load_template(tmp_path, template)) == "ab3x1None[1, 2]3zzzauser"
-
-
-def test_template_adding_text_and_number_fails_as_before(tmp_path):
-    with pytest.raises(CheckpointError, match="TypeError"):
-        render(load_template(tmp_path, "{{ 'a' + messages | length }}"))
+    template = "{{ 'a' + 'b' }}{{ 1 + 2 }}{{ 'x' ~ 1 ~ none }}{{ [1] + [2] }}{{ 3 * 'z' }}"
+    assert render(load_template(tmp_path, template)) == "ab3x1None[1, 2]zzz"

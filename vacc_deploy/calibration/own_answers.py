@@ -163,7 +163,7 @@ class OwnAnswers:
     def _generate(self, prompts: list[list[int]]) -> list[list[int]]:
         if self._model is None:
             dtype = activation_dtype(self._checkpoint)
-            model = self._load(self._checkpoint.directory, dtype=dtype)
+            model = self._load(self._checkpoint, dtype=dtype)
             self._model = model.to(self._device)
         started = time.monotonic()
         # The seed depends on the prompts too: a batch is the same whether those before it were in

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.run import quantize
 from vacc_deploy.reference.generate import continue_prompts
 from vacc_deploy.reference.loader import load_model
-from vacc_deploy.reference.verify import VerifyResult, verify
+from vacc_deploy.reference.next_tokens import NextTokenScores
+from vacc_deploy.reference.verify import verify
 from vacc_deploy.results import format_pairs, format_seconds
 from vacc_deploy.solver.records import GPTQ
 from vacc_deploy.text.tokenizer import Tokenizer
@@ -36,11 +37,7 @@ from vacc_deploy.vamc.target import Target
 MODEL_NAME = "vacc-deploy-demo"
 PREPARED_DIR, INT8_DIR = f"{MODEL_NAME}-vacc", f"{MODEL_NAME}-vacc-int8"
 CALIBRATION_FILE, VERIFY_FILE = "calibration.txt", "held-out.txt"
-NUM_SAMPLES, SEQUENCE_LENGTH = 32, 256
-NUM_CALIBRATION_PROBLEMS = 256
-NUM_VERIFY_PROBLEMS = 24
 NUM_PROBLEMS = 200
-TENSOR_PARALLEL_SIZE, PREFILL, TOTAL = 2, 128, 512
 MAX_NEW_TOKENS = 192
 _BATCH = 100
 
@@ -50,13 +47,10 @@ class DemoResult:
     """What the demo measured, and where its files are.
 
     Attributes:
-        output_dir: directory that holds everything the demo wrote.
         steps: each command of the chain and the seconds it took.
         problems: held-out sums that both models were asked.
-        accuracy_float: share that the float model answered exactly, 0 to 1.
-        accuracy_int8: share that the int8 model answered exactly.
+        accuracy_float, accuracy_int8: share that a model answered exactly, 0 to 1.
         example: the longest sum, and the int8 model's thought and answer.
-        verified: the comparison by ``verify``.
         seconds: time that the whole chain took.
     """
 
@@ -66,7 +60,7 @@ class DemoResult:
     accuracy_float: float
     accuracy_int8: float
     example: tuple[str, str]
-    verified: VerifyResult
+    scores: NextTokenScores
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,39 +72,31 @@ class DemoResult:
             "accuracy_float": self.accuracy_float,
             "accuracy_int8": self.accuracy_int8,
             "example": {"question": self.example[0], "answer": self.example[1]},
-            "verify": self.verified.scores.to_dict(),
+            "verify": self.scores.to_dict(),
             "seconds": round(self.seconds, 3),
         }
 
     def to_text(self) -> str:
         """Return the chain, the figures, the files and what to run next."""
-        scores = self.verified.scores
+        scores = self.scores
         steps = format_pairs([(name, format_seconds(s)) for name, s in self.steps])
-        figures = format_pairs(
-            [
-                ("exact answers, float", f"{self.accuracy_float:.1%} of {len(self.problems)} sums"),
-                ("exact answers, int8", f"{self.accuracy_int8:.1%} of the same"),
-                (
-                    "KL(float ‖ int8)",
-                    f"{scores.mean_kl:.6f} mean over {scores.num_tokens:,} tokens",
-                ),
-                ("same top token", f"{scores.top1:.2%}"),
-            ]
-        )
-        files = format_pairs(
-            [
-                (
-                    f"{self.output_dir / PREPARED_DIR}/",
-                    "weights, source files and config_vacc.json",
-                ),
-                (f"{self.output_dir / INT8_DIR}/", "int8 weights, quantize_report.json"),
-                (f"{self.output_dir / f'{INT8_DIR}.yaml'}", "the compile file for vamc"),
-            ]
-        )
+        figures = [
+            ("exact answers, float", f"{self.accuracy_float:.1%} of {len(self.problems)} sums"),
+            ("exact answers, int8", f"{self.accuracy_int8:.1%} of the same"),
+            ("KL(float ‖ int8)", f"{scores.mean_kl:.6f} mean over {scores.num_tokens:,} tokens"),
+            ("same top token", f"{scores.top1:.2%}"),
+        ]
+        prepared, deployed = self.output_dir / PREPARED_DIR, self.output_dir / INT8_DIR
+        files = [
+            (f"{prepared}/", "weights, source files and config_vacc.json"),
+            (f"{deployed}/", "int8 weights, quantize_report.json"),
+            (f"{deployed}.yaml", "the compile file for vamc"),
+        ]
         question, answer = self.example
         indented = "\n".join(f"    {line}" for line in answer.splitlines())
         return (
-            f"{steps}\n\nThe int8 model on {question}\n{indented}\n\n{figures}\n\n{files}\n\n"
+            f"{steps}\n\nThe int8 model on {question}\n{indented}\n\n{format_pairs(figures)}\n\n"
+            f"{format_pairs(files)}\n\n"
             f"All of it took {format_seconds(self.seconds)}. Next, on a real model:\n"
             "  vacc-deploy prepare --model Distill-Qwen-1.5B\n"
             "  vacc-deploy quantize DeepSeek-R1-Distill-Qwen-1.5B-vacc\n"
@@ -130,9 +116,6 @@ class _Clock:
         now = time.monotonic()
         self.steps.append((step, now - self._last))
         self._last = now
-
-    def total(self) -> float:
-        return time.monotonic() - self.started
 
 
 def demo(
@@ -164,8 +147,8 @@ def demo(
             options=QuantizeOptions(
                 method=GPTQ,
                 sources=(CalibrationSource("text", partial / CALIBRATION_FILE, 1.0),),
-                num_samples=NUM_SAMPLES,
-                sequence_length=SEQUENCE_LENGTH,
+                num_samples=32,
+                sequence_length=256,
             ),
             output=deployed,
             progress=progress,
@@ -179,30 +162,20 @@ def demo(
         texts_float = answer_problems(prepared, problems, progress)
         texts_int8 = answer_problems(deployed, problems, progress)
         clock.note(f"{len(problems)} sums by each model")
-        files = _written_files(partial)
-        write_manifest(
-            partial, command="demo", model=MODEL_NAME, source={}, options={}, files=files
-        )
-    verified = replace(
-        verified, deployed_dir=output / INT8_DIR, reference_dir=output / PREPARED_DIR
-    )
+        _write_manifest(partial)
+    longest = max(range(len(problems)), key=lambda index: len(problems[index].question))
+    # The prompt ends with the tag, so the model's own text begins behind it.
+    example = problems[longest].question, f"{THINK_START}\n{texts_int8[longest]}"
     return DemoResult(
         output_dir=output,
         steps=tuple(clock.steps),
         problems=tuple(problems),
         accuracy_float=share_correct(problems, texts_float),
         accuracy_int8=share_correct(problems, texts_int8),
-        example=_longest(problems, texts_int8),
-        verified=verified,
-        seconds=clock.total(),
+        example=example,
+        scores=verified.scores,
+        seconds=time.monotonic() - clock.started,
     )
-
-
-def _longest(problems: list[Problem], texts: list[str]) -> tuple[str, str]:
-    """Return the longest question and its answer, from the start of the thought on."""
-    problem, text = max(zip(problems, texts, strict=True), key=lambda pair: len(pair[0].question))
-    # The prompt ends with the tag, so the model's own text begins behind it.
-    return problem.question, f"{THINK_START}\n{text}"
 
 
 def answer_problems(
@@ -215,9 +188,7 @@ def answer_problems(
     texts = []
     for start in range(0, len(problems), _BATCH):
         prompts = [
-            tokenizer.encode_chat(
-                [{"role": "user", "content": problem.question}], add_generation_prompt=True
-            )
+            tokenizer.encode_chat(_question(problem), add_generation_prompt=True)
             for problem in problems[start : start + _BATCH]
         ]
         answers = continue_prompts(model, tokenizer, prompts, max_new_tokens=MAX_NEW_TOKENS)
@@ -230,37 +201,34 @@ def answer_problems(
 def _write_texts(directory: Path, tokenizer: Tokenizer) -> None:
     """Write the calibration text, and a text of held-out sums for ``verify``."""
     for name, count, held_out in (
-        (CALIBRATION_FILE, NUM_CALIBRATION_PROBLEMS, False),
-        (VERIFY_FILE, NUM_VERIFY_PROBLEMS, True),
+        (CALIBRATION_FILE, 256, False),
+        (VERIFY_FILE, 24, True),
     ):
         problems = sample_problems(count, seed=1, held_out=held_out)
-        text = "\n".join(_conversation(tokenizer, problem) for problem in problems)
-        (directory / name).write_text(text, "utf-8")
+        texts = [
+            tokenizer.render_chat(_question(problem), add_generation_prompt=True)
+            + f"{problem.completion}{tokenizer.eos_token}"
+            for problem in problems
+        ]
+        (directory / name).write_text("\n".join(texts), "utf-8")
 
 
-def _conversation(tokenizer: Tokenizer, problem: Problem) -> str:
-    """Return one sum with its answer, as the chat template writes it."""
-    prompt = tokenizer.render_chat(
-        [{"role": "user", "content": problem.question}], add_generation_prompt=True
-    )
-    return f"{prompt}{problem.completion}{tokenizer.eos_token or ''}"
+def _question(problem: Problem) -> list[dict[str, str]]:
+    return [{"role": "user", "content": problem.question}]
 
 
 def write_yaml(directory: Path, output: Path, config: ModelConfig) -> None:
     """Write the compile file into ``directory``; it names the int8 weights as ``output`` does."""
     target = Target(MODEL_NAME, os.path.join(".", output, INT8_DIR), config)
-    options = CompileOptions(
-        tensor_parallel_size=TENSOR_PARALLEL_SIZE, prefill=PREFILL, total=TOTAL
-    )
-    compiled = make_compile_file(target, options)
-    write_compile_file(compiled, directory / f"{INT8_DIR}.yaml")
+    options = CompileOptions(tensor_parallel_size=2, prefill=128, total=512)
+    write_compile_file(make_compile_file(target, options), directory / f"{INT8_DIR}.yaml")
 
 
-def _written_files(directory: Path) -> list[WrittenFile]:
-    """Return the demo's own files, and the manifests of the directories that it made."""
+def _write_manifest(directory: Path) -> None:
+    """List the demo's own files, and the manifests of the directories that it made."""
     manifests = (f"{name}/{MANIFEST_NAME}" for name in (PREPARED_DIR, INT8_DIR))
     files = []
     for name in (CALIBRATION_FILE, VERIFY_FILE, f"{INT8_DIR}.yaml", *manifests):
         data = (directory / name).read_bytes()
         files.append(WrittenFile(name, len(data), hashlib.sha256(data).hexdigest()))
-    return files
+    write_manifest(directory, command="demo", model=MODEL_NAME, source={}, options={}, files=files)

@@ -18,22 +18,16 @@ THINK_END = "</think>"
 END_OF_SENTENCE = "<｜end▁of▁sentence｜>"
 PLACES = ("ones", "tens", "hundreds", "thousands")
 MAX_DIGITS = len(PLACES)
-MAX_OPERAND = 10**MAX_DIGITS - 1
 HELD_OUT_ONE_IN = 20
 _ANSWER = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A sum of two numbers between 0 and ``MAX_OPERAND``."""
+    """A sum of two numbers of at most ``MAX_DIGITS`` digits each."""
 
     a: int
     b: int
-
-    def __post_init__(self) -> None:
-        for value in (self.a, self.b):
-            if not 0 <= value <= MAX_OPERAND:
-                raise ValueError(f"An operand must be between 0 and {MAX_OPERAND}, got {value}.")
 
     @property
     def question(self) -> str:
@@ -79,35 +73,23 @@ def is_held_out(a: int, b: int) -> bool:
     return int.from_bytes(digest[:8], "big") % HELD_OUT_ONE_IN == 0
 
 
-def sample_problems(
-    count: int, seed: int, held_out: bool, *, draws_per_problem: int = 1000
-) -> list[Problem]:
+def sample_problems(count: int, seed: int, held_out: bool) -> list[Problem]:
     """Draw problems of one side of the split; the same arguments give the same list.
 
     The digit counts of both numbers are drawn evenly from 1 to ``MAX_DIGITS``. Held-out problems
     are distinct, so the few short ones that exist appear once each at most; training problems may
-    repeat.
-
-    Raises:
-        ValueError: ``count`` is negative, or larger than the held-out problems that are found in
-            ``draws_per_problem`` draws for each.
+    repeat. There are millions of held-out problems.
     """
-    if count < 0:
-        raise ValueError(f"The number of problems must not be negative, got {count}.")
     rng = random.Random(seed)
     problems: list[Problem] = []
     seen: set[Problem] = set()
-    for _ in range(count * draws_per_problem):
-        if len(problems) == count:
-            break
+    while len(problems) < count:
         problem = Problem(_draw_operand(rng), _draw_operand(rng))
         if is_held_out(problem.a, problem.b) != held_out or problem in seen:
             continue
         problems.append(problem)
         if held_out:
             seen.add(problem)
-    if len(problems) < count:
-        raise ValueError(f"Found only {len(problems)} distinct held-out problems of {count}.")
     return problems
 
 

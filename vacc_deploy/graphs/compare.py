@@ -55,13 +55,7 @@ class Agreement:
 
 
 def run_reference(model: Any, prompt: torch.Tensor, num_steps: int) -> Reference:
-    """Run the model in torch, without padding and without a fixed length.
-
-    Args:
-        model: a causal language model in evaluation mode.
-        prompt: int64 [1, prompt].
-        num_steps: decode steps.
-    """
+    """Run the model in torch on a prompt [1, prompt], without padding or a fixed length."""
     graph, tokens, vectors = StageGraph(model), [], []
     with torch.inference_mode():
         with compiled_as(model, "prefill"):
@@ -80,10 +74,7 @@ def run_reference(model: Any, prompt: torch.Tensor, num_steps: int) -> Reference
 def compare_graphs(files: Mapping[str, Path], shape: GraphShape, reference: Reference) -> Agreement:
     """Run the graphs on the reference's tokens and compare the logits.
 
-    Args:
-        files: ``prefill`` and ``decode``, or one of them: decode alone starts from torch's states.
-        shape: the static sizes of the graphs.
-        reference: what torch computed with the model that was exported.
+    ``files`` are ``prefill`` and ``decode``, or one: decode alone starts from torch's states.
     """
     got, wanted, states = [], [], reference.states
     if "prefill" in files:
@@ -114,7 +105,10 @@ def _run_decode(
     """Return the logits [vocab_size] of each step."""
     session, vectors = open_session(path), []
     names = state_names("past_key_values", shape.num_layers)
-    past, num_valid = [_pad_left(s, shape.past_length) for s in states], states[0].shape[2]
+    num_valid = states[0].shape[2]
+    # [1, heads, prompt, head_dim] -> [1, heads, past, head_dim], the states at the right end
+    padding = ((0, 0), (0, 0), (shape.past_length - num_valid, 0), (0, 0))
+    past = [np.pad(state, padding) for state in states]
     for token in tokens:
         mask = np.zeros((1, shape.past_length + 1), dtype=np.int64)
         mask[:, shape.past_length - num_valid :] = 1
@@ -129,9 +123,3 @@ def _run_decode(
         # [1, heads, past + 1, head_dim]: drop the oldest, which is padding while there is any.
         past, num_valid = [state[:, :, 1:] for state in presents], num_valid + 1
     return vectors
-
-
-def _pad_left(states: Array, length: int) -> Array:
-    """Return [1, heads, length, head_dim] with ``states`` at its right end."""
-    missing = length - states.shape[2]
-    return np.pad(states, ((0, 0), (0, 0), (missing, 0), (0, 0)))

@@ -17,7 +17,6 @@ import torch
 from vacc_deploy.assets import default_text_file
 from vacc_deploy.checkpoint import (
     Checkpoint,
-    WrittenFile,
     check_output,
     check_space,
     model_name,
@@ -66,7 +65,6 @@ def export_onnx(
     Args:
         directory: a prepared or int8 directory.
         output: the directory to write.
-        options: what to export.
         overwrite: replace an output of an earlier run.
         dry_run: validate and plan only.
         progress: learns of every step.
@@ -95,12 +93,12 @@ def export_onnx(
     prompt = _read_prompt(checkpoint, shape.prompt_length)
     result = ExportResult(model_name(directory), directory, output, shape, options.opset)
     if dry_run:
-        return replace(result, graphs=_plan(options, weight_bytes))
+        plan = [ExportedGraph(s, ((f"{s}.onnx", weight_bytes),)) for s in options.stages]
+        return replace(result, graphs=tuple(plan))
     model = load_model(checkpoint)
     with output_directory(output, overwrite=overwrite, inputs=(directory,)) as partial:
         graphs, agreement = _export(model, prompt, shape, options, partial, progress=progress)
-        files = [record_file(path) for path in sorted(partial.glob("*.onnx*"))]
-        _write_manifest(partial, result, options, files)
+        _write_manifest(partial, result, options)
     return replace(
         result,
         graphs=graphs,
@@ -136,13 +134,8 @@ def _check_options(config: ModelConfig, options: ExportOptions) -> GraphShape:
         problems.append(f"--opset: got {options.opset}, expected {MIN_OPSET} to {MAX_OPSET}")
     if problems:
         raise UsageError(f"These graphs cannot be made:\n{list_problems(problems)}")
-    return GraphShape(
-        prompt_length=prompt,
-        past_length=total - 1,
-        num_layers=config.num_hidden_layers,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-    )
+    layers, heads = config.num_hidden_layers, config.num_key_value_heads
+    return GraphShape(prompt, total - 1, layers, heads, config.head_dim)
 
 
 def _graph_bytes(checkpoint: Checkpoint) -> int:
@@ -154,13 +147,6 @@ def _graph_bytes(checkpoint: Checkpoint) -> int:
     # The head is stored transposed, so a tied one is stored again.
     tied = sizes["model.embed_tokens.weight"] if checkpoint.config.tie_word_embeddings else 0
     return sum(sizes.values()) + tied
-
-
-def _plan(options: ExportOptions, weight_bytes: int) -> tuple[ExportedGraph, ...]:
-    """Return the graphs that a run would write, by the bytes of their weights."""
-    return tuple(
-        ExportedGraph(stage, ((f"{stage}.onnx", weight_bytes),)) for stage in options.stages
-    )
 
 
 def _read_prompt(checkpoint: Checkpoint, length: int) -> torch.Tensor:
@@ -199,7 +185,12 @@ def _export(
     progress.finish()
     for stage in options.stages if not options.with_functions else ():
         strip_functions(paths[stage])
-    return tuple(_with_sizes(graph, directory) for graph in graphs), agreement
+    # Only now do the files have the bytes that stay.
+    sized = [
+        replace(graph, files=tuple((n, (directory / n).stat().st_size) for n, _ in graph.files))
+        for graph in graphs
+    ]
+    return tuple(sized), agreement
 
 
 def _export_stage(
@@ -211,27 +202,12 @@ def _export_stage(
     num_nodes, num_custom_nodes = len(graph.graph.node), count_custom_nodes(graph)
     if num_custom_nodes:
         add_function(graph)
-    files = save_graph(
-        graph, directory / f"{stage}.onnx", max_inline_bytes=options.max_inline_bytes
-    )
-    return ExportedGraph(
-        stage,
-        tuple((path.name, 0) for path in files),
-        num_nodes,
-        num_custom_nodes,
-        time.monotonic() - started,
-    )
+    files = save_graph(graph, directory / f"{stage}.onnx", options.max_inline_bytes)
+    sizes, seconds = tuple((path.name, 0) for path in files), time.monotonic() - started
+    return ExportedGraph(stage, sizes, num_nodes, num_custom_nodes, seconds)
 
 
-def _with_sizes(graph: ExportedGraph, directory: Path) -> ExportedGraph:
-    """Return the graph with the bytes of its files, which no later step changes."""
-    sizes = tuple((name, (directory / name).stat().st_size) for name, _ in graph.files)
-    return replace(graph, files=sizes)
-
-
-def _write_manifest(
-    directory: Path, result: ExportResult, options: ExportOptions, files: list[WrittenFile]
-) -> None:
+def _write_manifest(directory: Path, result: ExportResult, options: ExportOptions) -> None:
     write_manifest(
         directory,
         command="export-onnx",
@@ -244,7 +220,7 @@ def _write_manifest(
             "opset": options.opset,
             "with_functions": options.with_functions,
         },
-        files=files,
+        files=[record_file(path) for path in sorted(directory.glob("*.onnx*"))],
     )
 
 

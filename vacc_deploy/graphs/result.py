@@ -69,11 +69,6 @@ class ExportResult:
     """What ``export_onnx`` wrote and how it compares; ``agreement`` is None in a dry run.
 
     Attributes:
-        model: name of the model.
-        source_dir: the directory that was exported.
-        output_dir: the directory that holds the graphs.
-        shape: static sizes of the graphs.
-        opset: version of the standard operators.
         graphs: what was written, or would be.
         peak_memory_bytes: largest resident size of this process so far.
         failures: a line for each thing that is wrong.
@@ -115,22 +110,21 @@ class ExportResult:
 
     def to_text(self) -> str:
         """Return the graphs as a table, and the comparison."""
-        rows = [
-            (name, format_bytes(size), *rest)
-            for graph in self.graphs
-            for (name, size), rest in zip(graph.files, _table_cells(graph), strict=True)
-        ]
+        rows: list[tuple[object, ...]] = []
+        for graph in self.graphs:
+            figures = (graph.num_nodes, graph.num_custom_nodes, format_seconds(graph.seconds))
+            for index, (name, size) in enumerate(graph.files):
+                # The graph's figures stand once, beside its first file.
+                rows.append((name, format_bytes(size), *(("", "", "") if index else figures)))
         head = "Would export" if self.agreement is None else "Exported"
         table = format_table(("file", "size", "nodes", "int8 nodes", "seconds"), rows)
         text = f"{head} {self.model} to {self.output_dir}\n{table}"
         if self.agreement is None:
             return text
         compared = self.agreement.num_tokens
-        pairs: list[tuple[str, object]] = [
-            (
-                "prefill length, past length",
-                f"{self.shape.prompt_length}, {self.shape.past_length}",
-            ),
+        shape = self.shape
+        pairs = [
+            ("prefill length, past length", f"{shape.prompt_length}, {shape.past_length}"),
             ("compared with torch", f"{compared} tokens"),
             ("largest difference", f"{self.agreement.max_difference:.1e} of the logits' range"),
             ("same top token", f"{self.agreement.same_top1} of {compared}"),
@@ -138,9 +132,3 @@ class ExportResult:
         ]
         text += f"\n\n{format_pairs(pairs)}"
         return text + "".join(f"\nFailed: {failure}" for failure in self.failures)
-
-
-def _table_cells(graph: ExportedGraph) -> list[tuple[object, object, str]]:
-    """Return the last cells of a graph's rows: its figures once, beside its first file."""
-    first = (graph.num_nodes, graph.num_custom_nodes, format_seconds(graph.seconds))
-    return [first, *[("", "", "")] * (len(graph.files) - 1)]

@@ -29,7 +29,6 @@ MIN_OPSET, MAX_OPSET = 11, 17
 # Weights above this go to one file beside the graph: a protobuf file ends at 2 GiB.
 MAX_INLINE_BYTES = 1 << 30
 MIN_EXTERNAL_BYTES = 1024
-FUNCTIONS_IR_VERSION = 8  # the first that has model-local functions
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,6 @@ class GraphShape:
     Attributes:
         prompt_length: tokens that the prefill graph takes.
         past_length: positions of the decode graph's past; it sees one token more.
-        num_layers: decoder layers.
-        num_key_value_heads: heads of a key.
-        head_dim: width of a head.
     """
 
     prompt_length: int
@@ -89,10 +85,7 @@ class StageGraph(nn.Module):
 
 
 def is_ours(model: Any) -> bool:
-    """Return whether this is our modeling file, which takes and returns tuples.
-
-    The alternative is a class of transformers, whose cache is an object.
-    """
+    """Return whether this is our modeling file, which takes and returns tuples."""
     return hasattr(model.config, "iter_num")
 
 
@@ -114,23 +107,21 @@ def run_library_model(
     for idx in range(0, len(past), 2):
         cache.update(past[idx], past[idx + 1], idx // 2)
     past_length = past[0].shape[2] if past else 0
+    # Newer 5.x renamed the argument.
+    names = inspect.signature(model.model.forward).parameters
+    cache_name = "cache" if "cache" in names else "past_key_values"
     output = model.model(
         input_ids,
         attention_mask=additive_mask(model.dtype, input_ids.shape[1], past_length, attention_mask),
         position_ids=position_ids,
         use_cache=True,
-        **{_cache_argument(model.model): cache},
+        **{cache_name: cache},
     )
     logits = model.lm_head(output.last_hidden_state[:, -1:, :]).float()
     if hasattr(cache, "layers"):
         return logits, *(s for layer in cache.layers for s in (layer.keys, layer.values))
     pairs = zip(cache.key_cache, cache.value_cache, strict=True)  # transformers before 4.54
     return logits, *(states for pair in pairs for states in pair)
-
-
-def _cache_argument(model: Any) -> str:
-    """Return what the ``forward`` of a transformers model calls its cache; newer 5.x renamed it."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def additive_mask(
@@ -170,8 +161,21 @@ def trace_graph(model: Any, stage: str, shape: GraphShape, opset: int, work: Pat
             warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             warnings.filterwarnings("ignore", category=UserWarning, module="torch.onnx")
+            # The exporter prints a graph that it refuses. stdout belongs to the result.
+            set_log_stream = getattr(torch._C, "_jit_set_onnx_log_output_stream", None)
+            if set_log_stream is not None:
+                set_log_stream("stderr")
+            inputs, names = stage_inputs(stage, shape)
             try:
-                _run_exporter(model, stage, shape, opset, path)
+                torch.onnx.export(
+                    StageGraph(model).eval(),
+                    inputs,
+                    str(path),
+                    dynamo=False,
+                    opset_version=opset,
+                    input_names=names,
+                    output_names=["logits", *state_names("present", shape.num_layers)],
+                )
             except torch.onnx.errors.OnnxExporterError as err:
                 raise ExportError(
                     f"torch cannot export the {stage} graph with opset {opset}: {err}. "
@@ -187,19 +191,20 @@ def share_constants(model: Any) -> None:
 
     The nodes that use them stay as they are.
     """
-    graph, shared, remaining = model.graph, {}, []
+    graph, remaining = model.graph, []
+    shared: dict[tuple[Any, ...], str] = {}
     renamed: dict[str, str] = {}
     for node in graph.node:
         value = node.attribute[0].t if node.op_type == "Constant" else None
         if value is None or len(value.raw_data) < MIN_EXTERNAL_BYTES:
             remaining.append(node)
             continue
-        key = (value.data_type, tuple(value.dims), value.raw_data)
-        if key not in shared:
-            shared[key] = node.output[0]
+        (name,) = node.output
+        first = shared.setdefault((value.data_type, tuple(value.dims), value.raw_data), name)
+        if first == name:
             graph.initializer.add().CopyFrom(value)
-            graph.initializer[-1].name = node.output[0]
-        renamed[node.output[0]] = shared[key]
+            graph.initializer[-1].name = name
+        renamed[name] = first
     for node in remaining:
         for idx, name in enumerate(node.input):
             node.input[idx] = renamed.get(name, name)
@@ -207,35 +212,16 @@ def share_constants(model: Any) -> None:
     graph.node.extend(remaining)
 
 
-def _run_exporter(model: Any, stage: str, shape: GraphShape, opset: int, path: Path) -> None:
-    """Let torch write the graph of one stage to ``path``."""
-    inputs, names = stage_inputs(stage, shape)
-    # The exporter prints a graph that it refuses. stdout belongs to the result.
-    set_log_stream = getattr(torch._C, "_jit_set_onnx_log_output_stream", None)
-    if set_log_stream is not None:
-        set_log_stream("stderr")
-    torch.onnx.export(
-        StageGraph(model).eval(),
-        inputs,
-        str(path),
-        dynamo=False,
-        opset_version=opset,
-        input_names=names,
-        output_names=["logits", *state_names("present", shape.num_layers)],
-    )
-
-
 @contextmanager
 def compiled_as(model: Any, stage: str) -> Iterator[None]:
-    """Set the compiler's two switches for a stage, and set them back afterwards.
+    """Set the compiler's two switches of our modeling file for a stage, and set them back.
 
-    Its ``iter0`` is the prefill graph and ``iter1`` the decode graph. A class of transformers has
-    no such switches.
+    Its ``iter0`` is the prefill graph and ``iter1`` the decode graph.
     """
-    config = model.config
     if not is_ours(model):
         yield
         return
+    config = model.config
     before = config.insert_slice, config.iter_num
     config.insert_slice, config.iter_num = True, STAGES.index(stage)
     try:
@@ -279,7 +265,7 @@ def add_function(model: Any) -> None:
     imports = [helper.make_opsetid("", opset)]
     names = ["x", "codes", "scale"]
     model.functions.append(helper.make_function(DOMAIN, OPERATOR, names, ["y"], nodes, imports))
-    model.ir_version = max(model.ir_version, FUNCTIONS_IR_VERSION)
+    model.ir_version = max(model.ir_version, 8)  # the first that has model-local functions
 
 
 def count_custom_nodes(model: Any) -> int:
@@ -287,7 +273,7 @@ def count_custom_nodes(model: Any) -> int:
     return sum((node.domain, node.op_type) == (DOMAIN, OPERATOR) for node in model.graph.node)
 
 
-def save_graph(model: Any, path: Path, *, max_inline_bytes: int = MAX_INLINE_BYTES) -> list[Path]:
+def save_graph(model: Any, path: Path, max_inline_bytes: int) -> list[Path]:
     """Write a model and return its files: weights above the bound go to one file beside it.
 
     In that case the weights are no longer in ``model``.

@@ -56,9 +56,25 @@ def compare_on_tokens(
         progress: learns of every layer, then of every slice of the vocabulary.
     """
     with torch.inference_mode():
-        hidden_float, hidden_deployed, layers = _walk_pair(reference, deployed, tokens, progress)
+        float_states, deployed_states = embed(reference, tokens), embed(deployed, tokens)
+        positions = Positions.build(reference.config, tokens.shape[1])
+        walks = (
+            (reference.config, float_reader(reference), float_states),
+            (deployed.config, float_reader(deployed), deployed_states),
+        )
+        layers = []
+        progress.start("Verifying", reference.config.num_hidden_layers, "layers")
+        for index in range(reference.config.num_hidden_layers):
+            # In step, a layer of one and then of the other: only the current states are held.
+            for config, read, hidden_states in walks:
+                layer = DecoderLayer(config, index, positions, read)
+                batch_rows = max(1, BATCH_TOKENS // tokens.shape[1])
+                walk_layer(layer, hidden_states, batch_rows=batch_rows)  # in place
+            layers.append(_layer_error(index, float_states, deployed_states))
+            progress.advance(1, f"layer {index}: SQNR {layers[-1].sqnr_db:.1f} dB")
+        progress.finish()
         scores = compare_next_tokens(
-            reference, hidden_float, deployed, hidden_deployed, tokens, progress=progress
+            reference, float_states, deployed, deployed_states, tokens, progress=progress
         )
     return scores, layers
 
@@ -82,34 +98,6 @@ def check_pair(reference: Checkpoint, deployed: Checkpoint) -> None:
             f"The two directories are different models:\n{list_problems(differences)}\n"
             "Give the right float model with --reference."
         )
-
-
-def _walk_pair(
-    reference: Checkpoint, deployed: Checkpoint, tokens: torch.Tensor, progress: Progress
-) -> tuple[torch.Tensor, torch.Tensor, list[LayerError]]:
-    """Return both models' last hidden states [rows, seq, hidden] and every layer's error.
-
-    Both walk in step, a layer of one and then of the other, so that no states but the current ones
-    are held.
-    """
-    config, sequence_length = reference.config, tokens.shape[1]
-    positions = Positions.build(config, sequence_length)
-    batch_rows = max(1, BATCH_TOKENS // sequence_length)
-    float_states, deployed_states = embed(reference, tokens), embed(deployed, tokens)
-    walks = (
-        (reference.config, float_reader(reference), float_states),
-        (deployed.config, float_reader(deployed), deployed_states),
-    )
-    errors = []
-    progress.start("Verifying", config.num_hidden_layers, "layers")
-    for index in range(config.num_hidden_layers):
-        for own_config, read, hidden_states in walks:
-            layer = DecoderLayer(own_config, index, positions, read)
-            walk_layer(layer, hidden_states, batch_rows=batch_rows)  # in place
-        errors.append(_layer_error(index, float_states, deployed_states))
-        progress.advance(1, f"layer {index}: SQNR {errors[-1].sqnr_db:.1f} dB")
-    progress.finish()
-    return float_states, deployed_states, errors
 
 
 def _layer_error(index: int, expected: torch.Tensor, got: torch.Tensor) -> LayerError:

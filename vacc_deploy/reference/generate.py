@@ -6,9 +6,7 @@ Owns how tokens are chosen and where an answer ends; ``loader`` makes the model.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +34,8 @@ class Answer:
     """One chat turn.
 
     Attributes:
-        prompt: the user's words.
         text: what the model wrote, special tokens included.
         num_prompt_tokens: tokens of the prompt as the chat template writes it.
-        num_new_tokens: tokens that the model wrote.
-        seconds: time that writing them took.
         finished: whether the model ended by itself, not at the limit.
     """
 
@@ -53,14 +48,7 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for ``--json``."""
-        return {
-            "prompt": self.prompt,
-            "text": self.text,
-            "num_prompt_tokens": self.num_prompt_tokens,
-            "num_new_tokens": self.num_new_tokens,
-            "seconds": round(self.seconds, 3),
-            "finished": self.finished,
-        }
+        return {**asdict(self), "seconds": round(self.seconds, 3)}
 
     def to_text(self) -> str:
         """Return the answer, and a line of figures."""
@@ -129,6 +117,8 @@ def continue_prompts(
 
     ends = eos_ids(model, tokenizer)
     pad = ends[0] if ends else 0
+    drawing = asdict(sampling) if sampling else {}
+    seed = drawing.pop("seed", 0)
     # transformers fills what a passed config leaves out from the model's own: its repetition
     # penalty or beams would choose other tokens than those asked for.
     model.generation_config = GenerationConfig(
@@ -136,14 +126,18 @@ def continue_prompts(
         num_beams=1,
         eos_token_id=ends or None,
         pad_token_id=pad,
-        **_sampling_options(sampling),
+        do_sample=sampling is not None,
+        **drawing,
     )
     # Left-padded, all prompts end in one column and the new tokens begin in the next.
     width = max(len(prompt) for prompt in prompts)
     padded = [[pad] * (width - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     device = getattr(model, "device", torch.device("cpu"))
-    with torch.inference_mode(), _random_state(sampling, device):
+    devices = [] if device.type == "cpu" else [device]
+    with torch.inference_mode(), torch.random.fork_rng(devices, enabled=sampling is not None):
+        if sampling is not None:
+            torch.manual_seed(seed)
         output = model.generate(
             torch.tensor(padded, device=device),
             attention_mask=torch.tensor(mask, device=device),
@@ -155,26 +149,3 @@ def continue_prompts(
         stop = next((i + 1 for i, value in enumerate(row) if value in ends), len(row))
         answers.append(row[:stop])
     return answers
-
-
-def _sampling_options(sampling: Sampling | None) -> dict[str, Any]:
-    """Return the part of a ``GenerationConfig`` that says how a token is chosen."""
-    if sampling is None:
-        return {"do_sample": False}
-    return {
-        "do_sample": True,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-    }
-
-
-@contextmanager
-def _random_state(sampling: Sampling | None, device: torch.device) -> Iterator[None]:
-    """Seed torch within the block."""
-    if sampling is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
-        torch.manual_seed(sampling.seed)
-        yield

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,8 +26,6 @@ from vacc_deploy.models.config import CONFIG_NAME
 from vacc_deploy.models.directory_config import plain_config
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, check_vacc_config, needs_vacc_config
 
-LLAMA3_ROPE_SINCE = (4, 43)
-LARGEST_FLOAT32_MODEL = 3_000_000_000  # parameters
 # Always named: a configuration may name a kernel on the hub, which transformers would fetch.
 _ATTENTION = "eager"
 _SOURCE_PACKAGE = "vacc_deploy_source_code"
@@ -52,15 +50,17 @@ def load_model(source: Path | Checkpoint, *, dtype: torch.dtype = torch.float32)
     _check_rope_is_known(checkpoint)
     if needs_vacc_config(config) and (directory / VACC_CONFIG_NAME).is_file():
         check_vacc_config(directory, config)
-        return _load_own_code(directory, dtype)
-    if config.quantization_format:
-        return _load_codes(checkpoint, dtype)
-    return _load_float(directory, dtype)
+        model = _load_own_code(directory, dtype)
+    elif config.quantization_format:
+        model = _load_codes(checkpoint, dtype)
+    else:
+        model = _load_float(directory, dtype)
+    return model.eval()
 
 
 def activation_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """Return float32 for models up to three billion parameters, else bfloat16, to halve memory."""
-    is_small = checkpoint.config.num_parameters() <= LARGEST_FLOAT32_MODEL
+    is_small = checkpoint.config.num_parameters() <= 3_000_000_000
     return torch.float32 if is_small else torch.bfloat16
 
 
@@ -101,15 +101,13 @@ def _check_rope_is_known(checkpoint: Checkpoint) -> None:
     """Say which transformers to install where the installed one fails on llama3 scaling."""
     import transformers
 
-    scaling = checkpoint.config.rope_scaling
-    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    is_llama3 = scaling is not None and scaling.rope_type == "llama3"
-    if is_llama3 and version < LLAMA3_ROPE_SINCE:
-        wanted = ".".join(str(part) for part in LLAMA3_ROPE_SINCE)
+    scaling, version = checkpoint.config.rope_scaling, transformers.__version__
+    is_old = tuple(int(part) for part in version.split(".")[:2]) < (4, 43)
+    if is_old and scaling is not None and scaling.rope_type == "llama3":
         raise CheckpointError(
             f"{checkpoint.directory}: config.json has rope_scaling of type llama3, which "
-            f"transformers {wanted} and newer read; transformers {transformers.__version__} is "
-            f"installed. Run: pip install 'transformers>={wanted}'"
+            f"transformers 4.43 and newer read; transformers {version} is installed. Run: pip "
+            "install 'transformers>=4.43'"
         )
 
 
@@ -122,37 +120,29 @@ def _load_own_code(directory: Path, dtype: torch.dtype) -> Any:
     check_source_files(directory)
     config_class = source_module("configuration_qwen2_vacc").Qwen2Config
     model_class = source_module("modeling_qwen2_vacc").Qwen2ForCausalLM
-    config = _build_config(
-        directory / VACC_CONFIG_NAME,
-        lambda: config_class.from_pretrained(directory, _configuration_file=VACC_CONFIG_NAME),
-    )
-    model = model_class.from_pretrained(directory, config=config, **_model_options(dtype))
-    return model.eval()
+    with _config_errors(directory / VACC_CONFIG_NAME):
+        config = config_class.from_pretrained(directory, _configuration_file=VACC_CONFIG_NAME)
+    return model_class.from_pretrained(directory, config=config, **_model_options(dtype))
 
 
 def _load_float(directory: Path, dtype: torch.dtype) -> Any:
-    """Load float weights into transformers' own class."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = _build_config(
-        directory / CONFIG_NAME,
-        lambda: AutoConfig.from_pretrained(
+    with _config_errors(directory / CONFIG_NAME):
+        config = AutoConfig.from_pretrained(
             directory, trust_remote_code=False, attn_implementation=_ATTENTION
-        ),
-    )
-    model = AutoModelForCausalLM.from_pretrained(
+        )
+    return AutoModelForCausalLM.from_pretrained(
         directory, config=config, trust_remote_code=False, **_model_options(dtype)
     )
-    return model.eval()
 
 
 def _load_codes(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     """Build transformers' own class without weights, swap the linears, read our tensors into it."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    raw = plain_config(checkpoint.config)
-    path = checkpoint.directory / CONFIG_NAME
-    config = _build_config(path, lambda: AutoConfig.for_model(**raw))
+    with _config_errors(checkpoint.directory / CONFIG_NAME):
+        config = AutoConfig.for_model(**plain_config(checkpoint.config))
     config._attn_implementation = _ATTENTION
     with _parameters_on_meta():
         model = AutoModelForCausalLM.from_config(config, **_dtype_option(dtype))
@@ -169,7 +159,7 @@ def _load_codes(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
             f"{checkpoint.directory}: {', '.join(empty[:10])} could not be filled with the "
             "installed transformers. Install the version that README names."
         )
-    return model.eval()
+    return model
 
 
 def _read_state(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -186,18 +176,17 @@ def _read_state(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.T
     return state
 
 
-def _build_config(path: Path, build: Callable[[], Any]) -> Any:
-    """Return what ``build`` makes of the configuration in ``path``."""
+@contextmanager
+def _config_errors(path: Path) -> Iterator[None]:
+    """Turn what a configuration class says of the values in ``path`` into a ``CheckpointError``."""
     refusals: list[type[Exception]] = [AttributeError, LookupError, TypeError, ValueError]
-    try:
+    with suppress(ImportError):
         # What newer versions of transformers raise for a field of another type.
         from huggingface_hub.errors import StrictDataclassError
-    except ImportError:
-        pass
-    else:
+
         refusals.append(StrictDataclassError)
     try:
-        return build()
+        yield
     except tuple(refusals) as err:
         raise CheckpointError(
             f"{path} is refused by its configuration class: {err}. Restore the file from the "
@@ -206,9 +195,7 @@ def _build_config(path: Path, build: Callable[[], Any]) -> Any:
 
 
 def _model_options(dtype: torch.dtype) -> dict[str, Any]:
-    """Return the options of every load from a directory."""
-    options = {"use_safetensors": True, "attn_implementation": _ATTENTION}
-    return {**options, **_dtype_option(dtype)}
+    return {"use_safetensors": True, "attn_implementation": _ATTENTION, **_dtype_option(dtype)}
 
 
 def _dtype_option(dtype: torch.dtype) -> dict[str, torch.dtype]:

@@ -17,9 +17,6 @@ from vacc_deploy.models.config import EMBEDDING, FINAL_NORM, LM_HEAD
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.decoder import batches, rms_norm
 
-SLICE_BYTES = 64 << 20
-TOKENS_AT_ONCE = 256
-
 
 @dataclass(frozen=True)
 class NextTokenScores:
@@ -27,8 +24,6 @@ class NextTokenScores:
 
     Attributes:
         num_tokens: predictions that were compared.
-        perplexity_float: perplexity of the float model on the text.
-        perplexity_deployed: perplexity of the deployed weights on the text.
         mean_kl: mean over the tokens of KL(float ‖ deployed), in nats.
         kl_standard_error: standard error of that mean, tokens taken as independent.
         max_kl: largest KL of one token.
@@ -58,20 +53,45 @@ class NextTokenScores:
         return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
-class _RunningSoftmax:
-    """log Σ exp(z), the largest logit and its index, over slices of the vocabulary."""
+class _Side:
+    """One of the two models: what its head is applied to, and sums over the logits seen so far.
 
-    def __init__(self, num_tokens: int) -> None:
-        self.maximum = torch.full((num_tokens,), -math.inf, dtype=torch.float64)
-        self.total = torch.zeros(num_tokens, dtype=torch.float64)
-        self.argmax = torch.zeros(num_tokens, dtype=torch.int64)
+    Attributes:
+        states: final hidden states behind the last norm, float32 [predictions, hidden].
+        maximum, argmax: the largest logit of each prediction, float64, and its index.
+        total: Σ exp(z − maximum), float64 [predictions].
+        picked: logit of the token that really follows, float64 [predictions].
+    """
 
-    def add(self, part: slice, logits: torch.Tensor, first: int) -> tuple[torch.Tensor, ...]:
-        """Add a slice of logits float64 [tokens, slice] for the tokens of ``part``.
+    def __init__(self, checkpoint: Checkpoint, hidden_states: torch.Tensor, targets: torch.Tensor):
+        config, count = checkpoint.config, len(targets)
+        norm = checkpoint.read(FINAL_NORM).float()
+        # The last position of a window predicts a token that is not in it:
+        # [rows, seq, hidden] -> [rows, seq − 1, hidden] -> [predictions, hidden]
+        self.states = rms_norm(hidden_states[:, :-1], norm, config.rms_norm_eps).flatten(0, 1)
+        self.maximum = torch.full((count,), -math.inf, dtype=torch.float64)
+        self.argmax = torch.zeros(count, dtype=torch.int64)
+        self.total = torch.zeros(count, dtype=torch.float64)
+        self.picked = torch.zeros(count, dtype=torch.float64)
+        self._checkpoint, self._targets = checkpoint, targets
+        self._head = EMBEDDING if config.tie_word_embeddings else LM_HEAD
+
+    def read_head(self, first: int, stop: int) -> torch.Tensor:
+        """Return rows of the head's table, float32 [slice, hidden]."""
+        return self._checkpoint.read_slice(self._head, first, stop).float()
+
+    def add(self, part: slice, table: torch.Tensor, first: int) -> tuple[torch.Tensor, ...]:
+        """Add the logits of a slice of the vocabulary, which begins at ``first``.
 
         Returns:
-            exp(z − maximum) of the slice, and the factor by which older sums shrink.
+            the logits z and exp(z − maximum), float64 [tokens, slice], and the factor by which
+            older sums shrink.
         """
+        logits = (self.states[part] @ table.T).double()  # [tokens, hidden] -> [tokens, slice]
+        local = self._targets[part] - first
+        inside = (local >= 0) & (local < logits.shape[1])
+        rows = inside.nonzero().flatten()  # [tokens whose target lies in this slice]
+        self.picked[part.start + rows] = logits[rows, local[rows]]
         largest, index = logits.max(dim=1)  # [tokens, slice] -> [tokens]
         old = self.maximum[part]
         self.argmax[part] = torch.where(largest > old, index + first, self.argmax[part])
@@ -81,55 +101,16 @@ class _RunningSoftmax:
         weights = torch.exp(logits - new[:, None])
         self.total[part] = self.total[part] * shrink + weights.sum(1)
         self.maximum[part] = new
-        return weights, shrink
+        return logits, weights, shrink
 
     def log_sum(self) -> torch.Tensor:
-        """Return log Σ exp(z), float64 [tokens]."""
+        """Return log Σ exp(z), float64 [predictions]."""
         return self.maximum + self.total.log()
-
-
-class _Side:
-    """One of the two models: what its head is applied to, and what the logits seen so far add to.
-
-    Attributes:
-        head: name of the head's table, [vocab_size, hidden].
-        states: final hidden states behind the last norm, float32 [predictions, hidden].
-        softmax: sums over the vocabulary.
-        picked: logit of the token that really follows, float64 [predictions].
-    """
-
-    def __init__(self, checkpoint: Checkpoint, hidden_states: torch.Tensor, targets: torch.Tensor):
-        config = checkpoint.config
-        norm = checkpoint.read(FINAL_NORM).float()
-        # The last position of a window predicts a token that is not in it:
-        # [rows, seq, hidden] -> [rows, seq − 1, hidden] -> [predictions, hidden]
-        self.states = rms_norm(hidden_states[:, :-1], norm, config.rms_norm_eps).flatten(0, 1)
-        self.head = EMBEDDING if config.tie_word_embeddings else LM_HEAD
-        self.softmax = _RunningSoftmax(len(targets))
-        self.picked = torch.zeros(len(targets), dtype=torch.float64)
-        self._checkpoint, self._targets = checkpoint, targets
-
-    def read_head(self, first: int, stop: int) -> torch.Tensor:
-        """Return rows of the head's table, float32 [slice, hidden]."""
-        return self._checkpoint.read_slice(self.head, first, stop).float()
-
-    def add(self, part: slice, table: torch.Tensor, first: int) -> tuple[torch.Tensor, ...]:
-        """Add the logits of a slice of the vocabulary, which begins at ``first``.
-
-        Returns:
-            the logits, float64 [tokens, slice], and what ``_RunningSoftmax.add`` returns.
-        """
-        logits = (self.states[part] @ table.T).double()  # [tokens, hidden] -> [tokens, slice]
-        local = self._targets[part] - first
-        inside = (local >= 0) & (local < logits.shape[1])
-        rows = inside.nonzero().flatten()  # [tokens whose target lies in this slice]
-        self.picked[part.start + rows] = logits[rows, local[rows]]
-        return logits, *self.softmax.add(part, logits, first)
 
     def perplexity(self) -> float:
         """Return exp of the mean −log p of the tokens that really follow."""
         try:
-            return math.exp((self.softmax.log_sum() - self.picked).mean().item())
+            return math.exp((self.log_sum() - self.picked).mean().item())
         except OverflowError:
             return math.inf
 
@@ -142,8 +123,8 @@ def compare_next_tokens(
     tokens: torch.Tensor,
     *,
     progress: Progress = SILENT,
-    slice_bytes: int = SLICE_BYTES,
-    tokens_at_once: int = TOKENS_AT_ONCE,
+    slice_bytes: int = 64 << 20,
+    tokens_at_once: int = 256,
 ) -> NextTokenScores:
     """Return the scores of all predictions within the windows.
 
@@ -175,8 +156,11 @@ def compare_next_tokens(
             weighted_gap[part] = weighted_gap[part] * shrink + gap
         progress.advance(len(table_float))
     progress.finish()
-    divergence = _divergence(weighted_gap, float_side.softmax, deployed_side.softmax)
-    same_top = float_side.softmax.argmax == deployed_side.softmax.argmax
+    # With p the float model's distribution,
+    # KL = Σ p·(z_float − z_deployed) − log Σ exp z_float + log Σ exp z_deployed.
+    # Equal models give exactly 0: each difference is 0, and the two sums are the same number.
+    divergence = weighted_gap / float_side.total - float_side.log_sum() + deployed_side.log_sum()
+    same_top = float_side.argmax == deployed_side.argmax
     return NextTokenScores(
         num_tokens=count,
         perplexity_float=float_side.perplexity(),
@@ -187,16 +171,3 @@ def compare_next_tokens(
         top1=same_top.double().mean().item(),
         token_kl=divergence,
     )
-
-
-def _divergence(
-    weighted_gap: torch.Tensor, float_sums: _RunningSoftmax, deployed_sums: _RunningSoftmax
-) -> torch.Tensor:
-    """Return KL(float ‖ deployed) of each prediction, float64 [predictions].
-
-    With p the float model's distribution and z the logits,
-    KL = Σ p·(z_float − z_deployed) − log Σ exp z_float + log Σ exp z_deployed.
-    Equal models give exactly 0: each difference is 0, and the two sums are the same number.
-    """
-    mean_gap = weighted_gap / float_sums.total
-    return mean_gap - float_sums.log_sum() + deployed_sums.log_sum()

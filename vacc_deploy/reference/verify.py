@@ -51,12 +51,7 @@ class VerifyResult:
     """The comparison of a deployed directory with its float model.
 
     Attributes:
-        model: name of the model.
-        deployed_dir: the directory that was judged.
-        reference_dir: the float checkpoint that it was compared with.
         text: name of the text file.
-        scores: perplexities, KL and agreement.
-        layers: error of the hidden states after each layer.
         failures: a line for each limit that is not met.
         notes: what a reader of the figures should know.
     """
@@ -87,27 +82,18 @@ class VerifyResult:
     def to_text(self) -> str:
         """Return the figures, and the layers' errors as a table."""
         scores = self.scores
+        both = f"{scores.perplexity_float:.4f} float, {scores.perplexity_deployed:.4f} deployed"
+        mean = f"{scores.mean_kl:.6f} ± {scores.kl_standard_error:.6f} mean"
         pairs = [
             ("tokens compared", f"{scores.num_tokens:,} of {self.text}"),
-            (
-                "perplexity",
-                f"{scores.perplexity_float:.4f} float, {scores.perplexity_deployed:.4f} deployed "
-                f"({scores.perplexity_change:+.3%})",
-            ),
-            (
-                "KL(float ‖ deployed)",
-                f"{scores.mean_kl:.6f} ± {scores.kl_standard_error:.6f} mean, "
-                f"{scores.max_kl:.4f} largest",
-            ),
+            ("perplexity", f"{both} ({scores.perplexity_change:+.3%})"),
+            ("KL(float ‖ deployed)", f"{mean}, {scores.max_kl:.4f} largest"),
             ("same top token", f"{scores.top1:.2%}"),
         ]
         rows = [(e.layer, f"{e.relative_error:.2e}", f"{e.sqnr_db:.1f}") for e in self.layers]
         table = format_table(("layer", "relative error", "SQNR dB"), rows)
-        text = (
-            f"Verified {self.deployed_dir} against {self.reference_dir}\n{table}\n\n"
-            f"{format_pairs(pairs)}"
-        )
-        text += "".join(f"\nNote: {note}" for note in self.notes)
+        text = f"Verified {self.deployed_dir} against {self.reference_dir}\n{table}\n\n"
+        text += format_pairs(pairs) + "".join(f"\nNote: {note}" for note in self.notes)
         return text + "".join(f"\nFailed: {failure}" for failure in self.failures)
 
 
@@ -149,6 +135,12 @@ def verify(
         deployed, path, max_tokens=max_tokens, sequence_length=sequence_length
     )
     scores, layers = compare_on_tokens(reference, deployed, tokens, progress)
+    vocab_size = reference.config.vocab_size
+    if scores.perplexity_float > vocab_size:  # worse than guessing by chance
+        notes.append(
+            f"the float model's perplexity is above its vocabulary of {vocab_size:,}: {path.name} "
+            "means nothing to this model. Give a text of its kind with --text."
+        )
     return VerifyResult(
         model=model_name(deployed_dir),
         deployed_dir=deployed_dir,
@@ -157,14 +149,13 @@ def verify(
         scores=scores,
         layers=tuple(layers),
         failures=(limits or Limits()).failures(scores),
-        notes=(*notes, *_judge_text(scores, reference, path)),
+        notes=tuple(notes),
     )
 
 
-def _reference_of(deployed_dir: Path) -> Path:
-    """Return the directory that the manifest of ``deployed_dir`` names as its source."""
-    manifest = read_manifest(deployed_dir)
-    source = (manifest or {}).get("source")
+def _open_recorded_reference(deployed_dir: Path) -> Checkpoint:
+    """Open the directory that the manifest of ``deployed_dir`` names as its source."""
+    source = (read_manifest(deployed_dir) or {}).get("source")
     path = source.get("path") if isinstance(source, dict) else None
     if not isinstance(path, str):
         raise UsageError(
@@ -176,11 +167,6 @@ def _reference_of(deployed_dir: Path) -> Path:
         raise CheckpointError(
             f"{deployed_dir} was made from {directory}, which is not there. Give --reference DIR."
         )
-    return directory
-
-
-def _open_recorded_reference(deployed_dir: Path) -> Checkpoint:
-    directory = _reference_of(deployed_dir)
     try:
         return Checkpoint.open(directory)
     except (CheckpointError, UnsupportedModelError) as err:
@@ -188,14 +174,3 @@ def _open_recorded_reference(deployed_dir: Path) -> Checkpoint:
             f"{deployed_dir} was made from {directory}, which cannot be read: {err} Or give "
             "another copy of the float model with --reference DIR."
         ) from err
-
-
-def _judge_text(scores: NextTokenScores, reference: Checkpoint, path: Path) -> list[str]:
-    """Return a note where the float model guesses the text worse than by chance."""
-    vocab_size = reference.config.vocab_size
-    if not scores.perplexity_float > vocab_size:
-        return []
-    return [
-        f"the float model's perplexity is above its vocabulary of {vocab_size:,}: {path.name} "
-        "means nothing to this model. Give a text of its kind with --text."
-    ]

@@ -80,28 +80,18 @@ def _read_ids(tokenizer: Tokenizer, path: Path, max_tokens: int) -> tuple[list[i
     """
     # The last tokens of a text that is cut are not those of the whole text, so read a few more.
     wanted, data = max_tokens + MIN_TOKENS, b""
-    while True:
-        more = _read_bytes(path, len(data), max(_FIRST_BYTES_PER_TOKEN * max_tokens, len(data)))
-        data, is_whole = data + more, not more
-        ids = tokenizer.encode(_decode(path, data, is_whole), add_bos=False)
-        if is_whole or len(ids) >= wanted or len(data) >= MAX_TEXT_BYTES:
-            return ids, is_whole
-
-
-def _read_bytes(path: Path, start: int, count: int) -> bytes:
-    """Return at most ``count`` bytes from ``start`` on, none at the end of the file."""
     try:
         with path.open("rb") as file:
-            file.seek(start)
-            return file.read(count)
+            while True:
+                more = file.read(max(_FIRST_BYTES_PER_TOKEN * max_tokens, len(data)))
+                data, is_whole = data + more, not more
+                # The last character may be cut unless the text is whole.
+                text = codecs.getincrementaldecoder("utf-8-sig")().decode(data, final=is_whole)
+                ids = tokenizer.encode(text, add_bos=False)
+                if is_whole or len(ids) >= wanted or len(data) >= MAX_TEXT_BYTES:
+                    return ids, is_whole
     except OSError as err:
         raise CalibrationError(f"{path} cannot be read: {err.strerror}.") from err
-
-
-def _decode(path: Path, data: bytes, is_whole: bool) -> str:
-    """Return the text of ``data``; the last character may be cut unless the text is whole."""
-    try:
-        return codecs.getincrementaldecoder("utf-8-sig")().decode(data, final=is_whole)
     except UnicodeDecodeError as err:
         where = f"{err.reason}, byte {err.start}"
         raise CalibrationError(f"{path} is not UTF-8 text: {where}.") from err

@@ -121,7 +121,7 @@ class ChatTemplate:
         except _TEMPLATE_ERRORS as err:
             self._fail("does not compile", err)
 
-    def render(self, messages: Sequence[Mapping[str, str]], **variables: Any) -> str:
+    def render(self, messages: Sequence[Mapping[str, str]], variables: Mapping[str, Any]) -> str:
         """Return the conversation as one text.
 
         Raises:

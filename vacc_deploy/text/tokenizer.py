@@ -34,7 +34,7 @@ class Tokenizer:
         bos_token, bos_id: the begin-of-sequence token and its id, None where there is none.
         eos_token, eos_id: the end-of-sequence token and its id, None where there is none.
         adds_bos: whether plain text of this model begins with the BOS token.
-        vocab_size: the largest id plus 1; the model's ``vocab_size`` is this or more.
+        has_chat_template: whether the checkpoint carries a chat template.
     """
 
     def __init__(
@@ -49,10 +49,8 @@ class Tokenizer:
         # Settings saved by somebody's calibration run would cut every text.
         backend.no_truncation()
         backend.no_padding()
-        vocab = backend.get_vocab(with_added_tokens=True)
-        if not vocab:
+        if not backend.get_vocab(with_added_tokens=True):
             raise _damaged(directory / TOKENIZER_NAME, "its vocabulary is empty")
-        self.vocab_size: int = max(vocab.values()) + 1
         self.bos_token, self.bos_id = self._read_special(config, "bos_token")
         self.eos_token, self.eos_id = self._read_special(config, "eos_token")
         with _library_errors(directory / TOKENIZER_NAME):
@@ -60,6 +58,7 @@ class Tokenizer:
         if self.bos_id is None and leading is not None:
             self.bos_id, self.bos_token = leading, backend.id_to_token(leading)
         self.adds_bos: bool = self._read_adds_bos(config, leading)
+        self.has_chat_template = template is not None
 
     @classmethod
     def from_dir(cls, checkpoint_dir: Path) -> Tokenizer:
@@ -74,11 +73,6 @@ class Tokenizer:
         config = _read_object(config_path) if config_path.is_file() else {}
         template = _read_template(checkpoint_dir, config)
         return cls(backend, directory=checkpoint_dir, config=config, template=template)
-
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether the checkpoint carries a chat template."""
-        return self._template is not None
 
     def encode(self, text: str, *, add_bos: bool) -> list[int]:
         """Return the ids of ``text``, never cut and never padded.
@@ -96,7 +90,7 @@ class Tokenizer:
         if add_bos and self.bos_id is None:
             raise CheckpointError(
                 f"The tokenizer in {self._directory} has no BOS token: {TOKENIZER_CONFIG_NAME} "
-                "names none. Restore the file from the model's original repository."
+                f"names none. {_RESTORE}"
             )
         try:
             with _library_errors(self._directory / TOKENIZER_NAME):
@@ -113,8 +107,7 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Return the text of ``ids``; bytes that are not UTF-8 become U+FFFD."""
         with _library_errors(self._directory / TOKENIZER_NAME):
-            text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
-        return text
+            return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def render_chat(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
@@ -135,38 +128,33 @@ class Tokenizer:
                 "these files from the model's original repository."
             )
         special = {"bos_token": self.bos_token, "eos_token": self.eos_token}
-        return self._template.render(
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            tools=None,
-            documents=None,
-            **{name: token for name, token in special.items() if token is not None},
-        )
+        variables: dict[str, Any] = {k: token for k, token in special.items() if token is not None}
+        variables |= {"tools": None, "documents": None}
+        variables["add_generation_prompt"] = add_generation_prompt
+        return self._template.render(messages, variables)
 
     def encode_chat(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
     ) -> list[int]:
         """Return the ids of a conversation, with exactly one BOS where the model wants one.
 
-        The template writes the BOS itself as a rule; only where it does not, and ``adds_bos`` is
-        set, one is put in front.
-
-        Raises:
-            CheckpointError: there is no chat template, or it fails.
+        See ``render_chat`` for the arguments and errors, ``encode_rendered`` for the BOS.
         """
-        return self.encode_rendered(
-            self.render_chat(messages, add_generation_prompt=add_generation_prompt)
-        )
+        text = self.render_chat(messages, add_generation_prompt=add_generation_prompt)
+        return self.encode_rendered(text)
 
     def encode_rendered(self, text: str) -> list[int]:
-        """Return the ids of what a chat template wrote; see ``encode_chat`` for its BOS."""
+        """Return the ids of what a chat template wrote.
+
+        The template writes the BOS itself as a rule; only where it does not, and ``adds_bos`` is
+        set, one is put in front.
+        """
         wrote_bos = self.bos_token is not None and text.lstrip().startswith(self.bos_token)
         return self.encode(text, add_bos=self.adds_bos and not wrote_bos)
 
     def token_id(self, token: str) -> int | None:
         """Return the id of one token, None where the vocabulary does not have it."""
-        token_id: int | None = self._backend.token_to_id(token)
-        return token_id
+        return self._backend.token_to_id(token)
 
     def answer_end_id(self) -> int | None:
         """Return the id with which the model ends an answer.
@@ -215,7 +203,6 @@ class Tokenizer:
 
 
 def _damaged(path: Path, what: str) -> CheckpointError:
-    """Return the error of a file that cannot be used."""
     return CheckpointError(f"{path} cannot be used: {what}. {_RESTORE}")
 
 
@@ -256,9 +243,8 @@ def _library_errors(path: Path) -> Iterator[None]:
 
 def _probe_leading_id(backend: tokenizers.Tokenizer) -> int | None:
     """Return the id that the post-processor of ``tokenizer.json`` puts in front of a text."""
-    bare: list[int] = backend.encode("a", add_special_tokens=False).ids
-    dressed: list[int] = backend.encode("a", add_special_tokens=True).ids
-    return None if dressed[:1] == bare[:1] else dressed[0]
+    bare, dressed = (backend.encode("a", add_special_tokens=dress).ids for dress in (False, True))
+    return None if dressed[:1] == bare[:1] else int(dressed[0])
 
 
 def _read_object(path: Path) -> Mapping[str, Any]:
