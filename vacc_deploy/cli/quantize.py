@@ -18,7 +18,7 @@ from vacc_deploy.cli.quantize_options import quantization_options, read_options
     "--output",
     type=DIRECTORY,
     metavar="DIR",
-    help="Default: <DIR>-<format>, with several formats <DIR>-quantized",
+    help="Set the output directory. Default: <DIR>-<format>, with several <DIR>-quantized",
 )
 @quantization_options
 @click.option(

@@ -44,6 +44,9 @@ class _Meter:
         self._skipped = self.done
         self._since = self._last = self._now()
 
+    def tenths(self) -> int:
+        return 10 * self.done // max(self.total, 1)
+
     def per_second(self) -> float:
         return (self.done - self._skipped) / max(self._last - self._since, 1e-9)
 
@@ -69,9 +72,9 @@ class LineProgress(Progress):
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Print the step that was finished."""
-        tenths_before = self._tenths()
+        tenths_before = self._meter.tenths()
         self._meter.advance(amount)
-        if note or self._tenths() != tenths_before:
+        if note or self._meter.tenths() != tenths_before:
             self._print(note)
 
     def skip(self, amount: int = 1, note: str = "") -> None:
@@ -79,13 +82,11 @@ class LineProgress(Progress):
         self._meter.skip(amount)
         self._print(note)
 
-    def _tenths(self) -> int:
-        return 10 * self._meter.done // max(self._meter.total, 1)
-
     def _print(self, note: str) -> None:
         done = _amount(self._meter.done, self._unit if self._unit == "bytes" else "")
-        parts = [f"{self._description}: {done} of {_amount(self._meter.total, self._unit)}"]
-        line = ", ".join([*parts, *filter(None, [self._meter.describe_left()])])
+        line = f"{self._description}: {done} of {_amount(self._meter.total, self._unit)}"
+        if left := self._meter.describe_left():
+            line += f", {left}"
         click.echo(escape_controls(f"{line}  {note}".rstrip()), err=True)
 
     def warn(self, message: str) -> None:
