@@ -50,23 +50,11 @@ def test_vacc_config_is_the_source_and_five_values():
     }
 
 
-def test_vacc_config_keeps_the_published_values_of_the_14b():
-    values = vacc_config(find_model("Distill-Qwen-14B").config)
-    assert (values["rms_norm_eps"], values["rope_theta"], values["eos_token_id"]) == (
-        1e-05,
-        1000000.0,
-        151643,
-    )
-
-
 @pytest.mark.parametrize("flag", [False, None, ...])
 def test_vacc_config_without_a_used_window_sets_it_null(flag):
     assert vacc_config(make(use_sliding_window=flag))["sliding_window"] is None
-
-
-def test_vacc_config_without_the_key_writes_null_because_the_class_default_is_4096():
-    values = vacc_config(make(sliding_window=..., use_sliding_window=...))
-    assert "sliding_window" in values
+    # An absent key is 4096 in the configuration class.
+    values = vacc_config(make(use_sliding_window=flag, sliding_window=...))
     assert values["sliding_window"] is None
 
 
@@ -116,13 +104,11 @@ def test_vacc_config_changes_no_input_and_shares_nothing():
     assert len(AUTO_MAP) == 3
 
 
-def test_vacc_config_refuses_llama_and_other_bits():
+def test_vacc_config_refuses_llama():
     llama = find_model("Distill-Llama-8B").config
     assert not needs_vacc_config(llama)
     with pytest.raises(ValueError, match="llama checkpoint needs no config_vacc.json"):
         vacc_config(llama)
-    with pytest.raises(ValueError, match="must be 0 or 8, got 4"):
-        vacc_config(make(), quantization_bit=4)
 
 
 def check(tmp_path, config, **changes):
@@ -155,7 +141,7 @@ def test_check_vacc_config_without_the_file_and_for_llama(tmp_path):
     check_vacc_config(tmp_path, make())
     (tmp_path / "config_vacc.json").write_text("[]")
     check_vacc_config(tmp_path, find_model("Distill-Llama-8B").config)
-    with pytest.raises(CheckpointError, match="holds no JSON object. Run prepare again"):
+    with pytest.raises(CheckpointError, match="holds list, expected a JSON object."):
         check_vacc_config(tmp_path, make())
 
 
