@@ -21,7 +21,7 @@ from vacc_deploy.checkpoint import files
 from vacc_deploy.cli import ErrorGroup, cli
 from vacc_deploy.cli.options import emit
 from vacc_deploy.cli.prepare import LINK_MODES
-from vacc_deploy.cli.terminal import LineProgress, terminal_progress
+from vacc_deploy.cli.terminal import LineProgress
 from vacc_deploy.errors import OutputError
 
 COMMANDS = sorted(cli.commands)
@@ -388,18 +388,8 @@ def test_the_bar_gives_the_cursor_back_however_the_command_ends(end):
     assert "Traceback" not in got
 
 
-def line_progress(*times):
-    """Return plain progress whose clock gives these seconds."""
-    return LineProgress(now=iter(times).__next__)
-
-
-def test_progress_is_plain_where_stderr_is_not_a_terminal():
-    with click.Context(cli):
-        assert isinstance(terminal_progress(), LineProgress)
-
-
 def test_plain_progress_is_one_line_a_step(capsys):
-    progress = line_progress(0.0, 10.0, 12.0, 16.0)
+    progress = LineProgress(now=iter([0.0, 10.0, 12.0, 16.0]).__next__)
     progress.start("Quantizing", 3, "layers")
     progress.note("q of layer 0")  # plain lines leave out what is under way
     progress.advance(note="layer 0")
@@ -416,7 +406,7 @@ def test_plain_progress_is_one_line_a_step(capsys):
 
 
 def test_plain_progress_takes_the_time_left_from_what_was_not_skipped(capsys):
-    progress = line_progress(0.0, 0.0, 50.0, 52.0)
+    progress = LineProgress(now=iter([0.0, 0.0, 50.0, 52.0]).__next__)
     progress.start("Quantizing", 10, "layers")
     progress.skip(6, "6 layers were finished before")
     progress.advance(1, "layer 6")

@@ -91,14 +91,6 @@ def test_quantize_rounding_tiny_row_keeps_range_and_sign(absmax):
     assert (dequantize(codes, scale) - weight).abs().max() <= max(absmax, scale.item() / 2)
 
 
-def test_choose_scale_huge_row_names_row_and_value():
-    weight = torch.ones(6, 3)
-    weight[4, 1] = -1e7
-    with pytest.raises(QuantizationError) as err:
-        choose_scale(weight)
-    assert err.value.row == 4 and "1e+07" in err.value.reason
-
-
 def test_choose_scale_largest_row_that_fits():
     scale = choose_scale(torch.tensor([[127 * 65504.0, 1.0]]))
     assert scale.item() == 65504
@@ -137,9 +129,10 @@ def test_quantize_rounding_never_flips_a_sign(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [1e-7, 1e-5, 1e-3, 0.03, 1.0, 300.0])
+@pytest.mark.parametrize("size", [1e-7, 1e-5, 1e-3, 0.03, 1.0, 300.0, "edges"])
 def test_int8_equals_the_shipped_file_bit_for_bit(shipped, dtype, size):
-    weight = random_weight(64, 72, size=size, dtype=dtype, seed=7)
+    is_edge = size == "edges"
+    weight = edge_rows(dtype) if is_edge else random_weight(64, 72, size=size, dtype=dtype, seed=7)
     codes, scale = quantize_rounding(weight)
     shipped_codes, shipped_scale = shipped.quantize_weight(weight)
     assert torch.equal(choose_scale(weight), shipped.choose_scale(weight))
@@ -147,12 +140,7 @@ def test_int8_equals_the_shipped_file_bit_for_bit(shipped, dtype, size):
     assert torch.equal(dequantize(codes, scale), shipped.dequantize_weight(codes, scale))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_int8_equals_the_shipped_file_at_the_edges(shipped, dtype):
-    weight = edge_rows(dtype)
-    codes, scale = quantize_rounding(weight)
-    shipped_codes, shipped_scale = shipped.quantize_weight(weight)
-    assert torch.equal(codes, shipped_codes) and torch.equal(scale, shipped_scale)
+def test_int8_has_the_constants_of_the_shipped_file(shipped):
     constants = (shipped.INT8_MAX, shipped.SCALE_DTYPE, shipped.SMALLEST_SCALE)
     assert constants == (INT8_MAX, int8.SCALE_DTYPE, SMALLEST_SCALE)
 
@@ -161,7 +149,9 @@ def test_int8_equals_the_shipped_file_at_the_edges(shipped, dtype):
 def test_int8_and_the_shipped_file_refuse_the_same_rows(shipped, value):
     weight = torch.ones(3, 4)
     weight[2, 0] = value
-    with pytest.raises(QuantizationError, match="^row 2 "):
+    with pytest.raises(
+        QuantizationError, match=r"^row 2 (holds NaN|has the largest weight 1e\+07)"
+    ):
         quantize_rounding(weight)
     with pytest.raises(ValueError, match="in row 2$"):
         shipped.quantize_weight(weight)

@@ -10,7 +10,6 @@ from vacc_deploy.errors import (
     CompileFileError,
     OutputError,
     UnsupportedModelError,
-    UsageError,
 )
 from vacc_deploy.models.catalog import ALIGN_QKV, MODELS, PLAIN, find_model, tensor_parallel_rule
 from vacc_deploy.models.parse import parse_config
@@ -73,36 +72,6 @@ def test_the_7b_file_equals_the_vendors_key_for_key(dtype, vendor):
     assert content == vendor
 
 
-def test_dump_compile_file_literal_text():
-    assert dump_compile_file(build(dtype="int8"), comments=("A head.", "", "- B")) == (
-        "# A head.\n"
-        "#\n"
-        "# - B\n"
-        "name: DeepSeek-R1-Distill-Qwen-7B-int8-tp4-1024-2048\n"
-        "frontend:\n"
-        "  checkpoint: ./x\n"
-        "  type: huggingface\n"
-        "  shape:\n"
-        "    input_ids: [[1024], [2048]]\n"
-        "  model_kwargs:\n"
-        "    b2s: true\n"
-        "    tp: 4\n"
-        "    model_arch: vacc\n"
-        "  quantize:\n"
-        "    type: w8a16_gptq\n"
-        "backend:\n"
-        "  type: tvm_vacc\n"
-        "  dtype: int8\n"
-        "  merge_params: true\n"
-        "  compile:\n"
-        "    data_type: 0\n"
-        "    gather_data_vccl_dsp_enable: true\n"
-        "workspace:\n"
-        "  path: ./vacc_deploy\n"
-        "  workers: 4\n"
-    )
-
-
 @pytest.mark.parametrize(
     "checkpoint",
     [
@@ -153,11 +122,6 @@ def test_build_calibration_adds_the_vendors_dataset_block(name, length):
     assert list(content) == ["name", "frontend", "backend", "dataset", "workspace"]
 
 
-def test_build_calibration_with_fp16_is_a_conflict():
-    with pytest.raises(UsageError, match="int8 only"):
-        build(calibration=("c4", "p"))
-
-
 @pytest.mark.parametrize("size", [0, 3])
 def test_build_refuses_other_sizes(size):
     with pytest.raises(CompileFileError, match=r"expected one of 1, 2, 4, 8, 16"):
@@ -200,15 +164,6 @@ def test_a_note_names_vocabulary_padding():
     (note,) = compile_notes(build(), odd)
     assert "not a multiple of 16" in note
     assert "2.3.4" in note
-
-
-@pytest.mark.parametrize(("card", "size", "cards"), [("VA16", 4, 1), ("VA1L", 4, 2)])
-def test_card_counts_and_memory_are_in_the_result(card, size, cards):
-    options = CompileOptions(tensor_parallel_size=size)
-    result = make_compile_file(catalog_target(QWEN_7B), options, card=CARDS[card])
-    assert result.memory.num_cards == cards
-    assert f"cards: {cards} x {card}" in "\n".join(result.to_messages())
-    assert result.to_dict()["memory"]["num_cards"] == cards
 
 
 def test_card_too_small_for_the_weights_is_refused():

@@ -50,6 +50,11 @@ def given_options(context: click.Context, names: Collection[str]) -> list[str]:
     return given
 
 
+def output_option(text: str = "Set the output directory.", **more: Any) -> Callable[..., Any]:
+    """Return ``--output``; ``more`` are settings of click."""
+    return click.option("--output", type=DIRECTORY, metavar="DIR", help=text, **more)
+
+
 def output_options(function: Function) -> Function:
     """Add ``--overwrite`` and ``--dry-run``, for commands that write a directory."""
     overwrite = click.option(

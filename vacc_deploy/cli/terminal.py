@@ -14,7 +14,7 @@ from vacc_deploy.results import escape_controls, format_bytes, format_seconds
 
 def terminal_progress() -> Progress:
     """Return the progress for this stderr; it ends with the command, also after an error."""
-    progress = BarProgress() if sys.stderr.isatty() else LineProgress()
+    progress = _BarProgress() if sys.stderr.isatty() else LineProgress()
     # A bar that is left open keeps the terminal's cursor hidden.
     click.get_current_context().call_on_close(progress.finish)
     return progress
@@ -94,7 +94,7 @@ class LineProgress(Progress):
         click.echo(escape_controls(f"Warning: {message}"), err=True)
 
 
-class BarProgress(Progress):
+class _BarProgress(Progress):
     """A bar drawn by rich."""
 
     def __init__(self) -> None:
@@ -117,24 +117,20 @@ class BarProgress(Progress):
         self._unit, self._meter = "", _Meter(0)
 
     def start(self, description: str, total: int, unit: str) -> None:
-        """Begin a job and draw its bar."""
         self._unit, self._meter = unit, _Meter(total)
         self._bar.start()
         description = escape_controls(description)
         self._task = self._bar.add_task(description, total=total, note="", rate="", left="")
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Move the bar."""
         self._meter.advance(amount)
         self._move(amount, note, f"{_amount(round(self._meter.per_second(), 2), self._unit)}/s")
 
     def skip(self, amount: int = 1, note: str = "") -> None:
-        """Move the bar over what needs no work."""
         self._meter.skip(amount)
         self._move(amount, note, "")
 
     def note(self, text: str) -> None:
-        """Change what stands behind the bar."""
         if self._task is not None:
             self._bar.update(self._task, note=escape_controls(text))  # type: ignore[arg-type]
 
@@ -145,14 +141,12 @@ class BarProgress(Progress):
         self._bar.update(self._task, advance=amount, **fields)  # type: ignore[arg-type]
 
     def finish(self) -> None:
-        """Remove the bar."""
         if self._task is not None:
             self._bar.remove_task(self._task)  # type: ignore[arg-type]
             self._bar.stop()
             self._task = None
 
     def warn(self, message: str) -> None:
-        """Print a warning above the bar."""
         text = escape_controls(f"Warning: {message}")
         self._bar.console.print(text, highlight=False, markup=False)
 

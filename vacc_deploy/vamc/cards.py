@@ -141,12 +141,8 @@ def plan_memory(
 
     The real share is somewhat larger: vamc's own buffers and padding are not published.
     """
-    return MemoryPlan(
-        card=card,
-        tensor_parallel_size=tensor_parallel_size,
-        num_tokens=num_tokens,
-        weight_bytes_per_die=-(-weight_bytes(config, dtype) // tensor_parallel_size),
-        kv_bytes_per_die=kv_bytes_per_die(
-            config, tensor_parallel_size=tensor_parallel_size, num_tokens=num_tokens
-        ),
+    weights = -(-weight_bytes(config, dtype) // tensor_parallel_size)
+    cache = kv_bytes_per_die(
+        config, tensor_parallel_size=tensor_parallel_size, num_tokens=num_tokens
     )
+    return MemoryPlan(card, tensor_parallel_size, num_tokens, weights, cache)

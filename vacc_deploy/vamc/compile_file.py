@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def _dataset(name: str, path: str) -> dict[str, Any]:
     }
 
 
-def dump_compile_file(content: dict[str, Any], *, comments: tuple[str, ...] = ()) -> str:
+def dump_compile_file(content: dict[str, Any], *, comments: Sequence[str] = ()) -> str:
     """Return the YAML text: ``comments`` as a head of paragraphs, then the vendor's keys."""
     return "".join(_comment(text) for text in comments) + dump_yaml(content)
 
@@ -104,15 +104,9 @@ def _comment(text: str) -> str:
     # Names come from strangers: a line break of any alphabet would end the comment.
     plain = "".join(char if char.isprintable() else " " for char in " ".join(text.split()))
     hanging = "#   " if plain.startswith("- ") else "# "
-    lines = textwrap.wrap(
-        plain,
-        98,
-        initial_indent="# ",
-        subsequent_indent=hanging,
-        break_on_hyphens=False,
-        break_long_words=False,
-    )
-    return "\n".join(lines) + "\n" if lines else "#\n"
+    whole: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False}
+    lines = textwrap.wrap(plain, 98, initial_indent="# ", subsequent_indent=hanging, **whole)
+    return "\n".join(lines or ["#"]) + "\n"
 
 
 def load_compile_file(path: Path, *, config: ModelConfig | None = None) -> dict[str, Any]:
@@ -196,16 +190,17 @@ class CompileFileResult:
         """Return the YAML itself, or a summary when it was written to a file."""
         if self.output is None:
             return self.text.rstrip("\n")
-        pairs = [
-            ("written", str(self.output)),
-            ("name", self.content["name"]),
-            ("checkpoint", self.content["frontend"]["checkpoint"]),
-            *(self.memory.to_pairs() if self.memory else ()),
-            *(("first", f"export {key}={value}") for key, value in self.environment.items()),
-            ("compile", f"vamc compile {self.output}"),
-            *(("note", note) for note in self.notes),
-        ]
-        return format_pairs(pairs)
+        return format_pairs(
+            [
+                ("written", str(self.output)),
+                ("name", self.content["name"]),
+                ("checkpoint", self.content["frontend"]["checkpoint"]),
+                *(self.memory.to_pairs() if self.memory else ()),
+                *(("first", f"export {key}={value}") for key, value in self.environment.items()),
+                ("compile", f"vamc compile {self.output}"),
+                *(("note", note) for note in self.notes),
+            ]
+        )
 
     def to_messages(self) -> list[str]:
         """Return what belongs on stderr when the YAML goes to stdout."""
@@ -262,16 +257,15 @@ def _head(
     """Return the comments at the top of the file, one paragraph each."""
     (prefill,), (total,) = content["frontend"]["shape"]["input_ids"]
     size = content["frontend"]["model_kwargs"]["tp"]
-    exports = [
-        f"Before compiling:  export {key}={value}   (the vendor asks for it from 32B upwards)"
-        for key, value in environment.items()
-    ]
     return (
         f"{_TITLE}.",
         f"Prompts of up to {prefill} tokens, {total} tokens with the answer, on "
         f"{size} die{'s' if size > 1 else ''}.",
         "",
-        *exports,
+        *(
+            f"Before compiling:  export {key}={value}   (the vendor asks for it from 32B upwards)"
+            for key, value in environment.items()
+        ),
         "Compile:  vamc compile <this file>",
         *(("", *(f"- {note}" for note in notes)) if notes else ()),
     )
