@@ -146,7 +146,7 @@ def pack_gptq(codes: torch.Tensor, scale: torch.Tensor) -> Packed:
 
 
 def unpack_gptq(read: ReadTensor, scale: torch.Tensor | None = None) -> CodesAndScale:
-    """Return codes and scale of a GPTQ linear; see ``pack_gptq``.
+    """Return codes and scale of a GPTQ linear.
 
     Raises:
         QuantizationError: zero points other than 128, several groups, or sizes that disagree.

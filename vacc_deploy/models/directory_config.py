@@ -59,10 +59,7 @@ def plain_config(config: ModelConfig) -> Values:
 
 
 def _with_float16(values: Mapping[str, Any]) -> Values:
-    """Return ``values`` with the dtype stated under the old name, and the new one if it is there.
-
-    transformers 5 reads both, older versions the old one only.
-    """
+    # transformers 5 reads both names, older versions the old one only.
     names = ("torch_dtype", "dtype") if "dtype" in values else ("torch_dtype",)
     return {**values, **dict.fromkeys(names, _DTYPE)}
 
@@ -84,7 +81,6 @@ def _int8_config(config: ModelConfig) -> Values:
         values = vacc_config(config, quantization_bit=8)
         values["insert_slice"] = False
     else:
-        # A stranger's auto_map would point loaders at code that does not travel along.
         values = {key: value for key, value in config.raw.items() if key != "auto_map"}
         values["quantization_bit"] = 8
     values["quantization_config"] = INT8_GUARD

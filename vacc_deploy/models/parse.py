@@ -241,7 +241,6 @@ def _read_dtype(reader: ConfigReader) -> str:
 
 
 def _read_quantization(reader: ConfigReader) -> str:
-    """Return the layout of the codes, empty for float weights."""
     bits = reader.raw.get("quantization_bit") or 0
     if bits not in (0, 8):
         reader.problems.append(f"quantization_bit: got {bits!r}, expected 8 or none")
@@ -293,7 +292,6 @@ def _find_contradictions(config: ModelConfig) -> list[str]:
 
 
 def _check_layer_types(config: ModelConfig) -> list[str]:
-    """Return a line where ``layer_types`` contradict the window's own fields."""
     raw = config.raw
     stated, first = raw.get("layer_types"), raw.get("max_window_layers", 28)
     count = config.num_hidden_layers
