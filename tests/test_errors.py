@@ -2,7 +2,15 @@
 
 import pytest
 
-from vacc_deploy.errors import QuantizationError, VaccDeployError, list_problems
+from vacc_deploy.errors import (
+    CheckFailedError,
+    CheckpointError,
+    QuantizationError,
+    StoppedError,
+    UsageError,
+    VaccDeployError,
+    list_problems,
+)
 
 
 def test_a_quantization_error_says_what_its_fields_hold():
@@ -27,5 +35,12 @@ def test_an_error_caught_as_the_base_has_a_hint():
     assert caught.value.hint == ""
 
 
+def test_exit_codes():
+    kinds = (CheckpointError, UsageError, CheckFailedError)
+    assert [kind.exit_code for kind in kinds] == [1, 2, 3]
+    assert StoppedError("Stopped.", 15).exit_code == 143
+
+
 def test_list_problems_is_sorted_and_cut():
+    assert list_problems([]) == ""
     assert list_problems(["b", "a", "c"], limit=2) == "  - a\n  - b\n  - and 1 more"

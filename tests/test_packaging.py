@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import venv
@@ -9,10 +10,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from texts import ROOT
 
 from vacc_deploy.assets import SOURCE_FILES, asset_dir, default_text_file, demo_model_dir
 
-ROOT = Path(__file__).resolve().parent.parent
 ASSET_FOLDERS = ("source_code", "yaml", "build_in")
 
 
@@ -21,7 +22,7 @@ def tracked(*folders: str) -> list[str]:
     command = ["git", "-C", str(ROOT), "ls-files", *folders]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode == 0 and result.stdout:
-        return result.stdout.split("\n")[:-1]
+        return [name for name in result.stdout.splitlines() if (ROOT / name).is_file()]
     paths = [path for folder in folders or ["."] for path in (ROOT / folder).rglob("*")]
     return sorted(
         path.relative_to(ROOT).as_posix()
@@ -57,17 +58,21 @@ def test_lost_asset_folder_says_so():
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """Build a wheel from a fresh copy of the tracked files."""
-    source = tmp_path_factory.mktemp("source")
+def checkout(tmp_path_factory) -> Path:
+    """Copy the tracked files once, so that one state of them is built and installed."""
+    copy = tmp_path_factory.mktemp("checkout")
     for name in tracked():
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, copy / name)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
-    command += ["--no-build-isolation", "--wheel-dir", str(out), str(source)]
-    subprocess.run(command, check=True, cwd=source)
+    command += ["--no-build-isolation", "--wheel-dir", str(out), str(checkout)]
+    subprocess.run(command, check=True)
     return next(out.glob("*.whl"))
 
 
@@ -91,24 +96,19 @@ def test_wheel_holds_exactly_the_committed_files(wheel):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["wheel", "plain", "editable"])
-def test_installed_package_finds_its_files(how, wheel, tmp_path):
+def test_installed_package_finds_its_files(how, wheel, checkout, tmp_path):
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=False, system_site_packages=False)
     site = next((environment / "lib").glob("python*/site-packages"))
     # The dependencies come from this environment; only vacc-deploy itself is installed anew.
     python = environment / "bin/python"
-    what = {"wheel": [str(wheel)], "plain": [str(ROOT)], "editable": ["-e", str(ROOT)]}[how]
-    if how != "wheel":
-        copy = tmp_path / "checkout"
-        for name in tracked():
-            if (ROOT / name).is_file():
-                (copy / name).parent.mkdir(parents=True, exist_ok=True)
-                (copy / name).write_bytes((ROOT / name).read_bytes())
-        what[-1] = str(copy)
+    what = {"wheel": [wheel], "plain": [checkout], "editable": ["-e", checkout]}[how]
+    # --ignore-installed: pip installs no wheel of a version that it finds in the dependencies.
     command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    command += ["--no-deps", "--no-build-isolation", "--ignore-installed", *map(str, what)]
     dependencies = [path for path in sys.path if path.endswith("site-packages")]
     (site / "zz_dependencies.pth").write_text("\n".join(dependencies))
-    subprocess.run([*command, "--no-deps", "--no-build-isolation", *what], check=True)
+    subprocess.run(command, check=True)
     script = (
         "import vacc_deploy, vacc_deploy.assets as a; from pathlib import Path;"
         "print(vacc_deploy.__file__);"
@@ -118,13 +118,9 @@ def test_installed_package_finds_its_files(how, wheel, tmp_path):
         "assert (a.demo_model_dir() / 'model.safetensors').is_file();"
         "assert a.default_text_file().is_file()"
     )
-    # -I: no PYTHONPATH, which may name this checkout.
-    result = subprocess.run(
-        [str(python), "-I", "-c", script], check=True, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert str(tmp_path) in result.stdout
-    executable = environment / "bin/vacc-deploy"
-    result = subprocess.run(
-        [str(executable), "models"], check=True, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert "Distill-Qwen-7B" in result.stdout
+    # -I: no PYTHONPATH, which may name this checkout. stderr is left to the test's own report.
+    options = {"check": True, "cwd": tmp_path, "stdout": subprocess.PIPE, "text": True}
+    found = subprocess.run([python, "-I", "-c", script], **options).stdout
+    assert str(checkout if how == "editable" else tmp_path) in found
+    listed = subprocess.run([environment / "bin/vacc-deploy", "models"], **options).stdout
+    assert "Distill-Qwen-7B" in listed

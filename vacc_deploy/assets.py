@@ -10,11 +10,7 @@ from pathlib import Path
 
 _PACKAGE_DIR = Path(__file__).resolve().parent
 
-SOURCE_FILES = (
-    "configuration_qwen2_vacc.py",
-    "modeling_qwen2_vacc.py",
-    "quantization_vacc.py",
-)
+SOURCE_FILES = ("configuration_qwen2_vacc.py", "modeling_qwen2_vacc.py", "quantization_vacc.py")
 
 
 def asset_dir(folder: str) -> Path:

@@ -25,11 +25,8 @@ def read_bounded(
     Args:
         path: file to read.
         limit_bytes: largest size that is accepted.
-        error: class of the errors below.
+        error: class of what is raised where the file cannot be read, or is too large.
         advice: what to do about a file that is too large, a sentence.
-
-    Raises:
-        VaccDeployError: the file cannot be read, or is too large.
     """
     try:
         with path.open("rb") as file:

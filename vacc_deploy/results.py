@@ -39,7 +39,7 @@ def display_width(text: str) -> int:
 def format_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return an aligned plain table; columns whose cells are all numbers are set right."""
     cells = [[str(cell) for cell in row] for row in rows]
-    columns = list(zip(headers, *cells, strict=True)) if cells else [(h,) for h in headers]
+    columns = list(zip(headers, *cells, strict=True))
     widths = [max(display_width(cell) for cell in column) for column in columns]
     is_right = [bool(column[1:]) and all(_is_number(c) for c in column[1:]) for column in columns]
     lines = [_format_row(headers, widths, is_right), "  ".join("-" * width for width in widths)]
@@ -69,12 +69,11 @@ def format_pairs(pairs: Sequence[tuple[str, object]]) -> str:
 
 def format_bytes(num_bytes: int | float) -> str:
     """Return a size in the binary unit that reads best, for example ``14.2 GiB``."""
-    size = float(num_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if round(abs(size), 1) < 1024 or unit == "GiB":
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+    size, units = float(num_bytes), ["GiB", "MiB", "KiB", "B"]
+    while round(abs(size), 1) >= 1024 and len(units) > 1:
         size /= 1024
-    raise AssertionError("unreachable")
+        units.pop()
+    return f"{size:.0f} B" if units[-1] == "B" else f"{size:.1f} {units[-1]}"
 
 
 def format_seconds(seconds: float) -> str:

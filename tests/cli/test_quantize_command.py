@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -58,28 +56,11 @@ def test_quantize_with_calibration_is_gptq(source, words):
 
 
 def test_quantize_options_reach_the_report(source, words, tmp_path):
-    result = run_gptq(
-        source,
-        words,
-        "--seed",
-        3,
-        "--no-act-order",
-        "--output",
-        tmp_path / "o",
-        "--evaluation-share",
-        0.25,
-        "--effort",
-        "fast",
-        "--shrinkage",
-        0.5,
-        "--dampening",
-        0.05,
-        "--no-scale-search",
-        "--compute-dtype",
-        "float32",
-        "--device",
-        "cpu",
+    options = (
+        "--seed 3 --no-act-order --evaluation-share 0.25 --effort fast --shrinkage 0.5 "
+        "--dampening 0.05 --no-scale-search --compute-dtype float32 --device cpu"
     )
+    result = run_gptq(source, words, "--output", tmp_path / "o", *options.split())
     assert result.exit_code == 0, result.output
     report = read_json(tmp_path / "o" / "quantize_report.json")
     assert report["options"] == {
@@ -144,15 +125,10 @@ def test_quantize_dry_run_prints_the_plan(source, tmp_path):
         (("--calibration", "text=/nowhere/x"), 1, "Error: /nowhere/x does not exist. Give the "),
         (("--calibration", "text=x", "--num-samples", "1"), 2, "Error: --num-samples must be at "),
         (("--num-samples", "0"), 2, "Invalid value for '--num-samples'"),
-        (("--seq-len", "8"), 2, "Invalid value for '--seq-len'"),
-        (("--method", "awq"), 2, "Invalid value for '--method'"),
         (("--format", "int4"), 2, "Invalid value for '--format'"),
-        (("--effort", "slow"), 2, "Invalid value for '--effort'"),
         (("--shrinkage", "1.5"), 2, "Invalid value for '--shrinkage'"),
         (("--dampening", "0"), 2, "Invalid value for '--dampening'"),
-        (("--compute-dtype", "float16"), 2, "Invalid value for '--compute-dtype'"),
         (("--device", "tpu"), 2, "Error: --device is 'tpu', expected cpu, cuda or cuda:N."),
-        (("--device", "cuda:x"), 2, "Error: --device is 'cuda:x', expected cpu, cuda or cuda:N."),
         (("--device", "cuda"), 2, " sees 0 CUDA devices. Use --device cpu, or install a CUDA "),
         (("--device", "cuda:1"), 2, "Error: --device cuda:1: torch "),
     ],
@@ -179,14 +155,6 @@ def test_quantize_data_errors_exit_1_and_leave_nothing(source, words, tmp_path):
     assert not list(tmp_path.glob("*int8*"))
 
 
-def test_quantize_error_as_json(source, words):
-    (source / "tokenizer.json").unlink()
-    result = run_gptq(source, words, "--json")
-    error = json.loads(result.stdout)["error"]
-    assert result.exit_code == 1 and error["type"] == "CheckpointError"
-    assert error["message"].startswith(f"{source / 'tokenizer.json'} is missing.")
-
-
 def test_quantize_int8_directory(source):
     output = f"{source}-int8"
     assert run(source).exit_code == 0
@@ -203,24 +171,6 @@ def test_quantize_in_the_directory_itself(source, monkeypatch):
     result = run(".")
     assert result.exit_code == 0, result.output
     assert f"Quantized model in {source}-int8" in result.stdout
-
-
-def test_quantize_help_needs_no_torch():
-    code = (
-        "import sys; from vacc_deploy.cli import cli\n"
-        "cli.main(['quantize', '--help'], standalone_mode=False)\n"
-        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert "--calibration NAME=PATH[:WEIGHT]" in done.stdout
-
-
-def test_quantize_takes_the_format_and_the_device_there_are(source):
-    result = run(source, "--format", "int8", "--format", "int8", "--device", "cpu")
-    assert result.exit_code == 0, result.output
-    report = read_json(source.parent / "model-int8" / "quantize_report.json")
-    assert report["options"]["formats"] == ["int8"]
 
 
 def test_quantize_writes_several_formats(source):
@@ -307,8 +257,13 @@ def test_quantize_failure_names_the_command_that_goes_on(source, monkeypatch):
             "--method gptq with --calibration NAME=PATH.",
         ),
         (
-            ("--method", "rtn", "--compute-dtype", "float32"),
-            "--method rtn uses no calibration data. Leave --compute-dtype out, or use ",
+            (
+                *("--answers", "own", "--max-answer-tokens", "9", "--answers-cache", "x"),
+                *("--evaluation-share", "0.1", "--effort", "fast", "--shrinkage", "0.2"),
+                *("--compute-dtype", "float32"),
+            ),
+            "no effect of --answers, --max-answer-tokens, --answers-cache, --evaluation-share, "
+            "--effort, --shrinkage, --compute-dtype. Give",
         ),
     ],
 )
@@ -317,19 +272,6 @@ def test_quantize_refuses_options_that_rounding_would_ignore(source, tmp_path, a
     assert result.exit_code == 2
     assert message in result.output
     assert not (tmp_path / "model-int8").exists()
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        *(("--answers", "own"), ("--max-answer-tokens", "9"), ("--answers-cache", "x")),
-        *(("--evaluation-share", "0.1"), ("--seq-len", "64"), ("--effort", "fast")),
-        ("--shrinkage", "0.2"),
-    ],
-)
-def test_quantize_refuses_each_of_them(source, option, value):
-    result = run(source, option, value)
-    assert result.exit_code == 2 and f"no effect of {option}. Give" in result.output
 
 
 def test_quantize_rounds_with_a_seed_and_on_a_device_all_the_same(source):

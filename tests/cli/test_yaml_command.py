@@ -94,12 +94,9 @@ def test_existing_output_is_refused_without_overwrite(tmp_path):
         (("Distill-Qwen-7B", "--build-in", "x"), "--build-in goes with --all only."),
         (("Distill-Qwen-7B", "--calibration", "c4=x"), "for int8 only"),
         (("x", "--calibration", "text=x"), "expected NAME=PATH with NAME one of alpaca, c4, ceval"),
-        (("x", "--calibration", "c4"), "expected NAME=PATH"),
         (("x", "--calibration", "c4="), "expected NAME=PATH"),
         (("x", "--calibration", "c4=a", "--calibration", "c4=b"), "can be given once"),
-        (("Distill-Qwen-7B", "--dtype", "int4"), "Invalid value for '--dtype'"),
         (("Distill-Qwen-7B", "--card", "VA99"), "Invalid value for '--card'"),
-        (("Distill-Qwen-7B", "--tp", "four"), "Invalid value for '--tp'"),
     ],
 )
 def test_wrong_usage_exits_2(args, message):
@@ -113,10 +110,6 @@ def test_wrong_usage_exits_2(args, message):
     [
         (("no-such-model",), "There is no directory 'no-such-model'"),
         (("Distill-Qwen-7B", "--seq-len", "1000"), "expected a positive multiple of 16"),
-        (("Distill-Qwen-7B", "--max-seq-len", "1024"), "is not below the total length"),
-        (("Distill-Qwen-7B", "--max-seq-len", "262144"), "above max_position_embeddings 131072"),
-        (("Distill-Qwen-7B", "--tp", "3"), "expected one of 1, 2, 4, 8, 16"),
-        (("Distill-Qwen-1.5B", "--tp", "16"), "cannot share 12 attention heads"),
         (("Distill-Llama-70B", "--card", "VA16"), "do not fit a die of VA16"),
     ],
 )
@@ -134,6 +127,7 @@ def test_all_writes_the_committed_set(tmp_path):
             copy = tmp_path / path.relative_to(ROOT)
             assert path.is_dir() or copy.read_bytes() == path.read_bytes()
     assert len(list((tmp_path / "yaml").iterdir())) == 12
+    assert len(list((tmp_path / "build_in").iterdir())) == 4
     assert not list(tmp_path.rglob("*.partial"))
 
 

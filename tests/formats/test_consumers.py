@@ -39,18 +39,6 @@ def directories(request, tmp_path_factory):
     return {"float": source, **written}
 
 
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    """A Qwen2 and a Llama source with their directories for stock loaders."""
-    root, found = tmp_path_factory.mktemp("packed"), {}
-    for model_type in ("qwen2", "llama"):
-        source = write_checkpoint(root / model_type, model_type=model_type)
-        for layout in PACKED:
-            output = root / f"{model_type}-{layout}"
-            found[model_type, layout] = source, write_format(source, layout, output)
-    return found
-
-
 def run(*arguments):
     return CliRunner().invoke(cli, [str(a) for a in arguments])
 
@@ -158,11 +146,8 @@ def test_stock_transformers_loads_fp16_as_a_float_checkpoint(directories):
 
 
 @pytest.mark.parametrize("layout", PACKED)
-@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
-def test_the_compiler_s_commands_refuse_a_layout_for_stock_loaders(
-    packed, tmp_path, model_type, layout
-):
-    _, directory = packed[model_type, layout]
+def test_the_compiler_s_commands_refuse_a_layout_for_stock_loaders(directories, tmp_path, layout):
+    directory = directories[layout]
     message = (
         f"{directory} holds weights in the {layout} layout, which is for transformers and vLLM; "
         "the compiler's side reads int8 and float directories. Give the int8 or the fp16 "
@@ -177,14 +162,14 @@ def test_the_compiler_s_commands_refuse_a_layout_for_stock_loaders(
 
 
 @pytest.mark.parametrize("layout", PACKED)
-def test_a_packed_directory_is_no_source(packed, tmp_path, layout):
-    source, directory = packed["qwen2", layout]
+def test_a_packed_directory_is_not_a_source(directories, tmp_path, layout):
+    directory = directories[layout]
     with pytest.raises(CheckpointError, match="is quantized already. Give the float directory"):
         quantize(directory, options=QuantizeOptions("rtn"), output=tmp_path / "out")
     with pytest.raises(CheckpointError, match=f"holds {layout} weights already. Prepare the float"):
         prepare(weights=directory, output=tmp_path / "out")
     with pytest.raises(CheckpointError, match="is quantized. Give the float model"):
-        verify(source, reference_dir=directory)
+        verify(directories["float"], reference_dir=directory)
 
 
 @pytest.mark.parametrize(

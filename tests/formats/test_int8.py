@@ -1,10 +1,10 @@
 """The scale, the rounding and the way back; bit-equal with the file that travels beside weights."""
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
+from texts import SOURCE_DIR
 
 from vacc_deploy.errors import QuantizationError
 from vacc_deploy.formats import int8
@@ -18,13 +18,13 @@ from vacc_deploy.formats.int8 import (
 )
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-SOURCE = Path(__file__).resolve().parents[2] / "source_code" / "quantization_vacc.py"
 
 
 @pytest.fixture(scope="module")
 def shipped():
     """``source_code/quantization_vacc.py``, loaded by its path."""
-    spec = importlib.util.spec_from_file_location("shipped_quantization_vacc", SOURCE)
+    path = SOURCE_DIR / "quantization_vacc.py"
+    spec = importlib.util.spec_from_file_location("shipped_quantization_vacc", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -80,13 +80,6 @@ def test_round_to_nearest_clamps_at_127():
     assert codes.tolist() == [[127, -127, 127, -127]]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_choose_scale_zero_row_gets_one_and_zero_codes(dtype):
-    codes, scale = quantize_rounding(torch.tensor([[0.0, -0.0], [1.0, 0.0]], dtype=dtype))
-    assert scale[0] == 1.0
-    assert codes[0].tolist() == [0, 0]
-
-
 @pytest.mark.parametrize("absmax", [1e-38, 2.0**-25, 2.0**-24, 1e-6, 7e-6, 6.1e-5, 9.65e-4])
 def test_quantize_rounding_tiny_row_keeps_range_and_sign(absmax):
     weight = torch.tensor([[absmax, -absmax, absmax / 3, 0.0]])
@@ -96,14 +89,6 @@ def test_quantize_rounding_tiny_row_keeps_range_and_sign(absmax):
     assert (codes.float() * weight >= 0).all()
     # Never worse than storing zeros.
     assert (dequantize(codes, scale) - weight).abs().max() <= max(absmax, scale.item() / 2)
-
-
-def test_choose_scale_huge_row_names_row_and_value():
-    weight = torch.ones(6, 3)
-    weight[4, 1] = -1e7
-    with pytest.raises(QuantizationError) as err:
-        choose_scale(weight)
-    assert err.value.row == 4 and "1e+07" in err.value.reason
 
 
 def test_choose_scale_largest_row_that_fits():
@@ -144,17 +129,10 @@ def test_quantize_rounding_never_flips_a_sign(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_quantize_rounding_equals_the_same_values_in_float32(dtype):
-    weight = random_weight(dtype=dtype, size=0.05)
-    codes, scale = quantize_rounding(weight)
-    wide_codes, wide_scale = quantize_rounding(weight.float())
-    assert torch.equal(codes, wide_codes) and torch.equal(scale, wide_scale)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [1e-7, 1e-5, 1e-3, 0.03, 1.0, 300.0])
+@pytest.mark.parametrize("size", [1e-7, 1e-5, 1e-3, 0.03, 1.0, 300.0, "edges"])
 def test_int8_equals_the_shipped_file_bit_for_bit(shipped, dtype, size):
-    weight = random_weight(64, 72, size=size, dtype=dtype, seed=7)
+    is_edge = size == "edges"
+    weight = edge_rows(dtype) if is_edge else random_weight(64, 72, size=size, dtype=dtype, seed=7)
     codes, scale = quantize_rounding(weight)
     shipped_codes, shipped_scale = shipped.quantize_weight(weight)
     assert torch.equal(choose_scale(weight), shipped.choose_scale(weight))
@@ -162,12 +140,7 @@ def test_int8_equals_the_shipped_file_bit_for_bit(shipped, dtype, size):
     assert torch.equal(dequantize(codes, scale), shipped.dequantize_weight(codes, scale))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_int8_equals_the_shipped_file_at_the_edges(shipped, dtype):
-    weight = edge_rows(dtype)
-    codes, scale = quantize_rounding(weight)
-    shipped_codes, shipped_scale = shipped.quantize_weight(weight)
-    assert torch.equal(codes, shipped_codes) and torch.equal(scale, shipped_scale)
+def test_int8_has_the_constants_of_the_shipped_file(shipped):
     constants = (shipped.INT8_MAX, shipped.SCALE_DTYPE, shipped.SMALLEST_SCALE)
     assert constants == (INT8_MAX, int8.SCALE_DTYPE, SMALLEST_SCALE)
 
@@ -176,13 +149,15 @@ def test_int8_equals_the_shipped_file_at_the_edges(shipped, dtype):
 def test_int8_and_the_shipped_file_refuse_the_same_rows(shipped, value):
     weight = torch.ones(3, 4)
     weight[2, 0] = value
-    with pytest.raises(QuantizationError, match="^row 2 "):
+    with pytest.raises(
+        QuantizationError, match=r"^row 2 (holds NaN|has the largest weight 1e\+07)"
+    ):
         quantize_rounding(weight)
     with pytest.raises(ValueError, match="in row 2$"):
         shipped.quantize_weight(weight)
 
 
-@pytest.mark.parametrize("chunk", [1, 40, 41, 79, 80, 81, 47 * 40, 48 * 40, 1 << 18])
+@pytest.mark.parametrize("chunk", [1, 41, 79, 80, 47 * 40, 48 * 40, 1 << 18])
 def test_quantize_rounding_chunks_do_not_matter(monkeypatch, chunk):
     weight = random_weight()
     monkeypatch.setattr(int8, "_CHUNK_WEIGHTS", chunk)
@@ -192,16 +167,11 @@ def test_quantize_rounding_chunks_do_not_matter(monkeypatch, chunk):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_quantize_rounding_leaves_the_weight_alone(dtype):
-    weight = random_weight(dtype=dtype)
+def test_quantize_rounding_reads_a_transposed_weight_and_leaves_it_alone(dtype):
+    weight = random_weight(40, 48, dtype=dtype).T
     before = weight.clone()
-    quantize_rounding(weight)
-    assert torch.equal(weight, before)
-
-
-def test_quantize_rounding_reads_a_transposed_weight():
-    weight = random_weight(40, 48).T
     codes, scale = quantize_rounding(weight)
+    assert torch.equal(weight, before)
     expected_codes, expected_scale = quantize_rounding(weight.contiguous())
     assert torch.equal(codes, expected_codes) and torch.equal(scale, expected_scale)
 
@@ -216,9 +186,3 @@ def test_dequantize_literal_and_error_bound():
     weight = random_weight(size=0.02)
     codes, scale = quantize_rounding(weight)
     assert ((dequantize(codes, scale) - weight).abs() <= 0.5001 * scale.float()[:, None]).all()
-
-
-def test_quantize_rounding_of_its_own_result_gives_the_same_codes():
-    codes, scale = quantize_rounding(random_weight(200, 64, size=0.02))
-    again, again_scale = quantize_rounding(dequantize(codes, scale))
-    assert torch.equal(again, codes) and torch.equal(again_scale, scale)

@@ -4,13 +4,7 @@ import pytest
 import torch
 
 from vacc_deploy.errors import QuantizationError
-from vacc_deploy.formats.layouts import COMPRESSED_TENSORS, GPTQ, LAYOUTS
 from vacc_deploy.formats.packing import pack_columns, pack_gptq, unpack_columns, unpack_gptq
-
-TORCH_TYPES = {"I32": torch.int32, "F16": torch.float16}
-SMALL = torch.tensor(
-    [[-127, -1, 0, 1], [127, 2, 3, 4], [5, 6, 7, 8], [-2, -3, -4, -5]], dtype=torch.int8
-)
 
 
 def random_codes(out_features, in_features, seed=0):
@@ -35,7 +29,8 @@ def test_pack_columns_literal_bytes():
 
 def test_pack_gptq_literal_bytes():
     scale = torch.tensor([0.5, 0.25, 2.0, 1.0], dtype=torch.float16)
-    tensors = pack_gptq(SMALL, scale)
+    rows = [[-127, -1, 0, 1], [127, 2, 3, 4], [5, 6, 7, 8], [-2, -3, -4, -5]]
+    tensors = pack_gptq(torch.tensor(rows, dtype=torch.int8), scale)
     assert tensors["qweight"].shape == (1, 4)
     # One word holds four columns of one row: down the rows, then along the columns.
     assert stored_bytes(tensors["qweight"]) == [
@@ -65,36 +60,23 @@ def test_pack_gptq_read_by_an_independent_unpacker():
             assert got == codes[row, column].float() * scale[row].float()
 
 
-@pytest.mark.parametrize("in_features", [1, 3, 4, 5, 31, 32, 33, 64])
+@pytest.mark.parametrize("in_features", [1, 3, 4, 5, 32])
 def test_pack_columns_equals_compressed_tensors_own(in_features):
     helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
-    codes = random_codes(6, in_features)
-    assert torch.equal(pack_columns(codes), helpers.pack_to_int32(codes, 8))
+    codes = random_codes(in_features, 6).T
+    assert torch.equal(pack_columns(codes), helpers.pack_to_int32(codes.contiguous(), 8))
+    assert torch.equal(unpack_columns(pack_columns(codes), in_features), codes)
     restored = helpers.unpack_from_int32(pack_columns(codes), 8, codes.shape)
     assert torch.equal(restored, codes)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (4, 4), (8, 12), (5, 7), (3, 128)])
-def test_unpack_columns_gives_the_codes_back(shape):
-    codes = random_codes(*shape)
-    before = codes.clone()
-    assert torch.equal(unpack_columns(pack_columns(codes), shape[1]), codes)
-    assert torch.equal(codes, before)
-
-
 @pytest.mark.parametrize("shape", [(4, 4), (8, 12), (12, 8), (64, 128)])
 def test_unpack_gptq_gives_codes_and_scale_back(shape):
-    codes, scale = random_codes(*shape), torch.rand(shape[0]).half()
-    got, got_scale = unpack_gptq(pack_gptq(codes, scale).__getitem__)
-    assert torch.equal(got, codes) and torch.equal(got_scale, scale)
-    assert got.is_contiguous()
-
-
-def test_packing_reads_a_transposed_matrix():
-    codes = random_codes(8, 12).T
-    assert torch.equal(pack_columns(codes), pack_columns(codes.contiguous()))
-    got, _ = unpack_gptq(pack_gptq(codes, torch.ones(12).half()).__getitem__)
-    assert torch.equal(got, codes)
+    scale = torch.rand(shape[0]).half()
+    for codes in (random_codes(*shape), random_codes(*shape[::-1]).T):
+        got, got_scale = unpack_gptq(pack_gptq(codes, scale).__getitem__)
+        assert torch.equal(got, codes) and torch.equal(got_scale, scale)
+        assert got.is_contiguous()
 
 
 def test_every_byte_survives():
@@ -124,13 +106,3 @@ def test_unpack_gptq_refuses_groups_and_other_zero_points():
         unpack(scales=tensors["scales"].repeat(2, 1))
     with pytest.raises(QuantizationError, match="expected one group"):
         unpack(g_idx=torch.arange(8, dtype=torch.int32) // 4)
-
-
-@pytest.mark.parametrize("shape", [(8, 12), (64, 160)])
-def test_layouts_states_the_shapes_that_packing_makes(shape):
-    codes, scale = random_codes(*shape), torch.ones(shape[0]).half()
-    made = {k: (tuple(t.shape), t.dtype) for k, t in pack_gptq(codes, scale).items()}
-    stated = LAYOUTS[GPTQ].tensors(*shape)
-    assert made == {k: (s, TORCH_TYPES[code]) for k, (s, code) in stated.items()}
-    stated = LAYOUTS[COMPRESSED_TENSORS].tensors(shape[0], shape[1] - 3)["weight_packed"]
-    assert tuple(pack_columns(codes[:, 3:]).shape) == stated[0]

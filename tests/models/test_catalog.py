@@ -7,16 +7,12 @@ from texts import ROOT, read_json
 from vacc_deploy.assets import published_config
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError
 from vacc_deploy.models.catalog import (
-    ALIGN_QKV,
-    IMPOSSIBLE,
     MODELS,
-    PLAIN,
     CatalogModel,
     CatalogTable,
     find_model,
     match_config,
     plain_sizes,
-    tensor_parallel_rule,
 )
 from vacc_deploy.models.parse import parse_config
 
@@ -70,10 +66,7 @@ def test_every_alias_in_every_case_finds_the_model(short):
     ("name", "nearest"),
     [
         ("Distill-Qwen-8B", "Distill-Qwen-"),
-        ("distill-qwen-70b", "Distill-Qwen-7B"),
-        ("Distil-Qwen-7B", "Distill-Qwen-7B"),
         ("qwen-1.5b", "Distill-Qwen-1.5B"),
-        ("DeepSeek-R1-Distill-Llama-8", "Distill-Llama-8B"),
         ("deepseek-ai/DeepSeek-R1-Distill-Qwen-14", "Distill-Qwen-14B"),
     ],
 )
@@ -86,52 +79,15 @@ def test_an_unknown_name_suggests_the_nearest(name, nearest):
     assert message.endswith("is given by its directory (prepare: --weights DIR, without --model).")
 
 
-@pytest.mark.parametrize("name", ["", "zzz", "///"])
+@pytest.mark.parametrize("name", ["", "zzz"])
 def test_a_name_like_no_other_suggests_nothing(name):
-    with pytest.raises(UnsupportedModelError) as caught:
+    with pytest.raises(UnsupportedModelError, match=f"^Unknown model '{name}'. Known models: "):
         find_model(name)
-    assert str(caught.value).startswith(f"Unknown model {name!r}. Known models: ")
-
-
-@pytest.mark.parametrize(
-    ("short", "weight_gb", "kv_kib", "parameters"),
-    [
-        ("Qwen-1.5B", "3.6", 28, 1_777_088_000),
-        ("Qwen-7B", "15.2", 56, 7_615_616_512),
-        ("Qwen-14B", "29.5", 192, 14_770_033_664),
-        ("Qwen-32B", "65.5", 256, 32_763_876_352),
-        ("Llama-8B", "16.1", 128, 8_030_261_248),
-        ("Llama-70B", "141.1", 320, 70_553_706_496),
-    ],
-)
-def test_weights_and_cache(short, weight_gb, kv_kib, parameters):
-    config = find_model(f"Distill-{short}").config
-    assert config.num_parameters() == parameters
-    assert f"{config.num_parameters() * config.dtype_bytes / 1e9:.1f}" == weight_gb
-    assert config.kv_bytes_per_token == kv_kib * 1024
-
-
-@pytest.mark.parametrize(
-    ("short", "rules"),
-    [
-        ("Qwen-1.5B", (PLAIN, PLAIN, ALIGN_QKV, ALIGN_QKV, IMPOSSIBLE)),
-        ("Qwen-7B", (PLAIN, PLAIN, PLAIN, ALIGN_QKV, ALIGN_QKV)),
-        ("Qwen-14B", (PLAIN, PLAIN, PLAIN, PLAIN, ALIGN_QKV)),
-        ("Qwen-32B", (PLAIN, PLAIN, PLAIN, PLAIN, ALIGN_QKV)),
-        ("Llama-8B", (PLAIN, PLAIN, PLAIN, PLAIN, ALIGN_QKV)),
-        ("Llama-70B", (PLAIN, PLAIN, PLAIN, PLAIN, ALIGN_QKV)),
-    ],
-)
-def test_tensor_parallel_rules(short, rules):
-    config = find_model(f"Distill-{short}").config
-    assert tuple(tensor_parallel_rule(config, size) for size in (1, 2, 4, 8, 16)) == rules
-    assert plain_sizes(config) == [1, 2, 4, 8][: rules.count(PLAIN)]
 
 
 def test_tensor_parallel_needs_the_mlp_to_divide():
     config = parse_config(build_config(intermediate_size=161), where="c.json")
-    assert tensor_parallel_rule(config, 1) == PLAIN
-    assert tensor_parallel_rule(config, 2) == IMPOSSIBLE
+    assert plain_sizes(config) == [1]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -169,13 +125,10 @@ def test_catalog_table_dict():
     seven = models[1]
     assert seven["repository"] == "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
     assert seven["base_model"] == "Qwen/Qwen2.5-Math-7B"
+    assert seven["num_parameters"] == 7_615_616_512
     assert (seven["weight_bytes"], seven["kv_bytes_per_token"]) == (15_231_233_024, 57_344)
     assert (seven["rms_norm_eps"], seven["rope_theta"], seven["head_dim"]) == (1e-6, 10000.0, 128)
-    assert seven["tensor_parallel"] == {
-        "1": "plain",
-        "2": "plain",
-        "4": "plain",
-        "8": "align_qkv",
-        "16": "align_qkv",
-    }
+    rules = ["plain", "plain", "plain", "align_qkv", "align_qkv"]
+    assert seven["tensor_parallel"] == dict(zip(["1", "2", "4", "8", "16"], rules, strict=True))
+    assert models[0]["tensor_parallel"]["16"] == "impossible"
     json.dumps(models)

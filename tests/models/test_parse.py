@@ -6,7 +6,7 @@ import pytest
 from checkpoint_builders import LLAMA3_ROPE, build_config, build_tensors
 
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError
-from vacc_deploy.models.config import LAYER_LINEARS, RopeScaling, layer_prefix, linear_name
+from vacc_deploy.models.config import LAYER_LINEARS, RopeScaling
 from vacc_deploy.models.parse import parse_config, read_config
 
 
@@ -71,23 +71,13 @@ def test_expected_tensors_are_those_of_the_model(model_type, tied, biases):
 
 def test_layer_tensors_in_the_order_of_use():
     names = [name.removeprefix("model.layers.1.") for name in parse().layer_tensors(1)]
+    attention = [f"{n}_proj.{k}" for n in "qkv" for k in ("weight", "bias")] + ["o_proj.weight"]
     assert names == [
         "input_layernorm.weight",
-        "self_attn.q_proj.weight",
-        "self_attn.q_proj.bias",
-        "self_attn.k_proj.weight",
-        "self_attn.k_proj.bias",
-        "self_attn.v_proj.weight",
-        "self_attn.v_proj.bias",
-        "self_attn.o_proj.weight",
+        *(f"self_attn.{name}" for name in attention),
         "post_attention_layernorm.weight",
-        "mlp.gate_proj.weight",
-        "mlp.up_proj.weight",
-        "mlp.down_proj.weight",
+        *(f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
     ]
-    assert layer_prefix(3) == "model.layers.3."
-    assert linear_name(3, "up_proj") == "model.layers.3.mlp.up_proj"
-    assert linear_name(3, "o_proj") == "model.layers.3.self_attn.o_proj"
 
 
 def test_the_form_of_transformers_5():
@@ -169,17 +159,11 @@ WHOLE = "expected a whole number from 1 to"
         ({"hidden_size": ...}, f"hidden_size: got None, {WHOLE} 65536"),
         ({"hidden_size": "64"}, f"hidden_size: got '64', {WHOLE} 65536"),
         ({"hidden_size": 64.0}, f"hidden_size: got 64.0, {WHOLE} 65536"),
-        ({"num_hidden_layers": True}, f"num_hidden_layers: got True, {WHOLE} 1024"),
         ({"num_hidden_layers": 0}, f"num_hidden_layers: got 0, {WHOLE} 1024"),
         ({"num_hidden_layers": -1}, f"num_hidden_layers: got -1, {WHOLE} 1024"),
         ({"vocab_size": 1 << 40}, f"vocab_size: got 1099511627776, {WHOLE} 4194304"),
         ({"intermediate_size": [1]}, f"intermediate_size: got [1], {WHOLE} 262144"),
         ({"head_dim": 0}, f"head_dim: got 0, {WHOLE} 16777216"),
-        ({"hidden_size": 60}, "head_dim 15 is odd; rotary needs pairs"),
-        (
-            {"num_key_value_heads": 3},
-            "num_attention_heads 4 is not a multiple of num_key_value_heads 3",
-        ),
         ({"hidden_size": 66}, "hidden_size 66 is not a multiple of num_attention_heads 4"),
         ({"rms_norm_eps": 0}, "rms_norm_eps: got 0, expected a positive number"),
         ({"rms_norm_eps": "1e-6"}, "rms_norm_eps: got '1e-6', expected a positive number"),
@@ -187,19 +171,9 @@ WHOLE = "expected a whole number from 1 to"
         ({"rope_theta": float("inf")}, "rope_theta: got inf, expected a positive number"),
         ({"rope_theta": True}, "rope_theta: got True, expected a positive number"),
         ({"rope_theta": 10**400}, f"rope_theta: got {10**400}, expected a positive number"),
-        ({"rope_scaling": "yarn"}, "rope_scaling: got 'yarn', expected an object"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings: got 1, expected true or false"),
-        ({"hidden_act": "gelu"}, "hidden_act: got 'gelu', expected 'silu'"),
         ({"torch_dtype": "int8"}, "torch_dtype: got 'int8', expected float32, float16, bfloat16"),
-        (
-            {"torch_dtype": ["float16"]},
-            "torch_dtype: got ['float16'], expected float32, float16, bfloat16",
-        ),
-        (
-            {"torch_dtype": {"a": 1}},
-            "torch_dtype: got {'a': 1}, expected float32, float16, bfloat16",
-        ),
-        ({"quantization_bit": 4}, "quantization_bit: got 4, expected 8 or none"),
+        ({"torch_dtype": [1]}, "torch_dtype: got [1], expected float32, float16, bfloat16"),
         ({"pretraining_tp": 2}, "pretraining_tp: got 2, expected 1 (a rule of vamc)"),
     ],
 )
@@ -209,23 +183,16 @@ def test_a_wrong_value_gives_key_got_and_expected(changes, problem):
 
 def test_several_wrong_values_are_one_error():
     got = problems(hidden_size=0, vocab_size=None, rms_norm_eps=-1, torch_dtype="int4")
-    assert [line.partition(":")[0] for line in got] == [
-        "hidden_size",
-        "rms_norm_eps",
-        "torch_dtype",
-        "vocab_size",
-    ]
+    keys = ["hidden_size", "rms_norm_eps", "torch_dtype", "vocab_size"]
+    assert [line.partition(":")[0] for line in got] == keys
 
 
 def test_absent_values_take_the_defaults_of_the_architecture():
     optional = ("num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "torch_dtype")
     config = parse(**dict.fromkeys(optional, ...), tie_word_embeddings=...)
     assert (config.num_key_value_heads, config.max_position_embeddings) == (4, 2048)
-    assert (config.rms_norm_eps, config.dtype, config.tie_word_embeddings) == (
-        1e-6,
-        "float32",
-        False,
-    )
+    assert (config.rms_norm_eps, config.dtype) == (1e-6, "float32")
+    assert not config.tie_word_embeddings
 
 
 def test_read_config_names_the_file(tmp_path):
@@ -302,19 +269,17 @@ def test_qwen2_accepted_equals_the_shipped_class(shipped_class, overrides):
         ({"rope_scaling": {**LINEAR, "rope_theta": 1}}, "rope_theta: got 10000 and, in the rotary"),
         ({"rope_parameters": {"full_attention": LINEAR}}, "one rotary rule for each kind of layer"),
         ({"layer_types": ["sliding_attention"] * 2}, "layer_types: not what use_sliding_window"),
-        ({"layer_types": ["full_attention"]}, "layer_types: not what use_sliding_window"),
         ({**WINDOW, "layer_types": ["full_attention"] * 2}, "layer_types: not what use_sliding"),
         ({**WINDOW, "sliding_window": 0}, "sliding_window: got 0"),
         ({"num_attention_heads": 3}, "hidden_size 64 is not a multiple of num_attention_heads 3"),
         ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple"),
         ({"num_attention_heads": 64, "num_key_value_heads": 1}, "head_dim 1 is odd"),
-        ({"hidden_act": "gelu"}, "hidden_act: got 'gelu'"),
+        ({"hidden_act": "gelu"}, "hidden_act: got 'gelu', expected 'silu'"),
         ({"hidden_act": None}, "hidden_act: got None"),
-        ({"rope_theta": -1}, "rope_theta: got -1"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor: got None"),
-        ({"rope_scaling": "linear"}, "rope_scaling: got 'linear'"),
-        ({"quantization_bit": 4}, "quantization_bit: got 4"),
-        ({"num_hidden_layers": True}, "num_hidden_layers: got True"),
+        ({"rope_scaling": "linear"}, "rope_scaling: got 'linear', expected an object"),
+        ({"quantization_bit": 4}, "quantization_bit: got 4, expected 8 or none"),
+        ({"num_hidden_layers": True}, "num_hidden_layers: got True, expected a whole number"),
     ],
 )
 def test_qwen2_refused_by_the_shipped_class_is_refused(shipped_class, overrides, message):

@@ -50,23 +50,11 @@ def test_vacc_config_is_the_source_and_five_values():
     }
 
 
-def test_vacc_config_keeps_the_published_values_of_the_14b():
-    values = vacc_config(find_model("Distill-Qwen-14B").config)
-    assert (values["rms_norm_eps"], values["rope_theta"], values["eos_token_id"]) == (
-        1e-05,
-        1000000.0,
-        151643,
-    )
-
-
 @pytest.mark.parametrize("flag", [False, None, ...])
 def test_vacc_config_without_a_used_window_sets_it_null(flag):
     assert vacc_config(make(use_sliding_window=flag))["sliding_window"] is None
-
-
-def test_vacc_config_without_the_key_writes_null_because_the_class_default_is_4096():
-    values = vacc_config(make(sliding_window=..., use_sliding_window=...))
-    assert "sliding_window" in values
+    # An absent key is 4096 in the configuration class.
+    values = vacc_config(make(use_sliding_window=flag, sliding_window=...))
     assert values["sliding_window"] is None
 
 
@@ -95,14 +83,10 @@ def test_vacc_config_writes_rope_scaling_when_it_is_not_the_default():
     assert values["rope_theta"] == 5000.0
 
 
-def test_vacc_config_int8_adds_quantization_bit_only_then():
-    assert vacc_config(make(), quantization_bit=8)["quantization_bit"] == 8
-    assert "quantization_bit" not in vacc_config(make())
-
-
 def test_vacc_config_never_carries_a_foreign_quantization_config():
     config = make(quantization_bit=8, quantization_config={"quant_method": "gptq"})
-    assert "quantization_config" not in vacc_config(config, quantization_bit=8)
+    values = vacc_config(config, quantization_bit=8)
+    assert "quantization_config" not in values and values["quantization_bit"] == 8
     assert "quantization_bit" not in vacc_config(config)
 
 
@@ -116,13 +100,11 @@ def test_vacc_config_changes_no_input_and_shares_nothing():
     assert len(AUTO_MAP) == 3
 
 
-def test_vacc_config_refuses_llama_and_other_bits():
+def test_vacc_config_refuses_llama():
     llama = find_model("Distill-Llama-8B").config
     assert not needs_vacc_config(llama)
     with pytest.raises(ValueError, match="llama checkpoint needs no config_vacc.json"):
         vacc_config(llama)
-    with pytest.raises(ValueError, match="must be 0 or 8, got 4"):
-        vacc_config(make(), quantization_bit=4)
 
 
 def check(tmp_path, config, **changes):
@@ -155,7 +137,7 @@ def test_check_vacc_config_without_the_file_and_for_llama(tmp_path):
     check_vacc_config(tmp_path, make())
     (tmp_path / "config_vacc.json").write_text("[]")
     check_vacc_config(tmp_path, find_model("Distill-Llama-8B").config)
-    with pytest.raises(CheckpointError, match="holds no JSON object. Run prepare again"):
+    with pytest.raises(CheckpointError, match="holds list, expected a JSON object."):
         check_vacc_config(tmp_path, make())
 
 
@@ -164,8 +146,6 @@ def test_check_vacc_config_without_the_file_and_for_llama(tmp_path):
     [
         ({"rope_theta": 20000}, "rope_theta: got 20000.0, config.json has 10000.0"),
         ({"num_hidden_layers": 1}, "num_hidden_layers: got 1, config.json has 2"),
-        ({"max_position_embeddings": 64}, "max_position_embeddings: got 64, config.json has 512"),
-        ({"rms_norm_eps": 1e-5}, "rms_norm_eps: got 1e-05, config.json has 1e-06"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings: got True, config.json has False"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling: got RopeScaling("),
         ({"model_type": "llama"}, "model_type: got 'llama', config.json has 'qwen2'"),

@@ -4,21 +4,18 @@ import os
 
 import pytest
 import yaml
-from texts import ROOT
 
 from vacc_deploy.errors import (
     CheckpointError,
     CompileFileError,
     OutputError,
     UnsupportedModelError,
-    UsageError,
 )
 from vacc_deploy.models.catalog import ALIGN_QKV, MODELS, PLAIN, find_model, tensor_parallel_rule
 from vacc_deploy.models.parse import parse_config
 from vacc_deploy.models.vacc_config import vacc_config
 from vacc_deploy.vamc.cards import CARDS, GIB, plan_memory
 from vacc_deploy.vamc.committed import (
-    committed_configs,
     committed_files,
     default_tensor_parallel_size,
     write_all,
@@ -63,13 +60,9 @@ VENDOR_INT8 = {
 }
 
 
-def build(model=QWEN_7B, *, checkpoint="./x", model_name=None, **options):
-    name = model.name if model_name is None else model_name
-    return build_compile_file(Target(name, checkpoint, model.config), CompileOptions(**options))
-
-
-def make(target, *, card=None, **options):
-    return make_compile_file(target, CompileOptions(**options), card=card)
+def build(model=QWEN_7B, *, checkpoint="./x", **options):
+    target = Target(model.name, checkpoint, model.config)
+    return build_compile_file(target, CompileOptions(**options))
 
 
 @pytest.mark.parametrize(("dtype", "vendor"), [("fp16", VENDOR_FP16), ("int8", VENDOR_INT8)])
@@ -79,52 +72,11 @@ def test_the_7b_file_equals_the_vendors_key_for_key(dtype, vendor):
     assert content == vendor
 
 
-def test_dump_compile_file_literal_text():
-    assert dump_compile_file(build(dtype="int8"), comments=("A head.", "", "- B")) == (
-        "# A head.\n"
-        "#\n"
-        "# - B\n"
-        "name: DeepSeek-R1-Distill-Qwen-7B-int8-tp4-1024-2048\n"
-        "frontend:\n"
-        "  checkpoint: ./x\n"
-        "  type: huggingface\n"
-        "  shape:\n"
-        "    input_ids: [[1024], [2048]]\n"
-        "  model_kwargs:\n"
-        "    b2s: true\n"
-        "    tp: 4\n"
-        "    model_arch: vacc\n"
-        "  quantize:\n"
-        "    type: w8a16_gptq\n"
-        "backend:\n"
-        "  type: tvm_vacc\n"
-        "  dtype: int8\n"
-        "  merge_params: true\n"
-        "  compile:\n"
-        "    data_type: 0\n"
-        "    gather_data_vccl_dsp_enable: true\n"
-        "workspace:\n"
-        "  path: ./vacc_deploy\n"
-        "  workers: 4\n"
-    )
-
-
 @pytest.mark.parametrize(
     "checkpoint",
     [
-        "./x",
-        "/a b/c: d",
-        "1e5",
-        "yes",
-        "#x",
-        "模型/é",
-        "a\nb",
-        "x" * 300,
-        "'\"",
-        "a\x85b",
-        "~",
-        "a\u2028b",
-        "\udc80",
+        *("./x", "/a b/c: d", "1e5", "yes", "#x", "模型/é", "a\nb", "x" * 300, "'\"", "a\x85b"),
+        *("~", "a\u2028b", "\udc80"),
     ],
 )
 def test_load_of_dump_gives_the_same_file(tmp_path, checkpoint):
@@ -143,8 +95,6 @@ def test_a_name_cannot_end_a_comment(char):
 
 def test_build_latency_turns_b2s_off():
     assert build(optimize="latency")["frontend"]["model_kwargs"]["b2s"] is False
-    with pytest.raises(ValueError, match="throughput or latency, got 'fast'"):
-        build(optimize="fast")
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.name)
@@ -172,38 +122,10 @@ def test_build_calibration_adds_the_vendors_dataset_block(name, length):
     assert list(content) == ["name", "frontend", "backend", "dataset", "workspace"]
 
 
-def test_build_calibration_takes_other_counts():
-    dataset = build(
-        dtype="int8",
-        calibration=("c4", "p"),
-        num_calibration_samples=7,
-        calibration_sequence_length=96,
-    )["dataset"]
-    assert (dataset["nsamples"], dataset["seqlen"]) == (7, 96)
-
-
-def test_build_calibration_with_fp16_is_a_conflict():
-    with pytest.raises(UsageError, match="int8 only"):
-        build(calibration=("c4", "p"))
-
-
-@pytest.mark.parametrize("size", [0, -4, 3, 32])
+@pytest.mark.parametrize("size", [0, 3])
 def test_build_refuses_other_sizes(size):
     with pytest.raises(CompileFileError, match=r"expected one of 1, 2, 4, 8, 16"):
         build(tensor_parallel_size=size)
-
-
-def test_build_reports_every_broken_rule_at_once():
-    with pytest.raises(CompileFileError) as caught:
-        build(QWEN_15B, tensor_parallel_size=16, prefill=100, total=50, checkpoint="")
-    for part in ("is 100,", "is 50,", "not below", "cannot share", "checkpoint: is empty"):
-        assert part in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ["", "a/b", "a\\b", "a\nb", " a"])
-def test_build_refuses_a_model_name_that_is_no_directory_name(name):
-    with pytest.raises(CompileFileError, match="name: got"):
-        build(model_name=name)
 
 
 def test_environment_is_set_from_the_32b_on():
@@ -216,7 +138,7 @@ def test_environment_is_set_from_the_32b_on():
 def test_head_names_the_export_the_command_and_align_qkv():
     text = make_compile_file(catalog_target(find_model("Distill-Qwen-32B"))).text
     assert "export VACC_STACK_SIZE=256" in text
-    text = make(catalog_target(QWEN_15B), tensor_parallel_size=4).text
+    text = make_compile_file(catalog_target(QWEN_15B)).text
     assert "VACC_STACK_SIZE" not in text
     assert "# Compile: vamc compile <this file>\n" in text
     assert "# - align_qkv is set because tp 4 does not divide 12 attention heads" in text
@@ -226,7 +148,8 @@ def test_head_names_the_export_the_command_and_align_qkv():
 def test_notes_say_what_is_our_inference():
     codes = dataclasses.replace(QWEN_7B.config, quantization_bit=8)
     int8 = build(dtype="int8")
-    assert any("our inference" in note for note in compile_notes(int8, codes))
+    stored = " ".join(compile_notes(int8, codes))
+    assert "our inference" in stored and "quantized twice" in stored
     plain = " ".join(compile_notes(int8, QWEN_7B.config))
     assert "quantizes the float weights itself" in plain
     assert "no dataset block" in plain
@@ -241,14 +164,6 @@ def test_a_note_names_vocabulary_padding():
     (note,) = compile_notes(build(), odd)
     assert "not a multiple of 16" in note
     assert "2.3.4" in note
-
-
-@pytest.mark.parametrize(("card", "size", "cards"), [("VA16", 4, 1), ("VA1L", 4, 2)])
-def test_card_counts_and_memory_are_in_the_result(card, size, cards):
-    result = make(catalog_target(QWEN_7B), card=CARDS[card], tensor_parallel_size=size)
-    assert result.memory.num_cards == cards
-    assert f"cards: {cards} x {card}" in "\n".join(result.to_messages())
-    assert result.to_dict()["memory"]["num_cards"] == cards
 
 
 def test_card_too_small_for_the_weights_is_refused():
@@ -293,24 +208,9 @@ def test_target_directory_takes_the_manifests_name(tmp_path, model):
     assert find_target(str(path)).model_name == "Some-Model"
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {},
-        {"model": None},
-        {"model": 5},
-        {"model": ""},
-        {"model": "a\0b"},
-        {"model": "/"},
-        {"model": ".."},
-        {"model": "a b"},
-        {"model": "a\n"},
-        {"model": "ä"},
-        {"model": "x" * 129},
-    ],
-)
-def test_target_directory_with_a_manifest_without_a_name(tmp_path, values):
-    path = write_model_dir(tmp_path / "x", manifest={"format_version": 1, **values})
+@pytest.mark.parametrize("model", [None, 5, "", "a\0b", "/", "..", "a b", "a\n", "ä", "x" * 129])
+def test_target_directory_with_a_manifest_without_a_name(tmp_path, model):
+    path = write_model_dir(tmp_path / "x", manifest={"format_version": 1, "model": model})
     assert find_target(str(path)).model_name == "x"
 
 
@@ -328,22 +228,12 @@ def test_target_directory_of_int8_codes_defaults_to_int8(tmp_path):
     assert result.content["frontend"]["quantize"] == {"type": "w8a16_gptq"}
     assert "holds int8 weights already" in result.text
     with pytest.raises(CompileFileError, match="it holds int8 codes"):
-        make(find_target(str(path)), dtype="fp16")
+        make_compile_file(find_target(str(path)), CompileOptions("fp16"))
 
 
-@pytest.mark.parametrize(
-    ("extra", "bits", "message"),
-    [
-        ({"quantization_bit": 8}, 0, "quantization_bit: got nothing, expected 8"),
-        ({}, 8, "quantization_bit: got 8, expected None"),
-        ({"num_hidden_layers": 27}, 0, "num_hidden_layers: got 28, config.json has 27"),
-    ],
-)
-def test_target_directory_with_two_configurations_that_differ_is_refused(
-    tmp_path, extra, bits, message
-):
-    path = write_model_dir(tmp_path / "x", extra=extra, bits=bits)
-    with pytest.raises(CheckpointError, match=message):
+def test_target_directory_with_two_configurations_that_differ_is_refused(tmp_path):
+    path = write_model_dir(tmp_path / "x", extra={"num_hidden_layers": 27})
+    with pytest.raises(CheckpointError, match="num_hidden_layers: got 28, config.json has 27"):
         find_target(str(path))
 
 
@@ -372,59 +262,12 @@ def test_write_compile_file_is_whole_and_refuses_an_existing_one(tmp_path):
     assert path.read_bytes().decode() == result.text
     assert str(path) in written.to_text()
     assert f"vamc compile {path}" in written.to_text()
-    path.write_text("mine")
     with pytest.raises(OutputError, match="--overwrite"):
         write_compile_file(result, path)
-    with pytest.raises(OutputError, match="was not written by vacc-deploy"):
-        write_compile_file(result, path, overwrite=True)
-    assert path.read_text() == "mine"
     path.write_text(f"{result.text.splitlines()[0]}\nold")
     write_compile_file(result, path, overwrite=True)
     assert path.read_text() == result.text
     assert [p.name for p in path.parent.iterdir()] == ["a.yaml"]
-
-
-def test_write_compile_file_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    def fail(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="No space"):
-        write_compile_file(make_compile_file(catalog_target(QWEN_7B)), tmp_path / "a.yaml")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_committed_yaml_folder_is_what_the_command_writes():
-    on_disk = {path.name: path.read_bytes() for path in (ROOT / "yaml").iterdir()}
-    assert on_disk == {name: text.encode() for name, text in committed_files().items()}
-
-
-def test_committed_build_in_folder_is_what_the_command_writes():
-    folder = ROOT / "build_in"
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    on_disk = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-    assert on_disk == {name: text.encode() for name, text in committed_configs().items()}
-
-
-def test_committed_names_are_those_of_the_vendors_zoo():
-    assert sorted(committed_files())[:4] == [
-        "hf_ds_r1_distill_llama_70b_fp16.yaml",
-        "hf_ds_r1_distill_llama_70b_int8.yaml",
-        "hf_ds_r1_distill_llama_8b_fp16.yaml",
-        "hf_ds_r1_distill_llama_8b_int8.yaml",
-    ]
-    assert len(committed_files()) == 12
-    assert sorted(committed_configs()) == [
-        f"DeepSeek-R1-Distill-Qwen-{size}/config_vacc.json" for size in ("1.5B", "14B", "32B", "7B")
-    ]
-
-
-@pytest.mark.parametrize(("dtype", "vendor"), [("fp16", VENDOR_FP16), ("int8", VENDOR_INT8)])
-def test_committed_7b_files_equal_the_vendors_but_for_the_path(dtype, vendor):
-    values = yaml.safe_load(committed_files()[f"hf_ds_r1_distill_qwen_7b_{dtype}.yaml"])
-    assert values["frontend"].pop("checkpoint") == "./DeepSeek-R1-Distill-Qwen-7B-vacc"
-    frontend = {key: value for key, value in vendor["frontend"].items() if key != "checkpoint"}
-    assert values == {**vendor, "frontend": frontend}
 
 
 def test_committed_files_load_and_break_no_rule(tmp_path):
@@ -474,9 +317,3 @@ def test_int8_directory_of_a_llama_is_refused():
     config = dataclasses.replace(find_model("Distill-Llama-8B").config, quantization_bit=8)
     with pytest.raises(CompileFileError, match="int8 weights of a Llama model"):
         make_compile_file(Target("M", "./x", config))
-
-
-def test_int8_directory_s_note_names_the_risk_of_quantizing_twice():
-    config = dataclasses.replace(QWEN_7B.config, quantization_bit=8)
-    notes = make_compile_file(Target("M", "./x", config)).notes
-    assert any("quantized twice" in note for note in notes)

@@ -78,21 +78,13 @@ def test_the_keys_of_the_vendors_quantization_example_are_known():
         ("workspace.workers", True, "workspace.workers: got true, expected a whole number"),
         ("workspace.workers", 1.5, "workspace.workers: got 1.5, expected a whole number"),
         ("workspace.workers", 1 << 40, "workspace.workers: got 1099511627776, which is far too"),
-        pytest.param(
-            "workspace.workers",
-            1 << 20000,
-            "workspace.workers: got a number of 20001 bits",
-            id="large",
-        ),
+        pytest.param("workspace.workers", 1 << 20000, "got a number of 20001 bits", id="large"),
         ("workspace.workers", 0, "workspace.workers: got 0, expected 1 or more"),
         ("workspace.path", " ", "workspace.path: is empty, expected a path"),
-        ("frontend.checkpoint", "", "frontend.checkpoint: is empty, expected a path"),
         ("backend.merge_params", "yes", "backend.merge_params: got 'yes', expected true or false"),
         ("backend.type", "tvm", "backend.type: got 'tvm', expected tvm_vacc, as in every file"),
         ("backend.dtype", "bf16", "backend.dtype: got 'bf16', expected fp16 or int8"),
         ("backend.compile.data_type", 2, "backend.compile.data_type: got 2, expected 0"),
-        ("frontend.type", "onnx", "frontend.type: got 'onnx', expected huggingface"),
-        ("frontend.model_kwargs.model_arch", "hf", "model_arch: got 'hf', expected vacc"),
         ("frontend.quantize.calib_args", [1], "calib_args: got [1], expected keys with plain"),
         ("frontend.quantize.type", "w4", "quantize.type: got 'w4', expected w8a16_gptq"),
         ("frontend.quantize.type", "w16kv8", "the vendor has one for ChatGLM only"),
@@ -100,9 +92,7 @@ def test_the_keys_of_the_vendors_quantization_example_are_known():
         ("frontend.quantize", MISSING, "dataset: given without frontend.quantize"),
         ("backend.dtype", "fp16", "frontend.quantize: given with backend.dtype fp16"),
         ("dataset.name", "wiki", "dataset.name: got 'wiki', expected alpaca or c4 or ceval"),
-        ("dataset.nsamples", 0, "dataset.nsamples: got 0, expected 1 or more"),
         ("dataset.seqlen", -1, "dataset.seqlen: got -1, expected 1 or more"),
-        ("dataset.path", "", "dataset.path: is empty"),
         ("frontend.model_kwargs.tp", 3, "tp: got 3, expected one of 1, 2, 4, 8, 16 (our inference"),
         ("frontend.model_kwargs.tp", 8, "expected Own-Model-int8-tp8-1024-2048"),
         ("name", "Own-Model-fp16-tp4-1024-2048", "expected Own-Model-int8-tp4-1024-2048"),
@@ -119,10 +109,7 @@ def test_every_wrong_value_is_refused_with_its_reason(path, value, message):
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [
-        (
-            [[1000], [2048]],
-            "is 1000, expected a positive multiple of 16 (the vendor",
-        ),
+        ([[1000], [2048]], "is 1000, expected a positive multiple of 16 (the vendor"),
         ([[1024], [2050]], "total length is 2050, expected a positive multiple of 16"),
         ([[0], [2048]], "prefill length is 0, expected a positive multiple of 16"),
         ([[-16], [2048]], "the next one is 16"),
@@ -185,10 +172,6 @@ def test_heads_that_do_not_divide_need_align_qkv():
     assert refusal(catalog_values("Distill-Qwen-1.5B", size=4, align_qkv=False)) == [line]
 
 
-def test_align_qkv_where_it_is_not_needed_is_allowed():
-    check_compile_file(catalog_values("Distill-Qwen-7B", size=4, align_qkv=True), where="x")
-
-
 def test_more_dies_than_heads_are_impossible():
     (line,) = refusal(catalog_values("Distill-Qwen-1.5B", size=16, align_qkv=True))
     assert "16 dies cannot share 12 attention heads" in line
@@ -213,22 +196,11 @@ def test_an_unknown_model_skips_the_rules_that_need_it():
 
 def test_int8_codes_cannot_be_compiled_as_fp16():
     config = dataclasses.replace(find_model("Distill-Qwen-7B").config, quantization_bit=8)
-    values = changed(
-        {
-            "name": "Own-fp16-tp4-1024-2048",
-            "backend.dtype": "fp16",
-            "frontend.quantize": MISSING,
-            "dataset": MISSING,
-        }
-    )
+    fp16 = {"name": "Own-fp16-tp4-1024-2048", "backend.dtype": "fp16"}
+    values = changed({**fp16, "frontend.quantize": MISSING, "dataset": MISSING})
     check_compile_file(values, where="x")
     (line,) = refusal(values, config)
     assert "quantization_bit 8: it holds int8 codes" in line
-
-
-def test_a_vocabulary_that_needs_padding_is_no_error():
-    odd = dict(find_model("Distill-Qwen-7B").config_values, vocab_size=1001)
-    check_compile_file(INT8, where="x", config=parse_config(odd, where="c"))
 
 
 def test_a_hostile_name_takes_no_time():

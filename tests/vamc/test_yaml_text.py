@@ -7,10 +7,6 @@ from vacc_deploy.errors import CompileFileError
 from vacc_deploy.vamc.yaml_text import MAX_FILE_BYTES, load_yaml, parse_yaml
 
 
-def test_import_yaml_is_the_library_and_not_our_folder():
-    assert hasattr(yaml, "safe_load")
-
-
 def test_parse_yaml_reads_plain_values():
     text = "a: [[1024], [2048]]\nb: {c: true, d: ./x}\ne: 'tp: 4'\n"
     assert parse_yaml(text, where="f") == yaml.safe_load(text)

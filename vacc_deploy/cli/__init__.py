@@ -21,7 +21,7 @@ from vacc_deploy.cli.demo import demo_command
 from vacc_deploy.cli.export_onnx import export_onnx_command
 from vacc_deploy.cli.generate import generate_command
 from vacc_deploy.cli.models import models_command
-from vacc_deploy.cli.options import emit_json
+from vacc_deploy.cli.options import emit_error
 from vacc_deploy.cli.prepare import prepare_command
 from vacc_deploy.cli.quantize import quantize_command
 from vacc_deploy.cli.verify import verify_command
@@ -47,12 +47,8 @@ class CommandFailure(click.ClickException):
             text = "".join(traceback.format_exception(self.err))
             click.echo(escape_controls(text), err=True)
         if self.settings.get("json"):
-            _emit_error(type(self.err).__name__, self.message)
+            emit_error(type(self.err).__name__, self.message)
         click.echo(escape_controls(f"Error: {self.message}"), file=file, err=True)
-
-
-def _emit_error(kind: str, message: str) -> None:
-    emit_json({"error": {"type": kind, "message": message}})
 
 
 class ErrorGroup(click.Group):
@@ -115,7 +111,7 @@ def main() -> None:
     """Run the command line; the console script's entry point."""
     signal.signal(signal.SIGTERM, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A path that is no valid UTF-8 is printed as its escape, which JSON reads too.
+        # A path that is not valid UTF-8 is printed as its escape, which JSON reads too.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.exit(cli.main(standalone_mode=False))
@@ -123,7 +119,7 @@ def main() -> None:
         # Wrong usage is found before the option has been read.
         arguments = takewhile(lambda argument: argument != "--", sys.argv[1:])
         if isinstance(err, click.UsageError) and "--json" in arguments:
-            _emit_error(UsageError.__name__, err.format_message())
+            emit_error(UsageError.__name__, err.format_message())
         err.show()
         sys.exit(err.exit_code)
     except (click.Abort, KeyboardInterrupt):

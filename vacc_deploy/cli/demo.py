@@ -6,17 +6,11 @@ from pathlib import Path
 
 import click
 
-from vacc_deploy.cli.options import DIRECTORY, common_options, emit
+from vacc_deploy.cli.options import common_options, emit, output_option
 
 
 @click.command("demo")
-@click.option(
-    "--output",
-    type=DIRECTORY,
-    metavar="DIR",
-    default=Path("vacc-demo"),
-    help="Set the output directory.",
-)
+@output_option(default=Path("vacc-demo"))
 @click.option("--overwrite", is_flag=True, help="Replace the output of an earlier demo.")
 @common_options
 def demo_command(output: Path, overwrite: bool) -> None:

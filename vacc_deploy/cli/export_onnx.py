@@ -6,14 +6,12 @@ from pathlib import Path
 
 import click
 
-from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_options
+from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_option, output_options
 
 
 @click.command("export-onnx")
 @click.argument("directory", metavar="DIR", type=DIRECTORY)
-@click.option(
-    "--output", required=True, type=DIRECTORY, metavar="DIR", help="Set the output directory."
-)
+@output_option(required=True)
 @click.option(
     "--stage",
     type=click.Choice(["prefill", "decode", "both"]),

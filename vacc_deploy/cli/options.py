@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from vacc_deploy.results import Result, escape_controls
 
@@ -17,34 +18,41 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-def _remember(name: str) -> Callable[[click.Context, click.Parameter, bool], bool]:
-    def callback(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
-        ctx.find_root().meta[name] = value
-        return value
+def _setting(name: str, text: str) -> Callable[[Function], Function]:
+    """Return a flag that every command has; its value is read from the root context."""
 
-    return callback
+    def remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        ctx.find_root().meta[name] = value
+
+    # Eager: an error in another option is then shown as this one asks.
+    return click.option(
+        f"--{name}", is_flag=True, is_eager=True, expose_value=False, callback=remember, help=text
+    )
 
 
 def common_options(function: Function) -> Function:
     """Add ``--json`` and ``--debug``, which every command has."""
-    as_json = click.option(
-        "--json",
-        "as_json",
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=_remember("json"),
-        help="Print one JSON object instead of text.",
-    )
-    debug = click.option(
-        "--debug",
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=_remember("debug"),
-        help="Show the traceback of an error.",
-    )
-    return as_json(debug(function))
+    as_json = _setting("json", "Print one JSON object instead of text.")
+    return as_json(_setting("debug", "Show the traceback of an error.")(function))
+
+
+def given_options(context: click.Context, names: Collection[str]) -> list[str]:
+    """Return those of the options ``names`` that the user gave, as they were written.
+
+    ``--no-`` forms have names of their own.
+    """
+    given = []
+    for param in context.command.params:
+        name = str(param.name)
+        if name in names and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            is_negated = context.params[name] is False and param.secondary_opts
+            given.append((param.secondary_opts if is_negated else param.opts)[0])
+    return given
+
+
+def output_option(text: str = "Set the output directory.", **more: Any) -> Callable[..., Any]:
+    """Return ``--output``; ``more`` are settings of click."""
+    return click.option("--output", type=DIRECTORY, metavar="DIR", help=text, **more)
 
 
 def output_options(function: Function) -> Function:
@@ -58,15 +66,25 @@ def output_options(function: Function) -> Function:
     return overwrite(dry_run(function))
 
 
+def is_json() -> bool:
+    """Return whether ``--json`` was given."""
+    return bool(click.get_current_context().find_root().meta.get("json"))
+
+
 def emit(result: Result) -> None:
     """Print a result on stdout: text, or one JSON object under ``--json``."""
-    if click.get_current_context().find_root().meta.get("json"):
-        emit_json(result.to_dict())
+    if is_json():
+        _emit_json(result.to_dict())
     else:
         click.echo(escape_controls(result.to_text()))
 
 
-def emit_json(values: dict[str, Any]) -> None:
+def emit_error(kind: str, message: str) -> None:
+    """Print an error as one JSON object on stdout."""
+    _emit_json({"error": {"type": kind, "message": message}})
+
+
+def _emit_json(values: dict[str, Any]) -> None:
     """Print one JSON object on stdout; it reads back as ``values`` to the letter."""
     text = json.dumps(values, ensure_ascii=False, indent=2)
     click.echo(escape_controls(text, escape=lambda char: json.dumps(char)[1:-1]))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import click
 
-from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_options
+from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_option, output_options
 
 # Kept here, and compared in a test: importing the module that owns it would double the time of
 # --help.
@@ -21,12 +21,7 @@ LINK_MODES = ("auto", "hardlink", "symlink", "copy")
     metavar="DIR",
     help="Use this checkpoint directory. Without it: the Hugging Face cache, then a download.",
 )
-@click.option(
-    "--output",
-    type=DIRECTORY,
-    metavar="DIR",
-    help="Set the output directory. Default: ./<model>-vacc",
-)
+@output_option("Set the output directory. Default: ./<model>-vacc")
 @click.option(
     "--link-mode",
     type=click.Choice(LINK_MODES),
@@ -35,14 +30,7 @@ LINK_MODES = ("auto", "hardlink", "symlink", "copy")
 )
 @output_options
 @common_options
-def prepare_command(
-    model: str | None,
-    weights: Path | None,
-    output: Path | None,
-    link_mode: str,
-    overwrite: bool,
-    dry_run: bool,
-) -> None:
+def prepare_command(**options: Any) -> None:
     """Put the compiler's files beside the weights of a model.
 
     The result is a new directory: weights (linked, not copied), tokenizer, the three source files
@@ -53,14 +41,5 @@ def prepare_command(
     from vacc_deploy.cli.terminal import terminal_progress
     from vacc_deploy.prepare import prepare
 
-    emit(
-        prepare(
-            model=model,
-            weights=weights,
-            output=output,
-            link_mode=link_mode,
-            overwrite=overwrite,
-            dry_run=dry_run,
-            progress=terminal_progress(),
-        )
-    )
+    # The options have the names of the function's arguments.
+    emit(prepare(**options, progress=terminal_progress()))

@@ -8,23 +8,16 @@ from typing import Any
 
 import click
 
-from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_options
+from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_option, output_options
 from vacc_deploy.cli.quantize_options import quantization_options, read_options
 
 
 @click.command("quantize")
 @click.argument("checkpoint_dir", metavar="DIR", type=DIRECTORY)
-@click.option(
-    "--output",
-    type=DIRECTORY,
-    metavar="DIR",
-    help="Default: <DIR>-<format>, with several formats <DIR>-quantized",
-)
+@output_option("Set the output directory. Default: <DIR>-<format>, with several <DIR>-quantized")
 @quantization_options
 @click.option(
-    "--resume",
-    is_flag=True,
-    help="Go on where an interrupted run of the same command stopped.",
+    "--resume", is_flag=True, help="Go on where an interrupted run of the same command stopped."
 )
 @output_options
 @common_options

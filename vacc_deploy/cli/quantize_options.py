@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from vacc_deploy.cli.options import DIRECTORY, Function
+from vacc_deploy.cli.options import DIRECTORY, Function, given_options
 from vacc_deploy.errors import UsageError
 from vacc_deploy.formats.layouts import FORMATS
 from vacc_deploy.quantize.options import DATA, FAST, FULL, OWN, QuantizeOptions
@@ -115,22 +114,9 @@ _OPTIONS = (
         help="Give every phase its own seconds in quantize_timing.json, at some cost on CUDA.",
     ),
 )
-# What rounding does not look at. The seed is harmless, since rounding draws nothing; so are the
-# device, which gives the same integers wherever it is, and the profile, which is about time.
-_CALIBRATED_ONLY = (
-    "answers",
-    "max_answer_tokens",
-    "answers_cache",
-    "evaluation_share",
-    "num_samples",
-    "sequence_length",
-    "act_order",
-    "effort",
-    "shrinkage",
-    "dampening_frac",
-    "scale_search",
-    "compute_dtype",
-)
+# What rounding has a use for, or no harm from: it draws nothing with the seed, the device gives the
+# same integers wherever it is, and the profile is about time.
+_FOR_ROUNDING = {"method", "calibrations", "formats", "seed", "device", "profile"}
 
 
 def quantization_options(function: Function) -> Function:
@@ -157,23 +143,19 @@ def read_options(context: click.Context, given: Mapping[str, Any], device: str) 
     sources = values.pop("calibrations")
     values["method"] = values["method"] or (GPTQ if sources else RTN)
     if values["method"] == RTN:
-        _refuse_calibrated_only(context)
+        _refuse_calibrated_only(context, given.keys() - _FOR_ROUNDING)
     values["sources"] = tuple(parse_source(text) for text in sources)
     values["formats"] = tuple(dict.fromkeys(values["formats"]))  # a repeated one counts once
     return QuantizeOptions(**(values | {"device": device}))
 
 
-def _refuse_calibrated_only(context: click.Context) -> None:
-    """Refuse options of the command line that plain rounding would ignore without a word.
-
-    Raises:
-        UsageError: names them all.
-    """
-    names = [_spell(context, name) for name in _CALIBRATED_ONLY if _is_given(context, name)]
+def _refuse_calibrated_only(context: click.Context, calibrated_only: Collection[str]) -> None:
+    """Refuse options of the command line that plain rounding would ignore without a word."""
+    names = given_options(context, calibrated_only)
     if not names:
         return
-    if _is_given(context, "method"):
-        names = ["--calibration"] * _is_given(context, "calibrations") + names
+    if given_options(context, ["method"]):
+        names = given_options(context, ["calibrations"]) + names
         raise UsageError(
             f"--method rtn uses no calibration data. Leave {', '.join(names)} out, or use --method "
             "gptq with --calibration NAME=PATH."
@@ -183,14 +165,3 @@ def _refuse_calibrated_only(context: click.Context) -> None:
         f"{', '.join(names)}. Give --calibration NAME=PATH (c4, ceval, alpaca, text or traces), or "
         f"leave {'it' if len(names) == 1 else 'them'} out."
     )
-
-
-def _is_given(context: click.Context, name: str) -> bool:
-    return context.get_parameter_source(name) == ParameterSource.COMMANDLINE
-
-
-def _spell(context: click.Context, name: str) -> str:
-    """Return an option as it was given: ``--no-`` forms have names of their own."""
-    (option,) = (param for param in context.command.params if param.name == name)
-    is_negated = context.params[name] is False and option.secondary_opts
-    return (option.secondary_opts if is_negated else option.opts)[0]

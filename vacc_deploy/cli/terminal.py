@@ -14,7 +14,7 @@ from vacc_deploy.results import escape_controls, format_bytes, format_seconds
 
 def terminal_progress() -> Progress:
     """Return the progress for this stderr; it ends with the command, also after an error."""
-    progress = BarProgress() if sys.stderr.isatty() else LineProgress()
+    progress = _BarProgress() if sys.stderr.isatty() else LineProgress()
     # A bar that is left open keeps the terminal's cursor hidden.
     click.get_current_context().call_on_close(progress.finish)
     return progress
@@ -44,6 +44,9 @@ class _Meter:
         self._skipped = self.done
         self._since = self._last = self._now()
 
+    def tenths(self) -> int:
+        return 10 * self.done // max(self.total, 1)
+
     def per_second(self) -> float:
         return (self.done - self._skipped) / max(self._last - self._since, 1e-9)
 
@@ -69,9 +72,9 @@ class LineProgress(Progress):
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Print the step that was finished."""
-        tenths_before = self._tenths()
+        tenths_before = self._meter.tenths()
         self._meter.advance(amount)
-        if note or self._tenths() != tenths_before:
+        if note or self._meter.tenths() != tenths_before:
             self._print(note)
 
     def skip(self, amount: int = 1, note: str = "") -> None:
@@ -79,13 +82,11 @@ class LineProgress(Progress):
         self._meter.skip(amount)
         self._print(note)
 
-    def _tenths(self) -> int:
-        return 10 * self._meter.done // max(self._meter.total, 1)
-
     def _print(self, note: str) -> None:
         done = _amount(self._meter.done, self._unit if self._unit == "bytes" else "")
-        parts = [f"{self._description}: {done} of {_amount(self._meter.total, self._unit)}"]
-        line = ", ".join([*parts, *filter(None, [self._meter.describe_left()])])
+        line = f"{self._description}: {done} of {_amount(self._meter.total, self._unit)}"
+        if left := self._meter.describe_left():
+            line += f", {left}"
         click.echo(escape_controls(f"{line}  {note}".rstrip()), err=True)
 
     def warn(self, message: str) -> None:
@@ -93,7 +94,7 @@ class LineProgress(Progress):
         click.echo(escape_controls(f"Warning: {message}"), err=True)
 
 
-class BarProgress(Progress):
+class _BarProgress(Progress):
     """A bar drawn by rich."""
 
     def __init__(self) -> None:
@@ -116,24 +117,20 @@ class BarProgress(Progress):
         self._unit, self._meter = "", _Meter(0)
 
     def start(self, description: str, total: int, unit: str) -> None:
-        """Begin a job and draw its bar."""
         self._unit, self._meter = unit, _Meter(total)
         self._bar.start()
         description = escape_controls(description)
         self._task = self._bar.add_task(description, total=total, note="", rate="", left="")
 
     def advance(self, amount: int = 1, note: str = "") -> None:
-        """Move the bar."""
         self._meter.advance(amount)
         self._move(amount, note, f"{_amount(round(self._meter.per_second(), 2), self._unit)}/s")
 
     def skip(self, amount: int = 1, note: str = "") -> None:
-        """Move the bar over what needs no work."""
         self._meter.skip(amount)
         self._move(amount, note, "")
 
     def note(self, text: str) -> None:
-        """Change what stands behind the bar."""
         if self._task is not None:
             self._bar.update(self._task, note=escape_controls(text))  # type: ignore[arg-type]
 
@@ -144,14 +141,12 @@ class BarProgress(Progress):
         self._bar.update(self._task, advance=amount, **fields)  # type: ignore[arg-type]
 
     def finish(self) -> None:
-        """Remove the bar."""
         if self._task is not None:
             self._bar.remove_task(self._task)  # type: ignore[arg-type]
             self._bar.stop()
             self._task = None
 
     def warn(self, message: str) -> None:
-        """Print a warning above the bar."""
         text = escape_controls(f"Warning: {message}")
         self._bar.console.print(text, highlight=False, markup=False)
 

@@ -6,30 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from vacc_deploy.cli.options import common_options, emit
+from vacc_deploy.cli.options import DIRECTORY, common_options, emit, given_options, is_json
 from vacc_deploy.errors import UsageError
 from vacc_deploy.results import escape_controls
 from vacc_deploy.vamc.cards import CARDS
-from vacc_deploy.vamc.options import (
-    CALIBRATION_LENGTHS,
-    DTYPES,
-    OPTIMIZE_FOR,
-    CompileOptions,
-)
-
-# What shapes a single file; --all writes a fixed set and takes none of them.
-SINGLE_FILE_OPTIONS = (
-    "target",
-    "dtype",
-    "tensor_parallel_size",
-    "prefill",
-    "total",
-    "optimize",
-    "calibration",
-    "card",
-)
+from vacc_deploy.vamc.options import CALIBRATION_LENGTHS, DTYPES, OPTIMIZE_FOR, CompileOptions
 
 
 @click.command("yaml")
@@ -83,7 +65,7 @@ SINGLE_FILE_OPTIONS = (
 @click.option("--all", "write_set", is_flag=True, help="Write the files of every known model.")
 @click.option(
     "--build-in",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=DIRECTORY,
     help="With --all, also write each model's config_vacc.json below this directory.",
 )
 @common_options
@@ -102,22 +84,13 @@ def yaml_command(
 
     Example: vacc-deploy yaml Distill-Qwen-7B --dtype int8
     """
-    if write_set:
-        _write_set(ctx, output, build_in)
-    else:
+    if not write_set:
         if build_in is not None:
             raise UsageError("--build-in goes with --all only.")
         _write_one(options, output, overwrite)
-
-
-def _write_set(ctx: click.Context, output: Path | None, build_in: Path | None) -> None:
-    given = [
-        option
-        for option in SINGLE_FILE_OPTIONS
-        if ctx.get_parameter_source(option) is ParameterSource.COMMANDLINE
-    ]
-    names = [param.opts[0] for param in ctx.command.params if param.name in given]
-    if given:
+        return
+    # The options shape a single file; the set is fixed.
+    if names := given_options(ctx, options):
         raise UsageError(
             f"--all writes a fixed set and takes no {', '.join(names).replace('target', 'TARGET')}."
         )
@@ -142,7 +115,7 @@ def _write_one(options: dict[str, Any], output: Path | None, overwrite: bool) ->
     if output is not None:
         result = write_compile_file(result, output, overwrite=overwrite)
     emit(result)
-    if output is None and not click.get_current_context().find_root().meta.get("json"):
+    if output is None and not is_json():
         for message in result.to_messages():
             click.echo(escape_controls(message), err=True)
 

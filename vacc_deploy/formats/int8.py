@@ -57,14 +57,11 @@ def choose_scale(weight: torch.Tensor) -> torch.Tensor:
 
 
 def round_to_nearest(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Return the codes round(weight / scale), clamped to ±127.
+    """Return the codes round(weight / scale) int8 [out, in], clamped to ±127.
 
     Args:
         weight: float tensor [out_features, in_features].
         scale: float16 tensor [out_features].
-
-    Returns:
-        int8 tensor [out_features, in_features].
     """
     return _round_in_place(weight.to(torch.float32, copy=True), scale).to(torch.int8)
 

@@ -152,20 +152,15 @@ def recognize(stated: Any) -> str | None:
     Every key must be as written, but for the version of the tool: another group size or another
     rule for zero points would be read as other weights.
     """
-    if not isinstance(stated, dict):
-        return None
     for name, layout in LAYOUTS.items():
         if layout.config and _without_version(stated) == _without_version(layout.config):
             return name
     return None
 
 
-def _without_version(stated: Mapping[str, Any]) -> Mapping[str, Any]:
+def _without_version(stated: Any) -> Any:
     """Return a copy that names the tool without its version."""
-    meta = stated.get("meta")
-    if not isinstance(meta, dict):
-        return stated
-    quantizer = meta.get("quantizer")
-    if not isinstance(quantizer, list) or len(quantizer) != 1:
-        return stated
-    return {**stated, "meta": {**meta, "quantizer": [str(quantizer[0]).partition(":")[0]]}}
+    match stated:
+        case {"meta": {"quantizer": [tool], **meta}}:
+            return {**stated, "meta": {**meta, "quantizer": [str(tool).partition(":")[0]]}}
+    return stated

@@ -21,7 +21,7 @@ def linear_tensors(
     """Return the stored tensors of one linear, but its bias, which stays as it is.
 
     Args:
-        layout: a name in ``LAYOUTS``.
+        layout: a name in ``LAYOUTS``; ``check_format`` has seen that it can hold the sizes.
         name: full name of the linear.
         codes: int8 [out_features, in_features].
         scale: float16 [out_features].
@@ -29,14 +29,8 @@ def linear_tensors(
     Raises:
         QuantizationError: the layout cannot hold this linear; names it.
     """
-    stored = LAYOUTS[layout]
     try:
-        if any(size % stored.size_multiple for size in codes.shape):
-            raise QuantizationError(
-                f"the {layout} layout holds weights whose sizes are multiples of "
-                f"{stored.size_multiple}, got {list(codes.shape)}"
-            )
-        tensors = stored.pack(codes, scale)
+        tensors = LAYOUTS[layout].pack(codes, scale)
     except QuantizationError as err:
         err.locate(name, advice="Use another --format.")
         raise

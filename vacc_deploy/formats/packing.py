@@ -38,11 +38,7 @@ GPTQ_ZEROS = 0x7F7F7F7F
 
 
 def unpack_fp16(read: ReadTensor, scale: torch.Tensor | None = None) -> CodesAndScale:
-    """Round the weights to codes again.
-
-    Without ``scale``, the one that the weights were made with, it is absmax / 127: the original one
-    or its neighbour. The codes are the same.
-    """
+    """Round the weights to codes again; see ``codes_from`` for the scale."""
     from vacc_deploy.formats.int8 import choose_scale, round_to_nearest
 
     weight = read("weight")
@@ -74,7 +70,7 @@ def float16_weight(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 
 def pack_compressed_tensors(codes: torch.Tensor, scale: torch.Tensor) -> Packed:
-    """Return the three tensors of a pack-quantized linear with one scale per channel."""
+    """Return the three tensors of a pack-quantized linear with one scale per row."""
     import torch
 
     return {
@@ -100,14 +96,7 @@ def unpack_compressed_tensors(read: ReadTensor, scale: torch.Tensor | None = Non
 
 
 def pack_columns(codes: torch.Tensor) -> torch.Tensor:
-    """Return the ``weight_packed`` of compressed-tensors.
-
-    Args:
-        codes: int8 [out_features, in_features].
-
-    Returns:
-        int32 [out_features, ceil(in_features / 4)]; bytes behind the last column are 0.
-    """
+    """Return the ``weight_packed`` of ``codes`` [out, in]; bytes behind the last column are 0."""
     import torch
 
     stored = codes ^ _SIGN_BIT
@@ -119,12 +108,8 @@ def pack_columns(codes: torch.Tensor) -> torch.Tensor:
 def unpack_columns(packed: torch.Tensor, in_features: int) -> torch.Tensor:
     """Return the codes int8 [out_features, in_features] of a ``weight_packed``.
 
-    Args:
-        packed: int32 [out_features, ceil(in_features / 4)].
-        in_features: columns of the weight.
-
     Raises:
-        QuantizationError: ``packed`` is of another width.
+        QuantizationError: ``packed`` is not int32 [out_features, ceil(in_features / 4)].
     """
     import torch
 
@@ -144,30 +129,24 @@ def unpack_columns(packed: torch.Tensor, in_features: int) -> torch.Tensor:
 def pack_gptq(codes: torch.Tensor, scale: torch.Tensor) -> Packed:
     """Return the four tensors of a symmetric 8-bit GPTQ linear with one group.
 
-    Args:
-        codes: int8 [out_features, in_features], both multiples of 4.
-        scale: float16 [out_features].
-
-    Returns:
-        ``qweight`` int32 [in / 4, out], ``qzeros`` int32 [1, out / 4], ``scales`` float16 [1, out],
-        ``g_idx`` int32 [in], all 0.
+    out_features and in_features are multiples of 4.
     """
     import torch
 
     out_features, in_features = codes.shape
     groups = (codes ^ _SIGN_BIT).T.reshape(in_features // CODES_PER_WORD, CODES_PER_WORD, -1)
     words = groups.transpose(1, 2).contiguous().view(torch.int32)  # [in / 4, out, 1]
-    zeros = torch.full((1, out_features // CODES_PER_WORD), GPTQ_ZEROS, dtype=torch.int32)
+    num_zeros = out_features // CODES_PER_WORD
     return {
-        "qweight": words.squeeze(2),
-        "qzeros": zeros,
+        "qweight": words.squeeze(2),  # [in / 4, out]
+        "qzeros": torch.full((1, num_zeros), GPTQ_ZEROS, dtype=torch.int32),
         "scales": scale[None].clone(),  # [1, out]
-        "g_idx": torch.zeros(in_features, dtype=torch.int32),
+        "g_idx": torch.zeros(in_features, dtype=torch.int32),  # one group, number 0
     }
 
 
 def unpack_gptq(read: ReadTensor, scale: torch.Tensor | None = None) -> CodesAndScale:
-    """Return codes and scale of a GPTQ linear; see ``pack_gptq``.
+    """Return codes and scale of a GPTQ linear.
 
     Raises:
         QuantizationError: zero points other than 128, several groups, or sizes that disagree.

@@ -13,30 +13,19 @@ from typing import Any
 
 from vacc_deploy.assets import published_config
 from vacc_deploy.errors import UnsupportedModelError
-from vacc_deploy.json_files import read_json
 from vacc_deploy.models.config import ModelConfig
-from vacc_deploy.models.parse import MAX_CONFIG_BYTES, parse_config
+from vacc_deploy.models.parse import parse_config, read_object
 from vacc_deploy.results import format_table
 
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8, 16)
 ORGANIZATION = "deepseek-ai"
 PLAIN, ALIGN_QKV, IMPOSSIBLE = "plain", "align_qkv", "impossible"
 # Two configurations that agree in these compute the same function of the same weights, for as many
-# tokens. Qwen2.5-Math-7B differs from the 7B distilled into it by the last one only.
+# tokens. Qwen2.5-Math-7B differs from the 7B distilled into it by max_position_embeddings only.
 ARCHITECTURE_FIELDS = (
-    "model_type",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "vocab_size",
-    "rms_norm_eps",
-    "rope_theta",
-    "rope_scaling",
-    "tie_word_embeddings",
-    "max_position_embeddings",
+    *("model_type", "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings", "rms_norm_eps"),
+    *("rope_theta", "rope_scaling", "tie_word_embeddings"),
 )
 
 
@@ -70,10 +59,7 @@ class CatalogModel:
     @cached_property
     def config_values(self) -> dict[str, Any]:
         """The published ``config.json``."""
-        values: dict[str, Any] = read_json(
-            published_config(self.name), limit_bytes=MAX_CONFIG_BYTES
-        )
-        return values
+        return read_object(published_config(self.name))
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -97,9 +83,13 @@ def tensor_parallel_rule(config: ModelConfig, tensor_parallel_size: int) -> str:
     return ALIGN_QKV
 
 
+def _rules(config: ModelConfig) -> dict[int, str]:
+    return {size: tensor_parallel_rule(config, size) for size in TENSOR_PARALLEL_SIZES}
+
+
 def plain_sizes(config: ModelConfig) -> list[int]:
     """Return the tensor-parallel sizes that divide the heads evenly."""
-    return [size for size in TENSOR_PARALLEL_SIZES if tensor_parallel_rule(config, size) == PLAIN]
+    return [size for size, rule in _rules(config).items() if rule == PLAIN]
 
 
 _MODELS = (
@@ -144,22 +134,19 @@ def match_config(config: ModelConfig) -> CatalogModel | None:
     return None
 
 
-@dataclass(frozen=True)
 class CatalogTable:
     """The catalogue as a command result."""
 
-    models: tuple[CatalogModel, ...] = _MODELS
-
     def to_dict(self) -> dict[str, Any]:
         """Return one object per model: names, architecture, bytes and tensor-parallel rules."""
-        return {"models": [_describe(model) for model in self.models]}
+        return {"models": [_describe(model) for model in _MODELS]}
 
     def to_text(self) -> str:
         """Return one table row per model, and what the columns mean."""
         rows = []
-        for model in self.models:
+        for model in _MODELS:
             config = model.config
-            rules = {tp: tensor_parallel_rule(config, tp) for tp in TENSOR_PARALLEL_SIZES}
+            padded = [tp for tp, rule in _rules(config).items() if rule == ALIGN_QKV]
             rows.append(
                 (
                     model.aliases[0],
@@ -168,19 +155,13 @@ class CatalogTable:
                     f"{config.num_attention_heads}/{config.num_key_value_heads}",
                     f"{config.num_parameters() * config.dtype_bytes / 1e9:.1f}",
                     f"{config.kv_bytes_per_token / 1024:.0f}",
-                    " ".join(str(tp) for tp, rule in rules.items() if rule == PLAIN),
-                    " ".join(str(tp) for tp, rule in rules.items() if rule == ALIGN_QKV) or "–",
+                    " ".join(map(str, plain_sizes(config))),
+                    " ".join(map(str, padded)) or "–",
                 )
             )
         headers = (
-            "model",
-            "layers",
-            "hidden",
-            "heads/kv",
-            "weights GB",
-            "KV KiB/token",
-            "tp plain",
-            "tp with align_qkv",
+            *("model", "layers", "hidden", "heads/kv", "weights GB", "KV KiB/token"),
+            *("tp plain", "tp with align_qkv"),
         )
         return (
             f"{format_table(headers, rows)}\n\n"
@@ -196,21 +177,14 @@ def _describe(model: CatalogModel) -> dict[str, Any]:
         "aliases": list(model.aliases),
         "repository": model.repository,
         "base_model": model.base_model,
-        "model_type": config.model_type,
-        "num_hidden_layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.max_position_embeddings,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
+        # These have one form in JSON; the others say how the weights are read.
+        **{
+            name: getattr(config, name)
+            for name in ARCHITECTURE_FIELDS
+            if name not in ("rope_scaling", "tie_word_embeddings")
+        },
         "num_parameters": config.num_parameters(),
         "weight_bytes": config.num_parameters() * config.dtype_bytes,
         "kv_bytes_per_token": config.kv_bytes_per_token,
-        "tensor_parallel": {
-            str(tp): tensor_parallel_rule(config, tp) for tp in TENSOR_PARALLEL_SIZES
-        },
+        "tensor_parallel": {str(tp): rule for tp, rule in _rules(config).items()},
     }

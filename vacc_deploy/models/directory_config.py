@@ -16,17 +16,16 @@ from vacc_deploy.errors import UnsupportedModelError, list_problems
 from vacc_deploy.formats.layouts import COMPRESSED_TENSORS, FP16, GPTQ, INT8, LAYOUTS
 from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.config import CONFIG_NAME, LAYER_LINEARS, ModelConfig
+from vacc_deploy.models.parse import read_object
 from vacc_deploy.models.vacc_config import (
     VACC_CONFIG_NAME,
     check_vacc_config,
     needs_vacc_config,
-    read_vacc_config,
     vacc_config,
 )
 
 Values: TypeAlias = dict[str, Any]
 
-_QUANTIZATION_BIT = 8
 # A quantization_config without quant_method: every stock loader refuses it with an error, where
 # without it stock transformers would read the int8 codes as if they were weights. Our own
 # configuration class takes it off (source_code/configuration_qwen2_vacc.py holds the same value).
@@ -60,16 +59,9 @@ def plain_config(config: ModelConfig) -> Values:
 
 
 def _with_float16(values: Mapping[str, Any]) -> Values:
-    """Return ``values`` with the dtype stated under the old name, and the new one if it is there.
-
-    transformers 5 reads both, older versions the old one only.
-    """
+    # transformers 5 reads both names, older versions the old one only.
     names = ("torch_dtype", "dtype") if "dtype" in values else ("torch_dtype",)
     return {**values, **dict.fromkeys(names, _DTYPE)}
-
-
-def _with_quantization_bit(values: Mapping[str, Any]) -> Values:
-    return {**values, "quantization_bit": _QUANTIZATION_BIT}
 
 
 def _float16_config(layout: str, config: ModelConfig) -> Values:
@@ -86,12 +78,11 @@ def _int8_config(config: ModelConfig) -> Values:
     ``insert_slice`` false, so that a forward pass returns the logits of every position.
     """
     if needs_vacc_config(config):
-        values = vacc_config(config, quantization_bit=_QUANTIZATION_BIT)
+        values = vacc_config(config, quantization_bit=8)
         values["insert_slice"] = False
     else:
-        # A stranger's auto_map would point loaders at code that does not travel along.
         values = {key: value for key, value in config.raw.items() if key != "auto_map"}
-        values["quantization_bit"] = _QUANTIZATION_BIT
+        values["quantization_bit"] = 8
     values["quantization_config"] = INT8_GUARD
     return values
 
@@ -113,7 +104,7 @@ class DirectoryConfig:
 
 
 _DIRECTORY_CONFIGS = {
-    INT8: DirectoryConfig(_int8_config, _with_quantization_bit),
+    INT8: DirectoryConfig(_int8_config, lambda values: {**values, "quantization_bit": 8}),
     FP16: DirectoryConfig(partial(_float16_config, FP16), _with_float16),
     GPTQ: DirectoryConfig(partial(_float16_config, GPTQ), config_copy="quantize_config.json"),
     COMPRESSED_TENSORS: DirectoryConfig(partial(_float16_config, COMPRESSED_TENSORS)),
@@ -148,7 +139,7 @@ def _source_vacc_config(config: ModelConfig, source_dir: Path) -> Values:
     if not path.is_file():
         return vacc_config(config)
     check_vacc_config(source_dir, config)
-    return read_vacc_config(path)
+    return read_object(path)
 
 
 def format_source_files(layout: str, config: ModelConfig) -> tuple[str, ...]:

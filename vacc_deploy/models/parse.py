@@ -45,30 +45,34 @@ class ConfigReader:
         """Begin with no problem."""
         self.raw, self.where, self.problems = raw, where, list[str]()
 
+    def _value(self, key: str, default: Any, source: Mapping[str, Any] | None = None) -> Any:
+        """Return a value, the default where it is absent or null."""
+        value = (self.raw if source is None else source).get(key)
+        return default if value is None else value
+
     def integer(self, key: str, default: int | None = None) -> int:
         """Return a whole number from 1 to the key's limit; 1 where it is none."""
-        value = self.raw.get(key)
-        value = default if value is None else value
+        value = self._value(key, default)
         limit = _LIMITS.get(key, 1 << 24)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
             self.problems.append(f"{key}: got {value!r}, expected a whole number from 1 to {limit}")
             return 1
         return value
 
-    def number(self, key: str, default: float | None, source: Mapping[str, Any]) -> float:
-        """Return a positive number of ``source``; 1.0 where it is none."""
-        value = source.get(key)
-        value = default if value is None else value
+    def number(
+        self, key: str, default: float | None, source: Mapping[str, Any] | None = None
+    ) -> float:
+        """Return a positive number, of ``source`` where it is given; 1.0 where it is none."""
+        value = self._value(key, default, source)
         good = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not good or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
+        if not good or not 0 < value <= sys.float_info.max:
             self.problems.append(f"{key}: got {value!r}, expected a positive number")
             return 1.0
-        return float(value)  # type: ignore[arg-type]
+        return float(value)
 
     def boolean(self, key: str, default: bool) -> bool:
         """Return true or false."""
-        value = self.raw.get(key)
-        value = default if value is None else value
+        value = self._value(key, default)
         if not isinstance(value, bool):
             self.problems.append(f"{key}: got {value!r}, expected true or false")
             return default
@@ -76,32 +80,42 @@ class ConfigReader:
 
     def mapping(self, key: str) -> Mapping[str, Any]:
         """Return an object; an empty one where it is absent."""
-        value = self.raw.get(key)
-        if value is None:
-            return {}
+        value: Any = self._value(key, {})
         if not isinstance(value, dict):
             self.problems.append(f"{key}: got {value!r}, expected an object")
             return {}
         return value
 
 
-def read_config(checkpoint_dir: Path, name: str = CONFIG_NAME) -> ModelConfig:
-    """Read and check the configuration file ``name`` of a checkpoint directory.
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a configuration file.
+
+    Raises:
+        CheckpointError: the file is missing, too large, or not a JSON object.
+    """
+    values = read_json(path, limit_bytes=MAX_CONFIG_BYTES)
+    if not isinstance(values, dict):
+        raise CheckpointError(
+            f"{path} holds {type(values).__name__}, expected a JSON object. Download it or run "
+            "prepare again."
+        )
+    return values
+
+
+def read_config(checkpoint_dir: Path) -> ModelConfig:
+    """Read and check the ``config.json`` of a checkpoint directory.
 
     Raises:
         CheckpointError: the file is missing, not a JSON object, or its values are wrong.
         UnsupportedModelError: another architecture, or a feature that is not handled.
     """
-    path = checkpoint_dir / name
+    path = checkpoint_dir / CONFIG_NAME
     if not path.is_file():
         raise CheckpointError(
             f"{path} is missing. Give a directory in the Hugging Face layout: config.json beside "
             "model.safetensors or model.safetensors.index.json."
         )
-    raw = read_json(path, limit_bytes=MAX_CONFIG_BYTES)
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path} holds {type(raw).__name__}, expected a JSON object.")
-    return parse_config(raw, where=str(path))
+    return parse_config(read_object(path), where=str(path))
 
 
 def parse_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
@@ -131,13 +145,8 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
 
 
 def _read_values(reader: ConfigReader) -> ModelConfig:
-    """Return the configuration; what is wrong with single values is in ``reader.problems``.
-
-    Raises:
-        UnsupportedModelError: another architecture, or a feature that is not handled.
-    """
-    raw = reader.raw
-    model_type = raw.get("model_type")
+    """Return the configuration; what is wrong with single values is in ``reader.problems``."""
+    model_type = reader.raw.get("model_type")
     if model_type not in SUPPORTED_MODEL_TYPES:
         raise UnsupportedModelError(
             f"{reader.where} has model_type {model_type!r}, expected one of "
@@ -160,7 +169,7 @@ def _read_values(reader: ConfigReader) -> ModelConfig:
         head_dim=reader.integer("head_dim", max(1, hidden_size // heads)),
         vocab_size=reader.integer("vocab_size"),
         max_position_embeddings=reader.integer("max_position_embeddings", 2048),
-        rms_norm_eps=reader.number("rms_norm_eps", 1e-6, raw),
+        rms_norm_eps=reader.number("rms_norm_eps", 1e-6),
         rope_theta=rope_theta,
         rope_scaling=rope_scaling,
         tie_word_embeddings=reader.boolean("tie_word_embeddings", False),
@@ -171,7 +180,7 @@ def _read_values(reader: ConfigReader) -> ModelConfig:
         dtype=_read_dtype(reader),
         quantization_bit=8 if quantization_format == INT8 else 0,
         quantization_format=quantization_format,
-        raw=dict(raw),
+        raw=dict(reader.raw),
     )
 
 
@@ -232,7 +241,6 @@ def _read_dtype(reader: ConfigReader) -> str:
 
 
 def _read_quantization(reader: ConfigReader) -> str:
-    """Return the layout of the codes, empty for float weights."""
     bits = reader.raw.get("quantization_bit") or 0
     if bits not in (0, 8):
         reader.problems.append(f"quantization_bit: got {bits!r}, expected 8 or none")
@@ -284,7 +292,6 @@ def _find_contradictions(config: ModelConfig) -> list[str]:
 
 
 def _check_layer_types(config: ModelConfig) -> list[str]:
-    """Return a line where ``layer_types`` contradict the window's own fields."""
     raw = config.raw
     stated, first = raw.get("layer_types"), raw.get("max_window_layers", 28)
     count = config.num_hidden_layers

@@ -7,15 +7,13 @@ values. Llama checkpoints need none (the vendor's llm/README).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vacc_deploy.errors import CheckpointError, list_problems
 from vacc_deploy.formats.layouts import LAYOUTS
-from vacc_deploy.json_files import read_json
 from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
-from vacc_deploy.models.parse import MAX_CONFIG_BYTES, parse_config
+from vacc_deploy.models.parse import parse_config, read_object
 
 VACC_CONFIG_NAME = "config_vacc.json"
 AUTO_MAP = {
@@ -38,12 +36,10 @@ def vacc_config(config: ModelConfig, *, quantization_bit: int = 0) -> dict[str, 
         quantization_bit: 8 for a directory of int8 codes, else 0.
 
     Raises:
-        ValueError: a Llama configuration, or another ``quantization_bit``.
+        ValueError: a Llama configuration.
     """
     if not needs_vacc_config(config):
         raise ValueError(f"A {config.model_type} checkpoint needs no {VACC_CONFIG_NAME}.")
-    if quantization_bit not in (0, 8):
-        raise ValueError(f"quantization_bit must be 0 or 8, got {quantization_bit}.")
     values: dict[str, Any] = copy.deepcopy(dict(config.raw))
     for key in ("quantization_config", "quantization_bit"):
         values.pop(key, None)
@@ -77,35 +73,26 @@ def check_vacc_config(directory: Path, config: ModelConfig) -> None:
     path = directory / VACC_CONFIG_NAME
     if not needs_vacc_config(config) or not path.is_file():
         return
-    problems = find_differences(read_vacc_config(path), config, where=str(path))
-    if problems:
-        raise CheckpointError(
-            f"{path} is not what vacc-deploy writes for this model, and vamc would compile what it "
-            f"says:\n{list_problems(problems)}\nPrepare the directory again."
-        )
-
-
-def find_differences(values: Mapping[str, Any], config: ModelConfig, *, where: str) -> list[str]:
-    """Return a line for every value of a ``config_vacc.json`` that ``config`` contradicts.
-
-    Raises:
-        CheckpointError, UnsupportedModelError: see ``parse_config``.
-    """
-    got = parse_config(values, where=where)
-    problems = [
+    values = read_object(path)
+    differences = parse_config(values, where=str(path)).differences(config)
+    problems = {
         f"{name}: got {mine!r}, {CONFIG_NAME} has {its!r}"
-        for name, (mine, its) in got.differences(config).items()
-    ]
+        for name, (mine, its) in differences.items()
+    }
     expected = vacc_config(config, quantization_bit=config.quantization_bit)
     keys = ["auto_map", "_attn_implementation", "insert_slice", "sliding_window"]
     if config.sliding_window is not None:
         keys.append("max_window_layers")
     for key in [*keys, "quantization_bit"]:
-        stated = key in values or key not in expected
-        if not stated or values.get(key) != expected.get(key):
+        is_stated = key in values or key not in expected
+        if not is_stated or values.get(key) != expected.get(key):
             shown = repr(values[key]) if key in values else "nothing"
-            problems.append(f"{key}: got {shown:.200}, expected {expected.get(key)!r}")
-    return list(dict.fromkeys(problems))
+            problems.add(f"{key}: got {shown:.200}, expected {expected.get(key)!r}")
+    if problems:
+        raise CheckpointError(
+            f"{path} is not what vacc-deploy writes for this model, and vamc would compile what it "
+            f"says:\n{list_problems(problems)}\nPrepare the directory again."
+        )
 
 
 def check_for_compiler(directory: Path, config: ModelConfig) -> None:
@@ -121,18 +108,6 @@ def check_for_compiler(directory: Path, config: ModelConfig) -> None:
             "transformers and vLLM; the compiler's side reads int8 and float directories. Give the "
             "int8 or the fp16 directory of the same run of quantize, or the prepared directory."
         )
-
-
-def read_vacc_config(path: Path) -> dict[str, Any]:
-    """Return the values of a ``config_vacc.json``.
-
-    Raises:
-        CheckpointError: the file is damaged.
-    """
-    values = read_json(path, limit_bytes=MAX_CONFIG_BYTES)
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no JSON object. Run prepare again.")
-    return values
 
 
 def _write_old_names(values: dict[str, Any], config: ModelConfig) -> None:

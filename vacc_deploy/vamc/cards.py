@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 FLOAT16_BYTES = 2
-PUBLISHED, INFERRED, THIRD_PARTY = "published", "inferred", "third party"
 
 
 @dataclass(frozen=True)
@@ -37,34 +36,16 @@ class Card:
     source: str
     reference: str
 
-    def num_cards(self, tensor_parallel_size: int) -> int:
-        """Return how many cards hold ``tensor_parallel_size`` dies."""
-        return -(-tensor_parallel_size // self.num_dies)
 
-
+_VA16 = "the vendor writes 128 G per card; four dies follow from its TP16 on four cards"
+_VA1L = "the vendor writes 64 G per card; two dies follow from its TP2 on one card"
+_VA10L = "the vendor writes 128 G per card; four dies of 32 G is another party's note"
+_VA1 = "the vendor's sample that prints card information"
 _CARDS = (
-    Card(
-        "VA16",
-        4,
-        32 * GIB,
-        INFERRED,
-        "the vendor writes 128 G per card; four dies follow from its TP16 on four cards",
-    ),
-    Card(
-        "VA1L",
-        2,
-        32 * GIB,
-        INFERRED,
-        "the vendor writes 64 G per card; two dies follow from its TP2 on one card",
-    ),
-    Card(
-        "VA10L",
-        4,
-        32 * GIB,
-        THIRD_PARTY,
-        "the vendor writes 128 G per card; four dies of 32 G is another party's note",
-    ),
-    Card("VA1-16G", 2, 8 * GIB, PUBLISHED, "the vendor's sample that prints card information"),
+    Card("VA16", 4, 32 * GIB, "inferred", _VA16),
+    Card("VA1L", 2, 32 * GIB, "inferred", _VA1L),
+    Card("VA10L", 4, 32 * GIB, "third party", _VA10L),
+    Card("VA1-16G", 2, 8 * GIB, "published", _VA1),
 )
 CARDS = {card.name: card for card in _CARDS}
 
@@ -108,7 +89,7 @@ class MemoryPlan:
     @property
     def num_cards(self) -> int:
         """Cards that the dies fill."""
-        return self.card.num_cards(self.tensor_parallel_size)
+        return -(-self.tensor_parallel_size // self.card.num_dies)
 
     @property
     def weights_fit(self) -> bool:
@@ -141,19 +122,16 @@ class MemoryPlan:
             if free >= 0
             else f"{format_bytes(-free)} too much"
         )
-        return [
-            (
-                "cards",
-                f"{self.num_cards} x {card.name} ({card.num_dies} dies of "
-                f"{format_bytes(card.die_memory_bytes)} each; {card.source}: {card.reference})",
-            ),
-            (
-                "memory per die",
-                f"{format_bytes(self.weight_bytes_per_die)} weights + "
-                f"{format_bytes(self.kv_bytes_per_die)} cache of one sequence of "
-                f"{self.num_tokens} tokens, {rest}",
-            ),
-        ]
+        cards = (
+            f"{self.num_cards} x {card.name} ({card.num_dies} dies of "
+            f"{format_bytes(card.die_memory_bytes)} each; {card.source}: {card.reference})"
+        )
+        memory = (
+            f"{format_bytes(self.weight_bytes_per_die)} weights + "
+            f"{format_bytes(self.kv_bytes_per_die)} cache of one sequence of "
+            f"{self.num_tokens} tokens, {rest}"
+        )
+        return [("cards", cards), ("memory per die", memory)]
 
 
 def plan_memory(
@@ -163,12 +141,8 @@ def plan_memory(
 
     The real share is somewhat larger: vamc's own buffers and padding are not published.
     """
-    return MemoryPlan(
-        card=card,
-        tensor_parallel_size=tensor_parallel_size,
-        num_tokens=num_tokens,
-        weight_bytes_per_die=-(-weight_bytes(config, dtype) // tensor_parallel_size),
-        kv_bytes_per_die=kv_bytes_per_die(
-            config, tensor_parallel_size=tensor_parallel_size, num_tokens=num_tokens
-        ),
+    weights = -(-weight_bytes(config, dtype) // tensor_parallel_size)
+    cache = kv_bytes_per_die(
+        config, tensor_parallel_size=tensor_parallel_size, num_tokens=num_tokens
     )
+    return MemoryPlan(card, tensor_parallel_size, num_tokens, weights, cache)

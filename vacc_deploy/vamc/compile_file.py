@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.results import format_pairs
 from vacc_deploy.vamc.cards import Card, MemoryPlan, plan_memory
 from vacc_deploy.vamc.keys import nest
-from vacc_deploy.vamc.options import CALIBRATION_LENGTHS, OPTIMIZE_FOR, CompileOptions
+from vacc_deploy.vamc.options import CALIBRATION_LENGTHS, CompileOptions
 from vacc_deploy.vamc.rules import (
     LENGTH_MULTIPLE,
     QUANTIZE_TYPE,
@@ -35,7 +35,6 @@ _TITLE = "Compile file for vamc, written by vacc-deploy yaml"
 FILE_HEAD = f"# {_TITLE}"
 # The vendor: "models of 32B and above". The 32B model has 32.8e9 parameters; others round less.
 LARGE_MODEL_PARAMETERS = 30_000_000_000
-STACK_SIZE = {"VACC_STACK_SIZE": "256"}
 
 
 def build_compile_file(target: Target, options: CompileOptions) -> dict[str, Any]:
@@ -48,12 +47,17 @@ def build_compile_file(target: Target, options: CompileOptions) -> dict[str, Any
     """
     config = target.config
     dtype = options.dtype or ("int8" if config.quantization_bit else "fp16")
-    if options.optimize not in OPTIMIZE_FOR:
-        raise ValueError(f"optimize must be throughput or latency, got {options.optimize!r}.")
     if options.calibration is not None and dtype != "int8":
         raise UsageError("A calibration set is for int8 only. Add --dtype int8 or leave it out.")
-    _check_int8_directory(target)
+    if config.quantization_bit and config.model_type == "llama":
+        raise CompileFileError(
+            f"{target.checkpoint} holds int8 weights of a Llama model, which vamc loads through "
+            "its own Llama code: that code cannot read int8 weights (our inference). Give the "
+            "prepared float directory with --dtype int8; vamc quantizes it itself."
+        )
     size, prefill, total = options.tensor_parallel_size, options.prefill, options.total
+    # A size below one divides nothing. The rules refuse it, together with what else is wrong.
+    is_plain = size < 1 or tensor_parallel_rule(config, size) == PLAIN
     # In the order of the vendor's files, which the written text follows. None leaves a key out.
     content = nest(
         {
@@ -64,15 +68,15 @@ def build_compile_file(target: Target, options: CompileOptions) -> dict[str, Any
             "frontend.model_kwargs.b2s": options.optimize == "throughput",
             "frontend.model_kwargs.tp": size,
             "frontend.model_kwargs.model_arch": "vacc",
-            "frontend.model_kwargs.align_qkv": _align_qkv(config, size),
+            "frontend.model_kwargs.align_qkv": None if is_plain else True,
             "frontend.quantize.type": QUANTIZE_TYPE if dtype == "int8" else None,
             "backend.type": "tvm_vacc",
             "backend.dtype": dtype,
             "backend.merge_params": True,
             "backend.compile.data_type": 0,
             "backend.compile.gather_data_vccl_dsp_enable": True,
-            **_dataset(options),
-            "workspace.path": options.workspace,
+            **(_dataset(*options.calibration) if options.calibration else {}),
+            "workspace.path": "./vacc_deploy",
             "workspace.workers": 4,
         }
     )
@@ -80,39 +84,18 @@ def build_compile_file(target: Target, options: CompileOptions) -> dict[str, Any
     return check_compile_file(content, where=where, config=config)
 
 
-def _check_int8_directory(target: Target) -> None:
-    """Refuse int8 weights that no code on the compiler's side can read."""
-    if target.config.quantization_bit and target.config.model_type == "llama":
-        raise CompileFileError(
-            f"{target.checkpoint} holds int8 weights of a Llama model, which vamc loads through "
-            "its own Llama code: that code cannot read int8 weights (our inference). Give the "
-            "prepared float directory with --dtype int8; vamc quantizes it itself."
-        )
-
-
-def _align_qkv(config: ModelConfig, tensor_parallel_size: int) -> bool | None:
-    """Return true where the heads do not divide evenly; elsewhere the key is left out."""
-    # A size below one divides nothing. The rules refuse it, together with what else is wrong.
-    if tensor_parallel_size < 1:
-        return None
-    return None if tensor_parallel_rule(config, tensor_parallel_size) == PLAIN else True
-
-
-def _dataset(options: CompileOptions) -> dict[str, Any]:
-    if options.calibration is None:
-        return {}
-    name, path = options.calibration
-    length = options.calibration_sequence_length
+def _dataset(name: str, path: str) -> dict[str, Any]:
     return {
         "dataset.type": "huggingface",
         "dataset.name": name,
         "dataset.path": path,
-        "dataset.nsamples": options.num_calibration_samples,
-        "dataset.seqlen": CALIBRATION_LENGTHS.get(name, 512) if length is None else length,
+        "dataset.nsamples": 128,
+        # The rules refuse other names, together with what else is wrong.
+        "dataset.seqlen": CALIBRATION_LENGTHS.get(name, 512),
     }
 
 
-def dump_compile_file(content: dict[str, Any], *, comments: tuple[str, ...] = ()) -> str:
+def dump_compile_file(content: dict[str, Any], *, comments: Sequence[str] = ()) -> str:
     """Return the YAML text: ``comments`` as a head of paragraphs, then the vendor's keys."""
     return "".join(_comment(text) for text in comments) + dump_yaml(content)
 
@@ -121,15 +104,9 @@ def _comment(text: str) -> str:
     # Names come from strangers: a line break of any alphabet would end the comment.
     plain = "".join(char if char.isprintable() else " " for char in " ".join(text.split()))
     hanging = "#   " if plain.startswith("- ") else "# "
-    lines = textwrap.wrap(
-        plain,
-        98,
-        initial_indent="# ",
-        subsequent_indent=hanging,
-        break_on_hyphens=False,
-        break_long_words=False,
-    )
-    return "\n".join(lines) + "\n" if lines else "#\n"
+    whole: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False}
+    lines = textwrap.wrap(plain, 98, initial_indent="# ", subsequent_indent=hanging, **whole)
+    return "\n".join(lines or ["#"]) + "\n"
 
 
 def load_compile_file(path: Path, *, config: ModelConfig | None = None) -> dict[str, Any]:
@@ -143,7 +120,8 @@ def load_compile_file(path: Path, *, config: ModelConfig | None = None) -> dict[
 
 def compile_environment(config: ModelConfig) -> dict[str, str]:
     """Return the environment variables that ``vamc compile`` needs for a model of this size."""
-    return dict(STACK_SIZE) if config.num_parameters() >= LARGE_MODEL_PARAMETERS else {}
+    is_large = config.num_parameters() >= LARGE_MODEL_PARAMETERS
+    return {"VACC_STACK_SIZE": "256"} if is_large else {}
 
 
 def compile_notes(content: dict[str, Any], config: ModelConfig) -> list[str]:
@@ -200,30 +178,29 @@ class CompileFileResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the parsed content, not the text."""
-        result: dict[str, Any] = {
+        return {
             "file": None if self.output is None else str(self.output),
             "content": self.content,
             "notes": list(self.notes),
             "environment": dict(self.environment),
+            **({"memory": self.memory.to_dict()} if self.memory else {}),
         }
-        if self.memory is not None:
-            result["memory"] = self.memory.to_dict()
-        return result
 
     def to_text(self) -> str:
         """Return the YAML itself, or a summary when it was written to a file."""
         if self.output is None:
             return self.text.rstrip("\n")
-        pairs = [
-            ("written", str(self.output)),
-            ("name", self.content["name"]),
-            ("checkpoint", self.content["frontend"]["checkpoint"]),
-            *(self.memory.to_pairs() if self.memory else ()),
-            *(("first", f"export {key}={value}") for key, value in self.environment.items()),
-            ("compile", f"vamc compile {self.output}"),
-            *(("note", note) for note in self.notes),
-        ]
-        return format_pairs(pairs)
+        return format_pairs(
+            [
+                ("written", str(self.output)),
+                ("name", self.content["name"]),
+                ("checkpoint", self.content["frontend"]["checkpoint"]),
+                *(self.memory.to_pairs() if self.memory else ()),
+                *(("first", f"export {key}={value}") for key, value in self.environment.items()),
+                ("compile", f"vamc compile {self.output}"),
+                *(("note", note) for note in self.notes),
+            ]
+        )
 
     def to_messages(self) -> list[str]:
         """Return what belongs on stderr when the YAML goes to stdout."""
@@ -250,19 +227,20 @@ def make_compile_file(
     """
     config = target.config
     content = build_compile_file(target, options or CompileOptions())
-    memory = _plan(content, config, card) if card else None
+    memory = _fit(content, config, card) if card else None
     notes = (*target.notes, *compile_notes(content, config))
     environment = compile_environment(config)
     text = dump_compile_file(content, comments=_head(content, notes, environment))
     return CompileFileResult(content, text, notes, environment, memory)
 
 
-def _plan(content: dict[str, Any], config: ModelConfig, card: Card) -> MemoryPlan:
+def _fit(content: dict[str, Any], config: ModelConfig, card: Card) -> MemoryPlan:
+    """Return the memory of a die; refuse weights that fill it."""
     frontend, dtype = content["frontend"], content["backend"]["dtype"]
     size = frontend["model_kwargs"]["tp"]
     _, (total,) = frontend["shape"]["input_ids"]
     plan = plan_memory(card, config, dtype=dtype, tensor_parallel_size=size, num_tokens=total)
-    # Weights that fill a die are refused. A cache that does not fit beside them is only reported.
+    # A cache that does not fit beside the weights is only reported.
     if not plan.weights_fit:
         figures = format_pairs(plan.to_pairs())
         raise CompileFileError(
@@ -279,16 +257,15 @@ def _head(
     """Return the comments at the top of the file, one paragraph each."""
     (prefill,), (total,) = content["frontend"]["shape"]["input_ids"]
     size = content["frontend"]["model_kwargs"]["tp"]
-    exports = [
-        f"Before compiling:  export {key}={value}   (the vendor asks for it from 32B upwards)"
-        for key, value in environment.items()
-    ]
     return (
         f"{_TITLE}.",
         f"Prompts of up to {prefill} tokens, {total} tokens with the answer, on "
         f"{size} die{'s' if size > 1 else ''}.",
         "",
-        *exports,
+        *(
+            f"Before compiling:  export {key}={value}   (the vendor asks for it from 32B upwards)"
+            for key, value in environment.items()
+        ),
         "Compile:  vamc compile <this file>",
         *(("", *(f"- {note}" for note in notes)) if notes else ()),
     )

@@ -24,9 +24,6 @@ class CompileOptions:
         total: longest prompt with its answer in tokens.
         optimize: ``throughput`` or ``latency``.
         calibration: name and path of a text set for vamc's own quantizer, int8 only.
-        num_calibration_samples: rows that the quantizer takes from that set.
-        calibration_sequence_length: tokens per row; None takes the vendor's for that set.
-        workspace: directory where vamc writes.
     """
 
     dtype: str | None = None
@@ -35,6 +32,3 @@ class CompileOptions:
     total: int = 2048
     optimize: str = "throughput"
     calibration: tuple[str, str] | None = None
-    num_calibration_samples: int = 128
-    calibration_sequence_length: int | None = None
-    workspace: str = "./vacc_deploy"
