@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from vacc_deploy.calibration.own_answers import AnswerSettings, OwnAnswers, read_sampling
 from vacc_deploy.calibration.rows import build_rows
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.quantize.options import QuantizeOptions

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from vacc_deploy.checkpoint import read_header
+from vacc_deploy.checkpoint.header import read_header
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.dtypes import DTYPES
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from texts import ROOT
 
-from vacc_deploy.checkpoint import (
+from vacc_deploy.checkpoint import output as module
+from vacc_deploy.checkpoint.output import (
     MANIFEST_NAME,
     RUN_FILE_PREFIX,
     check_output,
@@ -18,9 +19,8 @@ from vacc_deploy.checkpoint import (
     clear_partial,
     output_directory,
     replace_text,
-    write_shard,
 )
-from vacc_deploy.checkpoint import output as module
+from vacc_deploy.checkpoint.writer import write_shard
 from vacc_deploy.errors import OutputError
 
 MARKER = ".vacc-deploy-partial"
@@ -194,7 +194,7 @@ def test_what_a_killed_run_left_is_cleared(tmp_path):
 def test_a_really_killed_run_is_cleared(tmp_path):
     code = (
         "import os, signal, sys\nfrom pathlib import Path\n"
-        "from vacc_deploy.checkpoint import output_directory\n"
+        "from vacc_deploy.checkpoint.output import output_directory\n"
         "with output_directory(Path(sys.argv[1])) as partial:\n"
         "    (partial / 'half').write_text('x')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -324,7 +324,7 @@ def test_check_space(tmp_path):
 def test_two_processes_race_and_one_of_them_wins(tmp_path):
     code = (
         "import sys, time\nfrom pathlib import Path\n"
-        "from vacc_deploy.checkpoint import output_directory\n"
+        "from vacc_deploy.checkpoint.output import output_directory\n"
         "with output_directory(Path(sys.argv[1])) as partial:\n"
         "    print('in', flush=True)\n"
         "    sys.stdin.read()\n"

@@ -13,8 +13,7 @@ from checkpoint_builders import (
 from safetensors.torch import load_file, save_file
 from texts import read_json
 
-from vacc_deploy.checkpoint import INDEX_NAME, SINGLE_FILE, Checkpoint
-from vacc_deploy.checkpoint.reader import examine
+from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint, examine
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError
 
 FIRST, SECOND = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))

@@ -7,16 +7,16 @@ from checkpoint_builders import build_config, build_tensors
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from vacc_deploy.checkpoint import (
-    INDEX_NAME,
-    read_header,
+from vacc_deploy.checkpoint.header import read_header
+from vacc_deploy.checkpoint.reader import INDEX_NAME
+from vacc_deploy.checkpoint.writer import (
     shard_name,
+    write_bytes,
     write_index,
     write_index_map,
     write_shard,
     write_text,
 )
-from vacc_deploy.checkpoint.writer import write_bytes
 from vacc_deploy.errors import CheckpointError
 
 MIXED = {

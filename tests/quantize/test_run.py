@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from texts import SOURCE_DIR, contents, sha256
 from transformers import AutoModelForCausalLM
 
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.errors import (
     CalibrationError,

@@ -8,18 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.assets import source_file
-from vacc_deploy.checkpoint import (
-    MANIFEST_NAME,
-    Checkpoint,
-    WrittenFile,
-    copy_file,
-    relative_source,
-    side_files,
-    sync_directory,
-    write_index,
-    write_manifest,
-    write_text,
-)
+from vacc_deploy.checkpoint.files import copy_file, side_files
+from vacc_deploy.checkpoint.manifest import relative_source, write_manifest
+from vacc_deploy.checkpoint.output import MANIFEST_NAME, sync_directory
+from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.checkpoint.writer import WrittenFile, write_index, write_text
 from vacc_deploy.formats.linears import stored_linear_bytes
 from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.config import LAYER_LINEARS, linear_name

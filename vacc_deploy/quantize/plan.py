@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
-from vacc_deploy.checkpoint import Checkpoint, check_output, check_space, model_name
+from vacc_deploy.checkpoint.manifest import model_name
+from vacc_deploy.checkpoint.output import check_output, check_space
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.models.directory_config import check_format
 from vacc_deploy.models.vacc_config import check_vacc_config

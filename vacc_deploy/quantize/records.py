@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.checkpoint import RUN_FILE_PREFIX, replace_text
+from vacc_deploy.checkpoint.output import RUN_FILE_PREFIX, replace_text
 from vacc_deploy.errors import CheckpointError, OutputError
 from vacc_deploy.json_files import read_json
 from vacc_deploy.solver.records import LinearRecord

@@ -12,14 +12,10 @@ from pathlib import Path
 
 import torch
 
-from vacc_deploy.checkpoint import (
-    WrittenFile,
-    clear_partial,
-    read_header,
-    read_tensor,
-    record_file,
-    shard_name,
-)
+from vacc_deploy.checkpoint.header import read_header
+from vacc_deploy.checkpoint.output import clear_partial
+from vacc_deploy.checkpoint.reader import read_tensor
+from vacc_deploy.checkpoint.writer import WrittenFile, record_file, shard_name
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.layouts import INT8
 from vacc_deploy.formats.linears import codes_from

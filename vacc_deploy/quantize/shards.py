@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vacc_deploy.checkpoint import (
-    Checkpoint,
-    TensorInfo,
-    WrittenFile,
-    sync_directory,
-    write_shard,
-)
+from vacc_deploy.checkpoint.header import TensorInfo
+from vacc_deploy.checkpoint.output import sync_directory
+from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.checkpoint.writer import WrittenFile, write_shard
 from vacc_deploy.errors import StoppedError
 from vacc_deploy.formats.layouts import INT8
 from vacc_deploy.formats.linears import linear_tensors

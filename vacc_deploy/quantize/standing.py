@@ -9,13 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.checkpoint import (
-    MANIFEST_NAME,
-    MAX_MANIFEST_BYTES,
-    partial_path,
-    read_manifest,
-    record_file,
-)
+from vacc_deploy.checkpoint.manifest import read_manifest
+from vacc_deploy.checkpoint.output import MANIFEST_NAME, MAX_MANIFEST_BYTES, partial_path
+from vacc_deploy.checkpoint.writer import record_file
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
 from vacc_deploy.json_files import read_json
 from vacc_deploy.progress import Progress
