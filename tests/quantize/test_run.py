@@ -241,8 +241,8 @@ def test_quantize_waits_for_the_device_at_every_phase_only_to_profile(tmp_path, 
     source = make_source(tmp_path / "model")
     planned = plan_run(source, options=gptq_options(text, profile=profile))
     assert list(tmp_path.iterdir()) == [source]
-    counted = CountedCompute(**vars(planned.compute))
-    result = execute(replace(planned, compute=counted), SILENT, UNCONTROLLED, ALONE)
+    counted = replace(planned.plan, compute=CountedCompute(**vars(planned.plan.compute)))
+    result = execute(replace(planned, plan=counted), SILENT, UNCONTROLLED, ALONE)
     assert (len(waited) > 100) is profile and bool(waited) is profile
     phases = read_json(result.output_dir / "quantize_timing.json")["phases"]
     assert {"read", "forward", "hessian", "factor", "solve", "compare"} <= phases.keys()

@@ -21,8 +21,6 @@ from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.system import processor_name
 
-_SHOWN_CHARS = 64
-
 
 def identify(
     checkpoint: Checkpoint,
@@ -48,13 +46,11 @@ def identify(
     values |= {f"library {name}": version for name, version in library_versions().items()}
     asked = options.to_dict()
     values |= dict(_flatten("option", asked))
-    for name, digest in fingerprint_weights(checkpoint).items():
-        values[f"weights {name}"] = digest
-    for path in side_files(checkpoint.directory, with_config=True):
-        values[f"file {path.name}"] = fingerprint_file(path)
+    values |= dict(_flatten("weights", fingerprint_weights(checkpoint)))
     vacc_config = checkpoint.directory / VACC_CONFIG_NAME
-    if vacc_config.is_file():
-        values[f"file {VACC_CONFIG_NAME}"] = fingerprint_file(vacc_config)
+    for path in (*side_files(checkpoint.directory, with_config=True), vacc_config):
+        if path.is_file():
+            values[f"file {path.name}"] = fingerprint_file(path)
     if calibration is not None:
         # An option's name may also be that of what came of it: the answers and their hash.
         given = {name: value for name, value in calibration.items() if value != asked.get(name)}
@@ -63,8 +59,7 @@ def identify(
         values["device"] = compute.describe()
         values["compute dtype"] = str(compute.dtype).removeprefix("torch.")
         values["torch threads"] = torch.get_num_threads()
-        vector_units = torch.backends.cpu.get_cpu_capability()
-        values["processor"] = f"{processor_name()}, {vector_units}"
+        values["processor"] = f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}"
         values["processes"] = num_ranks
     return values
 
@@ -87,9 +82,8 @@ def differences(
     labels: tuple[str, str] = ("then", "now"),
 ) -> list[str]:
     """Return one line for every value in which two identities differ."""
-    before, after = labels
     return [
-        f"{name}: {_show(recorded.get(name))} {before}, {_show(current.get(name))} {after}"
+        f"{name}: {_show(recorded.get(name))} {labels[0]}, {_show(current.get(name))} {labels[1]}"
         for name in sorted(recorded.keys() | current.keys())
         if recorded.get(name) != current.get(name)
     ]
@@ -99,4 +93,4 @@ def _show(value: Any) -> str:
     if value is None:
         return "none"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
+    return text if len(text) <= 64 else f"{text[:64]}..."

@@ -11,25 +11,23 @@ from typing import TYPE_CHECKING
 
 from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
 from vacc_deploy.checkpoint.manifest import model_name
-from vacc_deploy.checkpoint.output import check_output, check_space
+from vacc_deploy.checkpoint.output import check_output, check_space, partial_path
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.models.directory_config import check_format
 from vacc_deploy.models.vacc_config import check_vacc_config
 from vacc_deploy.progress import SILENT, UNCONTROLLED, Progress, RunControl
-from vacc_deploy.quantize.compute import Compute, choose_compute
+from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.quantize.finish import output_bytes
 from vacc_deploy.quantize.forecast import Plan
 from vacc_deploy.quantize.identity import identify
 from vacc_deploy.quantize.options import OWN, QuantizeOptions
 from vacc_deploy.quantize.ranks import ALONE, Ranks, check_rows, check_same
-from vacc_deploy.quantize.records import RunRecord
+from vacc_deploy.quantize.records import Run
 from vacc_deploy.quantize.result import QuantizeResult
 from vacc_deploy.quantize.standing import (
     Finished,
-    Nothing,
     Standing,
-    Unfinished,
     check_standing,
     continue_run,
     look_at,
@@ -50,24 +48,18 @@ class PlannedRun:
     """A run of which everything is checked and nothing is written.
 
     Attributes:
-        checkpoint: the float weights.
-        options: what the run was asked for.
-        rows: the calibration tokens; None for rounding.
-        compute: the device and the precision.
+        plan: weights, options, rows and device.
         result: what is known before the work; the whole result where the output is finished.
         standing: what stands where the run would write.
-        record: the run to begin, or the interrupted one to go on with.
+        run: the run to begin, or the interrupted one to go on with.
         overwrite: whether an older output may be replaced.
         started: when the planning began.
     """
 
-    checkpoint: Checkpoint
-    options: QuantizeOptions
-    rows: CalibrationRows | None
-    compute: Compute
+    plan: Plan
     result: QuantizeResult
     standing: Standing
-    record: RunRecord
+    run: Run
     overwrite: bool
     started: float
 
@@ -90,52 +82,44 @@ def plan_run(
     options.check()
     checkpoint = _open_float(checkpoint_dir, options.formats)
     output_dir = output or _default_output(checkpoint_dir, options.formats)
-    standing: Standing = Nothing()
+    standing: Standing = None
     if ranks.rank == 0:  # the others write nothing, and may not even see the directory
-        standing = look_at(output_dir)
+        standing = look_at(output_dir, options.formats)
         if overwrite or not (resume and isinstance(standing, Finished)):
             # Else nothing is written, whatever stands there.
             check_output(output_dir, overwrite=overwrite, inputs=checkpoint.input_paths())
         check_standing(standing, resume=resume, overwrite=overwrite, progress=progress)
-    left = standing.run if isinstance(standing, Unfinished) else None
+    left = standing if isinstance(standing, Run) else None
     # An interruption may also come before the first layer of a resumed run.
     with telling_what_stays(control, left, KeyboardInterrupt, SystemExit):
         compute = choose_compute(options.device, options.compute_dtype)
         check_same(checkpoint, options, compute, ranks)
         with warming_up(compute):
-            rows = None
-            if ranks.rank == 0:
-                rows = read_calibration_rows(checkpoint, options, progress, dry_run=dry_run)
-            rows = ranks.share(rows)
-        if rows is not None:
-            check_rows(rows.num_fit_rows, ranks)
-        num_bytes = sum(output_bytes(checkpoint, layout) for layout in options.formats)
-        plan = Plan(checkpoint, options, rows, compute, num_bytes)
+            rows = read_calibration_rows(checkpoint, options, ranks, progress, dry_run=dry_run)
+        plan = Plan(checkpoint, options, rows, compute, output_bytes(checkpoint, options.formats))
         result = _planned_result(plan, output_dir)
         identity = identify(
             checkpoint, options, result.model, result.calibration, compute, num_ranks=ranks.count
         )
-        record = RunRecord(identity, checkpoint.config.num_hidden_layers)
+        num_layers = checkpoint.config.num_hidden_layers
+        run = Run(partial_path(output_dir), options.formats, identity, num_layers)
         # A dry run writes no answers, so it cannot know whether those of then were the same.
         known = None if dry_run and options.answers == OWN else identity
-        if resume and isinstance(standing, Unfinished):
-            record = continue_run(standing, known)
+        if resume and left:
+            run = continue_run(left, known)
         elif resume and isinstance(standing, Finished) and known is not None:
             result = take_finished(result, standing, known, overwrite=overwrite)
         result = replace(result, already_finished=ranks.share(result.already_finished))
         if ranks.rank == 0 and not result.already_finished:
             # What an interrupted run has written is used again, or removed first.
-            written = num_bytes - (left.num_bytes if left else 0)
-            check_space(output_dir, written + plan.spooled_bytes(ranks.count, ranks.local_count))
+            needed = plan.output_bytes - (left.num_bytes if left else 0)
+            check_space(output_dir, needed + plan.spooled_bytes(ranks.count, ranks.local_count))
             warn_each(progress, result.warnings)
     return PlannedRun(
-        checkpoint=checkpoint,
-        options=options,
-        rows=rows,
-        compute=compute,
+        plan=replace(plan, num_finished=run.finished),
         result=result,
         standing=standing,
-        record=record,
+        run=run,
         overwrite=overwrite,
         started=started,
     )
@@ -177,11 +161,28 @@ def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:
 
 
 def read_calibration_rows(
-    checkpoint: Checkpoint, options: QuantizeOptions, progress: Progress, *, dry_run: bool
+    checkpoint: Checkpoint,
+    options: QuantizeOptions,
+    ranks: Ranks,
+    progress: Progress,
+    *,
+    dry_run: bool,
 ) -> CalibrationRows | None:
-    """Return the rows to calibrate on, None for rounding; a dry run writes no own answers."""
+    """Return the rows that rank 0 reads, None for rounding; a dry run writes no own answers."""
     if options.method == RTN:
         return None
+    rows = None
+    if ranks.rank == 0:
+        rows = _read_rows(checkpoint, options, progress, dry_run=dry_run)
+    rows = ranks.share(rows)
+    assert rows is not None, "rank 0 has read them"
+    check_rows(rows.num_fit_rows, ranks)
+    return rows
+
+
+def _read_rows(
+    checkpoint: Checkpoint, options: QuantizeOptions, progress: Progress, *, dry_run: bool
+) -> CalibrationRows:
     from vacc_deploy.calibration.rows import build_rows
 
     check_sequence_length(checkpoint.config, options.sequence_length)
@@ -230,7 +231,7 @@ def _answer_writer(
 
 @contextmanager
 def telling_what_stays(
-    control: RunControl, run: RunRecord | None, *errors: type[BaseException]
+    control: RunControl, run: Run | None, *errors: type[BaseException]
 ) -> Iterator[None]:
     """Say to ``control`` what an unfinished run keeps, when one of ``errors`` ends the block."""
     try:

@@ -25,12 +25,11 @@ from vacc_deploy.quantize.calibrated import Carried, calibrate_layers
 from vacc_deploy.quantize.compute import Compute, torch_threads
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.ranks import ALONE, Ranks
-from vacc_deploy.quantize.records import ShardRecord
+from vacc_deploy.quantize.records import Run, ShardRecord, pack_scale, shard_path
 from vacc_deploy.quantize.result import (
     describe_peak,
     summarize_layer,
 )
-from vacc_deploy.quantize.resume import Run, pack_scale, shard_path
 from vacc_deploy.quantize.rounded import round_layers
 from vacc_deploy.solver.records import QuantizedLayer, QuantizedLinear
 from vacc_deploy.system import num_cores, peak_memory_bytes
@@ -234,7 +233,7 @@ def _write_copies(checkpoint: Checkpoint, run: Run, sink: ShardSink) -> None:
         name: checkpoint.info(name) for name in (FINAL_NORM, LM_HEAD) if name in checkpoint.tensors
     }
     for shard, tensors in (0, {EMBEDDING: checkpoint.info(EMBEDDING)}), (run.num_layers + 1, last):
-        if shard not in run.record.shards:
+        if shard not in run.shards:
             sink.put(shard, tensors)
 
 
@@ -323,7 +322,7 @@ def _stop_if_asked(run: Run, sink: ShardSink, signum: int | None) -> None:
         return
     sink.drain()
     raise StoppedError(
-        f"Stopped after {run.record.finished} of {run.num_layers} layers, which are kept.", signum
+        f"Stopped after {run.finished} of {run.num_layers} layers, which are kept.", signum
     )
 
 
