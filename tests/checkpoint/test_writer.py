@@ -144,7 +144,7 @@ def test_write_index_literal_text(tmp_path):
         write_shard(tmp_path / shard_name(0, 2), {"b": torch.ones(2), "a": torch.ones(1)}),
         write_shard(tmp_path / shard_name(1, 2), {"A": torch.ones(3, dtype=torch.int8)}),
     ]
-    written = write_index(tmp_path, iter(shards))
+    written = write_index(tmp_path, shards)
     text = (tmp_path / INDEX_NAME).read_text()
     assert text == (
         "{\n"

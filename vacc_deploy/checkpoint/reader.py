@@ -23,7 +23,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 64 << 20
 # Small enough to be hashed and written while it is still in the cache.
-COPY_CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
 # Written by old exporters; every loader recomputes it from the config.
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
 
@@ -181,23 +181,31 @@ def _read_spans(
 
 
 def stored_bytes(info: TensorInfo) -> Iterator[memoryview]:
-    """Yield the bytes of one tensor in pieces of at most ``COPY_CHUNK_BYTES``.
-
-    Every piece is the same buffer, filled anew: use it before taking the next.
+    """Yield the bytes of one tensor as ``read_pieces`` does.
 
     Raises:
         CheckpointError: the file became shorter since its header was read.
     """
-    buffer = memoryview(bytearray(min(info.num_bytes, COPY_CHUNK_BYTES)))
-    with info.path.open("rb", buffering=0) as file:
-        file.seek(info.offset)
-        left = info.num_bytes
-        while left:
-            count = file.readinto(buffer[: min(left, len(buffer))])
-            if not count:
-                raise _shortened(info)
-            left -= count
-            yield buffer[:count]
+    left = info.num_bytes
+    for piece in read_pieces(info.path, [(info.offset, left)]):
+        left -= len(piece)
+        yield piece
+    if left:
+        raise _shortened(info)
+
+
+def read_pieces(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[memoryview]:
+    """Yield the bytes at each (offset, size) of a file, as far as it goes.
+
+    Every piece is the same buffer of ``CHUNK_BYTES``, filled anew: use it before taking the next.
+    """
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        for offset, left in spans:
+            file.seek(offset)
+            while left > 0 and (count := file.readinto(buffer[:left])):
+                left -= count
+                yield buffer[:count]
 
 
 def _shortened(info: TensorInfo) -> CheckpointError:
