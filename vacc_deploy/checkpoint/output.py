@@ -30,7 +30,7 @@ def check_output(output_dir: Path, *, overwrite: bool, inputs: tuple[Path, ...] 
 
     Args:
         output_dir: the directory to write.
-        overwrite: an output of an earlier run may stand there, with nothing else in it.
+        overwrite: accept an output of an earlier run with nothing else in it.
         inputs: directories and files that must stay as they are.
 
     Raises:
@@ -188,7 +188,7 @@ def output_directory(
     target, partial = output_dir.resolve(), partial_path(output_dir)
     lock, finished = _claim(partial), False
     try:
-        _settle_replaced(target)
+        _recover_replaced(target)
         if keeps is None:
             clear_partial(partial)
         # An older output may stand there again, or something else have come to, at both times.
@@ -298,7 +298,7 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _settle_replaced(target: Path) -> None:
+def _recover_replaced(target: Path) -> None:
     """Finish what a run killed while replacing an older output left; needs the lock.
 
     Killed between the two renames, the older output has no name of its own: it gets its name back.

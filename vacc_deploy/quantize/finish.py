@@ -35,20 +35,17 @@ def finish_output(
     in itself, and a manifest of their manifests.
     """
     _write_timing(run, result)
-    if len(options.formats) == 1:
-        written = [file for _, file in sorted(files.items())]
-        _finish_format(checkpoint, run.partial, result, options, written)
-        return
     manifests = []
     for layout in options.formats:
-        inner = replace(result, output_dir=result.output_dir / layout)
-        written = [file for name, file in sorted(files.items()) if name.startswith(f"{layout}/")]
-        manifest = _finish_format(
-            checkpoint, run.partial / layout, inner, replace(options, formats=(layout,)), written
-        )
-        manifests.append(replace(manifest, name=f"{layout}/{MANIFEST_NAME}"))
-        sync_directory(run.partial / layout)
-    _write_manifest(checkpoint, run.partial, result, options, manifests)
+        below = f"{layout}/" if len(options.formats) > 1 else ""
+        directory, own = run.partial / below, replace(options, formats=(layout,))
+        inner = replace(result, output_dir=result.output_dir / below)
+        written = [file for name, file in sorted(files.items()) if name.startswith(below)]
+        manifest = _finish_format(checkpoint, directory, inner, own, written)
+        manifests.append(replace(manifest, name=f"{below}{MANIFEST_NAME}"))
+        sync_directory(directory)
+    if len(manifests) > 1:
+        _write_manifest(checkpoint, run.partial, result, options, manifests)
 
 
 def _finish_format(

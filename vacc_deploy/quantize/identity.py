@@ -33,14 +33,8 @@ def identify(
 ) -> dict[str, Any]:
     """Return what decides the bytes of the output.
 
-    Args:
-        checkpoint: the source.
-        options: what the run was asked for.
-        model: the model's name, which the manifest carries.
-        calibration: what the report says of the rows; None for rounding, whose integers do not
-            depend on the machine.
-        compute: the device and the precision of a calibrated run.
-        num_ranks: number of processes that share the rows.
+    ``model`` is the name that the manifest carries, ``calibration`` what the report says of the
+    rows: None for rounding, whose integers do not depend on the machine.
     """
     values: dict[str, Any] = {"model": model, "vacc-deploy": __version__}
     values |= {f"library {name}": version for name, version in library_versions().items()}

@@ -149,23 +149,25 @@ def read_run(partial: Path, formats: tuple[str, ...]) -> Run | None:
         OutputError: another version wrote one of the files, and may have finished layers there.
     """
     path = partial / RUN_NAME
-    if not _is_file(path):
-        # Earlier versions kept one growing file instead.
-        old = partial / f"{RUN_FILE_PREFIX}journal"
-        if _is_file(old):
-            raise _other_version(old, f"expected {RUN_NAME}")
-        return None
-    values = read_json(path, limit_bytes=MAX_RECORD_BYTES)
     try:
-        identity, num_layers, resumes = _parse_run(values)
-        run = Run(partial, formats, identity, num_layers, resumes)
+        if not _is_file(path):
+            # Earlier versions kept one growing file instead.
+            path = partial / f"{RUN_FILE_PREFIX}journal"
+            if _is_file(path):
+                raise ValueError(f"expected {RUN_NAME}")
+            return None
+        run = _parse_run(partial, formats, read_json(path, limit_bytes=MAX_RECORD_BYTES))
         # By number, not by listing: a strange file beside them is never read.
         for shard in range(run.num_layers + 2):
             path = partial / record_name(shard)
             if _is_file(path):
                 run.shards[shard] = _read_shard(path, shard)
     except (TypeError, ValueError, OverflowError, AttributeError) as err:
-        raise _other_version(path, str(err)[:300]) from err
+        raise OutputError(
+            f"{path} was written by another version of vacc-deploy, and this one cannot read it, "
+            f"nor the layers that are finished there ({str(err)[:300]}). Resume with the version "
+            "that began, or give --overwrite, without --resume, to begin again."
+        ) from err
     return run
 
 
@@ -174,16 +176,7 @@ def _is_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def _other_version(path: Path, reason: str) -> OutputError:
-    return OutputError(
-        f"{path} was written by another version of vacc-deploy, and this one cannot read it, "
-        f"nor the layers that are finished there ({reason}). Resume with the version that began, "
-        "or give --overwrite, without --resume, to begin again."
-    )
-
-
-def _parse_run(values: Any) -> tuple[dict[str, Any], int, int]:
-    """Return identity, number of layers and number of resumes."""
+def _parse_run(partial: Path, formats: tuple[str, ...], values: Any) -> Run:
     if values.get("version") != RECORD_VERSION:
         raise ValueError(f"version {values.get('version')!r}, expected {RECORD_VERSION}")
     identity, num_layers, resumes = (values.get(k) for k in ("identity", "num_layers", "resumes"))
@@ -191,7 +184,7 @@ def _parse_run(values: Any) -> tuple[dict[str, Any], int, int]:
         raise ValueError("it lacks the run's identity, number of layers or number of resumes")
     if not 0 < num_layers <= MAX_LAYERS:
         raise ValueError(f"{num_layers} layers, expected 1 to {MAX_LAYERS}")
-    return identity, num_layers, resumes
+    return Run(partial, formats, identity, num_layers, resumes)
 
 
 def _read_shard(path: Path, shard: int) -> ShardRecord:

@@ -95,9 +95,10 @@ def forecast(planned: PlannedRun, progress: Progress, control: RunControl) -> Qu
         so_far = time.monotonic() - planned.started
         folder = planned.run.partial.parent
         estimate, problem = planned.plan.forecast(folder, so_far, progress)
-    problems = [f"No time is predicted: {problem}"] if problem else []
-    warn_each(progress, problems)
-    warnings = (*planned.result.warnings, *problems)
+    warnings = planned.result.warnings
+    if problem:
+        warnings += (f"No time is predicted: {problem}",)
+        progress.warn(warnings[-1])
     return replace(planned.result, dry_run=True, estimate=estimate, warnings=warnings)
 
 

@@ -85,11 +85,7 @@ def check_standing(
 ) -> None:
     """Refuse to destroy the finished layers of an interrupted run without being asked to.
 
-    Args:
-        standing: what ``look_at`` found.
-        resume: go on with it.
-        overwrite: replace it; with ``resume`` a finished output only.
-        progress: receives a warning of layers that are lost.
+    With ``resume`` only a finished output may be replaced.
 
     Raises:
         OutputError: gives their number and the two ways on; or they are another version's.
