@@ -38,6 +38,7 @@ from vacc_deploy.errors import (
 from vacc_deploy.formats.int8 import quantize_rounding
 from vacc_deploy.models.config import LAYER_LINEARS, LM_HEAD, linear_name
 from vacc_deploy.models.directory_config import INT8_GUARD
+from vacc_deploy.prepare import prepare
 from vacc_deploy.progress import SILENT, UNCONTROLLED
 from vacc_deploy.quantize import plan as plan_module
 from vacc_deploy.quantize import run as run_module
@@ -442,6 +443,16 @@ def test_int8_config_of_llama_drops_a_strangers_auto_map(tmp_path):
     expected = {**raw, "quantization_bit": 8, "quantization_config": INT8_GUARD}
     assert read_json(output / "config.json") == expected
     assert not (output / "config_vacc.json").exists()
+
+
+def test_int8_vacc_config_keeps_harmless_edits_of_the_prepared_directory(tmp_path):
+    make_source(tmp_path / "model")
+    prepared = prepare(weights=tmp_path / "model", output=tmp_path / "prepared")
+    path = prepared.output_dir / "config_vacc.json"
+    edited = {**read_json(path), "my_key": [1, "ü"]}
+    path.write_text(json.dumps(edited), "utf-8")
+    output = quantize(prepared.output_dir, options=RTN).output_dir
+    assert read_json(output / "config_vacc.json") == {**edited, "quantization_bit": 8}
 
 
 def test_quantize_carries_no_stranger_s_files(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,27 +39,26 @@ from vacc_deploy.solver.records import RTN
 from vacc_deploy.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from vacc_deploy.calibration.own_answers import OwnAnswers
     from vacc_deploy.calibration.rows import CalibrationRows
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class PlannedRun:
     """A run of which everything is checked and nothing is written.
 
     Attributes:
         plan: weights, options, rows and device.
         result: what is known before the work; the whole result where the output is finished.
-        standing: what stands where the run would write.
         run: the run to begin, or the interrupted one to go on with.
+        standing: what stands where the run would write.
         overwrite: whether an older output may be replaced.
         started: when the planning began.
     """
 
     plan: Plan
     result: QuantizeResult
-    standing: Standing
     run: Run
+    standing: Standing
     overwrite: bool
     started: float
 
@@ -85,8 +84,7 @@ def plan_run(
     standing: Standing = None
     if ranks.rank == 0:  # the others write nothing, and may not even see the directory
         standing = look_at(output_dir, options.formats)
-        if overwrite or not (resume and isinstance(standing, Finished)):
-            # Else nothing is written, whatever stands there.
+        if overwrite or not (resume and isinstance(standing, Finished)):  # else nothing is written
             check_output(output_dir, overwrite=overwrite, inputs=checkpoint.input_paths())
         check_standing(standing, resume=resume, overwrite=overwrite, progress=progress)
     left = standing if isinstance(standing, Run) else None
@@ -95,13 +93,19 @@ def plan_run(
         compute = choose_compute(options.device, options.compute_dtype)
         check_same(checkpoint, options, compute, ranks)
         with warming_up(compute):
-            rows = read_calibration_rows(checkpoint, options, ranks, progress, dry_run=dry_run)
+            # Rank 0 alone reads text; rounding needs none, and has one process.
+            rows = None
+            if ranks.rank == 0 and options.method != RTN:
+                rows = read_calibration_rows(checkpoint, options, progress, dry_run=dry_run)
+            rows = ranks.share(rows)
+        if rows is not None:
+            check_rows(rows.num_fit_rows, ranks)
+        num_layers = checkpoint.config.num_hidden_layers
         plan = Plan(checkpoint, options, rows, compute, output_bytes(checkpoint, options.formats))
         result = _planned_result(plan, output_dir)
         identity = identify(
             checkpoint, options, result.model, result.calibration, compute, num_ranks=ranks.count
         )
-        num_layers = checkpoint.config.num_hidden_layers
         run = Run(partial_path(output_dir), options.formats, identity, num_layers)
         # A dry run writes no answers, so it cannot know whether those of then were the same.
         known = None if dry_run and options.answers == OWN else identity
@@ -114,15 +118,10 @@ def plan_run(
             # What an interrupted run has written is used again, or removed first.
             needed = plan.output_bytes - (left.num_bytes if left else 0)
             check_space(output_dir, needed + plan.spooled_bytes(ranks.count, ranks.local_count))
-            warn_each(progress, result.warnings)
-    return PlannedRun(
-        plan=replace(plan, num_finished=run.finished),
-        result=result,
-        standing=standing,
-        run=run,
-        overwrite=overwrite,
-        started=started,
-    )
+            for warning in result.warnings:
+                progress.warn(warning)
+    plan = replace(plan, num_finished=run.finished)
+    return PlannedRun(plan, result, run, standing=standing, overwrite=overwrite, started=started)
 
 
 def _planned_result(plan: Plan, output_dir: Path) -> QuantizeResult:
@@ -161,33 +160,26 @@ def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:
 
 
 def read_calibration_rows(
-    checkpoint: Checkpoint,
-    options: QuantizeOptions,
-    ranks: Ranks,
-    progress: Progress,
-    *,
-    dry_run: bool,
-) -> CalibrationRows | None:
-    """Return the rows that rank 0 reads, None for rounding; a dry run writes no own answers."""
-    if options.method == RTN:
-        return None
-    rows = None
-    if ranks.rank == 0:
-        rows = _read_rows(checkpoint, options, progress, dry_run=dry_run)
-    rows = ranks.share(rows)
-    assert rows is not None, "rank 0 has read them"
-    check_rows(rows.num_fit_rows, ranks)
-    return rows
-
-
-def _read_rows(
     checkpoint: Checkpoint, options: QuantizeOptions, progress: Progress, *, dry_run: bool
 ) -> CalibrationRows:
+    """Return the rows to calibrate on; a dry run writes no own answers."""
     from vacc_deploy.calibration.rows import build_rows
 
     check_sequence_length(checkpoint.config, options.sequence_length)
     tokenizer = Tokenizer.from_dir(checkpoint.directory)
-    writer = _answer_writer(checkpoint, tokenizer, options, progress, dry_run=dry_run)
+    writer = None
+    if options.answers == OWN and dry_run:
+        progress.warn(
+            "A dry run writes no answers: the plan counts the data set's own, and no time for "
+            "writing them."
+        )
+    elif options.answers == OWN:
+        from vacc_deploy.calibration.own_answers import AnswerSettings, OwnAnswers
+
+        settings = AnswerSettings(
+            options.max_answer_tokens, options.seed, options.device, options.answers_cache
+        )
+        writer = OwnAnswers(checkpoint, tokenizer, settings, progress=progress)
     try:
         return build_rows(
             options.sources,
@@ -205,30 +197,6 @@ def _read_rows(
             writer.release()
 
 
-def _answer_writer(
-    checkpoint: Checkpoint,
-    tokenizer: Tokenizer,
-    options: QuantizeOptions,
-    progress: Progress,
-    *,
-    dry_run: bool,
-) -> OwnAnswers | None:
-    if options.answers != OWN:
-        return None
-    if dry_run:
-        progress.warn(
-            "A dry run writes no answers: the plan counts the data set's own, and no time for "
-            "writing them."
-        )
-        return None
-    from vacc_deploy.calibration.own_answers import AnswerSettings, OwnAnswers
-
-    settings = AnswerSettings(
-        options.max_answer_tokens, options.seed, options.device, options.answers_cache
-    )
-    return OwnAnswers(checkpoint, tokenizer, settings, progress=progress)
-
-
 @contextmanager
 def telling_what_stays(
     control: RunControl, run: Run | None, *errors: type[BaseException]
@@ -240,9 +208,3 @@ def telling_what_stays(
         if run is not None and run.finished:
             control.kept(run.finished, run.num_layers)
         raise
-
-
-def warn_each(progress: Progress, warnings: Sequence[str]) -> None:
-    """Report several warnings."""
-    for warning in warnings:
-        progress.warn(warning)

@@ -16,7 +16,7 @@ from vacc_deploy.progress import SILENT, UNCONTROLLED, Progress, RunControl
 from vacc_deploy.quantize.calibrated import calibrate_along
 from vacc_deploy.quantize.finish import finish_output
 from vacc_deploy.quantize.options import QuantizeOptions
-from vacc_deploy.quantize.plan import PlannedRun, plan_run, telling_what_stays, warn_each
+from vacc_deploy.quantize.plan import PlannedRun, plan_run, telling_what_stays
 from vacc_deploy.quantize.ranks import ALONE, Ranks
 from vacc_deploy.quantize.records import Run
 from vacc_deploy.quantize.result import QuantizeResult
@@ -152,7 +152,8 @@ def execute(
                 peak_device_memory_bytes=compute.peak_memory_bytes(),
             )
             finish_output(checkpoint, run, result, options, files)
-    warn_each(progress, warnings)
+    for warning in warnings:
+        progress.warn(warning)
     return result
 
 
