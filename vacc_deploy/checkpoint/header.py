@@ -54,7 +54,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_DIMENSION
+    return type(value) is int and 0 <= value <= MAX_DIMENSION
 
 
 def _parse_entry(name: str, entry: Any, path: Path, data_start: int) -> TensorInfo:

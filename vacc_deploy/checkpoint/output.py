@@ -236,13 +236,9 @@ def _claim(partial: Path) -> int:
 
 
 def clear_partial(partial: Path, *, keep: Collection[str] = ()) -> None:
-    """Remove what a claimed partial directory holds.
+    """Remove what a claimed partial directory holds but the files ``keep``, paths within it.
 
     First go the run's own files, so that a half-cleared directory never claims finished work.
-
-    Args:
-        partial: the directory.
-        keep: files to keep, by their path within the directory.
     """
     kept = {partial / name for name in (_MARKER, *keep)}
     kept |= {path.parent for path in kept}
