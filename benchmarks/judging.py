@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from vacc_deploy.checkpoint import Checkpoint, read_manifest
+from vacc_deploy.checkpoint.manifest import read_manifest
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.reference.decoder import DecoderLayer, Positions, embed, float_reader, walk_layer
 from vacc_deploy.reference.next_tokens import NextTokenScores, compare_next_tokens
 

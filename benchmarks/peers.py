@@ -31,7 +31,7 @@ from measured import Measured, machine, run_measured
 from quality import DIRECTORY, work_folder
 
 from vacc_deploy.calibration.rows import build_rows
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.datasets.sources import parse_source
 from vacc_deploy.quantize.result import TIMING_NAME
 from vacc_deploy.results import format_table

@@ -26,7 +26,7 @@ from domains import given_domains, library_domains, set_windows, split_sources
 from judging import Judge, Paired, compare_paired
 from measured import machine
 
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.datasets.sources import CalibrationSource, parse_source
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.run import quantize

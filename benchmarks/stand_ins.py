@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 
 from vacc_deploy.assets import demo_model_dir
-from vacc_deploy.checkpoint import Checkpoint, shard_name, write_index, write_shard
+from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.checkpoint.writer import shard_name, write_index, write_shard
 from vacc_deploy.demo.task import sample_problems
 
 # The tokenizers at hand make about 80 tokens of a problem and its answer, on average.

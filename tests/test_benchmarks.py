@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from texts import ROOT, read_json
 
 from vacc_deploy.assets import demo_model_dir
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.models.parse import parse_config
 from vacc_deploy.reference.compare import compare_on_tokens
 from vacc_deploy.reference.next_tokens import NextTokenScores

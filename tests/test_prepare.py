@@ -12,7 +12,8 @@ from doubles import Recorder
 from texts import contents, read_json, sha256
 
 from vacc_deploy.assets import SOURCE_FILES, source_file
-from vacc_deploy.checkpoint import Checkpoint, read_header
+from vacc_deploy.checkpoint.header import read_header
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, OutputError, UnsupportedModelError, UsageError
 from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.catalog import MODELS

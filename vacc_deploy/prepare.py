@@ -9,26 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.assets import SOURCE_FILES, source_file
-from vacc_deploy.checkpoint import (
-    INDEX_NAME,
-    MANIFEST_NAME,
-    SINGLE_FILE,
-    Checkpoint,
-    LinkedFile,
-    WrittenFile,
-    check_output,
-    check_space,
-    copy_file,
-    model_name,
-    output_directory,
-    place_shard,
-    relative_source,
-    side_files,
-    write_index_map,
-    write_manifest,
-    write_text,
-)
+from vacc_deploy.checkpoint.files import copy_file, place_shard, side_files
 from vacc_deploy.checkpoint.hub import Source, fetch
+from vacc_deploy.checkpoint.manifest import LinkedFile, model_name, relative_source, write_manifest
+from vacc_deploy.checkpoint.output import MANIFEST_NAME, check_output, check_space, output_directory
+from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
+from vacc_deploy.checkpoint.writer import WrittenFile, write_index_map, write_text
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.catalog import ARCHITECTURE_FIELDS, CatalogModel, find_model, match_config

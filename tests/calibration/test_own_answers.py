@@ -12,7 +12,7 @@ from tokenizer_builders import tokenizer_config, write_tokenizer
 from transformers import PreTrainedModel
 
 from vacc_deploy.calibration.own_answers import OwnAnswers, read_sampling
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.run import quantize

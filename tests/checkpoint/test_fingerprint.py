@@ -3,7 +3,8 @@
 import pytest
 from checkpoint_builders import write_checkpoint
 
-from vacc_deploy.checkpoint import Checkpoint, fingerprint_weights
+from vacc_deploy.checkpoint.fingerprint import fingerprint_weights
+from vacc_deploy.checkpoint.reader import Checkpoint
 
 
 @pytest.mark.parametrize("whole_bytes", [0, 1 << 20])

@@ -13,8 +13,7 @@ from checkpoint_builders import (
 from safetensors.torch import load_file, save_file
 from texts import read_json
 
-from vacc_deploy.checkpoint import INDEX_NAME, SINGLE_FILE, Checkpoint
-from vacc_deploy.checkpoint.reader import examine
+from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint, examine
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError
 
 FIRST, SECOND = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
@@ -68,15 +67,8 @@ def test_open_reads_every_layout(tmp_path, model_type, tied, layout):
         got = checkpoint.read(name)
         assert got.dtype == tensor.dtype
         assert torch.equal(got, tensor)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-def test_read_keeps_the_stored_dtype_and_owns_its_memory(tmp_path, dtype):
-    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "m", dtype=dtype))
-    first, second = checkpoint.read(UP), checkpoint.read(UP)
-    assert first.dtype == dtype
-    first.zero_()
-    assert second.abs().sum() > 0
+        got.zero_()  # in memory of its own
+        assert torch.equal(checkpoint.read(name), tensor)
 
 
 def test_has_index_is_false_where_model_safetensors_wins(tmp_path):
@@ -180,19 +172,12 @@ def test_missing_and_truncated_shards_are_one_error(tmp_path):
     with (directory / names[0]).open("r+b") as file:
         file.truncate(size - 10)
     (directory / names[2]).unlink()
+    (directory / names[2]).symlink_to(tmp_path / "blobs" / "gone")  # as the hub's cache may have it
     assert problems_of(directory) == [
         f"{names[0]}: the file is truncated: got {size - 10:,} bytes, expected {size:,}. "
         "Download it again.",
         f"{names[2]} is missing ({INDEX_NAME} puts {count} tensors in it)",
     ]
-
-
-def test_a_dangling_link_of_the_cache_is_a_missing_shard(tmp_path):
-    directory = write_checkpoint(tmp_path / "m", shards=2)
-    (directory / SECOND).unlink()
-    (directory / SECOND).symlink_to(tmp_path / "blobs" / "gone")
-    (problem,) = problems_of(directory)
-    assert problem.startswith(f"{SECOND} is missing")
 
 
 def test_shape_and_dtype_against_the_config(tmp_path):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from vacc_deploy.checkpoint import MANIFEST_NAME, Checkpoint, check_output
+from vacc_deploy.checkpoint.output import MANIFEST_NAME, check_output
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.cli import cli
 from vacc_deploy.demo.run import INT8_DIR, PREPARED_DIR, demo, write_yaml
 from vacc_deploy.demo.task import is_held_out

@@ -10,7 +10,7 @@ from format_directories import write_format
 from reference_logits import decoder_logits
 from transformers import AutoModelForCausalLM
 
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.cli import cli
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.int8 import dequantize, quantize_rounding

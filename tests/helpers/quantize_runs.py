@@ -9,7 +9,7 @@ import torch
 from checkpoint_builders import read_tensors, write_checkpoint
 
 from vacc_deploy.calibration.rows import CalibrationRows, build_rows
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.text.tokenizer import Tokenizer

@@ -9,7 +9,7 @@ import torch
 from checkpoint_builders import write_checkpoint
 from texts import read_json
 
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.models.config import EMBEDDING, FINAL_NORM, LM_HEAD
 from vacc_deploy.prepare import prepare
 from vacc_deploy.quantize.options import QuantizeOptions

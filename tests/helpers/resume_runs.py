@@ -16,7 +16,7 @@ from doubles import StopAfter
 
 from vacc_deploy.checkpoint import output as output_module
 from vacc_deploy.errors import StoppedError
-from vacc_deploy.quantize import finish, resume, run, shards
+from vacc_deploy.quantize import finish, records, run, shards
 from vacc_deploy.quantize import plan as plan_module
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.records import RUN_NAME, record_name
@@ -150,9 +150,14 @@ def while_the_older_one_is_removed():
     output_module.remove_path = remove
 
 
+def is_record_of(shard):
+    """Return whether the record of ``shard`` is being written."""
+    return lambda path, _: path.name == record_name(shard)
+
+
 def after_record(shard):
     """Return what kills once a shard is recorded."""
-    return at_call(resume, "write_record", lambda _, record: record.shard == shard, is_after=True)
+    return at_call(records, "write_record", is_record_of(shard), is_after=True)
 
 
 def before_rename_to(name):
@@ -167,7 +172,7 @@ POINTS = {
     "file of the run written, not yet in place": before_rename_to(RUN_NAME),
     "file of the run in place": at_call(shards, "write_shard"),
     "half of a shard": half_shard,
-    "between shard and record": at_call(resume, "write_record", lambda _, r: r.shard == 2),
+    "between shard and record": at_call(records, "write_record", is_record_of(2)),
     "half of a record written aside": half_record,
     "record written, not yet in place": before_rename_to(record_name(2)),
     "between two layers": after_record(2),

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from checkpoint_builders import read_tensors
 
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.models.config import linear_name
 from vacc_deploy.reference.decoder import Positions
 

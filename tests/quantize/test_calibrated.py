@@ -23,7 +23,7 @@ from reference_logits import decoder_logits
 from slow_reference import STAGES, Settings, slow_calibration
 from texts import read_json
 
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import QuantizationError
 from vacc_deploy.models.config import FINAL_NORM, LM_HEAD
 from vacc_deploy.phases import PhaseClock

@@ -16,7 +16,7 @@ from doubles import Recorder, StopAfter
 from texts import contents, write_numbers
 
 from vacc_deploy.calibration.rows import CalibrationRows
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.errors import QuantizationError, StoppedError
 from vacc_deploy.quantize import forecast as forecast_module

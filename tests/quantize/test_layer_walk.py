@@ -7,7 +7,7 @@ import pytest
 import torch
 from checkpoint_builders import write_checkpoint
 
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.formats.int8 import dequantize
 from vacc_deploy.models.config import LAYER_LINEARS, linear_name
 from vacc_deploy.phases import PhaseClock

@@ -8,7 +8,7 @@ import pytest
 import torch
 from checkpoint_builders import read_tensors, write_checkpoint
 
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.quantize.layer_weights import read_layers

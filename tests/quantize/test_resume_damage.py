@@ -17,7 +17,8 @@ from resume_runs import (
 )
 from texts import read_json
 
-from vacc_deploy.checkpoint import MANIFEST_NAME, Checkpoint
+from vacc_deploy.checkpoint.output import MANIFEST_NAME
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import OutputError
 from vacc_deploy.formats.layouts import FP16
 from vacc_deploy.quantize import run as run_module

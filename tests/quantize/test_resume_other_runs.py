@@ -8,7 +8,7 @@ from checkpoint_builders import write_checkpoint
 from doubles import StopAfter
 from resume_runs import RTN, contents, interrupt
 
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.errors import OutputError, StoppedError
 from vacc_deploy.quantize import identity

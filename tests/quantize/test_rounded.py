@@ -7,7 +7,7 @@ import pytest
 import torch
 from checkpoint_builders import read_tensors, write_checkpoint
 
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, QuantizationError
 from vacc_deploy.formats.int8 import pin_largest, quantize_rounding
 from vacc_deploy.models.config import LAYER_LINEARS, linear_name

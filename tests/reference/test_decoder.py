@@ -8,7 +8,7 @@ import torch
 from checkpoint_builders import LLAMA3_ROPE, write_checkpoint
 from transformers import AutoModelForCausalLM
 
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.models.config import FINAL_NORM, LAYER_LINEARS
 from vacc_deploy.reference.decoder import (

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from checkpoint_builders import write_checkpoint
 from doubles import Recorder
 
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.models.config import FINAL_NORM, LM_HEAD
 from vacc_deploy.reference.decoder import rms_norm
 from vacc_deploy.reference.next_tokens import NextTokenScores, compare_next_tokens

@@ -5,7 +5,7 @@ import torch
 from checkpoint_builders import write_checkpoint
 from tokenizer_builders import BOS_ID, build_backend, byte_ids, tokenizer_config, write_tokenizer
 
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CalibrationError, CheckpointError
 from vacc_deploy.reference.windows import read_windows
 

@@ -18,8 +18,9 @@ import torch
 
 from vacc_deploy import __version__
 from vacc_deploy.calibration.answer_cache import AnswerCache, default_directory, hash_json
-from vacc_deploy.checkpoint import Checkpoint, fingerprint_file, fingerprint_weights
+from vacc_deploy.checkpoint.fingerprint import fingerprint_file, fingerprint_weights
 from vacc_deploy.checkpoint.manifest import library_versions
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.json_files import read_json
 from vacc_deploy.models.config import CONFIG_NAME

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from vacc_deploy.checkpoint.header import ShardHeader
 from vacc_deploy.checkpoint.manifest import LinkedFile
-from vacc_deploy.checkpoint.reader import COPY_CHUNK_BYTES
+from vacc_deploy.checkpoint.reader import read_pieces
 from vacc_deploy.checkpoint.writer import WrittenFile, write_bytes
 from vacc_deploy.errors import CheckpointError, OutputError
 from vacc_deploy.models.config import CONFIG_NAME
@@ -57,13 +56,7 @@ def side_files(directory: Path, *, with_config: bool) -> list[Path]:
 
 def copy_file(source: Path, directory: Path) -> WrittenFile:
     """Copy ``source`` into ``directory`` byte for byte, hashing it on the way."""
-    return write_bytes(directory / source.name, _read_chunks(source))
-
-
-def _read_chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(COPY_CHUNK_BYTES):
-            yield chunk
+    return write_bytes(directory / source.name, read_pieces(source, [(0, source.stat().st_size)]))
 
 
 def place_shard(
@@ -99,4 +92,4 @@ def place_shard(
                     f"{source} cannot be hard-linked into {directory.parent} ({err.strerror}). "
                     "Use --link-mode copy or symlink, or an --output on the same file system."
                 ) from err
-    return write_bytes(target, _read_chunks(source)), "copy"
+    return copy_file(shard.path, directory), "copy"

@@ -54,7 +54,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_DIMENSION
+    return type(value) is int and 0 <= value <= MAX_DIMENSION
 
 
 def _parse_entry(name: str, entry: Any, path: Path, data_start: int) -> TensorInfo:
@@ -113,11 +113,6 @@ def read_header(path: Path) -> ShardHeader:
             if length > MAX_HEADER_BYTES:
                 raise ValueError(f"its header of {length:,} bytes is above the format's limit")
             header = file.read(length)
-    except OSError as err:
-        raise CheckpointError(f"{path} cannot be read: {err.strerror}.") from err
-    except ValueError as err:
-        raise CheckpointError(f"{path}: {err}. Download it again.") from err
-    try:
         entries = json.loads(header.decode("utf-8"), object_pairs_hook=_refuse_duplicates)
         if not isinstance(entries, dict):
             raise ValueError("its header is not a JSON object")
@@ -125,6 +120,8 @@ def read_header(path: Path) -> ShardHeader:
         tensors = [_parse_entry(name, e, path, 8 + length) for name, e in entries.items()]
         tensors.sort(key=lambda info: (info.offset, info.num_bytes))
         _check_layout(tensors, 8 + length, file_bytes)
+    except OSError as err:
+        raise CheckpointError(f"{path} cannot be read: {err.strerror}.") from err
     except (ValueError, RecursionError) as err:
         raise CheckpointError(f"{path}: {err}. Download it again.") from err
     return ShardHeader(path, file_bytes, hashlib.sha256(header).hexdigest(), tuple(tensors))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vacc_deploy.checkpoint import Checkpoint
 from vacc_deploy.checkpoint.files import SIDE_FILES
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.models.catalog import CatalogModel
 from vacc_deploy.models.config import CONFIG_NAME

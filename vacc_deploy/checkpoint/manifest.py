@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -37,10 +38,8 @@ def library_versions() -> dict[str, str]:
     """Return the installed versions of the libraries that can change a result."""
     versions = {}
     for name in _LIBRARIES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 
@@ -53,15 +52,9 @@ def write_manifest(
     options: Mapping[str, Any],
     files: Iterable[WrittenFile | LinkedFile],
 ) -> WrittenFile:
-    """Write the manifest of a directory whose other files are finished.
+    """Write the manifest of a (partial) output directory whose other files are finished.
 
-    Args:
-        directory: the (partial) output directory.
-        command: the command that made it.
-        model: the model's name.
-        source: where the weights came from.
-        options: the options that shaped the result.
-        files: every other file of the directory; of a directory in it, that one's manifest.
+    ``files`` are all of them; of a directory in it, that one's manifest.
     """
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -111,12 +104,10 @@ def model_name(directory: Path) -> str:
     The name becomes a part of file names and of the compile file. The endings that ``prepare`` and
     ``quantize`` give their default outputs do not belong to it.
     """
-    manifest = read_manifest(directory)
-    name = (manifest or {}).get("model")
-    if isinstance(name, str):
-        last = name.rstrip("/").rpartition("/")[2]
-        if _MODEL_NAME.fullmatch(last):
-            return last
+    name = (read_manifest(directory) or {}).get("model")
+    last = name.rstrip("/").rpartition("/")[2] if isinstance(name, str) else ""
+    if _MODEL_NAME.fullmatch(last):
+        return last
     path = directory.resolve()
     if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
         # The hub's cache: models--<owner>--<name>/snapshots/<commit>.

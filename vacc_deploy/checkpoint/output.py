@@ -30,7 +30,7 @@ def check_output(output_dir: Path, *, overwrite: bool, inputs: tuple[Path, ...] 
 
     Args:
         output_dir: the directory to write.
-        overwrite: an output of an earlier run may stand there, with nothing else in it.
+        overwrite: accept an output of an earlier run with nothing else in it.
         inputs: directories and files that must stay as they are.
 
     Raises:
@@ -188,7 +188,7 @@ def output_directory(
     target, partial = output_dir.resolve(), partial_path(output_dir)
     lock, finished = _claim(partial), False
     try:
-        _settle_replaced(target)
+        _recover_replaced(target)
         if keeps is None:
             clear_partial(partial)
         # An older output may stand there again, or something else have come to, at both times.
@@ -211,7 +211,8 @@ def output_directory(
     finally:
         # Under the lock, and never after success: another run may own the name by then.
         if not finished and not (keeps is not None and keeps()):
-            _remove_directory(partial, last=_MARKER)
+            with suppress(OSError):
+                remove_path(partial)
         os.close(lock)
 
 
@@ -235,49 +236,32 @@ def _claim(partial: Path) -> int:
 
 
 def clear_partial(partial: Path, *, keep: Collection[str] = ()) -> None:
-    """Remove what a claimed partial directory holds.
+    """Remove what a claimed partial directory holds but the files ``keep``, paths within it.
 
     First go the run's own files, so that a half-cleared directory never claims finished work.
-
-    Args:
-        partial: the directory.
-        keep: files to keep, by their path within the directory.
     """
-    paths = [path for path in partial.iterdir() if path.name not in {_MARKER, *keep}]
-    for path in paths:
-        if path.name.startswith(RUN_FILE_PREFIX):
-            remove_path(path)
-    sync_directory(partial)
-    for path in paths:
-        if path.is_symlink() or not any(name.startswith(f"{path.name}/") for name in keep):
-            remove_path(path)
-        else:
-            for inner in path.iterdir():
-                if f"{path.name}/{inner.name}" not in keep:
-                    remove_path(inner)
+    kept = {partial / name for name in (_MARKER, *keep)}
+    kept |= {path.parent for path in kept}
+    for pattern in (f"{RUN_FILE_PREFIX}*", "*", "*/*"):
+        for path in list(partial.glob(pattern)):
+            # A link is never followed, whatever it claims to be.
+            if path.is_symlink() or path not in kept:
+                remove_path(path)
+        sync_directory(partial)
 
 
 def remove_path(path: Path) -> None:
-    """Remove a file, a link (not what it points to) or a directory with all it holds."""
+    """Remove a file, a link (not what it points to) or a directory with all it holds.
+
+    What shows whose a directory is goes last, should a kill cut this short.
+    """
     if path.is_dir() and not path.is_symlink():
-        _remove_contents(path, last=MANIFEST_NAME)
+        signs = (MANIFEST_NAME, _MARKER)
+        for inner in sorted(path.iterdir(), key=lambda inner: inner.name in signs):
+            remove_path(inner)
         path.rmdir()
     else:
         path.unlink(missing_ok=True)
-
-
-def _remove_contents(directory: Path, last: str) -> None:
-    for path in directory.iterdir():
-        if path.name != last:
-            remove_path(path)
-    (directory / last).unlink(missing_ok=True)
-
-
-def _remove_directory(directory: Path, last: str) -> None:
-    """Remove what can be removed; ``last`` shows whose it is, should a kill cut this short."""
-    with suppress(OSError):
-        _remove_contents(directory, last)
-        directory.rmdir()
 
 
 def remove_leftovers(output_dir: Path) -> None:
@@ -291,7 +275,8 @@ def remove_leftovers(output_dir: Path) -> None:
             path.unlink(missing_ok=True)
     for aside in _replaced(target):
         if target.exists() and not _foreign_files(aside):
-            _remove_directory(aside, last=MANIFEST_NAME)
+            with suppress(OSError):
+                remove_path(aside)
 
 
 def _replaced(target: Path) -> list[Path]:
@@ -309,7 +294,7 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _settle_replaced(target: Path) -> None:
+def _recover_replaced(target: Path) -> None:
     """Finish what a run killed while replacing an older output left; needs the lock.
 
     Killed between the two renames, the older output has no name of its own: it gets its name back.
@@ -328,20 +313,15 @@ def _put_in_place(partial: Path, target: Path) -> None:
 
     The run's own files go last: until then a killed run can tell what it was about.
     """
-    if target.is_dir() and not any(target.iterdir()):
-        target.rmdir()
-    if not target.exists():
-        partial.rename(target)
-        sync_directory(target.parent)
-        remove_leftovers(target)
-        return
     aside = target.with_name(f".{target.name}.replaced-{os.getpid()}")
     try:
-        target.rename(aside)
+        # An empty directory needs no other name: the system lets a rename replace it.
+        if target.exists() and any(target.iterdir()):
+            target.rename(aside)
         partial.rename(target)
     except BaseException:
         # An interruption between the two must not leave the user without either.
-        if not target.exists():
+        if aside.exists() and not target.exists():
             aside.rename(target)
         raise
     sync_directory(target.parent)

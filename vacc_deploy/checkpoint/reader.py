@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 SINGLE_FILE = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 64 << 20
+# A file of the directory itself: no path, no drive, no NUL.
+_PLAIN_NAME = re.compile(r"(?!\.)[^/\\:\0]*\.safetensors", re.DOTALL)
 # Small enough to be hashed and written while it is still in the cache.
-COPY_CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
 # Written by old exporters; every loader recomputes it from the config.
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
 
@@ -181,23 +184,31 @@ def _read_spans(
 
 
 def stored_bytes(info: TensorInfo) -> Iterator[memoryview]:
-    """Yield the bytes of one tensor in pieces of at most ``COPY_CHUNK_BYTES``.
-
-    Every piece is the same buffer, filled anew: use it before taking the next.
+    """Yield the bytes of one tensor as ``read_pieces`` does.
 
     Raises:
         CheckpointError: the file became shorter since its header was read.
     """
-    buffer = memoryview(bytearray(min(info.num_bytes, COPY_CHUNK_BYTES)))
-    with info.path.open("rb", buffering=0) as file:
-        file.seek(info.offset)
-        left = info.num_bytes
-        while left:
-            count = file.readinto(buffer[: min(left, len(buffer))])
-            if not count:
-                raise _shortened(info)
-            left -= count
-            yield buffer[:count]
+    left = info.num_bytes
+    for piece in read_pieces(info.path, [(info.offset, left)]):
+        left -= len(piece)
+        yield piece
+    if left:
+        raise _shortened(info)
+
+
+def read_pieces(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[memoryview]:
+    """Yield the bytes at each (offset, size) of a file, as far as it goes.
+
+    Every piece is the same buffer of ``CHUNK_BYTES``, filled anew: use it before taking the next.
+    """
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        for offset, left in spans:
+            file.seek(offset)
+            while left > 0 and (count := file.readinto(buffer[:left])):
+                left -= count
+                yield buffer[:count]
 
 
 def _shortened(info: TensorInfo) -> CheckpointError:
@@ -223,7 +234,7 @@ def _read_index(directory: Path) -> dict[str, str] | None:
     outside = [
         f"{tensor} -> {file!r}"
         for tensor, file in weight_map.items()
-        if not isinstance(file, str) or not _is_plain_name(file)
+        if not (isinstance(file, str) and _PLAIN_NAME.fullmatch(file))
     ]
     if outside:
         raise CheckpointError(
@@ -231,12 +242,6 @@ def _read_index(directory: Path) -> dict[str, str] | None:
             f"{list_problems(outside)}\nNothing was read. Do not trust this checkpoint."
         )
     return weight_map
-
-
-def _is_plain_name(name: str) -> bool:
-    """Return whether ``name`` is a file of the directory itself: no path, no drive, no NUL."""
-    forbidden = any(char in name for char in "/\\:\0")
-    return name.endswith(".safetensors") and not name.startswith(".") and not forbidden
 
 
 def _find_files(directory: Path) -> list[str]:
@@ -287,8 +292,8 @@ def _compare_with_index(
     if weight_map is None:
         return problems
     for tensor, file in weight_map.items():
-        if holder.get(tensor) != file:
-            got = holder.get(tensor, "no file")
+        got = holder.get(tensor, "no file")
+        if got != file:
             problems.append(f"{tensor} should be in {file} by the index, it is in {got}")
     # By the index nobody would read these.
     extra = sorted(holder.keys() - weight_map.keys())
@@ -314,14 +319,11 @@ def _compare_with_config(config: ModelConfig, tensors: dict[str, TensorInfo]) ->
         if info is None:
             problems.append(f"{name} is missing (config.json needs it, shape {list(shape)})")
         elif info.shape != shape:
-            problems.append(
-                f"{name} in {info.path.name} has shape {list(info.shape)}, config.json needs "
-                f"{list(shape)}"
-            )
+            got = f"{name} in {info.path.name} has shape {list(info.shape)}"
+            problems.append(f"{got}, config.json needs {list(shape)}")
         elif info.dtype not in dtypes:
-            problems.append(
-                f"{name} in {info.path.name} is {info.dtype}, expected {' or '.join(dtypes)}"
-            )
+            got = f"{name} in {info.path.name} is {info.dtype}"
+            problems.append(f"{got}, expected {' or '.join(dtypes)}")
     for name, info in tensors.items():
         # Exporters write the head of a tied model or leave it out; the embedding is used anyway.
         is_spare_head = name == LM_HEAD and config.tie_word_embeddings

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.checkpoint.header import TensorInfo
-from vacc_deploy.checkpoint.reader import INDEX_NAME, stored_bytes
+from vacc_deploy.checkpoint.reader import CHUNK_BYTES, INDEX_NAME, stored_bytes
 from vacc_deploy.formats.dtypes import DTYPES, dtype_code
 
 if TYPE_CHECKING:
     import torch
-
-_WRITE_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -45,31 +45,20 @@ def write_shard(path: Path, tensors: Mapping[str, torch.Tensor | TensorInfo]) ->
         path: a file that does not exist yet.
         tensors: name to tensor; a ``TensorInfo`` is copied from its own file, byte for byte.
     """
-    ordered = sorted(tensors.items(), key=lambda item: (-_item_bytes(item[1]), item[0]))
+    ordered = sorted(tensors, key=lambda name: (-_item_bytes(tensors[name]), name))
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
-    for name, tensor in ordered:
-        end = position + _num_bytes(tensor)
-        entries[name] = {
-            "dtype": _dtype_code(tensor),
-            "shape": list(tensor.shape),
-            "data_offsets": [position, end],
-        }
+    for name in ordered:
+        dtype, shape = _dtype_code(tensors[name]), list(tensors[name].shape)
+        end = position + math.prod(shape) * _item_bytes(tensors[name])
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, end]}
         position = end
     header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     # The data begin at a multiple of 8, so that every tensor is aligned.
     header += b" " * (-len(header) % 8)
-    record = write_bytes(path, _shard_chunks(header, [tensor for _, tensor in ordered]))
-    names = tuple(name for name, _ in ordered)
-    return replace(record, tensors=names, tensor_bytes=position)
-
-
-def _shard_chunks(
-    header: bytes, tensors: Iterable[torch.Tensor | TensorInfo]
-) -> Iterator[bytes | memoryview]:
-    yield len(header).to_bytes(8, "little") + header
-    for tensor in tensors:
-        yield from _chunks(tensor)
+    data = chain.from_iterable(_chunks(tensors[name]) for name in ordered)
+    record = write_bytes(path, chain([len(header).to_bytes(8, "little"), header], data))
+    return replace(record, tensors=tuple(ordered), tensor_bytes=position)
 
 
 def write_text(path: Path, text: str) -> WrittenFile:
@@ -91,17 +80,17 @@ def write_bytes(path: Path, chunks: Iterable[bytes | memoryview]) -> WrittenFile
 
 def record_file(path: Path) -> WrittenFile:
     """Return the record of a file that another library wrote, once it is on the disk."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        while chunk := file.read(_WRITE_CHUNK_BYTES):
+        # 3.10 has no hashlib.file_digest.
+        digest = hashlib.sha256()
+        while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
         return WrittenFile(path.name, file.tell(), digest.hexdigest())
 
 
-def write_index(directory: Path, shards: Iterable[WrittenFile]) -> WrittenFile:
+def write_index(directory: Path, shards: Sequence[WrittenFile]) -> WrittenFile:
     """Write ``model.safetensors.index.json`` for finished shards."""
-    shards = list(shards)
     weight_map = {tensor: shard.name for shard in shards for tensor in shard.tensors}
     total = sum(shard.tensor_bytes for shard in shards)
     return write_index_map(directory, weight_map, total)
@@ -121,12 +110,6 @@ def _item_bytes(tensor: torch.Tensor | TensorInfo) -> int:
     return DTYPES[_dtype_code(tensor)].num_bytes
 
 
-def _num_bytes(tensor: torch.Tensor | TensorInfo) -> int:
-    if isinstance(tensor, TensorInfo):
-        return tensor.num_bytes
-    return tensor.numel() * tensor.element_size()
-
-
 def _chunks(tensor: torch.Tensor | TensorInfo) -> Iterator[bytes | memoryview]:
     if isinstance(tensor, TensorInfo):
         yield from stored_bytes(tensor)
@@ -134,5 +117,5 @@ def _chunks(tensor: torch.Tensor | TensorInfo) -> Iterator[bytes | memoryview]:
     import torch
 
     view = memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    for start in range(0, len(view), _WRITE_CHUNK_BYTES):
-        yield view[start : start + _WRITE_CHUNK_BYTES]
+    for start in range(0, len(view), CHUNK_BYTES):
+        yield view[start : start + CHUNK_BYTES]

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.assets import demo_model_dir
-from vacc_deploy.checkpoint import MANIFEST_NAME, WrittenFile, output_directory, write_manifest
+from vacc_deploy.checkpoint.manifest import write_manifest
+from vacc_deploy.checkpoint.output import MANIFEST_NAME, output_directory
+from vacc_deploy.checkpoint.writer import WrittenFile
 from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.demo.task import THINK_START, Problem, sample_problems, share_correct
 from vacc_deploy.models.config import ModelConfig

@@ -15,16 +15,10 @@ from typing import Any
 import torch
 
 from vacc_deploy.assets import default_text_file
-from vacc_deploy.checkpoint import (
-    Checkpoint,
-    check_output,
-    check_space,
-    model_name,
-    output_directory,
-    record_file,
-    relative_source,
-    write_manifest,
-)
+from vacc_deploy.checkpoint.manifest import model_name, relative_source, write_manifest
+from vacc_deploy.checkpoint.output import check_output, check_space, output_directory
+from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.checkpoint.writer import record_file
 from vacc_deploy.errors import CheckpointError, UsageError, list_problems
 from vacc_deploy.graphs.compare import Agreement, compare_graphs, run_reference
 from vacc_deploy.graphs.result import ExportedGraph, ExportOptions, ExportResult

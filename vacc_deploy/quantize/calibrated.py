@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.models.config import LAYER_LINEARS, linear_name
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import SILENT, Progress, RunControl

@@ -8,25 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.assets import source_file
-from vacc_deploy.checkpoint import (
-    MANIFEST_NAME,
-    Checkpoint,
-    WrittenFile,
-    copy_file,
-    relative_source,
-    side_files,
-    sync_directory,
-    write_index,
-    write_manifest,
-    write_text,
-)
+from vacc_deploy.checkpoint.files import copy_file, side_files
+from vacc_deploy.checkpoint.manifest import relative_source, write_manifest
+from vacc_deploy.checkpoint.output import MANIFEST_NAME, sync_directory
+from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.checkpoint.writer import WrittenFile, write_index, write_text
 from vacc_deploy.formats.linears import stored_linear_bytes
 from vacc_deploy.json_files import dump_json
-from vacc_deploy.models.config import LAYER_LINEARS, linear_name
 from vacc_deploy.models.directory_config import format_files, format_source_files
 from vacc_deploy.quantize.options import QuantizeOptions
+from vacc_deploy.quantize.records import Run
 from vacc_deploy.quantize.result import REPORT_NAME, TIMING_NAME, QuantizeResult
-from vacc_deploy.quantize.resume import Run
 from vacc_deploy.quantize.standing import IDENTITY_KEY
 
 
@@ -43,20 +35,17 @@ def finish_output(
     in itself, and a manifest of their manifests.
     """
     _write_timing(run, result)
-    if len(options.formats) == 1:
-        written = [file for _, file in sorted(files.items())]
-        _finish_format(checkpoint, run.partial, result, options, written)
-        return
     manifests = []
     for layout in options.formats:
-        inner = replace(result, output_dir=result.output_dir / layout)
-        written = [file for name, file in sorted(files.items()) if name.startswith(f"{layout}/")]
-        manifest = _finish_format(
-            checkpoint, run.partial / layout, inner, replace(options, formats=(layout,)), written
-        )
-        manifests.append(replace(manifest, name=f"{layout}/{MANIFEST_NAME}"))
-        sync_directory(run.partial / layout)
-    _write_manifest(checkpoint, run.partial, result, options, manifests)
+        below = f"{layout}/" if len(options.formats) > 1 else ""
+        directory, own = run.partial / below, replace(options, formats=(layout,))
+        inner = replace(result, output_dir=result.output_dir / below)
+        written = [file for name, file in sorted(files.items()) if name.startswith(below)]
+        manifest = _finish_format(checkpoint, directory, inner, own, written)
+        manifests.append(replace(manifest, name=f"{below}{MANIFEST_NAME}"))
+        sync_directory(directory)
+    if len(manifests) > 1:
+        _write_manifest(checkpoint, run.partial, result, options, manifests)
 
 
 def _finish_format(
@@ -106,31 +95,28 @@ def _write_manifest(
 
 def _write_timing(run: Run, result: QuantizeResult) -> None:
     """Write what differs from run to run: the one file that is in no manifest."""
-    layers = [run.record.shards[layer + 1] for layer in range(run.num_layers)]
     timing: dict[str, Any] = {
         "seconds": round(result.seconds, 3),
-        "layer_seconds": [round(layer.seconds, 3) for layer in layers],
+        "layer_seconds": [round(layer.seconds, 3) for layer in run.layers],
         "linear_seconds": {
             name: round(seconds, 4)
-            for layer in layers
+            for layer in run.layers
             for name, seconds in layer.linear_seconds.items()
         },
         "peak_memory_bytes": result.peak_memory_bytes,
         "peak_device_memory_bytes": result.peak_device_memory_bytes,
         "phases": run.clock.to_dict(),
-        "resumes": run.record.resumes,
+        "resumes": run.resumes,
         # A later --resume compares it with its own.
-        IDENTITY_KEY: run.record.identity,
+        IDENTITY_KEY: run.identity,
     }
     write_text(run.partial / TIMING_NAME, dump_json(timing))
 
 
-def output_bytes(checkpoint: Checkpoint, layout: str) -> int:
-    """Return the bytes of the weights that ``checkpoint`` will give in one format."""
-    config, total = checkpoint.config, checkpoint.weight_bytes
-    for layer in range(config.num_hidden_layers):
-        for linear in LAYER_LINEARS:
-            out_features, in_features = config.linear_shape(linear)
-            stored = checkpoint.info(f"{linear_name(layer, linear)}.weight").num_bytes
-            total += stored_linear_bytes(layout, out_features, in_features) - stored
+def output_bytes(checkpoint: Checkpoint, formats: Sequence[str]) -> int:
+    """Return the bytes of the weights that ``checkpoint`` will give in all formats."""
+    total = checkpoint.weight_bytes * len(formats)
+    for name, shape in checkpoint.config.linear_names().items():
+        stored = checkpoint.info(f"{name}.weight").num_bytes
+        total += sum(stored_linear_bytes(layout, *shape) - stored for layout in formats)
     return total

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.models.config import LAYER_LINEARS
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.quantize.compute import Compute

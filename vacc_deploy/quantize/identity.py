@@ -12,19 +12,14 @@ from typing import Any
 import torch
 
 from vacc_deploy import __version__
-from vacc_deploy.checkpoint import (
-    Checkpoint,
-    fingerprint_file,
-    fingerprint_weights,
-    library_versions,
-    side_files,
-)
+from vacc_deploy.checkpoint.files import side_files
+from vacc_deploy.checkpoint.fingerprint import fingerprint_file, fingerprint_weights
+from vacc_deploy.checkpoint.manifest import library_versions
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.system import processor_name
-
-_SHOWN_CHARS = 64
 
 
 def identify(
@@ -38,26 +33,18 @@ def identify(
 ) -> dict[str, Any]:
     """Return what decides the bytes of the output.
 
-    Args:
-        checkpoint: the source.
-        options: what the run was asked for.
-        model: the model's name, which the manifest carries.
-        calibration: what the report says of the rows; None for rounding, whose integers do not
-            depend on the machine.
-        compute: the device and the precision of a calibrated run.
-        num_ranks: number of processes that share the rows.
+    ``model`` is the name that the manifest carries, ``calibration`` what the report says of the
+    rows: None for rounding, whose integers do not depend on the machine.
     """
     values: dict[str, Any] = {"model": model, "vacc-deploy": __version__}
     values |= {f"library {name}": version for name, version in library_versions().items()}
     asked = options.to_dict()
     values |= dict(_flatten("option", asked))
-    for name, digest in fingerprint_weights(checkpoint).items():
-        values[f"weights {name}"] = digest
-    for path in side_files(checkpoint.directory, with_config=True):
-        values[f"file {path.name}"] = fingerprint_file(path)
+    values |= dict(_flatten("weights", fingerprint_weights(checkpoint)))
     vacc_config = checkpoint.directory / VACC_CONFIG_NAME
-    if vacc_config.is_file():
-        values[f"file {VACC_CONFIG_NAME}"] = fingerprint_file(vacc_config)
+    for path in (*side_files(checkpoint.directory, with_config=True), vacc_config):
+        if path.is_file():
+            values[f"file {path.name}"] = fingerprint_file(path)
     if calibration is not None:
         # An option's name may also be that of what came of it: the answers and their hash.
         given = {name: value for name, value in calibration.items() if value != asked.get(name)}
@@ -66,8 +53,7 @@ def identify(
         values["device"] = compute.describe()
         values["compute dtype"] = str(compute.dtype).removeprefix("torch.")
         values["torch threads"] = torch.get_num_threads()
-        vector_units = torch.backends.cpu.get_cpu_capability()
-        values["processor"] = f"{processor_name()}, {vector_units}"
+        values["processor"] = f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}"
         values["processes"] = num_ranks
     return values
 
@@ -90,9 +76,8 @@ def differences(
     labels: tuple[str, str] = ("then", "now"),
 ) -> list[str]:
     """Return one line for every value in which two identities differ."""
-    before, after = labels
     return [
-        f"{name}: {_show(recorded.get(name))} {before}, {_show(current.get(name))} {after}"
+        f"{name}: {_show(recorded.get(name))} {labels[0]}, {_show(current.get(name))} {labels[1]}"
         for name in sorted(recorded.keys() | current.keys())
         if recorded.get(name) != current.get(name)
     ]
@@ -102,4 +87,4 @@ def _show(value: Any) -> str:
     if value is None:
         return "none"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
+    return text if len(text) <= 64 else f"{text[:64]}..."

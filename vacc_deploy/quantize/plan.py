@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
-from vacc_deploy.checkpoint import Checkpoint, check_output, check_space, model_name
+from vacc_deploy.checkpoint.manifest import model_name
+from vacc_deploy.checkpoint.output import check_output, check_space, partial_path
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.models.directory_config import check_format
 from vacc_deploy.models.vacc_config import check_vacc_config
 from vacc_deploy.progress import SILENT, UNCONTROLLED, Progress, RunControl
-from vacc_deploy.quantize.compute import Compute, choose_compute
+from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.quantize.finish import output_bytes
 from vacc_deploy.quantize.forecast import Plan
 from vacc_deploy.quantize.identity import identify
 from vacc_deploy.quantize.options import OWN, QuantizeOptions
 from vacc_deploy.quantize.ranks import ALONE, Ranks, check_rows, check_same
-from vacc_deploy.quantize.records import RunRecord
+from vacc_deploy.quantize.records import Run
 from vacc_deploy.quantize.result import QuantizeResult
 from vacc_deploy.quantize.standing import (
     Finished,
-    Nothing,
     Standing,
-    Unfinished,
     check_standing,
     continue_run,
     look_at,
@@ -39,33 +39,26 @@ from vacc_deploy.solver.records import RTN
 from vacc_deploy.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from vacc_deploy.calibration.own_answers import OwnAnswers
     from vacc_deploy.calibration.rows import CalibrationRows
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class PlannedRun:
     """A run of which everything is checked and nothing is written.
 
     Attributes:
-        checkpoint: the float weights.
-        options: what the run was asked for.
-        rows: the calibration tokens; None for rounding.
-        compute: the device and the precision.
+        plan: weights, options, rows and device.
         result: what is known before the work; the whole result where the output is finished.
+        run: the run to begin, or the interrupted one to go on with.
         standing: what stands where the run would write.
-        record: the run to begin, or the interrupted one to go on with.
         overwrite: whether an older output may be replaced.
         started: when the planning began.
     """
 
-    checkpoint: Checkpoint
-    options: QuantizeOptions
-    rows: CalibrationRows | None
-    compute: Compute
+    plan: Plan
     result: QuantizeResult
+    run: Run
     standing: Standing
-    record: RunRecord
     overwrite: bool
     started: float
 
@@ -88,55 +81,47 @@ def plan_run(
     options.check()
     checkpoint = _open_float(checkpoint_dir, options.formats)
     output_dir = output or _default_output(checkpoint_dir, options.formats)
-    standing: Standing = Nothing()
+    standing: Standing = None
     if ranks.rank == 0:  # the others write nothing, and may not even see the directory
-        standing = look_at(output_dir)
-        if overwrite or not (resume and isinstance(standing, Finished)):
-            # Else nothing is written, whatever stands there.
+        standing = look_at(output_dir, options.formats)
+        if overwrite or not (resume and isinstance(standing, Finished)):  # else nothing is written
             check_output(output_dir, overwrite=overwrite, inputs=checkpoint.input_paths())
         check_standing(standing, resume=resume, overwrite=overwrite, progress=progress)
-    left = standing.run if isinstance(standing, Unfinished) else None
+    left = standing if isinstance(standing, Run) else None
     # An interruption may also come before the first layer of a resumed run.
     with telling_what_stays(control, left, KeyboardInterrupt, SystemExit):
         compute = choose_compute(options.device, options.compute_dtype)
         check_same(checkpoint, options, compute, ranks)
         with warming_up(compute):
+            # Rank 0 alone reads text; rounding needs none, and has one process.
             rows = None
-            if ranks.rank == 0:
+            if ranks.rank == 0 and options.method != RTN:
                 rows = read_calibration_rows(checkpoint, options, progress, dry_run=dry_run)
             rows = ranks.share(rows)
         if rows is not None:
             check_rows(rows.num_fit_rows, ranks)
-        num_bytes = sum(output_bytes(checkpoint, layout) for layout in options.formats)
-        plan = Plan(checkpoint, options, rows, compute, num_bytes)
+        num_layers = checkpoint.config.num_hidden_layers
+        plan = Plan(checkpoint, options, rows, compute, output_bytes(checkpoint, options.formats))
         result = _planned_result(plan, output_dir)
         identity = identify(
             checkpoint, options, result.model, result.calibration, compute, num_ranks=ranks.count
         )
-        record = RunRecord(identity, checkpoint.config.num_hidden_layers)
+        run = Run(partial_path(output_dir), options.formats, identity, num_layers)
         # A dry run writes no answers, so it cannot know whether those of then were the same.
         known = None if dry_run and options.answers == OWN else identity
-        if resume and isinstance(standing, Unfinished):
-            record = continue_run(standing, known)
+        if resume and left:
+            run = continue_run(left, known)
         elif resume and isinstance(standing, Finished) and known is not None:
             result = take_finished(result, standing, known, overwrite=overwrite)
         result = replace(result, already_finished=ranks.share(result.already_finished))
         if ranks.rank == 0 and not result.already_finished:
             # What an interrupted run has written is used again, or removed first.
-            written = num_bytes - (left.num_bytes if left else 0)
-            check_space(output_dir, written + plan.spooled_bytes(ranks.count, ranks.local_count))
-            warn_each(progress, result.warnings)
-    return PlannedRun(
-        checkpoint=checkpoint,
-        options=options,
-        rows=rows,
-        compute=compute,
-        result=result,
-        standing=standing,
-        record=record,
-        overwrite=overwrite,
-        started=started,
-    )
+            needed = plan.output_bytes - (left.num_bytes if left else 0)
+            check_space(output_dir, needed + plan.spooled_bytes(ranks.count, ranks.local_count))
+            for warning in result.warnings:
+                progress.warn(warning)
+    plan = replace(plan, num_finished=run.finished)
+    return PlannedRun(plan, result, run, standing=standing, overwrite=overwrite, started=started)
 
 
 def _planned_result(plan: Plan, output_dir: Path) -> QuantizeResult:
@@ -176,15 +161,30 @@ def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:
 
 def read_calibration_rows(
     checkpoint: Checkpoint, options: QuantizeOptions, progress: Progress, *, dry_run: bool
-) -> CalibrationRows | None:
-    """Return the rows to calibrate on, None for rounding; a dry run writes no own answers."""
-    if options.method == RTN:
-        return None
+) -> CalibrationRows:
+    """Return the rows to calibrate on; a dry run writes no own answers."""
     from vacc_deploy.calibration.rows import build_rows
 
     check_sequence_length(checkpoint.config, options.sequence_length)
     tokenizer = Tokenizer.from_dir(checkpoint.directory)
-    writer = _answer_writer(checkpoint, tokenizer, options, progress, dry_run=dry_run)
+    writer = None
+    if options.answers == OWN and dry_run:
+        progress.warn(
+            "A dry run writes no answers: the plan counts the data set's own, and no time for "
+            "writing them."
+        )
+    elif options.answers == OWN:
+        from vacc_deploy.calibration.own_answers import OwnAnswers
+
+        writer = OwnAnswers(
+            checkpoint,
+            tokenizer,
+            max_new_tokens=options.max_answer_tokens,
+            seed=options.seed,
+            device=options.device,
+            cache_dir=options.answers_cache,
+            progress=progress,
+        )
     try:
         return build_rows(
             options.sources,
@@ -202,38 +202,9 @@ def read_calibration_rows(
             writer.release()
 
 
-def _answer_writer(
-    checkpoint: Checkpoint,
-    tokenizer: Tokenizer,
-    options: QuantizeOptions,
-    progress: Progress,
-    *,
-    dry_run: bool,
-) -> OwnAnswers | None:
-    if options.answers != OWN:
-        return None
-    if dry_run:
-        progress.warn(
-            "A dry run writes no answers: the plan counts the data set's own, and no time for "
-            "writing them."
-        )
-        return None
-    from vacc_deploy.calibration.own_answers import OwnAnswers
-
-    return OwnAnswers(
-        checkpoint,
-        tokenizer,
-        max_new_tokens=options.max_answer_tokens,
-        seed=options.seed,
-        device=options.device,
-        cache_dir=options.answers_cache,
-        progress=progress,
-    )
-
-
 @contextmanager
 def telling_what_stays(
-    control: RunControl, run: RunRecord | None, *errors: type[BaseException]
+    control: RunControl, run: Run | None, *errors: type[BaseException]
 ) -> Iterator[None]:
     """Say to ``control`` what an unfinished run keeps, when one of ``errors`` ends the block."""
     try:
@@ -242,9 +213,3 @@ def telling_what_stays(
         if run is not None and run.finished:
             control.kept(run.finished, run.num_layers)
         raise
-
-
-def warn_each(progress: Progress, warnings: Sequence[str]) -> None:
-    """Report several warnings."""
-    for warning in warnings:
-        progress.warn(warning)

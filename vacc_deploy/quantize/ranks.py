@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, UsageError, list_problems
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.identity import differences, identify

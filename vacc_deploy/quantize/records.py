@@ -1,4 +1,4 @@
-"""What a run writes down in its partial directory: one file for the run, one for each shard.
+"""A run, and what it writes down of itself in its partial directory: a file for it, one a shard.
 
 Each is written aside, brought to the disk and renamed, so it is whole or absent. A shard's record
 comes after the shard's files: where it stands, they stand.
@@ -6,15 +6,24 @@ comes after the shard's files: where it stands, they stand.
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.checkpoint import RUN_FILE_PREFIX, replace_text
+import torch
+
+from vacc_deploy.checkpoint.header import read_header
+from vacc_deploy.checkpoint.output import RUN_FILE_PREFIX, replace_text
+from vacc_deploy.checkpoint.reader import read_tensor
+from vacc_deploy.checkpoint.writer import WrittenFile, shard_name
 from vacc_deploy.errors import CheckpointError, OutputError
+from vacc_deploy.formats.layouts import INT8
+from vacc_deploy.formats.linears import codes_from
 from vacc_deploy.json_files import read_json
+from vacc_deploy.phases import PhaseClock
 from vacc_deploy.solver.records import LinearRecord
 
 RUN_NAME = f"{RUN_FILE_PREFIX}run.json"
@@ -22,9 +31,6 @@ RECORD_VERSION = 3
 # The directory may be a stranger's. A record of 7 linears with its scales has some 200 KiB.
 MAX_RECORD_BYTES = 1 << 20
 MAX_LAYERS = 1024
-_MAX_REASON_CHARS = 300
-# Earlier versions kept one growing file instead.
-_OLD_NAME = f"{RUN_FILE_PREFIX}journal"
 
 
 @dataclass(frozen=True)
@@ -50,33 +56,75 @@ class ShardRecord:
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class Run:
     """A run and the shards that it has finished.
 
     Attributes:
+        partial: the directory in which it writes.
+        formats: the layouts it writes.
         identity: what decides the bytes, see ``quantize.identity``.
-        num_layers: number of layers of the model.
+        num_layers: number of layers of the model; there are two shards more.
         resumes: how often the run was resumed.
         shards: number to record; grows while the run goes on.
+        written: path within ``partial`` to the finished files that were found there.
+        clock: counts the seconds by phase.
     """
 
+    partial: Path
+    formats: tuple[str, ...]
     identity: dict[str, Any]
     num_layers: int
     resumes: int = 0
     shards: dict[int, ShardRecord] = field(default_factory=dict)
+    written: dict[str, WrittenFile] = field(default_factory=dict)
+    clock: PhaseClock = field(default_factory=PhaseClock)
 
     @property
     def finished(self) -> int:
         """The layers from the first on that are finished without a gap."""
-        count = 0
-        while count < self.num_layers and count + 1 in self.shards:
-            count += 1
-        return count
+        layers = range(self.num_layers)
+        return next((layer for layer in layers if layer + 1 not in self.shards), len(layers))
+
+    @property
+    def layers(self) -> list[ShardRecord]:
+        """The records of all layers of a complete run, in their order."""
+        return [self.shards[layer + 1] for layer in range(self.num_layers)]
 
     @property
     def num_bytes(self) -> int:
         """The bytes of all finished files."""
         return sum(size for shard in self.shards.values() for size, _ in shard.files.values())
+
+    def add(self, shard: ShardRecord) -> None:
+        """Record a shard whose files are on the disk; safe from several threads."""
+        write_record(self.partial / record_name(shard.shard), asdict(shard))
+        self.shards[shard.shard] = shard
+
+    def read_finished(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the codes int8 [out, in] and the scale float16 [out] of a finished linear.
+
+        Args:
+            name: the linear's full name, ``model.layers.<i>...``.
+        """
+        shard = int(name.split(".")[2]) + 1
+        layout = INT8 if INT8 in self.formats else self.formats[0]
+        path = self.partial / shard_path(self.formats, layout, shard, self.num_layers)
+        infos = {info.name: info for info in read_header(path).tensors}
+        packed, scale = self.shards[shard].scales.get(name), None
+        if packed is not None:
+            scale = torch.frombuffer(bytearray(base64.b64decode(packed)), dtype=torch.float16)
+        return codes_from(layout, lambda tensor: read_tensor(infos[tensor]), name, scale)
+
+
+def pack_scale(scale: torch.Tensor) -> str:
+    """Return a float16 scale [out] as base64 of its little-endian bytes."""
+    return base64.b64encode(scale.numpy().astype("<f2").tobytes()).decode()
+
+
+def shard_path(formats: Sequence[str], layout: str, shard: int, num_layers: int) -> str:
+    """Return where a shard lies within the output: below its format where there are several."""
+    name = shard_name(shard, num_layers + 2)
+    return name if len(formats) == 1 else f"{layout}/{name}"
 
 
 def record_name(shard: int) -> str:
@@ -84,49 +132,42 @@ def record_name(shard: int) -> str:
     return f"{RUN_FILE_PREFIX}shard-{shard + 1:05d}.json"
 
 
-def write_run(partial: Path, run: RunRecord) -> None:
-    """Write the file of the run; it replaces an older one at once."""
-    values = {
-        "version": RECORD_VERSION,
-        "identity": run.identity,
-        "num_layers": run.num_layers,
-        "resumes": run.resumes,
-    }
-    # The shards have files of their own: this one never grows.
-    _write(partial / RUN_NAME, values)
-
-
-def write_record(partial: Path, record: ShardRecord) -> None:
-    """Write the record of a shard whose files are on the disk."""
-    _write(partial / record_name(record.shard), asdict(record))
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
+def write_record(path: Path, values: dict[str, Any]) -> None:
+    """Write the file of a run or the record of a shard; it replaces an older one at once."""
     replace_text(path, json.dumps(values, separators=(",", ":")), overwrite=True, head="")
 
 
-def read_run(partial: Path) -> RunRecord | None:
+def read_run(partial: Path, formats: tuple[str, ...]) -> Run | None:
     """Return the run that began in a partial directory, None where none has.
+
+    Args:
+        partial: the directory.
+        formats: the layouts that a run now would write; the identity says whether this one did.
 
     Raises:
         CheckpointError: the file of the run is damaged.
         OutputError: another version wrote one of the files, and may have finished layers there.
     """
     path = partial / RUN_NAME
-    if not _is_file(path):
-        if _is_file(partial / _OLD_NAME):
-            raise _other_version(partial / _OLD_NAME, f"expected {RUN_NAME}")
-        return None
-    values = read_json(path, limit_bytes=MAX_RECORD_BYTES)
     try:
-        run = _parse_run(values)
+        if not _is_file(path):
+            # Earlier versions kept one growing file instead.
+            path = partial / f"{RUN_FILE_PREFIX}journal"
+            if _is_file(path):
+                raise ValueError(f"expected {RUN_NAME}")
+            return None
+        run = _parse_run(partial, formats, read_json(path, limit_bytes=MAX_RECORD_BYTES))
         # By number, not by listing: a strange file beside them is never read.
         for shard in range(run.num_layers + 2):
             path = partial / record_name(shard)
             if _is_file(path):
-                run.shards[shard] = _read_record(path, shard)
+                run.shards[shard] = _read_shard(path, shard)
     except (TypeError, ValueError, OverflowError, AttributeError) as err:
-        raise _other_version(path, str(err)[:_MAX_REASON_CHARS]) from err
+        raise OutputError(
+            f"{path} was written by another version of vacc-deploy, and this one cannot read it, "
+            f"nor the layers that are finished there ({str(err)[:300]}). Resume with the version "
+            "that began, or give --overwrite, without --resume, to begin again."
+        ) from err
     return run
 
 
@@ -135,21 +176,7 @@ def _is_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def _other_version(path: Path, reason: str) -> OutputError:
-    return OutputError(
-        f"{path} was written by another version of vacc-deploy, and this one cannot read it, "
-        f"nor the layers that are finished there ({reason}). Resume with the version that began, "
-        "or give --overwrite, without --resume, to begin again."
-    )
-
-
-def _parse_run(values: Any) -> RunRecord:
-    """Return the run without its shards.
-
-    Raises:
-        ValueError: another version wrote it.
-        AttributeError: it is not a JSON object.
-    """
+def _parse_run(partial: Path, formats: tuple[str, ...], values: Any) -> Run:
     if values.get("version") != RECORD_VERSION:
         raise ValueError(f"version {values.get('version')!r}, expected {RECORD_VERSION}")
     identity, num_layers, resumes = (values.get(k) for k in ("identity", "num_layers", "resumes"))
@@ -157,15 +184,11 @@ def _parse_run(values: Any) -> RunRecord:
         raise ValueError("it lacks the run's identity, number of layers or number of resumes")
     if not 0 < num_layers <= MAX_LAYERS:
         raise ValueError(f"{num_layers} layers, expected 1 to {MAX_LAYERS}")
-    return RunRecord(identity, num_layers, resumes)
+    return Run(partial, formats, identity, num_layers, resumes)
 
 
-def _read_record(path: Path, shard: int) -> ShardRecord:
-    """Return a shard's record, one without files where it is damaged.
-
-    Raises:
-        ValueError: a field is missing or unknown, as also TypeError and AttributeError may say.
-    """
+def _read_shard(path: Path, shard: int) -> ShardRecord:
+    """Return a shard's record, one without files where it is damaged."""
     try:
         values = read_json(path, limit_bytes=MAX_RECORD_BYTES)
     except CheckpointError:

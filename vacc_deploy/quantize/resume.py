@@ -5,157 +5,69 @@ Of an interrupted run only what has a record counts, and of that only what still
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from vacc_deploy.checkpoint import (
-    WrittenFile,
-    clear_partial,
-    read_header,
-    read_tensor,
-    record_file,
-    shard_name,
-)
+from vacc_deploy.checkpoint.header import read_header
+from vacc_deploy.checkpoint.output import clear_partial
+from vacc_deploy.checkpoint.writer import WrittenFile, record_file
 from vacc_deploy.errors import CheckpointError
-from vacc_deploy.formats.layouts import INT8
-from vacc_deploy.formats.linears import codes_from
-from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import Progress
 from vacc_deploy.quantize.records import (
+    RECORD_VERSION,
     RUN_NAME,
-    RunRecord,
-    ShardRecord,
+    Run,
     record_name,
+    shard_path,
     write_record,
-    write_run,
 )
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run that has begun.
-
-    Attributes:
-        partial: the directory in which it writes.
-        formats: the layouts it writes.
-        record: the run and its finished shards, as they are recorded in ``partial``.
-        written: path within ``partial`` to the finished files that were found there.
-        finished: the number of layers that need not be quantized again.
-        clock: counts the seconds of this run by phase.
-    """
-
-    partial: Path
-    formats: tuple[str, ...]
-    record: RunRecord
-    written: dict[str, WrittenFile]
-    finished: int
-    clock: PhaseClock = field(default_factory=PhaseClock)
-
-    @property
-    def num_layers(self) -> int:
-        """The layers of the model; there are two shards more."""
-        return self.record.num_layers
-
-    def add(self, shard: ShardRecord) -> None:
-        """Record a shard whose files are on the disk; safe from several threads."""
-        write_record(self.partial, shard)
-        self.record.shards[shard.shard] = shard
-
-    def read_finished(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the codes int8 [out, in] and the scale float16 [out] of a finished linear.
-
-        Args:
-            name: the linear's full name, ``model.layers.<i>...``.
-        """
-        shard = int(name.split(".")[2]) + 1
-        layout = INT8 if INT8 in self.formats else self.formats[0]
-        path = self.partial / shard_path(self.formats, layout, shard, self.num_layers)
-        infos = {info.name: info for info in read_header(path).tensors}
-        scale = self.record.shards[shard].scales.get(name)
-        return codes_from(
-            layout,
-            lambda tensor: read_tensor(infos[tensor]),
-            name,
-            None if scale is None else unpack_scale(scale),
-        )
-
-
-def shard_path(formats: Sequence[str], layout: str, shard: int, num_layers: int) -> str:
-    """Return where a shard lies within the output: below its format where there are several."""
-    name = shard_name(shard, num_layers + 2)
-    return name if len(formats) == 1 else f"{layout}/{name}"
-
-
-def pack_scale(scale: torch.Tensor) -> str:
-    """Return a float16 scale [out] as base64 of its little-endian bytes."""
-    return base64.b64encode(scale.numpy().astype("<f2").tobytes()).decode()
-
-
-def unpack_scale(text: str) -> torch.Tensor:
-    """Return what ``pack_scale`` packed."""
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.float16)
-
-
-def begin_run(
-    partial: Path,
-    record: RunRecord,
-    formats: tuple[str, ...],
-    *,
-    progress: Progress,
-    clock: PhaseClock,
-) -> Run:
-    """Begin in a claimed partial directory; all that ``record`` does not name is removed from it.
+def begin_run(run: Run, progress: Progress) -> None:
+    """Begin in a claimed partial directory; all that ``run`` does not name is removed from it.
 
     Args:
-        partial: the directory.
-        record: a new run without shards, or an interrupted one; what is damaged is taken out.
-        formats: the layouts to write.
-        progress: told of the finished shards that are verified.
-        clock: counts the seconds of this run by phase.
+        run: a new run without shards, or an interrupted one; what is damaged is taken out.
+        progress: shows the finished shards that are verified.
     """
-    written = _verify_shards(partial, record, formats, progress) if record.shards else {}
+    if run.shards:
+        _verify_shards(run, progress)
     # The run goes on at the first layer that is missing, and makes those behind it again.
-    finished, last = record.finished, record.num_layers + 1
-    for shard in record.shards.keys() - {*range(finished + 1), last}:
-        del record.shards[shard]
-    files = {name for shard in record.shards.values() for name in shard.files}
-    keep = {RUN_NAME, *map(record_name, record.shards), *files} if files else set[str]()
+    for shard in run.shards.keys() - {*range(run.finished + 1), run.num_layers + 1}:
+        for name in run.shards.pop(shard).files:
+            del run.written[name]
+    records = {RUN_NAME, *map(record_name, run.shards)} if run.shards else set[str]()
     # Records go before files and before the new file of the run: none may outlive what it tells
     # of, or count for another run.
-    clear_partial(partial, keep=keep)
-    write_run(partial, record)
+    clear_partial(run.partial, keep={*records, *run.written})
+    # The shards have files of their own: this one never grows.
+    values = {"identity": run.identity, "num_layers": run.num_layers, "resumes": run.resumes}
+    write_record(run.partial / RUN_NAME, {"version": RECORD_VERSION, **values})
     # Directories of formats: with one format the output is that format's.
-    for layout in formats if len(formats) > 1 else ():
-        (partial / layout).mkdir(exist_ok=True)
-    written = {name: file for name, file in written.items() if name in files}
-    return Run(partial, formats, record, written, finished, clock)
+    for layout in run.formats if len(run.formats) > 1 else ():
+        (run.partial / layout).mkdir(exist_ok=True)
 
 
-def _verify_shards(
-    partial: Path, record: RunRecord, formats: tuple[str, ...], progress: Progress
-) -> dict[str, WrittenFile]:
-    """Take the shards that are damaged out of ``record``; return the files of the sound ones."""
-    before, written = record.finished, dict[str, WrittenFile]()
-    progress.start("Verifying finished shards", len(record.shards), "shards")
-    for number, shard in sorted(record.shards.items()):
+def _verify_shards(run: Run, progress: Progress) -> None:
+    """Take the shards that are damaged out of ``run``, and note the files of the sound ones."""
+    before, partial = run.finished, run.partial
+    progress.start("Verifying finished shards", len(run.shards), "shards")
+    for number, shard in sorted(run.shards.items()):
         # Names as this run would choose them: a record leads to no other file.
-        names = [shard_path(formats, layout, number, record.num_layers) for layout in formats]
+        names = [shard_path(run.formats, layout, number, run.num_layers) for layout in run.formats]
         try:
             if shard.files.keys() != set(names):
                 raise CheckpointError(f"{partial / record_name(number)} is damaged")
-            written |= {name: _verify(partial / name, *shard.files[name]) for name in names}
+            found = {name: _verify(partial / name, *shard.files[name]) for name in names}
         except CheckpointError as err:
-            progress.warn(f"shard {number + 1} of {record.num_layers + 2} is made again: {err}")
-            del record.shards[number]
+            progress.warn(f"shard {number + 1} of {run.num_layers + 2} is made again: {err}")
+            del run.shards[number]
+        else:
+            run.written.update(found)
         progress.advance(1)
     progress.finish()
-    if record.finished < before:
-        progress.warn(f"going on after layer {record.finished} instead of {before}")
-    return written
+    if run.finished < before:
+        progress.warn(f"going on after layer {run.finished} instead of {before}")
 
 
 def _verify(path: Path, num_bytes: int, sha256: str) -> WrittenFile:

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 import torch
 
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import QuantizationError
 from vacc_deploy.formats.int8 import SAFE_SCALE, SCALE_DTYPE, pin_largest, round_rows
 from vacc_deploy.models.config import LAYER_LINEARS, ModelConfig, linear_name

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.models.config import EMBEDDING
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.system import available_memory_bytes

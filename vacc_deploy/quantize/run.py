@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vacc_deploy.checkpoint import output_directory, remove_leftovers
+from vacc_deploy.checkpoint.output import output_directory, remove_leftovers
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import SILENT, UNCONTROLLED, Progress, RunControl
 from vacc_deploy.quantize.calibrated import calibrate_along
 from vacc_deploy.quantize.finish import finish_output
-from vacc_deploy.quantize.forecast import Plan
 from vacc_deploy.quantize.options import QuantizeOptions
-from vacc_deploy.quantize.plan import PlannedRun, plan_run, telling_what_stays, warn_each
+from vacc_deploy.quantize.plan import PlannedRun, plan_run, telling_what_stays
 from vacc_deploy.quantize.ranks import ALONE, Ranks
+from vacc_deploy.quantize.records import Run
 from vacc_deploy.quantize.result import QuantizeResult
-from vacc_deploy.quantize.resume import Run, begin_run
+from vacc_deploy.quantize.resume import begin_run
 from vacc_deploy.quantize.shards import write_shards
-from vacc_deploy.quantize.standing import Foreign, Unfinished
+from vacc_deploy.quantize.standing import Foreign
 from vacc_deploy.solver.records import LinearRecord
 from vacc_deploy.system import peak_memory_bytes
 
@@ -54,15 +54,14 @@ def quantize(
         dry_run: validate (calibration text included) and plan only.
         resume: go on where an interrupted run with the same inputs, options and versions stopped;
             begin where there is none; do nothing where its output is finished.
-        progress: told of every layer.
-        control: may stop the run between two layers; told what an unfinished run keeps.
+        progress: receives every layer.
+        control: may stop the run between two layers; learns what an unfinished run keeps.
         ranks: the processes of the run; every one calls this function with the same arguments, and
             the first one writes.
 
     Raises:
         UsageError: contradicting options.
-        CheckpointError: the source is damaged or quantized already, or its context is shorter than
-            a calibration row.
+        CheckpointError: the source is damaged, quantized already or of too short a context.
         CalibrationError: calibration text is missing, damaged or too short.
         UnsupportedModelError: a format cannot hold this model.
         QuantizationError: a weight or an activation is not finite.
@@ -91,22 +90,15 @@ def quantize(
 
 def forecast(planned: PlannedRun, progress: Progress, control: RunControl) -> QuantizeResult:
     """Return the plan with what samples say of time and memory; nothing stays."""
-    with telling_what_stays(control, planned.record, KeyboardInterrupt, SystemExit):
+    with telling_what_stays(control, planned.run, KeyboardInterrupt, SystemExit):
         # The run itself will need the time of the planning too.
         so_far = time.monotonic() - planned.started
-        plan = Plan(
-            planned.checkpoint,
-            planned.options,
-            planned.rows,
-            planned.compute,
-            planned.result.output_bytes,
-            num_finished=planned.record.finished,
-        )
-        folder = planned.result.output_dir.resolve().parent
-        estimate, problem = plan.forecast(folder, so_far, progress)
-    problems = [f"No time is predicted: {problem}"] if problem else []
-    warn_each(progress, problems)
-    warnings = (*planned.result.warnings, *problems)
+        folder = planned.run.partial.parent
+        estimate, problem = planned.plan.forecast(folder, so_far, progress)
+    warnings = planned.result.warnings
+    if problem:
+        warnings += (f"No time is predicted: {problem}",)
+        progress.warn(warnings[-1])
     return replace(planned.result, dry_run=True, estimate=estimate, warnings=warnings)
 
 
@@ -117,64 +109,55 @@ def execute(
 
     A rank other than the first writes nothing: it only calibrates along.
     """
-    checkpoint, options, compute = planned.checkpoint, planned.options, planned.compute
-    result, record = planned.result, planned.record
+    plan, result, has_begun = planned.plan, planned.result, False
+    checkpoint, options, compute = plan.checkpoint, plan.options, plan.compute
     if ranks.rank > 0:
-        assert planned.rows is not None, "rounding has one process"
-        calibrate_along(checkpoint, options, planned.rows, control=control, ranks=ranks)
+        assert plan.rows is not None, "rounding has one process"
+        calibrate_along(checkpoint, options, plan.rows, control=control, ranks=ranks)
         return result
-    run: Run | None = None
+    # Waiting for the device at every phase costs speed: only where it was asked for.
+    clock = PhaseClock(compute.synchronize if options.profile else None)
+    run = replace(planned.run, clock=clock)
 
     def keeps() -> bool:
         # Until the run has begun, what an earlier one left is untouched.
-        if run is None:
-            return isinstance(planned.standing, (Unfinished, Foreign))
-        return record.finished > 0
+        return run.finished > 0 if has_begun else isinstance(planned.standing, (Run, Foreign))
 
     overwrite, inputs = planned.overwrite, checkpoint.input_paths()
     with (
-        telling_what_stays(control, record, KeyboardInterrupt, SystemExit),
-        output_directory(
-            result.output_dir, overwrite=overwrite, inputs=inputs, keeps=keeps
-        ) as partial,
+        telling_what_stays(control, run, KeyboardInterrupt, SystemExit),
+        output_directory(result.output_dir, overwrite=overwrite, inputs=inputs, keeps=keeps),
     ):
-        # Waiting for the device at every phase costs speed: only where it was asked for.
-        clock = PhaseClock(compute.synchronize if options.profile else None)
-        run = begin_run(partial, record, options.formats, progress=progress, clock=clock)
-        with telling_what_stays(control, record, BaseException):
+        begin_run(run, progress)
+        has_begun = True
+        with telling_what_stays(control, run, BaseException):
             files = write_shards(
                 checkpoint,
                 run,
                 options,
-                planned.rows,
+                plan.rows,
                 compute=compute,
                 progress=progress,
                 control=control,
                 ranks=ranks,
             )
-            result = _with_records(result, run, planned.started, options.dampening_frac)
-            result = replace(result, peak_device_memory_bytes=compute.peak_memory_bytes())
+            linears = tuple(record for layer in run.layers for record in layer.records)
+            warnings = _linear_warnings(linears, options.dampening_frac)
+            result = replace(
+                result,
+                linears=linears,
+                warnings=(*result.warnings, *warnings),
+                seconds=time.monotonic() - planned.started,
+                peak_memory_bytes=peak_memory_bytes(),
+                peak_device_memory_bytes=compute.peak_memory_bytes(),
+            )
             finish_output(checkpoint, run, result, options, files)
-    warn_each(progress, _record_warnings(result.linears, options.dampening_frac))
+    for warning in warnings:
+        progress.warn(warning)
     return result
 
 
-def _with_records(
-    result: QuantizeResult, run: Run, started: float, dampening_frac: float
-) -> QuantizeResult:
-    """Add what is known once all layers are written."""
-    layers = [run.record.shards[layer + 1] for layer in range(run.num_layers)]
-    records = [record for layer in layers for record in layer.records]
-    return replace(
-        result,
-        linears=tuple(records),
-        warnings=(*result.warnings, *_record_warnings(records, dampening_frac)),
-        seconds=time.monotonic() - started,
-        peak_memory_bytes=peak_memory_bytes(),
-    )
-
-
-def _record_warnings(records: Sequence[LinearRecord], dampening_frac: float) -> tuple[str, ...]:
+def _linear_warnings(records: Sequence[LinearRecord], dampening_frac: float) -> list[str]:
     """Return one line for each kind of weaker result."""
     failed = [r.name for r in records if r.error_rtn is not None and r.dampening_frac is None]
     damped = [r.name for r in records if (r.dampening_frac or 0) > dampening_frac]
@@ -188,4 +171,4 @@ def _record_warnings(records: Sequence[LinearRecord], dampening_frac: float) -> 
         lines.append(
             f"{len(damped)} linears needed more damping than {dampening_frac:g} (first {damped[0]})"
         )
-    return tuple(lines)
+    return lines

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from vacc_deploy.checkpoint import Checkpoint, TensorInfo, write_shard
+from vacc_deploy.checkpoint.header import TensorInfo
+from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.checkpoint.writer import write_shard
 from vacc_deploy.formats.linears import linear_tensors
 from vacc_deploy.models.config import EMBEDDING, LM_HEAD
 from vacc_deploy.phases import PhaseClock

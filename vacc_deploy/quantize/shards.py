@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vacc_deploy.checkpoint import (
-    Checkpoint,
-    TensorInfo,
-    WrittenFile,
-    sync_directory,
-    write_shard,
-)
+from vacc_deploy.checkpoint.header import TensorInfo
+from vacc_deploy.checkpoint.output import sync_directory
+from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.checkpoint.writer import WrittenFile, write_shard
 from vacc_deploy.errors import StoppedError
 from vacc_deploy.formats.layouts import INT8
 from vacc_deploy.formats.linears import linear_tensors
@@ -28,12 +25,8 @@ from vacc_deploy.quantize.calibrated import Carried, calibrate_layers
 from vacc_deploy.quantize.compute import Compute, torch_threads
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.ranks import ALONE, Ranks
-from vacc_deploy.quantize.records import ShardRecord
-from vacc_deploy.quantize.result import (
-    describe_peak,
-    summarize_layer,
-)
-from vacc_deploy.quantize.resume import Run, pack_scale, shard_path
+from vacc_deploy.quantize.records import Run, ShardRecord, pack_scale, shard_path
+from vacc_deploy.quantize.result import describe_peak, summarize_layer
 from vacc_deploy.quantize.rounded import round_layers
 from vacc_deploy.solver.records import QuantizedLayer, QuantizedLinear
 from vacc_deploy.system import num_cores, peak_memory_bytes
@@ -71,7 +64,7 @@ class ShardSink:
             write: writes one file; default ``write_shard``.
             to_host: brings a linear to the CPU; default ``copy_to_host``.
         """
-        self._run, self._count, self._num_writers = run, run.num_layers + 2, num_writers
+        self._run, self._num_writers = run, num_writers
         self._write_file, self._to_host = write or write_shard, to_host or copy_to_host
         self._pool = ThreadPoolExecutor(num_writers, thread_name_prefix="shard-writer")
         self._pending: set[Future[dict[str, WrittenFile]]] = set()
@@ -130,7 +123,7 @@ class ShardSink:
     def finish(self) -> dict[str, WrittenFile]:
         """Wait for the last shard; return all files by their path within the output."""
         self.drain()
-        expected = self._count * len(self._run.formats)
+        expected = (self._run.num_layers + 2) * len(self._run.formats)
         if len(self._written) != expected:
             raise AssertionError(f"{len(self._written)} files of {expected} were written")
         return self._written
@@ -147,10 +140,7 @@ class ShardSink:
     ) -> dict[str, WrittenFile]:
         """Write a shard in every format, one after the other: each needs memory of its own.
 
-        Args:
-            record: the shard's record but for its files and scales.
-            copied: tensors that are copied from the source.
-            linears: the quantized linears; used up.
+        ``record`` lacks only files and scales yet; the list of ``linears`` is used up.
         """
         run, files = self._run, dict[str, WrittenFile]()
         # One by one: where a linear was, its memory is free at once.
@@ -237,7 +227,7 @@ def _write_copies(checkpoint: Checkpoint, run: Run, sink: ShardSink) -> None:
         name: checkpoint.info(name) for name in (FINAL_NORM, LM_HEAD) if name in checkpoint.tensors
     }
     for shard, tensors in (0, {EMBEDDING: checkpoint.info(EMBEDDING)}), (run.num_layers + 1, last):
-        if shard not in run.record.shards:
+        if shard not in run.shards:
             sink.put(shard, tensors)
 
 
@@ -326,7 +316,7 @@ def _stop_if_asked(run: Run, sink: ShardSink, signum: int | None) -> None:
         return
     sink.drain()
     raise StoppedError(
-        f"Stopped after {run.record.finished} of {run.num_layers} layers, which are kept.", signum
+        f"Stopped after {run.finished} of {run.num_layers} layers, which are kept.", signum
     )
 
 

@@ -5,22 +5,19 @@ Nothing of it is trusted later: the files of an interrupted run are hashed again
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.checkpoint import (
-    MANIFEST_NAME,
-    MAX_MANIFEST_BYTES,
-    partial_path,
-    read_manifest,
-    record_file,
-)
+from vacc_deploy.checkpoint.manifest import read_manifest
+from vacc_deploy.checkpoint.output import MANIFEST_NAME, MAX_MANIFEST_BYTES, partial_path
+from vacc_deploy.checkpoint.writer import record_file
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
 from vacc_deploy.json_files import read_json
 from vacc_deploy.progress import Progress
 from vacc_deploy.quantize.identity import differences
-from vacc_deploy.quantize.records import RUN_NAME, RunRecord, read_run
+from vacc_deploy.quantize.records import RUN_NAME, Run, read_run
 from vacc_deploy.quantize.result import REPORT_NAME, TIMING_NAME, QuantizeResult
 from vacc_deploy.solver.records import LinearRecord
 
@@ -28,19 +25,6 @@ from vacc_deploy.solver.records import LinearRecord
 # and threads, so in a file that the manifest lists it would make the bytes differ by machine; a
 # file of its own would be one more that no manifest lists. ``finish`` writes it, this module reads.
 IDENTITY_KEY = "identity"
-
-
-@dataclass(frozen=True)
-class Nothing:
-    """Nothing that a run could use, or would have to spare."""
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """An interrupted run that has finished layers."""
-
-    partial: Path
-    run: RunRecord
 
 
 @dataclass(frozen=True)
@@ -63,19 +47,21 @@ class Foreign:
     lost: Path | None = None
 
 
-Standing = Nothing | Unfinished | Finished | Foreign
+# A ``Run`` is interrupted and has finished layers; None is nothing that a run could use or lose.
+Standing = Run | Finished | Foreign | None
 
 
-def look_at(output_dir: Path) -> Standing:
+def look_at(output_dir: Path, formats: tuple[str, ...]) -> Standing:
     """Return what stands in ``output_dir`` or, first, in the partial directory beside it."""
     partial = partial_path(output_dir)
     try:
-        run = read_run(partial)
+        run = read_run(partial, formats)
     except OutputError as err:
         return Foreign(str(err))
     except CheckpointError:
         run = None
-        if _has_shards(partial):
+        # The shards of several formats lie in directories.
+        if any(any(partial.glob(f"{below}model-*.safetensors")) for below in ("", "*/")):
             return Foreign(
                 f"{partial} holds shards of an interrupted run, but {RUN_NAME} there is damaged, "
                 "so that none can be used again. Give --overwrite to begin again.",
@@ -83,26 +69,15 @@ def look_at(output_dir: Path) -> Standing:
             )
     # The interrupted run comes first: it may be about to replace the output.
     if run is not None and run.finished:
-        return Unfinished(partial, run)
-    identity = _finished_identity(output_dir)
-    return Nothing() if identity is None else Finished(identity)
-
-
-def _has_shards(partial: Path) -> bool:
-    """Return whether a shard lies there, or in the directory of a format."""
-    return any(any(partial.glob(f"{below}model-*.safetensors")) for below in ("", "*/"))
-
-
-def _finished_identity(output_dir: Path) -> dict[str, Any] | None:
-    path = output_dir / TIMING_NAME
-    if not (output_dir / MANIFEST_NAME).is_file() or not path.is_file():
+        return run
+    if not all((output_dir / name).is_file() for name in (MANIFEST_NAME, TIMING_NAME)):
         return None
     try:
-        timing = read_json(path, limit_bytes=MAX_MANIFEST_BYTES)
+        timing = read_json(output_dir / TIMING_NAME, limit_bytes=MAX_MANIFEST_BYTES)
     except CheckpointError:
         return None
     identity = timing.get(IDENTITY_KEY) if isinstance(timing, dict) else None
-    return identity if isinstance(identity, dict) else None
+    return Finished(identity) if isinstance(identity, dict) else None
 
 
 def check_standing(
@@ -110,11 +85,7 @@ def check_standing(
 ) -> None:
     """Refuse to destroy the finished layers of an interrupted run without being asked to.
 
-    Args:
-        standing: what stands there.
-        resume: whether to go on with it.
-        overwrite: whether it may be replaced; with ``resume`` a finished output only.
-        progress: warned of layers that are lost.
+    With ``resume`` only a finished output may be replaced.
 
     Raises:
         OutputError: gives their number and the two ways on; or they are another version's.
@@ -125,25 +96,24 @@ def check_standing(
         if not (standing.lost and resume):
             raise OutputError(standing.reason)
         progress.warn(f"{standing.lost} is damaged: beginning again")
-    if isinstance(standing, Unfinished) and not resume:
-        run = standing.run
+    if isinstance(standing, Run) and not resume:
         raise OutputError(
-            f"{standing.partial} holds {run.finished} of {run.num_layers} finished layers of an "
-            "interrupted run. Give --resume to go on from there, or --overwrite to begin again."
+            f"{standing.partial} holds {standing.finished} of {standing.num_layers} finished "
+            "layers of an interrupted run. Give --resume to go on from there, or --overwrite to "
+            "begin again."
         )
 
 
-def continue_run(standing: Unfinished, identity: dict[str, Any] | None) -> RunRecord:
+def continue_run(run: Run, identity: dict[str, Any] | None) -> Run:
     """Return the interrupted run, resumed once more; ``identity`` None cannot be compared.
 
     Raises:
         OutputError: it has other inputs, options or versions; every difference is named.
     """
-    run = standing.run
     different = [] if identity is None else differences(run.identity, identity)
     if different:
         raise OutputError(
-            f"{standing.partial} was begun with other inputs, options or versions:\n"
+            f"{run.partial} was begun with other inputs, options or versions:\n"
             f"{list_problems(different, limit=len(different))}\n"
             "Give the same as then to resume, or --overwrite to begin again."
         )
@@ -151,7 +121,7 @@ def continue_run(standing: Unfinished, identity: dict[str, Any] | None) -> RunRe
 
 
 def take_finished(
-    planned: QuantizeResult, standing: Finished, identity: dict[str, Any], *, overwrite: bool
+    planned: QuantizeResult, standing: Finished, identity: Mapping[str, Any], *, overwrite: bool
 ) -> QuantizeResult:
     """Return the result of a finished output; what is planned where it may and must be replaced.
 
@@ -173,8 +143,7 @@ def take_finished(
     if problems:
         return planned
     # Every format has the same linears in its report.
-    first = output_dir if len(planned.formats) == 1 else output_dir / planned.formats[0]
-    report = read_json(first / REPORT_NAME, limit_bytes=MAX_MANIFEST_BYTES)
+    report = read_json(planned.main_dir / REPORT_NAME, limit_bytes=MAX_MANIFEST_BYTES)
     return replace(
         planned,
         linears=tuple(LinearRecord(**record) for record in report["linears"]),

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, list_problems
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.decoder import DecoderLayer, Positions, embed, float_reader, walk_layer

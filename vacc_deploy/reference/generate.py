@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import UsageError
 from vacc_deploy.reference.loader import activation_dtype, load_model
 from vacc_deploy.results import format_seconds

@@ -19,7 +19,7 @@ import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from vacc_deploy.assets import SOURCE_FILES, asset_dir, source_file
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.linears import codes_from
 from vacc_deploy.models.config import CONFIG_NAME

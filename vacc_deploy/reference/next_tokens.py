@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vacc_deploy.checkpoint import Checkpoint
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.models.config import EMBEDDING, FINAL_NORM, LM_HEAD
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.decoder import batches, rms_norm

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.assets import default_text_file
-from vacc_deploy.checkpoint import MANIFEST_NAME, Checkpoint, model_name, read_manifest
+from vacc_deploy.checkpoint.manifest import model_name, read_manifest
+from vacc_deploy.checkpoint.output import MANIFEST_NAME
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError, UsageError
 from vacc_deploy.models.vacc_config import check_vacc_config
 from vacc_deploy.progress import SILENT, Progress

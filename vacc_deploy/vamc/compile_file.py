@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.checkpoint import replace_text
+from vacc_deploy.checkpoint.output import replace_text
 from vacc_deploy.errors import CompileFileError, UsageError
 from vacc_deploy.models.catalog import PLAIN, plain_sizes, tensor_parallel_rule
 from vacc_deploy.models.config import ModelConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vacc_deploy.checkpoint import model_name
+from vacc_deploy.checkpoint.manifest import model_name
 from vacc_deploy.errors import UnsupportedModelError
 from vacc_deploy.models.catalog import CatalogModel, find_model
 from vacc_deploy.models.config import ModelConfig
