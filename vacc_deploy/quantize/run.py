@@ -102,8 +102,7 @@ def forecast(planned: PlannedRun, progress: Progress, control: RunControl) -> Qu
             planned.result.output_bytes,
             num_finished=planned.record.finished,
         )
-        folder = planned.result.output_dir.resolve().parent
-        estimate, problem = plan.forecast(folder, so_far, progress)
+        estimate, problem = plan.forecast(so_far, progress)
     problems = [f"No time is predicted: {problem}"] if problem else []
     warn_each(progress, problems)
     warnings = (*planned.result.warnings, *problems)
@@ -121,7 +120,9 @@ def execute(
     result, record = planned.result, planned.record
     if ranks.rank > 0:
         assert planned.rows is not None, "rounding has one process"
-        calibrate_along(checkpoint, options, planned.rows, control=control, ranks=ranks)
+        calibrate_along(
+            checkpoint, options, planned.rows, compute=compute, control=control, ranks=ranks
+        )
         return result
     run: Run | None = None
 

@@ -20,7 +20,6 @@ from vacc_deploy.solver.block import Block, BlockSolver
 from vacc_deploy.solver.hessian import HESSIAN_BLOCK, shrink_to_diagonal
 from vacc_deploy.solver.precision import can_run_triton, float32_products
 
-DAMPENING_LADDER = (0.01, 0.1, 1.0)
 _LEAF_COLUMNS = 16
 
 
@@ -53,28 +52,20 @@ class Solution:
     num_saturated: int
 
 
-def dampening_ladder(first: float) -> tuple[float, ...]:
-    """Return the damping to try, from ``first`` on ten times as much each time, up to 1.0."""
-    ladder = [first]
-    while ladder[-1] < 1.0:
-        ladder.append(min(10 * ladder[-1], 1.0))
-    return tuple(ladder)
-
-
 def factorize(
     hessian: torch.Tensor,
+    dampening_frac: float,
     *,
     act_order: bool = False,
     shrinkage: float = 0.0,
-    ladder: tuple[float, ...] = DAMPENING_LADDER,
 ) -> Factor | None:
-    """Factor a full symmetric Hessian; raise the damping until it succeeds.
+    """Factor a full symmetric Hessian; raise the damping tenfold, up to 1.0, until it succeeds.
 
     Args:
         hessian: float [in_features, in_features]; used up: its memory may hold the factor.
+        dampening_frac: the first damping to try, a fraction of the mean diagonal.
         act_order: solve the columns with the largest diagonal first.
         shrinkage: see ``shrink_to_diagonal``, 0 to 1.
-        ladder: damping to try, as fractions of the mean diagonal.
 
     Returns:
         the factor, or None when even the last damping fails (an all-zero Hessian).
@@ -95,7 +86,9 @@ def factorize(
         diagonal = hessian.diagonal()
     mean = float(diagonal.mean())
     applied = 0.0
-    for fraction in ladder:
+    while applied < 1.0:
+        # What was added before stays: only the rest comes on top of it.
+        fraction = min(10 * applied, 1.0) if applied else dampening_frac
         diagonal.add_((fraction - applied) * mean)
         applied = fraction
         factor, info = _factor_upper(hessian, spare)
