@@ -12,9 +12,10 @@ from vacc_deploy.formats.int8 import dequantize
 from vacc_deploy.models.config import LAYER_LINEARS, linear_name
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.quantize.compute import choose_compute
-from vacc_deploy.quantize.layer_quantizer import LayerQuantizer, SolverSettings, set_codes
+from vacc_deploy.quantize.layer_quantizer import LayerQuantizer, set_codes
 from vacc_deploy.quantize.layer_walk import LayerWalk, Streams
 from vacc_deploy.quantize.layer_weights import read_layers
+from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.row_buffers import HiddenRows, embed_rows
 from vacc_deploy.reference.decoder import DecoderLayer, Positions
 
@@ -70,12 +71,12 @@ def begin(checkpoint, streams, compute):
 
 
 @torch.inference_mode()
-def quantized(checkpoint, tmp_path, compute, *, skipped=(), num_float=NUM_FLOAT):
+def quantized(checkpoint, tmp_path, compute, *, effort="full", num_float=NUM_FLOAT):
     """Quantize the first layer; return the quantizer and the streams behind it."""
     streams = make_streams(checkpoint, compute, tmp_path, num_float=num_float)
     layer, walk, weights = begin(checkpoint, streams, compute)
     quantizer = Spy(
-        SolverSettings(skipped=skipped),
+        QuantizeOptions("gptq", effort=effort),
         weights.read_exact,
         num_held_out_tokens=NUM_HELD_OUT * SEQ_LEN,
         dtype=compute.dtype,
@@ -171,7 +172,7 @@ def test_walk_keeps_the_stored_weights_of_a_layer_no_longer_than_needed(checkpoi
         streams = make_streams(checkpoint, compute, tmp_path)
         layer, walk, weights = begin(checkpoint, streams, compute)
         quantizer = LayerQuantizer(
-            SolverSettings(),
+            QuantizeOptions("gptq"),
             weights.read_exact,
             num_held_out_tokens=NUM_HELD_OUT * SEQ_LEN,
             dtype=compute.dtype,
@@ -190,11 +191,11 @@ def test_walk_keeps_the_stored_weights_of_a_layer_no_longer_than_needed(checkpoi
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("skipped", "num_float"), [((), NUM_FLOAT), ((), NUM_ROWS), (("down",), 0)]
+    ("effort", "num_float"), [("full", NUM_FLOAT), ("full", NUM_ROWS), ("fast", 0)]
 )
-def test_carry_after_quantize_gives_the_same_bits(checkpoint, tmp_path, dtype, skipped, num_float):
+def test_carry_after_quantize_gives_the_same_bits(checkpoint, tmp_path, dtype, effort, num_float):
     compute = make_compute(dtype)
-    arguments = {"skipped": skipped, "num_float": num_float}
+    arguments = {"effort": effort, "num_float": num_float}
     quantizer, expected = quantized(checkpoint, tmp_path, compute, **arguments)
     with torch.inference_mode():
         streams = make_streams(checkpoint, compute, tmp_path, num_float=num_float)
@@ -252,9 +253,7 @@ def test_batch_rows_move_the_records_by_a_rounding_only(checkpoint, tmp_path):
 
 
 def test_skipped_down_is_rounded_without_being_observed(checkpoint, tmp_path):
-    quantizer, streams = quantized(
-        checkpoint, tmp_path, make_compute(), skipped=("down",), num_float=0
-    )
+    quantizer, streams = quantized(checkpoint, tmp_path, make_compute(), effort="fast", num_float=0)
     assert quantizer.stages == ["qkv", "o", "gate_up", "down"]
     assert {stage for stage, *_ in quantizer.seen} == {0, 1, 2}
     assert all(float_inputs is None for *_, float_inputs, _ in quantizer.seen)
