@@ -249,7 +249,7 @@ def quantized_by_gptq(kind, size, act_order=False):
     """Codes with their ±127, the scale and the Hessian of a weight that GPTQ settled."""
     weight, hessian = random_weight(32, size), make_hessian(kind, size)
     scale = choose_scale(weight)
-    factor = factorize(hessian.clone(), act_order=act_order, ladder=(0.01,))
+    factor = factorize(hessian.clone(), 0.01, act_order=act_order)
     codes, _ = pin_largest(weight, solve(weight, scale, factor).codes, scale)
     assert not torch.equal(codes, round_to_nearest(weight, scale)) or kind == "identity"
     return codes, scale, hessian
@@ -264,7 +264,7 @@ def test_gptq_over_the_exact_products_gives_the_same_codes(kind, size, act_order
     for other in HESSIANS:
         hessian = make_hessian(other, size, seed=5)
         weight = dequantize(codes, scale)
-        factor = factorize(hessian.clone(), act_order=act_order, ladder=(0.01,))
+        factor = factorize(hessian.clone(), 0.01, act_order=act_order)
         assert torch.equal(solve(weight, scale, factor).codes, codes)
         assert torch.equal(textbook_gptq(weight, scale.float(), hessian), codes)
 
@@ -278,7 +278,7 @@ def test_gptq_over_the_fp16_weights_gives_the_same_codes_within_the_bound(kind, 
     found = weight.abs().amax(1) / INT8_MAX
     for other in HESSIANS:
         hessian = make_hessian(other, 192, seed=5)
-        factor = factorize(hessian.clone(), act_order=act_order, ladder=(0.01,))
+        factor = factorize(hessian.clone(), 0.01, act_order=act_order)
         got = solve(weight, found, factor).codes
         errors = weight / found[:, None] - codes
         ordered = errors if factor.order is None else errors[:, factor.order]

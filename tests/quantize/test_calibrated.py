@@ -167,26 +167,6 @@ def test_quantize_gptq_in_bfloat16_is_about_as_good(tmp_path, text):
     assert errors["bfloat16"] < 0.8 * errors["rtn"]
 
 
-def test_quantize_effort_fast_rounds_down_and_carries_no_float_stream(tmp_path, text, monkeypatch):
-    source, streams = make_source(tmp_path / "model"), []
-    plain = calibrated.LayerWalk
-
-    def walk(layer, weights, stream, *rest):
-        streams.append(stream)
-        return plain(layer, weights, stream, *rest)
-
-    monkeypatch.setattr(calibrated, "LayerWalk", walk)
-    result = quantize(source, options=float32_options(text, effort="fast"))
-    assert len(streams) == 2 and all(stream.float_states is None for stream in streams)
-    rounded = read_tensors(quantize(source, options=RTN, output=tmp_path / "rtn").output_dir)
-    written = read_tensors(result.output_dir)
-    for record in result.linears:
-        same = torch.equal(written[f"{record.name}.weight"], rounded[f"{record.name}.weight"])
-        assert same is record.name.endswith("down_proj")
-        assert record.method == ("rtn" if same else "gptq")
-    assert result.warnings == ()
-
-
 # ---- what each stage sees ----------------------------------------------------------------------
 
 

@@ -105,12 +105,6 @@ def test_streams_batches_cover_every_row_once_with_its_kind(batch_rows, num_held
             assert batch.has_float_states is (row < num_float)
 
 
-def test_streams_batches_are_no_more_than_needed():
-    streams = Streams(None, None, None, NUM_HELD_OUT, NUM_FLOAT, NUM_ROWS)
-    assert len(list(streams.batches(100))) == 3
-    assert len(list(streams.batches(3))) == 1 + 2 + 2
-
-
 # ---- what is shown -----------------------------------------------------------------------------
 
 
@@ -240,24 +234,3 @@ def test_kept_bytes_do_not_change_the_result(checkpoint, tmp_path, dtype, monkey
             assert torch.equal(got.codes, want.codes) and torch.equal(got.scale, want.scale)
         assert torch.equal(other_streams.quantized_states.buffer, streams.quantized_states.buffer)
         assert torch.equal(other_streams.float_states.buffer, streams.float_states.buffer)
-
-
-def test_batch_rows_move_the_records_by_a_rounding_only(checkpoint, tmp_path):
-    small, large = (
-        quantized(checkpoint, tmp_path, make_compute(batch_rows=rows))[0].records
-        for rows in (2, 100)
-    )
-    for one, other in zip(small, large, strict=True):
-        assert one.error_gptq == pytest.approx(other.error_gptq, rel=0.01)
-        assert one.error_rtn == pytest.approx(other.error_rtn, rel=0.01)
-
-
-def test_skipped_down_is_rounded_without_being_observed(checkpoint, tmp_path):
-    quantizer, streams = quantized(checkpoint, tmp_path, make_compute(), effort="fast", num_float=0)
-    assert quantizer.stages == ["qkv", "o", "gate_up", "down"]
-    assert {stage for stage, *_ in quantizer.seen} == {0, 1, 2}
-    assert all(float_inputs is None for *_, float_inputs, _ in quantizer.seen)
-    assert streams.float_states is None
-    last = quantizer.records[-1]
-    assert (last.method, last.error_gptq, last.error_rtn) == ("rtn", None, None)
-    assert all(record.correction == 0 for record in quantizer.records)
