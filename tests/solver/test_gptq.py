@@ -93,9 +93,10 @@ def test_solve_every_leaf_size_gives_the_same_codes(act_order):
     inputs, weight = correlated_inputs(200, 50), random_weight(12, 50)
     scale = choose_scale(weight)
     factor = factorize(full_hessian(inputs), 0.01, act_order=act_order)
-    expected = solve(weight, scale, factor, leaf_columns=50)
+    expected = solve(weight, scale, factor, block_solver=BlockSolver(50, gptq.settle_leaf))
     for leaf_columns in (1, 2, 3, 7, 16, 25, 26, 49, 64):
-        got = solve(weight, scale, factor, leaf_columns=leaf_columns)
+        leaf = BlockSolver(leaf_columns, gptq.settle_leaf)
+        got = solve(weight, scale, factor, block_solver=leaf)
         assert torch.equal(got.codes, expected.codes), leaf_columns
         assert got.num_saturated == expected.num_saturated
 

@@ -48,6 +48,9 @@ LARGE_LAYER_SECONDS = 4.0
 # No layer gets by with less: a Hessian, its permuted copy, its factor, the correction; float32.
 _LEAST_BYTES_PER_SQUARE = 4 * 4
 
+# What was run, and what it took.
+Sample = tuple["Plan", Measured]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -155,7 +158,7 @@ class Plan:
 
     def _run_samples(
         self, few: Plan, measure: Callable[[Plan, int], Measured]
-    ) -> tuple[tuple[Plan, Measured], tuple[Plan, Measured]]:
+    ) -> tuple[Sample, Sample]:
         """Return what ``few`` and more of the rows took."""
         # The first layer of all is slow, since libraries are loaded: it is done once more.
         small = measure(few, 1)
@@ -169,9 +172,7 @@ class Plan:
             return (few, small), (few, small)
         return (few, small), (many, measure(many, MAX_LAYERS))
 
-    def _predict_seconds(
-        self, small: tuple[Plan, Measured], large: tuple[Plan, Measured]
-    ) -> dict[str, float]:
+    def _predict_seconds(self, small: Sample, large: Sample) -> dict[str, float]:
         """Return the seconds of all layers by kind of work, on the line through two samples."""
         # A row in both streams goes through a layer twice.
         few, most, num_passes = (sum(plan.row_counts()[1:]) for plan in (small[0], large[0], self))

@@ -4,13 +4,11 @@ Source: GPTQ (arXiv 2210.17323); its equality with the nearest plane run from th
 the first (arXiv 2507.18553). With the Hessian H = RᵀR, R upper triangular, the squared output error
 of codes q is the squared length of R(w − s·q), and the columns are solved from the last to the
 first. The same integers as the textbook blocked GPTQ with the columns in reverse order.
-
-Pure functions on tensors: no paths, no model names, no logging.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -146,7 +144,6 @@ def solve(
     scale: torch.Tensor,
     factor: Factor,
     *,
-    leaf_columns: int | None = None,
     block_solver: BlockSolver | None = None,
 ) -> Solution:
     """Return the codes that nearest-plane rounding gives ``weight``, on the device of ``weight``.
@@ -158,17 +155,14 @@ def solve(
         weight: float [out_features, in_features]; computed in the factor's dtype.
         scale: [out_features], as it will be stored.
         factor: from ``factorize`` on the Hessian of this weight's inputs, on the same device.
-        leaf_columns: columns solved one by one; everything else is matrix products. None is what
-            suits the device; the kernel takes no more than that.
-        block_solver: what solves them. None is what suits the device.
+        block_solver: what solves the columns of a block one by one; everything else is matrix
+            products. None is what suits the device.
 
     Raises:
         QuantizationError: an output met NaN on the way; the error has the row.
     """
     unit_rows = factor.unit_rows
     solver = block_solver or choose_block_solver(unit_rows.device, unit_rows.dtype)
-    if leaf_columns is not None:
-        solver = replace(solver, max_columns=leaf_columns)
     if factor.order is not None:
         weight = weight[:, factor.order]
     # [in, out]; v, then e
