@@ -235,10 +235,12 @@ def write_shards(
                 layers = round_layers(checkpoint, run.finished)
                 if run.finished:
                     pace.skip(run.finished, f"{run.finished} layers were already quantized")
-            for index, layer in enumerate(layers):
+            num_replayed = 0  # enumerate() would hold on to the layer
+            for layer in layers:
                 if layer is None:
                     replayed = "already quantized; replaying it to restore the calibration state"
-                    pace.skip(1, f"layer {index}: {replayed}")
+                    pace.skip(1, f"layer {num_replayed}: {replayed}")
+                    num_replayed += 1
                 else:
                     copied = _copied_tensors(checkpoint, layer.index)
                     with run.clock.phase("write wait"):
