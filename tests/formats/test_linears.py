@@ -294,7 +294,7 @@ def test_gptq_over_the_fp16_weights_can_change_codes():
     weight = float16_weight(codes, scale).float()
     hessian[:, 0] *= 1e-2
     hessian[0] *= 1e-2
-    factor = factorize(hessian, ladder=(1e-6,))
+    factor = factorize(hessian, 1e-6)
     got = solve(weight, weight.abs().amax(1) / INT8_MAX, factor).codes
     assert not torch.equal(got, codes)
     assert torch.equal(solve(dequantize(codes, scale), scale, factor).codes, codes)
