@@ -118,7 +118,7 @@ def measure_shape(
     # Damping an already damped diagonal changes nothing that is timed.
     seconds = time_part(device, partial(factorize, hessian))
     timed.append(Timed("cholesky", seconds, in_features**3 / 3))
-    factor = factorize(hessian)
+    factor = factorize(hessian, 0.01)
     assert factor is not None
     del hessian
     weight = make_weight(in_features, out_features, device)
@@ -180,7 +180,7 @@ def solve_small(device: torch.device, solver: BlockSolver | None) -> tuple[float
     hessian = torch.zeros(in_features, in_features, device=device)
     accumulate_hessian(hessian, inputs)
     mirror_upper(hessian)
-    factor, scale = factorize(hessian), choose_scale(weight)
+    factor, scale = factorize(hessian, 0.01), choose_scale(weight)
     assert factor is not None
     seconds = time_part(device, lambda: solve(weight, scale, factor, block_solver=solver))
     return seconds, solve(weight, scale, factor, block_solver=solver)

@@ -11,7 +11,7 @@ import torch
 
 from vacc_deploy.solver.block import Block, BlockSolver
 from vacc_deploy.solver.gptq import Factor, solve
-from vacc_deploy.solver.triton_kernel import MAX_COLUMNS, LaunchConfig, solve_block
+from vacc_deploy.solver.triton_kernel import LaunchConfig, solve_block
 
 
 def solve_one(case):
@@ -31,8 +31,7 @@ def solve_whole(case):
         case["weight"],
         case["scale"],
         Factor(case["unit_rows"], case["order"], 0.01, torch.ones(len(case["unit_rows"]))),
-        leaf_columns=case["leaf_columns"],
-        block_solver=BlockSolver(MAX_COLUMNS, solve_block, is_aligned=True),
+        block_solver=BlockSolver(case["leaf_columns"], solve_block, is_aligned=True),
     )
     return {"codes": solution.codes, "num_saturated": solution.num_saturated}
 

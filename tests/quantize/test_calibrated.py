@@ -27,9 +27,11 @@ from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import QuantizationError
 from vacc_deploy.models.config import FINAL_NORM, LM_HEAD
 from vacc_deploy.phases import PhaseClock
-from vacc_deploy.quantize import calibrated
+from vacc_deploy.quantize import calibrated, plan
 from vacc_deploy.quantize import layer_quantizer as layer_module
-from vacc_deploy.quantize.calibrated import Carried, calibrate_layers
+from vacc_deploy.quantize.calibrated import calibrate_layers
+from vacc_deploy.quantize.compute import choose_compute
+from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.run import quantize
 from vacc_deploy.reference.decoder import (
     DOWN,
@@ -57,22 +59,22 @@ def float32_options(text, **changes):
 @pytest.fixture
 def small_batches(monkeypatch):
     """Three rows at a time, and no memory that may keep the inputs of down_proj."""
-    plain = calibrated.choose_compute
 
     def choose(*arguments):
-        return replace(plain(*arguments), batch_tokens=3 * SEQ_LEN, kept_bytes=0)
+        return replace(choose_compute(*arguments), batch_tokens=3 * SEQ_LEN, kept_bytes=0)
 
-    monkeypatch.setattr(calibrated, "choose_compute", choose)
+    monkeypatch.setattr(plan, "choose_compute", choose)
 
 
-def layers_of(source, options, tmp_path, carried=None):
+def layers_of(source, options, tmp_path, **finished):
     return calibrate_layers(
         Checkpoint.open(source),
         options,
         calibration_rows(source, options),
+        compute=choose_compute(options.device, options.compute_dtype),
         spool_dir=tmp_path,
         clock=PhaseClock(),
-        carried=carried,
+        **finished,
     )
 
 
@@ -163,26 +165,6 @@ def test_quantize_gptq_in_bfloat16_is_about_as_good(tmp_path, text):
     assert errors["float32"] != errors["bfloat16"]
     assert errors["bfloat16"] < 1.12 * errors["float32"]
     assert errors["bfloat16"] < 0.8 * errors["rtn"]
-
-
-def test_quantize_effort_fast_rounds_down_and_carries_no_float_stream(tmp_path, text, monkeypatch):
-    source, streams = make_source(tmp_path / "model"), []
-    plain = calibrated.LayerWalk
-
-    def walk(layer, weights, stream, *rest):
-        streams.append(stream)
-        return plain(layer, weights, stream, *rest)
-
-    monkeypatch.setattr(calibrated, "LayerWalk", walk)
-    result = quantize(source, options=float32_options(text, effort="fast"))
-    assert len(streams) == 2 and all(stream.float_states is None for stream in streams)
-    rounded = read_tensors(quantize(source, options=RTN, output=tmp_path / "rtn").output_dir)
-    written = read_tensors(result.output_dir)
-    for record in result.linears:
-        same = torch.equal(written[f"{record.name}.weight"], rounded[f"{record.name}.weight"])
-        assert same is record.name.endswith("down_proj")
-        assert record.method == ("rtn" if same else "gptq")
-    assert result.warnings == ()
 
 
 # ---- what each stage sees ----------------------------------------------------------------------
@@ -283,7 +265,7 @@ def test_quantize_gptq_dead_inputs_are_rounded_with_a_warning(tmp_path, text):
 
 def make_quantizer(checkpoint, clock):
     return layer_module.LayerQuantizer(
-        layer_module.SolverSettings(),
+        QuantizeOptions("gptq"),
         lambda name: checkpoint.read(name).float(),
         num_held_out_tokens=8,
         dtype=torch.float32,
@@ -329,10 +311,8 @@ def test_calibrate_layers_carried_through_finished_ones_gives_the_same_bits(
         assert name.split(".")[2] in ("0", "1")
         return finished[name].codes, finished[name].scale
 
-    told = []
-    *passed, last = layers_of(source, options, tmp_path, Carried(2, read, told.append))
+    *passed, last = layers_of(source, options, tmp_path, num_finished=2, read_finished=read)
     assert passed == [None, None]
-    assert told == [0, 1]
     assert last.index == 2 and last.records == whole[2].records
     for got, want in zip(last.linears, whole[2].linears, strict=True):
         assert torch.equal(got.codes, want.codes) and torch.equal(got.scale, want.scale)
@@ -350,7 +330,7 @@ def test_calibrate_layers_memory_does_not_grow_with_the_layers(
     options = float32_options(text)
     read_whole, tensors, sizes = Checkpoint.read, [], []
     layers, most_layers = weakref.WeakSet(), []
-    results, results_alive, told = weakref.WeakSet(), [], []
+    results, results_alive = weakref.WeakSet(), []
 
     def read(self, name):
         tensor = read_whole(self, name)
@@ -372,16 +352,15 @@ def test_calibrate_layers_memory_does_not_grow_with_the_layers(
         del layer
     monkeypatch.setattr(Checkpoint, "read", read)
     monkeypatch.setattr(calibrated, "DecoderLayer", CountedLayer)
-    carried = Carried(num_carried, finished.__getitem__, told.append) if num_carried else None
-    for layer in layers_of(source, options, tmp_path, carried):
+    found = {"num_finished": num_carried, "read_finished": finished.__getitem__}
+    for layer in layers_of(source, options, tmp_path, **found):
         if layer is not None:
             results.add(layer)
         del layer
     names = Checkpoint.open(source).config.layer_tensors(0)
     assert max(sizes) <= 2 * sum(read_tensors(source)[name].numel() for name in names)
     assert len(sizes) == 6 * len(names)
-    assert most_layers == [1] * 6 and told == list(range(num_carried))
-    assert results_alive == [0] * 6
+    assert most_layers == [1] * 6 and results_alive == [0] * 6
     assert all(ref() is None for ref in tensors)
 
 

@@ -5,6 +5,7 @@ No test goes by a real time.
 
 import json
 import os
+import sys
 import threading
 from dataclasses import replace
 
@@ -22,24 +23,14 @@ from vacc_deploy.errors import QuantizationError, StoppedError
 from vacc_deploy.quantize import forecast as forecast_module
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.forecast import Plan
-from vacc_deploy.quantize.layer_walk import num_float_rows
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.result import TIMING_NAME, Estimate
 from vacc_deploy.quantize.run import quantize
-from vacc_deploy.quantize.sample import (
-    LONG_SECONDS,
-    Measured,
-    RowCounts,
-    copy_seconds,
-    run_sample,
-    take_rows,
-)
+from vacc_deploy.quantize.sample import LONG_SECONDS, MAX_LAYERS, Measured
 from vacc_deploy.solver.records import RTN
 
 MUCH = 1 << 40
 CPU = Compute(torch.device("cpu"), torch.float32, batch_tokens=64, kept_bytes=MUCH)
-# Rows held out, fitted with a float stream and without one: 4, 16 and 20.
-COUNTS = RowCounts(4, 20, 40)
 
 
 @pytest.fixture
@@ -49,9 +40,9 @@ def source(tmp_path):
 
 @pytest.fixture
 def plan(source):
-    """A plan of 40 rows of 32 tokens; the model is 64 wide, its MLP 160."""
+    """A plan of 40 rows of 32 tokens, 4 held out, 16 with a float stream; 64 wide, the MLP 160."""
     tokens = np.random.default_rng(0).integers(0, 256, (40, 32))
-    rows = CalibrationRows(tokens, 36, (0,) * 40, (), seed=0)
+    rows = CalibrationRows(tokens, 4, (0,) * 40, (), seed=0)
     options = QuantizeOptions("gptq", num_samples=40, sequence_length=32)
     return Plan(Checkpoint.open(source), options, rows, CPU, output_bytes=1 << 20)
 
@@ -68,11 +59,11 @@ class FakeMeasure:
     def __init__(self, fixed=3.0, peak=0, device_peak=0):
         self.fixed, self.peak, self.device_peak, self.asked = fixed, peak, device_peak, []
 
-    def __call__(self, rows, max_layers):
-        self.asked.append((rows, max_layers))
-        seconds = rows.num_passes / 10
+    def __call__(self, plan, max_layers):
+        self.asked.append((plan, max_layers))
+        _, num_float, num_rows = plan.row_counts()
+        seconds = (num_float + num_rows) / 10
         return Measured(
-            rows,
             layer=self.fixed + seconds,
             start=seconds / 2,
             forward=seconds / 3,
@@ -81,8 +72,8 @@ class FakeMeasure:
         )
 
 
-def predict(plan, tmp_path, measure):
-    estimate, problem = plan.forecast(tmp_path, 1.5, measure=measure)
+def predict(plan, measure):
+    estimate, problem = plan.forecast(1.5, measure=measure)
     assert problem == ""
     return estimate
 
@@ -90,111 +81,88 @@ def predict(plan, tmp_path, measure):
 # ---- rows of a sample -------------------------------------------------------------------------
 
 
-def test_a_plan_counts_the_rows_of_each_kind(plan):
+def test_a_share_has_the_first_rows_of_each_kind(plan):
     # An eighth of the 36 fitted rows would be 5; the 8 * 64 tokens that are the least take 16.
-    assert plan.row_counts() == COUNTS
+    assert plan.row_counts() == (4, 20, 40)
+    assert plan.share(3).row_counts() == (2, 7, 14)
+    assert np.array_equal(plan.share(3).rows.tokens, plan.rows.tokens[::3])
     fast = replace(plan, options=replace(plan.options, effort="fast"))
-    assert fast.row_counts() == RowCounts(4, 0, 40)
-    assert replace(plan, rows=None).row_counts().num_passes == 0
+    assert fast.row_counts() == (4, 0, 40) and fast.share(4).row_counts() == (1, 0, 10)
+    rounding = replace(plan, rows=None)
+    assert rounding.row_counts() == rounding.share(4).row_counts() == (0, 0, 0)
 
 
-def test_a_sample_has_the_kinds_of_rows_in_proportion():
-    assert COUNTS.least_share(2) == 1 / 4
-    assert COUNTS.scale(1 / 4) == RowCounts(1, 1 + 4, 1 + 4 + 5)
-    assert COUNTS.scale(1 / 2) == RowCounts(2, 10, 20)
-    assert COUNTS.scale(3.0) == COUNTS
-    # One row at least of each kind there is, and none of one that there is not.
-    assert COUNTS.scale(0.01) == RowCounts(1, 2, 3)
-    assert RowCounts(4, 0, 40).scale(1 / 4) == RowCounts(1, 0, 10)
-    assert RowCounts(1, 9, 9).scale(1 / 2) == RowCounts(1, 5, 5)
-
-
-def test_a_sample_fills_two_batches_where_there_are_rows():
-    assert COUNTS.least_share(16) == 32 / 40
-    assert COUNTS.least_share(64) == 1
-    assert RowCounts(0, 0, 0).least_share(4) == 1
-
-
-def test_the_share_of_a_rank_is_that_of_the_first():
-    assert COUNTS.share(1) == COUNTS
-    assert COUNTS.share(3) == RowCounts(2, 7, 14)
+def test_a_share_computes_as_many_inputs_of_down_twice(plan):
+    inputs, hessian = 40 * 32 * 160 * 4, 160 * 160 * 4
+    tight = replace(plan, compute=replace(CPU, kept_bytes=hessian + inputs // 5))
+    assert tight.share(4).compute.kept_bytes == hessian + inputs // 5 // 4
 
 
 # ---- time -------------------------------------------------------------------------------------
 
 
-def test_time_is_on_the_line_through_two_samples(plan, tmp_path):
+def test_time_is_on_the_line_through_two_samples(plan):
     measure = FakeMeasure()
-    seconds = predict(plan, tmp_path, measure).seconds
-    sizes = [rows for rows, _ in measure.asked]
-    assert sizes[0] == sizes[1] == COUNTS.scale(1 / 4) and sizes[2] == COUNTS.scale(1 / 2)
+    seconds = predict(plan, measure).seconds
+    # The small sample has one row of the kind of which there are least.
+    assert [sample.row_counts() for sample, _ in measure.asked] == [
+        *(2 * [(1, 5, 10)]),
+        (2, 10, 20),
+    ]
+    assert [most for _, most in measure.asked] == [1, MAX_LAYERS, MAX_LAYERS]
     assert seconds["layers"] == pytest.approx(2 * (3 + 60 / 10))
     assert seconds["embedding"] == pytest.approx(60 / 10 / 2)
     assert seconds["preparation"] == 1.5
     assert seconds["copied tensors"] > 0
 
 
-def test_a_fast_machine_runs_all_rows(plan, tmp_path):
-    measure = FakeMeasure(fixed=-1.4)  # the small sample takes 0.1 seconds a layer
-    seconds = predict(plan, tmp_path, measure).seconds
-    assert measure.asked[-1][0] == COUNTS
-    assert seconds["layers"] == pytest.approx(2 * (60 / 10 - 1.4))
+def test_a_small_sample_fills_two_batches_and_a_large_one_of_a_fast_machine_is_all(plan):
+    measure = FakeMeasure(fixed=-1.9)  # the small sample takes 0.1 seconds a layer
+    wide = replace(plan, compute=replace(CPU, batch_tokens=10 * 32))
+    seconds = predict(wide, measure).seconds
+    assert [sample.row_counts()[2] for sample, _ in measure.asked] == [20, 20, 40]
+    assert seconds["layers"] == pytest.approx(2 * (60 / 10 - 1.9))
 
 
-def test_the_first_layer_of_all_is_done_again_unless_it_was_long(plan, tmp_path):
-    for fixed, layers in ((3.0, [1, None, None]), (LONG_SECONDS, [1, None])):
-        measure = FakeMeasure(fixed)
-        predict(plan, tmp_path, measure)
-        assert [count if count == 1 else None for _, count in measure.asked] == layers
+def test_the_first_layer_of_all_is_done_again_unless_it_was_long(plan):
+    measure = FakeMeasure(LONG_SECONDS)
+    predict(plan, measure)
+    assert [most for _, most in measure.asked] == [1, MAX_LAYERS]
 
 
-def test_a_disturbed_small_sample_does_not_turn_the_line_down(plan, tmp_path):
-    def measure(rows, max_layers):
-        return Measured(rows, layer=5.0 if rows == COUNTS.scale(1 / 4) else 4.0)
+def test_a_disturbed_small_sample_does_not_turn_the_line_down(plan):
+    def measure(sample, max_layers):
+        return Measured(layer=5.0 if len(sample.rows.tokens) == 10 else 4.0)
 
-    assert predict(plan, tmp_path, measure).seconds["layers"] == 2 * 4.0
+    assert predict(plan, measure).seconds["layers"] == 2 * 4.0
 
 
-def test_finished_layers_cost_their_forward_passes(plan, tmp_path):
-    seconds = predict(replace(plan, num_finished=1), tmp_path, FakeMeasure()).seconds
+def test_finished_layers_cost_their_forward_passes(plan):
+    seconds = predict(replace(plan, num_finished=1), FakeMeasure()).seconds
     assert seconds["layers"] == pytest.approx(3 + 60 / 10)
     assert seconds["carrying finished layers"] == pytest.approx(60 / 10 / 3)
 
 
-def test_inputs_of_down_beyond_the_limit_are_computed_twice(plan, tmp_path):
-    inputs, hessian = 40 * 32 * 160 * 4, 160 * 160 * 4
-    tight = replace(plan, compute=replace(CPU, kept_bytes=hessian + inputs // 4))
-    seconds = predict(tight, tmp_path, FakeMeasure()).seconds
-    # Gate and up are this share of a layer's products.
-    gate_up = 2 * 160 * 64 / (2 * 64 * 64 + 2 * 32 * 64 + 3 * 160 * 64)
-    # Of the 60 passes 20 are in the float stream, where nothing is repeated.
-    repeated = 0.75 * gate_up * (60 / 10 / 3) * 40 / 60
-    assert seconds["layers"] == pytest.approx(2 * (3 + 60 / 10 + repeated))
-
-
 # ---- memory -----------------------------------------------------------------------------------
 
+# Buffers of states, of float states, and behind attention, 64 wide; inputs of down, 160.
+ROW_BYTES = ((40 + 20 + 40) * 64 + 40 * 160) * 32 * 4
 
-def test_memory_is_the_samples_peak_with_the_rows_of_the_whole_run(plan, tmp_path):
-    # Buffers of states, of float states, and behind attention, 64 wide; inputs of down, 160.
-    row_bytes = ((40 + 20 + 40) * 64 + 40 * 160) * 32 * 4
-    small = ((10 + 5 + 10) * 64 + 10 * 160) * 32 * 4
-    memory = predict(plan, tmp_path, FakeMeasure(peak=MUCH)).memory
-    assert memory["rows"] == row_bytes
-    assert sum(memory.values()) == MUCH - small + row_bytes
+
+def test_memory_is_the_samples_peak_with_the_rows_of_the_whole_run(plan):
+    memory = predict(plan, FakeMeasure(peak=MUCH)).memory
+    assert memory["rows"] == ROW_BYTES
+    assert sum(memory.values()) == MUCH - ROW_BYTES // 4 + ROW_BYTES
     tight = replace(plan, compute=replace(CPU, kept_bytes=160 * 160 * 4 + 640))
-    memory = predict(tight, tmp_path, FakeMeasure(peak=MUCH)).memory
+    memory = predict(tight, FakeMeasure(peak=MUCH)).memory
     assert memory["rows"] == (40 + 20 + 40) * 64 * 32 * 4 + 640
 
 
-def test_memory_on_a_device_has_the_rows_there(plan, tmp_path, monkeypatch):
+def test_memory_on_a_device_has_the_rows_there(plan, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (MUCH, MUCH))
     on_device = replace(plan, compute=replace(CPU, device=torch.device("cuda", 0)))
-    measure = FakeMeasure(peak=MUCH, device_peak=2 * MUCH)
-    estimate = predict(on_device, tmp_path, measure)
-    row_bytes = ((40 + 20 + 40) * 64 + 40 * 160) * 32 * 4
-    small = ((10 + 5 + 10) * 64 + 10 * 160) * 32 * 4
-    assert estimate.device_memory == {"layers": 2 * MUCH - small, "rows": row_bytes}
+    estimate = predict(on_device, FakeMeasure(peak=MUCH, device_peak=2 * MUCH))
+    assert estimate.device_memory == {"layers": 2 * MUCH - ROW_BYTES // 4, "rows": ROW_BYTES}
     assert sum(estimate.memory.values()) == MUCH
     # Copying goes on beside the layers.
     assert estimate.seconds["copied tensors"] == 0
@@ -213,64 +181,46 @@ def test_spooled_bytes_are_those_of_the_rows_that_find_no_memory(
     """
     monkeypatch.setattr(forecast_module, "available_memory_bytes", lambda: available)
     assert plan.spooled_bytes() == spooled
+    if not available:
+        assert plan.spooled_bytes(num_ranks=3) == (14 + 7 + 14) * 32 * 64 * 4
+        assert replace(plan, rows=None).spooled_bytes() == 0
 
 
-def test_a_rank_spools_its_share_of_the_rows(plan, monkeypatch):
-    monkeypatch.setattr(forecast_module, "available_memory_bytes", lambda: 0)
-    assert plan.spooled_bytes(num_ranks=3) == (14 + 7 + 14) * 32 * 64 * 4
-    assert replace(plan, rows=None).spooled_bytes() == 0
-
-
-def test_without_memory_for_a_sample_only_the_least_memory_is_given(plan, tmp_path, monkeypatch):
-    monkeypatch.setattr(forecast_module, "available_memory_bytes", lambda: 4096)
-    measure = FakeMeasure()
-    estimate, problem = plan.forecast(tmp_path, 0.0, measure=measure)
-    assert problem.startswith("one layer needs at least ")
-    assert problem.endswith(" of memory, and 4.0 KiB are free")
-    assert estimate.seconds is None and sum(estimate.memory.values()) > 4096
-    assert measure.asked == []
-
-
-def test_a_device_that_is_too_small_gives_memory_only(plan, tmp_path):
-    def measure(rows, max_layers):
+def test_a_device_that_is_too_small_gives_memory_only(plan):
+    def measure(sample, max_layers):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    estimate, problem = plan.forecast(tmp_path, 0.0, measure=measure)
+    estimate, problem = plan.forecast(0.0, measure=measure)
     assert problem == "a layer of the model does not fit the device"
     assert estimate.seconds is None and estimate.memory["layers"] > 0
 
 
-# ---- the samples themselves -------------------------------------------------------------------
+# ---- the dry run ------------------------------------------------------------------------------
 
 
-def test_a_sample_runs_the_real_quantizer_and_leaves_nothing(plan, tmp_path, source):
-    before, threads = contents(source), torch.get_num_threads()
-    folder, recorder = tmp_path / "empty", Recorder()
-    folder.mkdir()
-    for rows, counts in ((plan.rows, COUNTS.scale(1 / 4)), (None, RowCounts(0, 0, 0))):
-        options = plan.options if rows else QuantizeOptions(RTN)
-        sample = run_sample(
-            *(plan.checkpoint, options, rows, counts, 2), folder=folder, progress=recorder
-        )
-        assert sample.rows == counts and sample.layer > 0 and sample.host_peak > 0
-        assert (sample.forward > 0) is (rows is not None)
-    assert recorder.amount() == 2 + 2
-    assert os.listdir(folder) == [] and contents(source) == before
-    assert torch.get_num_threads() == threads
-    assert not [t for t in threading.enumerate() if t.name.startswith(("sample", "layer-reader"))]
+def test_a_dry_run_writes_nothing(tmp_path, source, gptq):
+    """It opens no file for writing, makes no directory, and leaves no thread and no setting."""
+    seen, is_watched = set(), True
 
+    def watch(event, arguments):
+        if not is_watched or event not in ("open", "os.mkdir"):
+            return
+        if event == "os.mkdir" or arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            seen.add(str(arguments[0]))
 
-def test_a_sample_takes_the_first_rows_of_each_kind(plan):
-    few = COUNTS.scale(1 / 4)
-    options, rows = take_rows(plan.options, plan.rows, few)
-    assert np.array_equal(rows.tokens, plan.rows.tokens[[*range(9), 36]])
-    assert rows.num_fit_rows == 9
-    # By itself the rule would carry all of so few rows through the float layers.
-    config = plan.checkpoint.config
-    assert num_float_rows(config, plan.options, 9, 1) == 10
-    assert num_float_rows(config, options, 9, 1) == few.num_float == 5
-    fast = replace(options, effort="fast")
-    assert num_float_rows(config, fast, 9, 1) == 0
+    before, threads = contents(tmp_path), torch.get_num_threads()
+    sys.addaudithook(watch)  # for good: there is no way to take it back
+    try:
+        for options in (gptq, QuantizeOptions(RTN)):
+            quantize(source, options=options, dry_run=True)
+    finally:
+        is_watched = False
+    # What lets the peak of the memory begin again proves that the hook sees writing.
+    assert "/proc/self/clear_refs" in seen
+    assert not [path for path in seen if not path.startswith(("/proc/", "/dev/"))]
+    assert contents(tmp_path) == before and torch.get_num_threads() == threads
+    names = ("sample", "layer-reader", "rounding")
+    assert not [t for t in threading.enumerate() if t.name.startswith(names)]
 
 
 def test_a_model_of_one_layer_is_predicted_too(tmp_path, gptq):
@@ -286,17 +236,6 @@ def test_a_sample_names_a_weight_that_is_not_finite(tmp_path, gptq):
     source = write_checkpoint(tmp_path / "model", extra_tensors=broken)
     with pytest.raises(QuantizationError, match=r"layers\.0\.mlp\.up_proj\.weight"):
         quantize(source, options=gptq, dry_run=True)
-    assert sorted(os.listdir(tmp_path)) == ["model", "words.txt"]
-
-
-def test_copying_is_timed_on_a_piece_of_the_embedding(plan, tmp_path):
-    folder = tmp_path / "empty"
-    folder.mkdir()
-    assert copy_seconds(plan.checkpoint, 2, folder) > 0
-    assert os.listdir(folder) == []
-
-
-# ---- the dry run ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["rtn", "gptq"])

@@ -27,7 +27,7 @@ def correlated_inputs(num_tokens=300, in_features=24, *, seed=1):
 
 
 def factor_of(inputs, **arguments):
-    return factorize(inputs.T @ inputs, ladder=(0.01,), **arguments)
+    return factorize(inputs.T @ inputs, 0.01, **arguments)
 
 
 def make_stage(fit, held_out, *, original=None, correction=None, scale_search=False, factor=...):
@@ -79,7 +79,7 @@ def test_quantize_keeps_rounding_where_gptq_is_not_better_on_held_out(scale_sear
 
 def test_quantize_keeps_rounding_where_both_are_equal():
     weight, held_out = random(8, 24), random(50, 24, seed=5)
-    stage = make_stage(None, held_out, factor=factorize(torch.eye(24)))
+    stage = make_stage(None, held_out, factor=factorize(torch.eye(24), 0.01))
     codes, scale, record = quantize(stage, weight)
     assert record.method == "rtn" and record.error_gptq == record.error_rtn > 0
     assert torch.equal(codes, round_to_nearest(weight, scale))
@@ -96,14 +96,6 @@ def test_quantize_errors_equal_a_naive_computation(with_original):
     expected = [naive_error(c, scale, weight, held_out, meant) for c in (codes, rounded)]
     assert record.method == "gptq"
     assert [record.error_gptq, record.error_rtn] == pytest.approx(expected, rel=1e-4)
-
-
-def test_quantize_bfloat16_inputs_give_nearly_the_same_errors():
-    weight, fit, held_out = random(64, 24), correlated_inputs(), correlated_inputs(300, seed=5)
-    exact = quantize(make_stage(fit, held_out), weight)[2]
-    half = quantize(make_stage(fit, held_out.bfloat16()), weight)[2]
-    assert half.error_gptq == pytest.approx(exact.error_gptq, rel=0.02)
-    assert half.error_rtn == pytest.approx(exact.error_rtn, rel=0.02)
 
 
 def test_quantize_zero_outputs_have_no_error():
@@ -263,14 +255,3 @@ def test_quantize_leaves_the_weight_and_the_held_out_tokens_alone():
     again = quantize(stage, weight)
     assert torch.equal(first[0], again[0]) and first[2] == again[2]
     assert dequantize(*first[:2]).shape == weight.shape
-
-
-def test_linears_of_one_stage_do_not_change_what_they_share():
-    """The weights of a stage do not see each other."""
-    fit, held_out = correlated_inputs(), correlated_inputs(60, seed=5)
-    stage = make_stage(fit, held_out, scale_search=True)
-    for seed in (0, 3):
-        weight = random(16, 24, seed=seed)
-        alone = quantize(make_stage(fit, held_out, scale_search=True), weight)
-        together = quantize(stage, weight)
-        assert torch.equal(alone[0], together[0]) and alone[2] == together[2]

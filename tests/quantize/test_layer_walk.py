@@ -12,9 +12,10 @@ from vacc_deploy.formats.int8 import dequantize
 from vacc_deploy.models.config import LAYER_LINEARS, linear_name
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.quantize.compute import choose_compute
-from vacc_deploy.quantize.layer_quantizer import LayerQuantizer, SolverSettings, set_codes
+from vacc_deploy.quantize.layer_quantizer import LayerQuantizer, set_codes
 from vacc_deploy.quantize.layer_walk import LayerWalk, Streams
 from vacc_deploy.quantize.layer_weights import read_layers
+from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.row_buffers import HiddenRows, embed_rows
 from vacc_deploy.reference.decoder import DecoderLayer, Positions
 
@@ -70,12 +71,12 @@ def begin(checkpoint, streams, compute):
 
 
 @torch.inference_mode()
-def quantized(checkpoint, tmp_path, compute, *, skipped=(), num_float=NUM_FLOAT):
+def quantized(checkpoint, tmp_path, compute, *, effort="full", num_float=NUM_FLOAT):
     """Quantize the first layer; return the quantizer and the streams behind it."""
     streams = make_streams(checkpoint, compute, tmp_path, num_float=num_float)
     layer, walk, weights = begin(checkpoint, streams, compute)
     quantizer = Spy(
-        SolverSettings(skipped=skipped),
+        QuantizeOptions("gptq", effort=effort),
         weights.read_exact,
         num_held_out_tokens=NUM_HELD_OUT * SEQ_LEN,
         dtype=compute.dtype,
@@ -102,12 +103,6 @@ def test_streams_batches_cover_every_row_once_with_its_kind(batch_rows, num_held
         for row in range(batch.rows.start, batch.rows.stop):
             assert batch.is_held_out is (row < num_held_out)
             assert batch.has_float_states is (row < num_float)
-
-
-def test_streams_batches_are_no_more_than_needed():
-    streams = Streams(None, None, None, NUM_HELD_OUT, NUM_FLOAT, NUM_ROWS)
-    assert len(list(streams.batches(100))) == 3
-    assert len(list(streams.batches(3))) == 1 + 2 + 2
 
 
 # ---- what is shown -----------------------------------------------------------------------------
@@ -171,7 +166,7 @@ def test_walk_keeps_the_stored_weights_of_a_layer_no_longer_than_needed(checkpoi
         streams = make_streams(checkpoint, compute, tmp_path)
         layer, walk, weights = begin(checkpoint, streams, compute)
         quantizer = LayerQuantizer(
-            SolverSettings(),
+            QuantizeOptions("gptq"),
             weights.read_exact,
             num_held_out_tokens=NUM_HELD_OUT * SEQ_LEN,
             dtype=compute.dtype,
@@ -190,11 +185,11 @@ def test_walk_keeps_the_stored_weights_of_a_layer_no_longer_than_needed(checkpoi
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("skipped", "num_float"), [((), NUM_FLOAT), ((), NUM_ROWS), (("down",), 0)]
+    ("effort", "num_float"), [("full", NUM_FLOAT), ("full", NUM_ROWS), ("fast", 0)]
 )
-def test_carry_after_quantize_gives_the_same_bits(checkpoint, tmp_path, dtype, skipped, num_float):
+def test_carry_after_quantize_gives_the_same_bits(checkpoint, tmp_path, dtype, effort, num_float):
     compute = make_compute(dtype)
-    arguments = {"skipped": skipped, "num_float": num_float}
+    arguments = {"effort": effort, "num_float": num_float}
     quantizer, expected = quantized(checkpoint, tmp_path, compute, **arguments)
     with torch.inference_mode():
         streams = make_streams(checkpoint, compute, tmp_path, num_float=num_float)
@@ -239,26 +234,3 @@ def test_kept_bytes_do_not_change_the_result(checkpoint, tmp_path, dtype, monkey
             assert torch.equal(got.codes, want.codes) and torch.equal(got.scale, want.scale)
         assert torch.equal(other_streams.quantized_states.buffer, streams.quantized_states.buffer)
         assert torch.equal(other_streams.float_states.buffer, streams.float_states.buffer)
-
-
-def test_batch_rows_move_the_records_by_a_rounding_only(checkpoint, tmp_path):
-    small, large = (
-        quantized(checkpoint, tmp_path, make_compute(batch_rows=rows))[0].records
-        for rows in (2, 100)
-    )
-    for one, other in zip(small, large, strict=True):
-        assert one.error_gptq == pytest.approx(other.error_gptq, rel=0.01)
-        assert one.error_rtn == pytest.approx(other.error_rtn, rel=0.01)
-
-
-def test_skipped_down_is_rounded_without_being_observed(checkpoint, tmp_path):
-    quantizer, streams = quantized(
-        checkpoint, tmp_path, make_compute(), skipped=("down",), num_float=0
-    )
-    assert quantizer.stages == ["qkv", "o", "gate_up", "down"]
-    assert {stage for stage, *_ in quantizer.seen} == {0, 1, 2}
-    assert all(float_inputs is None for *_, float_inputs, _ in quantizer.seen)
-    assert streams.float_states is None
-    last = quantizer.records[-1]
-    assert (last.method, last.error_gptq, last.error_rtn) == ("rtn", None, None)
-    assert all(record.correction == 0 for record in quantizer.records)

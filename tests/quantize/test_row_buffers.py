@@ -126,21 +126,6 @@ def test_hidden_rows_on_a_full_disk_are_an_error_not_a_signal(tmp_path, monkeypa
     assert os.listdir(tmp_path) == []
 
 
-def test_hidden_rows_in_a_file_have_their_blocks_from_the_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(hidden_rows_module, "available_memory_bytes", lambda: 0)
-    sizes = []
-    plain = torch.from_file
-
-    def look(name, **arguments):
-        sizes.append((os.stat(name).st_size, os.stat(name).st_blocks * 512))
-        return plain(name, **arguments)
-
-    monkeypatch.setattr(torch, "from_file", look)
-    HiddenRows.allocate(SHAPE, CPU, tmp_path)
-    ((size, in_blocks),) = sizes
-    assert size == NUM_BYTES and in_blocks >= NUM_BYTES
-
-
 def test_embed_rows_token_outside_the_table_is_an_error(tmp_path):
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "model"))
     with pytest.raises(CheckpointError, match="272"):

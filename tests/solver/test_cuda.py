@@ -61,7 +61,7 @@ def test_solve_on_cuda_is_as_good_as_on_the_cpu(in_features, out_features, act_o
     weight = torch.randn(out_features, in_features, generator=torch.Generator().manual_seed(2))
     scale, errors = choose_scale(weight), []
     for device in ("cpu", "cuda"):
-        factor = factorize(full_hessian(inputs, device), act_order=act_order)
+        factor = factorize(full_hessian(inputs, device), 0.01, act_order=act_order)
         assert device == "cpu" or factor.unit_rows.is_contiguous()
         solution = solve(weight.to(device), scale.to(device), factor)
         assert solution.codes.device.type == device
@@ -75,7 +75,7 @@ def test_solve_on_cuda_is_as_good_as_on_the_cpu(in_features, out_features, act_o
 def test_solve_on_cuda_twice_is_equal_and_does_not_use_tf32():
     inputs = correlated_inputs(2000, 600)
     weight = torch.randn(500, 600, generator=torch.Generator().manual_seed(2)).cuda()
-    scale, factor = choose_scale(weight), factorize(full_hessian(inputs, "cuda"))
+    scale, factor = choose_scale(weight), factorize(full_hessian(inputs, "cuda"), 0.01)
     first = solve(weight, scale, factor)
     torch.backends.cuda.matmul.allow_tf32 = True
     try:

@@ -3,30 +3,19 @@
 import pytest
 import torch
 
-from vacc_deploy.formats.int8 import choose_scale, round_to_nearest
-from vacc_deploy.solver.gptq import factorize
+from vacc_deploy.formats.int8 import choose_scale
 from vacc_deploy.solver.linear import (
     Candidate,
     Judge,
     choose,
-    choose_scales,
     count_cut,
     round_weight,
-    solve_weight,
 )
 from vacc_deploy.solver.stage_sums import HeldOut
 
 
 def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def test_round_weight_is_plain_rounding():
-    weight = random(6, 24)
-    rounded = round_weight(weight)
-    assert torch.equal(rounded.scale, choose_scale(weight))
-    assert torch.equal(rounded.codes, round_to_nearest(weight, rounded.scale))
-    assert (rounded.method, rounded.error, rounded.num_pinned) == ("rtn", None, 0)
 
 
 def test_count_cut_counts_what_rounding_cuts_with_a_subnormal_scale():
@@ -46,14 +35,6 @@ def test_judge_rates_only_what_differs():
     exact = Candidate("gptq", torch.ones(6, 24, dtype=torch.int8), torch.ones(6).half(), 0)
     assert judge.wanted is None and 0 < rated.error < 0.02
     assert Judge(torch.ones(6, 24), HeldOut(inputs, None)).rate(exact).error == 0
-
-
-def test_solve_weight_with_absmax_scales_shrinks_nothing():
-    weight, inputs = random(6, 24), random(90, 24, seed=1)
-    factor = factorize(inputs.T @ inputs)
-    scale, shrink = choose_scales(weight, factor, search=False)
-    assert torch.equal(scale, choose_scale(weight)) and shrink == 0
-    assert solve_weight(weight, scale, factor).method == "gptq"
 
 
 @pytest.mark.parametrize(("error", "method"), [(0.1, "gptq"), (0.2, "rtn"), (0.3, "rtn")])

@@ -63,13 +63,6 @@ def test_float32_products_real_switch_set_the_old_way_is_restored():
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def test_float32_products_leaves_the_switch_alone_on_a_cpu(monkeypatch):
-    switch = OldSwitch(True)
-    monkeypatch.setattr(torch.backends.cuda, "matmul", switch)
-    with float32_products(CPU):
-        assert switch.allow_tf32 is True
-
-
 def half_inputs(num_tokens, in_features, dtype):
     generator = torch.Generator().manual_seed(5)
     return torch.randn(num_tokens, in_features, generator=generator).to(dtype)

@@ -55,17 +55,6 @@ def test_search_scale_equals_brute_force(in_features):
     assert len(shrinks) >= (3 if in_features > 3 else 1)
 
 
-@pytest.mark.parametrize("in_features", [64, 1024])
-def test_search_scale_stays_between_its_limits(in_features):
-    weight = random_weight(200, in_features, seed=3)
-    scale = choose_scale(weight)
-    for cost in (random_cost(in_features), torch.ones(in_features), torch.zeros(in_features)):
-        found = search_scale(weight, scale, cost)
-        assert (found <= scale).all()
-        # float16 rounds the candidate.
-        assert (found.float() >= (1 - MOST_SHRINK) * scale.float() * (1 - 2**-11)).all()
-
-
 def test_search_scale_shrinks_a_row_with_one_outlier_and_not_a_uniform_one():
     generator = torch.Generator().manual_seed(0)
     uniform = torch.rand(512, generator=generator) - 0.5
@@ -82,17 +71,6 @@ def test_search_scale_shrinks_a_row_with_one_outlier_and_not_a_uniform_one():
     shrink = 1 - search_scale(weight, scale, cost).float() / scale.float()
     assert shrink[1] > 0.1
     assert shrink[0] < 0.03 and shrink[2] == 0
-
-
-def test_search_scale_costly_outlier_is_left_whole():
-    weight = torch.full((1, 512), 0.1)
-    weight[0, 100] = 0.6
-    cost = torch.ones(512)
-    scale = choose_scale(weight)
-    cost[100] = 1e4
-    assert torch.equal(search_scale(weight, scale, cost), scale)
-    cost[100] = 1e-4
-    assert search_scale(weight, scale, cost) < scale
 
 
 def test_search_scale_row_of_zeros_keeps_its_scale_of_one():
@@ -131,14 +109,6 @@ def test_search_scale_cuts_fifteen_weights_and_no_more(num_large):
     found = search_scale(weight, scale, cost)
     assert torch.equal(found, brute_force(weight, scale, cost))
     assert (found < scale) == (num_large <= MOST_CUT)
-
-
-def test_search_scale_size_of_the_cost_does_not_matter():
-    weight, cost = random_weight(40, 64), random_cost(64)
-    scale = choose_scale(weight)
-    found = search_scale(weight, scale, cost)
-    assert torch.equal(search_scale(weight, scale, cost * 2.0**20), found)
-    assert torch.equal(search_scale(weight * 4, scale * 4, cost), found * 4)
 
 
 def test_search_scale_leaves_its_inputs_alone():

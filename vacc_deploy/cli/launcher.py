@@ -97,24 +97,13 @@ def device_of(device: str, launch: Launch | None) -> str:
     return f"cuda:{launch.local_rank}"
 
 
-@dataclass(frozen=True)
-class Seat:
-    """What a command has of its process among the others.
-
-    Attributes:
-        ranks: all processes of the run.
-        control: stops the run between two layers.
-        device: where this process computes.
-    """
-
-    ranks: Ranks
-    control: SignalControl
-    device: str
-
-
 @contextmanager
-def join_ranks(environment: Mapping[str, str], device: str) -> Iterator[Seat]:
+def join_ranks(
+    environment: Mapping[str, str], device: str
+) -> Iterator[tuple[Ranks, SignalControl, str]]:
     """Let a resumable command run as one of the processes that the environment tells of.
+
+    Yields the processes of the run, what stops it between two layers, and this process's device.
 
     Where several of them fail, only the first one says why.
 
@@ -135,7 +124,7 @@ def join_ranks(environment: Mapping[str, str], device: str) -> Iterator[Seat]:
     control = SignalControl(is_quiet=is_quiet, launcher=launcher(environment, launch))
     if launch is None:
         with hinting_at_resume(control):
-            yield Seat(ALONE, control, device)
+            yield ALONE, control, device
         return
     from vacc_deploy.quantize.compute import choose_compute
     from vacc_deploy.quantize.processes import ProcessRanks
@@ -145,7 +134,7 @@ def join_ranks(environment: Mapping[str, str], device: str) -> Iterator[Seat]:
         with hinting_at_resume(control):
             own_device = device_of(device, launch)
             ranks.connect(choose_compute(own_device).device)
-            yield Seat(ranks, control, own_device)
+            yield ranks, control, own_device
     except BaseException as err:
         # Claimed before the connection closes: at that the others fail, and must not be first.
         is_first = ranks.claim_failure()

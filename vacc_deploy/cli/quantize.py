@@ -51,9 +51,9 @@ def quantize_command(
     from vacc_deploy.progress import SILENT
     from vacc_deploy.quantize.run import quantize
 
-    with join_ranks(os.environ, device) as seat:
-        is_first = seat.ranks.rank == 0
-        options = read_options(context, given, seat.device)
+    with join_ranks(os.environ, device) as (ranks, control, own_device):
+        is_first = ranks.rank == 0
+        options = read_options(context, given, own_device)
         result = quantize(
             checkpoint_dir,
             options=options,
@@ -62,8 +62,8 @@ def quantize_command(
             dry_run=dry_run,
             resume=resume,
             progress=terminal_progress() if is_first else SILENT,
-            control=seat.control,
-            ranks=seat.ranks,
+            control=control,
+            ranks=ranks,
         )
     if is_first:
         emit(result)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,37 +14,18 @@ from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.models.config import LAYER_LINEARS, linear_name
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import SILENT, Progress, RunControl
-from vacc_deploy.quantize.compute import Compute, choose_compute
-from vacc_deploy.quantize.layer_quantizer import LayerQuantizer, SolverSettings, set_codes
+from vacc_deploy.quantize.compute import Compute
+from vacc_deploy.quantize.layer_quantizer import LayerQuantizer, set_codes
 from vacc_deploy.quantize.layer_walk import LayerWalk, Streams, num_float_rows
 from vacc_deploy.quantize.layer_weights import LayerWeights, read_layers
-from vacc_deploy.quantize.options import FAST, QuantizeOptions
+from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.ranks import ALONE, Ranks
 from vacc_deploy.quantize.row_buffers import HiddenRows, embed_rows
-from vacc_deploy.reference.decoder import DOWN, DecoderLayer, Positions
+from vacc_deploy.reference.decoder import DecoderLayer, Positions
 from vacc_deploy.solver.records import QuantizedLayer
 
 if TYPE_CHECKING:
     from vacc_deploy.calibration.rows import CalibrationRows
-
-ReadFinished = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
-MakeQuantizer = Callable[[Callable[[str], torch.Tensor]], LayerQuantizer]
-
-
-@dataclass(frozen=True)
-class Carried:
-    """Layers that an earlier run has finished.
-
-    Attributes:
-        count: how many, from the first on.
-        read: returns codes int8 [out, in] and scale float16 [out] of a linear of theirs; None on
-            every rank but the first, which sends them.
-        told: called with the index of each one that the rows have passed.
-    """
-
-    count: int
-    read: ReadFinished | None = None
-    told: Callable[[int], None] = lambda index: None
 
 
 def calibrate_layers(
@@ -53,9 +33,11 @@ def calibrate_layers(
     options: QuantizeOptions,
     rows: CalibrationRows,
     *,
+    compute: Compute,
     spool_dir: Path,
     clock: PhaseClock,
-    carried: Carried | None = None,
+    num_finished: int = 0,
+    read_finished: Callable[[str], tuple[torch.Tensor, torch.Tensor]] | None = None,
     ranks: Ranks = ALONE,
     progress: Progress = SILENT,
 ) -> Iterator[QuantizedLayer | None]:
@@ -68,44 +50,68 @@ def calibrate_layers(
         checkpoint: the float weights.
         options: what shapes the result.
         rows: the calibration tokens, of all ranks.
+        compute: the device and the precision.
         spool_dir: directory for the rows if they do not fit the memory.
         clock: counts the seconds of each part.
-        carried: layers that an earlier run has finished.
+        num_finished: layers that an earlier run has finished, the first ones.
+        read_finished: returns codes int8 [out, in] and scale float16 [out] of a linear of theirs;
+            None on every rank but the first, which sends them.
         ranks: the processes of the run; each carries its share of the rows.
         progress: told of every linear.
 
     Raises:
         QuantizationError: a weight or an activation is not finite; names the tensor.
     """
-    compute = choose_compute(options.device, options.compute_dtype)
     compute = compute.shared_by(ranks.local_count)
     # Every mode is left before a yield: it belongs to the thread and would reach the caller.
     with torch.inference_mode():
         positions = Positions.build(checkpoint.config, rows.tokens.shape[1], compute.device)
-        streams = _start(checkpoint, options, rows, compute, spool_dir=spool_dir, ranks=ranks)
-    make_quantizer = _quantizer_maker(
-        options, rows, compute.dtype, clock=clock, ranks=ranks, progress=progress
-    )
+        streams = _open_streams(
+            checkpoint, options, rows, compute, spool_dir=spool_dir, ranks=ranks
+        )
+
+    def compute_layer(weights: LayerWeights) -> QuantizedLayer | None:
+        layer = DecoderLayer(checkpoint.config, weights.index, positions, weights.read)
+        walk = LayerWalk(layer, weights, streams, compute, clock)
+        if weights.index < num_finished:
+            for name in LAYER_LINEARS:
+                stored = read_finished and read_finished(linear_name(weights.index, name))
+                stored = ranks.share(stored)
+                assert stored is not None, "rank 0 reads the finished layers"
+                codes, scale = (tensor.to(compute.device) for tensor in stored)
+                set_codes(layer, name, codes, scale, compute.dtype)
+            walk.carry()
+            return None
+        quantizer = LayerQuantizer(
+            options,
+            weights.read_exact,
+            # Of all ranks: each samples its share of them.
+            num_held_out_tokens=rows.num_held_out * rows.tokens.shape[1],
+            dtype=compute.dtype,
+            clock=clock,
+            ranks=ranks,
+            progress=progress,
+        )
+        walk.quantize(quantizer)
+        return QuantizedLayer(
+            weights.index,
+            tuple(quantizer.linears),
+            tuple(quantizer.records),
+            tuple(quantizer.seconds),
+        )
+
     layers = read_layers(checkpoint, compute)
-    while True:
+    for _ in range(checkpoint.config.num_hidden_layers):
         with clock.phase("read"):
-            weights = next(layers, None)
-        if weights is None:
-            return
-        quantized: QuantizedLayer | None = None
+            weights = next(layers)
         with torch.inference_mode():
-            layer = DecoderLayer(checkpoint.config, weights.index, positions, weights.read)
-            walk = LayerWalk(layer, weights, streams, compute, clock)
-            if carried and weights.index < carried.count:
-                _carry_through(layer, walk, carried, compute, ranks)
-            else:
-                quantized = _quantize_layer(walk, weights, make_quantizer)
+            quantized = compute_layer(weights)
         if compute.synchronize is not None:
             # The writers copy the codes on streams of their own.
             compute.synchronize()
         # Nothing of this layer is left here when the next is asked for: the reader has the next
         # one's weights, the caller this one's codes.
-        del layer, walk, weights
+        del weights
         yield quantized
         del quantized
 
@@ -115,6 +121,7 @@ def calibrate_along(
     options: QuantizeOptions,
     rows: CalibrationRows,
     *,
+    compute: Compute,
     control: RunControl,
     ranks: Ranks,
 ) -> None:
@@ -126,17 +133,18 @@ def calibrate_along(
         QuantizationError: a weight or an activation is not finite.
         RankLostError: another rank is gone.
     """
-    finished = ranks.share(0)  # as rank 0 has read it
-    if finished == checkpoint.config.num_hidden_layers:
+    num_finished = ranks.share(0)  # as rank 0 has read it
+    if num_finished == checkpoint.config.num_hidden_layers:
         return
     layers = calibrate_layers(
         checkpoint,
         options,
         rows,
+        compute=compute,
         # The output's directory may be on the first rank's machine only.
         spool_dir=Path(tempfile.gettempdir()),
         clock=PhaseClock(),
-        carried=Carried(finished) if finished else None,
+        num_finished=num_finished,
         ranks=ranks,
     )
     with control.watch():
@@ -145,62 +153,7 @@ def calibrate_along(
                 return
 
 
-def solver_settings(options: QuantizeOptions) -> SolverSettings:
-    """Return what the options mean for the solver."""
-    return SolverSettings(
-        act_order=options.act_order,
-        shrinkage=options.shrinkage,
-        dampening_frac=options.dampening_frac,
-        scale_search=options.scale_search,
-        skipped=(DOWN,) if options.effort == FAST else (),
-    )
-
-
-def _quantizer_maker(
-    options: QuantizeOptions,
-    rows: CalibrationRows,
-    dtype: torch.dtype,
-    *,
-    clock: PhaseClock,
-    ranks: Ranks,
-    progress: Progress,
-) -> MakeQuantizer:
-    """Return what makes the quantizer of one layer, given the reader of its exact weights."""
-    return partial(
-        LayerQuantizer,
-        solver_settings(options),
-        # Of all ranks: each samples its share of them.
-        num_held_out_tokens=rows.num_held_out * rows.tokens.shape[1],
-        dtype=dtype,
-        clock=clock,
-        ranks=ranks,
-        progress=progress,
-    )
-
-
-def _carry_through(
-    layer: DecoderLayer, walk: LayerWalk, carried: Carried, compute: Compute, ranks: Ranks
-) -> None:
-    """Carry the rows through a finished layer and report it."""
-    _set_finished(layer, carried, compute, ranks)
-    walk.carry()
-    carried.told(layer.index)
-
-
-def _quantize_layer(
-    walk: LayerWalk, weights: LayerWeights, make_quantizer: MakeQuantizer
-) -> QuantizedLayer:
-    quantizer = make_quantizer(weights.read_exact)
-    walk.quantize(quantizer)
-    return QuantizedLayer(
-        weights.index,
-        tuple(quantizer.linears),
-        tuple(quantizer.records),
-        tuple(quantizer.seconds),
-    )
-
-
-def _start(
+def _open_streams(
     checkpoint: Checkpoint,
     options: QuantizeOptions,
     rows: CalibrationRows,
@@ -213,29 +166,11 @@ def _start(
 
     Dealt one by one, so that every rank has its share of each kind.
     """
-    num_float = num_float_rows(checkpoint.config, options, rows.num_fit_rows, rows.num_held_out)
-    mine = slice(ranks.rank, None, ranks.count)
-    return open_streams(
-        checkpoint,
-        torch.from_numpy(rows.tokens)[mine],
-        compute,
-        spool_dir,
-        num_held_out=len(range(rows.num_held_out)[mine]),
-        num_float=len(range(num_float)[mine]),
-    )
-
-
-def open_streams(
-    checkpoint: Checkpoint,
-    tokens: torch.Tensor,
-    compute: Compute,
-    spool_dir: Path,
-    *,
-    num_held_out: int,
-    num_float: int,
-) -> Streams:
-    """Return the embeddings of ``tokens`` int64 [rows, seq], which are in the order of Streams."""
     config = checkpoint.config
+    num_float = num_float_rows(config, options, rows.num_fit_rows, rows.num_held_out)
+    mine = slice(ranks.rank, None, ranks.count)
+    num_held_out, num_float = (len(range(count)[mine]) for count in (rows.num_held_out, num_float))
+    tokens = torch.from_numpy(rows.tokens)[mine]  # [rows, seq]
     quantized_states = embed_rows(checkpoint, tokens, compute, spool_dir)
     float_states = None
     if num_float:
@@ -250,12 +185,3 @@ def open_streams(
         num_float,
         len(tokens),
     )
-
-
-def _set_finished(layer: DecoderLayer, carried: Carried, compute: Compute, ranks: Ranks) -> None:
-    """Deploy the stored linears of a layer; rank 0 reads them for all."""
-    for name in LAYER_LINEARS:
-        stored = ranks.share(carried.read and carried.read(linear_name(layer.index, name)))
-        assert stored is not None
-        codes, scale = (tensor.to(compute.device) for tensor in stored)
-        set_codes(layer, name, codes, scale, compute.dtype)

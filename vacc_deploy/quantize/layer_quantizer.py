@@ -18,11 +18,12 @@ from vacc_deploy.formats.int8 import dequantize
 from vacc_deploy.models.config import linear_name
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import SILENT, Progress
+from vacc_deploy.quantize.options import FAST, QuantizeOptions
 from vacc_deploy.quantize.ranks import ALONE, Ranks, join_statistics
 from vacc_deploy.quantize.result import summarize_linear
-from vacc_deploy.reference.decoder import STAGE_LINEARS, DecoderLayer
+from vacc_deploy.reference.decoder import DOWN, STAGE_LINEARS, DecoderLayer
 from vacc_deploy.solver.correction import regress_shift
-from vacc_deploy.solver.gptq import Factor, dampening_ladder, factorize
+from vacc_deploy.solver.gptq import Factor, factorize
 from vacc_deploy.solver.linear import (
     Candidate,
     Judge,
@@ -52,25 +53,6 @@ class Batch:
     rows: slice
     is_held_out: bool
     has_float_states: bool
-
-
-@dataclass(frozen=True)
-class SolverSettings:
-    """What shapes the codes of a calibrated layer.
-
-    Attributes:
-        act_order: solve the columns with the largest inputs first.
-        shrinkage: by how much the Hessian shrinks towards its diagonal, 0 to 1.
-        dampening_frac: the first damping to try, a fraction of the mean diagonal.
-        scale_search: choose each row's scale by its expected error.
-        skipped: stages whose linears are rounded.
-    """
-
-    act_order: bool = True
-    shrinkage: float = 0.3
-    dampening_frac: float = 0.1
-    scale_search: bool = True
-    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -148,7 +130,7 @@ class LayerQuantizer:
 
     def __init__(
         self,
-        settings: SolverSettings,
+        options: QuantizeOptions,
         read_exact: Callable[[str], torch.Tensor],
         *,
         num_held_out_tokens: int,
@@ -160,7 +142,7 @@ class LayerQuantizer:
         """Begin a layer.
 
         Args:
-            settings: what shapes the codes.
+            options: what shapes the codes.
             read_exact: returns the float32 weight of a name.
             num_held_out_tokens: tokens in the held-out rows of all ranks.
             dtype: dtype of the activations.
@@ -172,7 +154,7 @@ class LayerQuantizer:
         self.records: list[LinearRecord] = []
         self.seconds: list[float] = []
         self._progress = progress
-        self._settings, self._read_exact, self._clock = settings, read_exact, clock
+        self._options, self._read_exact, self._clock = options, read_exact, clock
         self._dtype, self._ranks = dtype, ranks
         # An ordinary run has no such phase at all.
         self._exchange_phase: Callable[[str], AbstractContextManager[object]] = (
@@ -183,7 +165,7 @@ class LayerQuantizer:
 
     def skips(self, stage: str) -> bool:
         """Return whether the linears of ``stage`` are rounded without looking at their inputs."""
-        return stage in self._settings.skipped
+        return stage == DOWN and self._options.effort == FAST
 
     def observe(
         self,
@@ -274,7 +256,7 @@ class LayerQuantizer:
 
     def _prepare(self, statistics: StageStatistics) -> Stage:
         """Return what the linears of a stage share; the sums are used up."""
-        settings, clock = self._settings, self._clock
+        options, clock = self._options, self._clock
         with self._exchange_phase("exchange"):
             held_out = join_statistics(statistics, self._ranks)
         # The factor shows NaN in the Hessian, and nothing else would show it in these.
@@ -292,11 +274,11 @@ class LayerQuantizer:
         with clock.phase("factor"):
             factor = factorize(
                 hessian,
-                act_order=settings.act_order,
-                shrinkage=settings.shrinkage,
-                ladder=dampening_ladder(settings.dampening_frac),
+                options.dampening_frac,
+                act_order=options.act_order,
+                shrinkage=options.shrinkage,
             )
-        return Stage(factor, correction, held_out, settings.scale_search)
+        return Stage(factor, correction, held_out, options.scale_search)
 
     def _take(
         self, layer: DecoderLayer, name: str, chosen: Candidate, record: LinearRecord

@@ -48,8 +48,8 @@ def locate_file(err: QuantizationError, checkpoint: Checkpoint) -> None:
         err.locate(file=str(checkpoint.directory), advice=f"Download the file {file} again.")
 
 
-def read_layers(checkpoint: Checkpoint, compute: Compute, first: int = 0) -> Iterator[LayerWeights]:
-    """Yield the weights of every layer from ``first`` on, reading one ahead in a thread.
+def read_layers(checkpoint: Checkpoint, compute: Compute) -> Iterator[LayerWeights]:
+    """Yield the weights of every layer, reading one ahead in a thread.
 
     Raises:
         CheckpointError: a file became shorter since its header was read.
@@ -59,7 +59,7 @@ def read_layers(checkpoint: Checkpoint, compute: Compute, first: int = 0) -> Ite
     pool = ThreadPoolExecutor(1, thread_name_prefix="layer-reader")
     try:
         ahead: Future[dict[str, torch.Tensor]] | None = None
-        for index in range(first, count):
+        for index in range(count):
             tensors = (ahead or pool.submit(_load, checkpoint, compute, index, stream)).result()
             ahead = None
             if index + 1 < count:

@@ -93,8 +93,7 @@ def forecast(planned: PlannedRun, progress: Progress, control: RunControl) -> Qu
     with telling_what_stays(control, planned.run, KeyboardInterrupt, SystemExit):
         # The run itself will need the time of the planning too.
         so_far = time.monotonic() - planned.started
-        folder = planned.run.partial.parent
-        estimate, problem = planned.plan.forecast(folder, so_far, progress)
+        estimate, problem = planned.plan.forecast(so_far, progress)
     warnings = planned.result.warnings
     if problem:
         warnings += (f"No time is predicted: {problem}",)
@@ -113,7 +112,9 @@ def execute(
     checkpoint, options, compute = plan.checkpoint, plan.options, plan.compute
     if ranks.rank > 0:
         assert plan.rows is not None, "rounding has one process"
-        calibrate_along(checkpoint, options, plan.rows, control=control, ranks=ranks)
+        calibrate_along(
+            checkpoint, options, plan.rows, compute=compute, control=control, ranks=ranks
+        )
         return result
     # Waiting for the device at every phase costs speed: only where it was asked for.
     clock = PhaseClock(compute.synchronize if options.profile else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import replace
@@ -21,7 +21,7 @@ from vacc_deploy.formats.layouts import INT8
 from vacc_deploy.formats.linears import linear_tensors
 from vacc_deploy.models.config import EMBEDDING, FINAL_NORM, LAYER_LINEARS, LM_HEAD, linear_name
 from vacc_deploy.progress import Progress, RunControl
-from vacc_deploy.quantize.calibrated import Carried, calibrate_layers
+from vacc_deploy.quantize.calibrated import calibrate_layers
 from vacc_deploy.quantize.compute import Compute, torch_threads
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.ranks import ALONE, Ranks
@@ -203,19 +203,63 @@ def write_shards(
     ranks.share(run.finished)
     with threads, ShardSink(run) as sink:
         _write_copies(checkpoint, run, sink)
-        if run.finished < run.num_layers:
+        if run.finished == run.num_layers:
+            return sink.finish()
+        with control.watch():
+            progress.start("Quantizing", run.num_layers, "layers")
             pace = Pace(progress, 0 if rows is None else rows.tokens.size, compute)
-            with control.watch():
-                progress.start("Quantizing", run.num_layers, "layers")
-                layers = _remaining_layers(checkpoint, run, options, rows, pace=pace, ranks=ranks)
-                for layer in layers:
-                    if layer is not None:
-                        _hand_over(checkpoint, run, layer, sink, pace)
-                    # Only the writers still need its codes while the next layer is made.
-                    del layer
-                    _stop_if_asked(run, sink, ranks.agree(control.stop_signal()))
-                progress.finish()
+            layers = _remaining_layers(
+                checkpoint, options, rows, run, compute=compute, progress=progress, ranks=ranks
+            )
+            if rows is None and run.finished:
+                pace.skip(run.finished, f"{run.finished} layers were already quantized")
+            num_replayed = 0  # enumerate() would hold on to the layer
+            for layer in layers:
+                if layer is None:
+                    replayed = "already quantized; replaying it to restore the calibration state"
+                    pace.skip(1, f"layer {num_replayed}: {replayed}")
+                    num_replayed += 1
+                else:
+                    copied = _copied_tensors(checkpoint, layer.index)
+                    with run.clock.phase("write wait"):
+                        sink.put(layer.index + 1, copied, layer, pace.layer_seconds())
+                    pace.advance(layer)
+                # Only the writers still need its codes while the next layer is made.
+                del layer
+                signum = ranks.agree(control.stop_signal())
+                if signum is not None:
+                    sink.drain()
+                    finished = f"{run.finished} of {run.num_layers} layers"
+                    raise StoppedError(f"Stopped after {finished}, which are kept.", signum)
+            progress.finish()
         return sink.finish()
+
+
+def _remaining_layers(
+    checkpoint: Checkpoint,
+    options: QuantizeOptions,
+    rows: CalibrationRows | None,
+    run: Run,
+    *,
+    compute: Compute,
+    progress: Progress,
+    ranks: Ranks,
+) -> Iterator[QuantizedLayer | None]:
+    """Return every layer that is not finished, None for each that the rows are carried through."""
+    if rows is None:
+        return round_layers(checkpoint, run.finished)
+    return calibrate_layers(
+        checkpoint,
+        options,
+        rows,
+        compute=compute,
+        spool_dir=run.partial,
+        clock=run.clock,
+        num_finished=run.finished,
+        read_finished=run.read_finished,
+        progress=progress,
+        ranks=ranks,
+    )
 
 
 def _write_copies(checkpoint: Checkpoint, run: Run, sink: ShardSink) -> None:
@@ -242,14 +286,14 @@ class Pace:
         *,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.progress, self._num_tokens, self._compute = progress, num_tokens, compute
+        self._progress, self._num_tokens, self._compute = progress, num_tokens, compute
         self._now, self._count = now, 0
         self._since = self._last = now()
 
     def skip(self, count: int, note: str) -> None:
         """Report layers that were finished before; the time up to here is theirs."""
         self._since = self._last = self._now()
-        self.progress.skip(count, note)
+        self._progress.skip(count, note)
 
     def layer_seconds(self) -> float:
         """Return the seconds since the layer before was handed over."""
@@ -263,64 +307,10 @@ class Pace:
             per_second = self._num_tokens * self._count / (self._last - self._since)
             notes.append(f"{per_second:,.0f} tokens/s")
         peak = describe_peak(peak_memory_bytes(), self._compute.peak_memory_bytes())
-        self.progress.advance(1, "; ".join([*notes, f"peak memory {peak}"]))
+        self._progress.advance(1, "; ".join([*notes, f"peak memory {peak}"]))
 
 
-def _remaining_layers(
-    checkpoint: Checkpoint,
-    run: Run,
-    options: QuantizeOptions,
-    rows: CalibrationRows | None,
-    *,
-    pace: Pace,
-    ranks: Ranks,
-) -> Iterator[QuantizedLayer | None]:
-    """Yield every layer that is not finished, None for each that the rows are carried through."""
-    if rows is None:
-        if run.finished:
-            pace.skip(run.finished, f"{run.finished} layers were already quantized")
-        return round_layers(checkpoint, run.finished)
-
-    def report(index: int) -> None:
-        note = f"layer {index}: already quantized; replaying it to restore the calibration state"
-        pace.skip(1, note)
-
-    return calibrate_layers(
-        checkpoint,
-        options,
-        rows,
-        spool_dir=run.partial,
-        clock=run.clock,
-        carried=Carried(run.finished, run.read_finished, report) if run.finished else None,
-        progress=pace.progress,
-        ranks=ranks,
-    )
-
-
-def _hand_over(
-    checkpoint: Checkpoint, run: Run, layer: QuantizedLayer, sink: ShardSink, pace: Pace
-) -> None:
-    kept = _kept_tensors(checkpoint, layer.index)
-    with run.clock.phase("write wait"):
-        sink.put(layer.index + 1, kept, layer, pace.layer_seconds())
-    pace.advance(layer)
-
-
-def _stop_if_asked(run: Run, sink: ShardSink, signum: int | None) -> None:
-    """Wait for the writers and end the run where a signal asks for it.
-
-    Raises:
-        StoppedError: all layers up to the one just computed are on the disk.
-    """
-    if signum is None:
-        return
-    sink.drain()
-    raise StoppedError(
-        f"Stopped after {run.finished} of {run.num_layers} layers, which are kept.", signum
-    )
-
-
-def _kept_tensors(checkpoint: Checkpoint, layer: int) -> dict[str, TensorInfo]:
+def _copied_tensors(checkpoint: Checkpoint, layer: int) -> dict[str, TensorInfo]:
     """Return the tensors of a layer that stay as they are: norms and biases."""
     weights = {f"{linear_name(layer, linear)}.weight" for linear in LAYER_LINEARS}
     names = checkpoint.config.layer_tensors(layer).keys() - weights

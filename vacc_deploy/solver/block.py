@@ -29,6 +29,7 @@ class Block(NamedTuple):
     def columns(self, start: int, stop: int) -> Block:
         """Return the block of some of the columns."""
         chosen = slice(start, stop)
+        # Views: what is solved here changes the whole's tensors, and the count is the same one.
         return Block(
             self.unit_rows[chosen, chosen],
             self.targets[chosen],

@@ -7,8 +7,6 @@ is the ridge regression of x − x̂ on x̂.
 
 Source: the asymmetric calibration of GPTAQ (arXiv 2504.02692), here with shrinkage and with α
 chosen on held-out tokens, without which it fits noise.
-
-Pure functions on tensors: no paths, no model names, no logging.
 """
 
 from __future__ import annotations

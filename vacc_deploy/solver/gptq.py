@@ -4,13 +4,11 @@ Source: GPTQ (arXiv 2210.17323); its equality with the nearest plane run from th
 the first (arXiv 2507.18553). With the Hessian H = RᵀR, R upper triangular, the squared output error
 of codes q is the squared length of R(w − s·q), and the columns are solved from the last to the
 first. The same integers as the textbook blocked GPTQ with the columns in reverse order.
-
-Pure functions on tensors: no paths, no model names, no logging.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -20,7 +18,6 @@ from vacc_deploy.solver.block import Block, BlockSolver
 from vacc_deploy.solver.hessian import HESSIAN_BLOCK, shrink_to_diagonal
 from vacc_deploy.solver.precision import can_run_triton, float32_products
 
-DAMPENING_LADDER = (0.01, 0.1, 1.0)
 _LEAF_COLUMNS = 16
 
 
@@ -53,28 +50,20 @@ class Solution:
     num_saturated: int
 
 
-def dampening_ladder(first: float) -> tuple[float, ...]:
-    """Return the damping to try, from ``first`` on ten times as much each time, up to 1.0."""
-    ladder = [first]
-    while ladder[-1] < 1.0:
-        ladder.append(min(10 * ladder[-1], 1.0))
-    return tuple(ladder)
-
-
 def factorize(
     hessian: torch.Tensor,
+    dampening_frac: float,
     *,
     act_order: bool = False,
     shrinkage: float = 0.0,
-    ladder: tuple[float, ...] = DAMPENING_LADDER,
 ) -> Factor | None:
-    """Factor a full symmetric Hessian; raise the damping until it succeeds.
+    """Factor a full symmetric Hessian; raise the damping tenfold, up to 1.0, until it succeeds.
 
     Args:
         hessian: float [in_features, in_features]; used up: its memory may hold the factor.
+        dampening_frac: the first damping to try, a fraction of the mean diagonal.
         act_order: solve the columns with the largest diagonal first.
         shrinkage: see ``shrink_to_diagonal``, 0 to 1.
-        ladder: damping to try, as fractions of the mean diagonal.
 
     Returns:
         the factor, or None when even the last damping fails (an all-zero Hessian).
@@ -95,7 +84,9 @@ def factorize(
         diagonal = hessian.diagonal()
     mean = float(diagonal.mean())
     applied = 0.0
-    for fraction in ladder:
+    while applied < 1.0:
+        # What was added before stays: only the rest comes on top of it.
+        fraction = min(10 * applied, 1.0) if applied else dampening_frac
         diagonal.add_((fraction - applied) * mean)
         applied = fraction
         factor, info = _factor_upper(hessian, spare)
@@ -153,7 +144,6 @@ def solve(
     scale: torch.Tensor,
     factor: Factor,
     *,
-    leaf_columns: int | None = None,
     block_solver: BlockSolver | None = None,
 ) -> Solution:
     """Return the codes that nearest-plane rounding gives ``weight``, on the device of ``weight``.
@@ -165,17 +155,14 @@ def solve(
         weight: float [out_features, in_features]; computed in the factor's dtype.
         scale: [out_features], as it will be stored.
         factor: from ``factorize`` on the Hessian of this weight's inputs, on the same device.
-        leaf_columns: columns solved one by one; everything else is matrix products. None is what
-            suits the device; the kernel takes no more than that.
-        block_solver: what solves them. None is what suits the device.
+        block_solver: what solves the columns of a block one by one; everything else is matrix
+            products. None is what suits the device.
 
     Raises:
         QuantizationError: an output met NaN on the way; the error has the row.
     """
     unit_rows = factor.unit_rows
     solver = block_solver or choose_block_solver(unit_rows.device, unit_rows.dtype)
-    if leaf_columns is not None:
-        solver = replace(solver, max_columns=leaf_columns)
     if factor.order is not None:
         weight = weight[:, factor.order]
     # [in, out]; v, then e

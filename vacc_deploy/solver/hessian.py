@@ -1,7 +1,4 @@
-"""Sum the Hessian of a linear's inputs, and shrink it to its diagonal.
-
-Pure functions on tensors: no paths, no model names, no logging.
-"""
+"""Sum the Hessian of a linear's inputs, and shrink it to its diagonal."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ import torch
 
 from vacc_deploy.solver.precision import float32_products
 
+HESSIAN_BLOCK = 1024
 # A panel of a Hessian: at 2048 rows cuBLAS is as fast as on the whole, and the panels on and above
 # the diagonal are 0.55 of 18,944² and 0.76 of 3584².
 _PANEL_ROWS = 2048
@@ -33,11 +31,11 @@ def accumulate_half(hessian: torch.Tensor, inputs: torch.Tensor) -> None:
         return
     product = find_half_product(inputs.device, inputs.dtype)
     if product is not None:
-        _add_panels(hessian, inputs, product)
+        _add_panels(hessian, inputs, product, _PANEL_ROWS)
         return
     # The values have at most the 10 bits of TF32: its products lose nothing here.
     with float32_products(inputs.device, "tf32"):
-        _add_panels(hessian, inputs.float(), torch.Tensor.addmm_)
+        _add_panels(hessian, inputs.float(), torch.Tensor.addmm_, _PANEL_ROWS)
 
 
 def _add_rounded_panels(hessian: torch.Tensor, inputs: torch.Tensor) -> None:
@@ -49,20 +47,22 @@ def _add_rounded_panels(hessian: torch.Tensor, inputs: torch.Tensor) -> None:
     """
     size, columns = hessian.shape[0], inputs.T.contiguous()
     # Widened in memory of its own: torch adds tensors of two dtypes three times slower.
-    room = torch.empty(min(size, _CPU_PANEL_ROWS) * size)
+    memory = torch.empty(min(size, _CPU_PANEL_ROWS) * size)
     for start in range(0, size, _CPU_PANEL_ROWS):
         stop = min(start + _CPU_PANEL_ROWS, size)
         product = torch.mm(columns[start:stop], inputs[:, start:])
-        widened = room[: product.numel()].view(product.shape).copy_(product)
+        widened = memory[: product.numel()].view(product.shape).copy_(product)
         hessian[start:stop, start:].add_(widened)
 
 
 def _add_panels(
-    hessian: torch.Tensor, inputs: torch.Tensor, product: Callable[..., object]
+    hessian: torch.Tensor, inputs: torch.Tensor, product: Callable[..., object], rows: int
 ) -> None:
+    """Add the panels of so many rows [rows, in - start] that begin at the diagonal."""
     size = hessian.shape[0]
-    for start in range(0, size, _PANEL_ROWS):
-        stop = min(start + _PANEL_ROWS, size)
+    for start in range(0, size, rows):
+        stop = min(start + rows, size)
+        # [rows, tokens] @ [tokens, in - start]
         product(hessian[start:stop, start:], inputs[:, start:stop].T, inputs[:, start:])
 
 
@@ -96,9 +96,6 @@ def _add_made_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tens
     total.add_(torch.mm(left, right, out_dtype=torch.float32))
 
 
-HESSIAN_BLOCK = 1024
-
-
 def accumulate_hessian(hessian: torch.Tensor, inputs: torch.Tensor) -> None:
     """Add ``inputsᵀ · inputs`` to the upper triangle of ``hessian``, in place.
 
@@ -113,11 +110,8 @@ def accumulate_hessian(hessian: torch.Tensor, inputs: torch.Tensor) -> None:
     if inputs.dtype != hessian.dtype:
         accumulate_half(hessian, inputs)
         return
-    size = hessian.shape[0]
     with float32_products(hessian.device):
-        for start in range(0, size, HESSIAN_BLOCK):
-            stop = min(start + HESSIAN_BLOCK, size)
-            hessian[start:stop, start:].addmm_(inputs[:, start:stop].T, inputs[:, start:])
+        _add_panels(hessian, inputs, torch.Tensor.addmm_, HESSIAN_BLOCK)
 
 
 def mirror_upper(hessian: torch.Tensor) -> None:

@@ -1,7 +1,4 @@
-"""Choose the scale of each row by what it costs after the solver: finer steps against cut weights.
-
-Pure functions on tensors: no paths, no model names, no logging.
-"""
+"""Choose the scale of each row by its cost after the solver: finer steps against cut weights."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What the quantizer keeps of a stage's inputs: sums over tokens, and a sample of those held out.
-
-Pure: tensors in, tensors out.
-"""
+"""What is kept of a stage's inputs: sums over tokens, and a sample of those held out."""
 
 from __future__ import annotations
 
@@ -57,11 +54,12 @@ class StageStatistics:
             float_inputs: the float stream's inputs for the same tokens.
             weights: float32 [tokens]; each token counts by the square of its own.
         """
-        size = inputs.shape[-1]
+        size = inputs.shape[-1]  # of inputs [tokens, in]
         if self.hessian is None:
             self.hessian = torch.zeros(size, size, device=inputs.device)
             # The dtype and the width of the sample, should no token be held out.
             self._nothing = inputs.new_empty(0, size)
+        # Before the weights, which multiply both factors of a product: x − x̂, [tokens, in].
         shift = None if float_inputs is None else float_inputs - inputs
         if weights is not None:
             # Off by 1/256 in bfloat16; a product of two dtypes would be ten times slower.
@@ -103,6 +101,7 @@ class StageStatistics:
         for matrix in (self.hessian, self.shared_hessian):
             if matrix is not None:
                 mirror_upper(matrix)
+        # [tokens of all batches, in]
         float_inputs = torch.cat(self._float_inputs) if self._float_inputs else None
         held_out = HeldOut(torch.cat([self._nothing, *self._inputs]), float_inputs)
         self._inputs, self._float_inputs = [], []
