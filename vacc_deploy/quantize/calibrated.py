@@ -17,7 +17,7 @@ from vacc_deploy.progress import SILENT, Progress, RunControl
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.layer_quantizer import LayerQuantizer, set_codes
 from vacc_deploy.quantize.layer_walk import LayerWalk, Streams, num_float_rows
-from vacc_deploy.quantize.layer_weights import LayerWeights, read_layers
+from vacc_deploy.quantize.layer_weights import read_layers
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.ranks import ALONE, Ranks
 from vacc_deploy.quantize.row_buffers import HiddenRows, embed_rows
@@ -26,6 +26,8 @@ from vacc_deploy.solver.records import QuantizedLayer
 
 if TYPE_CHECKING:
     from vacc_deploy.calibration.rows import CalibrationRows
+
+ReadFinished = Callable[[str], tuple[torch.Tensor, torch.Tensor]]
 
 
 def calibrate_layers(
@@ -37,7 +39,7 @@ def calibrate_layers(
     spool_dir: Path,
     clock: PhaseClock,
     num_finished: int = 0,
-    read_finished: Callable[[str], tuple[torch.Tensor, torch.Tensor]] | None = None,
+    read_finished: ReadFinished | None = None,
     ranks: Ranks = ALONE,
     progress: Progress = SILENT,
 ) -> Iterator[QuantizedLayer | None]:
@@ -47,73 +49,73 @@ def calibrate_layers(
     layer sees the same inputs.
 
     Args:
-        checkpoint: the float weights.
-        options: what shapes the result.
         rows: the calibration tokens, of all ranks.
-        compute: the device and the precision.
         spool_dir: directory for the rows if they do not fit the memory.
-        clock: counts the seconds of each part.
         num_finished: layers that an earlier run has finished, the first ones.
         read_finished: returns codes int8 [out, in] and scale float16 [out] of a linear of theirs;
             None on every rank but the first, which sends them.
-        ranks: the processes of the run; each carries its share of the rows.
-        progress: told of every linear.
 
     Raises:
         QuantizationError: a weight or an activation is not finite; names the tensor.
     """
     compute = compute.shared_by(ranks.local_count)
+    make_quantizer = partial(
+        LayerQuantizer,
+        options,
+        # Of all ranks: each samples its share of them.
+        num_held_out_tokens=rows.num_held_out * rows.tokens.shape[1],
+        dtype=compute.dtype,
+        clock=clock,
+        ranks=ranks,
+        progress=progress,
+    )
+    source = checkpoint, options, rows, compute
     # Every mode is left before a yield: it belongs to the thread and would reach the caller.
     with torch.inference_mode():
         positions = Positions.build(checkpoint.config, rows.tokens.shape[1], compute.device)
-        streams = _open_streams(
-            checkpoint, options, rows, compute, spool_dir=spool_dir, ranks=ranks
-        )
-
-    def compute_layer(weights: LayerWeights) -> QuantizedLayer | None:
-        layer = DecoderLayer(checkpoint.config, weights.index, positions, weights.read)
-        walk = LayerWalk(layer, weights, streams, compute, clock)
-        if weights.index < num_finished:
-            for name in LAYER_LINEARS:
-                stored = read_finished and read_finished(linear_name(weights.index, name))
-                stored = ranks.share(stored)
-                assert stored is not None, "rank 0 reads the finished layers"
-                codes, scale = (tensor.to(compute.device) for tensor in stored)
-                set_codes(layer, name, codes, scale, compute.dtype)
-            walk.carry()
-            return None
-        quantizer = LayerQuantizer(
-            options,
-            weights.read_exact,
-            # Of all ranks: each samples its share of them.
-            num_held_out_tokens=rows.num_held_out * rows.tokens.shape[1],
-            dtype=compute.dtype,
-            clock=clock,
-            ranks=ranks,
-            progress=progress,
-        )
-        walk.quantize(quantizer)
-        return QuantizedLayer(
-            weights.index,
-            tuple(quantizer.linears),
-            tuple(quantizer.records),
-            tuple(quantizer.seconds),
-        )
-
+        streams = _open_streams(*source, spool_dir=spool_dir, ranks=ranks)
     layers = read_layers(checkpoint, compute)
-    for _ in range(checkpoint.config.num_hidden_layers):
+    for index in range(checkpoint.config.num_hidden_layers):
         with clock.phase("read"):
             weights = next(layers)
+        quantized = None
         with torch.inference_mode():
-            quantized = compute_layer(weights)
+            layer = DecoderLayer(checkpoint.config, index, positions, weights.read)
+            walk = LayerWalk(layer, weights, streams, compute, clock)
+            if index < num_finished:
+                _replay(layer, walk, read_finished, compute, ranks)
+            else:
+                quantized = _quantize(walk, index, make_quantizer(weights.read_exact))
         if compute.synchronize is not None:
-            # The writers copy the codes on streams of their own.
-            compute.synchronize()
+            compute.synchronize()  # the writers copy the codes on streams of their own
         # Nothing of this layer is left here when the next is asked for: the reader has the next
         # one's weights, the caller this one's codes.
-        del weights
+        del layer, walk, weights
         yield quantized
         del quantized
+
+
+def _replay(
+    layer: DecoderLayer,
+    walk: LayerWalk,
+    read_finished: ReadFinished | None,
+    compute: Compute,
+    ranks: Ranks,
+) -> None:
+    """Carry the rows through a finished layer; the first rank reads its codes for all."""
+    for name in LAYER_LINEARS:
+        stored = ranks.share(read_finished and read_finished(linear_name(layer.index, name)))
+        assert stored is not None, "rank 0 reads the finished layers"
+        codes, scale = (tensor.to(compute.device) for tensor in stored)
+        set_codes(layer, name, codes, scale, compute.dtype)
+    walk.carry()
+
+
+def _quantize(walk: LayerWalk, index: int, quantizer: LayerQuantizer) -> QuantizedLayer:
+    walk.quantize(quantizer)
+    return QuantizedLayer(
+        index, tuple(quantizer.linears), tuple(quantizer.records), tuple(quantizer.seconds)
+    )
 
 
 def calibrate_along(

@@ -78,7 +78,6 @@ def run_sample(
         rows: a share of the calibration tokens; None for rounding.
         compute: the device and the precision.
         max_layers: where to stop at the latest.
-        progress: shows every layer.
 
     Raises:
         QuantizationError: a weight or an activation is not finite; names the tensor.
@@ -88,17 +87,7 @@ def run_sample(
     if compute.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(compute.device)
     clock = PhaseClock(compute.synchronize)
-    layers: Iterator[QuantizedLayer | None] = round_layers(checkpoint)
-    if rows is not None:
-        layers = calibrate_layers(
-            checkpoint,
-            options,
-            rows,
-            compute=compute,
-            # So few rows fit the memory: nothing is written to the directory.
-            spool_dir=Path(tempfile.gettempdir()),
-            clock=clock,
-        )
+    layers = _begin(checkpoint, options, rows, compute, clock)
     max_pending = NUM_WRITERS if rows is None else MAX_PENDING_LAYERS
     pending = deque[Future[int]]()
     num_bytes, ends = 0, [time.perf_counter()]
@@ -131,6 +120,22 @@ def run_sample(
         clock.to_dict().get("forward", 0.0) / num_layers,
         peak_memory_bytes(),
         compute.peak_memory_bytes() or 0,
+    )
+
+
+def _begin(
+    checkpoint: Checkpoint,
+    options: QuantizeOptions,
+    rows: CalibrationRows | None,
+    compute: Compute,
+    clock: PhaseClock,
+) -> Iterator[QuantizedLayer | None]:
+    if rows is None:
+        return round_layers(checkpoint)
+    # So few rows fit the memory: nothing is written to the directory.
+    spool_dir = Path(tempfile.gettempdir())
+    return calibrate_layers(
+        checkpoint, options, rows, compute=compute, spool_dir=spool_dir, clock=clock
     )
 
 
