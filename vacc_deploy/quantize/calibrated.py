@@ -49,7 +49,6 @@ def calibrate_layers(
     layer sees the same inputs.
 
     Args:
-        rows: the calibration tokens, of all ranks.
         spool_dir: directory for the rows if they do not fit the memory.
         num_finished: layers that an earlier run has finished, the first ones.
         read_finished: returns codes int8 [out, in] and scale float16 [out] of a linear of theirs;
@@ -69,17 +68,15 @@ def calibrate_layers(
         ranks=ranks,
         progress=progress,
     )
-    source = checkpoint, options, rows, compute
-    # Every mode is left before a yield: it belongs to the thread and would reach the caller.
-    with torch.inference_mode():
-        positions = Positions.build(checkpoint.config, rows.tokens.shape[1], compute.device)
-        streams = _open_streams(*source, spool_dir=spool_dir, ranks=ranks)
+    positions, streams = _start(
+        checkpoint, options, rows, compute, spool_dir=spool_dir, ranks=ranks
+    )
     layers = read_layers(checkpoint, compute)
     for index in range(checkpoint.config.num_hidden_layers):
         with clock.phase("read"):
             weights = next(layers)
         quantized = None
-        with torch.inference_mode():
+        with torch.inference_mode():  # left before the yield: it is the thread's, not ours
             layer = DecoderLayer(checkpoint.config, index, positions, weights.read)
             walk = LayerWalk(layer, weights, streams, compute, clock)
             if index < num_finished:
@@ -155,7 +152,8 @@ def calibrate_along(
                 return
 
 
-def _open_streams(
+@torch.inference_mode()
+def _start(
     checkpoint: Checkpoint,
     options: QuantizeOptions,
     rows: CalibrationRows,
@@ -163,8 +161,10 @@ def _open_streams(
     *,
     spool_dir: Path,
     ranks: Ranks,
-) -> Streams:
-    """Return this rank's rows, embedded: held-out ones first, then those with a float stream.
+) -> tuple[Positions, Streams]:
+    """Return the rotary tables, and this rank's rows, embedded.
+
+    Held-out rows come first, then those that go through the float layers too.
 
     Dealt one by one, so that every rank has its share of each kind.
     """
@@ -179,7 +179,7 @@ def _open_streams(
         float_states = quantized_states.clone_first(num_float, compute, spool_dir)
     # What o_proj is applied to: [rows, seq, heads · head_dim]
     shape = (*tokens.shape, config.num_attention_heads * config.head_dim)
-    return Streams(
+    streams = Streams(
         quantized_states,
         float_states,
         partial(HiddenRows.allocate, shape, compute, spool_dir),
@@ -187,3 +187,4 @@ def _open_streams(
         num_float,
         len(tokens),
     )
+    return Positions.build(config, tokens.shape[1], compute.device), streams
