@@ -110,19 +110,19 @@ def floors_of(source: Path, num_samples: int, seq_len: int, extra: tuple[str, ..
 
     from vacc_deploy.calibration.split import HELD_OUT_SHARE
     from vacc_deploy.models.parse import read_config
-    from vacc_deploy.quantize.layer_walk import num_original_rows
+    from vacc_deploy.quantize.layer_walk import num_float_rows
     from vacc_deploy.quantize.options import QuantizeOptions
 
     options = " ".join(extra).replace("=", " ")
     if "--method rtn" in options:
         return {}
     config, is_full = read_config(source), "--effort fast" not in options
-    num_float_rows = 0
+    num_float = 0
     if is_full:
         asked = QuantizeOptions("gptq", num_samples=num_samples, sequence_length=seq_len)
         held_out = max(1, round(num_samples * HELD_OUT_SHARE))
-        num_float_rows = num_original_rows(config, asked, num_samples - held_out, held_out)
-    work = Workload(config, num_samples, seq_len, is_full, num_float_rows)
+        num_float = num_float_rows(config, asked, num_samples - held_out, held_out)
+    work = Workload(config, num_samples, seq_len, is_full, num_float)
     return measure_floors(work, device)
 
 
