@@ -10,9 +10,9 @@
     ├── ExportError            a model cannot be exported as an ONNX graph
     ├── OutputError            an output directory cannot be written
     ├── RankLostError          another process of a run on several ranks is gone
-    ├── StoppedError           exit code 128 + signal: stopped between two layers on request
-    └── CheckFailedError       exit code 3: a check ran and failed
+    └── StoppedError           exit code 128 + signal: stopped between two layers on request
 
+A check that ran and failed is no error but a result: its command prints it and exits with 3.
 A message says what is wrong, where, what was got and expected, and what to do next.
 """
 
@@ -118,12 +118,6 @@ class StoppedError(VaccDeployError):
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signum
-
-
-class CheckFailedError(VaccDeployError):
-    """A check ran and its result is outside the limits."""
-
-    exit_code = 3
 
 
 def list_problems(problems: Iterable[str], *, limit: int = MAX_LISTED) -> str:

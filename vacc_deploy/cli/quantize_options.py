@@ -94,7 +94,7 @@ _OPTIONS = (
     ),
     _option(
         "--dampening",
-        "First damping of the Hessian to try, a fraction of its mean diagonal.",
+        "First dampening of the Hessian to try, a fraction of its mean diagonal.",
         click.FloatRange(0, 1, min_open=True),
         name="dampening_frac",
     ),

@@ -41,7 +41,7 @@ class QuantizeOptions:
         formats: names of the layouts to write, each once.
         effort: ``full``, or ``fast``, which rounds down_proj and carries no float states.
         shrinkage: fraction by which the off-diagonals of each Hessian shrink, 0 to 1.
-        dampening_frac: first damping to try, a fraction of the Hessian's mean diagonal.
+        dampening_frac: first dampening to try, a fraction of the Hessian's mean diagonal.
         scale_search: choose each row's scale by its expected error.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
         compute_dtype: ``float32``, ``bfloat16``, or ``auto`` for what is fast there.

@@ -29,7 +29,7 @@ class Factor:
         unit_rows: the rows of the upper Cholesky factor divided by their diagonal, float
             [in_features, in_features], columns in solving order.
         order: the permutation of the columns, int64 [in_features], or None for their own order.
-        dampening_frac: the damping that let the factorisation succeed, a fraction of the mean
+        dampening_frac: the dampening that let the factorisation succeed, a fraction of the mean
             diagonal.
         column_cost: what a unit of rounding error in each column costs once all columns that are
             solved later have made up for it: the squared diagonal of the factor, float
@@ -57,16 +57,16 @@ def factorize(
     act_order: bool = False,
     shrinkage: float = 0.0,
 ) -> Factor | None:
-    """Factor a full symmetric Hessian; raise the damping tenfold, up to 1.0, until it succeeds.
+    """Factor a full symmetric Hessian; raise the dampening tenfold, up to 1.0, until it succeeds.
 
     Args:
         hessian: float [in_features, in_features]; used up: its memory may hold the factor.
-        dampening_frac: the first damping to try, a fraction of the mean diagonal.
+        dampening_frac: the first dampening to try, a fraction of the mean diagonal.
         act_order: solve the columns with the largest diagonal first.
         shrinkage: see ``shrink_to_diagonal``, 0 to 1.
 
     Returns:
-        the factor, or None when even the last damping fails (an all-zero Hessian).
+        the factor, or None when even the last dampening fails (an all-zero Hessian).
 
     Raises:
         QuantizationError: the Hessian holds NaN or infinity.

@@ -20,7 +20,7 @@ class LinearRecord:
         method: the method kept, ``gptq`` or ``rtn``.
         error_gptq: relative output error ‖X·ΔWᵀ‖ / ‖X·Wᵀ‖ of GPTQ on held-out tokens.
         error_rtn: the same of rounding.
-        dampening_frac: the damping of the Hessian, None where no factorisation succeeded.
+        dampening_frac: the dampening of the Hessian, None where no factorisation succeeded.
         num_saturated: codes that had to be cut at ±127 by the method kept. Not counted, and 0, in
             a run without calibration.
         correction: with what strength, 0 to 1, the linear makes up for the layers before it.
