@@ -170,6 +170,7 @@ def _linear_warnings(records: Sequence[LinearRecord], dampening_frac: float) -> 
         )
     if damped:
         lines.append(
-            f"{len(damped)} linears needed more dampening than {dampening_frac:g} (first {damped[0]})"
+            f"{len(damped)} linears needed more dampening than {dampening_frac:g} "
+            f"(first {damped[0]})"
         )
     return lines

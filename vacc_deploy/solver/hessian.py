@@ -42,7 +42,7 @@ def _add_rounded_panels(hessian: torch.Tensor, inputs: torch.Tensor) -> None:
     """Add on a CPU, where torch returns the products of a batch rounded to bfloat16.
 
     Each entry of each batch is rounded once, by 1/256 at most, and the batches are summed in
-    float32: the mean diagonal is off by 1/25 of the default dampening at most (tests hold the factor
+    float32: the mean diagonal is off by 1/25 of the default dampening at most (tests hold factor
     and the error to float32's).
     """
     size, columns = hessian.shape[0], inputs.T.contiguous()
