@@ -205,7 +205,7 @@ def test_quantize_bad_weight_advises_no_resume(source, monkeypatch):
     assert result.exit_code == 1
     assert result.output.endswith(
         " Download the file model.safetensors again. 1 of 2 layers are finished and kept. "
-        "--resume needs the same input files. If you replace the damaged file, start over with "
+        "--resume needs the same input files and options. With others, start over with "
         "--overwrite.\n"
     )
     result = run(source)

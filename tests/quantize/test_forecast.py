@@ -278,6 +278,7 @@ def test_a_dry_run_says_in_one_warning_why_there_is_no_time(source, gptq, monkey
     result = quantize(source, options=gptq, dry_run=True, progress=recorder)
     assert result.estimate.seconds is None and result.memory_bytes > 0
     (warning,) = [line for line in recorder.warnings if "time" in line]
+    assert ("start", "Running samples 3 samples") not in recorder.events
     assert warning.startswith("No time is predicted: one layer needs at least ")
     assert warning in result.to_dict()["warnings"]
 

@@ -46,6 +46,10 @@ def swell(path):
     path.write_text(json.dumps({"padding": " " * MAX_RECORD_BYTES}), "utf-8")
 
 
+def no_object(path):
+    path.write_text("[1]", "utf-8")
+
+
 def link(path):
     """Put the file elsewhere and a link to it where it was."""
     elsewhere = path.parent.with_name("elsewhere-out")
@@ -106,7 +110,7 @@ def test_a_format_directory_that_is_a_link_is_not_followed(model, output, partia
     assert Checkpoint.open(output / FP16).weight_bytes > 0
 
 
-@pytest.mark.parametrize("damage", [cut, swell])
+@pytest.mark.parametrize("damage", [cut, swell, no_object])
 def test_a_shard_whose_record_is_damaged_is_made_again(
     model, output, partial, gptq, expected, damage
 ):
@@ -130,7 +134,7 @@ def test_a_record_that_is_a_link_counts_for_none(model, output, partial, gptq, e
     assert read_json(output / TIMING_NAME)["resumes"] == 0
 
 
-@pytest.mark.parametrize("damage", [cut, swell])
+@pytest.mark.parametrize("damage", [cut, swell, no_object])
 @pytest.mark.parametrize("formats", [("int8",), ("int8", FP16)])
 def test_shards_of_a_damaged_run_are_not_destroyed(model, output, partial, formats, damage):
     options = replace(RTN, formats=formats)

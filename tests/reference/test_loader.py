@@ -236,3 +236,10 @@ def test_activation_dtype_depends_on_the_size():
     for billions, expected in ((1.5, torch.float32), (3.0, torch.float32), (7.6, torch.bfloat16)):
         config = SimpleNamespace(num_parameters=lambda billions=billions: int(billions * 1e9))
         assert activation_dtype(SimpleNamespace(config=config)) == expected
+
+
+def test_load_model_generation_config_that_is_no_object_is_named(tmp_path):
+    directory = make_directory(tmp_path, "llama", "float")
+    (directory / "generation_config.json").write_text("[]", "utf-8")
+    with pytest.raises(CheckpointError, match="generation_config.json holds list, expected a JSON"):
+        load_model(directory)

@@ -78,6 +78,11 @@ def test_read_windows_read_on_until_there_are_enough(read, max_tokens, expected)
     assert (tokens.shape, notes) == ((1, 1 + expected), [])
 
 
+def test_read_windows_of_very_many_tokens_take_no_more_memory_than_the_text(read):
+    tokens, notes = read("x" * 90, max_tokens=10**15)
+    assert (tokens.shape, notes) == ((1, 91), [])
+
+
 @pytest.mark.parametrize("first", ["", "a", "ab"])
 def test_read_windows_character_cut_at_the_read_limit_is_fine(read, first):
     # 16 bytes are read for each token; three-byte characters end at 256 at most once in three.

@@ -23,7 +23,7 @@ from vacc_deploy.checkpoint.manifest import library_versions
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.json_files import read_json
-from vacc_deploy.models.config import CONFIG_NAME
+from vacc_deploy.models.config import CONFIG_NAME, GENERATION_CONFIG_NAME
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.generate import Sampling, continue_prompts
@@ -36,7 +36,6 @@ from vacc_deploy.text.tokenizer import (
     Tokenizer,
 )
 
-GENERATION_CONFIG_NAME = "generation_config.json"
 BATCH_SIZE = 8
 MAX_PROMPT_TOKENS = 4096
 # What DeepSeek advises for R1 models: at temperature 0 they repeat themselves without end.

@@ -57,10 +57,11 @@ def export_onnx_command(
 
     Example: vacc-deploy export-onnx DeepSeek-R1-Distill-Qwen-1.5B-vacc-int8 --output onnx
     """
-    from vacc_deploy.cli.terminal import terminal_progress
+    from vacc_deploy.cli.terminal import quiet_transformers, terminal_progress
     from vacc_deploy.graphs.export import export_onnx
     from vacc_deploy.graphs.result import ExportOptions
 
+    quiet_transformers()
     result = export_onnx(
         directory,
         output=output,

@@ -105,8 +105,8 @@ def _way_on(control: SignalControl, err: BaseException | None = None) -> str:
     if isinstance(err, QuantizationError):
         # The same files would end the same way, and with others it is another run.
         return (
-            f"{kept} --resume needs the same input files. If you replace the damaged file, start "
-            "over with --overwrite."
+            f"{kept} --resume needs the same input files and options. With others, start over "
+            "with --overwrite."
         )
     return f"{kept} Resume with: {command}"
 

@@ -152,4 +152,8 @@ class _BarProgress(Progress):
 
 
 def _amount(value: float, unit: str) -> str:
-    return format_bytes(value) if unit == "bytes" else f"{value:,.4g} {unit}".rstrip()
+    if unit == "bytes":
+        return format_bytes(value)
+    # Four digits are enough of a rate; a count is shown whole.
+    shown = f"{value:,}" if value == int(value) else f"{value:,.4g}"
+    return f"{shown} {unit}".rstrip()

@@ -10,6 +10,7 @@ from typing import Any
 from vacc_deploy.formats.dtypes import FLOAT_DTYPE_BYTES
 
 CONFIG_NAME = "config.json"
+GENERATION_CONFIG_NAME = "generation_config.json"
 SUPPORTED_MODEL_TYPES = ("qwen2", "llama")
 SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3")
 # The seven linears of a decoder layer, by the part of the layer they belong to.

@@ -115,7 +115,7 @@ class Plan:
 
         Args:
             seconds_so_far: what the preparation took, which the run needs too.
-            progress: shows every layer.
+            progress: shows every sample.
             measure: runs the rows of a plan through at most so many layers; default ``run_sample``.
 
         Raises:
@@ -124,7 +124,7 @@ class Plan:
 
         def run(plan: Plan, max_layers: int) -> Measured:
             source, compute = (plan.checkpoint, plan.options, plan.rows), plan.compute
-            return run_sample(*source, compute=compute, max_layers=max_layers, progress=progress)
+            return run_sample(*source, compute=compute, max_layers=max_layers)
 
         # Before the first sample, which lets the peak begin again.
         resident, earlier_peak = resident_memory_bytes(), peak_memory_bytes()
@@ -134,9 +134,16 @@ class Plan:
         problem = few._lack_of_memory(needed)
         if problem:
             return least, problem
-        progress.start("Timing layers", 2 * MAX_LAYERS + 1, "layers")
+        measure = measure or run
+
+        def step(plan: Plan, max_layers: int) -> Measured:
+            measured = measure(plan, max_layers)
+            progress.advance()
+            return measured
+
+        progress.start("Running samples", 3, "samples")
         try:
-            samples = self._run_samples(few, measure or run)
+            samples = self._run_samples(few, step)
         except torch.cuda.OutOfMemoryError:
             return least, "a layer of the model does not fit the device"
         finally:

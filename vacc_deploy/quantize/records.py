@@ -177,6 +177,8 @@ def _is_file(path: Path) -> bool:
 
 
 def _parse_run(partial: Path, formats: tuple[str, ...], values: Any) -> Run:
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{partial / RUN_NAME} holds no JSON object")
     if values.get("version") != RECORD_VERSION:
         raise ValueError(f"version {values.get('version')!r}, expected {RECORD_VERSION}")
     identity, num_layers, resumes = (values.get(k) for k in ("identity", "num_layers", "resumes"))
@@ -192,6 +194,8 @@ def _read_shard(path: Path, shard: int) -> ShardRecord:
     try:
         values = read_json(path, limit_bytes=MAX_RECORD_BYTES)
     except CheckpointError:
+        values = None
+    if not isinstance(values, dict):
         return ShardRecord(shard)
     # Valid JSON with other fields is no damage: a version wrote it that does not say so.
     names = {item.name for item in fields(ShardRecord)}

@@ -18,7 +18,6 @@ import torch
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.formats.linears import linear_tensors
 from vacc_deploy.phases import PhaseClock
-from vacc_deploy.progress import Progress
 from vacc_deploy.quantize.calibrated import calibrate_layers
 from vacc_deploy.quantize.compute import Compute, torch_threads
 from vacc_deploy.quantize.options import QuantizeOptions
@@ -68,7 +67,6 @@ def run_sample(
     *,
     compute: Compute,
     max_layers: int,
-    progress: Progress,
 ) -> Measured:
     """Quantize the first layers, pack and hash them, forget them.
 
@@ -96,7 +94,6 @@ def run_sample(
     with threads, ThreadPoolExecutor(NUM_WRITERS, thread_name_prefix="sample") as writers:
         for layer in layers:
             ends.append(time.perf_counter())
-            progress.advance()
             while len(pending) >= max_pending:
                 num_bytes += pending.popleft().result()
             assert layer is not None, "no layer of a sample is finished before"

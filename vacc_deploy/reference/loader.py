@@ -22,8 +22,9 @@ from vacc_deploy.assets import SOURCE_FILES, asset_dir, source_file
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.linears import codes_from
-from vacc_deploy.models.config import CONFIG_NAME
+from vacc_deploy.models.config import CONFIG_NAME, GENERATION_CONFIG_NAME
 from vacc_deploy.models.directory_config import plain_config
+from vacc_deploy.models.parse import read_object
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, check_vacc_config, needs_vacc_config
 
 # Always named: a configuration may name a kernel on the hub, which transformers would fetch.
@@ -48,6 +49,9 @@ def load_model(source: Path | Checkpoint, *, dtype: torch.dtype = torch.float32)
     checkpoint = Checkpoint.open(source) if isinstance(source, Path) else source
     directory, config = checkpoint.directory, checkpoint.config
     _check_rope_is_known(checkpoint)
+    generation_config = directory / GENERATION_CONFIG_NAME
+    if generation_config.is_file():
+        read_object(generation_config)  # transformers fails on anything but an object
     if needs_vacc_config(config) and (directory / VACC_CONFIG_NAME).is_file():
         check_vacc_config(directory, config)
         model = _load_own_code(directory, dtype)

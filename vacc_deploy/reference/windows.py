@@ -83,7 +83,8 @@ def _read_ids(tokenizer: Tokenizer, path: Path, max_tokens: int) -> tuple[list[i
     try:
         with path.open("rb") as file:
             while True:
-                more = file.read(max(_FIRST_BYTES_PER_TOKEN * max_tokens, len(data)))
+                num_bytes = max(_FIRST_BYTES_PER_TOKEN * max_tokens, len(data))
+                more = file.read(min(num_bytes, MAX_TEXT_BYTES))
                 data, is_whole = data + more, not more
                 # The last character may be cut unless the text is whole.
                 text = codecs.getincrementaldecoder("utf-8-sig")().decode(data, final=is_whole)
