@@ -18,6 +18,8 @@ from vacc_deploy.solver.block import Block, BlockSolver
 from vacc_deploy.solver.hessian import HESSIAN_BLOCK, shrink_to_diagonal
 from vacc_deploy.solver.precision import can_run_triton, float32_products
 
+# Columns solved one by one in torch, a matrix-vector product each. A wider block is halved, and one
+# matrix product joins the halves.
 _LEAF_COLUMNS = 16
 
 
@@ -72,8 +74,10 @@ def factorize(
         QuantizationError: the Hessian holds NaN or infinity.
     """
     diagonal = hessian.diagonal()
+    # Σ x² of each column: a NaN or infinite input shows here, without a look at all n² sums.
     if not torch.isfinite(diagonal).all():
         raise QuantizationError("the activations hold NaN or infinity")
+    # Leaves the diagonal as it is, so order and mean are the same before and after.
     shrink_to_diagonal(hessian, shrinkage)
     order, spare = None, None
     if act_order:
@@ -91,6 +95,7 @@ def factorize(
         applied = fraction
         factor, info = _factor_upper(hessian, spare)
         if int(info) == 0:
+            # A copy: the division turns the factor's own diagonal into ones.
             unit = factor.diagonal().clone()
             factor.div_(unit[:, None])
             return Factor(factor, order, fraction, restore(unit.square(), order))
@@ -102,6 +107,7 @@ def permute(matrix: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     permuted = torch.empty_like(matrix)
     for start in range(0, len(order), HESSIAN_BLOCK):
         rows = order[start : start + HESSIAN_BLOCK]
+        # [block, in]: one block of rows is copied at a time, where matrix[order] would copy all n².
         torch.index_select(matrix[rows], 1, order, out=permuted[start : start + HESSIAN_BLOCK])
     return permuted
 
@@ -111,6 +117,7 @@ def restore(values: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
     if order is None:
         return values
     restored = torch.empty_like(values)
+    # order[i] is the own column of row i: this undoes weight[:, order].
     restored[order] = values
     return restored
 
@@ -164,7 +171,7 @@ def solve(
     unit_rows = factor.unit_rows
     solver = block_solver or choose_block_solver(unit_rows.device, unit_rows.dtype)
     if factor.order is not None:
-        weight = weight[:, factor.order]
+        weight = weight[:, factor.order]  # [out, in], columns in solving order
     # [in, out]; v, then e
     errors = (weight.to(unit_rows.dtype) / scale.to(unit_rows)[:, None]).T.contiguous()
     block = Block(
@@ -200,6 +207,8 @@ def _solve_columns(block: Block, solver: BlockSolver) -> None:
         return
     half = size // 2
     if solver.is_aligned:
+        # Only the last block of all is narrower than the others: the fused kernel is compiled for
+        # each width.
         half = -(-half // solver.max_columns) * solver.max_columns
     left, right = block.columns(0, half), block.columns(half, size)
     # The errors of the right half are final before they move the targets of the left, in one
@@ -219,6 +228,7 @@ def settle_leaf(block: Block) -> None:
             coupling = block.unit_rows[column, column + 1 :]
             target.addmv_(block.errors[column + 1 :].T, coupling)
         target.round_()
+        # The error of the code after the cut: what a cut loses goes on to the columns left of it.
         block.errors[column].sub_(target.clamp(-INT8_MAX, INT8_MAX))
     block.codes.copy_(block.targets.clamp(-INT8_MAX, INT8_MAX))
     # In place: the count is shared with the blocks beside this one.

@@ -78,6 +78,7 @@ class Judge:
         """Return the candidate with its error ‖x̂·Ŵᵀ − x·Wᵀ‖ / ‖x·Wᵀ‖; 0 for zero outputs."""
         difference = dequantize(candidate.codes, candidate.scale).sub_(self._weight)
         lost = (self.inputs @ difference.to(self.inputs.dtype).T).float()  # [tokens, out]
+        # x̂·(Ŵ − W)ᵀ − (x − x̂)·Wᵀ = x̂·Ŵᵀ − x·Wᵀ
         if self.wanted is not None:
             lost -= self.wanted
         length = math.sqrt(_square_length(lost))

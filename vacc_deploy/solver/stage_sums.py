@@ -63,7 +63,7 @@ class StageStatistics:
         shift = None if float_inputs is None else float_inputs - inputs
         if weights is not None:
             # Off by 1/256 in bfloat16; a product of two dtypes would be ten times slower.
-            weights = weights.to(inputs.dtype)[:, None]
+            weights = weights.to(inputs.dtype)[:, None]  # [tokens, 1]
             inputs = inputs * weights
         accumulate_hessian(self.hessian, inputs)
         if shift is None:
@@ -71,6 +71,7 @@ class StageStatistics:
         if weights is not None:
             shift = shift * weights
         product = inputs.T @ shift  # [in, in]
+        # A product of bfloat16 is rounded once a batch; the batches are summed in float32.
         if self.cross is None:
             self.cross = product.float()
         else:
@@ -80,6 +81,7 @@ class StageStatistics:
         """Note that the tokens from here on have no float stream."""
         if self.shared_hessian is None and self.cross is not None:
             assert self.hessian is not None
+            # A copy: the tokens after this go into ``hessian`` alone.
             self.shared_hessian = self.hessian.clone()
 
     def add_held_out(
@@ -91,6 +93,7 @@ class StageStatistics:
         first: int = 0,
     ) -> None:
         """Keep every ``stride``-th of these tokens [tokens, in], from the ``first`` on."""
+        # A copy: a view would hold the whole batch in memory until the stage is complete.
         self._inputs.append(inputs[first::stride].clone())
         if float_inputs is not None:
             self._float_inputs.append(float_inputs[first::stride].clone())

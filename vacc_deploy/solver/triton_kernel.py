@@ -141,6 +141,7 @@ def _settle_kernel(  # type: ignore[no-untyped-def]  # Triton gives annotations 
     saturated = tl.zeros([block_outputs], tl.int32)
     coupling = tl.zeros([block_columns], tl.float32)  # nothing lies right of the last column
     target = tl.load(targets + last * targets_stride + outputs, mask=inside, other=0.0)
+    # ``errors`` holds v until v − q is written over it.
     value = tl.load(errors + last * errors_stride + outputs, mask=inside, other=0.0)
     for step in range(num_columns):
         column = last - step
@@ -154,6 +155,7 @@ def _settle_kernel(  # type: ignore[no-untyped-def]  # Triton gives annotations 
         )
         next_value = tl.load(errors + following * errors_stride + outputs, mask=inside, other=0.0)
 
+        # [columns, 1] * [columns, outputs] -> [outputs]
         target += tl.sum(coupling[:, None] * settled, axis=0)
         # Far targets are brought to ±128 before rounding, which is exact only below 2^22. Every
         # comparison with NaN is false, so that NaN passes through all of these.
