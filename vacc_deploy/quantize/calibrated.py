@@ -171,11 +171,13 @@ def _start(
     config = checkpoint.config
     num_float = num_float_rows(config, options, rows.num_fit_rows, rows.num_held_out)
     mine = slice(ranks.rank, None, ranks.count)
+    # How many of the held-out rows, and of those with a float stream, fall to this rank.
     num_held_out, num_float = (len(range(count)[mine]) for count in (rows.num_held_out, num_float))
     tokens = torch.from_numpy(rows.tokens)[mine]  # [rows, seq]
     quantized_states = embed_rows(checkpoint, tokens, compute, spool_dir)
     float_states = None
     if num_float:
+        # Before the first layer both streams are the same.
         float_states = quantized_states.clone_first(num_float, compute, spool_dir)
     # What o_proj is applied to: [rows, seq, heads · head_dim]
     shape = (*tokens.shape, config.num_attention_heads * config.head_dim)

@@ -37,8 +37,10 @@ def finish_output(
     _write_timing(run, result)
     manifests = []
     for layout in options.formats:
+        # "" with one format: the directory is the output itself, and every file is in it.
         below = f"{layout}/" if len(options.formats) > 1 else ""
         directory, own = run.partial / below, replace(options, formats=(layout,))
+        # The path after the rename: the manifest gives the source relative to it.
         inner = replace(result, output_dir=result.output_dir / below)
         written = [file for name, file in sorted(files.items()) if name.startswith(below)]
         manifest = _finish_format(checkpoint, directory, inner, own, written)
@@ -58,6 +60,7 @@ def _finish_format(
     """Write what lies beside the weights of one format; return its manifest."""
     config, source, (layout,) = checkpoint.config, checkpoint.directory, options.formats
     files = [*shards, write_index(directory, shards)]
+    # config.json is not copied but made anew: it describes the layout.
     files += [copy_file(path, directory) for path in side_files(source, with_config=False)]
     for name, text in format_files(layout, config, source).items():
         files.append(write_text(directory / name, text))
@@ -115,6 +118,7 @@ def _write_timing(run: Run, result: QuantizeResult) -> None:
 
 def output_bytes(checkpoint: Checkpoint, formats: Sequence[str]) -> int:
     """Return the bytes of the weights that ``checkpoint`` will give in all formats."""
+    # Tensors only: headers, and the small files beside the weights, are not counted.
     total = checkpoint.weight_bytes * len(formats)
     for name, shape in checkpoint.config.linear_names().items():
         stored = checkpoint.info(f"{name}.weight").num_bytes

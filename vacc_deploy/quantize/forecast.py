@@ -94,6 +94,7 @@ class Plan:
         if self.rows is None:
             return self
         num_held_out, num_float, _ = (-(-number // count) for number in self.row_counts())
+        # [rows, seq] -> [ceil(rows / count), seq]
         rows = replace(self.rows, tokens=self.rows.tokens[::count], num_held_out=num_held_out)
         # The same share of the inputs of down_proj is computed twice.
         kept_bytes = self._down_hessian_bytes() + self._held_bytes() // count
@@ -159,6 +160,7 @@ class Plan:
     def _most_shares(self) -> int:
         """Return into how many shares the rows go with each kind and two batches in all of them."""
         edges = sorted({0, *self.row_counts()})
+        # default: rounding, which has no rows
         smallest = min((stop - start for start, stop in pairwise(edges)), default=1)
         batch_rows = max(1, self.compute.batch_tokens // self.options.sequence_length)
         return max(1, min(smallest, edges[-1] // (2 * batch_rows)))
@@ -187,6 +189,7 @@ class Plan:
         def extend(attribute: str) -> float:
             before, after = (getattr(sample, attribute) for _, sample in (small, large))
             # More rows never take less time: where they did, the machine was disturbed.
+            # Both samples may be one and the same: then the slope is 0.
             slope = max(0.0, after - before) / max(1, most - few)
             return float(after + slope * (num_passes - most))
 
@@ -273,6 +276,7 @@ class Plan:
         where, free = "device memory", self.compute.free_memory_bytes()
         if free is None:
             where, free = "memory", available_memory_bytes()
+        # Rounding needs neither whole float weights in memory nor a Hessian.
         if self.rows is None or needed <= free:
             return ""
         return (

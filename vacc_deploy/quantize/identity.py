@@ -62,6 +62,7 @@ def _flatten(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]
     """Yield every plain value below ``values`` with the way to it."""
     for name, value in values.items():
         if isinstance(value, (list, tuple)):
+            # By number, so that a difference names the item.
             value = {str(number): item for number, item in enumerate(value)}
         if isinstance(value, Mapping):
             yield from _flatten(f"{prefix} {name}", value)
@@ -87,4 +88,5 @@ def _show(value: Any) -> str:
     if value is None:
         return "none"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    # 64 characters: a SHA-256 is shown whole.
     return text if len(text) <= 64 else f"{text[:64]}..."

@@ -160,6 +160,7 @@ class LayerQuantizer:
         self._exchange_phase: Callable[[str], AbstractContextManager[object]] = (
             clock.phase if ranks.count > 1 else nullcontext
         )
+        # Rounded up: rounded down, the sample could have nearly twice as many.
         self._stride = max(1, -(-num_held_out_tokens // MAX_HELD_OUT_TOKENS))
         self._statistics = StageStatistics()
 
@@ -192,6 +193,7 @@ class LayerQuantizer:
         float_tokens = None if float_inputs is None else float_inputs.flatten(0, 1)
         with self._clock.phase("hessian"):
             if float_tokens is None:
+                # Batches with a float stream come before those without.
                 self._statistics.end_shared()
             weights = None if residual is None else token_weights(residual.flatten(0, 1))
             self._statistics.add_fit(tokens, float_tokens, weights)
@@ -317,4 +319,5 @@ def _require_finite(*tensors: torch.Tensor | None) -> None:
 def token_weights(residual: torch.Tensor) -> torch.Tensor:
     """Return one over the root mean square of each token's residual [tokens, hidden], float32."""
     length = torch.linalg.vector_norm(residual, dim=-1, dtype=torch.float32)
+    # [tokens]; 1e-6 bounds the weight of an all-zero token at 1000.
     return (length.square() / residual.shape[-1] + 1e-6).rsqrt()

@@ -70,6 +70,7 @@ class Streams:
 
     def batches(self, batch_rows: int) -> Iterator[Batch]:
         """Yield all rows in batches of one kind each."""
+        # No batch crosses an edge, so all rows of one have the same flags.
         edges = sorted({0, self.num_held_out, self.num_float_rows, self.num_rows})
         for start, stop in zip(edges, edges[1:], strict=False):
             for first in range(start, stop, batch_rows):
@@ -106,7 +107,8 @@ class LayerWalk:
         """Bind a layer to its weights and to the rows."""
         self._layer, self._weights, self._streams = layer, weights, streams
         self._compute, self._clock = compute, clock
-        seq = streams.quantized_states.buffer.shape[1]
+        seq = streams.quantized_states.buffer.shape[1]  # [num_rows, seq, hidden]
+        # At least one row, however long: a row is never cut into batches.
         self._batches = list(streams.batches(max(1, compute.batch_tokens // seq)))
 
     def quantize(self, quantizer: LayerQuantizer) -> None:
@@ -186,13 +188,14 @@ class LayerWalk:
                 states = stored.read(batch.rows)  # [rows, seq, hidden]
                 states = states + layer.quantized("o_proj")(attended_rows.read(batch.rows))
                 stored.write(batch.rows, states)
-                inputs = layer.mlp_input(states)
+                inputs = layer.mlp_input(states)  # [rows, seq, hidden]
                 if batch.has_float_states:
                     float_states = self._read_float(batch)
                     float_inputs = layer.mlp_input(float_states)
             quantizer.observe(batch, inputs, float_inputs)
             if float_inputs is not None:
                 with self._clock.phase("forward"):
+                    # The float states leave the layer here: down observes no float inputs.
                     inner = layer.activate(float_inputs)  # [rows, seq, intermediate]
                     self._write_float(batch, float_states + layer.linear("down_proj")(inner))
         self._release(OUTPUT)
@@ -214,7 +217,7 @@ class LayerWalk:
                 num_bytes = inner.numel() * inner.element_size()
                 if num_bytes <= left_bytes:
                     inner_of[number], left_bytes = inner, left_bytes - num_bytes
-            del inner
+            del inner  # else the last batch would stay in memory while down is solved
         quantizer.complete(DOWN, layer)
         self._apply_mlp(inner_of)
 

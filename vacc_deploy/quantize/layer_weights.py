@@ -61,7 +61,7 @@ def read_layers(checkpoint: Checkpoint, compute: Compute) -> Iterator[LayerWeigh
         ahead: Future[dict[str, torch.Tensor]] | None = None
         for index in range(count):
             tensors = (ahead or pool.submit(_load, checkpoint, compute, index, stream)).result()
-            ahead = None
+            ahead = None  # the future holds on to its tensors
             if index + 1 < count:
                 ahead = pool.submit(_load, checkpoint, compute, index + 1, stream)
             if stream is not None:
@@ -84,5 +84,6 @@ def _load(
     # On a stream of its own a copy does not queue behind the kernels of the layer before.
     with torch.cuda.stream(stream):
         tensors = {name: checkpoint.read(name).to(compute.device) for name in names}
+        # In this thread: whoever takes the result may use it at once.
         stream.synchronize()
     return tensors

@@ -103,6 +103,7 @@ class QuantizeOptions:
             raise UsageError(f"--effort is {self.effort!r}, expected {FAST} or {FULL}.")
         if not 0 <= self.shrinkage <= 1:
             raise UsageError(f"--shrinkage is {self.shrinkage}, expected a number from 0 to 1.")
+        # factorize multiplies it by ten until it is 1: from 0 it would try for ever.
         if not 0 < self.dampening_frac <= 1:
             raise UsageError(
                 f"--dampening is {self.dampening_frac}, expected a number above 0, up to 1."
@@ -127,7 +128,9 @@ class QuantizeOptions:
         from vacc_deploy.calibration.split import HELD_OUT_SHARE
 
         if self.method == RTN:
+            # Nothing else shapes rounded codes, so a change of the rest refuses no --resume.
             return {"method": RTN, "formats": list(self.formats)}
+        # Without device and compute_dtype: ``identify`` records what "auto" has become.
         values: dict[str, Any] = {
             "method": self.method,
             "formats": list(self.formats),

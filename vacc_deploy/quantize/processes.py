@@ -22,7 +22,7 @@ _JOIN_TIMEOUT = timedelta(minutes=5)
 # to write the model's own answers.
 _TIMEOUT, _LONG_TIMEOUT = timedelta(minutes=30), timedelta(days=1)
 # Numbers of a matrix that are gathered at a time: as many as there are ranks are in memory.
-PIECE_NUMBERS = 1 << 21
+PIECE_NUMBERS = 1 << 21  # 8 MiB of float32
 
 
 class ProcessRanks(Ranks):
@@ -81,6 +81,7 @@ class ProcessRanks(Ranks):
         """
         rows = max(1, PIECE_NUMBERS // matrix.shape[1])
         for start in range(0, matrix.shape[0], rows):
+            # [rows, m], with ``upper`` [rows, n - start]; a view, not contiguous where it is cut.
             piece = matrix[start : start + rows, start if upper else 0 :]
             mine = piece.contiguous()
             parts = [torch.empty_like(mine) for _ in range(self.count)]
@@ -120,6 +121,7 @@ def _losing(rank: int) -> Iterator[None]:
     """
     try:
         yield
+    # A RuntimeError too, but this rank's own trouble.
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as err:

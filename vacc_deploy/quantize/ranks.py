@@ -128,6 +128,7 @@ def join_statistics(statistics: StageStatistics, ranks: Ranks) -> HeldOut:
     # Mirrored after the sum: what lies below the diagonal of a part is undefined.
     own = statistics.finish()
     samples = ranks.collect(
+        # On the host: collect pickles, and sends by gloo.
         (own.inputs.cpu(), None if own.float_inputs is None else own.float_inputs.cpu())
     )
     inputs = torch.cat([sample for sample, _ in samples])  # [tokens of all ranks, in]
