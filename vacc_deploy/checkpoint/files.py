@@ -34,6 +34,8 @@ SIDE_FILES = (
     "NOTICE",
     "README.md",
 )
+# Another file system, too many links, or links not allowed there: a copy serves. A full disk is
+# none of these.
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES}
 
 
@@ -76,6 +78,7 @@ def place_shard(
         OutputError: the file system refuses the link asked for.
     """
     source, target = shard.path.resolve(), directory / shard.path.name
+    # Bound by size and header: hashing the data would read gigabytes that are not copied.
     linked = LinkedFile(target.name, shard.file_bytes, shard.header_sha256)
     if link_mode == "symlink":
         target.symlink_to(source)

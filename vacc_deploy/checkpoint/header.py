@@ -19,6 +19,7 @@ from vacc_deploy.formats.dtypes import DTYPES
 
 # The limit of the safetensors library itself. Without it a damaged length reads gigabytes.
 MAX_HEADER_BYTES = 100_000_000
+# Of a dimension and of an offset in bytes: 1 TiB, more than any file of weights.
 MAX_DIMENSION = 1 << 40
 
 
@@ -47,6 +48,7 @@ class ShardHeader:
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in pairs:
+        # json takes the last of two equal keys, another reader may take the first.
         if key in result:
             raise ValueError(f"key {key!r} appears twice")
         result[key] = value
@@ -54,6 +56,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _is_size(value: Any) -> bool:
+    # Not isinstance: JSON's true would count as 1.
     return type(value) is int and 0 <= value <= MAX_DIMENSION
 
 
@@ -118,10 +121,13 @@ def read_header(path: Path) -> ShardHeader:
             raise ValueError("its header is not a JSON object")
         entries.pop("__metadata__", None)
         tensors = [_parse_entry(name, e, path, 8 + length) for name, e in entries.items()]
+        # An empty tensor goes before the one at the same offset: behind it, it would seem to
+        # overlap.
         tensors.sort(key=lambda info: (info.offset, info.num_bytes))
         _check_layout(tensors, 8 + length, file_bytes)
     except OSError as err:
         raise CheckpointError(f"{path} cannot be read: {err.strerror}.") from err
+    # RecursionError: JSON nested too deeply.
     except (ValueError, RecursionError) as err:
         raise CheckpointError(f"{path}: {err}. Download it again.") from err
     return ShardHeader(path, file_bytes, hashlib.sha256(header).hexdigest(), tuple(tensors))

@@ -55,6 +55,7 @@ def find_in_cache(model: CatalogModel) -> Source | None:
         directory = Path(
             snapshot_download(model.repository, allow_patterns=_NEEDED, local_files_only=True)
         )
+        # Refuses a snapshot that lacks a shard, as a download that was cut short leaves it.
         Checkpoint.open(directory)
     except (EntryNotFoundError, FileNotFoundError, CheckpointError):
         return None

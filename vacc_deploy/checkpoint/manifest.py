@@ -21,6 +21,7 @@ from vacc_deploy.errors import CheckpointError
 from vacc_deploy.json_files import dump_json, read_json
 
 FORMAT_VERSION = 1
+# No slash, no space, no dot or dash in front: the name becomes a part of file names.
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _LIBRARIES = ("numpy", "safetensors", "tokenizers", "torch", "transformers")
 

@@ -145,6 +145,7 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str) -> None:
                 f"{path} was not written by vacc-deploy, so --overwrite will not replace it. "
                 "Remove it yourself, or choose another --output."
             )
+    # Beside the target: a rename is atomic within one file system only.
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         write_text(partial, text)
@@ -229,6 +230,7 @@ def _claim(partial: Path) -> int:
     except OSError as err:
         os.close(lock)
         raise OutputError(f"Another run is writing {partial}. Wait for it to end.") from err
+    # The marker was removed between open and flock: the lock is on a file without a name.
     if not os.fstat(lock).st_nlink:
         os.close(lock)
         raise OutputError(f"Another run has just removed {partial}. Run this again.")
@@ -241,6 +243,7 @@ def clear_partial(partial: Path, *, keep: Collection[str] = ()) -> None:
     First go the run's own files, so that a half-cleared directory never claims finished work.
     """
     kept = {partial / name for name in (_MARKER, *keep)}
+    # The directories of formats that hold such a file stay too.
     kept |= {path.parent for path in kept}
     for pattern in (f"{RUN_FILE_PREFIX}*", "*", "*/*"):
         for path in list(partial.glob(pattern)):

@@ -69,6 +69,7 @@ def write_text(path: Path, text: str) -> WrittenFile:
 def write_bytes(path: Path, chunks: Iterable[bytes | memoryview]) -> WrittenFile:
     """Write ``chunks`` to a new file, hashed on the way, and wait until it is on the disk."""
     digest = hashlib.sha256()
+    # x: neither over a file that is there nor through a link.
     with path.open("xb") as file:
         for chunk in chunks:
             file.write(chunk)
@@ -116,6 +117,7 @@ def _chunks(tensor: torch.Tensor | TensorInfo) -> Iterator[bytes | memoryview]:
         return
     import torch
 
+    # Bytes, flat: numpy has no bfloat16.
     view = memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     for start in range(0, len(view), CHUNK_BYTES):
         yield view[start : start + CHUNK_BYTES]

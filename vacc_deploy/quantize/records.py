@@ -30,6 +30,7 @@ RUN_NAME = f"{RUN_FILE_PREFIX}run.json"
 RECORD_VERSION = 3
 # The directory may be a stranger's. A record of 7 linears with its scales has some 200 KiB.
 MAX_RECORD_BYTES = 1 << 20
+# Bounds how many records are looked for.
 MAX_LAYERS = 1024
 
 
@@ -107,11 +108,13 @@ class Run:
             name: the linear's full name, ``model.layers.<i>...``.
         """
         shard = int(name.split(".")[2]) + 1
+        # int8 stores codes and scale as they are; the other layouts have to be unpacked.
         layout = INT8 if INT8 in self.formats else self.formats[0]
         path = self.partial / shard_path(self.formats, layout, shard, self.num_layers)
         infos = {info.name: info for info in read_header(path).tensors}
         packed, scale = self.shards[shard].scales.get(name), None
         if packed is not None:
+            # A bytearray: torch warns of memory that must not be written to.
             scale = torch.frombuffer(bytearray(base64.b64decode(packed)), dtype=torch.float16)
         return codes_from(layout, lambda tensor: read_tensor(infos[tensor]), name, scale)
 

@@ -108,6 +108,7 @@ class QuantizeResult:
     def totals(self) -> dict[str, Any]:
         """Return counts and means over all linears."""
         num_gptq = sum(record.method == GPTQ for record in self.linears)
+        # Not where rounding has no error at all: the ratio would divide by 0.
         compared = [
             (r.error_gptq, r.error_rtn)
             for r in self.linears

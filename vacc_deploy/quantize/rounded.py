@@ -70,6 +70,7 @@ class _CodeMemory:
         # The array lives as long as any tensor on it does.
         array = np.frombuffer(pages, np.int8)
         weakref.finalize(array, self._free.append, pages)
+        # [all weights of a layer] -> [out · in] of each linear -> [out, in]
         parts = torch.from_numpy(array).split([out * inp for out, inp in self._shapes.values()])
         shapes = self._shapes.items()
         return {name: part.view(shape) for (name, shape), part in zip(shapes, parts, strict=True)}
@@ -113,7 +114,8 @@ class _BegunLayer:
 
 def _round_piece(checkpoint: Checkpoint, linear: QuantizedLinear, start: int, stop: int) -> None:
     name = f"{linear.name}.weight"
-    weight = checkpoint.read_slice(name, start, stop)
+    weight = checkpoint.read_slice(name, start, stop)  # [rows, in], in the stored dtype
+    # Views: the piece is written into the layer's own memory.
     codes, scale = linear.codes[start:stop], linear.scale[start:stop]
     try:
         round_rows(weight, codes, scale)

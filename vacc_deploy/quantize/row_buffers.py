@@ -86,11 +86,14 @@ def embed_rows(
     Raises:
         CheckpointError: a token id is outside the table.
     """
+    # inverse: [rows, seq], each token's row of the table that is read
     unique, inverse = torch.unique(tokens, return_inverse=True)
     table = checkpoint.read_rows(EMBEDDING, unique.tolist()).to(compute.dtype)
     shape = (*tokens.shape, table.shape[1])
     hidden = HiddenRows.allocate(shape, compute, spool_dir)
+    # Row by row: all states at once may fit neither the device nor the memory.
     for row in range(len(tokens)):
+        # [unique, hidden] -> [seq, hidden] -> [1, seq, hidden]
         hidden.write(slice(row, row + 1), table[inverse[row]][None])
     return hidden
 

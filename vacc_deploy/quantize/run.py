@@ -160,6 +160,7 @@ def execute(
 
 def _linear_warnings(records: Sequence[LinearRecord], dampening_frac: float) -> list[str]:
     """Return one line for each kind of weaker result."""
+    # No error_rtn: a linear that was never to be solved, as down_proj with the fast effort.
     failed = [r.name for r in records if r.error_rtn is not None and r.dampening_frac is None]
     damped = [r.name for r in records if (r.dampening_frac or 0) > dampening_frac]
     lines = []

@@ -123,6 +123,7 @@ class ShardSink:
     def finish(self) -> dict[str, WrittenFile]:
         """Wait for the last shard; return all files by their path within the output."""
         self.drain()
+        # Two shards more than layers: the embedding, and the head with the final norm.
         expected = (self._run.num_layers + 2) * len(self._run.formats)
         if len(self._written) != expected:
             raise AssertionError(f"{len(self._written)} files of {expected} were written")
@@ -304,6 +305,7 @@ class Pace:
         self._count, self._last = self._count + 1, self._now()
         notes = [summarize_layer(layer.index, layer.records)]
         if self._num_tokens:
+            # The speed through one layer, not through the model.
             per_second = self._num_tokens * self._count / (self._last - self._since)
             notes.append(f"{per_second:,.0f} tokens/s")
         peak = describe_peak(peak_memory_bytes(), self._compute.peak_memory_bytes())

@@ -167,6 +167,7 @@ def _damages(directory: Path) -> list[str]:
             problems.append(f"{path} is missing")
         elif not isinstance(entry, dict) or record_file(path).sha256 != entry.get("sha256"):
             problems.append(f"{path} has another hash than {MANIFEST_NAME} gives")
+        # The manifest of one format's directory, which lists the files there.
         elif path.name == MANIFEST_NAME:
             problems += _damages(path.parent)
     return problems

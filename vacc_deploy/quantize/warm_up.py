@@ -17,6 +17,7 @@ from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.solver.gptq import factorize, solve
 from vacc_deploy.solver.hessian import accumulate_hessian, mirror_upper
 
+# Two blocks of the kernel, so that the product between blocks is loaded too.
 _SIZE = 256
 # The block kernel has a second form for wide outputs.
 _WIDE = 1 << 15
@@ -46,7 +47,7 @@ def _solve_small(compute: Compute) -> None:
     hessian = torch.zeros(_SIZE, _SIZE, device=device)
     accumulate_hessian(hessian, F.linear(inputs, inputs))
     mirror_upper(hessian)
-    heads = inputs.view(1, 2, -1, 128)
+    heads = inputs.view(1, 2, -1, 128)  # [rows, heads, seq, head_dim]
     F.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
     torch.cholesky_solve(hessian, hessian)
     factor = factorize(hessian, 0.01, act_order=True)
