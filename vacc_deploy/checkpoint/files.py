@@ -34,8 +34,7 @@ SIDE_FILES = (
     "NOTICE",
     "README.md",
 )
-# Another file system, too many links, or links not allowed there: a copy serves. A full disk is
-# none of these.
+# Another file system, too many links, or links not allowed there: a copy serves.
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES}
 
 

@@ -121,8 +121,7 @@ def read_header(path: Path) -> ShardHeader:
             raise ValueError("its header is not a JSON object")
         entries.pop("__metadata__", None)
         tensors = [_parse_entry(name, e, path, 8 + length) for name, e in entries.items()]
-        # An empty tensor goes before the one at the same offset: behind it, it would seem to
-        # overlap.
+        # Of two at one offset the empty one goes first: behind the other it would seem to overlap.
         tensors.sort(key=lambda info: (info.offset, info.num_bytes))
         _check_layout(tensors, 8 + length, file_bytes)
     except OSError as err:

@@ -202,7 +202,7 @@ def read_pieces(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[memory
 
     Every piece is the same buffer of ``CHUNK_BYTES``, filled anew: use it before taking the next.
     """
-    buffer = memoryview(bytearray(CHUNK_BYTES))  # sliced without a copy
+    buffer = memoryview(bytearray(CHUNK_BYTES))
     with path.open("rb", buffering=0) as file:
         for offset, left in spans:
             file.seek(offset)

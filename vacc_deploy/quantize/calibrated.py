@@ -177,7 +177,6 @@ def _start(
     quantized_states = embed_rows(checkpoint, tokens, compute, spool_dir)
     float_states = None
     if num_float:
-        # Before the first layer both streams are the same.
         float_states = quantized_states.clone_first(num_float, compute, spool_dir)
     # What o_proj is applied to: [rows, seq, heads · head_dim]
     shape = (*tokens.shape, config.num_attention_heads * config.head_dim)

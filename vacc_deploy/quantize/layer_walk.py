@@ -188,7 +188,7 @@ class LayerWalk:
                 states = stored.read(batch.rows)  # [rows, seq, hidden]
                 states = states + layer.quantized("o_proj")(attended_rows.read(batch.rows))
                 stored.write(batch.rows, states)
-                inputs = layer.mlp_input(states)  # [rows, seq, hidden]
+                inputs = layer.mlp_input(states)
                 if batch.has_float_states:
                     float_states = self._read_float(batch)
                     float_inputs = layer.mlp_input(float_states)

@@ -151,7 +151,6 @@ def _pack_and_hash(layer: QuantizedLayer, formats: tuple[str, ...]) -> int:
         for linear in linears:
             tensors |= linear_tensors(layout, linear.name, linear.codes, linear.scale)
         for tensor in tensors.values():
-            # The tensor's bytes, flat.
             hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
             num_bytes += tensor.nbytes
     return num_bytes

@@ -123,7 +123,6 @@ class ShardSink:
     def finish(self) -> dict[str, WrittenFile]:
         """Wait for the last shard; return all files by their path within the output."""
         self.drain()
-        # Two shards more than layers: the embedding, and the head with the final norm.
         expected = (self._run.num_layers + 2) * len(self._run.formats)
         if len(self._written) != expected:
             raise AssertionError(f"{len(self._written)} files of {expected} were written")

@@ -18,8 +18,6 @@ from vacc_deploy.solver.block import Block, BlockSolver
 from vacc_deploy.solver.hessian import HESSIAN_BLOCK, shrink_to_diagonal
 from vacc_deploy.solver.precision import can_run_triton, float32_products
 
-# Columns solved one by one in torch, a matrix-vector product each. A wider block is halved, and one
-# matrix product joins the halves.
 _LEAF_COLUMNS = 16
 
 
@@ -207,8 +205,7 @@ def _solve_columns(block: Block, solver: BlockSolver) -> None:
         return
     half = size // 2
     if solver.is_aligned:
-        # Only the last block of all is narrower than the others: the fused kernel is compiled for
-        # each width.
+        # Only the last block is narrower than the others: each width is a kernel to compile.
         half = -(-half // solver.max_columns) * solver.max_columns
     left, right = block.columns(0, half), block.columns(half, size)
     # The errors of the right half are final before they move the targets of the left, in one

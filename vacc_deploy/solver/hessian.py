@@ -124,8 +124,7 @@ def mirror_upper(hessian: torch.Tensor) -> None:
     for start in range(0, size, HESSIAN_BLOCK):
         stop = min(start + HESSIAN_BLOCK, size)
         block = hessian[start:stop, start:stop]
-        # triu drops the undefined lower half; triu(1) leaves out the diagonal, which is there
-        # already.
+        # triu drops the undefined lower half; triu(1) counts the diagonal once.
         block.copy_(block.triu() + block.triu(1).T)
         # [in - stop, block] from [block, in - stop]
         hessian[stop:, start:stop] = hessian[start:stop, stop:].T
@@ -142,6 +141,5 @@ def shrink_to_diagonal(hessian: torch.Tensor, shrinkage: float) -> None:
     """
     if shrinkage:
         diagonal = hessian.diagonal().clone()
-        # Everything, then the diagonal back: no mask of n² values is needed.
         hessian.mul_(1 - shrinkage)
         hessian.diagonal().copy_(diagonal)

@@ -50,7 +50,7 @@ def search_scale(
         width = tried.float()
         # [out, count] − [out, 1]: how far each weight lies beyond 127 steps.
         cut = (largest - INT8_MAX * width[:, None]).clamp_min_(0)
-        total = rounding * width.square() + (cut.square_() * cost).sum(1)  # [out]
+        total = rounding * width.square() + (cut.square_() * cost).sum(1)
         # Step 0 always: rounding to float16 may bring absmax / 127 itself below the floor.
         is_allowed = ((width >= floor) & ~is_zero) | (step == 0)
         is_better = (total < best_cost) & is_allowed

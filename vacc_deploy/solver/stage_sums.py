@@ -81,7 +81,6 @@ class StageStatistics:
         """Note that the tokens from here on have no float stream."""
         if self.shared_hessian is None and self.cross is not None:
             assert self.hessian is not None
-            # A copy: the tokens after this go into ``hessian`` alone.
             self.shared_hessian = self.hessian.clone()
 
     def add_held_out(
