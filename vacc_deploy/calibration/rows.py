@@ -153,7 +153,6 @@ def build_rows(
     collected = []
     for source, rows, held in zip(sources, shares, held_out, strict=True):
         encoder = DocumentEncoder(source, tokenizer, vocab_size, writer=writer, progress=progress)
-        # In tokens, so that the buffers cut into whole rows.
         num_fit, num_held_out = (rows - held) * sequence_length, held * sequence_length
         collected.append(SourceTokens(source, encoder, split, num_fit, num_held_out))
     progress.start("Reading calibration text", num_samples * sequence_length, "tokens")
