@@ -57,7 +57,7 @@ def _split_turns(piece: str, path: Path) -> tuple[Message, ...]:
         content = content.strip().removesuffix(EOS).strip()
         turns.append({"role": _ROLES[mark], "content": content})
         expected = ASSISTANT if mark == USER else USER
-    # What is calibrated is the answer: a question without one has nothing to give.
+    # The encoders take the last turn for the answer, and the turns before it for the prompt.
     while turns and turns[-1]["role"] != "assistant":
         turns.pop()
     return tuple(turns)

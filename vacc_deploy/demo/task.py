@@ -51,7 +51,7 @@ class Problem:
             left, right = self.a // 10**index % 10, self.b // 10**index % 10
             total = left + right + carry
             step = f"{PLACES[index]}: {left}+{right}+{carry}={total}"
-            # A carry out of the last place has no line of its own: the answer holds it.
+            # A carry out of the last digits has no line of its own: the answer holds it.
             carry = total // 10
             lines.append(f"{step}, write {total % 10}, carry {carry}")
         return "\n".join(lines)

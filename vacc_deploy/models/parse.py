@@ -169,7 +169,7 @@ def _read_values(reader: ConfigReader) -> ModelConfig:
         num_hidden_layers=reader.integer("num_hidden_layers"),
         num_attention_heads=heads,
         num_key_value_heads=reader.integer("num_key_value_heads", heads),
-        # At least 1: a default of 0 would be reported in place of what is wrong.
+        # At least 1: a default of 0 would be reported instead of what is wrong.
         head_dim=reader.integer("head_dim", max(1, hidden_size // heads)),
         vocab_size=reader.integer("vocab_size"),
         max_position_embeddings=reader.integer("max_position_embeddings", 2048),
