@@ -19,7 +19,7 @@ from vacc_deploy.errors import OutputError
 from vacc_deploy.progress import SILENT, Progress
 
 MAX_BATCH_BYTES = 1 << 24  # 8 answers of 2048 tokens take 130 kB
-_NAME_CHARS = 24
+_NAME_CHARS = 24  # 96 bits; a file's seal covers the whole hash and the prompts
 
 Answers = list[list[int]]
 
@@ -82,6 +82,7 @@ class AnswerCache:
         path = self.path_of(prompts)
         try:
             with path.open("rb") as file:
+                # One byte more than allowed tells a file that is too large.
                 data = file.read(MAX_BATCH_BYTES + 1)
         except FileNotFoundError:
             return None
@@ -125,6 +126,7 @@ class AnswerCache:
     def _is_answer(self, value: Any) -> bool:
         if not isinstance(value, list) or len(value) > self._max_tokens:
             return False
+        # The exact type: true is an int in Python, and no id.
         return all(type(token) is int and 0 <= token < self._vocab_size for token in value)
 
     def _unwritable(self, err: OSError | OutputError) -> OutputError:

@@ -19,6 +19,7 @@ MIN_TOKENS_PER_INPUT = 4
 def _fit(config: ModelConfig, rows: CalibrationRows) -> tuple[int, int]:
     """Return the fitted tokens, and the largest in_features of a layer's linears."""
     widest = max(in_features for _, in_features in map(config.linear_shape, LAYER_LINEARS))
+    # tokens [rows, seq]; held-out rows add nothing to a Hessian.
     return rows.num_fit_rows * rows.tokens.shape[1], widest
 
 

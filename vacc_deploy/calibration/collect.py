@@ -54,6 +54,7 @@ class TokenBuffer:
 
     def add(self, ids: list[int], digest: bytes) -> int:
         """Take a document, cut where the buffer is full; return how many tokens were taken."""
+        # The buffer ends on a row's end: its size is a multiple of the sequence length.
         taken = ids[: self.missing]
         if taken:
             # Documents follow one another without a mark of our own: the tokenizer writes the BOS.
@@ -104,6 +105,7 @@ class SourceTokens:
                         spare_bytes += _count_bytes(candidate.document)
                     continue
                 batch.append(candidate)
+                # The model answers a whole batch at once; without it a batch is one document.
                 if len(batch) == self.encoder.batch_size:
                     spare += self._add(batch, progress)
                     batch = []
@@ -117,6 +119,7 @@ class SourceTokens:
         return self.fit.missing + self.held_out.missing
 
     def _buffer_of(self, candidate: Candidate) -> TokenBuffer:
+        # Where no row is held out every document is fitted.
         holds_out = self.held_out.needed and is_held_out(candidate.digest)
         return self.held_out if holds_out else self.fit
 
@@ -145,6 +148,7 @@ class SourceTokens:
             buffer = self._buffer_of(candidate)
             if not buffer.missing:
                 left.append(candidate)
+            # A prompt too long to be answered has no ids.
             elif ids:
                 progress.advance(buffer.add(ids, candidate.digest))
         return left

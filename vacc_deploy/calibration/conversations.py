@@ -106,6 +106,7 @@ class DocumentEncoder:
         fitting = [prompt for prompt in prompts if len(prompt) <= limit]
         self.num_skipped += len(prompts) - len(fitting)
         answers = iter(self._writer.write(fitting) if fitting else [])
+        # In the documents' order: a prompt that is too long takes no answer from the list.
         return [prompt + next(answers) if len(prompt) <= limit else [] for prompt in prompts]
 
 
@@ -124,9 +125,11 @@ class ConversationEncoder:
         self._end_id = tokenizer.answer_end_id()
         prompt = self._render([{"role": "user", "content": "a"}])
         if prompt.rstrip().endswith(THINK_OPEN):
+            # The opening with what the template writes behind it, such as a line end.
             self.form, self._opening = AFTER_OPENING, prompt[prompt.rindex(THINK_OPEN) :]
         else:
             tokens = (THINK_OPEN, THINK_CLOSE)
+            # Both marks as single tokens: the sign of a reasoning model.
             thinks = all(tokenizer.token_id(token) is not None for token in tokens)
             self.form = WITH_OPENING if thinks else PLAIN
 
@@ -139,6 +142,7 @@ class ConversationEncoder:
         if self.form == JOINED:
             text = "\n".join(message["content"] for message in messages)
             return self._tokenizer.encode(text, add_bos=self._tokenizer.adds_bos)
+        # The last turn is the answer; the template sees the turns before it only.
         prompt, answer = self._render(messages[:-1]), self._answer(messages[-1]["content"])
         ids = self._tokenizer.encode_rendered(prompt)
         whole = self._tokenizer.encode_rendered(prompt + answer)

@@ -36,7 +36,7 @@ from vacc_deploy.text.tokenizer import (
     Tokenizer,
 )
 
-BATCH_SIZE = 8
+BATCH_SIZE = 8  # part of the cache's identity: other batches draw other answers
 MAX_PROMPT_TOKENS = 4096
 # What DeepSeek advises for R1 models: at temperature 0 they repeat themselves without end.
 DEFAULT_SAMPLING: dict[str, Any] = {"temperature": 0.6, "top_p": 0.95, "top_k": 0}
@@ -136,6 +136,7 @@ class OwnAnswers:
             self._cache.put(prompts, answers)
         self._num_answers += len(answers)
         self._num_tokens += sum(len(ids) for ids in answers)
+        # Over all batches in their order: equal figures mean the same answers.
         self._hash.update(hash_json(answers).encode("ascii"))
         return answers
 
@@ -168,6 +169,7 @@ class OwnAnswers:
         started = time.monotonic()
         # The seed depends on the prompts too: a batch is the same whether those before it were in
         # the cache.
+        # 15 hex digits are 60 bits; torch.manual_seed takes 64.
         seed = int(hash_json([self._seed, prompts])[:15], 16)
         try:
             answers = continue_prompts(
@@ -189,6 +191,7 @@ class OwnAnswers:
         count = sum(map(len, answers))
         rate = count / max(time.monotonic() - started, 1e-9)
         note = f"{len(answers)} own answers, {count} tokens, {rate:.1f} tokens/s"
+        # 0: the job counts tokens of rows, which SourceTokens reports.
         self._progress.advance(0, note)
         return answers
 
@@ -202,6 +205,7 @@ class OwnAnswers:
             "sampling": {**self._sampling, "seed": self._seed},
             "max_new_tokens": self._max_new_tokens,
             "batch_size": self.batch_size,
+            # Without its number: the answers of cuda:0 serve cuda:1 too.
             "device": torch.device(self._device).type,
             "dtype": str(activation_dtype(self._checkpoint)),
             "versions": {"vacc-deploy": __version__, **library_versions()},

@@ -180,6 +180,7 @@ def share_rows(sources: Sequence[CalibrationSource], num_samples: int) -> list[i
     weights = [Fraction(source.weight) for source in sources]
     quotas = [num_samples * weight / sum(weights) for weight in weights]
     shares = [int(quota) for quota in quotas]
+    # The largest remainder first; of equal ones the earlier source.
     by_remainder = sorted(range(len(sources)), key=lambda i: (shares[i] - quotas[i], i))
     for position in by_remainder[: num_samples - sum(shares)]:
         shares[position] += 1
@@ -238,6 +239,7 @@ def _mix(
     # Ids of a source [num_tokens] -> its rows [num_rows, sequence_length]
     blocks = [np.frombuffer(b.ids, np.int64).reshape(-1, sequence_length) for b in buffers]
     order = sorted(
+        # Position in the whole, 0 to below 1: row r of n falls between r/n and (r + 1)/n.
         ((row + rng.random()) / len(block), source, row)
         for source, block in enumerate(blocks)
         for row in range(len(block))
@@ -258,6 +260,7 @@ def _report(tokens: SourceTokens, sequence_length: int) -> SourceReport:
         tokens=num_tokens,
         held_out_rows=len(held_out.ids) // sequence_length,
         documents_read=tokens.documents_read,
+        # A shared document is in both counts.
         documents_used=fit.num_documents + held_out.num_documents - tokens.documents_shared,
         documents_held_out=held_out.num_documents,
         documents_shared=tokens.documents_shared,

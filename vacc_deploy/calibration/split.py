@@ -22,6 +22,7 @@ MAX_EVALUATION_SHARE = 0.9
 
 def hash_document(document: Document) -> bytes:
     """Return the sha256 of a document's content."""
+    # JSON tells a text from a conversation of the same words; its escapes keep it ASCII.
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode("ascii")).digest()
 
 
@@ -67,6 +68,7 @@ class Split:
 
     def includes(self, digest: bytes) -> bool:
         """Return whether a document is in the part: evaluation has the last positions."""
+        # At the other end than the held-out documents: another evaluation share leaves those alone.
         is_last = position_of(digest) >= 1 - self.evaluation_share
         return is_last == (self.part == EVALUATION)
 
@@ -77,6 +79,7 @@ def split_shares(shares: list[int]) -> list[int]:
     One in ten, and at least one of a source with two rows or more. Where every source has one row
     only, the last one's is held out, unless it is the only row.
     """
+    # A single row is fitted: held out, it would leave nothing of its source to fit.
     held_out = [max(1, round(rows * HELD_OUT_SHARE)) if rows > 1 else 0 for rows in shares]
     if not any(held_out) and len(shares) > 1:
         held_out[-1] = 1

@@ -29,6 +29,7 @@ from vacc_deploy.cli.yaml import yaml_command
 from vacc_deploy.errors import UsageError, VaccDeployError
 from vacc_deploy.results import escape_controls
 
+# 128 + the signal's number, as shells report it: SIGINT is 2, SIGTERM 15.
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 
@@ -62,6 +63,7 @@ class ErrorGroup(click.Group):
             message = f"{err} {err.hint}".rstrip()
             raise CommandFailure(err, message, err.exit_code, ctx.meta) from err
         except OSError as err:
+            # click ends quietly where the pipe's reader has gone, as in `| head`.
             if err.errno == errno.EPIPE:
                 raise
             where = f"{err.filename}: " if err.filename else ""
@@ -114,6 +116,7 @@ def main() -> None:
         # A path that is not valid UTF-8 is printed as its escape, which JSON reads too.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        # False: click would print wrong usage itself, without the JSON object.
         sys.exit(cli.main(standalone_mode=False))
     except click.ClickException as err:
         # Wrong usage is found before the option has been read.

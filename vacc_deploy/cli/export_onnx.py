@@ -29,7 +29,7 @@ from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_opti
 )
 @click.option(
     "--opset",
-    type=click.IntRange(11, 17),
+    type=click.IntRange(11, 17),  # MIN_OPSET and MAX_OPSET of graphs.trace, which loads torch
     default=17,
     help="Set the version of the ONNX operators.",
 )

@@ -56,6 +56,7 @@ def read_launch(environment: Mapping[str, str]) -> Launch | None:
             "with torchrun, or leave WORLD_SIZE unset for one process."
         )
     rank, local_rank = (_read_number(environment, name, 0) for name in _REQUIRED[:2])
+    # Without it all processes are taken to be on this machine.
     local_count = _read_number(environment, "LOCAL_WORLD_SIZE", count)
     if not (rank < count and local_rank < local_count <= count):
         raise UsageError(
@@ -67,6 +68,7 @@ def read_launch(environment: Mapping[str, str]) -> Launch | None:
 
 def _read_number(environment: Mapping[str, str], name: str, default: int) -> int:
     text = environment.get(name, str(default))
+    # int() would take more: a sign, underscores, digits of other alphabets.
     if not (text.isascii() and text.isdecimal()):
         raise UsageError(f"The environment variable {name} is {text!r}, expected a whole number.")
     return int(text)
@@ -76,6 +78,7 @@ def launcher(environment: Mapping[str, str], launch: Launch | None) -> tuple[str
     """Return how torchrun was called, as far as it says; empty without it."""
     if launch is None or "TORCHELASTIC_RUN_ID" not in environment:
         return ()
+    # Right where every machine runs as many processes as this one.
     nodes = launch.count // launch.local_count
     several = ("--nnodes", str(nodes)) if nodes > 1 else ()
     return ("torchrun", *several, "--nproc-per-node", str(launch.local_count))

@@ -65,7 +65,7 @@ _OPTIONS = (
     _option(
         "--evaluation-share",
         "Set aside this fraction of the documents for judging afterwards.",
-        click.FloatRange(0, 0.9),
+        click.FloatRange(0, 0.9),  # MAX_EVALUATION_SHARE of calibration.split
     ),
     _option("--num-samples", "Number of calibration rows.", click.IntRange(1)),
     _option(
@@ -121,6 +121,7 @@ _FOR_ROUNDING = {"method", "calibrations", "formats", "seed", "device", "profile
 
 def quantization_options(function: Function) -> Function:
     """Add every option from which ``read_options`` makes the library's."""
+    # The decorator that is applied last comes first in the help.
     for option in reversed(_OPTIONS):
         function = option(function)
     return function

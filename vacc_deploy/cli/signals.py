@@ -51,6 +51,7 @@ class SignalControl(RunControl):
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self._signum is not None:
+            # 128 + the signal's number, as shells report it.
             raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
         self._signum = signum
         if not self._is_quiet:

@@ -23,6 +23,7 @@ MAX_MEMBERS = 4096  # it has 159
 MAX_MEMBER_BYTES = 8 << 20  # its largest holds 172 kB
 CHOICES = ("A", "B", "C", "D")
 COLUMNS = ("question", *CHOICES, "answer")
+# The \1: the split names the folder and ends the file's name, as in dev/law_dev.csv.
 _MEMBER = re.compile(r"(?:^|/)(dev|val)/([a-z_]+)_\1\.csv$")
 # What the zipfile module raises on damaged, hostile or encrypted archives.
 _ZIP_ERRORS = (
@@ -68,6 +69,7 @@ def build_conversation(subject: str, row: Mapping[str, str]) -> Document:
         f"以下是中国关于{SUBJECTS[subject]}考试的单项选择题，请选出其中的正确答案。\n\n"
         f"{row['question']}\n{choices}\n答案："
     )
+    # Only the dev questions have explanations.
     explanation = row.get("explanation", "").strip()
     answer = f"{row['answer']}\n{explanation}" if explanation else row["answer"]
     return ({"role": "user", "content": prompt}, {"role": "assistant", "content": answer})

@@ -105,6 +105,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     number = 0
     with open_data(path) as file:
+        # One byte more than allowed tells a line that is too long, without reading all of it.
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             if len(line) > MAX_LINE_BYTES:
@@ -119,6 +120,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _parse_line(line: bytes, number: int, path: Path) -> dict[str, Any]:
     expected = 'expected one JSON object a line, such as {"text": "..."}'
     try:
+        # A byte order mark can stand in front of the first line only.
         value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
     except (ValueError, RecursionError) as err:
         looks = f" The file looks like {describe_start(path)}." if number == 1 else ""
@@ -150,6 +152,7 @@ def read_field(record: dict[str, Any], key: str, where: str, *, default: str | N
             "that you named."
         )
     try:
+        # JSON may escape half of a surrogate pair, which no tokenizer takes.
         value.encode("utf-8")
     except UnicodeEncodeError as err:
         raise CalibrationError(

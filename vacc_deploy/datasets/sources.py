@@ -30,7 +30,7 @@ from vacc_deploy.errors import CalibrationError, UsageError
 
 MAX_ARRAY_BYTES = 256 << 20  # the published alpaca file holds 44 MB
 MAX_TRACES_BYTES = 256 << 20
-TEXT_PIECE_CHARS = 1 << 14
+TEXT_PIECE_CHARS = 1 << 14  # about 4,000 tokens of English
 Documents: TypeAlias = Generator[Document, None, None]
 
 
@@ -119,6 +119,7 @@ def _read_c4(path: Path) -> Documents:
 
 def _read_alpaca(path: Path) -> Documents:
     with open_data(path) as file:
+        # Enough to look past a byte order mark and blanks in front of the array's bracket.
         head = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
     unit, records = "line", read_json_lines(path)
     if head.startswith(b"["):
@@ -186,6 +187,7 @@ def _read_utf8(path: Path) -> Iterator[str]:
             if position == 0 and data.startswith(LFS_POINTER):
                 raise CalibrationError(f"{path} is {describe_start(path)}. Download the file.")
             try:
+                # `final` refuses a character that the end of the file cuts.
                 text = decoder.decode(data, final=is_end)
             except UnicodeDecodeError as err:
                 # Bytes of a character that began before this block stand in front of it.

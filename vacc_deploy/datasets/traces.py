@@ -44,6 +44,7 @@ def split_traces(text: str, path: Path) -> Sequence[Document]:
 
 def _split_turns(piece: str, path: Path) -> tuple[Message, ...]:
     """Return the turns of one conversation, up to its last answer."""
+    # The group in the pattern makes split() return the marks: system, mark, text, mark, text.
     system, *rest = _MARKS.split(piece)
     turns: list[Message] = [{"role": "system", "content": system.strip()}] if system.strip() else []
     expected = USER
@@ -56,6 +57,7 @@ def _split_turns(piece: str, path: Path) -> tuple[Message, ...]:
         content = content.strip().removesuffix(EOS).strip()
         turns.append({"role": _ROLES[mark], "content": content})
         expected = ASSISTANT if mark == USER else USER
+    # The encoders take the last turn for the answer, and the turns before it for the prompt.
     while turns and turns[-1]["role"] != "assistant":
         turns.pop()
     return tuple(turns)

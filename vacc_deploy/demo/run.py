@@ -161,6 +161,7 @@ def demo(
         verified = verify(deployed, text_file=partial / VERIFY_FILE, progress=progress)
         clock.note("verify")
         problems = sample_problems(num_problems, seed=0, held_out=True)
+        # The prepared directory holds the float weights that the codes were made from.
         texts_float = answer_problems(prepared, problems, progress)
         texts_int8 = answer_problems(deployed, problems, progress)
         clock.note(f"{len(problems)} sums by each model")

@@ -19,7 +19,7 @@ END_OF_SENTENCE = "<｜end▁of▁sentence｜>"
 PLACES = ("ones", "tens", "hundreds", "thousands")
 MAX_DIGITS = len(PLACES)
 HELD_OUT_ONE_IN = 20
-_ANSWER = re.compile(r"0|[1-9][0-9]{0,17}")
+_ANSWER = re.compile(r"0|[1-9][0-9]{0,17}")  # no sign, no leading zero
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Problem:
             left, right = self.a // 10**index % 10, self.b // 10**index % 10
             total = left + right + carry
             step = f"{PLACES[index]}: {left}+{right}+{carry}={total}"
+            # A carry out of the last digits has no line of its own: the answer holds it.
             carry = total // 10
             lines.append(f"{step}, write {total % 10}, carry {carry}")
         return "\n".join(lines)
@@ -112,5 +113,6 @@ def share_correct(problems: Sequence[Problem], texts: Sequence[str]) -> float:
 
 
 def _draw_operand(rng: random.Random) -> int:
+    # No leading zero: only a number of one digit may be 0.
     digits = rng.randint(1, MAX_DIGITS)
     return rng.randint(0 if digits == 1 else 10 ** (digits - 1), 10**digits - 1)

@@ -19,7 +19,7 @@ SMALLEST_SCALE = 2.0**-24
 # step of 2⁻²⁴ in 128 moves 127 by less than a half.
 SAFE_SCALE = 128 * SMALLEST_SCALE
 # Rows are handled in pieces of about this many weights, so that temporaries stay in the cache.
-_CHUNK_WEIGHTS = 1 << 19
+_CHUNK_WEIGHTS = 1 << 19  # 2 MiB of float32
 
 
 def choose_scale(weight: torch.Tensor) -> torch.Tensor:
@@ -104,6 +104,7 @@ def round_rows(weight: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -
 
 def _round_in_place(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Turn a float32 ``weight`` [out, in] into its codes, still as float32."""
+    # scale [out] -> [out, 1]. Clamped after rounding: a scale rounded down gives more than 127.
     return weight.div_(scale.float()[:, None]).round_().clamp_(-INT8_MAX, INT8_MAX)
 
 
@@ -132,13 +133,16 @@ def pin_largest(
         scale: float16 [out_features].
     """
     largest = codes.abs().amax(1)  # [out]
+    # A row of zeros has no weight to pin.
     rows = ((largest > 0) & (largest < INT8_MAX)).nonzero()[:, 0]
     if not len(rows):
         return codes, 0
     exact = weight[rows].float() / scale[rows].float()[:, None]  # [rows, in], unrounded codes
     pinned = codes[rows].float()
     column = exact.abs().argmax(1, keepdim=True)  # [rows, 1], where the largest weight is
+    # [rows, 1]: ±127 with the sign of the largest weight.
     pinned.scatter_(1, column, INT8_MAX * exact.gather(1, column).sign())
+    # Squared errors in codes: the row's scale is a factor of both sides.
     pinned[(exact - pinned).square().sum(1) > exact.square().sum(1)] = 0
     result = codes.clone()
     result[rows] = pinned.to(torch.int8)

@@ -60,7 +60,7 @@ class Layout:
 
 _GPTQ_CONFIG: dict[str, Any] = {
     "bits": 8,
-    "group_size": -1,
+    "group_size": -1,  # one group of all columns: one scale per output row
     "desc_act": False,
     "static_groups": False,
     "sym": True,
@@ -79,7 +79,7 @@ _COMPRESSED_TENSORS_CONFIG: dict[str, Any] = {
     "quantization_status": "compressed",
     "kv_cache_scheme": None,
     "global_compression_ratio": None,
-    "ignore": ["lm_head"],
+    "ignore": ["lm_head"],  # stays float; the decoder's linears are all the others
     "config_groups": {
         "group_0": {
             "targets": ["Linear"],
@@ -119,6 +119,7 @@ LAYOUTS = {
     ),
     GPTQ: Layout(
         tensors=lambda rows, columns: {
+            # Transposed: four inputs to a word, [in / 4, out]; zero points four outputs to a word.
             "qweight": ((columns // CODES_PER_WORD, rows), "I32"),
             "qzeros": ((1, rows // CODES_PER_WORD), "I32"),
             "scales": ((1, rows), "F16"),
@@ -134,6 +135,7 @@ LAYOUTS = {
         tensors=lambda rows, columns: {
             "weight_packed": ((rows, -(-columns // CODES_PER_WORD)), "I32"),
             "weight_scale": ((rows, 1), "F16"),
+            # out_features and in_features, which the padding of the last word hides.
             "weight_shape": ((2,), "I64"),
         },
         pack=pack_compressed_tensors,

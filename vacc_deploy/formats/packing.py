@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 CODES_PER_WORD = 4
 # Flips the top bit: as unsigned bytes, code + 128.
 _SIGN_BIT = -128
+# Four bytes of 127: the stored zero point is one less than the 128 that is meant.
 GPTQ_ZEROS = 0x7F7F7F7F
 
 
@@ -63,6 +64,7 @@ def float16_weight(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         row = int((~torch.isfinite(largest)).nonzero()[0])
         reason = f"has the scale {float(scale[row]):g}, its weights do not fit float16"
         raise QuantizationError(reason, row=row)
+    # Codes are exact in float16, so that a weight is rounded once, as a product.
     return codes.half() * scale[:, None]
 
 
@@ -102,6 +104,7 @@ def pack_columns(codes: torch.Tensor) -> torch.Tensor:
     stored = codes ^ _SIGN_BIT
     spare = -codes.shape[1] % CODES_PER_WORD
     padded = torch.nn.functional.pad(stored, (0, spare))  # [out, a multiple of 4]
+    # On a little-endian machine the first of four columns becomes the lowest byte.
     return padded.contiguous().view(torch.int32)  # [out, ceil(in / 4)]
 
 
@@ -120,6 +123,7 @@ def unpack_columns(packed: torch.Tensor, in_features: int) -> torch.Tensor:
             f"{words} words for {in_features} columns"
         )
     # The cut drops the padding of the last word.
+    # [out, words] -> int8 [out, 4 · words] -> [out, in_features]
     return packed.contiguous().view(torch.int8)[:, :in_features] ^ _SIGN_BIT
 
 
@@ -134,7 +138,9 @@ def pack_gptq(codes: torch.Tensor, scale: torch.Tensor) -> Packed:
     import torch
 
     out_features, in_features = codes.shape
+    # [out, in] -> [in, out] -> [in / 4, 4, out]
     groups = (codes ^ _SIGN_BIT).T.reshape(in_features // CODES_PER_WORD, CODES_PER_WORD, -1)
+    # The four bytes of a word side by side: [in / 4, out, 4].
     words = groups.transpose(1, 2).contiguous().view(torch.int32)  # [in / 4, out, 1]
     num_zeros = out_features // CODES_PER_WORD
     return {
@@ -164,5 +170,6 @@ def unpack_gptq(read: ReadTensor, scale: torch.Tensor | None = None) -> CodesAnd
     if not (read("qzeros") == GPTQ_ZEROS).all():
         raise QuantizationError("gptq zero points differ from 128, expected symmetric weights")
     stored = qweight.contiguous()[..., None].view(torch.int8)  # [in / 4, out, 4]
+    # [in / 4, out, 4] -> [out, in / 4, 4] -> [out, in]
     codes = stored.permute(1, 0, 2).reshape(out_features, in_features) ^ _SIGN_BIT
     return codes, scales[0].clone()

@@ -59,6 +59,7 @@ def run_reference(model: Any, prompt: torch.Tensor, num_steps: int) -> Reference
     graph, tokens, vectors = StageGraph(model), [], []
     with torch.inference_mode():
         with compiled_as(model, "prefill"):
+            # logits [1, 1, vocab_size]; past: two a layer, each [1, heads, prompt, head_dim].
             logits, *past = graph(prompt)
         states = tuple(tensor.numpy() for tensor in past)
         vectors.append(logits[0, -1].numpy())
@@ -66,6 +67,7 @@ def run_reference(model: Any, prompt: torch.Tensor, num_steps: int) -> Reference
             for step in range(num_steps):
                 tokens.append(int(vectors[-1].argmax()))
                 position = torch.tensor([[prompt.shape[1] + step]])
+                # Each step adds a position: [1, heads, past + 1, head_dim]. No padding, so no mask.
                 logits, *past = graph(torch.tensor([tokens[-1:]]), None, position, *past)
                 vectors.append(logits[0, -1].numpy())
     return Reference(prompt.numpy(), tuple(tokens), tuple(vectors), states)
@@ -84,6 +86,7 @@ def compare_graphs(files: Mapping[str, Path], shape: GraphShape, reference: Refe
         got += _run_decode(files["decode"], shape, states, reference.tokens)
         wanted += reference.logits[1:]
     pairs = list(zip(wanted, got, strict=True))
+    # Relative to the range of the vector's logits, which differs from model to model.
     differences = [float(np.abs(w - g).max() / np.ptp(w)) for w, g in pairs]
     # NaN never agrees, and max() would pass over it.
     largest = max(differences) if np.isfinite(differences).all() else float("nan")
@@ -111,10 +114,12 @@ def _run_decode(
     past = [np.pad(state, padding) for state in states]
     for token in tokens:
         mask = np.zeros((1, shape.past_length + 1), dtype=np.int64)
+        # The states so far and, in the last column, the token itself.
         mask[:, shape.past_length - num_valid :] = 1
         feeds = {
             "input_ids": np.array([[token]]),
             "attention_mask": mask,
+            # Counted from the prompt's first token, not from the left end of the padded past.
             "position_ids": np.array([[num_valid]]),
             **dict(zip(names, past, strict=True)),
         }

@@ -110,6 +110,7 @@ def _check_options(config: ModelConfig, options: ExportOptions) -> GraphShape:
     prompt, context = options.sequence_length, config.max_position_embeddings
     total = options.max_sequence_length
     if total is None:
+        # Rounded down, since the compiler takes multiples only.
         total = min(2 * prompt, context - context % LENGTH_MULTIPLE)
     problems = [
         f"{name}: got {length}, expected a positive multiple of {LENGTH_MULTIPLE}, as the compiler "
@@ -129,6 +130,7 @@ def _check_options(config: ModelConfig, options: ExportOptions) -> GraphShape:
     if problems:
         raise UsageError(f"These graphs cannot be made:\n{list_problems(problems)}")
     layers, heads = config.num_hidden_layers, config.num_key_value_heads
+    # The decode graph sees its past and the new token: `total` positions.
     return GraphShape(prompt, total - 1, layers, heads, config.head_dim)
 
 
@@ -146,9 +148,11 @@ def _graph_bytes(checkpoint: Checkpoint) -> int:
 def _read_prompt(checkpoint: Checkpoint, length: int) -> torch.Tensor:
     """Return int64 [1, length]: the package's text, repeated where it is too short."""
     with default_text_file().open("rb") as file:
+        # "ignore": the limit in bytes may cut the last character.
         text = file.read(_TEXT_BYTES_PER_TOKEN * length).decode("utf-8", "ignore")
     ids = Tokenizer.from_dir(checkpoint.directory).encode(text, add_bos=True)
     check_ids(checkpoint, ids)
+    # As many copies as fill the prompt, rounded up, then cut to it: [1, length].
     return torch.tensor([(ids * -(-length // len(ids)))[:length]])
 
 
@@ -194,6 +198,7 @@ def _export_stage(
     started = time.monotonic()
     graph = trace_graph(model, stage, shape, options.opset, directory)
     num_nodes, num_custom_nodes = len(graph.graph.node), count_custom_nodes(graph)
+    # The operator is of the vendor's domain: onnxruntime has no kernel for it.
     if num_custom_nodes:
         add_function(graph)
     files = save_graph(graph, directory / f"{stage}.onnx", options.max_inline_bytes)
@@ -222,6 +227,7 @@ def find_failures(
     config: ModelConfig, graphs: tuple[ExportedGraph, ...], agreement: Agreement
 ) -> tuple[str, ...]:
     """Return a line for each thing that is wrong; a NaN difference is too large."""
+    # One int8 node for each linear of the layers; a float directory has none.
     expected = len(LAYER_LINEARS) * config.num_hidden_layers if config.quantization_bit else 0
     failures = [
         f"the {graph.stage} graph has {graph.num_custom_nodes} int8 nodes, expected {expected}"

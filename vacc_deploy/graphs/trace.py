@@ -28,7 +28,7 @@ DOMAIN, OPERATOR = "Vastai", "QuantizedLinearPerChannel"
 MIN_OPSET, MAX_OPSET = 11, 17
 # Weights above this go to one file beside the graph: a protobuf file ends at 2 GiB.
 MAX_INLINE_BYTES = 1 << 30
-MIN_EXTERNAL_BYTES = 1024
+MIN_EXTERNAL_BYTES = 1024  # smaller tensors stay in the graph's own file
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class StageGraph(nn.Module):
             input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
+            # [key, value, key, value, ...] -> a pair for each layer; None in prefill.
             past_key_values=tuple(zip(past[::2], past[1::2], strict=True)) or None,
             use_cache=True,
             return_dict=False,
@@ -105,6 +106,7 @@ def run_library_model(
 
     cache = DynamicCache()
     for idx in range(0, len(past), 2):
+        # Two tensors a layer, key before value.
         cache.update(past[idx], past[idx + 1], idx // 2)
     past_length = past[0].shape[2] if past else 0
     # Newer 5.x renamed the argument.
@@ -117,6 +119,7 @@ def run_library_model(
         use_cache=True,
         **{cache_name: cache},
     )
+    # [1, seq, hidden] -> [1, 1, vocab_size]: the last position only.
     logits = model.lm_head(output.last_hidden_state[:, -1:, :]).float()
     if hasattr(cache, "layers"):
         return logits, *(s for layer in cache.layers for s in (layer.keys, layer.values))
@@ -134,7 +137,9 @@ def additive_mask(
     lowest = torch.finfo(dtype).min
     if attention_mask is not None:
         padding = 1.0 - attention_mask[:, None, None, :].to(dtype)  # [1, 1, 1, past + seq]
+        # 1 on padding, which becomes the lowest number; 0 on what is seen stays.
         return padding.masked_fill(padding.to(torch.bool), lowest)
+    # Query i sees the keys 0 to past + i: behind them `triu` leaves the lowest number.
     mask = torch.full((int(seq), int(past_length + seq)), lowest, dtype=dtype)
     # `.data` is not traced: the graph holds the numbers, not the nodes that make them.
     # [seq, past + seq] -> [1, 1, seq, past + seq]
@@ -237,9 +242,11 @@ def stage_inputs(stage: str, shape: GraphShape) -> tuple[tuple[torch.Tensor, ...
     token = torch.zeros(1, 1, dtype=torch.int64)
     mask = torch.ones(1, shape.past_length + 1, dtype=torch.int64)
     sizes = (1, shape.num_key_value_heads, shape.past_length, shape.head_dim)
+    # Key and value of each layer, float32 [1, heads, past, head_dim].
     past = tuple(torch.zeros(sizes) for _ in range(2 * shape.num_layers))
     names = ["input_ids", "attention_mask", "position_ids"]
     names += state_names("past_key_values", shape.num_layers)
+    # The last position that the graph has: its past is full.
     position = torch.full((1, 1), shape.past_length)
     return (token, mask, position, *past), names
 

@@ -76,6 +76,7 @@ def tensor_parallel_rule(config: ModelConfig, tensor_parallel_size: int) -> str:
     heads than dies, or the MLP does not divide.
     """
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    # A die holds whole heads, at least one, and an equal share of the MLP's width.
     if heads < tensor_parallel_size or config.intermediate_size % tensor_parallel_size:
         return IMPOSSIBLE
     if heads % tensor_parallel_size == 0 and kv_heads % tensor_parallel_size == 0:

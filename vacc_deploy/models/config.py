@@ -90,6 +90,7 @@ class ModelConfig:
         The dtype and the quantization do not count: the same model has them in several forms.
         """
         pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        # Left is what shapes the function, and for how many tokens.
         for name in ("raw", "quantization_bit", "quantization_format", "dtype"):
             del pairs[name]
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
@@ -141,6 +142,7 @@ class ModelConfig:
             f"{prefix}input_layernorm.weight": (self.hidden_size,)
         }
         for linear in LAYER_LINEARS:
+            # The second norm stands between o and gate.
             if linear == "gate_proj":
                 shapes[f"{prefix}post_attention_layernorm.weight"] = (self.hidden_size,)
             name, shape = linear_name(layer, linear), self.linear_shape(linear)

@@ -126,6 +126,7 @@ def format_files(layout: str, config: ModelConfig, source_dir: Path) -> dict[str
     """
     made = _DIRECTORY_CONFIGS[layout]
     files: dict[str, Any] = {CONFIG_NAME: made.config(config)}
+    # Llama directories have none: vamc loads them by its own code.
     if made.vacc_config and needs_vacc_config(config):
         files[VACC_CONFIG_NAME] = made.vacc_config(_source_vacc_config(config, source_dir))
     if made.config_copy:
@@ -144,6 +145,7 @@ def _source_vacc_config(config: ModelConfig, source_dir: Path) -> Values:
 
 def format_source_files(layout: str, config: ModelConfig) -> tuple[str, ...]:
     """Return which of the package's source files travel with the weights."""
+    # Stock loaders run their own classes, and Llama needs none of ours.
     for_compiler = LAYOUTS[layout].for_compiler and needs_vacc_config(config)
     return SOURCE_FILES if for_compiler else ()
 

@@ -54,6 +54,7 @@ class ConfigReader:
         """Return a whole number from 1 to the key's limit; 1 where it is none."""
         value = self._value(key, default)
         limit = _LIMITS.get(key, 1 << 24)
+        # True is an int in Python. A bad value becomes 1, not 0: others are divided by it.
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
             self.problems.append(f"{key}: got {value!r}, expected a whole number from 1 to {limit}")
             return 1
@@ -65,6 +66,7 @@ class ConfigReader:
         """Return a positive number, of ``source`` where it is given; 1.0 where it is none."""
         value = self._value(key, default, source)
         good = isinstance(value, (int, float)) and not isinstance(value, bool)
+        # The upper bound refuses infinity, and whole numbers that float() cannot hold.
         if not good or not 0 < value <= sys.float_info.max:
             self.problems.append(f"{key}: got {value!r}, expected a positive number")
             return 1.0
@@ -157,6 +159,7 @@ def _read_values(reader: ConfigReader) -> ModelConfig:
     rope_theta, rope_scaling = _read_rope(reader, is_qwen2=is_qwen2)
     heads = reader.integer("num_attention_heads")
     hidden_size = reader.integer("hidden_size")
+    # Qwen2 always has biases at q, k and v and none at o; Llama at all four or at none.
     attention_bias = is_qwen2 or reader.boolean("attention_bias", False)
     quantization_format = _read_quantization(reader)
     return ModelConfig(
@@ -166,6 +169,7 @@ def _read_values(reader: ConfigReader) -> ModelConfig:
         num_hidden_layers=reader.integer("num_hidden_layers"),
         num_attention_heads=heads,
         num_key_value_heads=reader.integer("num_key_value_heads", heads),
+        # At least 1: a default of 0 would be reported instead of what is wrong.
         head_dim=reader.integer("head_dim", max(1, hidden_size // heads)),
         vocab_size=reader.integer("vocab_size"),
         max_position_embeddings=reader.integer("max_position_embeddings", 2048),
@@ -186,6 +190,7 @@ def _read_values(reader: ConfigReader) -> ModelConfig:
 
 def _read_rope(reader: ConfigReader, *, is_qwen2: bool) -> tuple[float, RopeScaling | None]:
     parameters, older = reader.mapping("rope_parameters"), reader.mapping("rope_scaling")
+    # A value under both names counts under the older one.
     scaling = {**parameters, **older}
     if any(isinstance(value, dict) for value in scaling.values()):
         raise UnsupportedModelError(
@@ -195,6 +200,7 @@ def _read_rope(reader: ConfigReader, *, is_qwen2: bool) -> tuple[float, RopeScal
     if None not in (inner, outer) and inner != outer:
         reader.problems.append(f"rope_theta: got {outer!r} and, in the rotary rule, {inner!r}")
     rope_theta = reader.number("rope_theta", 10000.0, scaling if outer is None else reader.raw)
+    # "type" is the name that rope_type had before.
     types = [s.get("rope_type", s.get("type", "default")) for s in (older, parameters) if s]
     rope_type = types[0] if types else "default"
     if types[1:] and types[1] != rope_type:
@@ -241,6 +247,7 @@ def _read_dtype(reader: ConfigReader) -> str:
 
 
 def _read_quantization(reader: ConfigReader) -> str:
+    # Before the quantization_config: that of an int8 directory is only a guard.
     bits = reader.raw.get("quantization_bit") or 0
     if bits not in (0, 8):
         reader.problems.append(f"quantization_bit: got {bits!r}, expected 8 or none")
@@ -293,10 +300,12 @@ def _find_contradictions(config: ModelConfig) -> list[str]:
 
 def _check_layer_types(config: ModelConfig) -> list[str]:
     raw = config.raw
+    # 28 is the default of transformers.
     stated, first = raw.get("layer_types"), raw.get("max_window_layers", 28)
     count = config.num_hidden_layers
     if isinstance(first, bool) or not isinstance(first, int):
         return [f"max_window_layers: got {first!r}, expected a whole number"]
+    # The first max_window_layers layers see all tokens, those behind them a window.
     num_full = count if config.sliding_window is None else min(max(first, 0), count)
     expected = ["full_attention"] * num_full + ["sliding_attention"] * (count - num_full)
     if stated is not None and stated != expected:

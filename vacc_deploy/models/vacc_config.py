@@ -41,6 +41,7 @@ def vacc_config(config: ModelConfig, *, quantization_bit: int = 0) -> dict[str, 
     if not needs_vacc_config(config):
         raise ValueError(f"A {config.model_type} checkpoint needs no {VACC_CONFIG_NAME}.")
     values: dict[str, Any] = copy.deepcopy(dict(config.raw))
+    # The guard of an int8 directory's config.json; the caller says the bits.
     for key in ("quantization_config", "quantization_bit"):
         values.pop(key, None)
     if values.get("use_sliding_window") is not True:
@@ -50,6 +51,7 @@ def vacc_config(config: ModelConfig, *, quantization_bit: int = 0) -> dict[str, 
     _write_old_names(values, config)
     values["auto_map"] = dict(AUTO_MAP)
     values["_attn_implementation"] = "eager"
+    # The prefill graph then ends in the logits of the last position alone.
     values["insert_slice"] = True
     if quantization_bit:
         values["quantization_bit"] = quantization_bit
@@ -84,6 +86,7 @@ def check_vacc_config(directory: Path, config: ModelConfig) -> None:
     if config.sliding_window is not None:
         keys.append("max_window_layers")
     for key in [*keys, "quantization_bit"]:
+        # An absent key is its class's default, not None: 4096 for sliding_window.
         is_stated = key in values or key not in expected
         if not is_stated or values.get(key) != expected.get(key):
             shown = repr(values[key]) if key in values else "nothing"

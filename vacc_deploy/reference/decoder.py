@@ -58,6 +58,7 @@ def embed(checkpoint: Checkpoint, tokens: torch.Tensor) -> torch.Tensor:
 
     Only the rows of the table that occur are read.
     """
+    # unique [distinct ids], inverse [rows, seq]: where in `unique` each token stands.
     unique, inverse = torch.unique(tokens, return_inverse=True)
     table = checkpoint.read_rows(EMBEDDING, unique.tolist()).float()
     return table[inverse]  # [unique, hidden] -> [rows, seq, hidden]
@@ -79,14 +80,16 @@ def rms_norm(hidden_states: torch.Tensor, weight: torch.Tensor, eps: float) -> t
 
 def rotary_frequencies(config: ModelConfig) -> torch.Tensor:
     """Return the rotation per position of each pair of a head, float32 [head_dim / 2]."""
+    # 0, 2/d, 4/d, ... below 1, for a head_dim of d: float32 [head_dim / 2].
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
-    frequencies = 1.0 / (config.rope_theta**exponents)
+    frequencies = 1.0 / (config.rope_theta**exponents)  # radians per position
     scaling = config.rope_scaling
     if scaling is None:
         return frequencies
     if scaling.rope_type == "linear":
         return frequencies / scaling.factor
     # llama3: long waves are stretched by the factor, short ones stay, those between are blended.
+    # Full turns of each pair over the trained length: few turns are a long wave.
     turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
     blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     blend = blend.clamp(0.0, 1.0)
@@ -99,6 +102,7 @@ def check_sequence_length(config: ModelConfig, sequence_length: int) -> None:
     Raises:
         CheckpointError: the length goes past the model's sliding window or context.
     """
+    # `attend` masks the future only: longer than the window it would see more than the model.
     limit = min(config.max_position_embeddings, config.sliding_window or 1 << 62)
     if sequence_length > limit:
         raise CheckpointError(
@@ -129,6 +133,8 @@ class Positions:
             CheckpointError: see ``check_sequence_length``.
         """
         check_sequence_length(config, sequence_length)
+        # [seq] by [head_dim / 2] -> [seq, head_dim / 2], in radians. In float32, which holds every
+        # position exactly; bfloat16 does so up to 256 only.
         angles = torch.outer(torch.arange(sequence_length).float(), rotary_frequencies(config))
         # Rotary pairs are (i, i + head_dim / 2), not neighbours: both halves turn alike.
         angles = torch.cat((angles, angles), dim=-1)  # [seq, head_dim / 2] -> [seq, head_dim]
@@ -138,6 +144,7 @@ class Positions:
         """Return ``states`` [batch, heads, seq, head_dim] turned by their positions."""
         first, second = states.chunk(2, dim=-1)  # each [batch, heads, seq, head_dim / 2]
         # The float32 tables lift a bfloat16 product to float32; it is rounded once, at the end.
+        # [seq, head_dim] broadcasts over batch and heads.
         turned = states * self.cos + torch.cat((-second, first), dim=-1) * self.sin
         return turned.to(states.dtype)
 
@@ -217,6 +224,7 @@ class DecoderLayer:
         """
         config, apply = self.config, apply or self.linear
         rows, seq, _ = inputs.shape
+        # The -1 is num_attention_heads for q, num_key_value_heads for k and v.
         # [rows, seq, hidden] -> [rows, seq, heads, head_dim] -> [rows, heads, seq, head_dim]
         query, key, value = (
             apply(name)(inputs).view(rows, seq, -1, config.head_dim).transpose(1, 2)
@@ -226,6 +234,7 @@ class DecoderLayer:
         # Grouped queries share a key and a value: [rows, kv heads, ...] -> [rows, heads, ...]
         groups = config.num_attention_heads // config.num_key_value_heads
         key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+        # Scores are scaled by the function's default, 1 / √head_dim, as in both architectures.
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         # [rows, heads, seq, head_dim] -> [rows, seq, heads · head_dim]
         return attended.transpose(1, 2).reshape(rows, seq, -1)
@@ -263,10 +272,14 @@ def walk_layer(layer: DecoderLayer, hidden_states: torch.Tensor, *, batch_rows: 
         attended[rows] = layer.attend(layer.attention_input(hidden_states[rows]))
     layer.release(QKV)
     for rows in slices:
+        # The residual: hidden_states still holds the layer's input here.
         hidden_states[rows] += layer.linear("o_proj")(attended[rows])
+    # About as large as the hidden states of all rows: freed before the MLP.
     del attended
     layer.release(OUTPUT)
     for rows in slices:
+        # Gate, up and down batch by batch: [rows, seq, intermediate] of all rows would be the
+        # largest tensor of the walk.
         inner = layer.activate(layer.mlp_input(hidden_states[rows]))
         hidden_states[rows] += layer.linear("down_proj")(inner)
     layer.release(GATE_UP)

@@ -82,9 +82,11 @@ def generate(directory: Path, *, prompt: str, max_new_tokens: int = 256) -> Answ
             f"the model's context of {context}. Ask for fewer tokens."
         )
     model = load_model(checkpoint, dtype=activation_dtype(checkpoint))
+    # Loading is not timed: tokens/s is the rate of writing alone.
     started = time.monotonic()
     (answer,) = continue_prompts(model, tokenizer, [ids], max_new_tokens=max_new_tokens)
     seconds = time.monotonic() - started
+    # An answer that was cut by the limit lacks the end token.
     finished = bool(answer) and answer[-1] in eos_ids(model, tokenizer)
     text = tokenizer.decode(answer[:-1] if finished else answer)
     return Answer(prompt, text, len(ids), len(answer), seconds, finished)
@@ -92,6 +94,7 @@ def generate(directory: Path, *, prompt: str, max_new_tokens: int = 256) -> Answ
 
 def eos_ids(model: Any, tokenizer: Tokenizer) -> list[int]:
     """Return every id that ends an answer, by the generation config and by the tokenizer."""
+    # One id, a list of ids, or None.
     stated = getattr(model.generation_config, "eos_token_id", None)
     ids = set(stated if isinstance(stated, list) else [stated]) | {tokenizer.eos_id}
     return sorted(value for value in ids if value is not None)
@@ -116,6 +119,7 @@ def continue_prompts(
     from transformers import GenerationConfig
 
     ends = eos_ids(model, tokenizer)
+    # Any id will do: the mask hides it in front, and answers are cut behind their first end.
     pad = ends[0] if ends else 0
     drawing = asdict(sampling) if sampling else {}
     seed = drawing.pop("seed", 0)

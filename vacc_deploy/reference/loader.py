@@ -64,6 +64,7 @@ def load_model(source: Path | Checkpoint, *, dtype: torch.dtype = torch.float32)
 
 def activation_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """Return float32 for models up to three billion parameters, else bfloat16, to halve memory."""
+    # In float32 three billion parameters take 12 GB.
     is_small = checkpoint.config.num_parameters() <= 3_000_000_000
     return torch.float32 if is_small else torch.bfloat16
 
@@ -106,6 +107,7 @@ def _check_rope_is_known(checkpoint: Checkpoint) -> None:
     import transformers
 
     scaling, version = checkpoint.config.rope_scaling, transformers.__version__
+    # Two parts only: the third may hold letters, as in 5.0.0rc1.
     is_old = tuple(int(part) for part in version.split(".")[:2]) < (4, 43)
     if is_old and scaling is not None and scaling.rope_type == "llama3":
         raise CheckpointError(
@@ -152,9 +154,12 @@ def _load_codes(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
         model = AutoModelForCausalLM.from_config(config, **_dtype_option(dtype))
         source_module("quantization_vacc").replace_linears(model, dtype=dtype)
     is_tied = checkpoint.config.tie_word_embeddings
+    # A tied head is not read, so its name is missing; what else is missing is found on
+    # the meta device below.
     # `assign` puts our tensors in place of the empty ones: nothing is copied.
     model.load_state_dict(_read_state(checkpoint, dtype), strict=not is_tied, assign=True)
     if is_tied:
+        # `assign` has replaced the embedding, and the head still holds the empty one.
         model.tie_weights()
     tensors = (*model.named_parameters(), *model.named_buffers())
     empty = [name for name, tensor in tensors if tensor.is_meta]
@@ -174,6 +179,7 @@ def _read_state(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.T
         linear = name.removesuffix(".weight")
         if linear in linears:
             codes, scale = codes_from(layout, checkpoint.read, linear)
+            # The names that quantization_vacc.py reads, whatever the layout calls its tensors.
             state |= {name: codes, f"{linear}.weight_scale": scale}
         else:
             state[name] = checkpoint.read(name).to(dtype)

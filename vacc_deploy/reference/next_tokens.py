@@ -69,6 +69,7 @@ class _Side:
         # The last position of a window predicts a token that is not in it:
         # [rows, seq, hidden] -> [rows, seq − 1, hidden] -> [predictions, hidden]
         self.states = rms_norm(hidden_states[:, :-1], norm, config.rms_norm_eps).flatten(0, 1)
+        # −∞: the first slice shrinks the empty sum by exp(−∞) = 0.
         self.maximum = torch.full((count,), -math.inf, dtype=torch.float64)
         self.argmax = torch.zeros(count, dtype=torch.int64)
         self.total = torch.zeros(count, dtype=torch.float64)
@@ -88,16 +89,20 @@ class _Side:
             older sums shrink.
         """
         logits = (self.states[part] @ table.T).double()  # [tokens, hidden] -> [tokens, slice]
+        # Index of each target in this slice; outside of it below 0 or past the end.
         local = self._targets[part] - first
         inside = (local >= 0) & (local < logits.shape[1])
         rows = inside.nonzero().flatten()  # [tokens whose target lies in this slice]
+        # `rows` counts from the first prediction of the part.
         self.picked[part.start + rows] = logits[rows, local[rows]]
         largest, index = logits.max(dim=1)  # [tokens, slice] -> [tokens]
+        # Strictly larger below: of equal logits in two slices the earlier one stays.
         old = self.maximum[part]
         self.argmax[part] = torch.where(largest > old, index + first, self.argmax[part])
         new = torch.maximum(old, largest)
         # Older terms were taken relative to a smaller maximum: bring them to the new one first.
         shrink = torch.exp(old - new)
+        # [tokens, slice], none above 1, so that no sum overflows.
         weights = torch.exp(logits - new[:, None])
         self.total[part] = self.total[part] * shrink + weights.sum(1)
         self.maximum[part] = new
@@ -110,6 +115,7 @@ class _Side:
     def perplexity(self) -> float:
         """Return exp of the mean −log p of the tokens that really follow."""
         try:
+            # Overflows above 709 nats a token, which only a damaged model reaches.
             return math.exp((self.log_sum() - self.picked).mean().item())
         except OverflowError:
             return math.inf
@@ -144,7 +150,7 @@ def compare_next_tokens(
     count, vocab_size = len(targets), reference.config.vocab_size
     # Σ exp(z_float − maximum) · (z_float − z_deployed) over the slices so far.
     weighted_gap = torch.zeros(count, dtype=torch.float64)
-    width = max(1, slice_bytes // (4 * reference.config.hidden_size))
+    width = max(1, slice_bytes // (4 * reference.config.hidden_size))  # 4: bytes of a float32
     progress.start("Scoring", vocab_size, "vocabulary rows")
     for first in range(0, vocab_size, width):
         table_float = float_side.read_head(first, first + width)
@@ -159,6 +165,7 @@ def compare_next_tokens(
     # With p the float model's distribution,
     # KL = Σ p·(z_float − z_deployed) − log Σ exp z_float + log Σ exp z_deployed.
     # Equal models give exactly 0: each difference is 0, and the two sums are the same number.
+    # float64 [predictions], in nats.
     divergence = weighted_gap / float_side.total - float_side.log_sum() + deployed_side.log_sum()
     same_top = float_side.argmax == deployed_side.argmax
     return NextTokenScores(
@@ -166,6 +173,7 @@ def compare_next_tokens(
         perplexity_float=float_side.perplexity(),
         perplexity_deployed=deployed_side.perplexity(),
         mean_kl=divergence.mean().item(),
+        # std() of a single prediction is NaN.
         kl_standard_error=divergence.std().item() / math.sqrt(count) if count > 1 else 0.0,
         max_kl=divergence.max().item(),
         top1=same_top.double().mean().item(),

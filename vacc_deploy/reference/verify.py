@@ -164,6 +164,7 @@ def _open_recorded_reference(deployed_dir: Path) -> Checkpoint:
             f"{deployed_dir} does not say which float model it was made from (no "
             f"{MANIFEST_NAME}). Give --reference DIR."
         )
+    # The manifest holds the way from the output, links resolved, to its source.
     directory = Path(os.path.normpath(deployed_dir.resolve() / path))
     if not directory.is_dir():
         raise CheckpointError(

@@ -14,7 +14,7 @@ from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CalibrationError, CheckpointError
 from vacc_deploy.text.tokenizer import Tokenizer
 
-MAX_TEXT_BYTES = 64 << 20
+MAX_TEXT_BYTES = 64 << 20  # bounds what a large --max-tokens reads
 MIN_TOKENS = 16
 _FIRST_BYTES_PER_TOKEN = 16  # more than a token of any language stands for on average
 
@@ -47,6 +47,7 @@ def read_windows(
             f"{MIN_TOKENS}. Use a longer --text."
         )
     prefix = [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
+    # The BOS is one of the sequence_length tokens of a window.
     width = min(sequence_length - len(prefix), usable)
     rows = [prefix + ids[start : start + width] for start in range(0, usable - width + 1, width)]
     left_over, is_short = usable % width, is_whole and len(ids) < max_tokens
@@ -88,6 +89,7 @@ def _read_ids(tokenizer: Tokenizer, path: Path, max_tokens: int) -> tuple[list[i
                 data, is_whole = data + more, not more
                 # The last character may be cut unless the text is whole.
                 text = codecs.getincrementaldecoder("utf-8-sig")().decode(data, final=is_whole)
+                # Without the BOS, which read_windows puts before each window.
                 ids = tokenizer.encode(text, add_bos=False)
                 if is_whole or len(ids) >= wanted or len(data) >= MAX_TEXT_BYTES:
                     return ids, is_whole

@@ -109,11 +109,13 @@ class ChatTemplate:
                 f"{MAX_TEMPLATE_CHARS:,}. Restore the file from the model's original repository."
             )
         environment = _TemplateEnvironment(
+            # As transformers sets them: templates are written for its line ends.
             trim_blocks=True,
             lstrip_blocks=True,
             extensions=["jinja2.ext.loopcontrols", _GenerationBlock],
         )
         environment.filters["tojson"] = _to_json
+        # The two functions that transformers offers to a template.
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = TEMPLATE_DATE.strftime
         try:
@@ -130,6 +132,7 @@ class ChatTemplate:
         pieces, num_chars = [], 0
         try:
             plain = [dict(message) for message in messages]
+            # Piece by piece: a template that writes without end is stopped on its way.
             for piece in self._template.generate(messages=plain, **variables):
                 num_chars += len(piece)
                 if num_chars > MAX_RENDERED_CHARS:

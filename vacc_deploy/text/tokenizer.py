@@ -94,6 +94,7 @@ class Tokenizer:
             )
         try:
             with _library_errors(self._directory / TOKENIZER_NAME):
+                # False: the post-processor would put its BOS whatever `add_bos` says.
                 ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeError) as err:
             raise UsageError(
@@ -129,6 +130,7 @@ class Tokenizer:
             )
         special = {"bos_token": self.bos_token, "eos_token": self.eos_token}
         variables: dict[str, Any] = {k: token for k, token in special.items() if token is not None}
+        # As transformers passes them: templates compare these two with none.
         variables |= {"tools": None, "documents": None}
         variables["add_generation_prompt"] = add_generation_prompt
         return self._template.render(messages, variables)
@@ -173,11 +175,13 @@ class Tokenizer:
         tail = self.render_chat(turns, add_generation_prompt=False).rpartition(probe)[2].strip()
         first = self.encode(tail, add_bos=False)[:1]
         added = self._backend.get_added_tokens_decoder()
+        # Only an added token counts: a template may write plain text behind an answer.
         return first[0] if first and first[0] in added else self.eos_id
 
     def _read_special(self, config: Mapping[str, Any], key: str) -> tuple[str | None, int | None]:
         """Return a special token and its id, None twice where the config names none."""
         value = config.get(key)
+        # A token's text, or the object that transformers saves for an AddedToken.
         token = value.get("content") if isinstance(value, dict) else value
         if value is None:
             return None, None

@@ -73,6 +73,7 @@ def kv_bytes_per_die(config: ModelConfig, *, tensor_parallel_size: int, num_toke
     A die holds whole heads: with fewer key-value heads than dies each die holds one [inferred].
     """
     heads = -(-config.num_key_value_heads // tensor_parallel_size)
+    # The first 2: a key and a value for each head.
     return 2 * config.num_hidden_layers * heads * config.head_dim * FLOAT16_BYTES * num_tokens
 
 

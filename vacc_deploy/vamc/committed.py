@@ -79,6 +79,7 @@ def write_all(output_dir: Path, *, build_in: Path | None = None) -> WrittenFiles
         texts |= {build_in / name: text for name, text in committed_configs().items()}
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
+        # JSON has no comments to mark a file as ours, so any config_vacc.json may be replaced.
         head = "" if path.name == VACC_CONFIG_NAME else FILE_HEAD
         replace_text(path, text, overwrite=True, head=head)
     return WrittenFiles(tuple(texts))

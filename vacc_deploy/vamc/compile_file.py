@@ -73,7 +73,7 @@ def build_compile_file(target: Target, options: CompileOptions) -> dict[str, Any
             "backend.type": "tvm_vacc",
             "backend.dtype": dtype,
             "backend.merge_params": True,
-            "backend.compile.data_type": 0,
+            "backend.compile.data_type": 0,  # as in the files of language models
             "backend.compile.gather_data_vccl_dsp_enable": True,
             **(_dataset(*options.calibration) if options.calibration else {}),
             "workspace.path": "./vacc_deploy",

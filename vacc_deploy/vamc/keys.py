@@ -102,6 +102,7 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
     for path, value in values.items():
         if value is None:
             continue
+        # Parents are made as their first key comes, so the order of `values` is that of the file.
         *blocks, name = path.split(".")
         block = content
         for parent in blocks:
@@ -135,6 +136,7 @@ def read_keys(content: Any) -> tuple[dict[str, Any], list[str]]:
             problems.append(f"{path}: got {show_value(value)}, {wrong}")
             continue
         values[path] = value
+        # A block of the wrong kind is reported once; its keys are then not looked for.
         if key.kind is _block:
             blocks[path] = value
     for path, block in blocks.items():

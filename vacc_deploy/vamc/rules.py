@@ -103,6 +103,7 @@ def _check_choices(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _check_numbers(values: Mapping[str, Any]) -> Iterator[str]:
     for path in ("dataset.nsamples", "dataset.seqlen", "workspace.workers"):
+        # An absent value passes: read_keys has reported it where it is required.
         if values.get(path, 1) < 1:
             yield f"{path}: got {values[path]}, expected 1 or more"
     for path in ("frontend.checkpoint", "dataset.path", "workspace.path"):

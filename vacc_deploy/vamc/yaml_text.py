@@ -16,7 +16,7 @@ from vacc_deploy.json_files import read_bounded
 
 MAX_FILE_BYTES = 1 << 20
 MAX_DEPTH = 20
-MAX_NODES = 2000
+MAX_NODES = 2000  # a compile file has about 30 keys
 MAX_SCALAR_CHARACTERS = 4096
 
 
@@ -127,5 +127,5 @@ def dump_yaml(values: Any) -> str:
         sort_keys=False,
         default_flow_style=False,
         allow_unicode=True,
-        width=1 << 16,
+        width=1 << 16,  # the default of 80 would break long paths
     )
