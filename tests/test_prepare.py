@@ -331,8 +331,8 @@ def test_another_model_than_named(tmp_path):
     source = write_checkpoint(tmp_path / "src")
     message = refused(model="Distill-Qwen-7B", weights=source, output=tmp_path / "out")
     assert message == (
-        f"{source} is not DeepSeek-R1-Distill-Qwen-7B: hidden_size is 64, expected 3584; "
-        "intermediate_size is 160, expected 18944; num_hidden_layers is 2, expected 28; "
+        f"{source} is not DeepSeek-R1-Distill-Qwen-7B: num_hidden_layers is 2, "
+        "expected 28; hidden_size is 64, expected 3584; intermediate_size is 160, expected 18944; "
         "num_attention_heads is 4, expected 28; num_key_value_heads is 2, expected 4; head_dim is "
         "16, expected 128; vocab_size is 272, expected 152064. Leave --model out to prepare it as "
         "it is, or give the right --weights."

@@ -18,7 +18,6 @@ from tokenizer_builders import (
     EOS_ID,
     USER,
     USER_ID,
-    VOCAB_SIZE,
     byte_ids,
     tokenizer_config,
     write_tokenizer,
@@ -74,7 +73,7 @@ def build(sources, tokenizer, *, num_samples=20, sequence_length=64, seed=0, **o
         num_samples=num_samples,
         sequence_length=sequence_length,
         seed=seed,
-        vocab_size=options.pop("vocab_size", VOCAB_SIZE),
+        vocab_size=options.pop("vocab_size", ASSISTANT_ID + 1),
         **options,
     )
 

@@ -212,7 +212,8 @@ def test_quantize_waits_for_the_device_at_every_phase_only_to_profile(tmp_path, 
     assert list(tmp_path.iterdir()) == [source]
     counted = replace(planned.plan, compute=CountedCompute(**vars(planned.plan.compute)))
     result = execute(replace(planned, plan=counted), SILENT, UNCONTROLLED, ALONE)
-    assert (len(waited) > 100) is profile and bool(waited) is profile
+    # Otherwise once a layer, before the writers take its codes.
+    assert len(waited) > 100 if profile else len(waited) == 2
     phases = read_json(result.output_dir / "quantize_timing.json")["phases"]
     assert {"read", "forward", "hessian", "factor", "solve", "compare"} <= phases.keys()
     report = read_json(result.output_dir / "quantize_report.json")
