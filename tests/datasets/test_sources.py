@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vacc_deploy.datasets import files, sources
+from vacc_deploy.datasets import KIND_NAMES, files, sources
 from vacc_deploy.datasets.sources import CalibrationSource, parse_source, read_documents
 from vacc_deploy.errors import CalibrationError, UsageError
 
@@ -319,3 +319,7 @@ def test_traces_with_bos_marks_may_have_several_turns_and_a_system_prompt(tmp_pa
 )
 def test_traces_that_are_none_are_refused(tmp_path, text, message):
     check_refused("traces", tmp_path / "t", re.escape(marked(message)), marked(text))
+
+
+def test_the_names_that_messages_list_are_those_with_a_reader():
+    assert tuple(sources.KINDS) == KIND_NAMES

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from vacc_deploy.cli.options import DIRECTORY, Function, given_options
+from vacc_deploy.datasets import list_kinds
 from vacc_deploy.errors import UsageError
 from vacc_deploy.formats.layouts import FORMATS
 from vacc_deploy.quantize.options import DATA, FAST, FULL, OWN, QuantizeOptions
@@ -44,7 +45,7 @@ _OPTIONS = (
         "calibrations",
         multiple=True,
         metavar="NAME=PATH[:WEIGHT]",
-        help="Calibrate on this text: c4, ceval, alpaca, text or traces. Repeat to mix.",
+        help=f"Calibrate on this text: {list_kinds()}. Repeat to mix.",
     ),
     _option(
         "--answers",
@@ -163,6 +164,6 @@ def _refuse_calibrated_only(context: click.Context, calibrated_only: Collection[
         )
     raise UsageError(
         "Without --calibration the weights are rounded to nearest, with no effect of "
-        f"{', '.join(names)}. Give --calibration NAME=PATH (c4, ceval, alpaca, text or traces), or "
+        f"{', '.join(names)}. Give --calibration NAME=PATH ({list_kinds()}), or "
         f"leave {'it' if len(names) == 1 else 'them'} out."
     )

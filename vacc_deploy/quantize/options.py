@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vacc_deploy.datasets import list_kinds
 from vacc_deploy.errors import UsageError
 from vacc_deploy.formats.layouts import FORMATS, INT8
 from vacc_deploy.solver.records import GPTQ, RTN
@@ -85,8 +86,8 @@ class QuantizeOptions:
             )
         if self.method == GPTQ and not self.sources:
             raise UsageError(
-                "--method gptq needs text to calibrate on: give --calibration NAME=PATH (c4, "
-                "ceval, alpaca, text or traces), or use --method rtn."
+                "--method gptq needs text to calibrate on: give --calibration NAME=PATH "
+                f"({list_kinds()}), or use --method rtn."
             )
         if self.method == RTN and self.sources:
             raise UsageError("--method rtn uses no calibration data. Leave --calibration out.")
