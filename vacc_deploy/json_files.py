@@ -32,7 +32,7 @@ def read_bounded(
         with path.open("rb") as file:
             data = file.read(limit_bytes + 1)
     except OSError as err:
-        raise error(f"{path} cannot be read: {err.strerror}.") from err
+        raise error(f"{path} cannot be read: {err.strerror}. {advice}") from err
     if len(data) > limit_bytes:
         raise error(
             f"{path} holds more than {limit_bytes:,} bytes, too many for such a file. {advice}"

@@ -136,7 +136,9 @@ def test_outputs_that_cannot_be(tmp_path):
         return message(check_output, path, overwrite=True, **options)
 
     inputs = {"inputs": (source,)}
-    assert refused(source, **inputs) == f"The output {source} is the input {source} or contains it."
+    assert refused(source, **inputs) == (
+        f"The output {source} is the input {source} or contains it. Choose another --output."
+    )
     assert "is the input" in refused(tmp_path, **inputs)
     assert "is the input" in refused(source, inputs=(tmp_path / "link",))
     assert "is the input" in refused(source / "sub" / "..", **inputs)
@@ -149,8 +151,8 @@ def test_outputs_that_cannot_be(tmp_path):
     )
     for name in ("file", "link", "dangling"):
         path = tmp_path / name
-        assert refused(path) == f"{path} exists and is no directory. Choose another --output."
-    assert "does not exist" in refused(tmp_path / "file" / "out")
+        assert refused(path) == f"{path} exists and is not a directory. Choose another --output."
+    assert "file is not a directory" in refused(tmp_path / "file" / "out")
 
 
 def test_a_parent_without_permission(tmp_path, monkeypatch):
@@ -377,9 +379,9 @@ def test_replace_text_refuses_what_is_no_file(tmp_path):
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     options = {"overwrite": True, "head": ""}
     assert message(replace_text, tmp_path, "x", **options) == (
-        f"{tmp_path} exists and is no file. Choose another --output."
+        f"{tmp_path} exists and is not a file. Choose another --output."
     )
-    assert "is no file" in message(replace_text, tmp_path / "dangling", "x", **options)
+    assert "is not a file" in message(replace_text, tmp_path / "dangling", "x", **options)
     assert message(replace_text, tmp_path / "no" / "a", "x", **options) == (
         f"{tmp_path / 'no'} does not exist. Create it, or choose another --output."
     )

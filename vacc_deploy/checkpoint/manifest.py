@@ -88,8 +88,8 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     manifest = read_json(path, limit_bytes=MAX_MANIFEST_BYTES)
     if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} is no manifest of format {FORMAT_VERSION}. Was it written by another version "
-            "of vacc-deploy? Make the directory again."
+            f"{path} is not a manifest of format {FORMAT_VERSION}. Was it written by another "
+            "version of vacc-deploy? Make the directory again."
         )
     return manifest
 

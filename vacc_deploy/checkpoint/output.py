@@ -39,7 +39,10 @@ def check_output(output_dir: Path, *, overwrite: bool, inputs: tuple[Path, ...] 
     target = output_dir.resolve()
     for source in inputs:
         if source.resolve() == target or target in source.resolve().parents:
-            raise OutputError(f"The output {output_dir} is the input {source} or contains it.")
+            raise OutputError(
+                f"The output {output_dir} is the input {source} or contains it. Choose another "
+                "--output."
+            )
         if source.resolve() in target.parents:
             raise OutputError(
                 f"The output {output_dir} lies inside the input {source}, which is never changed. "
@@ -53,7 +56,7 @@ def check_output(output_dir: Path, *, overwrite: bool, inputs: tuple[Path, ...] 
     parent = target.parent
     _check_parent(parent)
     if output_dir.is_symlink() or (output_dir.exists() and not output_dir.is_dir()):
-        raise OutputError(f"{output_dir} exists and is no directory. Choose another --output.")
+        raise OutputError(f"{output_dir} exists and is not a directory. Choose another --output.")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{parent} cannot be written to. Choose another --output.")
     if not output_dir.is_dir() or not any(output_dir.iterdir()):
@@ -78,6 +81,8 @@ def check_output(output_dir: Path, *, overwrite: bool, inputs: tuple[Path, ...] 
 
 
 def _check_parent(parent: Path) -> None:
+    if parent.exists() and not parent.is_dir():
+        raise OutputError(f"{parent} is not a directory. Choose another --output.")
     if not parent.is_dir():
         raise OutputError(f"{parent} does not exist. Create it, or choose another --output.")
 
@@ -135,7 +140,7 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str) -> None:
     _check_parent(path.parent)
     if os.path.lexists(path):
         if not path.is_file():
-            raise OutputError(f"{path} exists and is no file. Choose another --output.")
+            raise OutputError(f"{path} exists and is not a file. Choose another --output.")
         if not overwrite:
             raise OutputError(f"{path} exists already. Add --overwrite to replace it.")
         with path.open("rb") as file:
