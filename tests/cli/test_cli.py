@@ -272,18 +272,19 @@ def test_every_help_ends_with_an_example_and_imports_nothing_heavy(command):
 
 
 def test_help_answers_at_once():
-    """In the processor's seconds: those of the wall grow with what else the machine does."""
+    """Under 0.2 s where Python with click takes 0.085 s to start: as a ratio, on any machine."""
 
-    def used():
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return usage.ru_utime + usage.ru_stime
+    def used(*arguments, **options):
+        """Processor seconds: those of the wall grow with what else the machine does."""
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert run(*arguments, **options).returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    seconds = []
-    for _ in range(5):
-        before = used()
-        assert run("--help").returncode == 0
-        seconds.append(used() - before)
-    assert min(seconds) < 0.2
+    # In turn, so that both see the same machine.
+    pairs = [(used(code="import click"), used("--help")) for _ in range(5)]
+    least, least_help = map(min, zip(*pairs, strict=True))
+    assert least_help < 0.2 / 0.085 * least
 
 
 def test_version_and_module_entry_point():

@@ -27,7 +27,7 @@ from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.result import TIMING_NAME, Estimate
 from vacc_deploy.quantize.run import quantize
 from vacc_deploy.quantize.sample import LONG_SECONDS, MAX_LAYERS, Measured
-from vacc_deploy.solver.records import RTN
+from vacc_deploy.solver import RTN
 
 MUCH = 1 << 40
 CPU = Compute(torch.device("cpu"), torch.float32, batch_tokens=64, kept_bytes=MUCH)

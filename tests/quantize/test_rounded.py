@@ -13,7 +13,8 @@ from vacc_deploy.formats.int8 import pin_largest, quantize_rounding
 from vacc_deploy.models.config import LAYER_LINEARS, linear_name
 from vacc_deploy.quantize import rounded
 from vacc_deploy.quantize.rounded import round_layers
-from vacc_deploy.solver.records import RTN, LinearRecord
+from vacc_deploy.solver import RTN
+from vacc_deploy.solver.records import LinearRecord
 
 UP = "model.layers.{}.mlp.up_proj.weight"
 

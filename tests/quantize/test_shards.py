@@ -10,7 +10,8 @@ import torch
 
 from vacc_deploy.formats.layouts import INT8
 from vacc_deploy.quantize.shards import MAX_PENDING_LAYERS, NUM_WRITERS, ShardSink
-from vacc_deploy.solver.records import GPTQ, RTN, LinearRecord, QuantizedLayer, QuantizedLinear
+from vacc_deploy.solver import GPTQ, RTN
+from vacc_deploy.solver.records import LinearRecord, QuantizedLayer, QuantizedLinear
 
 NAME = "model.layers.{}.mlp.up_proj"
 WAIT_SECONDS = 10

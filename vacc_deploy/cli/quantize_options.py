@@ -12,7 +12,7 @@ from vacc_deploy.datasets import list_kinds
 from vacc_deploy.errors import UsageError
 from vacc_deploy.formats.layouts import FORMATS
 from vacc_deploy.quantize.options import DATA, FAST, FULL, OWN, QuantizeOptions
-from vacc_deploy.solver.records import GPTQ, RTN
+from vacc_deploy.solver import GPTQ, RTN
 
 
 def _option(

@@ -30,7 +30,7 @@ from vacc_deploy.reference.loader import load_model
 from vacc_deploy.reference.next_tokens import NextTokenScores
 from vacc_deploy.reference.verify import verify
 from vacc_deploy.results import format_pairs, format_seconds
-from vacc_deploy.solver.records import GPTQ
+from vacc_deploy.solver import GPTQ
 from vacc_deploy.text.tokenizer import Tokenizer
 from vacc_deploy.vamc.compile_file import make_compile_file, write_compile_file
 from vacc_deploy.vamc.options import CompileOptions

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vacc_deploy.datasets import list_kinds
 from vacc_deploy.errors import UsageError
 from vacc_deploy.formats.layouts import FORMATS, INT8
-from vacc_deploy.solver.records import GPTQ, RTN
+from vacc_deploy.solver import GPTQ, RTN
 
 if TYPE_CHECKING:
     from vacc_deploy.datasets.sources import CalibrationSource

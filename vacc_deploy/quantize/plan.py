@@ -35,7 +35,7 @@ from vacc_deploy.quantize.standing import (
 )
 from vacc_deploy.quantize.warm_up import warming_up
 from vacc_deploy.reference.decoder import check_sequence_length
-from vacc_deploy.solver.records import RTN
+from vacc_deploy.solver import RTN
 from vacc_deploy.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from vacc_deploy.errors import CheckpointError, UsageError, list_problems
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.identity import differences, identify
 from vacc_deploy.quantize.options import QuantizeOptions
-from vacc_deploy.solver.records import RTN
+from vacc_deploy.solver import RTN
 from vacc_deploy.solver.stage_sums import HeldOut, StageStatistics
 
 T = TypeVar("T")

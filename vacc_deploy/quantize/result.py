@@ -9,7 +9,8 @@ from typing import Any
 
 from vacc_deploy.formats.layouts import INT8
 from vacc_deploy.results import format_bytes, format_pairs, format_seconds
-from vacc_deploy.solver.records import GPTQ, LinearRecord
+from vacc_deploy.solver import GPTQ
+from vacc_deploy.solver.records import LinearRecord
 
 REPORT_NAME = "quantize_report.json"
 TIMING_NAME = "quantize_timing.json"

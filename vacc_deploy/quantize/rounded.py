@@ -20,7 +20,8 @@ from vacc_deploy.errors import QuantizationError
 from vacc_deploy.formats.int8 import SAFE_SCALE, SCALE_DTYPE, pin_largest, round_rows
 from vacc_deploy.models.config import LAYER_LINEARS, ModelConfig, linear_name
 from vacc_deploy.quantize.layer_weights import locate_file
-from vacc_deploy.solver.records import RTN, LinearRecord, QuantizedLayer, QuantizedLinear
+from vacc_deploy.solver import RTN
+from vacc_deploy.solver.records import LinearRecord, QuantizedLayer, QuantizedLinear
 from vacc_deploy.system import num_cores
 
 # Layers begun before the one that is waited for is done: what keeps every core busy.

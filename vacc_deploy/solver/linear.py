@@ -18,9 +18,10 @@ from vacc_deploy.formats.int8 import (
     pin_largest,
     round_to_nearest,
 )
+from vacc_deploy.solver import GPTQ, RTN
 from vacc_deploy.solver.correction import choose_strength, correct
 from vacc_deploy.solver.gptq import Factor, solve
-from vacc_deploy.solver.records import GPTQ, RTN, LinearRecord
+from vacc_deploy.solver.records import LinearRecord
 from vacc_deploy.solver.scale_search import search_scale
 from vacc_deploy.solver.stage_sums import HeldOut
 

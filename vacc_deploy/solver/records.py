@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-GPTQ, RTN = "gptq", "rtn"
-
 
 @dataclass(frozen=True)
 class LinearRecord:
