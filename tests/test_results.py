@@ -1,6 +1,14 @@
+from pathlib import Path
+
 import pytest
 
-from vacc_deploy.results import format_bytes, format_pairs, format_seconds, format_table
+from vacc_deploy.results import (
+    command,
+    format_bytes,
+    format_pairs,
+    format_seconds,
+    format_table,
+)
 
 
 def test_format_table_literal_text():
@@ -58,3 +66,7 @@ def test_format_bytes(num_bytes, text):
 )
 def test_format_seconds(seconds, text):
     assert format_seconds(seconds) == text
+
+
+def test_command_quotes_what_a_shell_would_split():
+    assert command("verify", Path("my fine tune")) == "vacc-deploy verify 'my fine tune'"

@@ -20,7 +20,7 @@ from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.catalog import ARCHITECTURE_FIELDS, CatalogModel, find_model, match_config
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, needs_vacc_config, vacc_config
 from vacc_deploy.progress import SILENT, Progress
-from vacc_deploy.results import format_bytes, format_pairs
+from vacc_deploy.results import command, format_bytes, format_pairs
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class PrepareResult:
         text = f"{head} {self.model} in {self.output_dir}\n{format_pairs(lines)}"
         text += "".join(f"\nNote: {note}" for note in self.notes)
         if not self.dry_run:
-            text += f"\nNext: vacc-deploy quantize {self.output_dir}"
+            text += f"\nNext: {command('quantize', self.output_dir)}"
         return text
 
 

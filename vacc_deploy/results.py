@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -65,6 +66,11 @@ def format_pairs(pairs: Sequence[tuple[str, object]]) -> str:
     return "\n".join(
         f"{name}{' ' * (width - display_width(name))}  {value}" for name, value in pairs
     )
+
+
+def command(*words: object) -> str:
+    """Return a command line of this tool as a shell reads it, for example after ``Next:``."""
+    return shlex.join(["vacc-deploy", *map(str, words)])
 
 
 def format_bytes(num_bytes: int | float) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.formats.layouts import INT8
-from vacc_deploy.results import format_bytes, format_pairs, format_seconds
+from vacc_deploy.results import command, format_bytes, format_pairs, format_seconds
 from vacc_deploy.solver import GPTQ
 from vacc_deploy.solver.records import LinearRecord
 
@@ -179,7 +179,7 @@ class QuantizeResult:
         if self.already_finished:
             text = f"Already finished; all file hashes verified.\n{text}"
         text += "".join(f"\nWarning: {warning}" for warning in self.warnings)
-        return f"{text}\nNext: vacc-deploy verify {self.main_dir}"
+        return f"{text}\nNext: {command('verify', self.main_dir)}"
 
 
 def _describe_calibration(calibration: dict[str, Any]) -> str:
