@@ -4,6 +4,7 @@
     ├── UsageError             exit code 2: options that contradict each other
     ├── UnsupportedModelError  an unknown name, or an architecture we do not handle
     ├── CheckpointError        a weight directory is incomplete, damaged or contradicts itself
+    ├── PromptError            a file of prompts is missing, damaged or too large
     ├── CalibrationError       calibration data is missing, damaged or too short
     ├── QuantizationError      a weight or a statistic cannot be quantized
     ├── CompileFileError       a vamc YAML breaks a rule of the compiler
@@ -48,6 +49,10 @@ class UnsupportedModelError(VaccDeployError):
 
 class CheckpointError(VaccDeployError):
     """A checkpoint directory is incomplete, damaged or contradicts itself."""
+
+
+class PromptError(VaccDeployError):
+    """A file of prompts is missing, damaged or too large."""
 
 
 class CalibrationError(VaccDeployError):

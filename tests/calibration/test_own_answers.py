@@ -11,7 +11,7 @@ from texts import read_json, write_alpaca
 from tokenizer_builders import tokenizer_config, write_tokenizer
 from transformers import PreTrainedModel
 
-from vacc_deploy.calibration.own_answers import OwnAnswers, read_sampling
+from vacc_deploy.calibration.own_answers import OwnAnswers
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.quantize.options import QuantizeOptions
@@ -180,39 +180,6 @@ def test_quantize_with_own_answers(tmp_path, source):
     # A dry run has no answers to compare with those of the output; a resumed run has.
     assert quantize(source, options=options, dry_run=True, resume=True).dry_run
     assert quantize(source, options=options, resume=True).already_finished
-
-
-@pytest.mark.parametrize(
-    ("stated", "expected"),
-    [
-        ({}, (0.6, 0.95, 0)),
-        ({"temperature": 0.7, "top_p": 0.8, "top_k": 20}, (0.7, 0.8, 20)),
-        ({"temperature": 0, "top_p": 1}, (0.6, 1.0, 0)),
-        ({"temperature": None, "top_k": None}, (0.6, 0.95, 0)),
-    ],
-)
-def test_read_sampling(tmp_path, stated, expected):
-    (tmp_path / "generation_config.json").write_text(json.dumps(stated), "utf-8")
-    values = read_sampling(tmp_path)
-    assert (values["temperature"], values["top_p"], values["top_k"]) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[]", "holds list, expected a JSON object"),
-        ('{"temperature": "hot"}', "temperature is 'hot', expected above 0, to 5.0"),
-        ('{"temperature": -1}', "temperature is -1"),
-        ('{"temperature": 1e999}', "temperature is inf"),
-        ('{"top_p": 0}', "top_p is 0, expected above 0, to 1"),
-        ('{"top_p": true}', "top_p is True"),
-        ('{"top_k": 1.5}', "top_k is 1.5, expected an integer of 0 or more"),
-    ],
-)
-def test_read_sampling_refuses_values_out_of_range(tmp_path, text, message):
-    (tmp_path / "generation_config.json").write_text(text, "utf-8")
-    with pytest.raises(CheckpointError, match=message):
-        read_sampling(tmp_path)
 
 
 def test_no_template_and_no_room_are_usage_errors(tmp_path, source):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vacc_deploy.errors import UsageError
-from vacc_deploy.quantize.compute import choose_compute, torch_threads
+from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.system import has_bfloat16_units, processor_name
 
 
@@ -114,11 +114,3 @@ def test_choose_compute_unknown_dtype_is_refused(device, dtype):
     assert str(caught.value) == (
         f"The compute dtype is {dtype!r}, expected auto, float32 or bfloat16."
     )
-
-
-def test_torch_threads_are_as_before_after_an_error():
-    before = torch.get_num_threads()
-    with pytest.raises(RuntimeError), torch_threads(before + 1):
-        assert torch.get_num_threads() == before + 1
-        raise RuntimeError
-    assert torch.get_num_threads() == before

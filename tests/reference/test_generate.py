@@ -1,25 +1,23 @@
-"""Greedy answers: single and in a batch, where they end, and the ``generate`` command."""
+"""Answers: single and in a batch, where they end, drawn by a seed, and while they are written."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 from checkpoint_builders import write_checkpoint
-from click.testing import CliRunner
+from ending_model import make_ending
 from reference_logits import decoder_logits, edit_json, make_directory
 from tokenizer_builders import (
     ASSISTANT_ID,
     BOS_ID,
-    EOS_ID,
     USER_ID,
     byte_ids,
 )
 
-from vacc_deploy.cli import cli
-from vacc_deploy.errors import UsageError
-from vacc_deploy.reference.generate import continue_prompts, eos_ids, generate
+from vacc_deploy.errors import CheckpointError, UsageError
+from vacc_deploy.reference.generate import Responder, continue_prompts, eos_ids, generate
 from vacc_deploy.reference.loader import load_model
+from vacc_deploy.reference.sampling import Sampling, SamplingOptions
 from vacc_deploy.text.tokenizer import Tokenizer
 
 
@@ -110,18 +108,6 @@ def test_eos_ids_joins_both_sources(stated, own, expected):
     assert eos_ids(FakeModel([[0]], stated), SimpleNamespace(eos_id=own)) == expected
 
 
-def make_ending(tmp_path, num_tokens):
-    """A model that always answers "!" (id 0), or ends at once when ``num_tokens`` is 1."""
-    head = torch.zeros(272, 64)
-    head[EOS_ID if num_tokens == 1 else 0] = 1.0
-    extra = {"lm_head.weight": head, "model.embed_tokens.weight": torch.ones(272, 64)}
-    for layer in range(2):  # which leave the hidden states as they are
-        extra[f"model.layers.{layer}.self_attn.o_proj.weight"] = torch.zeros(64, 64)
-        extra[f"model.layers.{layer}.mlp.down_proj.weight"] = torch.zeros(64, 160)
-    extra["model.norm.weight"] = torch.ones(64)
-    return make_directory(tmp_path, extra_tensors={n: t.bfloat16() for n, t in extra.items()})
-
-
 def test_generate_stopped_by_the_limit(tmp_path):
     directory = make_ending(tmp_path, 5)
     answer = generate(directory, prompt="hi there", max_new_tokens=5)
@@ -129,35 +115,106 @@ def test_generate_stopped_by_the_limit(tmp_path):
     prompt = [BOS_ID, USER_ID, *byte_ids("hi there"), ASSISTANT_ID]
     assert answer.num_prompt_tokens == len(prompt)
     assert answer.to_text().startswith("!!!!!\n\n[5 tokens in ")
-    assert answer.to_text().endswith(" tokens/s, stopped at --max-new-tokens]")
+    assert answer.to_text().endswith(" tokens/s, greedy, stopped at --max-new-tokens]")
 
 
 def test_generate_ended_by_the_model(tmp_path):
     answer = generate(make_ending(tmp_path, 1), prompt="hi", max_new_tokens=5)
     assert (answer.text, answer.num_new_tokens, answer.finished) == ("", 1, True)
-    assert answer.to_text().endswith(" tokens/s]")
-
-
-def test_generate_command_text_and_json(tmp_path):
-    directory = make_ending(tmp_path, 5)
-    arguments = ["generate", str(directory), "--prompt", "hi", "--max-new-tokens", "3"]
-    result = CliRunner().invoke(cli, arguments)
-    assert result.exit_code == 0, result.output
-    assert "!!!\n\n[3 tokens in " in result.output
-    result = CliRunner().invoke(cli, [*arguments, "--json"])
-    assert result.exit_code == 0
-    values = json.loads(result.stdout)
-    seconds = values.pop("seconds")
-    assert seconds >= 0 and values == {
-        "prompt": "hi",
-        "text": "!!!",
-        "num_prompt_tokens": 5,
-        "num_new_tokens": 3,
-        "finished": False,
-    }
+    assert answer.to_text().endswith(" tokens/s, greedy]")
 
 
 def test_generate_beyond_the_context_is_a_usage_error(tmp_path):
     directory = write_checkpoint(tmp_path / "m", config_overrides={"max_position_embeddings": 64})
     with pytest.raises(UsageError, match="more than the model's context of 64"):
         generate(directory, prompt="12+30=", max_new_tokens=64)
+
+
+def test_of_several_prompts_the_one_that_is_too_long_is_named(tmp_path):
+    directory = write_checkpoint(tmp_path / "m", config_overrides={"max_position_embeddings": 64})
+    responder = Responder(directory, max_new_tokens=32)
+    responder.check_prompts(["a", "b"])
+    with pytest.raises(UsageError, match="context of 64. This is prompt 2 of 2. Ask for fewer"):
+        responder.check_prompts(["a", "b" * 40])
+
+
+def test_a_directory_that_does_not_exist_is_named_before_its_tokenizer(tmp_path):
+    with pytest.raises(CheckpointError) as caught:
+        generate(tmp_path / "nosuch", prompt="a")
+    assert "tokenizer" not in str(caught.value) and "nosuch" in str(caught.value)
+
+
+def test_one_seed_draws_the_same_tokens_and_another_seed_others(tmp_path):
+    directory = make_directory(tmp_path, "llama", "float")
+    options = [SamplingOptions(temperature=2.0, top_p=1.0, seed=seed) for seed in (1, 1, 2)]
+    state = torch.random.get_rng_state()
+    answers = [generate(directory, prompt="hi", max_new_tokens=12, options=o) for o in options]
+    assert answers[0].text == answers[1].text != answers[2].text
+    assert answers[0].sampling == Sampling(2.0, 1.0, 0, 1)
+    assert (
+        answers[0]
+        .to_text()
+        .endswith("temperature 2, top-p 1, seed 1, stopped at --max-new-tokens]")
+    )
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_the_generation_config_decides_and_greedy_overrides_it(tmp_path):
+    directory = make_directory(tmp_path, "llama", "float")
+    greedy = generate(directory, prompt="hi", max_new_tokens=12)
+    values = {"do_sample": True, "temperature": 3.0, "top_p": 1.0, "repetition_penalty": 1.5}
+    edit_json(directory / "generation_config.json", **values)
+    sampled = generate(directory, prompt="hi", max_new_tokens=12)
+    assert sampled.sampling == Sampling(3.0, 1.0, 0, 0, 1.5) and sampled.text != greedy.text
+    again = generate(
+        directory, prompt="hi", max_new_tokens=12, options=SamplingOptions(greedy=True)
+    )
+    assert (again.text, again.sampling) == (greedy.text, None)
+
+
+def test_the_repetition_penalty_of_the_generation_config_reaches_the_model(tmp_path):
+    directory, texts = make_directory(tmp_path, "llama", "float"), []
+    for penalty in (1.0, 10.0):
+        values = {"do_sample": True, "top_k": 1, "repetition_penalty": penalty}
+        edit_json(directory / "generation_config.json", **values)
+        texts.append(generate(directory, prompt="hi", max_new_tokens=12).text)
+    assert texts[0] != texts[1]
+
+
+@pytest.mark.parametrize("form", ["prepared", "float", "int8"])
+def test_the_streamed_pieces_are_the_answer(tmp_path, form):
+    pieces = []
+    answer = generate(
+        make_directory(tmp_path, "qwen2", form),
+        prompt="hello",
+        max_new_tokens=12,
+        on_text=pieces.append,
+    )
+    assert "".join(pieces) == answer.text and len(pieces) > 1
+
+
+def test_an_answer_without_text_streams_nothing(tmp_path):
+    pieces = []
+    generate(make_ending(tmp_path, 1), prompt="hi", max_new_tokens=5, on_text=pieces.append)
+    assert pieces == []
+
+
+def test_the_history_is_rendered_without_the_thinking_of_earlier_turns(tmp_path):
+    responder = Responder(make_ending(tmp_path, 5), max_new_tokens=2)
+    thought = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "<think>long</think>yes"},
+    ]
+    plain = [thought[0], {"role": "assistant", "content": "yes"}]
+    counts = [
+        responder.answer("so?", history=history).num_prompt_tokens
+        for history in ((), thought, plain)
+    ]
+    assert counts[1] == counts[2] > counts[0]
+
+
+def test_weights_without_probabilities_are_an_error(tmp_path):
+    table = torch.full((272, 64), float("inf"), dtype=torch.bfloat16)
+    directory = make_directory(tmp_path, extra_tensors={"model.embed_tokens.weight": table})
+    with pytest.raises(CheckpointError, match="cannot write an answer. Check the weights with"):
+        generate(directory, prompt="hi", options=SamplingOptions(temperature=1.0))

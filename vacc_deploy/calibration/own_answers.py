@@ -21,13 +21,13 @@ from vacc_deploy.calibration.answer_cache import AnswerCache, default_directory,
 from vacc_deploy.checkpoint.fingerprint import fingerprint_file, fingerprint_weights
 from vacc_deploy.checkpoint.manifest import library_versions
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.errors import CheckpointError, UsageError
-from vacc_deploy.json_files import read_json
+from vacc_deploy.errors import UsageError
 from vacc_deploy.models.config import CONFIG_NAME, GENERATION_CONFIG_NAME
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME
 from vacc_deploy.progress import SILENT, Progress
-from vacc_deploy.reference.generate import Sampling, continue_prompts
+from vacc_deploy.reference.generate import continue_prompts
 from vacc_deploy.reference.loader import activation_dtype, load_model
+from vacc_deploy.reference.sampling import Sampling, probability_errors, read_sampling
 from vacc_deploy.text.tokenizer import (
     TEMPLATE_JSON_NAME,
     TEMPLATE_NAME,
@@ -38,10 +38,6 @@ from vacc_deploy.text.tokenizer import (
 
 BATCH_SIZE = 8  # part of the cache's identity: other batches draw other answers
 MAX_PROMPT_TOKENS = 4096
-# What DeepSeek advises for R1 models: at temperature 0 they repeat themselves without end.
-DEFAULT_SAMPLING: dict[str, Any] = {"temperature": 0.6, "top_p": 0.95, "top_k": 0}
-MAX_TEMPERATURE = 5.0
-MAX_CONFIG_BYTES = 1 << 20
 # The files beside the weights that change what a model answers.
 _SHAPING_FILES = (
     CONFIG_NAME,
@@ -171,7 +167,8 @@ class OwnAnswers:
         # the cache.
         # 15 hex digits are 60 bits; torch.manual_seed takes 64.
         seed = int(hash_json([self._seed, prompts])[:15], 16)
-        try:
+        advice = "Check the weights with vacc-deploy verify, or use --answers data."
+        with probability_errors(self._checkpoint.directory, advice):
             answers = continue_prompts(
                 self._model,
                 self._tokenizer,
@@ -179,15 +176,6 @@ class OwnAnswers:
                 max_new_tokens=self._max_new_tokens,
                 sampling=Sampling(**self._sampling, seed=seed),
             )
-        except RuntimeError as err:
-            # What torch.multinomial says of NaN, which has no class of its own.
-            if "probability tensor" not in str(err):
-                raise
-            raise CheckpointError(
-                f"{self._checkpoint.directory} gives infinite or undefined probabilities, so it "
-                "cannot write answers of its own. Check the weights with vacc-deploy verify, or "
-                "use --answers data."
-            ) from err
         count = sum(map(len, answers))
         rate = count / max(time.monotonic() - started, 1e-9)
         note = f"{len(answers)} own answers, {count} tokens, {rate:.1f} tokens/s"
@@ -210,40 +198,3 @@ class OwnAnswers:
             "dtype": str(activation_dtype(self._checkpoint)),
             "versions": {"vacc-deploy": __version__, **library_versions()},
         }
-
-
-def read_sampling(directory: Path) -> dict[str, Any]:
-    """Return ``temperature``, ``top_p`` and ``top_k`` of a checkpoint's generation config.
-
-    ``DEFAULT_SAMPLING`` where it states none; a ``top_k`` of 0 is no limit. A temperature of 0
-    means greedy, which is no sampling, so it counts as not stated.
-
-    Raises:
-        CheckpointError: the file is damaged, or a value is out of range.
-    """
-    path = directory / GENERATION_CONFIG_NAME
-    stated = read_json(path, limit_bytes=MAX_CONFIG_BYTES) if path.is_file() else {}
-    if not isinstance(stated, dict):
-        raise _damaged(path, f"it holds {type(stated).__name__}", "a JSON object")
-    values = DEFAULT_SAMPLING | {name: v for name, v in stated.items() if v is not None}
-    values["temperature"] = values["temperature"] or DEFAULT_SAMPLING["temperature"]
-    for name, largest in (("temperature", MAX_TEMPERATURE), ("top_p", 1)):
-        value = values[name]
-        # NaN and infinity are not in the range; True is no number here.
-        if type(value) not in (int, float) or not 0 < value <= largest:
-            raise _damaged(path, f"{name} is {value!r:.40}", f"above 0, to {largest}")
-    top_k = values["top_k"]
-    if type(top_k) is not int or top_k < 0:
-        raise _damaged(path, f"top_k is {top_k!r:.40}", "an integer of 0 or more")
-    return {
-        "temperature": float(values["temperature"]),
-        "top_p": float(values["top_p"]),
-        "top_k": top_k,
-    }
-
-
-def _damaged(path: Path, got: str, expected: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: {got}, expected {expected}. Restore the file from the model's original "
-        "repository."
-    )

@@ -7,8 +7,7 @@ is float32 everywhere.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -105,14 +104,3 @@ def _cuda_device(name: str) -> torch.device:
             "cpu, or install a CUDA build of torch and the driver."
         )
     return torch.device("cuda", number)
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads within the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

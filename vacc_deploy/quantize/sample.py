@@ -19,10 +19,11 @@ from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.formats.linears import linear_tensors
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.quantize.calibrated import calibrate_layers
-from vacc_deploy.quantize.compute import Compute, torch_threads
+from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.rounded import round_layers
 from vacc_deploy.quantize.shards import MAX_PENDING_LAYERS, NUM_WRITERS, copy_to_host
+from vacc_deploy.reference.threads import torch_threads
 from vacc_deploy.solver.records import QuantizedLayer
 from vacc_deploy.system import peak_memory_bytes, reset_peak_memory
 

@@ -22,12 +22,13 @@ from vacc_deploy.formats.linears import linear_tensors
 from vacc_deploy.models.config import EMBEDDING, FINAL_NORM, LAYER_LINEARS, LM_HEAD, linear_name
 from vacc_deploy.progress import Progress, RunControl
 from vacc_deploy.quantize.calibrated import calibrate_layers
-from vacc_deploy.quantize.compute import Compute, torch_threads
+from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.ranks import ALONE, Ranks
 from vacc_deploy.quantize.records import Run, ShardRecord, pack_scale, shard_path
 from vacc_deploy.quantize.result import describe_peak, summarize_layer
 from vacc_deploy.quantize.rounded import round_layers
+from vacc_deploy.reference.threads import torch_threads
 from vacc_deploy.solver.records import QuantizedLayer, QuantizedLinear
 from vacc_deploy.system import num_cores, peak_memory_bytes
 
