@@ -28,6 +28,7 @@ from vacc_deploy.quantize.run import quantize
 from vacc_deploy.reference.generate import continue_prompts
 from vacc_deploy.reference.loader import load_model
 from vacc_deploy.reference.next_tokens import NextTokenScores
+from vacc_deploy.reference.threads import torch_threads
 from vacc_deploy.reference.verify import verify
 from vacc_deploy.results import format_pairs, format_seconds
 from vacc_deploy.solver import GPTQ
@@ -41,7 +42,9 @@ PREPARED_DIR, INT8_DIR = f"{MODEL_NAME}-vacc", f"{MODEL_NAME}-vacc-int8"
 CALIBRATION_FILE, VERIFY_FILE = "calibration.txt", "held-out.txt"
 NUM_PROBLEMS = 200
 MAX_NEW_TOKENS = 192
-_BATCH = 100
+# The matrices are so small that two threads would spend their time waiting for each other.
+NUM_THREADS = 1
+_BATCH = 200
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ def demo(
         OutputError: the output exists or cannot be written.
     """
     clock = _Clock()
-    with output_directory(output, overwrite=overwrite) as partial:
+    with torch_threads(NUM_THREADS), output_directory(output, overwrite=overwrite) as partial:
         prepared, deployed = partial / PREPARED_DIR, partial / INT8_DIR
         prepare(weights=demo_model_dir(), output=prepared, link_mode="copy", progress=progress)
         clock.note("prepare")

@@ -21,6 +21,7 @@ from vacc_deploy.models.vacc_config import check_vacc_config
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.compare import LayerError, check_pair, compare_on_tokens
 from vacc_deploy.reference.next_tokens import NextTokenScores
+from vacc_deploy.reference.threads import threads_for
 from vacc_deploy.reference.windows import read_windows
 from vacc_deploy.results import format_pairs, format_table
 
@@ -136,7 +137,8 @@ def verify(
     tokens, notes = read_windows(
         deployed, path, max_tokens=max_tokens, sequence_length=sequence_length
     )
-    scores, layers = compare_on_tokens(reference, deployed, tokens, progress)
+    with threads_for(reference.config):
+        scores, layers = compare_on_tokens(reference, deployed, tokens, progress)
     vocab_size = reference.config.vocab_size
     if scores.perplexity_float > vocab_size:  # worse than guessing by chance
         notes.append(
