@@ -9,7 +9,7 @@ from checkpoint_builders import write_checkpoint
 from click.testing import CliRunner
 from texts import read_json, write_numbers
 
-from vacc_deploy.cli import cli
+from vacc_deploy.cli import cli, terminal
 from vacc_deploy.errors import OutputError
 from vacc_deploy.quantize import shards
 
@@ -276,3 +276,12 @@ def test_quantize_refuses_options_that_rounding_would_ignore(source, tmp_path, a
 
 def test_quantize_rounds_with_a_seed_and_on_a_device_all_the_same(source):
     assert run(source, "--seed", 7, "--device", "cpu", "--profile").exit_code == 0
+
+
+@pytest.mark.parametrize(("answers", "calls"), [("own", 1), ("data", 0)])
+def test_the_library_that_writes_own_answers_is_kept_quiet(tmp_path, monkeypatch, answers, calls):
+    quieted = []
+    monkeypatch.setattr(terminal, "quiet_transformers", lambda: quieted.append(1))
+    source = ("--calibration", f"alpaca={tmp_path}/no.json", "--answers", answers)
+    assert run(tmp_path / "nosuch", *source).exit_code == 1
+    assert len(quieted) == calls

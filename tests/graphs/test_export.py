@@ -15,6 +15,7 @@ from checkpoint_builders import write_checkpoint
 from click.testing import CliRunner
 from onnx.reference import ReferenceEvaluator
 from texts import read_json
+from transformers.utils import logging
 
 from vacc_deploy.cli import cli
 from vacc_deploy.errors import CheckpointError, ExportError, OutputError, UsageError
@@ -307,12 +308,14 @@ def run(*arguments):
 def test_command_prints_one_json_object(directories, tmp_path):
     lengths = ("--seq-len", 16, "--max-seq-len", 32, "--strip-functions", "--stage", "decode")
     directory, output = directories["qwen2", "int8"], tmp_path / "out"
+    logging.enable_progress_bar()  # as in a process of its own
     outcome = run(directory, "--output", output, *lengths, "--json")
     assert outcome.exit_code == 0, outcome.output
     values = json.loads(outcome.stdout)
     assert values["passed"] and values["failures"] == [] and values["same_top1"] == 8
     assert values["graphs"][0]["custom_nodes"] == 7 * LAYERS
     assert values["peak_memory_bytes"] > 0
+    assert "Loading weights" not in outcome.stderr
 
 
 def test_command_graph_without_agreement_is_printed_and_exits_3(tmp_path):

@@ -47,10 +47,12 @@ def quantize_command(
           --calibration c4=c4-train.00000-of-01024.json.gz --calibration ceval=ceval-exam.zip
     """
     from vacc_deploy.cli.launcher import join_ranks
-    from vacc_deploy.cli.terminal import terminal_progress
+    from vacc_deploy.cli.terminal import quiet_transformers, terminal_progress
     from vacc_deploy.progress import SILENT
     from vacc_deploy.quantize.run import quantize
 
+    if given["answers"] == "own":  # written by a model of transformers
+        quiet_transformers()
     with join_ranks(os.environ, device) as (ranks, control, own_device):
         is_first = ranks.rank == 0
         options = read_options(context, given, own_device)
