@@ -11,14 +11,25 @@ from typing import Any
 from vacc_deploy.assets import SOURCE_FILES, source_file
 from vacc_deploy.checkpoint.files import copy_file, place_shard, side_files
 from vacc_deploy.checkpoint.hub import Source, fetch
-from vacc_deploy.checkpoint.manifest import LinkedFile, model_name, relative_source, write_manifest
+from vacc_deploy.checkpoint.manifest import (
+    LinkedFile,
+    model_name,
+    relative_source,
+    stored_layout,
+    write_manifest,
+)
 from vacc_deploy.checkpoint.output import MANIFEST_NAME, check_output, check_space, output_directory
 from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
 from vacc_deploy.checkpoint.writer import WrittenFile, write_index_map, write_text
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.catalog import ARCHITECTURE_FIELDS, CatalogModel, find_model, match_config
-from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, needs_vacc_config, vacc_config
+from vacc_deploy.models.vacc_config import (
+    VACC_CONFIG_NAME,
+    needs_vacc_config,
+    vacc_config,
+    ways_to_the_card,
+)
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.results import command, format_bytes, format_pairs
 
@@ -148,7 +159,7 @@ def _describe_source(
 def _open_source(directory: Path, known: CatalogModel | None) -> Checkpoint:
     """Refuse quantized weights, and a directory that is another model than the one named."""
     checkpoint = Checkpoint.open(directory)
-    if layout := checkpoint.config.quantization_format:
+    if layout := stored_layout(directory, checkpoint.config):
         raise CheckpointError(
             f"{directory} holds {layout} weights already. Prepare the float checkpoint it was made "
             "from."
@@ -235,4 +246,6 @@ def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
         )
     if not (checkpoint.directory / "tokenizer.json").is_file():
         notes.append("the source has no tokenizer.json; quantize and verify will need it.")
+    if ways := ways_to_the_card(config):
+        notes.append(ways)
     return tuple(notes)

@@ -23,6 +23,9 @@ class Progress:
     def finish(self) -> None:
         """End the job."""
 
+    def say(self, message: str) -> None:
+        """Report something worth knowing, once, in one line."""
+
     def warn(self, message: str) -> None:
         """Report something the user has to know, once, in one line."""
 

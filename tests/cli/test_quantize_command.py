@@ -38,7 +38,7 @@ def test_quantize_without_calibration_rounds(source):
     assert result.exit_code == 0, result.output
     output = f"{source}-int8"
     lines = result.stdout.splitlines()
-    assert lines[0] == f"Quantized model in {output}"
+    assert lines[0] == f"Quantized model to int8 in {output}"
     assert lines[-1] == f"Next: vacc-deploy verify {output}"
     assert "method       rtn" in result.stdout
     assert "calibration" not in result.stdout
@@ -65,7 +65,7 @@ def test_quantize_options_reach_the_report(source, words, tmp_path):
     report = read_json(tmp_path / "o" / "quantize_report.json")
     assert report["options"] == {
         "method": "gptq",
-        "formats": ["int8"],
+        "formats": ["vamc"],
         "num_samples": 10,
         "sequence_length": 32,
         "seed": 3,
@@ -109,7 +109,7 @@ def test_quantize_dry_run_prints_the_plan(source, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     result = run(source, "--dry-run")
     assert result.exit_code == 0
-    assert result.stdout.startswith(f"Would quantize model into {source}-int8\n")
+    assert result.stdout.startswith(f"Would quantize model to int8 in {source}-int8\n")
     assert "time     about " in result.stdout and "memory   about " in result.stdout
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -170,15 +170,15 @@ def test_quantize_in_the_directory_itself(source, monkeypatch):
     monkeypatch.chdir(source)
     result = run(".")
     assert result.exit_code == 0, result.output
-    assert f"Quantized model in {source}-int8" in result.stdout
+    assert f"Quantized model to int8 in {source}-int8" in result.stdout
 
 
 def test_quantize_writes_several_formats(source):
-    result = run(source, "--format", "fp16", "--format", "int8", "--format", "fp16", "--json")
+    result = run(source, "--format", "vamc", "--format", "int8", "--format", "vamc", "--json")
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["formats"] == ["fp16", "int8"]
+    assert json.loads(result.stdout)["formats"] == ["vamc", "int8"]
     assert sorted(os.listdir(f"{source}-quantized")) == [
-        *("fp16", "int8", "quantize_timing.json", "vacc_deploy.json")
+        *("int8", "quantize_timing.json", "vacc_deploy.json", "vamc")
     ]
 
 
@@ -276,3 +276,12 @@ def test_quantize_refuses_options_that_rounding_would_ignore(source, tmp_path, a
 
 def test_quantize_rounds_with_a_seed_and_on_a_device_all_the_same(source):
     assert run(source, "--seed", 7, "--device", "cpu", "--profile").exit_code == 0
+
+
+def test_quantize_preset_sets_what_no_option_sets(source, words):
+    light = ("--calibration", f"text={words}", "--preset", "light", "--dry-run", "--json")
+    values = json.loads(run(source, *light, "--num-samples", 12).stdout)
+    assert values["calibration"]["tokens"] == 12 * 512
+    result = run(source, "--preset", "light")
+    assert result.exit_code == 2
+    assert "Without --calibration" in result.output and "--preset" in result.output

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from vacc_deploy.checkpoint.manifest import stored_layout
 from vacc_deploy.checkpoint.output import MANIFEST_NAME, check_output
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.cli import cli
@@ -44,7 +45,7 @@ def test_demo_example_is_a_long_sum_with_its_whole_thought(result):
 def test_demo_leaves_the_chain_s_directories(result):
     assert not Checkpoint.open(result.output_dir / PREPARED_DIR).config.quantization_bit
     deployed = Checkpoint.open(result.output_dir / INT8_DIR)
-    assert deployed.config.quantization_bit == 8
+    assert stored_layout(deployed.directory, deployed.config) == "vamc"
     compiled = load_compile_file(result.output_dir / f"{INT8_DIR}.yaml", config=deployed.config)
     assert compiled["backend"]["dtype"] == "int8"
     assert compiled["frontend"]["checkpoint"] == str(result.output_dir / INT8_DIR)

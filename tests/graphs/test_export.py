@@ -49,7 +49,7 @@ def directories(tmp_path_factory):
         found[model_type, "int8"] = root / f"{model_type}-int8"
         prepare(weights=source, output=found[model_type, "float"])
         prepared, output = found[model_type, "float"], found[model_type, "int8"]
-        quantize(prepared, options=QuantizeOptions("rtn"), output=output)
+        quantize(prepared, options=QuantizeOptions("rtn", formats=("int8",)), output=output)
     return found
 
 

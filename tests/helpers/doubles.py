@@ -13,10 +13,11 @@ class Recorder(Progress):
     Attributes:
         events: name of the call and what it was told, in order, warnings left out.
         warnings: their texts.
+        said: the notes, their texts.
     """
 
     def __init__(self):
-        self.events, self.warnings = [], []
+        self.events, self.warnings, self.said = [], [], []
 
     def start(self, description, total, unit):
         self.events.append(("start", f"{description} {total} {unit}"))
@@ -32,6 +33,9 @@ class Recorder(Progress):
 
     def finish(self):
         self.events.append(("finish",))
+
+    def say(self, message):
+        self.said.append(message)
 
     def warn(self, message):
         self.warnings.append(message)

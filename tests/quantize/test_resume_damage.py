@@ -20,7 +20,7 @@ from texts import read_json
 from vacc_deploy.checkpoint.output import MANIFEST_NAME
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import OutputError
-from vacc_deploy.formats.layouts import FP16
+from vacc_deploy.formats.layouts import VAMC
 from vacc_deploy.quantize import run as run_module
 from vacc_deploy.quantize.records import MAX_RECORD_BYTES, RUN_NAME, record_name
 from vacc_deploy.quantize.result import TIMING_NAME
@@ -97,17 +97,17 @@ def test_resume_removes_what_has_no_record(model, output, partial, gptq, expecte
 
 
 def test_a_format_directory_that_is_a_link_is_not_followed(model, output, partial, tmp_path):
-    options = replace(RTN, formats=("int8", FP16))
+    options = replace(RTN, formats=("int8", VAMC))
     interrupt(model, output, options)
-    (partial / FP16).rename(tmp_path / "elsewhere")
-    (partial / FP16).symlink_to(tmp_path / "elsewhere")
+    (partial / VAMC).rename(tmp_path / "elsewhere")
+    (partial / VAMC).symlink_to(tmp_path / "elsewhere")
     before = contents(tmp_path / "elsewhere")
     recorder = Recorder()
     quantize(model, options=options, output=output, resume=True, progress=recorder)
-    assert f"{partial / FP16 / shard_file(0)} is missing" in recorder.warnings[0]
+    assert f"{partial / VAMC / shard_file(0)} is missing" in recorder.warnings[0]
     assert contents(tmp_path / "elsewhere") == before
-    assert not (output / FP16).is_symlink()
-    assert Checkpoint.open(output / FP16).weight_bytes > 0
+    assert not (output / VAMC).is_symlink()
+    assert Checkpoint.open(output / VAMC).weight_bytes > 0
 
 
 @pytest.mark.parametrize("damage", [cut, swell, no_object])
@@ -135,7 +135,7 @@ def test_a_record_that_is_a_link_counts_for_none(model, output, partial, gptq, e
 
 
 @pytest.mark.parametrize("damage", [cut, swell, no_object])
-@pytest.mark.parametrize("formats", [("int8",), ("int8", FP16)])
+@pytest.mark.parametrize("formats", [("int8",), ("int8", VAMC)])
 def test_shards_of_a_damaged_run_are_not_destroyed(model, output, partial, formats, damage):
     options = replace(RTN, formats=formats)
     interrupt(model, output, options)

@@ -19,7 +19,7 @@ from resume_runs import (
 from texts import read_json
 
 from vacc_deploy.errors import OutputError
-from vacc_deploy.formats.layouts import COMPRESSED_TENSORS, FORMATS, FP16, GPTQ
+from vacc_deploy.formats.layouts import COMPRESSED_TENSORS, FORMATS, GPTQ, VAMC
 from vacc_deploy.quantize import shards
 from vacc_deploy.quantize.records import RUN_NAME
 from vacc_deploy.quantize.result import TIMING_NAME
@@ -112,7 +112,7 @@ def test_resume_quantizes_no_finished_layer_again(model, output, gptq, monkeypat
     [
         ("gptq", FORMATS),
         ("rtn", FORMATS),
-        ("gptq", (FP16,)),  # stores no scales: they come from the records
+        ("gptq", (VAMC,)),  # stores no scales: they come from the records
         ("gptq", (GPTQ, COMPRESSED_TENSORS)),
     ],
 )

@@ -70,7 +70,7 @@ def test_quantize_rtn_writes_codes_scales_and_the_rest_byte_for_byte(tmp_path, k
     source = make_source(tmp_path / "model", kind, dtype=dtype, shards=3)
     before = contents(source)
     result = quantize(source, options=RTN)
-    assert result.output_dir == tmp_path / "model-int8"
+    assert result.output_dir == tmp_path / "model-int8-codes"
     stored, written = read_tensors(source), read_tensors(result.output_dir)
     linears = {linear_name(layer, name) for layer in range(2) for name in LAYER_LINEARS}
     scales = {f"{name}.weight_scale" for name in linears}
@@ -263,7 +263,7 @@ REFUSED_OPTIONS = [
     *(
         (
             {"formats": formats},
-            f"The formats are {', '.join(formats) or 'none'}; expected one or more of int8, fp16, "
+            f"The formats are {', '.join(formats) or 'none'}; expected one or more of vamc, int8, "
             "gptq, compressed-tensors, each once.",
         )
         for formats in ((), ("int4",), ("int8", "int8"))
@@ -360,7 +360,9 @@ def test_quantize_dry_run_writes_nothing(tmp_path, text, method):
     result = quantize(source, options=options, dry_run=True)
     assert sorted(tmp_path.rglob("*")) == before
     assert result.dry_run and result.memory_bytes > 0
-    assert result.to_text().startswith(f"Would quantize model into {tmp_path / 'model-int8'}\n")
+    assert result.to_text().startswith(
+        f"Would quantize model to int8 in {tmp_path / 'model-int8-codes'}\n"
+    )
     real = quantize(source, options=options)
     assert real.output_bytes == result.output_bytes
 
@@ -369,8 +371,8 @@ def test_quantize_dry_run_still_validates(tmp_path, text):
     source = make_source(tmp_path / "model")
     fails(CalibrationError, source, gptq_options(text, num_samples=3000), dry_run=True)
     fails(UsageError, source, QuantizeOptions("gptq"), dry_run=True)
-    (tmp_path / "model-int8").mkdir()
-    (tmp_path / "model-int8" / "x").write_text("x")
+    (tmp_path / "model-int8-codes").mkdir()
+    (tmp_path / "model-int8-codes" / "x").write_text("x")
     fails(OutputError, source, RTN, dry_run=True)
 
 
@@ -380,14 +382,14 @@ def test_quantize_default_output_stands_beside_the_directory(tmp_path, monkeypat
     (source / "sub").mkdir()
     monkeypatch.chdir(source)
     result = quantize(Path(place), options=RTN)
-    assert result.output_dir.resolve() == tmp_path / "model-int8"
+    assert result.output_dir.resolve() == tmp_path / "model-int8-codes"
     assert result.model == "model"
 
 
 def test_quantize_default_output_of_a_link_has_the_links_name(tmp_path):
     make_source(tmp_path / "model")
     (tmp_path / "link").symlink_to("model")
-    assert quantize(tmp_path / "link", options=RTN).output_dir == tmp_path / "link-int8"
+    assert quantize(tmp_path / "link", options=RTN).output_dir == tmp_path / "link-int8-codes"
 
 
 # ---- the files that loaders read --------------------------------------------------------------
@@ -476,3 +478,18 @@ def test_quantize_files_that_the_source_links_to_are_inputs_too(tmp_path):
     (source / "model.safetensors").symlink_to(output / "model.safetensors")
     text = fails(OutputError, source, RTN, output=output, overwrite=True)
     assert text.startswith(f"The output {output} is the input {output / 'model.safetensors'}")
+
+
+@pytest.mark.parametrize(("layout", "told"), [("vamc", "said"), ("int8", "warnings")])
+def test_a_llama_learns_at_the_start_which_ways_lead_to_the_card(tmp_path, layout, told):
+    source, recorder = make_source(tmp_path / "model", "llama"), Recorder()
+    options = QuantizeOptions("rtn", formats=(layout,))
+    quantize(source, options=options, dry_run=True, progress=recorder)
+    (text,) = [t for t in getattr(recorder, told) if "Llama" in t]
+    assert "vamc cannot read the int8 codes" in text
+
+
+def test_a_qwen_needs_no_word_on_ways_to_the_card(tmp_path):
+    source, recorder = make_source(tmp_path / "model"), Recorder()
+    quantize(source, options=QuantizeOptions("rtn"), dry_run=True, progress=recorder)
+    assert not recorder.said and not recorder.warnings

@@ -308,7 +308,7 @@ def test_torchrun_stopped_by_sigterm_goes_on_with_resume(place, long_model):
     process = torchrun(place, long_model, output, "--resume")
     result, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert result.count("Quantized long in ") == 1
+    assert result.count("Quantized long to int8 in ") == 1
     quantize_on(2, long_model, options_of(place), place / "long-two")
     assert bytes_of(output) == bytes_of(place / "long-two")
 

@@ -30,7 +30,7 @@ TEXT = "The quick brown fox jumps over the lazy dog. " * 9
 def make_pair(tmp_path, model_type="qwen2", **arguments):
     """Return a float directory and its int8 directory."""
     source = write_checkpoint(tmp_path / "model", model_type=model_type, **arguments)
-    return source, quantize(source, options=QuantizeOptions("rtn")).output_dir
+    return source, quantize(source, options=QuantizeOptions("rtn", formats=("int8",))).output_dir
 
 
 def write_text(tmp_path, content=TEXT):
@@ -132,9 +132,9 @@ def test_verify_finds_the_reference_after_both_were_moved(tmp_path):
     make_pair(tmp_path)
     text, moved = write_text(tmp_path), tmp_path / "elsewhere" / "deep"
     moved.mkdir(parents=True)
-    for name in ("model", "model-int8"):
+    for name in ("model", "model-int8-codes"):
         shutil.move(tmp_path / name, moved / name)
-    result = verify(moved / "model-int8", text_file=text, sequence_length=64)
+    result = verify(moved / "model-int8-codes", text_file=text, sequence_length=64)
     assert result.reference_dir == moved / "model"
     assert result.model == "model"
 

@@ -11,7 +11,7 @@ from vacc_deploy.cli.options import DIRECTORY, Function, given_options
 from vacc_deploy.datasets import list_kinds
 from vacc_deploy.errors import UsageError
 from vacc_deploy.formats.layouts import FORMATS
-from vacc_deploy.quantize.options import DATA, FAST, FULL, OWN, QuantizeOptions
+from vacc_deploy.quantize.options import DATA, FAST, FULL, OWN, PRESETS, QuantizeOptions
 from vacc_deploy.solver import GPTQ, RTN
 
 
@@ -67,6 +67,13 @@ _OPTIONS = (
         "--evaluation-share",
         "Set aside this fraction of the documents for judging afterwards.",
         click.FloatRange(0, 0.9),  # MAX_EVALUATION_SHARE of calibration.split
+    ),
+    click.option(
+        "--preset",
+        type=click.Choice(list(PRESETS)),
+        default="full",
+        help="Set the amount of calibration text: full for a GPU, light (32 rows of 512 tokens) "
+        "for a CPU.",
     ),
     _option("--num-samples", "Number of calibration rows.", click.IntRange(1)),
     _option(
@@ -142,6 +149,9 @@ def read_options(context: click.Context, given: Mapping[str, Any], device: str) 
     from vacc_deploy.datasets.sources import parse_source
 
     values = dict(given)
+    for name, value in PRESETS[values.pop("preset")].items():
+        if not given_options(context, [name]):
+            values[name] = value
     sources = values.pop("calibrations")
     values["method"] = values["method"] or (GPTQ if sources else RTN)
     if values["method"] == RTN:

@@ -89,6 +89,10 @@ class LineProgress(Progress):
             line += f", {left}"
         click.echo(escape_controls(f"{line}  {note}".rstrip()), err=True)
 
+    def say(self, message: str) -> None:
+        """Print a note."""
+        click.echo(escape_controls(f"Note: {message}"), err=True)
+
     def warn(self, message: str) -> None:
         """Print a warning."""
         click.echo(escape_controls(f"Warning: {message}"), err=True)
@@ -146,9 +150,14 @@ class _BarProgress(Progress):
             self._bar.stop()
             self._task = None
 
+    def say(self, message: str) -> None:
+        self._print(f"Note: {message}")
+
     def warn(self, message: str) -> None:
-        text = escape_controls(f"Warning: {message}")
-        self._bar.console.print(text, highlight=False, markup=False)
+        self._print(f"Warning: {message}")
+
+    def _print(self, line: str) -> None:
+        self._bar.console.print(escape_controls(line), highlight=False, markup=False)
 
 
 def _amount(value: float, unit: str) -> str:

@@ -52,6 +52,11 @@ from vacc_deploy.vamc.options import CALIBRATION_LENGTHS, DTYPES, OPTIMIZE_FOR, 
     help="Give vamc's own int8 quantizer this text; NAME is alpaca, c4 or ceval.",
 )
 @click.option(
+    "--experimental",
+    is_flag=True,
+    help="Accept a directory of int8 codes (quantize --format int8), which is untried with vamc.",
+)
+@click.option(
     "--card",
     type=click.Choice(list(CARDS), case_sensitive=False),
     help="Check that the model fits on this card.",
@@ -110,7 +115,9 @@ def _write_one(options: dict[str, Any], output: Path | None, overwrite: bool) ->
     from vacc_deploy.vamc.target import find_target
 
     result = make_compile_file(
-        find_target(target), CompileOptions(**options), card=CARDS[card] if card else None
+        find_target(target, options["dtype"]),
+        CompileOptions(**options),
+        card=CARDS[card] if card else None,
     )
     if output is not None:
         result = write_compile_file(result, output, overwrite=overwrite)

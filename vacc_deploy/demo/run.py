@@ -19,6 +19,7 @@ from vacc_deploy.checkpoint.output import MANIFEST_NAME, output_directory
 from vacc_deploy.checkpoint.writer import WrittenFile
 from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.demo.task import THINK_START, Problem, sample_problems, share_correct
+from vacc_deploy.formats.layouts import VAMC
 from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.models.parse import read_config
 from vacc_deploy.prepare import prepare
@@ -91,7 +92,7 @@ class DemoResult:
         prepared, deployed = self.output_dir / PREPARED_DIR, self.output_dir / INT8_DIR
         files = [
             (f"{prepared}/", "weights, source files and config_vacc.json"),
-            (f"{deployed}/", "int8 weights, quantize_report.json"),
+            (f"{deployed}/", "int8 values stored as float16 for vamc, quantize_report.json"),
             (f"{deployed}.yaml", "the compile file for vamc"),
         ]
         question, answer = self.example
@@ -221,8 +222,8 @@ def _question(problem: Problem) -> list[dict[str, str]]:
 
 
 def write_yaml(directory: Path, output: Path, config: ModelConfig) -> None:
-    """Write the compile file into ``directory``; it names the int8 weights as ``output`` does."""
-    target = Target(MODEL_NAME, os.path.join(".", output, INT8_DIR), config)
+    """Write the compile file into ``directory``; it names the int8 directory as ``output`` does."""
+    target = Target(MODEL_NAME, os.path.join(".", output, INT8_DIR), config, VAMC)
     options = CompileOptions(tensor_parallel_size=2, prefill=128, total=512)
     write_compile_file(make_compile_file(target, options), directory / f"{INT8_DIR}.yaml")
 

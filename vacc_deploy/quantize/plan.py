@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
-from vacc_deploy.checkpoint.manifest import model_name
+from vacc_deploy.checkpoint.manifest import model_name, stored_layout
 from vacc_deploy.checkpoint.output import check_output, check_space, partial_path
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError
+from vacc_deploy.formats.layouts import INT8, LAYOUTS
 from vacc_deploy.models.directory_config import check_format
-from vacc_deploy.models.vacc_config import check_vacc_config
+from vacc_deploy.models.vacc_config import check_vacc_config, ways_to_the_card
 from vacc_deploy.progress import SILENT, UNCONTROLLED, Progress, RunControl
 from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.quantize.finish import output_bytes
@@ -83,6 +84,7 @@ def plan_run(
     output_dir = output or _default_output(checkpoint_dir, options.formats)
     standing: Standing = None
     if ranks.rank == 0:  # the others write nothing, and may not even see the directory
+        _say_ways(checkpoint, options, progress)
         standing = look_at(output_dir, options.formats)
         if overwrite or not (resume and isinstance(standing, Finished)):  # else nothing is written
             check_output(output_dir, overwrite=overwrite, inputs=checkpoint.input_paths())
@@ -124,6 +126,15 @@ def plan_run(
     return PlannedRun(plan, result, run, standing=standing, overwrite=overwrite, started=started)
 
 
+def _say_ways(checkpoint: Checkpoint, options: QuantizeOptions, progress: Progress) -> None:
+    """Say before hours of work which directories vamc will be able to read."""
+    ways = ways_to_the_card(checkpoint.config)
+    if ways and INT8 in options.formats:
+        progress.warn(ways)
+    elif ways:
+        progress.say(ways)
+
+
 def _planned_result(plan: Plan, output_dir: Path) -> QuantizeResult:
     """Return what is known before the work: sizes, memory, calibration."""
     checkpoint, options, rows = plan.checkpoint, plan.options, plan.rows
@@ -142,7 +153,7 @@ def _planned_result(plan: Plan, output_dir: Path) -> QuantizeResult:
 def _open_float(checkpoint_dir: Path, formats: tuple[str, ...]) -> Checkpoint:
     """Return the checked source of float weights, which all of ``formats`` can hold."""
     checkpoint = Checkpoint.open(checkpoint_dir)
-    if checkpoint.config.quantization_format:
+    if stored_layout(checkpoint_dir, checkpoint.config):
         raise CheckpointError(
             f"{checkpoint_dir} is quantized already. Give the float directory it was made from."
         )
@@ -155,7 +166,7 @@ def _open_float(checkpoint_dir: Path, formats: tuple[str, ...]) -> Checkpoint:
 def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:
     """Return ``<checkpoint_dir>-<ending>``, also for ``.`` and ``..``, which have no name."""
     named = checkpoint_dir if checkpoint_dir.name not in ("", "..") else checkpoint_dir.resolve()
-    ending = formats[0] if len(formats) == 1 else "quantized"
+    ending = LAYOUTS[formats[0]].ending if len(formats) == 1 else "quantized"
     return named.with_name(f"{named.name}-{ending}")
 
 

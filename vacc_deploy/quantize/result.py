@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.formats.layouts import INT8
+from vacc_deploy.formats.layouts import LAYOUTS, VAMC
 from vacc_deploy.results import command, format_bytes, format_pairs, format_seconds
 from vacc_deploy.solver import GPTQ
 from vacc_deploy.solver.records import LinearRecord
@@ -84,7 +84,7 @@ class QuantizeResult:
     input_bytes: int
     output_bytes: int
     estimate: Estimate = Estimate()
-    formats: tuple[str, ...] = (INT8,)
+    formats: tuple[str, ...] = (VAMC,)
     linears: tuple[LinearRecord, ...] = ()
     calibration: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
@@ -96,10 +96,10 @@ class QuantizeResult:
 
     @property
     def main_dir(self) -> Path:
-        """The directory of the int8 format where there is one, else of the first."""
+        """The directory for vamc where there is one, else that of the first format."""
         if len(self.formats) == 1:
             return self.output_dir
-        return self.output_dir / (INT8 if INT8 in self.formats else self.formats[0])
+        return self.output_dir / (VAMC if VAMC in self.formats else self.formats[0])
 
     @property
     def memory_bytes(self) -> int:
@@ -151,13 +151,15 @@ class QuantizeResult:
             ("method", self.method),
             ("weights", f"{format_bytes(self.input_bytes)} -> {format_bytes(self.output_bytes)}"),
         ]
-        if len(self.formats) > 1:
-            pairs.append(("formats", ", ".join(self.formats)))
+        for name in self.formats:
+            pairs.append(("format", f"{name}: {LAYOUTS[name].purpose}"))
         if self.calibration:
             pairs.append(("calibration", _describe_calibration(self.calibration)))
         if self.dry_run:
             pairs += self.estimate.to_pairs()
-            return f"Would quantize {self.model} into {self.output_dir}\n{format_pairs(pairs)}"
+            return (
+                f"Would quantize {self.model} to int8 in {self.output_dir}\n{format_pairs(pairs)}"
+            )
         totals = self.totals()
         ratio = totals["mean_error_ratio_gptq_to_rtn"]
         if ratio is not None:
@@ -175,7 +177,7 @@ class QuantizeResult:
                 ),
             ]
         pairs.append(("report", self.main_dir / REPORT_NAME))
-        text = f"Quantized {self.model} in {self.output_dir}\n{format_pairs(pairs)}"
+        text = f"Quantized {self.model} to int8 in {self.output_dir}\n{format_pairs(pairs)}"
         if self.already_finished:
             text = f"Already finished; all file hashes verified.\n{text}"
         text += "".join(f"\nWarning: {warning}" for warning in self.warnings)
