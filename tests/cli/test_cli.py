@@ -18,7 +18,7 @@ from texts import ROOT, read_json
 from vacc_deploy import __version__
 from vacc_deploy.assets import SOURCE_FILES
 from vacc_deploy.checkpoint import files
-from vacc_deploy.cli import ErrorGroup, cli
+from vacc_deploy.cli import ErrorGroup, cli, terminal
 from vacc_deploy.cli.options import emit
 from vacc_deploy.cli.prepare import LINK_MODES
 from vacc_deploy.cli.terminal import LineProgress
@@ -404,6 +404,30 @@ def test_plain_progress_is_one_line_a_step(capsys):
         "Quantizing: 3 of 3 layers, 0.0 s left\n"
         "Warning: a row was skipped\n"
     )
+
+
+def test_plain_progress_of_many_units_is_in_plain_digits(capsys):
+    progress = LineProgress(now=iter([0.0, 0.0, 10.0]).__next__)
+    progress.start("Scoring", 151_936, "vocabulary rows")
+    progress.advance(18_720)
+    assert capsys.readouterr().err.startswith("Scoring: 18,720 of 151,936 vocabulary rows, ")
+
+
+@pytest.mark.parametrize(
+    ("per_second", "unit", "expected"),
+    [
+        (18724.567, "tokens", "18,725 tokens/s"),
+        (1.9e6, "tokens", "1,900,000 tokens/s"),
+        (99.94, "tokens", "99.9 tokens/s"),
+        (1.25, "layers", "1.2 layers/s"),
+        (0.05, "layers", "3.0 layers/min"),
+        (0.0031, "layers", "11.2 layers/h"),
+        (1e-5, "layers", "0.0 layers/h"),
+        (3e9, "bytes", "2.8 GiB/s"),
+    ],
+)
+def test_a_rate_is_in_plain_digits(per_second, unit, expected):
+    assert terminal._rate(per_second, unit) == expected
 
 
 def test_plain_progress_takes_the_time_left_from_what_was_not_skipped(capsys):

@@ -11,6 +11,8 @@ import click
 from vacc_deploy.progress import Progress
 from vacc_deploy.results import escape_controls, format_bytes, format_seconds
 
+_PERIODS = ((1, "s"), (60, "min"), (3600, "h"))
+
 
 def terminal_progress() -> Progress:
     """Return the progress for this stderr; it ends with the command, also after an error."""
@@ -128,7 +130,7 @@ class _BarProgress(Progress):
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         self._meter.advance(amount)
-        self._move(amount, note, f"{_amount(round(self._meter.per_second(), 2), self._unit)}/s")
+        self._move(amount, note, _rate(self._meter.per_second(), self._unit))
 
     def skip(self, amount: int = 1, note: str = "") -> None:
         self._meter.skip(amount)
@@ -160,9 +162,17 @@ class _BarProgress(Progress):
         self._bar.console.print(escape_controls(line), highlight=False, markup=False)
 
 
-def _amount(value: float, unit: str) -> str:
+def _amount(count: int, unit: str) -> str:
     if unit == "bytes":
-        return format_bytes(value)
-    # Four digits are enough of a rate; a count is shown whole.
-    shown = f"{value:,}" if value == int(value) else f"{value:,.4g}"
-    return f"{shown} {unit}".rstrip()
+        return format_bytes(count)
+    return f"{count:,} {unit}".rstrip()
+
+
+def _rate(per_second: float, unit: str) -> str:
+    """Return, for example, ``18,720 tokens/s`` or ``3.2 layers/min``, in digits a person reads."""
+    if unit == "bytes":
+        return f"{format_bytes(per_second)}/s"
+    # A slow rate is told by the minute or the hour.
+    seconds, name = next((p for p in _PERIODS if per_second * p[0] >= 1), _PERIODS[-1])
+    value = per_second * seconds
+    return f"{value:,.{0 if value >= 100 else 1}f} {unit}/{name}"
