@@ -12,6 +12,7 @@ from vacc_deploy.checkpoint.reader import read_pieces
 from vacc_deploy.checkpoint.writer import WrittenFile, write_bytes
 from vacc_deploy.errors import CheckpointError, OutputError
 from vacc_deploy.models.config import CONFIG_NAME
+from vacc_deploy.permissions import explain_unreadable
 
 LINK_MODES = ("auto", "hardlink", "symlink", "copy")
 MAX_SIDE_FILE_BYTES = 256 << 20
@@ -42,11 +43,15 @@ def side_files(directory: Path, *, with_config: bool) -> list[Path]:
     """Return the files of ``directory`` that travel with the weights, sorted by name.
 
     Raises:
-        CheckpointError: one of them is larger than such a file can be.
+        CheckpointError: one of them cannot be read, or is larger than such a file can be.
     """
     names = (*SIDE_FILES, CONFIG_NAME) if with_config else SIDE_FILES
     paths = sorted(directory / name for name in names if (directory / name).is_file())
     for path in paths:
+        try:
+            path.open("rb").close()
+        except OSError as err:
+            raise CheckpointError(explain_unreadable(path, err)) from err
         if path.stat().st_size > MAX_SIDE_FILE_BYTES:
             raise CheckpointError(
                 f"{path} holds {path.stat().st_size:,} bytes, expected at most "

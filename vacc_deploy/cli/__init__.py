@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import signal
 import sys
 import traceback
 from itertools import takewhile
+from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
@@ -27,6 +29,7 @@ from vacc_deploy.cli.quantize import quantize_command
 from vacc_deploy.cli.verify import verify_command
 from vacc_deploy.cli.yaml import yaml_command
 from vacc_deploy.errors import UsageError, VaccDeployError
+from vacc_deploy.permissions import explain_denied, is_denied
 from vacc_deploy.results import escape_controls
 
 # 128 + the signal's number, as shells report it: SIGINT is 2, SIGTERM 15.
@@ -68,6 +71,8 @@ class ErrorGroup(click.Group):
                 raise
             where = f"{err.filename}: " if err.filename else ""
             message = f"{where}{err.strerror or err}."
+            if is_denied(err) and err.filename:
+                message = explain_denied(Path(os.fsdecode(err.filename)))
             raise CommandFailure(err, message, 1, ctx.meta) from err
 
 

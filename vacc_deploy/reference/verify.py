@@ -18,6 +18,7 @@ from vacc_deploy.checkpoint.output import MANIFEST_NAME
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError, UsageError
 from vacc_deploy.models.vacc_config import check_vacc_config
+from vacc_deploy.permissions import explain_closed
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.compare import LayerError, check_pair, compare_on_tokens
 from vacc_deploy.reference.next_tokens import NextTokenScores
@@ -166,7 +167,7 @@ def _open_recorded_reference(deployed_dir: Path) -> Checkpoint:
         )
     # The manifest holds the way from the output, links resolved, to its source.
     directory = Path(os.path.normpath(deployed_dir.resolve() / path))
-    if not directory.is_dir():
+    if not explain_closed(directory) and not directory.is_dir():
         raise CheckpointError(
             f"{deployed_dir} was made from {directory}, which is not there. Give --reference DIR."
         )
