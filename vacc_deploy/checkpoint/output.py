@@ -15,6 +15,7 @@ from pathlib import Path
 from vacc_deploy.checkpoint.writer import write_text
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
 from vacc_deploy.json_files import read_json
+from vacc_deploy.permissions import explain_unwritable, is_denied
 from vacc_deploy.results import format_bytes
 
 MANIFEST_NAME = "vacc_deploy.json"
@@ -58,7 +59,7 @@ def check_output(output_dir: Path, *, overwrite: bool, inputs: tuple[Path, ...] 
     if output_dir.is_symlink() or (output_dir.exists() and not output_dir.is_dir()):
         raise OutputError(f"{output_dir} exists and is not a directory. Choose another --output.")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{parent} cannot be written to. Choose another --output.")
+        raise _unwritable(output_dir)
     if not output_dir.is_dir() or not any(output_dir.iterdir()):
         return
     if not overwrite:
@@ -85,6 +86,10 @@ def _check_parent(parent: Path) -> None:
         raise OutputError(f"{parent} is not a directory. Choose another --output.")
     if not parent.is_dir():
         raise OutputError(f"{parent} does not exist. Create it, or choose another --output.")
+
+
+def _unwritable(path: Path, err: OSError | None = None) -> OutputError:
+    return OutputError(explain_unwritable(path, err, choose="Choose another --output"))
 
 
 def _foreign_files(directory: Path) -> list[str]:
@@ -135,7 +140,7 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str) -> None:
         head: how a file of ours begins; with "" any file counts as ours.
 
     Raises:
-        OutputError: a file exists that may not be replaced, or the directory is missing.
+        OutputError: what exists may not be replaced, or the directory is missing or closed to us.
     """
     _check_parent(path.parent)
     if os.path.lexists(path):
@@ -155,9 +160,14 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str) -> None:
     try:
         write_text(partial, text)
         os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except OSError as err:
+        if is_denied(err):
+            raise _unwritable(path, err) from err
+        err.filename = str(path)  # the name that the user knows
         raise
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     sync_directory(path.parent)
 
 
@@ -228,8 +238,11 @@ def _claim(partial: Path) -> int:
     is_empty = partial.is_dir() and not any(partial.iterdir())
     if partial.exists() and not marker.is_file() and not is_empty:
         raise OutputError(f"{partial} exists and is not ours. Remove it, then rerun.")
-    partial.mkdir(exist_ok=True)
-    lock = os.open(marker, os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        partial.mkdir(exist_ok=True)
+        lock = os.open(marker, os.O_CREAT | os.O_RDWR, 0o644)
+    except PermissionError as err:
+        raise _unwritable(marker, err) from err  # another user may have left the directory
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as err:
