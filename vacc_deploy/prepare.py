@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -124,7 +126,7 @@ def prepare(
     inputs = checkpoint.input_paths()
     check_output(output_dir, overwrite=overwrite, inputs=inputs)
     planned = _plan_weights(checkpoint, output_dir, link_mode)
-    small_files, notes = _plan_small_files(checkpoint), _notes(checkpoint)
+    small_files, notes = _plan_small_files(checkpoint), _notes(checkpoint, planned)
     if dry_run:
         planned += [*(file[:3] for file in small_files), (MANIFEST_NAME, 0, "generated")]
         return PrepareResult(name, source.directory, output_dir, tuple(planned), notes, True)
@@ -233,8 +235,8 @@ def _plan_small_files(checkpoint: Checkpoint) -> list[_SmallFile]:
     return files
 
 
-def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Return what a user should know about this checkpoint."""
+def _notes(checkpoint: Checkpoint, planned: list[tuple[str, int, str]]) -> tuple[str, ...]:
+    """Return what a user should know about this checkpoint and its ``planned`` weight files."""
     config, notes = checkpoint.config, []
     is_stated = config.raw.get("sliding_window") is not None
     if is_stated and config.sliding_window is not None:
@@ -248,4 +250,18 @@ def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
         notes.append("the source has no tokenizer.json; quantize and verify will need it.")
     if ways := ways_to_the_card(config):
         notes.append(ways)
+    linked = {name for name, _, how in planned if how != "copy"}
+    modes = [
+        stat.S_IMODE(shard.path.stat().st_mode)
+        for name, shard in checkpoint.shards.items()
+        if name in linked
+    ]
+    closed = [mode for mode in modes if not mode & stat.S_IROTH]
+    if closed:
+        files = f"{shlex.quote(str(checkpoint.directory))}/*.safetensors"
+        notes.append(
+            f"weight files have mode {closed[0]:04o}, and a link keeps it: other users, such as "
+            "that of a service, cannot read them. Prepare with --link-mode copy, or run: "
+            f"chmod a+r {files}"
+        )
     return tuple(notes)
