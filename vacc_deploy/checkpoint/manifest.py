@@ -133,8 +133,16 @@ def model_name(directory: Path) -> str:
     if _MODEL_NAME.fullmatch(last):
         return last
     path = directory.resolve()
-    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
-        # The hub's cache: models--<owner>--<name>/snapshots/<commit>.
-        return path.parent.parent.name.rpartition("--")[2]
     ending = next((e for e in _ENDINGS if path.name.endswith(e)), "")
-    return path.name.removesuffix(ending).removesuffix("-vacc")
+    return snapshot_name(path) or path.name.removesuffix(ending).removesuffix("-vacc")
+
+
+def snapshot_name(path: Path) -> str:
+    """Return the name of the repository whose snapshot lies at ``path``, empty where none does.
+
+    In the hub's cache: ``models--<owner>--<name>/snapshots/<commit>``.
+    """
+    repository = path.parent.parent.name
+    if path.parent.name != "snapshots" or not repository.startswith("models--"):
+        return ""
+    return repository.rpartition("--")[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
-from vacc_deploy.checkpoint.manifest import model_name, stored_layout
+from vacc_deploy.checkpoint.manifest import model_name, snapshot_name, stored_layout
 from vacc_deploy.checkpoint.output import check_output, check_space, partial_path
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError
@@ -164,9 +164,16 @@ def _open_float(checkpoint_dir: Path, formats: tuple[str, ...]) -> Checkpoint:
 
 
 def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:
-    """Return ``<checkpoint_dir>-<ending>``, also for ``.`` and ``..``, which have no name."""
+    """Return ``<checkpoint_dir>-<ending>``, also for ``.`` and ``..``, which have no name.
+
+    That of a snapshot in the hub's cache has the name of its repository and lies in the working
+    directory: the cache is not ours to write to.
+    """
     named = checkpoint_dir if checkpoint_dir.name not in ("", "..") else checkpoint_dir.resolve()
     ending = LAYOUTS[formats[0]].ending if len(formats) == 1 else "quantized"
+    # Not all links resolved: a link that stands elsewhere gives its own name.
+    if repository := snapshot_name(named.parent.resolve() / named.name):
+        return Path(f"{repository}-{ending}")
     return named.with_name(f"{named.name}-{ending}")
 
 
