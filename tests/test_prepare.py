@@ -318,13 +318,61 @@ def test_a_prepared_directory_can_be_prepared_again(tmp_path):
 
 
 def test_neither_model_nor_weights():
-    message = "Give --model NAME (see vacc-deploy models), --weights DIR, or both."
-    assert refused(UsageError) == message
+    assert refused(UsageError) == (
+        "Give what to prepare: a checkpoint directory, the id of a repository, or a model name "
+        "(see vacc-deploy models). For example:\n  vacc-deploy prepare Distill-Qwen-7B"
+    )
 
 
 def test_an_unknown_model_is_refused_before_anything_else(tmp_path):
-    message = refused(UnsupportedModelError, model="Distil-Qwen-7B", weights=tmp_path / "none")
-    assert "Did you mean Distill-Qwen-7B?" in message
+    message = refused(UsageError, model="Distil-Qwen-7B", weights=tmp_path / "none")
+    assert message.startswith(
+        "--model: Unknown model 'Distil-Qwen-7B'. Did you mean Distill-Qwen-7B"
+    )
+    assert "Known models: Distill-Qwen-1.5B, " in message
+    assert message.endswith(
+        f"is given by its directory or its repository id, without --model:\n  {tmp_path / 'none'}"
+    )
+    assert refused(UsageError, model="Distil-Qwen-7B").endswith(", without --model:\n  DIR")
+
+
+def test_sources_that_contradict_each_other():
+    assert refused(UsageError, source="a", weights="b") == (
+        "SOURCE a and --weights b both say where the weights are. Give one of them:\n  b"
+    )
+    text = refused(UsageError, source="Distill-Qwen-7B", weights="b")
+    assert text.endswith("\n  b --model Distill-Qwen-7B")
+    for name, place in (("source", "SOURCE"), ("weights", "--weights")):
+        text = refused(UsageError, model="Distill-Qwen-14B", **{name: "Distill-Qwen-7B"})
+        assert text.startswith(f"{place} Distill-Qwen-7B and --model Distill-Qwen-14B are two")
+
+
+@pytest.mark.parametrize("name", ["source", "weights", "model"])
+def test_every_way_to_name_a_directory_gives_the_same_bytes(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "Mine")
+    assert prepare(**{name: "Mine"}).output_dir == Path("Mine-vacc")
+    prepare(weights=tmp_path / "Mine", output=tmp_path / "other")
+    assert contents(tmp_path / "Mine-vacc") == contents(tmp_path / "other")
+
+
+def test_a_directory_of_the_name_of_a_model_wins_over_the_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "Distill-Qwen-7B")
+    assert prepare("Distill-Qwen-7B").model == "Distill-Qwen-7B"
+    # --model means the model all the same.
+    assert "is not in the Hugging Face cache" in refused(
+        model="Distill-Qwen-7B", output=Path("out")
+    )
+
+
+def test_a_prepared_directory_is_prepared_already(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prepare(write_checkpoint(tmp_path / "Mine"))
+    assert refused(source="Mine-vacc") == (
+        "Mine-vacc is prepared already. Next:\n  vacc-deploy quantize Mine-vacc\n"
+        "To prepare it again into another directory, give --output."
+    )
 
 
 def test_another_model_than_named(tmp_path):

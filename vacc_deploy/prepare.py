@@ -13,9 +13,10 @@ from typing import Any
 from vacc_deploy.assets import SOURCE_FILES, source_file
 from vacc_deploy.checkpoint.files import copy_file, place_shard, side_files
 from vacc_deploy.checkpoint.hub import Source, fetch
+from vacc_deploy.checkpoint.locate import find_repository, locate
 from vacc_deploy.checkpoint.manifest import (
     LinkedFile,
-    model_name,
+    read_manifest,
     relative_source,
     stored_layout,
     write_manifest,
@@ -23,9 +24,15 @@ from vacc_deploy.checkpoint.manifest import (
 from vacc_deploy.checkpoint.output import MANIFEST_NAME, check_output, check_space, output_directory
 from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
 from vacc_deploy.checkpoint.writer import WrittenFile, write_index_map, write_text
-from vacc_deploy.errors import CheckpointError, UsageError
+from vacc_deploy.errors import CheckpointError, UnsupportedModelError, UsageError
 from vacc_deploy.json_files import dump_json
-from vacc_deploy.models.catalog import ARCHITECTURE_FIELDS, CatalogModel, find_model, match_config
+from vacc_deploy.models.catalog import (
+    ARCHITECTURE_FIELDS,
+    CatalogModel,
+    find_model,
+    known_model,
+    match_config,
+)
 from vacc_deploy.models.vacc_config import (
     VACC_CONFIG_NAME,
     needs_vacc_config,
@@ -85,43 +92,42 @@ class PrepareResult:
 
 
 def prepare(
+    source: Path | str | None = None,
     *,
     model: str | None = None,
-    weights: Path | None = None,
+    weights: Path | str | None = None,
     output: Path | None = None,
     link_mode: str = "auto",
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Progress = SILENT,
+    again: Callable[[Path | str], str] = str,
 ) -> PrepareResult:
     """Write a prepared directory.
 
     Args:
-        model: a catalogue name or alias; may be left out when ``weights`` is given.
-        weights: a checkpoint directory; without it the hub's cache, then a download.
+        source: a checkpoint directory, a repository of the hub, or a catalogue name.
+        model: a catalogue name. The weights must have its shape; without ``source`` they are the
+            hub's own.
+        weights: another name of ``source``.
         output: the directory to write; default ``./<model>-vacc``.
         link_mode: ``auto`` (hard link, else copy), ``hardlink``, ``symlink`` or ``copy``.
         overwrite: replace an output of an earlier run.
         dry_run: validate and plan only.
         progress: learns of each weight file.
+        again: writes the user's command line with another ``source`` alone, for messages.
 
     Raises:
-        UsageError: neither ``model`` nor ``weights``.
-        UnsupportedModelError: unknown name, or another architecture.
-        CheckpointError: the source is incomplete, damaged or another model than named.
+        UsageError: no source, two that contradict each other, or an unknown ``model``.
+        UnsupportedModelError: another architecture.
+        CheckpointError: the source is incomplete, prepared already, or another model than named.
         OutputError: the output cannot be written.
     """
-    known = find_model(model) if model else None
-    if weights is not None:
-        source = Source(weights)
-    elif known is not None:
-        # Before a download of gigabytes, see that the result can be written.
-        check_output(output or Path(f"{known.name}-vacc"), overwrite=overwrite)
-        source = fetch(known, may_download=not dry_run)
-    else:
-        raise UsageError("Give --model NAME (see vacc-deploy models), --weights DIR, or both.")
-    checkpoint = _open_source(source.directory, known)
-    name = known.name if known else model_name(source.directory)
+    given, known = _read_request(source, model, weights, again)
+    found = _find_source(given, known, output, overwrite=overwrite, dry_run=dry_run, again=again)
+    known = known or known_model(found.repository or "")
+    checkpoint = _open_source(found.directory, known)
+    name = known.name if known else found.name
     output_dir = output or Path(f"{name}-vacc")
     inputs = checkpoint.input_paths()
     check_output(output_dir, overwrite=overwrite, inputs=inputs)
@@ -129,7 +135,7 @@ def prepare(
     small_files, notes = _plan_small_files(checkpoint), _notes(checkpoint, planned)
     if dry_run:
         planned += [*(file[:3] for file in small_files), (MANIFEST_NAME, 0, "generated")]
-        return PrepareResult(name, source.directory, output_dir, tuple(planned), notes, True)
+        return PrepareResult(name, found.directory, output_dir, tuple(planned), notes, True)
     with output_directory(output_dir, overwrite=overwrite, inputs=inputs) as folder:
         files = _place_weights(checkpoint, folder, link_mode, progress)
         files += [(write(folder), how) for _, _, how, write in small_files]
@@ -137,23 +143,107 @@ def prepare(
             folder,
             command="prepare",
             model=name,
-            source=_describe_source(source, known, output_dir),
+            source=_describe_source(found, output_dir),
             options={"link_mode": link_mode},
             files=[file for file, _ in files],
         )
     files.append((manifest, "generated"))
     listed = tuple((file.name, file.num_bytes, how) for file, how in files)
-    return PrepareResult(name, source.directory, output_dir, listed, notes)
+    return PrepareResult(name, found.directory, output_dir, listed, notes)
 
 
-def _describe_source(
-    source: Source, known: CatalogModel | None, output_dir: Path
-) -> dict[str, str | None]:
-    """Return the manifest's entry."""
+def _read_request(
+    source: Path | str | None,
+    model: str | None,
+    weights: Path | str | None,
+    again: Callable[[Path | str], str],
+) -> tuple[Path | str | None, CatalogModel | None]:
+    """Return what is to be located, None for the hub's model, and the known model it has to be."""
+    if source is not None and weights is not None:
+        name = f" --model {source}" if known_model(str(source)) else ""
+        raise UsageError(
+            f"SOURCE {source} and --weights {weights} both say where the weights are. Give one of "
+            f"them:\n  {again(weights)}{name}"
+        )
+    given = source if source is not None else weights
+    if model is None:
+        if given is None:
+            raise UsageError(
+                "Give what to prepare: a checkpoint directory, the id of a repository, or a model "
+                "name (see vacc-deploy models). For example:\n  vacc-deploy prepare Distill-Qwen-7B"
+            )
+        return given, None
+    known = known_model(model)
+    if known is None:
+        if given is None and (Path(model).exists() or find_repository(model)):
+            return model, None
+        raise _unknown_model(model, given, again)
+    other = known_model(str(given)) if given is not None and not Path(given).exists() else None
+    if other not in (None, known):
+        name = "SOURCE" if source is not None else "--weights"
+        raise UsageError(f"{name} {given} and --model {model} are two models. Give one of them.")
+    return given, known
+
+
+def _unknown_model(
+    model: str, given: Path | str | None, again: Callable[[Path | str], str]
+) -> UsageError:
+    try:
+        find_model(model)
+    except UnsupportedModelError as err:
+        text = str(err)
+    how = f", without --model:\n  {again(given if given is not None else 'DIR')}"
+    return UsageError(f"--model: {text.rstrip('.')}{how}")
+
+
+def _find_source(
+    given: Path | str | None,
+    known: CatalogModel | None,
+    output: Path | None,
+    *,
+    overwrite: bool,
+    dry_run: bool,
+    again: Callable[[Path | str], str],
+) -> Source:
+    """Return the weights, downloaded if need be; see that they are not prepared already."""
+
+    def check(name: str) -> None:
+        # Before a download of gigabytes, see that the result can be written.
+        check_output(output or Path(f"{name}-vacc"), overwrite=overwrite)
+
+    def command_line(place: Path | str) -> str:
+        return f"{again(place)} --model {known.aliases[0]}" if known else again(place)
+
+    if known is not None and given is None:
+        may_download = not dry_run
+        return fetch(
+            known.repository, again=command_line, may_download=may_download, before_download=check
+        )
+    found = locate(
+        given or "",
+        again=command_line,
+        needs_float=True,
+        may_download=not dry_run,
+        before_download=check,
+    )
+    directory = found.directory
+    # With an --output the user knows that it is another directory.
+    if output is None and (read_manifest(directory) or {}).get("command") == "prepare":
+        raise CheckpointError(
+            f"{directory} is prepared already. Next:\n  {command('quantize', directory)}\n"
+            "To prepare it again into another directory, give --output."
+        )
+    return found
+
+
+def _describe_source(source: Source, output_dir: Path) -> dict[str, str | None]:
+    """Return the manifest's entry.
+
+    A user's own directory names no repository: whatever its shape, it may be a fine-tune.
+    """
     return {
         "path": relative_source(source.directory, output_dir),
-        # A user's own directory names no repository: whatever its shape, it may be a fine-tune.
-        "repository": known.repository if known and source.revision else None,
+        "repository": source.repository,
         "revision": source.revision,
     }
 

@@ -94,9 +94,11 @@ def test_prepare_options_reach_the_work(tmp_path):
     ("args", "text"),
     [
         (("prepare", "--link-mode", "hard"), "'hard' is not one of 'auto', 'hardlink', 'symlink'"),
-        (("prepare", "--weights", __file__), "is a file"),
         (("prepare", "--modell", "x"), "No such option"),
-        (("prepare", "x"), "Got unexpected extra argument"),
+        (("prepare", "--output", __file__), "is a file"),
+        (("prepare", "x", "y"), "Got unexpected extra argument"),
+        (("prepare", "--model", "Distil-Qwen-7B"), "--model: Unknown model 'Distil-Qwen-7B'."),
+        (("prepare", "x", "--weights", "y"), "SOURCE x and --weights y both say where"),
         (("models", "x"), "Got unexpected extra argument"),
         (("nope",), "No such command 'nope'"),
     ],
@@ -115,7 +117,7 @@ def test_wrong_usage_exits_2(args, text):
         (("verify", "x", "--max-tokens", "few", "--json"), "Invalid value for '--max-tokens'"),
         (("--json", "nope"), "No such option"),
         (("nope", "--json"), "No such command 'nope'"),
-        (("prepare", "--json"), "Give --model NAME (see vacc-deploy models), --weights DIR"),
+        (("prepare", "--json"), "Give what to prepare: a checkpoint directory, the id of a"),
     ],
 )
 def test_wrong_usage_is_an_object_under_json(args, text):
@@ -131,7 +133,6 @@ def test_wrong_usage_is_an_object_under_json(args, text):
     ("change", "args", "kind", "text"),
     [
         ({"model_type": "mamba"}, (), "UnsupportedModelError", "model_type 'mamba'"),
-        ({}, ("--model", "Distil-Qwen-7B"), "UnsupportedModelError", "Distill-Qwen-7B?"),
         ({}, ("--model", "Distill-Qwen-7B"), "CheckpointError", "hidden_size is 64"),
         ({}, ("--output", "in/out"), "OutputError", "in/out"),
         ({}, ("--output", "no/out"), "OutputError", "does not exist"),
@@ -173,7 +174,7 @@ def test_debug_shows_the_traceback_and_the_message_still_comes_last(tmp_path):
     result = invoke("prepare", "--weights", tmp_path / "none\x1b[2J", "--debug")
     assert result.exit_code == 1
     assert result.stderr.startswith("Traceback (most recent call last):")
-    assert "vacc_deploy/checkpoint/reader.py" in result.stderr and "\x1b" not in result.stderr
+    assert "vacc_deploy/checkpoint/locate.py" in result.stderr and "\x1b" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith(f"Error: {tmp_path / 'none'}\\x1b[2J ")
 
 

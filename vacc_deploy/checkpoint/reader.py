@@ -135,7 +135,8 @@ def examine(directory: Path) -> tuple[Checkpoint, list[str]]:
     if problem := explain_closed(directory):
         raise CheckpointError(problem)
     if not directory.is_dir():
-        raise CheckpointError(f"{directory} is not a directory. Give a checkpoint directory.")
+        state = "is a file" if directory.exists() else "does not exist"
+        raise CheckpointError(f"{directory} {state}. Give a checkpoint directory.")
     config = read_config(directory)
     # Without an index every weight file of the directory counts.
     weight_map = _read_index(directory)

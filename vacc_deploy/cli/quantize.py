@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_option, output_options
+from vacc_deploy.cli.options import (
+    CHECKPOINT,
+    again_with,
+    common_options,
+    emit,
+    output_option,
+    output_options,
+)
 from vacc_deploy.cli.quantize_options import quantization_options, read_options
 
 
 @click.command("quantize")
-@click.argument("checkpoint_dir", metavar="DIR", type=DIRECTORY)
+@click.argument("checkpoint_dir", metavar="DIR", type=CHECKPOINT)
 @output_option("Set the output directory. Default: <DIR>-<format>, with several <DIR>-quantized")
 @quantization_options
 @click.option(
@@ -24,7 +32,7 @@ from vacc_deploy.cli.quantize_options import quantization_options, read_options
 @click.pass_context
 def quantize_command(
     context: click.Context,
-    checkpoint_dir: Path,
+    checkpoint_dir: str,
     output: Path | None,
     device: str,
     resume: bool,
@@ -46,6 +54,7 @@ def quantize_command(
       vacc-deploy quantize DeepSeek-R1-Distill-Qwen-7B-vacc \\
           --calibration c4=c4-train.00000-of-01024.json.gz --calibration ceval=ceval-exam.zip
     """
+    from vacc_deploy.checkpoint.locate import locate
     from vacc_deploy.cli.launcher import join_ranks
     from vacc_deploy.cli.terminal import terminal_progress
     from vacc_deploy.progress import SILENT
@@ -54,8 +63,15 @@ def quantize_command(
     with join_ranks(os.environ, device) as (ranks, control, own_device):
         is_first = ranks.rank == 0
         options = read_options(context, given, own_device)
-        result = quantize(
+        source = locate(
             checkpoint_dir,
+            again=partial(again_with, "checkpoint_dir"),
+            needs_float=True,
+            may_download=not dry_run,
+            before_download=lambda name: options.check(),
+        )
+        result = quantize(
+            source.directory,
             options=options,
             output=output,
             overwrite=overwrite,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
 
-from vacc_deploy.cli.options import DIRECTORY, FILE, common_options, emit
+from vacc_deploy.cli.options import CHECKPOINT, FILE, again_with, common_options, emit
 
 
 @click.command("verify")
-@click.argument("deployed_dir", metavar="DIR", type=DIRECTORY)
+@click.argument("deployed_dir", metavar="DIR", type=CHECKPOINT)
 @click.option(
     "--reference",
-    type=DIRECTORY,
+    type=CHECKPOINT,
     metavar="DIR",
     help="Compare with this float model. Default: the directory that DIR was made from.",
 )
@@ -33,8 +34,8 @@ from vacc_deploy.cli.options import DIRECTORY, FILE, common_options, emit
 )
 @common_options
 def verify_command(
-    deployed_dir: Path,
-    reference: Path | None,
+    deployed_dir: str,
+    reference: str | None,
     text: Path | None,
     max_tokens: int,
     seq_len: int,
@@ -48,12 +49,17 @@ def verify_command(
 
     Example: vacc-deploy verify DeepSeek-R1-Distill-Qwen-7B-vacc-int8 --max-kl 0.01 --min-top1 0.97
     """
+    from vacc_deploy.checkpoint.locate import locate
     from vacc_deploy.cli.terminal import terminal_progress
     from vacc_deploy.reference.verify import Limits, verify
 
+    deployed = locate(deployed_dir, again=partial(again_with, "deployed_dir"))
+    reference_dir = None
+    if reference is not None:
+        reference_dir = locate(reference, again=partial(again_with, "reference")).directory
     result = verify(
-        deployed_dir,
-        reference_dir=reference,
+        deployed.directory,
+        reference_dir=reference_dir,
         text_file=text,
         max_tokens=max_tokens,
         sequence_length=seq_len,
