@@ -254,6 +254,8 @@ def test_a_directory_of_models_lists_them_up_to_ten(tmp_path):
     lines = text_of(tmp_path).splitlines()
     assert lines[0] == f"{tmp_path} is not a checkpoint, but holds some. Give one of them:"
     assert lines[1] == f"  run {tmp_path}/m00" and lines[-1] == "  and 2 more" and len(lines) == 12
+    (tmp_path / "vacc_deploy.json").touch()
+    assert "m09/." in text_of(tmp_path, needs_float=True)
 
 
 def test_what_an_unfinished_run_left(tmp_path):

@@ -299,7 +299,7 @@ def _inner(path: Path, names: list[str], needs_float: bool) -> Finding | None:
     if MANIFEST_NAME not in names:
         what = f"{path} is not a checkpoint, but holds some."
         return Finding(what, tuple(inner), "Give one of them")
-    listed = ", ".join(f"{folder.name}/" for folder in inner)
+    listed = ", ".join(f"{folder.name}/" for folder in inner[:MAX_LISTED])
     what = f"{path} holds a run of quantize in several formats, each in its directory: {listed}."
     if not needs_float:
         return Finding(what, tuple(inner), "Give one of them")
