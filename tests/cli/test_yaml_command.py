@@ -107,7 +107,7 @@ def test_wrong_usage_exits_2(args, message):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("no-such-model",), "There is no directory 'no-such-model'"),
+        (("no-such-model",), "no-such-model does not exist"),
         (("Distill-Llama-70B", "--card", "VA16"), "do not fit a die of VA16"),
     ],
 )

@@ -403,7 +403,7 @@ def test_quantize_default_output_of_a_snapshot_is_not_in_the_cache(tmp_path, mon
     given = Path(snapshot.name) if place == "inside" else snapshot
     given = tmp_path / "link/snapshots" / snapshot.name if place == "through a link" else given
     result = quantize(given, options=RTN, dry_run=True)
-    assert (result.output_dir, result.model) == (Path("Thing-int8"), "Thing")
+    assert (result.output_dir, result.model) == (Path("Thing-int8-codes"), "Thing")
 
 
 # ---- the files that loaders read --------------------------------------------------------------

@@ -13,7 +13,6 @@ from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import (
     CheckpointError,
     CompileFileError,
-    UnsupportedModelError,
     UsageError,
 )
 from vacc_deploy.models.catalog import find_model
@@ -103,12 +102,31 @@ def test_a_manifest_of_another_form_is_refused(prepared, manifest):
 
 
 def test_what_is_nothing_is_refused(tmp_path):
-    with pytest.raises(UnsupportedModelError, match="There is no directory 'Distill-Qwen-7'"):
+    with pytest.raises(CheckpointError, match="(?s)does not exist.*Distill-Qwen-7B"):
         find_target("Distill-Qwen-7")
-    with pytest.raises(UnsupportedModelError, match="There is no directory ''"):
+    with pytest.raises(UsageError, match="empty text"):
         find_target("")
-    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+    with pytest.raises(CheckpointError, match="is empty"):
         find_target(str(tmp_path))
+
+
+def test_the_parent_of_several_formats_lists_their_commands(made, tmp_path):
+    options = QuantizeOptions("rtn", formats=("vamc", "gptq"))
+    output = quantize(made["llama", ""], options=options, output=tmp_path / "several").output_dir
+    with pytest.raises(CheckpointError) as caught:
+        find_target(str(output), None, lambda path: f"vacc-deploy yaml {path}")
+    assert f"vacc-deploy yaml {output / 'vamc'}" in str(caught.value)
+
+
+def test_a_repository_is_prepared_first():
+    with pytest.raises(CheckpointError, match="Run first: vacc-deploy prepare me/My-Tune"):
+        find_target("me/My-Tune")
+
+
+def test_a_compile_file_as_target_is_named(tmp_path):
+    (tmp_path / "a.yaml").write_text("name: x")
+    with pytest.raises(CheckpointError, match=r"a\.yaml"):
+        find_target(str(tmp_path / "a.yaml"))
 
 
 def test_a_model_name_stands_for_what_the_commands_before_write():
@@ -136,7 +154,7 @@ def test_an_unprepared_qwen_is_refused_with_the_command(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         find_target(str(source))
     assert "config_vacc.json is missing" in str(caught.value)
-    assert f"Run: vacc-deploy prepare --weights '{source}'" in str(caught.value)
+    assert f"Run: vacc-deploy prepare '{source}'" in str(caught.value)
 
 
 def test_an_unprepared_llama_needs_nothing_more(tmp_path):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from vacc_deploy.cli.options import DIRECTORY, common_options, emit, given_options, is_json
+from vacc_deploy.cli.options import (
+    DIRECTORY,
+    again_with,
+    common_options,
+    emit,
+    given_options,
+    is_json,
+)
 from vacc_deploy.errors import UsageError
 from vacc_deploy.results import escape_controls
 from vacc_deploy.vamc.cards import CARDS
@@ -115,7 +123,7 @@ def _write_one(options: dict[str, Any], output: Path | None, overwrite: bool) ->
     from vacc_deploy.vamc.target import find_target
 
     result = make_compile_file(
-        find_target(target, options["dtype"]),
+        find_target(target, options["dtype"], partial(again_with, "target")),
         CompileOptions(**options),
         card=CARDS[card] if card else None,
     )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from vacc_deploy.assets import SOURCE_FILES, source_file
+from vacc_deploy.checkpoint.locate import find_repository, locate
 from vacc_deploy.checkpoint.manifest import model_name, read_manifest, stored_layout
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.errors import CheckpointError, UnsupportedModelError, list_problems
+from vacc_deploy.errors import CheckpointError, list_problems
 from vacc_deploy.formats.layouts import LAYOUTS, VAMC
-from vacc_deploy.models.catalog import CatalogModel, find_model
+from vacc_deploy.models.catalog import CatalogModel, known_model
 from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
 from vacc_deploy.models.parse import read_object
 from vacc_deploy.models.vacc_config import (
@@ -61,24 +63,30 @@ def catalog_target(model: CatalogModel, dtype: str | None = None) -> Target:
     return Target(model.name, checkpoint, model.config, VAMC, (note,))
 
 
-def find_target(target: str, dtype: str | None = None) -> Target:
+def find_target(
+    target: str, dtype: str | None = None, again: Callable[[Path | str], str] = str
+) -> Target:
     """Return the target for a directory, or else for a model name.
 
     Args:
         target: what the user gave.
         dtype: precision asked for, which decides the directory of a model name.
+        again: writes the user's command line with another target, for messages.
 
     Raises:
-        UnsupportedModelError: neither a directory nor a known name.
-        CheckpointError: a file that vamc or vastgenx needs is missing, damaged or contradicts the
-            others; or the layout is for stock loaders.
+        UsageError: nothing was given.
+        CheckpointError: neither a checkpoint nor a known name; a file that vamc or vastgenx needs
+            is missing, damaged or contradicts the others; or the layout is for stock loaders.
     """
-    directory = Path(target)
-    if not target or not directory.is_dir():
-        try:
-            return catalog_target(find_model(target), dtype)
-        except UnsupportedModelError as err:
-            raise UnsupportedModelError(f"There is no directory {target!r}. {err}") from err
+    model = known_model(target)
+    if model is not None and not Path(target).exists():
+        return catalog_target(model, dtype)
+    if not Path(target).exists() and find_repository(target):
+        raise CheckpointError(
+            f"{target} is a repository of the hub; vamc reads a directory. Run first: "
+            f"{command('prepare', target)}"
+        )
+    directory = locate(target, again=again, may_download=False).directory
     config = Checkpoint.open(directory).config
     check_for_compiler(directory, config)
     layout = stored_layout(directory, config)
@@ -86,7 +94,7 @@ def find_target(target: str, dtype: str | None = None) -> Target:
     check_vacc_config(directory, config)
     if layout == VAMC:
         _check_float16(directory)
-    return Target(model_name(directory), target, config, layout, _notes(target, config))
+    return Target(model_name(directory), target, config, layout, _notes(directory, config))
 
 
 def _check_complete(directory: Path, config: ModelConfig) -> None:
@@ -102,7 +110,7 @@ def _check_complete(directory: Path, config: ModelConfig) -> None:
     if not problems:
         return
     if missing == list(needed) and read_manifest(directory) is None:
-        advice = f"It was not prepared. Run: {command('prepare', '--weights', directory)}"
+        advice = f"It was not prepared. Run: {command('prepare', directory)}"
     else:
         advice = "Make the directory again with vacc-deploy prepare or quantize."
     raise CheckpointError(
@@ -126,12 +134,12 @@ def _check_float16(directory: Path) -> None:
             )
 
 
-def _notes(target: str, config: ModelConfig) -> tuple[str, ...]:
-    directory, notes = Path(target), []
+def _notes(directory: Path, config: ModelConfig) -> tuple[str, ...]:
+    notes = []
     if not directory.is_absolute():
         notes.append(
-            f"checkpoint {target} is a relative path: start vamc compile in the directory in which "
-            "vacc-deploy yaml was run, or give TARGET as an absolute path."
+            f"checkpoint {directory} is a relative path: start vamc compile in the directory in "
+            "which vacc-deploy yaml was run, or give TARGET as an absolute path."
         )
     other = [
         name
