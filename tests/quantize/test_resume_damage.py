@@ -17,6 +17,7 @@ from resume_runs import (
 )
 from texts import read_json
 
+from vacc_deploy.checkpoint.fingerprint import fingerprint_file
 from vacc_deploy.checkpoint.output import MANIFEST_NAME
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import OutputError
@@ -225,14 +226,17 @@ def test_a_run_that_fails_keeps_the_layers_of_another_version(
 
 def test_resume_of_a_finished_but_damaged_output(model, output, gptq, expected):
     quantize(model, options=gptq, output=output)
+    wrote = fingerprint_file(output / shard_file(2))
     flip(output / shard_file(2))
+    got = fingerprint_file(output / shard_file(2))
     (output / "tokenizer.json").unlink()
     with pytest.raises(OutputError) as caught:
         quantize(model, options=gptq, output=output, resume=True)
     assert str(caught.value) == (
         f"{output} exists and is damaged:\n"
-        f"  - {output / shard_file(2)} has another hash than {MANIFEST_NAME} gives\n"
-        f"  - {output / 'tokenizer.json'} is missing\n"
+        f"  - {shard_file(2)}: its content is not what quantize wrote (sha256 {got[:12]}..., "
+        f"expected {wrote[:12]}...)\n"
+        "  - tokenizer.json: it is missing\n"
         "Give --overwrite to replace it, or choose another --output."
     )
     quantize(model, options=gptq, output=output, resume=True, overwrite=True)
@@ -242,10 +246,10 @@ def test_resume_of_a_finished_but_damaged_output(model, output, gptq, expected):
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
-        ([], "out/vacc_deploy.json lists no files"),
-        ({"../whole-rtn/config.json": {}}, "lists '../whole-rtn/config.json', which lies outside"),
-        ({"/etc/hostname": {}}, "vacc_deploy.json lists '/etc/hostname', which lies outside"),
-        ({"config.json": 5}, "config.json has another hash than vacc_deploy.json gives"),
+        ([], "vacc_deploy.json: it lists no files"),
+        ({"../whole-rtn/config.json": {}}, "lists '../whole-rtn/config.json', outside"),
+        ({"/etc/hostname": {}}, "it lists '/etc/hostname', outside of the directory"),
+        ({"config.json": 5}, "config.json: vacc_deploy.json gives no hash of it"),
     ],
 )
 def test_resume_of_a_finished_output_with_a_strange_manifest(model, output, files, problem):

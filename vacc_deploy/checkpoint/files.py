@@ -16,8 +16,10 @@ from vacc_deploy.permissions import explain_unreadable
 
 LINK_MODES = ("auto", "hardlink", "symlink", "copy")
 MAX_SIDE_FILE_BYTES = 256 << 20
-# Tokenizer, generation and licence files. A list of names, so that nothing a stranger put into the
-# directory (code above all) travels along.
+# Files for people: no program reads them, so a user may edit them.
+DOCUMENTS = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "README.md")
+# Tokenizer and generation files. A list of names, so that nothing a stranger put into the directory
+# (code above all) travels along.
 SIDE_FILES = (
     "generation_config.json",
     "tokenizer.json",
@@ -29,11 +31,7 @@ SIDE_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
-    "LICENSE",
-    "LICENSE.txt",
-    "LICENSE.md",
-    "NOTICE",
-    "README.md",
+    *DOCUMENTS,
 )
 # Another file system, too many links, or links not allowed there: a copy serves.
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES}

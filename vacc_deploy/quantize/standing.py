@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.checkpoint.manifest import read_manifest
+from vacc_deploy.checkpoint.damages import find_damages
 from vacc_deploy.checkpoint.output import MANIFEST_NAME, MAX_MANIFEST_BYTES, partial_path
-from vacc_deploy.checkpoint.writer import record_file
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
 from vacc_deploy.json_files import read_json
 from vacc_deploy.progress import Progress
@@ -134,7 +133,7 @@ def take_finished(
     reason = "was made with other inputs, options or versions"
     # Hashing every file takes long: only where the identity is the same.
     if not problems:
-        problems, reason = _damages(output_dir), "is damaged"
+        problems, reason = find_damages(output_dir), "is damaged"
     if problems and not overwrite:
         raise OutputError(
             f"{output_dir} exists and {reason}:\n{list_problems(problems, limit=len(problems))}\n"
@@ -150,24 +149,3 @@ def take_finished(
         warnings=tuple(report["warnings"]),
         already_finished=True,
     )
-
-
-def _damages(directory: Path) -> list[str]:
-    """Return what differs from the manifest, and from those of the directories it lists."""
-    files = (read_manifest(directory) or {}).get("files")
-    if not isinstance(files, dict):
-        return [f"{directory / MANIFEST_NAME} lists no files"]
-    problems = []
-    for name, entry in files.items():
-        path = directory / name
-        # Before the file is touched: the manifest may be a stranger's.
-        if name.startswith("/") or ".." in path.relative_to(directory).parts:
-            problems.append(f"{MANIFEST_NAME} lists {name!r}, which lies outside {directory}")
-        elif not path.is_file():
-            problems.append(f"{path} is missing")
-        elif not isinstance(entry, dict) or record_file(path).sha256 != entry.get("sha256"):
-            problems.append(f"{path} has another hash than {MANIFEST_NAME} gives")
-        # The manifest of one format's directory, which lists the files there.
-        elif path.name == MANIFEST_NAME:
-            problems += _damages(path.parent)
-    return problems
