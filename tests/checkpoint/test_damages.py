@@ -142,11 +142,15 @@ def test_a_strange_manifest(copied, files, problem):
     assert not any("\x1b" in line for line in problems)
 
 
-def test_progress_counts_what_is_read(outputs):
+def test_progress_counts_the_weights_that_are_read(outputs):
     recorder = Recorder()
-    find_damages(outputs / "hardlink", recorder)
-    listed = json.loads((outputs / "hardlink" / MANIFEST_NAME).read_text())["files"]
-    total = sum(e["bytes"] for n, e in listed.items() if "sha256" in e and n != "README.md")
+    find_damages(outputs / "int8", recorder)
+    shards = sorted((outputs / "int8").glob("*.safetensors"))
+    total = sum(path.stat().st_size for path in shards)
     assert recorder.events[0] == ("start", f"Checking files {total} bytes")
     assert recorder.amount() == total
+    assert recorder.notes() == [path.name for path in shards]
     assert recorder.events[-1] == ("finish",)
+    linked = Recorder()
+    find_damages(outputs / "hardlink", linked)
+    assert linked.events == [("start", "Checking files 0 bytes"), ("finish",)]

@@ -88,8 +88,12 @@ def test_verify_compares_every_format_with_its_float_model(directories, layout):
     tolerance = 0.05 if layout == "vamc" else 1e-4
     assert 0 < result.scores.mean_kl < 1
     assert result.scores.mean_kl == pytest.approx(expected.scores.mean_kl, rel=tolerance)
-    output = run("verify", directories[layout], "--reference", directories["float"])
-    assert output.exit_code == 0, output.output
+    limits = ("--max-kl", "1", "--min-top1", "0.5")
+    output = run("verify", directories[layout], "--reference", directories["float"], *limits)
+    # A random model: both limits are met, and the verdict is that neither side knows the text.
+    assert output.exit_code == 3, output.output
+    failed = [line for line in output.stdout.splitlines() if line.startswith("Failed: ")]
+    assert len(failed) == 2 and all("model knows nothing of this text" in line for line in failed)
 
 
 @pytest.mark.parametrize("layout", PACKED)

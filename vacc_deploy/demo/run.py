@@ -27,6 +27,7 @@ from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.run import quantize
 from vacc_deploy.reference.generate import continue_prompts
+from vacc_deploy.reference.limits import DEFAULT_LIMITS
 from vacc_deploy.reference.loader import load_model
 from vacc_deploy.reference.next_tokens import NextTokenScores
 from vacc_deploy.reference.verify import verify
@@ -54,6 +55,7 @@ class DemoResult:
         problems: held-out sums that both models were asked.
         accuracy_float, accuracy_int8: share that a model answered exactly, 0 to 1.
         example: the longest sum, and the int8 model's thought and answer.
+        failures: what verify found fault with, a line each.
         seconds: time that the whole chain took.
     """
 
@@ -64,6 +66,7 @@ class DemoResult:
     accuracy_int8: float
     example: tuple[str, str]
     scores: NextTokenScores
+    failures: tuple[str, ...]
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,7 +78,11 @@ class DemoResult:
             "accuracy_float": self.accuracy_float,
             "accuracy_int8": self.accuracy_int8,
             "example": {"question": self.example[0], "answer": self.example[1]},
-            "verify": self.scores.to_dict(),
+            "verify": {
+                **self.scores.to_dict(),
+                "passed": not self.failures,
+                "failures": list(self.failures),
+            },
             "seconds": round(self.seconds, 3),
         }
 
@@ -97,9 +104,11 @@ class DemoResult:
         ]
         question, answer = self.example
         indented = "\n".join(f"    {line}" for line in answer.splitlines())
+        passed = f"Passed: {DEFAULT_LIMITS.describe(scores)}"
+        verdict = "\n".join(f"Failed: {failure}" for failure in self.failures) or passed
         return (
-            f"{steps}\n\nThe int8 model on {question}\n{indented}\n\n{format_pairs(figures)}\n\n"
-            f"{format_pairs(files)}\n\n"
+            f"{steps}\n\nThe int8 model on {question}\n{indented}\n\n{format_pairs(figures)}\n"
+            f"{verdict}\n\n{format_pairs(files)}\n\n"
             f"All of it took {format_seconds(self.seconds)}. Next, on a real model:\n"
             "  vacc-deploy prepare --model Distill-Qwen-1.5B\n"
             "  vacc-deploy quantize DeepSeek-R1-Distill-Qwen-1.5B-vacc\n"
@@ -168,6 +177,7 @@ def demo(
         clock.note(f"{len(problems)} sums by each model")
         _write_manifest(partial)
     longest = max(range(len(problems)), key=lambda index: len(problems[index].question))
+    assert verified.scores is not None, "its files are fresh"
     # The prompt ends with the tag, so the model's own text begins behind it.
     example = problems[longest].question, f"{THINK_START}\n{texts_int8[longest]}"
     return DemoResult(
@@ -178,6 +188,7 @@ def demo(
         accuracy_int8=share_correct(problems, texts_int8),
         example=example,
         scores=verified.scores,
+        failures=verified.failures,
         seconds=time.monotonic() - clock.started,
     )
 
