@@ -109,6 +109,26 @@ def test_wrong_usage_exits_2(args, text):
     assert text in result.stderr
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_one_argument_too_many_is_told_its_option(command):
+    required = {"export-onnx": ("--output", "x"), "generate": ("--prompt", "x")}
+    result = invoke(command, "one", "two", "three", *required.get(command, ()))
+    assert result.exit_code == 2
+    message = result.stderr.splitlines()[-1]
+    assert re.search(r"Got unexpected extra arguments? \(.*\)\. [A-Z].*\.$", message), message
+    options = re.findall(r"--[a-z]+", message)
+    known = {name for param in cli.commands[command].params for name in param.opts}
+    assert set(options) <= known and bool(options) is (command != "models")
+
+
+def test_verify_with_two_directories_is_told_of_the_reference():
+    result = invoke("verify", "deployed", "float")
+    assert result.exit_code == 2
+    assert result.stderr.endswith(
+        "Got unexpected extra argument (float). Give the float model with --reference REFERENCE.\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("args", "text"),
     [
@@ -117,6 +137,7 @@ def test_wrong_usage_exits_2(args, text):
         (("verify", "x", "--max-tokens", "few", "--json"), "Invalid value for '--max-tokens'"),
         (("--json", "nope"), "No such option"),
         (("nope", "--json"), "No such command 'nope'"),
+        (("verify", "x", "y", "--json"), "(y). Give the float model with --reference REFERENCE."),
         (("prepare", "--json"), "Give what to prepare: a checkpoint directory, the id of a"),
     ],
 )

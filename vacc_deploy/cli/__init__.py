@@ -35,6 +35,18 @@ from vacc_deploy.results import escape_controls
 # 128 + the signal's number, as shells report it: SIGINT is 2, SIGTERM 15.
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
+# What a word more than a command takes was probably meant for.
+_EXTRA_ARGUMENTS = {
+    "demo": "Give the output directory with --output DIR.",
+    "export-onnx": "Give the output directory with --output DIR.",
+    "generate": "Put the prompt in quotation marks and give it with --prompt TEXT.",
+    "models": "The command takes no argument; it lists every model.",
+    "prepare": "Give the weights with --weights DIR and the output directory with --output DIR.",
+    "quantize": "Give calibration text with --calibration NAME=PATH and the output directory with "
+    "--output DIR.",
+    "verify": "Give the float model with --reference REFERENCE.",
+    "yaml": "Give the file to write with --output FILE.",
+}
 
 
 class CommandFailure(click.ClickException):
@@ -62,6 +74,11 @@ class ErrorGroup(click.Group):
         """Run the command; see ``docs/cli.md`` for the exit codes."""
         try:
             return super().invoke(ctx)
+        except click.UsageError as err:
+            advice = _EXTRA_ARGUMENTS.get(err.ctx.command.name or "") if err.ctx else None
+            if advice and err.message.startswith("Got unexpected extra argument"):
+                raise click.UsageError(f"{err.message}. {advice}", err.ctx) from err
+            raise
         except VaccDeployError as err:
             message = f"{err} {err.hint}".rstrip()
             raise CommandFailure(err, message, err.exit_code, ctx.meta) from err
