@@ -368,7 +368,7 @@ def test_verify_file_that_is_not_what_was_written_fails_before_the_comparison(
     (deployed / "model-00002-of-00004.safetensors").unlink()
     plain = run("verify", deployed, *options)
     assert plain.exit_code == 3
-    assert f"Verified {deployed} against {source}\nNote: nothing was compared" in plain.output
+    assert plain.stdout.startswith(f"Checked the files of {deployed}\nNote: nothing was compared")
     for name, problem in (
         (path.name, "its content is not what quantize wrote (sha256 "),
         ("model-00002-of-00004.safetensors", "it is missing"),

@@ -79,8 +79,9 @@ class VerifyResult:
 
     def to_text(self) -> str:
         """Return the figures, and the verdict last."""
-        lines = [f"Verified {self.deployed_dir} against {self.reference_dir}"]
+        lines = [f"Checked the files of {self.deployed_dir}"]
         if self.scores:
+            lines = [f"Verified {self.deployed_dir} against {self.reference_dir}"]
             lines += [self._describe_layers(), "", self._describe_scores(self.scores)]
         lines += [f"Note: {note}" for note in self.notes]
         lines += [f"Failed: {failure}" for failure in self.failures]
