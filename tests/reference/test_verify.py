@@ -21,7 +21,6 @@ from vacc_deploy.cli import cli
 from vacc_deploy.errors import (
     CheckpointError,
     CompileFileError,
-    UnsupportedModelError,
     UsageError,
 )
 from vacc_deploy.prepare import prepare
@@ -218,12 +217,14 @@ def test_verify_unknown_reference(tmp_path):
 
 
 def test_verify_without_manifest_and_checkpoint_says_what_is_missing(tmp_path):
-    with pytest.raises(CheckpointError, match="nosuch is not a directory"):
+    with pytest.raises(CheckpointError, match="nosuch does not exist"):
         verify(tmp_path / "nosuch")
 
 
-def test_verify_quantized_reference(tmp_path):
-    _, deployed = make_pair(tmp_path)
+@pytest.mark.parametrize("layout", ["vamc", "int8"])
+def test_verify_quantized_reference(tmp_path, layout):
+    source = write_checkpoint(tmp_path / "model")
+    deployed = quantize(source, options=QuantizeOptions("rtn", formats=(layout,))).output_dir
     with pytest.raises(CheckpointError) as err:
         verify(deployed, reference_dir=deployed, text_file=write_text(tmp_path))
     assert str(err.value) == f"{deployed} is quantized. Give the float model with --reference."
@@ -263,7 +264,7 @@ def test_verify_command_prints_the_figures_and_the_verdict(tmp_path, monkeypatch
     assert re.search(
         r"\nPassed: mean KL 0\.000\d+ \(limit 0\.02\), "
         r"same top token 9\d\.\d\d% \(limit 93\.00%\)\."
-        rf"\nNext: vacc-deploy yaml {deployed} --output model-int8\.yaml\n$",
+        r"\n$",
         result.output,
     )
     assert "Failed" not in result.output
@@ -390,7 +391,7 @@ def test_verify_wrong_reference_is_said_before_the_files_are_hashed(tmp_path, mo
         pytest.fail("files were hashed for nothing")
 
     monkeypatch.setattr(verify_module, "find_damages", hash_all)
-    with pytest.raises(CheckpointError, match="nosuch is not a directory"):
+    with pytest.raises(CheckpointError, match="nosuch does not exist"):
         verify(deployed, reference_dir=tmp_path / "nosuch")
 
 
@@ -399,7 +400,10 @@ def test_verify_wrong_reference_is_said_before_the_files_are_hashed(tmp_path, mo
 
 @pytest.mark.parametrize(
     ("model_type", "layout", "is_known"),
-    [("qwen2", "int8", True), ("llama", "int8", False), ("qwen2", "gptq", False)],
+    [
+        *(("qwen2", "vamc", True), ("llama", "vamc", True)),
+        *(("qwen2", "int8", False), ("llama", "int8", False), ("qwen2", "gptq", False)),
+    ],
 )
 def test_verify_proposes_a_compile_file_only_of_what_yaml_accepts(
     tmp_path, model_type, layout, is_known
@@ -409,14 +413,14 @@ def test_verify_proposes_a_compile_file_only_of_what_yaml_accepts(
     deployed = quantize(source, options=options).output_dir
     text = verify(deployed, text_file=write_text(tmp_path, RUNS), sequence_length=64).to_text()
     assert "\nPassed: " in text
-    expected = f"Next: vacc-deploy yaml '{deployed}' --output 'my model-{layout}.yaml'"
+    expected = f"Next: vacc-deploy yaml '{deployed}' --output 'my model-int8.yaml'"
     assert text.splitlines()[-1].startswith("Next: ") is is_known
     if is_known:
         assert text.endswith(f"\n{expected}")
         target = find_target(str(deployed))
         make_compile_file(target, CompileOptions(tensor_parallel_size=2))
     else:
-        with pytest.raises((CompileFileError, UnsupportedModelError, CheckpointError)):
+        with pytest.raises((CompileFileError, UsageError, CheckpointError)):
             make_compile_file(find_target(str(deployed)), CompileOptions(tensor_parallel_size=2))
 
 

@@ -41,7 +41,7 @@ _EXTRA_ARGUMENTS = {
     "export-onnx": "Give the output directory with --output DIR.",
     "generate": "Put the prompt in quotation marks and give it with --prompt TEXT.",
     "models": "The command takes no argument; it lists every model.",
-    "prepare": "Give the weights with --weights DIR and the output directory with --output DIR.",
+    "prepare": "Give the output directory with --output DIR.",
     "quantize": "Give calibration text with --calibration NAME=PATH and the output directory with "
     "--output DIR.",
     "verify": "Give the float model with --reference REFERENCE.",

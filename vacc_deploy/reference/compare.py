@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from vacc_deploy.checkpoint.fingerprint import fingerprint_file
+from vacc_deploy.checkpoint.manifest import stored_layout
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, list_problems
 from vacc_deploy.progress import SILENT, Progress
@@ -92,7 +93,7 @@ def check_pair(reference: Checkpoint, deployed: Checkpoint) -> None:
     Raises:
         CheckpointError: names the field and both values.
     """
-    if reference.config.quantization_format:
+    if stored_layout(reference.directory, reference.config):
         raise CheckpointError(
             f"{reference.directory} is quantized. Give the float model with --reference."
         )

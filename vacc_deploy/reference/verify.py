@@ -18,7 +18,6 @@ from vacc_deploy.checkpoint.manifest import model_name, read_manifest
 from vacc_deploy.checkpoint.output import MANIFEST_NAME
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError, UsageError
-from vacc_deploy.formats.layouts import INT8
 from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.models.vacc_config import check_vacc_config
 from vacc_deploy.permissions import explain_closed
@@ -210,9 +209,8 @@ def _explain(deployed_dir: Path, reference_dir: Path) -> str:
 
 def _next_command(deployed_dir: Path, config: ModelConfig) -> str:
     """Return the command that writes the compile file, where vamc can take this directory."""
-    is_codes = config.quantization_format not in ("", INT8)
-    # The vendor's Llama code has no int8 linears.
-    if is_codes or (config.quantization_format == INT8 and config.model_type == "llama"):
+    # Of the quantized layouts vamc takes its own, which is a float checkpoint; int8 is untried.
+    if config.quantization_format:
         return ""
     return command("yaml", deployed_dir, "--output", f"{deployed_dir.resolve().name}.yaml")
 
