@@ -5,7 +5,7 @@ import os
 from dataclasses import replace
 
 import pytest
-from doubles import Recorder, StopAfter
+from doubles import Recorder
 from resume_runs import (
     POINTS,
     RTN,
@@ -21,6 +21,7 @@ from vacc_deploy.checkpoint.output import MANIFEST_NAME
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import OutputError
 from vacc_deploy.formats.layouts import FP16
+from vacc_deploy.progress import KeptLayers
 from vacc_deploy.quantize import run as run_module
 from vacc_deploy.quantize.records import MAX_RECORD_BYTES, RUN_NAME, record_name
 from vacc_deploy.quantize.result import TIMING_NAME
@@ -214,10 +215,10 @@ def test_a_run_that_fails_keeps_the_layers_of_another_version(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_module, "begin_run", fail)
-    control = StopAfter(99)
+    kept = KeptLayers()
     with pytest.raises(KeyboardInterrupt):
-        quantize(model, options=gptq, output=output, overwrite=True, control=control)
-    assert contents(partial) == before and control.told is None
+        quantize(model, options=gptq, output=output, overwrite=True, kept=kept)
+    assert contents(partial) == before and not kept.finished
 
 
 # ---- finished outputs -------------------------------------------------------------------------

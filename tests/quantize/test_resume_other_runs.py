@@ -10,7 +10,8 @@ from resume_runs import RTN, contents, interrupt
 
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.datasets.sources import CalibrationSource
-from vacc_deploy.errors import OutputError, StoppedError
+from vacc_deploy.errors import OutputError
+from vacc_deploy.progress import KeptLayers
 from vacc_deploy.quantize import identity
 from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.quantize.options import QuantizeOptions
@@ -79,18 +80,17 @@ def test_resume_of_another_run_is_refused_by_name(tmp_path, words, monkeypatch, 
     if finished:
         quantize(source, options=options)
     else:
-        with pytest.raises(StoppedError):
-            quantize(source, options=options, control=StopAfter(1))
+        stop = StopAfter(1)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(source, options=options, progress=stop, kept=stop.kept)
     context = {"options": options, "source": source, "text": text, "monkeypatch": monkeypatch}
     lines = change(context)
     kept = tmp_path / ("model-int8" if finished else "model-int8.partial")
     before = contents(kept)
-    control = StopAfter(99)
+    layers = KeptLayers()
     for dry_run in (True, False):
         with pytest.raises(OutputError) as caught:
-            quantize(
-                source, options=context["options"], resume=True, control=control, dry_run=dry_run
-            )
+            quantize(source, options=context["options"], resume=True, kept=layers, dry_run=dry_run)
         first, *found, last = str(caught.value).splitlines()
         assert first == (
             f"{kept} exists and was made with other inputs, options or versions:"
@@ -101,7 +101,7 @@ def test_resume_of_another_run_is_refused_by_name(tmp_path, words, monkeypatch, 
         for line, start in zip(found, lines, strict=True):
             assert line.startswith(f"  - {start}") and " then, " in line and line.endswith(" now")
         assert "--overwrite" in last
-        assert contents(kept) == before and control.told is None
+        assert contents(kept) == before and not layers.has_begun
 
 
 def test_resume_of_another_finished_output_replaces_it_on_request(model, output, gptq, expected):
@@ -114,8 +114,9 @@ def test_an_interrupted_run_comes_before_the_finished_output_that_it_would_repla
     model, output, gptq, expected
 ):
     quantize(model, options=RTN, output=output)
-    with pytest.raises(StoppedError):
-        quantize(model, options=gptq, output=output, overwrite=True, control=StopAfter(2))
+    stop = StopAfter(2)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(model, options=gptq, output=output, overwrite=True, progress=stop, kept=stop.kept)
     arguments = {"options": gptq, "output": output, "resume": True}
     with pytest.raises(OutputError, match="exists and is not empty"):
         quantize(model, **arguments)

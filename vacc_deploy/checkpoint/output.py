@@ -150,8 +150,9 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str) -> None:
                 f"{path} was not written by vacc-deploy, so --overwrite will not replace it. "
                 "Remove it yourself, or choose another --output."
             )
+    _remove_abandoned(path)
     # Beside the target: a rename is atomic within one file system only.
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}.partial")
     try:
         write_text(partial, text)
         os.replace(partial, path)
@@ -159,6 +160,14 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str) -> None:
         partial.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what processes that were killed while they wrote ``path`` have left."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        process = left.name.split(".")[-2]
+        if process.isdecimal() and not Path("/proc", process).exists():
+            left.unlink(missing_ok=True)
 
 
 def partial_path(output_dir: Path) -> Path:

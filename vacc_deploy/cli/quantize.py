@@ -38,7 +38,7 @@ def quantize_command(
     by GPTQ and by rounding, and the one with the smaller error on held-out text is kept.
 
     A run that was killed or failed after its first layer goes on with the same command and
-    --resume. Ctrl-C finishes the current layer; a second one stops at once.
+    --resume. So does one that was stopped with Ctrl-C, which ends it at once.
 
     \b
     Examples:
@@ -51,7 +51,7 @@ def quantize_command(
     from vacc_deploy.progress import SILENT
     from vacc_deploy.quantize.run import quantize
 
-    with join_ranks(os.environ, device) as (ranks, control, own_device):
+    with join_ranks(os.environ, device) as (ranks, kept, own_device):
         is_first = ranks.rank == 0
         options = read_options(context, given, own_device)
         result = quantize(
@@ -62,7 +62,7 @@ def quantize_command(
             dry_run=dry_run,
             resume=resume,
             progress=terminal_progress() if is_first else SILENT,
-            control=control,
+            kept=kept,
             ranks=ranks,
         )
     if is_first:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +14,7 @@ from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.models.directory_config import check_format
 from vacc_deploy.models.vacc_config import check_vacc_config
-from vacc_deploy.progress import SILENT, UNCONTROLLED, Progress, RunControl
+from vacc_deploy.progress import SILENT, KeptLayers, Progress
 from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.quantize.finish import output_bytes
 from vacc_deploy.quantize.forecast import Plan
@@ -72,7 +70,7 @@ def plan_run(
     dry_run: bool = False,
     resume: bool = False,
     progress: Progress = SILENT,
-    control: RunControl = UNCONTROLLED,
+    kept: KeptLayers | None = None,
     ranks: Ranks = ALONE,
 ) -> PlannedRun:
     """Check everything, read the calibration text, and look at what stands; see ``quantize``."""
@@ -88,38 +86,39 @@ def plan_run(
             check_output(output_dir, overwrite=overwrite, inputs=checkpoint.input_paths())
         check_standing(standing, resume=resume, overwrite=overwrite, progress=progress)
     left = standing if isinstance(standing, Run) else None
-    # An interruption may also come before the first layer of a resumed run.
-    with telling_what_stays(control, left, KeyboardInterrupt, SystemExit):
-        compute = choose_compute(options.device, options.compute_dtype)
-        check_same(checkpoint, options, compute, ranks)
-        with warming_up(compute):
-            # Rank 0 alone reads text; rounding needs none, and has one process.
-            rows = None
-            if ranks.rank == 0 and options.method != RTN:
-                rows = read_calibration_rows(checkpoint, options, progress, dry_run=dry_run)
-            rows = ranks.share(rows)
-        if rows is not None:
-            check_rows(rows.num_fit_rows, ranks)
-        num_layers = checkpoint.config.num_hidden_layers
-        plan = Plan(checkpoint, options, rows, compute, output_bytes(checkpoint, options.formats))
-        result = _planned_result(plan, output_dir)
-        identity = identify(
-            checkpoint, options, result.model, result.calibration, compute, num_ranks=ranks.count
-        )
-        run = Run(partial_path(output_dir), options.formats, identity, num_layers)
-        # A dry run writes no answers, so it cannot know whether those of then were the same.
-        known = None if dry_run and options.answers == OWN else identity
-        if resume and left:
-            run = continue_run(left, known)
-        elif resume and isinstance(standing, Finished) and known is not None:
-            result = take_finished(result, standing, known, overwrite=overwrite)
-        result = replace(result, already_finished=ranks.share(result.already_finished))
-        if ranks.rank == 0 and not result.already_finished:
-            # What an interrupted run has written is used again, or removed first.
-            needed = plan.output_bytes - (left.num_bytes if left else 0)
-            check_space(output_dir, needed + plan.spooled_bytes(ranks.count, ranks.local_count))
-            for warning in result.warnings:
-                progress.warn(warning)
+    if resume and left and not dry_run and kept:
+        # An interruption may also come before the first layer of a resumed run.
+        kept.follow(lambda: left.finished, left.num_layers, has_begun=False)
+    compute = choose_compute(options.device, options.compute_dtype)
+    check_same(checkpoint, options, compute, ranks)
+    with warming_up(compute):
+        # Rank 0 alone reads text; rounding needs none, and has one process.
+        rows = None
+        if ranks.rank == 0 and options.method != RTN:
+            rows = read_calibration_rows(checkpoint, options, progress, dry_run=dry_run)
+        rows = ranks.share(rows)
+    if rows is not None:
+        check_rows(rows.num_fit_rows, ranks)
+    num_layers = checkpoint.config.num_hidden_layers
+    plan = Plan(checkpoint, options, rows, compute, output_bytes(checkpoint, options.formats))
+    result = _planned_result(plan, output_dir)
+    identity = identify(
+        checkpoint, options, result.model, result.calibration, compute, num_ranks=ranks.count
+    )
+    run = Run(partial_path(output_dir), options.formats, identity, num_layers)
+    # A dry run writes no answers, so it cannot know whether those of then were the same.
+    known = None if dry_run and options.answers == OWN else identity
+    if resume and left:
+        run = continue_run(left, known)
+    elif resume and isinstance(standing, Finished) and known is not None:
+        result = take_finished(result, standing, known, overwrite=overwrite)
+    result = replace(result, already_finished=ranks.share(result.already_finished))
+    if ranks.rank == 0 and not result.already_finished:
+        # What an interrupted run has written is used again, or removed first.
+        needed = plan.output_bytes - (left.num_bytes if left else 0)
+        check_space(output_dir, needed + plan.spooled_bytes(ranks.count, ranks.local_count))
+        for warning in result.warnings:
+            progress.warn(warning)
     plan = replace(plan, num_finished=run.finished)
     return PlannedRun(plan, result, run, standing=standing, overwrite=overwrite, started=started)
 
@@ -200,16 +199,3 @@ def read_calibration_rows(
     finally:
         if writer is not None:
             writer.release()
-
-
-@contextmanager
-def telling_what_stays(
-    control: RunControl, run: Run | None, *errors: type[BaseException]
-) -> Iterator[None]:
-    """Say to ``control`` what an unfinished run keeps, when one of ``errors`` ends the block."""
-    try:
-        yield
-    except errors:
-        if run is not None and run.finished:
-            control.kept(run.finished, run.num_layers)
-        raise

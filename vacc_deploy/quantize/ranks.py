@@ -44,10 +44,6 @@ class Ranks:
         """Return the values of all ranks, in rank order."""
         return [value]
 
-    def agree(self, value: T | None) -> T | None:
-        """Return the value of the first rank that has one: the same on every rank."""
-        return next((each for each in self.collect(value) if each is not None), None)
-
     def add(self, matrix: torch.Tensor, *, upper: bool = False) -> None:
         """Replace a matrix by the sum over the ranks, added in rank order: the same on every rank.
 
