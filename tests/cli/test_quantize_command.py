@@ -166,6 +166,42 @@ def test_quantize_int8_directory(source):
     assert run(source, "--overwrite").exit_code == 0
 
 
+def test_quantize_resume_and_overwrite_together_names_both_commands(source, monkeypatch):
+    argv = ["vacc-deploy-test", "quantize", "--overwrite", str(source), "--resume"]
+    monkeypatch.setattr("sys.argv", argv)
+    result = run(source, "--resume", "--overwrite")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        "Error: --resume goes on with what an earlier run has finished, --overwrite begins again. "
+        f"Give one of them.\n  vacc-deploy-test quantize {source} --resume\n"
+        f"  vacc-deploy-test quantize --overwrite {source}\n"
+    )
+
+
+def test_quantize_dry_run_of_an_output_that_exists_says_what_the_run_needs(source):
+    output = f"{source}-int8"
+    assert run(source).exit_code == 0
+    result = run(source, "--dry-run")
+    assert result.exit_code == 0
+    assert result.stdout.endswith(
+        f"\nNote: without --dry-run this is refused: {output} exists and is not empty. Give "
+        "--overwrite to replace it, or choose another --output.\n"
+    )
+    values = json.loads(run(source, "--dry-run", "--overwrite", "--json").stdout)
+    assert values["notes"] == []
+    for name in ("seconds", "peak_memory_bytes", "totals"):
+        assert values[name] is None
+
+
+def test_quantize_device_is_checked_before_the_output(source, monkeypatch):
+    assert run(source).exit_code == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # whatever the machine has
+    for device, message in (("cuda", "sees 0 CUDA devices"), ("gpu", "--device is 'gpu'")):
+        result = run(source, "--device", device)
+        assert result.exit_code == 2 and message in result.output
+        assert "exists" not in result.output
+
+
 def test_quantize_in_the_directory_itself(source, monkeypatch):
     monkeypatch.chdir(source)
     result = run(".")

@@ -187,7 +187,7 @@ def test_finished_layers_of_another_version_are_not_destroyed(
         name, reason = ".vacc-deploy-journal", f"expected {RUN_NAME}"
         (partial / RUN_NAME).rename(partial / name)
     before, arguments = contents(partial), {"options": gptq, "output": output}
-    for more in ({}, {"resume": True}, {"resume": True, "overwrite": True}, {"dry_run": True}):
+    for more in ({}, {"resume": True}):
         with pytest.raises(OutputError) as caught:
             quantize(model, **arguments, **more)
         first, _, rest = str(caught.value).partition(" (")
@@ -199,6 +199,8 @@ def test_finished_layers_of_another_version_are_not_destroyed(
             "). Resume with the version that began, or give --overwrite, without --resume, to "
             "begin again."
         )
+        plan = quantize(model, **arguments, **more, dry_run=True)
+        assert plan.notes == (f"without --dry-run this is refused: {caught.value}",)
         assert contents(partial) == before
     quantize(model, **arguments, overwrite=True)
     assert contents(output) == expected["gptq"]
@@ -234,9 +236,9 @@ def test_resume_of_a_finished_but_damaged_output(model, output, gptq, expected):
         f"{output} exists and is damaged:\n"
         f"  - {output / shard_file(2)} has another hash than {MANIFEST_NAME} gives\n"
         f"  - {output / 'tokenizer.json'} is missing\n"
-        "Give --overwrite to replace it, or choose another --output."
+        "Give --overwrite, without --resume, to replace it, or choose another --output."
     )
-    quantize(model, options=gptq, output=output, resume=True, overwrite=True)
+    quantize(model, options=gptq, output=output, overwrite=True)
     assert contents(output) == expected["gptq"]
 
 

@@ -10,7 +10,7 @@ from resume_runs import RTN, contents, interrupt
 
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.datasets.sources import CalibrationSource
-from vacc_deploy.errors import OutputError
+from vacc_deploy.errors import OutputError, UsageError
 from vacc_deploy.progress import KeptLayers
 from vacc_deploy.quantize import identity
 from vacc_deploy.quantize.compute import choose_compute
@@ -104,10 +104,20 @@ def test_resume_of_another_run_is_refused_by_name(tmp_path, words, monkeypatch, 
         assert contents(kept) == before and not layers.has_begun
 
 
-def test_resume_of_another_finished_output_replaces_it_on_request(model, output, gptq, expected):
-    quantize(model, options=RTN, output=output)
-    quantize(model, options=gptq, output=output, resume=True, overwrite=True)
-    assert contents(output) == expected["gptq"]
+def test_resume_and_overwrite_together_are_refused(model, output, gptq):
+    interrupt(model, output, gptq)
+    before = contents(output.with_name("out.partial"))
+    message = (
+        "--resume goes on with what an earlier run has finished, --overwrite begins again. Give "
+        "one of them."
+    )
+    for dry_run in (False, True):
+        with pytest.raises(UsageError) as caught:
+            quantize(
+                model, options=gptq, output=output, resume=True, overwrite=True, dry_run=dry_run
+            )
+        assert str(caught.value) == message
+    assert contents(output.with_name("out.partial")) == before
 
 
 def test_an_interrupted_run_comes_before_the_finished_output_that_it_would_replace(
@@ -117,11 +127,19 @@ def test_an_interrupted_run_comes_before_the_finished_output_that_it_would_repla
     stop = StopAfter(2)
     with pytest.raises(KeyboardInterrupt):
         quantize(model, options=gptq, output=output, overwrite=True, progress=stop, kept=stop.kept)
-    arguments = {"options": gptq, "output": output, "resume": True}
+    # Without --overwrite: the run began with it.
+    quantize(model, options=gptq, output=output, resume=True)
+    assert contents(output) == expected["gptq"]
+
+
+def test_a_resumed_run_replaces_no_output_that_came_after_it(model, output, gptq, expected):
+    interrupt(model, output, gptq)
+    (output / "mine").mkdir(parents=True)
     with pytest.raises(OutputError, match="exists and is not empty"):
-        quantize(model, **arguments)
-    assert contents(output) == expected["rtn"]
-    assert not quantize(model, **arguments, overwrite=True).already_finished
+        quantize(model, options=gptq, output=output, resume=True)
+    assert (output / "mine").exists()
+    (output / "mine").rmdir()
+    quantize(model, options=gptq, output=output, resume=True)
     assert contents(output) == expected["gptq"]
 
 

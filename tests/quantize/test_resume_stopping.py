@@ -15,7 +15,7 @@ from doubles import StopAfter
 from resume_runs import NUM_LAYERS, RTN, contents, interrupt, names_around, shard_file
 from texts import read_json
 
-from vacc_deploy.cli.resuming import resume_command
+from vacc_deploy.cli.resuming import overwrite_command, resume_command
 from vacc_deploy.errors import OutputError, QuantizationError
 from vacc_deploy.progress import KeptLayers
 from vacc_deploy.quantize import forecast, plan, records, row_buffers, shards
@@ -62,13 +62,17 @@ def test_without_resume_finished_layers_are_not_destroyed(model, output, gptq, e
     interrupt(model, output, gptq, layers=2)
     partial = output.with_name("out.partial")
     before = contents(partial)
-    for dry_run in (False, True):
-        with pytest.raises(OutputError) as caught:
-            quantize(model, options=gptq, output=output, dry_run=dry_run)
-        assert str(caught.value) == (
-            f"{partial} holds 2 of 3 finished layers of an interrupted run. Give --resume to go on "
-            "from there, or --overwrite to begin again."
-        )
+    problem = (
+        f"{partial} holds 2 of 3 finished layers of an interrupted run. Give --resume to go on "
+        "from there, or --overwrite to begin again."
+    )
+    with pytest.raises(OutputError) as caught:
+        quantize(model, options=gptq, output=output)
+    assert str(caught.value) == problem
+    plan = quantize(model, options=gptq, output=output, dry_run=True)
+    assert plan.notes == (f"without --dry-run this is refused: {problem}",)
+    for going_on in ({"resume": True}, {"overwrite": True}):
+        assert not quantize(model, options=gptq, output=output, dry_run=True, **going_on).notes
     assert contents(partial) == before
     result = quantize(model, options=gptq, output=output, overwrite=True)
     assert contents(output) == expected["gptq"]
@@ -214,9 +218,14 @@ def test_a_signal_ends_at_once_and_names_the_command(
         (["/x/vacc_deploy/__main__.py", "quantize", "m"], f"{sys.executable} -m vacc_deploy "),
         (["x", "quantize", "m", "--resume"], "x quantize m --resume"),
         (["x", "quantize", "--", "-m"], "x quantize --resume -- -m"),
+        (["x", "quantize", "--overwrite", "m"], "x quantize m --resume"),
     ],
 )
 def test_resume_command_is_what_was_typed_and_resume(argv, command):
     got = resume_command(argv)
     assert got.startswith(command)
     assert got.count("--resume") == 1
+
+
+def test_overwrite_command_is_what_was_typed_and_overwrite():
+    assert overwrite_command(["x", "quantize", "m", "--resume"]) == "x quantize m --overwrite"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 
 from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_option, output_options
 from vacc_deploy.cli.quantize_options import quantization_options, read_options
+from vacc_deploy.errors import UsageError
 
 
 @click.command("quantize")
@@ -46,13 +48,19 @@ def quantize_command(
       vacc-deploy quantize DeepSeek-R1-Distill-Qwen-7B-vacc \\
           --calibration c4=c4-train.00000-of-01024.json.gz --calibration ceval=ceval-exam.zip
     """
-    from vacc_deploy.cli.launcher import join_ranks
+    from vacc_deploy.cli.launcher import join_ranks, launcher, read_launch
+    from vacc_deploy.cli.resuming import overwrite_command, resume_command
     from vacc_deploy.cli.terminal import terminal_progress
     from vacc_deploy.progress import SILENT
+    from vacc_deploy.quantize.plan import RESUME_OR_OVERWRITE
     from vacc_deploy.quantize.run import quantize
 
     with join_ranks(os.environ, device) as (ranks, kept, own_device):
         is_first = ranks.rank == 0
+        if resume and overwrite:
+            way = launcher(os.environ, read_launch(os.environ))
+            commands = resume_command(sys.argv, way), overwrite_command(sys.argv, way)
+            raise UsageError("\n  ".join((RESUME_OR_OVERWRITE, *commands)))
         options = read_options(context, given, own_device)
         result = quantize(
             checkpoint_dir,

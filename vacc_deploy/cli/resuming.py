@@ -49,17 +49,29 @@ def describe_kept(
 
 
 def resume_command(argv: Sequence[str], launcher: Sequence[str] = ()) -> str:
-    """Return the command line that was given, with ``--resume``, as a shell reads it.
+    """Return the command line that goes on with the run of ``argv``, as a shell reads it.
+
+    Without ``--overwrite``: the run remembers that it may replace an older output.
 
     Args:
         argv: of this process.
         launcher: the program that started this and other processes, with its options.
     """
+    return _command_with("--resume", "--overwrite", argv, launcher)
+
+
+def overwrite_command(argv: Sequence[str], launcher: Sequence[str] = ()) -> str:
+    """Return the command line that begins again; see ``resume_command``."""
+    return _command_with("--overwrite", "--resume", argv, launcher)
+
+
+def _command_with(flag: str, other: str, argv: Sequence[str], launcher: Sequence[str]) -> str:
+    """Return the command line with ``flag`` and without ``other``."""
     program, arguments = argv[0], list(argv[1:])
-    if "--resume" not in arguments:
-        # Before a "--", behind which nothing is an option.
-        end = arguments.index("--") if "--" in arguments else len(arguments)
-        arguments.insert(end, "--resume")
+    # Behind a "--" nothing is an option.
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = [argument for argument in arguments[:end] if argument != other]
+    arguments = [*options, *([] if flag in options else [flag]), *arguments[end:]]
     if launcher:
         return shlex.join([*launcher, "-m", "vacc_deploy", *arguments])
     if Path(program).name == "__main__.py":

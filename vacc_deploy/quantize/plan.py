@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
 from vacc_deploy.checkpoint.manifest import model_name
 from vacc_deploy.checkpoint.output import check_output, check_space, partial_path
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.errors import CheckpointError
+from vacc_deploy.errors import CheckpointError, OutputError, UsageError
 from vacc_deploy.models.directory_config import check_format
 from vacc_deploy.models.vacc_config import check_vacc_config
 from vacc_deploy.progress import SILENT, KeptLayers, Progress
@@ -25,9 +26,10 @@ from vacc_deploy.quantize.records import Run
 from vacc_deploy.quantize.result import QuantizeResult
 from vacc_deploy.quantize.standing import (
     Finished,
+    Foreign,
     Standing,
-    check_standing,
     continue_run,
+    find_obstacle,
     look_at,
     take_finished,
 )
@@ -40,6 +42,12 @@ if TYPE_CHECKING:
     from vacc_deploy.calibration.rows import CalibrationRows
 
 
+RESUME_OR_OVERWRITE = (
+    "--resume goes on with what an earlier run has finished, --overwrite begins again. Give one of "
+    "them."
+)
+
+
 @dataclass(frozen=True)
 class PlannedRun:
     """A run of which everything is checked and nothing is written.
@@ -49,7 +57,6 @@ class PlannedRun:
         result: what is known before the work; the whole result where the output is finished.
         run: the run to begin, or the interrupted one to go on with.
         standing: what stands where the run would write.
-        overwrite: whether an older output may be replaced.
         started: when the planning began.
     """
 
@@ -57,7 +64,6 @@ class PlannedRun:
     result: QuantizeResult
     run: Run
     standing: Standing
-    overwrite: bool
     started: float
 
 
@@ -77,53 +83,85 @@ def plan_run(
     started = time.monotonic()
     # First what costs little: calibration text is read, and weights are hashed, when all else fits.
     options.check()
+    if resume and overwrite:
+        raise UsageError(RESUME_OR_OVERWRITE)
+    compute = choose_compute(options.device, options.compute_dtype)
     checkpoint = _open_float(checkpoint_dir, options.formats)
     output_dir = output or _default_output(checkpoint_dir, options.formats)
     standing: Standing = None
+    notes: tuple[str, ...] = ()
     if ranks.rank == 0:  # the others write nothing, and may not even see the directory
         standing = look_at(output_dir, options.formats)
-        if overwrite or not (resume and isinstance(standing, Finished)):  # else nothing is written
-            check_output(output_dir, overwrite=overwrite, inputs=checkpoint.input_paths())
-        check_standing(standing, resume=resume, overwrite=overwrite, progress=progress)
+        asked = {"resume": resume, "overwrite": overwrite, "dry_run": dry_run}
+        notes = check_place(standing, output_dir, checkpoint, progress, **asked)
     left = standing if isinstance(standing, Run) else None
     if resume and left and not dry_run and kept:
         # An interruption may also come before the first layer of a resumed run.
         kept.follow(lambda: left.finished, left.num_layers, has_begun=False)
-    compute = choose_compute(options.device, options.compute_dtype)
     check_same(checkpoint, options, compute, ranks)
     with warming_up(compute):
         # Rank 0 alone reads text; rounding needs none, and has one process.
-        rows = None
-        if ranks.rank == 0 and options.method != RTN:
-            rows = read_calibration_rows(checkpoint, options, progress, dry_run=dry_run)
-        rows = ranks.share(rows)
-    if rows is not None:
-        check_rows(rows.num_fit_rows, ranks)
-    num_layers = checkpoint.config.num_hidden_layers
+        needs_rows = ranks.rank == 0 and options.method != RTN
+        read = partial(read_calibration_rows, checkpoint, options, progress, dry_run=dry_run)
+        rows = ranks.share(read() if needs_rows else None)
+    check_rows(rows, ranks)
     plan = Plan(checkpoint, options, rows, compute, output_bytes(checkpoint, options.formats))
-    result = _planned_result(plan, output_dir)
+    result = _planned_result(plan, output_dir, notes)
     identity = identify(
         checkpoint, options, result.model, result.calibration, compute, num_ranks=ranks.count
     )
-    run = Run(partial_path(output_dir), options.formats, identity, num_layers)
+    shape = options.formats, identity, checkpoint.config.num_hidden_layers
+    run = Run(partial_path(output_dir), *shape, overwrite)
     # A dry run writes no answers, so it cannot know whether those of then were the same.
     known = None if dry_run and options.answers == OWN else identity
     if resume and left:
         run = continue_run(left, known)
     elif resume and isinstance(standing, Finished) and known is not None:
-        result = take_finished(result, standing, known, overwrite=overwrite)
+        result = take_finished(result, standing, known)
     result = replace(result, already_finished=ranks.share(result.already_finished))
     if ranks.rank == 0 and not result.already_finished:
-        # What an interrupted run has written is used again, or removed first.
-        needed = plan.output_bytes - (left.num_bytes if left else 0)
-        check_space(output_dir, needed + plan.spooled_bytes(ranks.count, ranks.local_count))
+        _check_space(plan, output_dir, left, ranks)
         for warning in result.warnings:
             progress.warn(warning)
     plan = replace(plan, num_finished=run.finished)
-    return PlannedRun(plan, result, run, standing=standing, overwrite=overwrite, started=started)
+    return PlannedRun(plan, result, run, standing=standing, started=started)
 
 
-def _planned_result(plan: Plan, output_dir: Path) -> QuantizeResult:
+def check_place(
+    standing: Standing,
+    output_dir: Path,
+    checkpoint: Checkpoint,
+    progress: Progress,
+    *,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+) -> tuple[str, ...]:
+    """Refuse to write where something stands; return the notes of a dry run, which may do so.
+
+    A run that goes on may replace an output if it was begun so.
+    """
+    problem = find_obstacle(standing, resume=resume, overwrite=overwrite)
+    if problem and not dry_run:
+        raise OutputError(problem)
+    if problem:
+        return (f"without --dry-run this is refused: {problem}",)
+    if isinstance(standing, Foreign) and resume:
+        progress.warn(f"{standing.lost} is damaged: beginning again")
+    if resume and isinstance(standing, Finished):  # nothing will be written
+        return ()
+    may_replace = overwrite or (resume and isinstance(standing, Run) and standing.overwrite)
+    inputs = checkpoint.input_paths()
+    return check_output(output_dir, overwrite=may_replace, inputs=inputs, dry_run=dry_run)
+
+
+def _check_space(plan: Plan, output_dir: Path, left: Run | None, ranks: Ranks) -> None:
+    # What an interrupted run has written is used again, or removed first.
+    needed = plan.output_bytes - (left.num_bytes if left else 0)
+    check_space(output_dir, needed + plan.spooled_bytes(ranks.count, ranks.local_count))
+
+
+def _planned_result(plan: Plan, output_dir: Path, notes: tuple[str, ...]) -> QuantizeResult:
     """Return what is known before the work: sizes, memory, calibration."""
     checkpoint, options, rows = plan.checkpoint, plan.options, plan.rows
     return QuantizeResult(
@@ -135,6 +173,7 @@ def _planned_result(plan: Plan, output_dir: Path) -> QuantizeResult:
         formats=options.formats,
         calibration=describe_calibration(checkpoint.config, rows) if rows else None,
         warnings=budget_warnings(checkpoint.config, rows) if rows else (),
+        notes=notes,
     )
 
 

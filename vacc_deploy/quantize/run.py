@@ -49,11 +49,12 @@ def quantize(
         options: method, calibration and formats.
         output: the directory to write; default ``<checkpoint_dir>-<format>``, with several formats
             ``<checkpoint_dir>-quantized``.
-        overwrite: replace an output of an earlier run; without ``resume`` also forget the finished
-            layers of an interrupted one.
+        overwrite: replace an output of an earlier run, and forget the finished layers of an
+            interrupted one.
         dry_run: validate (calibration text included) and plan only.
         resume: go on where an interrupted run with the same inputs, options and versions stopped;
-            begin where there is none; do nothing where its output is finished.
+            begin where there is none; do nothing where its output is finished. Not with
+            ``overwrite``; a run that began with it keeps that right.
         progress: receives every layer.
         kept: tells, from then on, which finished layers stay if the run ends now.
         ranks: the processes of the run; every one calls this function with the same arguments, and
@@ -120,8 +121,8 @@ def execute(
         # Until the run has begun, what an earlier one left is untouched.
         return run.finished > 0 if has_begun else isinstance(planned.standing, (Run, Foreign))
 
-    overwrite, inputs = planned.overwrite, checkpoint.input_paths()
-    with output_directory(result.output_dir, overwrite=overwrite, inputs=inputs, keeps=keeps):
+    inputs = checkpoint.input_paths()
+    with output_directory(result.output_dir, overwrite=run.overwrite, inputs=inputs, keeps=keeps):
         begin_run(run, progress)
         has_begun = True
         kept.follow(lambda: run.finished, run.num_layers, has_begun=True)
