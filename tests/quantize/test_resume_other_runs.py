@@ -20,7 +20,7 @@ from vacc_deploy.quantize.run import quantize
 
 def change_option(context):
     context["options"] = replace(context["options"], seed=7, act_order=False)
-    return ["option act_order: true then, false now", "option seed: 0 then, 7 now"]
+    return ["--act-order: true then, false now", "--seed: 0 then, 7 now"]
 
 
 def change_weights(context):
@@ -40,15 +40,12 @@ def change_side_file(context):
 def change_text(context):
     path = context["text"]
     path.write_text(f"other {path.read_text('utf-8')}", "utf-8")
-    return [
-        *("calibration sources 0 documents_read: ", "calibration sources 0 sha256: "),
-        "calibration tokens_sha256: ",
-    ]
+    return ["calibration file words.txt: "]  # and nothing of the tokens, which only follow
 
 
 def change_threads(context):
     context["monkeypatch"].setattr(identity.torch, "get_num_threads", lambda: 77)
-    return ["torch threads: 1 then, 77 now"]
+    return ["torch threads: 1 then, 77 now (set OMP_NUM_THREADS=1)"]
 
 
 def change_processor(context):
@@ -99,7 +96,7 @@ def test_resume_of_another_run_is_refused_by_name(tmp_path, words, monkeypatch, 
         )
         assert len(found) == len(lines)
         for line, start in zip(found, lines, strict=True):
-            assert line.startswith(f"  - {start}") and " then, " in line and line.endswith(" now")
+            assert line.startswith(f"  - {start}") and " then, " in line and " now" in line
         assert "--overwrite" in last
         assert contents(kept) == before and not layers.has_begun
 
@@ -159,8 +156,35 @@ def test_identity_holds_the_answers_but_not_where_they_are_kept(tmp_path, gptq):
 
     (line,) = identity.differences(identify("aa"), identify("bb"))
     assert line == "calibration answers answers_sha256: aa then, bb now"
+    # Of other rows the answers only follow.
+    changed = replace(own, num_samples=9)
+    assert identity.differences(identify("aa"), identify("bb", changed)) == [
+        "--num-samples: 24 then, 9 now"
+    ]
     assert identify("aa", replace(own, answers_cache=tmp_path / "cache")) == identify("aa")
     (line,) = identity.differences(
         identify("aa"), identify("aa", replace(own, max_answer_tokens=7))
     )
-    assert line == "option max_answer_tokens: 512 then, 7 now"
+    assert line == "--max-answer-tokens: 512 then, 7 now"
+
+
+def test_what_was_typed_is_named_and_nothing_that_only_follows(model, output, gptq, tmp_path):
+    interrupt(model, output, gptq)
+    (other := tmp_path / "other.txt").write_text("three four five " * 9000, "utf-8")
+    words = gptq.sources[0]
+    for changed, lines in (
+        (replace(gptq, sequence_length=16, dampening_frac=0.2), ["dampening", "seq-len"]),
+        (replace(gptq, sources=(CalibrationSource("text", other),)), ["calibration"]),
+        (
+            replace(gptq, sources=(words, CalibrationSource("text", other, 2.0))),
+            ["calibration, number 2: none then, text=other.txt:2 now"],
+        ),
+        (RTN, ["method: gptq then, rtn now"]),
+    ):
+        with pytest.raises(OutputError) as caught:
+            quantize(model, options=changed, output=output, resume=True)
+        _, *found, _ = str(caught.value).splitlines()
+        assert len(found) == len(lines)
+        for line, start in zip(found, lines, strict=True):
+            assert line.startswith(f"  - --{start}")
+    quantize(model, options=gptq, output=output, resume=True)
