@@ -3,6 +3,7 @@
 import json
 import os
 
+import click
 import pytest
 import torch
 from checkpoint_builders import write_checkpoint
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 from texts import read_json, write_numbers
 
 from vacc_deploy.cli import cli
+from vacc_deploy.cli.quantize_options import QuantizationChoice
 from vacc_deploy.errors import OutputError
 from vacc_deploy.quantize import shards
 
@@ -141,6 +143,36 @@ def test_quantize_wrong_options(source, tmp_path, monkeypatch, arguments, code, 
     assert message in result.output
     assert "Traceback" not in result.output
     assert sorted(tmp_path.rglob("*")) == before
+
+
+ONLY_8_BITS = (
+    "quantize writes 8 bits, per channel, symmetric, and nothing else; see docs/formats.md."
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--format", "int4"), "Invalid value for '--format': 'int4' is not one of "),
+        (("--format", "w8a16_gptq"), "Invalid value for '--format': 'w8a16_gptq' is not one of "),
+        (("--method", "awq"), "Invalid value for '--method': 'awq' is not one of 'gptq', 'rtn'."),
+        (("--bits", "4"), "No such option '--bits'."),
+        (("--group-size", "128"), "No such option '--group-size'."),
+    ],
+)
+def test_quantize_says_what_there_is_where_4_bits_are_looked_for(source, arguments, message):
+    result = run(source, *arguments)
+    (line,) = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert result.exit_code == 2
+    assert line.startswith(f"Error: {message}") and ONLY_8_BITS in line
+    assert ONLY_8_BITS not in run(source, "--sede", "1").output
+
+
+def test_the_former_name_of_a_format_gives_the_new_one():
+    choice = QuantizationChoice(["int8", "vamc"])
+    with pytest.raises(click.BadParameter, match="fp16 is now called vamc.$"):
+        choice.convert("fp16", None, None)
+    assert choice.convert("vamc", None, None) == "vamc"
 
 
 def test_quantize_data_errors_exit_1_and_leave_nothing(source, words, tmp_path):

@@ -10,11 +10,15 @@ from typing import Any
 import click
 
 from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_option, output_options
-from vacc_deploy.cli.quantize_options import quantization_options, read_options
+from vacc_deploy.cli.quantize_options import (
+    QuantizeCommand,
+    quantization_options,
+    read_options,
+)
 from vacc_deploy.errors import UsageError
 
 
-@click.command("quantize")
+@click.command("quantize", cls=QuantizeCommand)
 @click.argument("checkpoint_dir", metavar="DIR", type=DIRECTORY)
 @output_option("Set the output directory. Default: <DIR>-<format>, with several <DIR>-quantized")
 @quantization_options
