@@ -12,7 +12,7 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A command that is interrupted in Python ends by itself in less. After that a library has the main
 # thread: the Cholesky factor of 18,944 columns takes 45 seconds.
-PATIENCE_SECONDS = 1.5
+PATIENCE_SECONDS = 1.2
 # How long a message may take, should nobody read what this process prints.
 _MESSAGE_SECONDS = 0.3
 
