@@ -36,8 +36,7 @@ def check_output(
         inputs: directories and files that must stay as they are.
         dry_run: accept an output that exists, since nothing will be written.
 
-    Returns:
-        a note for the plan of a dry run, where the run itself would be refused.
+    Returns a note for the plan of a dry run, where the run itself would be refused.
 
     Raises:
         OutputError: says which rule is broken and what to do.
