@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -257,19 +258,29 @@ def test_a_dry_run_lists_the_same_files_and_writes_nothing(tmp_path, shard_names
     assert snapshot(tmp_path) == before
     done = prepare(weights=source, output=tmp_path / "out")
     assert [(n, how) for n, _, how in plan.files] == [(n, how) for n, _, how in done.files]
-    known = [file for file in plan.files if file[1]]
+    known = [file for file in plan.files if file[1] is not None]
     assert set(known) <= set(done.files)
+    assert all(size != 0 for _, size, _ in plan.files) and plan.files[-1][1] is None
+    assert re.search(r"^generated +\d files?: ", plan.to_text(), re.MULTILINE)
     assert plan.notes == done.notes
     assert plan.to_text().startswith(f"Would prepare src in {tmp_path / 'out'}\nhardlink ")
     assert "Next:" not in plan.to_text()
 
 
+def test_a_dry_run_of_an_output_that_exists_says_what_the_run_needs(tmp_path):
+    options = {"weights": write_checkpoint(tmp_path / "src"), "output": tmp_path / "out"}
+    prepare(**options)
+    note = f"{tmp_path / 'out'} exists and is not empty. Give --overwrite to replace it, or choose"
+    plan = prepare(**options, dry_run=True)
+    assert plan.notes[-1] == f"without --dry-run this is refused: {note} another --output."
+    assert f"\nNote: {plan.notes[-1]}" in plan.to_text()
+    assert not any("refused" in text for text in prepare(**options, overwrite=True).notes)
+
+
 def test_a_dry_run_checks_output_and_space_too(tmp_path, monkeypatch):
     source = write_checkpoint(tmp_path / "src")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "x").touch()
-    options = {"weights": source, "output": tmp_path / "out", "dry_run": True}
-    assert "exists and is not empty" in refused(OutputError, **options)
+    options = {"weights": source, "output": tmp_path / "no" / "out", "dry_run": True}
+    assert "does not exist" in refused(OutputError, **options)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     options["output"] = tmp_path / "other"

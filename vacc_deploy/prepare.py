@@ -49,14 +49,14 @@ class PrepareResult:
 
     Attributes:
         files: name, bytes and how it came (``hardlink``, ``copy``, ``generated``, ...) of each
-            file; the bytes of generated files are 0 before they are written.
+            file; in a dry run the bytes are None where only the work would tell them.
         notes: what a user should know about this checkpoint.
     """
 
     model: str
     source_dir: Path
     output_dir: Path
-    files: tuple[tuple[str, int, str], ...]
+    files: tuple[tuple[str, int | None, str], ...]
     notes: tuple[str, ...]
     dry_run: bool = False
 
@@ -73,16 +73,18 @@ class PrepareResult:
 
     def to_text(self) -> str:
         """Return the files by how they came, and the next command."""
-        groups: dict[str, list[tuple[str, int]]] = {}
+        groups: dict[str, list[tuple[str, int | None]]] = {}
         for name, size, how in self.files:
             groups.setdefault(how, []).append((name, size))
         lines = []
         for how, members in groups.items():
-            total = format_bytes(sum(size for _, size in members))
+            sizes = [size for _, size in members if size is not None]
+            # A sum that lacks a file would be a wrong one.
+            total = f", {format_bytes(sum(sizes))}" if len(sizes) == len(members) else ""
             names = ", ".join(name for name, _ in members[:6])
             more = f" and {len(members) - 6} more" if len(members) > 6 else ""
             plural = "" if len(members) == 1 else "s"
-            lines.append((how, f"{len(members)} file{plural}, {total}: {names}{more}"))
+            lines.append((how, f"{len(members)} file{plural}{total}: {names}{more}"))
         head = "Would prepare" if self.dry_run else "Prepared"
         text = f"{head} {self.model} in {self.output_dir}\n{format_pairs(lines)}"
         text += "".join(f"\nNote: {note}" for note in self.notes)
@@ -130,12 +132,13 @@ def prepare(
     name = known.name if known else found.name
     output_dir = output or Path(f"{name}-vacc")
     inputs = checkpoint.input_paths()
-    check_output(output_dir, overwrite=overwrite, inputs=inputs)
+    obstacles = check_output(output_dir, overwrite=overwrite, inputs=inputs, dry_run=dry_run)
     planned = _plan_weights(checkpoint, output_dir, link_mode)
     small_files, notes = _plan_small_files(checkpoint), _notes(checkpoint, planned)
     if dry_run:
-        planned += [*(file[:3] for file in small_files), (MANIFEST_NAME, 0, "generated")]
-        return PrepareResult(name, found.directory, output_dir, tuple(planned), notes, True)
+        listed = (*planned, *(file[:3] for file in small_files), (MANIFEST_NAME, None, "generated"))
+        notes += obstacles
+        return PrepareResult(name, found.directory, output_dir, listed, notes, dry_run=True)
     with output_directory(output_dir, overwrite=overwrite, inputs=inputs) as folder:
         files = _place_weights(checkpoint, folder, link_mode, progress)
         files += [(write(folder), how) for _, _, how, write in small_files]
@@ -148,8 +151,8 @@ def prepare(
             files=[file for file, _ in files],
         )
     files.append((manifest, "generated"))
-    listed = tuple((file.name, file.num_bytes, how) for file, how in files)
-    return PrepareResult(name, found.directory, output_dir, listed, notes)
+    written = tuple((file.name, file.num_bytes, how) for file, how in files)
+    return PrepareResult(name, found.directory, output_dir, written, notes)
 
 
 def _read_request(
@@ -299,7 +302,7 @@ def _place_weights(
 
 
 # Name, bytes and way of a file beside the weights, for a dry run, and what a run calls to write it.
-_SmallFile = tuple[str, int, str, Callable[[Path], WrittenFile]]
+_SmallFile = tuple[str, int | None, str, Callable[[Path], WrittenFile]]
 
 
 def _plan_small_files(checkpoint: Checkpoint) -> list[_SmallFile]:
@@ -315,7 +318,7 @@ def _plan_small_files(checkpoint: Checkpoint) -> list[_SmallFile]:
         # Odd names without an index: loaders find such shards only through one.
         weight_map = {name: info.path.name for name, info in checkpoint.tensors.items()}
         write = partial(write_index_map, weight_map=weight_map, total=checkpoint.weight_bytes)
-        files.append((INDEX_NAME, 0, "generated", write))
+        files.append((INDEX_NAME, None, "generated", write))
     files += map(copied, side_files(checkpoint.directory, with_config=True))
     if needs_vacc_config(checkpoint.config):
         files += [copied(source_file(name), "from vacc-deploy") for name in SOURCE_FILES]

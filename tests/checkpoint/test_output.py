@@ -1,6 +1,7 @@
 import errno
 import fcntl
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -414,6 +415,21 @@ def test_replace_text_is_whole_and_replaces_its_own_files_only(tmp_path, monkeyp
     replace_text(path, "any", overwrite=True, head="")
     assert names(tmp_path) == ["a.yaml", "a.yaml.partial"]
     assert (tmp_path / "a.yaml.partial").read_text() == "mine"
+
+
+def test_replace_text_removes_what_a_killed_process_left(tmp_path):
+    path, hidden = tmp_path / "x.yaml", ".x.yaml.0a1b"
+    # Above any number of a process; then one that lives; then files of others.
+    abandoned = tmp_path / f"{hidden}.99999999.partial"
+    others = [
+        f"{hidden}.{os.getpid()}.partial",
+        f"{hidden}.partial",
+        ".y.yaml.0a1b.99999999.partial",
+    ]
+    for name in (abandoned.name, *others):
+        (tmp_path / name).touch()
+    replace_text(path, "text", overwrite=False, head="")
+    assert names(tmp_path) == sorted([*others, "x.yaml"])
 
 
 def test_replace_text_refuses_what_is_no_file(tmp_path):

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import click
@@ -325,42 +326,108 @@ def test_a_reader_that_leaves_early_is_no_traceback():
     assert "BrokenPipe" not in result.stderr
 
 
-# Places the first weight file, says so, and waits to be stopped.
+# Does a little, says so, and waits to be stopped: in Python, or where no signal comes through.
 SLOW = """
-import sys, time
-import vacc_deploy.prepare as module
-real = module.place_shard
-def place_shard(*args):
-    real(*args)
-    print("ready", file=sys.stderr, flush=True)
-    time.sleep(30)
-module.place_shard = place_shard
+import hashlib, sys, threading, time
+import MODULE as module
+real = module.FUNCTION
+def slow(*args, **options):
+    if "FUNCTION" == "place_shard":
+        real(*args)
+    # Once the wait has begun: before it, a signal would come through in any case.
+    threading.Timer(0.3, lambda: print("ready", file=sys.stderr, flush=True)).start()
+    WAIT
+module.FUNCTION = slow
 from vacc_deploy.cli import main
 main()
 """
+IN_PYTHON, IN_A_LIBRARY = "time.sleep(60)", "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def stopped(path, wait, number, *arguments):
+    """Send a signal to a command that waits in the function at ``path``; return how it ended."""
+    module, _, function = path.rpartition(".")
+    code = SLOW.replace("MODULE", module).replace("FUNCTION", function).replace("WAIT", wait)
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stderr.readline() == "ready\n"
+        began = time.monotonic()
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=20)
+    assert time.monotonic() - began < 3
+    assert "Traceback" not in stderr
+    return process.returncode, stdout, stderr.strip()
+
+
+SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+PLACE_SHARD = "vacc_deploy.prepare.place_shard"
+
+
+@SIGNALS
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_stopped_run_leaves_no_partial_directory(tmp_path, number, code, overwrite):
     source, out = write_checkpoint(tmp_path / "in"), tmp_path / "out"
-    args = ["prepare", "--weights", str(source), "--output", str(out), "--link-mode", "copy"]
+    args = ["prepare", "--weights", source, "--output", out, "--link-mode", "copy"]
     if overwrite:
         assert invoke(*args).exit_code == 0
         args.append("--overwrite")
     expected = sorted(path.name for path in tmp_path.iterdir())
-    command = [sys.executable, "-c", SLOW, *args]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-    with subprocess.Popen(command, **pipes) as process:
-        assert process.stderr.readline() == "ready\n"
-        assert (tmp_path / "out.partial").is_dir()
-        process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=20)
-    assert (process.returncode, stdout) == (code, "")
-    assert "Traceback" not in stderr
-    if number == signal.SIGINT:
-        assert stderr.strip() == "Interrupted; no half-written output was left."
+    message = "Interrupted. No half-written output was left."
+    assert stopped(PLACE_SHARD, IN_PYTHON, number, *args) == (code, "", message)
     assert sorted(path.name for path in tmp_path.iterdir()) == expected
+
+
+@SIGNALS
+def test_a_run_that_is_stuck_in_a_library_is_stopped_too(tmp_path, number, code):
+    source, out = write_checkpoint(tmp_path / "in"), tmp_path / "out"
+    args = ["prepare", "--weights", source, "--output", out]
+    message = (
+        "Interrupted. Half-written files may be left beside the output. Their names end in "
+        ".partial, and the next run for the same output removes them."
+    )
+    assert stopped(PLACE_SHARD, IN_A_LIBRARY, number, *args) == (code, "", message)
+    assert (tmp_path / "out.partial").is_dir()
+    assert invoke(*args).exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+@pytest.mark.parametrize("wait", [IN_PYTHON, IN_A_LIBRARY])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_stopped_command_that_writes_nothing_says_no_more_than_that(tmp_path, wait, as_json):
+    arguments = ["verify", tmp_path, *(["--json"] if as_json else [])]
+    code, stdout, stderr = stopped(
+        "vacc_deploy.reference.verify.verify", wait, signal.SIGINT, *arguments
+    )
+    assert (code, stderr) == (130, "Interrupted.")
+    if as_json:
+        error = {"type": "StoppedError", "message": "Interrupted."}
+        assert json.loads(stdout) == {"error": error}
+    else:
+        assert stdout == ""
+
+
+def test_a_signal_that_was_ignored_from_the_start_stays_ignored(tmp_path):
+    code = (
+        "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from vacc_deploy.cli import cli, main\n"
+        "@cli.command('work')\ndef work():\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print('done')\nimport sys\nsys.argv = ['vacc-deploy', 'work']\nmain()\n"
+    )
+    result = run(code=code)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "done\n", "")
+
+
+def test_a_signal_behind_the_result_adds_nothing_to_it():
+    code = (
+        "import os, signal\nfrom vacc_deploy.cli import main, models\n"
+        "real = models.emit\n"
+        "def emit(result):\n    real(result)\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "models.emit = emit\nmain()\n"
+    )
+    result = run("models", "--json", code=code)
+    assert (result.returncode, result.stderr) == (130, "Interrupted.\n")
+    assert list(json.loads(result.stdout)) == ["models"]
 
 
 def on_terminal(code):

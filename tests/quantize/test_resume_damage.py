@@ -5,7 +5,7 @@ import os
 from dataclasses import replace
 
 import pytest
-from doubles import Recorder, StopAfter
+from doubles import Recorder
 from resume_runs import (
     POINTS,
     RTN,
@@ -22,6 +22,7 @@ from vacc_deploy.checkpoint.output import MANIFEST_NAME
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import OutputError
 from vacc_deploy.formats.layouts import VAMC
+from vacc_deploy.progress import KeptLayers
 from vacc_deploy.quantize import run as run_module
 from vacc_deploy.quantize.records import MAX_RECORD_BYTES, RUN_NAME, record_name
 from vacc_deploy.quantize.result import TIMING_NAME
@@ -187,7 +188,7 @@ def test_finished_layers_of_another_version_are_not_destroyed(
         name, reason = ".vacc-deploy-journal", f"expected {RUN_NAME}"
         (partial / RUN_NAME).rename(partial / name)
     before, arguments = contents(partial), {"options": gptq, "output": output}
-    for more in ({}, {"resume": True}, {"resume": True, "overwrite": True}, {"dry_run": True}):
+    for more in ({}, {"resume": True}):
         with pytest.raises(OutputError) as caught:
             quantize(model, **arguments, **more)
         first, _, rest = str(caught.value).partition(" (")
@@ -199,6 +200,8 @@ def test_finished_layers_of_another_version_are_not_destroyed(
             "). Resume with the version that began, or give --overwrite, without --resume, to "
             "begin again."
         )
+        plan = quantize(model, **arguments, **more, dry_run=True)
+        assert plan.notes == (f"without --dry-run this is refused: {caught.value}",)
         assert contents(partial) == before
     quantize(model, **arguments, overwrite=True)
     assert contents(output) == expected["gptq"]
@@ -215,10 +218,10 @@ def test_a_run_that_fails_keeps_the_layers_of_another_version(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_module, "begin_run", fail)
-    control = StopAfter(99)
+    kept = KeptLayers()
     with pytest.raises(KeyboardInterrupt):
-        quantize(model, options=gptq, output=output, overwrite=True, control=control)
-    assert contents(partial) == before and control.told is None
+        quantize(model, options=gptq, output=output, overwrite=True, kept=kept)
+    assert contents(partial) == before and not kept.finished
 
 
 # ---- finished outputs -------------------------------------------------------------------------
@@ -237,9 +240,9 @@ def test_resume_of_a_finished_but_damaged_output(model, output, gptq, expected):
         f"  - {shard_file(2)}: its content is not what quantize wrote (sha256 {got[:12]}..., "
         f"expected {wrote[:12]}...)\n"
         "  - tokenizer.json: it is missing\n"
-        "Give --overwrite to replace it, or choose another --output."
+        "Give --overwrite, without --resume, to replace it, or choose another --output."
     )
-    quantize(model, options=gptq, output=output, resume=True, overwrite=True)
+    quantize(model, options=gptq, output=output, overwrite=True)
     assert contents(output) == expected["gptq"]
 
 

@@ -11,6 +11,7 @@ from resume_runs import (
     RTN,
     after_record,
     between_the_renames,
+    change_json,
     contents,
     interrupt,
     killed,
@@ -70,6 +71,8 @@ def test_resume_after_a_kill_while_replacing_an_older_output(model, output, gptq
     quantize(model, options=RTN, output=output)
     arguments = {"options": gptq, "output": output, "overwrite": True}
     killed(REPLACING[point], model, **arguments)
+    # The run itself knows that it may replace the older output.
+    del arguments["overwrite"]
     quantize(model, **arguments, resume=True)
     assert contents(output) == expected["gptq"]
     assert names_around(output) == ["out"]
@@ -79,6 +82,8 @@ def test_an_older_output_gets_its_name_back_when_the_new_one_is_given_up(model, 
     quantize(model, options=RTN, output=output)
     killed(between_the_renames, model, options=RTN, output=output, overwrite=True)
     assert not output.exists()
+    run = output.with_name("out.partial") / RUN_NAME
+    change_json(run, lambda values: values.pop("overwrite"))  # as earlier versions
     with pytest.raises(OutputError, match="exists and is not empty"):
         quantize(model, options=RTN, output=output, resume=True)
     assert contents(output) == expected["rtn"]

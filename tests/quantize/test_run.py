@@ -39,7 +39,7 @@ from vacc_deploy.formats.int8 import quantize_rounding
 from vacc_deploy.models.config import LAYER_LINEARS, LM_HEAD, linear_name
 from vacc_deploy.models.directory_config import INT8_GUARD
 from vacc_deploy.prepare import prepare
-from vacc_deploy.progress import SILENT, UNCONTROLLED
+from vacc_deploy.progress import SILENT, KeptLayers
 from vacc_deploy.quantize import plan as plan_module
 from vacc_deploy.quantize import run as run_module
 from vacc_deploy.quantize import shards
@@ -211,7 +211,7 @@ def test_quantize_waits_for_the_device_at_every_phase_only_to_profile(tmp_path, 
     planned = plan_run(source, options=gptq_options(text, profile=profile))
     assert list(tmp_path.iterdir()) == [source]
     counted = replace(planned.plan, compute=CountedCompute(**vars(planned.plan.compute)))
-    result = execute(replace(planned, plan=counted), SILENT, UNCONTROLLED, ALONE)
+    result = execute(replace(planned, plan=counted), SILENT, KeptLayers(), ALONE)
     # Otherwise once a layer, before the writers take its codes.
     assert len(waited) > 100 if profile else len(waited) == 2
     phases = read_json(result.output_dir / "quantize_timing.json")["phases"]
@@ -371,9 +371,7 @@ def test_quantize_dry_run_still_validates(tmp_path, text):
     source = make_source(tmp_path / "model")
     fails(CalibrationError, source, gptq_options(text, num_samples=3000), dry_run=True)
     fails(UsageError, source, QuantizeOptions("gptq"), dry_run=True)
-    (tmp_path / "model-int8-codes").mkdir()
-    (tmp_path / "model-int8-codes" / "x").write_text("x")
-    fails(OutputError, source, RTN, dry_run=True)
+    fails(OutputError, source, RTN, output=source / "inside", dry_run=True)
 
 
 @pytest.mark.parametrize("place", [".", "../model", "sub/.."])

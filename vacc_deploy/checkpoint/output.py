@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vacc_deploy.checkpoint.writer import write_text
+from vacc_deploy.checkpoint.writer import remove_abandoned, write_text
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
 from vacc_deploy.json_files import read_json
 from vacc_deploy.permissions import explain_unwritable, is_denied
@@ -26,13 +26,18 @@ RUN_FILE_PREFIX = ".vacc-deploy-"
 _MARKER = f"{RUN_FILE_PREFIX}partial"
 
 
-def check_output(output_dir: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> None:
+def check_output(
+    output_dir: Path, *, overwrite: bool, inputs: tuple[Path, ...] = (), dry_run: bool = False
+) -> tuple[str, ...]:
     """Refuse an output that exists, contains an input, or cannot be created.
 
     Args:
         output_dir: the directory to write.
         overwrite: accept an output of an earlier run with nothing else in it.
         inputs: directories and files that must stay as they are.
+        dry_run: accept an output that exists, since nothing will be written.
+
+    Returns a note for the plan of a dry run, where the run itself would be refused.
 
     Raises:
         OutputError: says which rule is broken and what to do.
@@ -60,25 +65,33 @@ def check_output(output_dir: Path, *, overwrite: bool, inputs: tuple[Path, ...] 
         raise OutputError(f"{output_dir} exists and is not a directory. Choose another --output.")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise _unwritable(output_dir)
+    problem = _find_obstacle(output_dir, overwrite=overwrite)
+    if problem and not dry_run:
+        raise OutputError(problem)
+    return (f"without --dry-run this is refused: {problem}",) if problem else ()
+
+
+def _find_obstacle(output_dir: Path, *, overwrite: bool) -> str:
+    """Return why what stands at ``output_dir`` may not be replaced, or an empty text."""
     if not output_dir.is_dir() or not any(output_dir.iterdir()):
-        return
+        return ""
     if not overwrite:
-        raise OutputError(
+        return (
             f"{output_dir} exists and is not empty. Give --overwrite to replace it, or choose "
             "another --output."
         )
     if not (output_dir / MANIFEST_NAME).is_file():
-        raise OutputError(
+        return (
             f"{output_dir} is not empty and was not written by vacc-deploy (it has no "
             f"{MANIFEST_NAME}), so --overwrite will not delete it. Remove it yourself, or choose "
             "another --output."
         )
-    foreign = _foreign_files(output_dir)
-    if foreign:
-        raise OutputError(
+    if foreign := _foreign_files(output_dir):
+        return (
             f"{output_dir} holds what {MANIFEST_NAME} does not list, so --overwrite will not "
             f"delete it:\n{list_problems(foreign)}\nMove it away, or choose another --output."
         )
+    return ""
 
 
 def _check_parent(parent: Path) -> None:
@@ -155,8 +168,9 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str) -> None:
                 f"{path} was not written by vacc-deploy, so --overwrite will not replace it. "
                 "Remove it yourself, or choose another --output."
             )
+    remove_abandoned(path)
     # Beside the target: a rename is atomic within one file system only.
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}.partial")
     try:
         write_text(partial, text)
         os.replace(partial, path)

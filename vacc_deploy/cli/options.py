@@ -96,13 +96,24 @@ def output_options(function: Function) -> Function:
     return overwrite(dry_run(function))
 
 
+def settings() -> dict[str, Any]:
+    """Return what all parts of the running command know of each other, by name.
+
+    ``json`` and ``debug`` are the options. ``what_stays`` returns the sentence on what an
+    interrupted command keeps; ``is_silent`` says that another process speaks for this one;
+    ``is_printed`` that the result is on its way to stdout.
+    """
+    return click.get_current_context().meta
+
+
 def is_json() -> bool:
     """Return whether ``--json`` was given."""
-    return bool(click.get_current_context().find_root().meta.get("json"))
+    return bool(settings().get("json"))
 
 
 def emit(result: Result) -> None:
     """Print a result on stdout: text, or one JSON object under ``--json``."""
+    settings()["is_printed"] = True
     if is_json():
         _emit_json(result.to_dict())
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,15 @@ from vacc_deploy.cli.options import (
     output_option,
     output_options,
 )
-from vacc_deploy.cli.quantize_options import quantization_options, read_options
+from vacc_deploy.cli.quantize_options import (
+    QuantizeCommand,
+    quantization_options,
+    read_options,
+)
+from vacc_deploy.errors import UsageError
 
 
-@click.command("quantize")
+@click.command("quantize", cls=QuantizeCommand)
 @click.argument("checkpoint_dir", metavar="DIR", type=CHECKPOINT)
 @output_option("Set the output directory. Default: <DIR>-<format>, with several <DIR>-quantized")
 @quantization_options
@@ -46,7 +52,7 @@ def quantize_command(
     by GPTQ and by rounding, and the one with the smaller error on held-out text is kept.
 
     A run that was killed or failed after its first layer goes on with the same command and
-    --resume. Ctrl-C finishes the current layer; a second one stops at once.
+    --resume. So does one that was stopped with Ctrl-C, which ends it at once.
 
     \b
     Examples:
@@ -55,13 +61,19 @@ def quantize_command(
           --calibration c4=c4-train.00000-of-01024.json.gz --calibration ceval=ceval-exam.zip
     """
     from vacc_deploy.checkpoint.locate import locate
-    from vacc_deploy.cli.launcher import join_ranks
+    from vacc_deploy.cli.launcher import join_ranks, launcher, read_launch
+    from vacc_deploy.cli.resuming import overwrite_command, resume_command
     from vacc_deploy.cli.terminal import terminal_progress
     from vacc_deploy.progress import SILENT
+    from vacc_deploy.quantize.plan import RESUME_OR_OVERWRITE
     from vacc_deploy.quantize.run import quantize
 
-    with join_ranks(os.environ, device) as (ranks, control, own_device):
+    with join_ranks(os.environ, device) as (ranks, kept, own_device):
         is_first = ranks.rank == 0
+        if resume and overwrite:
+            way = launcher(os.environ, read_launch(os.environ))
+            commands = resume_command(sys.argv, way), overwrite_command(sys.argv, way)
+            raise UsageError("\n  ".join((RESUME_OR_OVERWRITE, *commands)))
         options = read_options(context, given, own_device)
         source = locate(
             checkpoint_dir,
@@ -78,7 +90,7 @@ def quantize_command(
             dry_run=dry_run,
             resume=resume,
             progress=terminal_progress() if is_first else SILENT,
-            control=control,
+            kept=kept,
             ranks=ranks,
         )
     if is_first:

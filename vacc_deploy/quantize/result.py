@@ -75,6 +75,8 @@ class QuantizeResult:
         linears: one record for each linear; none where nothing was written.
         calibration: sources and numbers of tokens; None for ``rtn``.
         peak_device_memory_bytes: None where the device is the host.
+        notes: what the run itself would be refused for, in a dry run.
+        seconds, peak_memory_bytes: None where nothing was quantized.
         already_finished: whether a finished output of the same run was found and verified.
     """
 
@@ -88,8 +90,9 @@ class QuantizeResult:
     linears: tuple[LinearRecord, ...] = ()
     calibration: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
-    seconds: float = 0.0
-    peak_memory_bytes: int = 0
+    notes: tuple[str, ...] = ()
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
     peak_device_memory_bytes: int | None = None
     dry_run: bool = False
     already_finished: bool = False
@@ -136,12 +139,13 @@ class QuantizeResult:
             "input_bytes": self.input_bytes,
             "output_bytes": self.output_bytes,
             **self.estimate.to_dict(),
-            "seconds": round(self.seconds, 3),
+            "seconds": None if self.seconds is None else round(self.seconds, 3),
             "peak_memory_bytes": self.peak_memory_bytes,
             "peak_device_memory_bytes": self.peak_device_memory_bytes,
-            "totals": self.totals(),
+            "totals": None if self.dry_run else self.totals(),
             "calibration": self.calibration,
             "warnings": list(self.warnings),
+            "notes": list(self.notes),
             "linears": [asdict(record) for record in self.linears],
         }
 
@@ -157,9 +161,10 @@ class QuantizeResult:
             pairs.append(("calibration", _describe_calibration(self.calibration)))
         if self.dry_run:
             pairs += self.estimate.to_pairs()
-            return (
+            text = (
                 f"Would quantize {self.model} to int8 in {self.output_dir}\n{format_pairs(pairs)}"
             )
+            return text + "".join(f"\nNote: {note}" for note in self.notes)
         totals = self.totals()
         ratio = totals["mean_error_ratio_gptq_to_rtn"]
         if ratio is not None:
@@ -168,14 +173,11 @@ class QuantizeResult:
                 ("output error", f"{ratio:.3f} relative to RTN, on held-out tokens"),
                 ("cut at ±127", f"{totals['num_saturated']} codes"),
             ]
-        if not self.already_finished:
-            pairs += [
-                ("time", format_seconds(self.seconds)),
-                (
-                    "peak memory",
-                    describe_peak(self.peak_memory_bytes, self.peak_device_memory_bytes),
-                ),
-            ]
+        if self.seconds is not None:
+            pairs.append(("time", format_seconds(self.seconds)))
+        if self.peak_memory_bytes is not None:
+            peak = describe_peak(self.peak_memory_bytes, self.peak_device_memory_bytes)
+            pairs.append(("peak memory", peak))
         pairs.append(("report", self.main_dir / REPORT_NAME))
         text = f"Quantized {self.model} to int8 in {self.output_dir}\n{format_pairs(pairs)}"
         if self.already_finished:
