@@ -1,20 +1,25 @@
 """Stand-ins for what a checkpoint of random weights lacks: a tokenizer, and text that it can read.
 
-It also cuts a checkpoint to its first layers. Light to import: see ``measured``.
+It also cuts a checkpoint to its first layers, and makes one of random weights with the shapes of a
+model. Light to import: see ``measured``.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from vacc_deploy.assets import demo_model_dir
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.checkpoint.writer import shard_name, write_index, write_shard
 from vacc_deploy.demo.task import sample_problems
+from vacc_deploy.models.parse import parse_config
 
 # The tokenizers at hand make about 80 tokens of a problem and its answer, on average.
 _TOKENS_PER_PROBLEM = 40
+_SHAPED_VOCABULARY = 4096
 # Files that are written anew, or that no longer hold for the first layers alone.
 NOT_COPIED = ("config.json", "config_vacc.json", "model.safetensors.index.json", "vacc_deploy.json")
 
@@ -65,3 +70,31 @@ def write_sums(path: Path, num_tokens: int) -> None:
     """Write a text of at least ``num_tokens`` tokens: sums and their answers."""
     problems = sample_problems(num_tokens // _TOKENS_PER_PROBLEM + 1, seed=0, held_out=False)
     path.write_text("\n".join(p.question + p.response for p in problems), "utf-8")
+
+
+def write_shaped(target: Path, config_values: Mapping[str, Any], layers: int) -> None:
+    """Write random bfloat16 weights with the shapes of a model: few layers, a small vocabulary.
+
+    One shard a layer, so that memory holds one layer.
+    """
+    import torch
+
+    values = {**config_values, "num_hidden_layers": layers, "vocab_size": _SHAPED_VOCABULARY}
+    values |= {"bos_token_id": 0, "eos_token_id": 0, "max_window_layers": layers}
+    config = parse_config(values, where="the shaped model")
+    target.mkdir()
+    (target / "config.json").write_text(json.dumps(values, indent=2), "utf-8")
+    shapes, generator = config.expected_tensors(), torch.Generator().manual_seed(0)
+    inner = [config.layer_tensors(layer) for layer in range(layers)]
+    outer = [name for name in shapes if not any(name in names for names in inner)]
+    files = []
+    for index, names in enumerate((outer, *inner)):
+        tensors = {}
+        for name in names:
+            shape = shapes[name]
+            made = torch.randn(shape, generator=generator).mul_(shape[-1] ** -0.5)
+            tensors[name] = (made if len(shape) == 2 else made.abs() + 1).bfloat16()
+        files.append(write_shard(target / shard_name(index, layers + 1), tensors))
+    write_index(target, files)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (target / name).write_bytes((demo_model_dir() / name).read_bytes())

@@ -229,3 +229,35 @@ def test_a_prediction_stands_beside_the_run(script):
         ("  layers", "11.00", "8.00", "1.38"),
         ("memory in GiB", "1.50", "1.00", "1.50"),
     ]
+
+
+def test_a_shaped_checkpoint_opens_and_has_the_sizes_of_its_model(script, tmp_path):
+    config = build_config(num_layers=9, vocab_size=300)
+    script("stand_ins").write_shaped(tmp_path / "m", config, 2)
+    opened = Checkpoint.open(tmp_path / "m").config
+    assert (opened.num_hidden_layers, opened.vocab_size) == (2, 4096)
+    assert opened.layer_tensors(0) == parse_config(config, where="c").layer_tensors(0)
+
+
+def test_presets_scale_the_layers_alone(script):
+    presets = script("presets")
+    plan = {"estimated_parts": {"seconds": {"layers": 4.0, "preparation": 3.0}}}
+    assert presets.scaled_seconds(plan, 28) == 3 + 14 * 4
+    assert presets.scaled_seconds({"estimated_parts": {"seconds": None}}, 28) is None
+
+
+def test_requantizing_finds_the_codes_per_channel_and_loses_them_otherwise(script):
+    requantize = script("requantize")
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(-127, 128, (64, 256), generator=generator).to(torch.int8)
+    codes[:, 7] = 127
+    stored = (codes.float() * torch.linspace(1e-3, 1e-2, 64)[:, None].half()).half()
+    for dtype in (torch.float16, torch.float32):
+        assert torch.equal(requantize.vendor_codes(stored, dtype), codes)
+    assert (requantize.vendor_codes(stored, torch.bfloat16) != codes).any()
+    kept = requantize.WAYS["per channel, ±127 (published)"](stored.float())
+    assert torch.allclose(kept, stored.float(), rtol=2e-3)
+    # Groups have finer grids of their own: near the values, but not on the row's grid.
+    grouped = requantize.WAYS["groups of 128, asymmetric"](stored.float())
+    step = stored.float().abs().amax(1, keepdim=True) / 127
+    assert ((grouped - stored).abs() <= 0.51 * step * 255 / 254).all()

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -257,19 +258,29 @@ def test_a_dry_run_lists_the_same_files_and_writes_nothing(tmp_path, shard_names
     assert snapshot(tmp_path) == before
     done = prepare(weights=source, output=tmp_path / "out")
     assert [(n, how) for n, _, how in plan.files] == [(n, how) for n, _, how in done.files]
-    known = [file for file in plan.files if file[1]]
+    known = [file for file in plan.files if file[1] is not None]
     assert set(known) <= set(done.files)
+    assert all(size != 0 for _, size, _ in plan.files) and plan.files[-1][1] is None
+    assert re.search(r"^generated +\d files?: ", plan.to_text(), re.MULTILINE)
     assert plan.notes == done.notes
     assert plan.to_text().startswith(f"Would prepare src in {tmp_path / 'out'}\nhardlink ")
     assert "Next:" not in plan.to_text()
 
 
+def test_a_dry_run_of_an_output_that_exists_says_what_the_run_needs(tmp_path):
+    options = {"weights": write_checkpoint(tmp_path / "src"), "output": tmp_path / "out"}
+    prepare(**options)
+    note = f"{tmp_path / 'out'} exists and is not empty. Give --overwrite to replace it, or choose"
+    plan = prepare(**options, dry_run=True)
+    assert plan.notes[-1] == f"without --dry-run this is refused: {note} another --output."
+    assert f"\nNote: {plan.notes[-1]}" in plan.to_text()
+    assert not any("refused" in text for text in prepare(**options, overwrite=True).notes)
+
+
 def test_a_dry_run_checks_output_and_space_too(tmp_path, monkeypatch):
     source = write_checkpoint(tmp_path / "src")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "x").touch()
-    options = {"weights": source, "output": tmp_path / "out", "dry_run": True}
-    assert "exists and is not empty" in refused(OutputError, **options)
+    options = {"weights": source, "output": tmp_path / "no" / "out", "dry_run": True}
+    assert "does not exist" in refused(OutputError, **options)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     options["output"] = tmp_path / "other"
@@ -318,13 +329,61 @@ def test_a_prepared_directory_can_be_prepared_again(tmp_path):
 
 
 def test_neither_model_nor_weights():
-    message = "Give --model NAME (see vacc-deploy models), --weights DIR, or both."
-    assert refused(UsageError) == message
+    assert refused(UsageError) == (
+        "Give what to prepare: a checkpoint directory, the id of a repository, or a model name "
+        "(see vacc-deploy models). For example:\n  vacc-deploy prepare Distill-Qwen-7B"
+    )
 
 
 def test_an_unknown_model_is_refused_before_anything_else(tmp_path):
-    message = refused(UnsupportedModelError, model="Distil-Qwen-7B", weights=tmp_path / "none")
-    assert "Did you mean Distill-Qwen-7B?" in message
+    message = refused(UsageError, model="Distil-Qwen-7B", weights=tmp_path / "none")
+    assert message.startswith(
+        "--model: Unknown model 'Distil-Qwen-7B'. Did you mean Distill-Qwen-7B"
+    )
+    assert "Known models: Distill-Qwen-1.5B, " in message
+    assert message.endswith(
+        f"is given by its directory or its repository id, without --model:\n  {tmp_path / 'none'}"
+    )
+    assert refused(UsageError, model="Distil-Qwen-7B").endswith(", without --model:\n  DIR")
+
+
+def test_sources_that_contradict_each_other():
+    assert refused(UsageError, source="a", weights="b") == (
+        "SOURCE a and --weights b both say where the weights are. Give one of them:\n  b"
+    )
+    text = refused(UsageError, source="Distill-Qwen-7B", weights="b")
+    assert text.endswith("\n  b --model Distill-Qwen-7B")
+    for name, place in (("source", "SOURCE"), ("weights", "--weights")):
+        text = refused(UsageError, model="Distill-Qwen-14B", **{name: "Distill-Qwen-7B"})
+        assert text.startswith(f"{place} Distill-Qwen-7B and --model Distill-Qwen-14B are two")
+
+
+@pytest.mark.parametrize("name", ["source", "weights", "model"])
+def test_every_way_to_name_a_directory_gives_the_same_bytes(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "Mine")
+    assert prepare(**{name: "Mine"}).output_dir == Path("Mine-vacc")
+    prepare(weights=tmp_path / "Mine", output=tmp_path / "other")
+    assert contents(tmp_path / "Mine-vacc") == contents(tmp_path / "other")
+
+
+def test_a_directory_of_the_name_of_a_model_wins_over_the_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "Distill-Qwen-7B")
+    assert prepare("Distill-Qwen-7B").model == "Distill-Qwen-7B"
+    # --model means the model all the same.
+    assert "is not in the Hugging Face cache" in refused(
+        model="Distill-Qwen-7B", output=Path("out")
+    )
+
+
+def test_a_prepared_directory_is_prepared_already(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prepare(write_checkpoint(tmp_path / "Mine"))
+    assert refused(source="Mine-vacc") == (
+        "Mine-vacc is prepared already. Next:\n  vacc-deploy quantize Mine-vacc\n"
+        "To prepare it again into another directory, give --output."
+    )
 
 
 def test_another_model_than_named(tmp_path):
@@ -382,7 +441,7 @@ def test_int8_and_quantized_sources_are_refused(tmp_path):
     source = write_checkpoint(tmp_path / "src")
     deployed = quantize(source, options=QuantizeOptions("rtn")).output_dir
     assert refused(weights=deployed, output=tmp_path / "out") == (
-        f"{deployed} holds int8 weights already. Prepare the float checkpoint it was made from."
+        f"{deployed} holds vamc weights already. Prepare the float checkpoint it was made from."
     )
     write_json(source / "config.json", build_config(overrides={"quantization_config": {"a": 1}}))
     message = refused(UnsupportedModelError, weights=source, output=tmp_path / "out")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vacc_deploy.quantize.options import QuantizeOptions as QuantizeOptions
     from vacc_deploy.quantize.run import quantize as quantize
     from vacc_deploy.reference.generate import generate as generate
+    from vacc_deploy.reference.limits import Limits as Limits
     from vacc_deploy.reference.loader import load_model as load_model
     from vacc_deploy.reference.verify import verify as verify
     from vacc_deploy.text.tokenizer import Tokenizer as Tokenizer
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 # A module of its own, not vacc_deploy itself: there "prepare" and "quantize" are a module and a
 # folder, and importing those would replace the functions of the same names.
 _MODULES = {
+    "Limits": "reference.limits",
     "QuantizeOptions": "quantize.options",
     "Tokenizer": "text.tokenizer",
     "VaccDeployError": "errors",

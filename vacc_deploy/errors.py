@@ -11,7 +11,7 @@
     ├── ExportError            a model cannot be exported as an ONNX graph
     ├── OutputError            an output directory cannot be written
     ├── RankLostError          another process of a run on several ranks is gone
-    └── StoppedError           exit code 128 + signal: stopped between two layers on request
+    └── StoppedError           exit code 128 + signal: the command was interrupted
 
 A check that ran and failed is no error but a result: its command prints it and exits with 3.
 A message says what is wrong, where, what was got and expected, and what to do next.
@@ -118,7 +118,7 @@ class RankLostError(VaccDeployError):
 
 
 class StoppedError(VaccDeployError):
-    """A resumable run was stopped by a signal; what is finished is kept."""
+    """The command was interrupted by a signal."""
 
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)

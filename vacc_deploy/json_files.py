@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.errors import CheckpointError, VaccDeployError
+from vacc_deploy.permissions import explain_unreadable
 
 
 def read_bounded(
@@ -32,7 +33,7 @@ def read_bounded(
         with path.open("rb") as file:
             data = file.read(limit_bytes + 1)
     except OSError as err:
-        raise error(f"{path} cannot be read: {err.strerror}. {advice}") from err
+        raise error(explain_unreadable(path, err, otherwise=advice)) from err
     if len(data) > limit_bytes:
         raise error(
             f"{path} holds more than {limit_bytes:,} bytes, too many for such a file. {advice}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,14 +13,32 @@ from typing import Any
 from vacc_deploy.assets import SOURCE_FILES, source_file
 from vacc_deploy.checkpoint.files import copy_file, place_shard, side_files
 from vacc_deploy.checkpoint.hub import Source, fetch
-from vacc_deploy.checkpoint.manifest import LinkedFile, model_name, relative_source, write_manifest
+from vacc_deploy.checkpoint.locate import find_repository, locate
+from vacc_deploy.checkpoint.manifest import (
+    LinkedFile,
+    read_manifest,
+    relative_source,
+    stored_layout,
+    write_manifest,
+)
 from vacc_deploy.checkpoint.output import MANIFEST_NAME, check_output, check_space, output_directory
 from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
 from vacc_deploy.checkpoint.writer import WrittenFile, write_index_map, write_text
-from vacc_deploy.errors import CheckpointError, UsageError
+from vacc_deploy.errors import CheckpointError, UnsupportedModelError, UsageError
 from vacc_deploy.json_files import dump_json
-from vacc_deploy.models.catalog import ARCHITECTURE_FIELDS, CatalogModel, find_model, match_config
-from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, needs_vacc_config, vacc_config
+from vacc_deploy.models.catalog import (
+    ARCHITECTURE_FIELDS,
+    CatalogModel,
+    find_model,
+    known_model,
+    match_config,
+)
+from vacc_deploy.models.vacc_config import (
+    VACC_CONFIG_NAME,
+    needs_vacc_config,
+    vacc_config,
+    ways_to_the_card,
+)
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.results import command, format_bytes, format_pairs
 
@@ -29,14 +49,14 @@ class PrepareResult:
 
     Attributes:
         files: name, bytes and how it came (``hardlink``, ``copy``, ``generated``, ...) of each
-            file; the bytes of generated files are 0 before they are written.
+            file; in a dry run the bytes are None where only the work would tell them.
         notes: what a user should know about this checkpoint.
     """
 
     model: str
     source_dir: Path
     output_dir: Path
-    files: tuple[tuple[str, int, str], ...]
+    files: tuple[tuple[str, int | None, str], ...]
     notes: tuple[str, ...]
     dry_run: bool = False
 
@@ -53,16 +73,18 @@ class PrepareResult:
 
     def to_text(self) -> str:
         """Return the files by how they came, and the next command."""
-        groups: dict[str, list[tuple[str, int]]] = {}
+        groups: dict[str, list[tuple[str, int | None]]] = {}
         for name, size, how in self.files:
             groups.setdefault(how, []).append((name, size))
         lines = []
         for how, members in groups.items():
-            total = format_bytes(sum(size for _, size in members))
+            sizes = [size for _, size in members if size is not None]
+            # A sum that lacks a file would be a wrong one.
+            total = f", {format_bytes(sum(sizes))}" if len(sizes) == len(members) else ""
             names = ", ".join(name for name, _ in members[:6])
             more = f" and {len(members) - 6} more" if len(members) > 6 else ""
             plural = "" if len(members) == 1 else "s"
-            lines.append((how, f"{len(members)} file{plural}, {total}: {names}{more}"))
+            lines.append((how, f"{len(members)} file{plural}{total}: {names}{more}"))
         head = "Would prepare" if self.dry_run else "Prepared"
         text = f"{head} {self.model} in {self.output_dir}\n{format_pairs(lines)}"
         text += "".join(f"\nNote: {note}" for note in self.notes)
@@ -72,51 +94,51 @@ class PrepareResult:
 
 
 def prepare(
+    source: Path | str | None = None,
     *,
     model: str | None = None,
-    weights: Path | None = None,
+    weights: Path | str | None = None,
     output: Path | None = None,
     link_mode: str = "auto",
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Progress = SILENT,
+    again: Callable[[Path | str], str] = str,
 ) -> PrepareResult:
     """Write a prepared directory.
 
     Args:
-        model: a catalogue name or alias; may be left out when ``weights`` is given.
-        weights: a checkpoint directory; without it the hub's cache, then a download.
+        source: a checkpoint directory, a repository of the hub, or a catalogue name.
+        model: a catalogue name. The weights must have its shape; without ``source`` they are the
+            hub's own.
+        weights: another name of ``source``.
         output: the directory to write; default ``./<model>-vacc``.
         link_mode: ``auto`` (hard link, else copy), ``hardlink``, ``symlink`` or ``copy``.
         overwrite: replace an output of an earlier run.
         dry_run: validate and plan only.
         progress: learns of each weight file.
+        again: writes the user's command line with another ``source`` alone, for messages.
 
     Raises:
-        UsageError: neither ``model`` nor ``weights``.
-        UnsupportedModelError: unknown name, or another architecture.
-        CheckpointError: the source is incomplete, damaged or another model than named.
+        UsageError: no source, two that contradict each other, or an unknown ``model``.
+        UnsupportedModelError: another architecture.
+        CheckpointError: the source is incomplete, prepared already, or another model than named.
         OutputError: the output cannot be written.
     """
-    known = find_model(model) if model else None
-    if weights is not None:
-        source = Source(weights)
-    elif known is not None:
-        # Before a download of gigabytes, see that the result can be written.
-        check_output(output or Path(f"{known.name}-vacc"), overwrite=overwrite)
-        source = fetch(known, may_download=not dry_run)
-    else:
-        raise UsageError("Give --model NAME (see vacc-deploy models), --weights DIR, or both.")
-    checkpoint = _open_source(source.directory, known)
-    name = known.name if known else model_name(source.directory)
+    given, known = _read_request(source, model, weights, again)
+    found = _find_source(given, known, output, overwrite=overwrite, dry_run=dry_run, again=again)
+    known = known or known_model(found.repository or "")
+    checkpoint = _open_source(found.directory, known)
+    name = known.name if known else found.name
     output_dir = output or Path(f"{name}-vacc")
     inputs = checkpoint.input_paths()
-    check_output(output_dir, overwrite=overwrite, inputs=inputs)
+    obstacles = check_output(output_dir, overwrite=overwrite, inputs=inputs, dry_run=dry_run)
     planned = _plan_weights(checkpoint, output_dir, link_mode)
-    small_files, notes = _plan_small_files(checkpoint), _notes(checkpoint)
+    small_files, notes = _plan_small_files(checkpoint), _notes(checkpoint, planned)
     if dry_run:
-        planned += [*(file[:3] for file in small_files), (MANIFEST_NAME, 0, "generated")]
-        return PrepareResult(name, source.directory, output_dir, tuple(planned), notes, True)
+        listed = (*planned, *(file[:3] for file in small_files), (MANIFEST_NAME, None, "generated"))
+        notes += obstacles
+        return PrepareResult(name, found.directory, output_dir, listed, notes, dry_run=True)
     with output_directory(output_dir, overwrite=overwrite, inputs=inputs) as folder:
         files = _place_weights(checkpoint, folder, link_mode, progress)
         files += [(write(folder), how) for _, _, how, write in small_files]
@@ -124,23 +146,107 @@ def prepare(
             folder,
             command="prepare",
             model=name,
-            source=_describe_source(source, known, output_dir),
+            source=_describe_source(found, output_dir),
             options={"link_mode": link_mode},
             files=[file for file, _ in files],
         )
     files.append((manifest, "generated"))
-    listed = tuple((file.name, file.num_bytes, how) for file, how in files)
-    return PrepareResult(name, source.directory, output_dir, listed, notes)
+    written = tuple((file.name, file.num_bytes, how) for file, how in files)
+    return PrepareResult(name, found.directory, output_dir, written, notes)
 
 
-def _describe_source(
-    source: Source, known: CatalogModel | None, output_dir: Path
-) -> dict[str, str | None]:
-    """Return the manifest's entry."""
+def _read_request(
+    source: Path | str | None,
+    model: str | None,
+    weights: Path | str | None,
+    again: Callable[[Path | str], str],
+) -> tuple[Path | str | None, CatalogModel | None]:
+    """Return what is to be located, None for the hub's model, and the known model it has to be."""
+    if source is not None and weights is not None:
+        name = f" --model {source}" if known_model(str(source)) else ""
+        raise UsageError(
+            f"SOURCE {source} and --weights {weights} both say where the weights are. Give one of "
+            f"them:\n  {again(weights)}{name}"
+        )
+    given = source if source is not None else weights
+    if model is None:
+        if given is None:
+            raise UsageError(
+                "Give what to prepare: a checkpoint directory, the id of a repository, or a model "
+                "name (see vacc-deploy models). For example:\n  vacc-deploy prepare Distill-Qwen-7B"
+            )
+        return given, None
+    known = known_model(model)
+    if known is None:
+        if given is None and (Path(model).exists() or find_repository(model)):
+            return model, None
+        raise _unknown_model(model, given, again)
+    other = known_model(str(given)) if given is not None and not Path(given).exists() else None
+    if other not in (None, known):
+        name = "SOURCE" if source is not None else "--weights"
+        raise UsageError(f"{name} {given} and --model {model} are two models. Give one of them.")
+    return given, known
+
+
+def _unknown_model(
+    model: str, given: Path | str | None, again: Callable[[Path | str], str]
+) -> UsageError:
+    try:
+        find_model(model)
+    except UnsupportedModelError as err:
+        text = str(err)
+    how = f", without --model:\n  {again(given if given is not None else 'DIR')}"
+    return UsageError(f"--model: {text.rstrip('.')}{how}")
+
+
+def _find_source(
+    given: Path | str | None,
+    known: CatalogModel | None,
+    output: Path | None,
+    *,
+    overwrite: bool,
+    dry_run: bool,
+    again: Callable[[Path | str], str],
+) -> Source:
+    """Return the weights, downloaded if need be; see that they are not prepared already."""
+
+    def check(name: str) -> None:
+        # Before a download of gigabytes, see that the result can be written.
+        check_output(output or Path(f"{name}-vacc"), overwrite=overwrite)
+
+    def command_line(place: Path | str) -> str:
+        return f"{again(place)} --model {known.aliases[0]}" if known else again(place)
+
+    if known is not None and given is None:
+        may_download = not dry_run
+        return fetch(
+            known.repository, again=command_line, may_download=may_download, before_download=check
+        )
+    found = locate(
+        given or "",
+        again=command_line,
+        needs_float=True,
+        may_download=not dry_run,
+        before_download=check,
+    )
+    directory = found.directory
+    # With an --output the user knows that it is another directory.
+    if output is None and (read_manifest(directory) or {}).get("command") == "prepare":
+        raise CheckpointError(
+            f"{directory} is prepared already. Next:\n  {command('quantize', directory)}\n"
+            "To prepare it again into another directory, give --output."
+        )
+    return found
+
+
+def _describe_source(source: Source, output_dir: Path) -> dict[str, str | None]:
+    """Return the manifest's entry.
+
+    A user's own directory names no repository: whatever its shape, it may be a fine-tune.
+    """
     return {
         "path": relative_source(source.directory, output_dir),
-        # A user's own directory names no repository: whatever its shape, it may be a fine-tune.
-        "repository": known.repository if known and source.revision else None,
+        "repository": source.repository,
         "revision": source.revision,
     }
 
@@ -148,7 +254,7 @@ def _describe_source(
 def _open_source(directory: Path, known: CatalogModel | None) -> Checkpoint:
     """Refuse quantized weights, and a directory that is another model than the one named."""
     checkpoint = Checkpoint.open(directory)
-    if layout := checkpoint.config.quantization_format:
+    if layout := stored_layout(directory, checkpoint.config):
         raise CheckpointError(
             f"{directory} holds {layout} weights already. Prepare the float checkpoint it was made "
             "from."
@@ -196,7 +302,7 @@ def _place_weights(
 
 
 # Name, bytes and way of a file beside the weights, for a dry run, and what a run calls to write it.
-_SmallFile = tuple[str, int, str, Callable[[Path], WrittenFile]]
+_SmallFile = tuple[str, int | None, str, Callable[[Path], WrittenFile]]
 
 
 def _plan_small_files(checkpoint: Checkpoint) -> list[_SmallFile]:
@@ -212,7 +318,7 @@ def _plan_small_files(checkpoint: Checkpoint) -> list[_SmallFile]:
         # Odd names without an index: loaders find such shards only through one.
         weight_map = {name: info.path.name for name, info in checkpoint.tensors.items()}
         write = partial(write_index_map, weight_map=weight_map, total=checkpoint.weight_bytes)
-        files.append((INDEX_NAME, 0, "generated", write))
+        files.append((INDEX_NAME, None, "generated", write))
     files += map(copied, side_files(checkpoint.directory, with_config=True))
     if needs_vacc_config(checkpoint.config):
         files += [copied(source_file(name), "from vacc-deploy") for name in SOURCE_FILES]
@@ -222,8 +328,8 @@ def _plan_small_files(checkpoint: Checkpoint) -> list[_SmallFile]:
     return files
 
 
-def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Return what a user should know about this checkpoint."""
+def _notes(checkpoint: Checkpoint, planned: list[tuple[str, int, str]]) -> tuple[str, ...]:
+    """Return what a user should know about this checkpoint and its ``planned`` weight files."""
     config, notes = checkpoint.config, []
     is_stated = config.raw.get("sliding_window") is not None
     if is_stated and config.sliding_window is not None:
@@ -235,4 +341,20 @@ def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
         )
     if not (checkpoint.directory / "tokenizer.json").is_file():
         notes.append("the source has no tokenizer.json; quantize and verify will need it.")
+    if ways := ways_to_the_card(config):
+        notes.append(ways)
+    linked = {name for name, _, how in planned if how != "copy"}
+    modes = [
+        stat.S_IMODE(shard.path.stat().st_mode)
+        for name, shard in checkpoint.shards.items()
+        if name in linked
+    ]
+    closed = [mode for mode in modes if not mode & stat.S_IROTH]
+    if closed:
+        files = f"{shlex.quote(str(checkpoint.directory))}/*.safetensors"
+        notes.append(
+            f"weight files have mode {closed[0]:04o}, and a link keeps it: other users, such as "
+            "that of a service, cannot read them. Prepare with --link-mode copy, or run: "
+            f"chmod a+r {files}"
+        )
     return tuple(notes)

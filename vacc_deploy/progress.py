@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 
 
 class Progress:
@@ -23,6 +23,9 @@ class Progress:
     def finish(self) -> None:
         """End the job."""
 
+    def say(self, message: str) -> None:
+        """Report something worth knowing, once, in one line."""
+
     def warn(self, message: str) -> None:
         """Report something the user has to know, once, in one line."""
 
@@ -30,19 +33,24 @@ class Progress:
 SILENT = Progress()
 
 
-class RunControl:
-    """Lets the caller of a resumable run stop it between two layers. This base class never does."""
+class KeptLayers:
+    """What a resumable run keeps if it ends now; its caller may ask at any time, from any thread.
 
-    def watch(self) -> AbstractContextManager[None]:
-        """Return the context in which ``stop_signal`` is asked after every layer."""
-        return nullcontext()
+    Attributes:
+        total: all layers of the model.
+        has_begun: whether the run has begun; before that, the layers are those of an earlier run.
+    """
 
-    def stop_signal(self) -> int | None:
-        """Return the number of the signal that asks to stop, None to go on."""
-        return None
+    def __init__(self) -> None:
+        """Begin with no layer."""
+        self.total, self.has_begun = 0, False
+        self._count: Callable[[], int] = lambda: 0
 
-    def kept(self, finished: int, total: int) -> None:
-        """Learn, after an error or an interruption, that ``finished`` of ``total`` layers stay."""
+    def follow(self, count: Callable[[], int], total: int, *, has_begun: bool) -> None:
+        """Let ``count`` tell from now on how many of ``total`` layers are finished."""
+        self._count, self.total, self.has_begun = count, total, has_begun
 
-
-UNCONTROLLED = RunControl()
+    @property
+    def finished(self) -> int:
+        """The layers that are on the disk, from the first one on."""
+        return self._count()

@@ -1,6 +1,7 @@
 import os
 
 import pytest
+from closed_files import OWNER, as_user, open_directory
 from doubles import Recorder
 
 from vacc_deploy.calibration.answer_cache import MAX_BATCH_BYTES, AnswerCache, default_directory
@@ -98,6 +99,23 @@ def test_a_directory_that_cannot_be_made_is_an_error_before_any_work(tmp_path):
     blocker.write_text("", "utf-8")
     with pytest.raises(OutputError, match="cannot be saved in .*file.*--answers-cache"):
         open_cache(blocker / "sub")
+
+
+def test_a_directory_of_another_user_is_told_with_its_mode_and_owner():
+    with open_directory() as folder:
+        cache = open_cache(folder)
+        directory = cache.path_of(PROMPTS).parent
+        directory.chmod(0o555)
+        with as_user():
+            for write in (lambda: open_cache(folder), lambda: cache.put(PROMPTS, ANSWERS)):
+                with pytest.raises(OutputError) as caught:
+                    write()
+                assert str(caught.value).startswith(
+                    f"The answers cannot be saved in {directory}: Permission denied ({directory} "
+                    f"has mode 0555, owned by {OWNER}). Name a directory that can be written with "
+                    "--answers-cache, or "
+                )
+        directory.chmod(0o755)
 
 
 def test_a_failed_write_is_an_error_and_leaves_no_partial_file(tmp_path):

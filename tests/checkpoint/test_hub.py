@@ -15,7 +15,6 @@ from texts import ROOT
 
 from vacc_deploy.checkpoint import hub
 from vacc_deploy.errors import CheckpointError
-from vacc_deploy.models.catalog import CatalogModel
 
 NAME = "DeepSeek-R1-Distill-Tiny"
 REPOSITORY = f"deepseek-ai/{NAME}"
@@ -53,11 +52,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.requests.append((self.command, path))
         if path in self.server.failing and with_body:
             return self.send(500, b"broken", {})
-        if path == f"/api/models/{REPOSITORY}/revision/main":
-            return self.send_json({"id": REPOSITORY, "sha": COMMIT, "siblings": []})
-        if path == f"/api/models/{REPOSITORY}/tree/{COMMIT}":
+        repository = self.server.repository
+        if path == f"/api/models/{repository}/revision/main":
+            return self.send_json({"id": repository, "sha": COMMIT, "siblings": []})
+        if path == f"/api/models/{repository}/tree/{COMMIT}":
             return self.send_json([self.entry(name) for name in sorted(self.server.files)])
-        match = re.fullmatch(rf"/{REPOSITORY}/resolve/{COMMIT}/(.+)", path)
+        match = re.fullmatch(rf"/{repository}/resolve/{COMMIT}/(.+)", path)
         if match and match[1] in self.server.files:
             data = self.server.files[match[1]]
             headers = {"ETag": f'"{etag(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
@@ -94,10 +94,11 @@ def server(tmp_path):
         ".gitattributes": b"*.safetensors filter=lfs",
         "LICENSE": b"MIT",
         "figures/benchmark.jpg": b"jpg",
+        "onnx/model.safetensors": b"another form",
         "evil.py": b"raise SystemExit(99)",
         "pytorch_model.bin": b"pickle",
     }
-    server.requests, server.failing = [], set()
+    server.requests, server.failing, server.repository = [], set(), REPOSITORY
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
@@ -124,7 +125,7 @@ def at(server):
 
 def fetched(server):
     """Return the files whose bytes were sent."""
-    prefix = f"/{REPOSITORY}/resolve/{COMMIT}/"
+    prefix = f"/{server.repository}/resolve/{COMMIT}/"
     got = [path for method, path in server.requests if method == "GET" and path.startswith(prefix)]
     return sorted(path.removeprefix(prefix) for path in got)
 
@@ -161,7 +162,10 @@ def test_a_broken_download_is_an_error_and_resumes(tmp_path, server):
     server.failing = {f"/{REPOSITORY}/resolve/{COMMIT}/{SHARDS[1]}"}
     broken = run(tmp_path, "prepare", "--model", NAME, endpoint=at(server))
     assert broken.returncode == 1, broken.stderr
-    assert f"{NAME} is not in the Hugging Face cache ({tmp_path / 'hf' / 'hub'})" in broken.stderr
+    assert (
+        f"{REPOSITORY} is not in the Hugging Face cache ({tmp_path / 'hf' / 'hub'})"
+        in broken.stderr
+    )
     assert "Traceback" not in broken.stderr
     assert not (tmp_path / f"{NAME}-vacc").exists()
     server.requests.clear()
@@ -174,10 +178,11 @@ def test_a_broken_download_is_an_error_and_resumes(tmp_path, server):
 
 
 ADVICE = (
-    "\nOn a machine with network access run:\n"
+    "\nOn a machine with network access run one of these:\n"
     f"  hf download {REPOSITORY} --local-dir {NAME}\n"
-    "copy that directory here, then run:\n"
-    f"  vacc-deploy prepare --model Distill-Tiny --weights {NAME}\n"
+    f"  modelscope download --model {REPOSITORY} --local_dir {NAME}\n"
+    "copy that directory here, then use it:\n"
+    f"  vacc-deploy prepare {NAME} --model Distill-Tiny\n"
     "A mirror is set with HF_ENDPOINT.\n"
 )
 
@@ -191,7 +196,8 @@ def test_without_network_the_error_names_the_command(tmp_path, environment, endp
     result = run(tmp_path, "prepare", "--model", NAME, endpoint=endpoint, **environment)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith(
-        f"Error: {NAME} is not in the Hugging Face cache ({tmp_path / 'hf' / 'hub'}) and cannot be "
+        f"Error: {REPOSITORY} is not in the Hugging Face cache ({tmp_path / 'hf' / 'hub'}) and "
+        "cannot be "
         f"downloaded from {endpoint} ("
     )
     assert result.stderr.endswith(ADVICE)
@@ -210,8 +216,8 @@ def test_a_dry_run_downloads_nothing(tmp_path, server):
     result = run(tmp_path, "prepare", "--model", NAME, "--dry-run", endpoint=at(server))
     assert result.returncode == 1
     assert result.stderr == (
-        f"Error: {NAME} is not in the Hugging Face cache, and a dry run downloads nothing. Run it "
-        "without --dry-run, or give --weights DIR.\n"
+        f"Error: {REPOSITORY} is not in the Hugging Face cache, and a dry run downloads nothing. "
+        "Run it without --dry-run, or give a directory.\n"
     )
     assert server.requests == []
 
@@ -222,6 +228,89 @@ def test_a_full_output_is_refused_before_the_download(tmp_path, server):
     result = run(tmp_path, "prepare", "--model", NAME, "--output", "out", endpoint=at(server))
     assert result.returncode == 1
     assert "Error: out exists and is not empty." in result.stderr
+    assert server.requests == []
+
+
+# ---- any repository, wherever a directory is expected -----------------------------------------
+
+OTHER = "some-one/My.Fine_tune"
+
+
+def test_any_repository_is_downloaded_and_quantized_into_the_working_directory(tmp_path, server):
+    server.repository = OTHER
+    result = run(tmp_path, "quantize", OTHER, endpoint=at(server))
+    assert result.returncode == 0, result.stderr
+    output = tmp_path / "My.Fine_tune-int8"
+    assert json.loads((output / "vacc_deploy.json").read_text())["model"] == "My.Fine_tune"
+    assert {*SHARDS, "tokenizer.json"} < set(fetched(server))
+    assert not {"evil.py", "onnx/model.safetensors", "pytorch_model.bin"} & set(fetched(server))
+    # Nothing of ours in the cache, and a second command asks nobody.
+    snapshots = tmp_path / "hf/hub" / f"models--{OTHER.replace('/', '--')}" / "snapshots"
+    assert [path.name for path in snapshots.iterdir()] == [COMMIT]
+    server.requests.clear()
+    prepared = run(tmp_path, "prepare", OTHER, endpoint=at(server))
+    assert (prepared.returncode, server.requests) == (0, [])
+    manifest = json.loads((tmp_path / "My.Fine_tune-vacc" / "vacc_deploy.json").read_text())
+    assert manifest["source"]["repository"] == OTHER
+    assert manifest["source"]["revision"] == COMMIT
+
+
+def test_a_positional_model_name_is_the_model_of_the_catalogue(tmp_path, server):
+    result = run(tmp_path, "prepare", "distill-tiny", endpoint=at(server))
+    assert result.returncode == 0, result.stderr
+    manifest = json.loads((tmp_path / f"{NAME}-vacc" / "vacc_deploy.json").read_text())
+    assert (manifest["model"], manifest["source"]["repository"]) == (NAME, REPOSITORY)
+
+
+def test_another_architecture_is_refused_before_its_weights_are_fetched(tmp_path, server):
+    server.files["config.json"] = b'{"model_type": "mamba"}'
+    result = run(tmp_path, "prepare", REPOSITORY, endpoint=at(server))
+    assert result.returncode == 1
+    assert "has model_type 'mamba'" in result.stderr
+    assert fetched(server) == ["config.json"]
+
+
+def test_a_repository_without_safetensors_is_refused(tmp_path, server):
+    for name in [name for name in server.files if ".safetensors" in name]:
+        del server.files[name]
+    result = run(tmp_path, "prepare", REPOSITORY, endpoint=at(server))
+    assert result.returncode == 1
+    assert f"Error: {REPOSITORY} has no .safetensors files." in result.stderr
+    del server.files["config.json"]
+    result = run(tmp_path, "prepare", REPOSITORY, endpoint=at(server), HF_HOME=str(tmp_path / "h"))
+    assert f"Error: {REPOSITORY} has no config.json, so it is not a checkpoint" in result.stderr
+
+
+def test_an_adapters_repository_is_recognized(tmp_path, server):
+    adapter = b'{"base_model_name_or_path": "some/base"}'
+    server.files = {"adapter_config.json": adapter, "adapter_model.safetensors": b"x" * 999}
+    result = run(tmp_path, "prepare", REPOSITORY, endpoint=at(server))
+    assert result.returncode == 1
+    assert "is a LoRA adapter, not a whole model. Merge it into its base model 'some/base'" in (
+        result.stderr
+    )
+    assert fetched(server) == ["adapter_config.json"]
+
+
+def test_a_repository_that_nobody_has_is_no_directory_either(tmp_path, server):
+    result = run(tmp_path, "prepare", "deepseekai/DeepSeek-R1-Distill-Qwen-7B", endpoint=at(server))
+    assert result.returncode == 1
+    assert result.stderr.startswith(
+        "Error: There is no directory deepseekai/DeepSeek-R1-Distill-Qwen-7B (did you mean "
+        "Distill-Qwen-7B?). deepseekai/DeepSeek-R1-Distill-Qwen-7B is not in the Hugging Face cache"
+    )
+    assert "(no such repository; for a private one set HF_TOKEN).\n" in result.stderr
+    assert "\n  vacc-deploy prepare DeepSeek-R1-Distill-Qwen-7B\n" in result.stderr
+
+
+def test_what_can_be_refused_is_refused_before_a_download(tmp_path, server):
+    server.repository = OTHER
+    args = ("quantize", OTHER, "--method", "gptq")
+    assert run(tmp_path, *args, endpoint=at(server)).returncode == 2
+    (tmp_path / "My.Fine_tune-vacc").mkdir()
+    (tmp_path / "My.Fine_tune-vacc" / "x").touch()
+    full = run(tmp_path, "prepare", OTHER, endpoint=at(server))
+    assert "Error: My.Fine_tune-vacc exists and is not empty." in full.stderr
     assert server.requests == []
 
 
@@ -236,22 +325,19 @@ def cache(tmp_path, monkeypatch, **options):
     return write_checkpoint(folder / "snapshots" / COMMIT, **options)
 
 
-MODEL = CatalogModel(NAME, "x/y")
-
-
 def test_find_in_cache_needs_a_complete_snapshot(tmp_path, monkeypatch):
     directory = cache(tmp_path, monkeypatch, shards=2)
-    assert hub.find_in_cache(MODEL) == hub.Source(directory, COMMIT)
-    assert hub.fetch(MODEL) == hub.Source(directory, COMMIT)
+    assert hub.find_in_cache(REPOSITORY) == hub.Source(directory, REPOSITORY, COMMIT)
+    assert hub.fetch(REPOSITORY) == hub.Source(directory, REPOSITORY, COMMIT)
     (directory / SHARDS[1]).unlink()
-    assert hub.find_in_cache(MODEL) is None
+    assert hub.find_in_cache(REPOSITORY) is None
 
 
 def test_find_in_cache_without_any_cache(tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "none"))
-    assert hub.find_in_cache(MODEL) is None
+    assert hub.find_in_cache(REPOSITORY) is None
     assert not (tmp_path / "none").exists()
 
 
@@ -262,6 +348,6 @@ def test_an_error_without_text_still_gives_a_reason(monkeypatch, text):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
     with pytest.raises(CheckpointError) as caught:
-        hub.fetch(MODEL)
+        hub.fetch(REPOSITORY)
     reason = "one" if text.startswith("one") else "ConnectionResetError"
     assert f" ({reason}).\nOn a machine" in str(caught.value)

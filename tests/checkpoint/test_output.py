@@ -1,10 +1,12 @@
 import errno
 import fcntl
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from closed_files import as_user, open_directory
 
 from vacc_deploy.checkpoint import output as module
 from vacc_deploy.checkpoint.output import (
@@ -158,8 +160,48 @@ def test_outputs_that_cannot_be(tmp_path):
 def test_a_parent_without_permission(tmp_path, monkeypatch):
     # Root may write everywhere, so the system's answer is replaced.
     monkeypatch.setattr(module.os, "access", lambda path, mode: path != tmp_path)
-    text = f"{tmp_path} cannot be written to. Choose another --output."
-    assert message(check_output, tmp_path / "out", overwrite=False) == text
+    text = message(check_output, tmp_path / "out", overwrite=False)
+    assert text.startswith(
+        f"{tmp_path / 'out'} cannot be written: Permission denied ({tmp_path} has"
+    )
+    assert " Choose another --output, or " in text
+
+
+def test_a_file_or_a_partial_that_another_user_keeps_closed_is_told_by_its_own_name():
+    with open_directory() as folder:
+        (folder / "x.yaml").write_text("old")
+        (folder / "out.partial").mkdir()
+        (folder / "out.partial" / MARKER).touch(mode=0o600)
+        folder.chmod(0o555)
+        (folder / "out.partial").chmod(0o555)
+        (folder / "out.partial" / MARKER).chmod(0)
+        with as_user():
+            texts = [
+                message(replace_text, folder / "x.yaml", "new", overwrite=True, head="old"),
+                message(replace_text, folder / "y.yaml", "new", overwrite=False, head=""),
+                message(module._claim, folder / "out.partial"),
+            ]
+        folder.chmod(0o755)
+        (folder / "out.partial").chmod(0o755)
+        assert (folder / "x.yaml").read_text() == "old"
+        assert names(folder) == ["out.partial", "x.yaml"]
+    places = (folder, folder, folder / "out.partial")
+    for text, name, place in zip(
+        texts, ("x.yaml", "y.yaml", "out.partial/.vacc"), places, strict=True
+    ):
+        assert text.startswith(f"{folder / name}")
+        assert f"cannot be written: Permission denied ({place} has mode 0555, owned by" in text
+        assert " Choose another --output, or " in text
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path, monkeypatch):
+    def fails(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(module, "write_text", fails)
+    with pytest.raises(OSError) as caught:
+        replace_text(tmp_path / "x.yaml", "new", overwrite=False, head="")
+    assert caught.value.filename == str(tmp_path / "x.yaml")
 
 
 def test_what_a_killed_run_left_is_cleared(tmp_path):
@@ -373,6 +415,21 @@ def test_replace_text_is_whole_and_replaces_its_own_files_only(tmp_path, monkeyp
     replace_text(path, "any", overwrite=True, head="")
     assert names(tmp_path) == ["a.yaml", "a.yaml.partial"]
     assert (tmp_path / "a.yaml.partial").read_text() == "mine"
+
+
+def test_replace_text_removes_what_a_killed_process_left(tmp_path):
+    path, hidden = tmp_path / "x.yaml", ".x.yaml.0a1b"
+    # Above any number of a process; then one that lives; then files of others.
+    abandoned = tmp_path / f"{hidden}.99999999.partial"
+    others = [
+        f"{hidden}.{os.getpid()}.partial",
+        f"{hidden}.partial",
+        ".y.yaml.0a1b.99999999.partial",
+    ]
+    for name in (abandoned.name, *others):
+        (tmp_path / name).touch()
+    replace_text(path, "text", overwrite=False, head="")
+    assert names(tmp_path) == sorted([*others, "x.yaml"])
 
 
 def test_replace_text_refuses_what_is_no_file(tmp_path):

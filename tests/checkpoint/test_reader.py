@@ -148,7 +148,9 @@ def test_a_spare_head_of_a_tied_model_and_old_rotary_buffers_are_allowed(tmp_pat
 
 
 def test_open_without_directory_config_or_weights(tmp_path):
-    assert "is not a directory. Give a checkpoint directory." in message_of(tmp_path / "none")
+    assert "none does not exist. Give a checkpoint directory." in message_of(tmp_path / "none")
+    (tmp_path / "file").touch()
+    assert "file is a file. Give a checkpoint directory." in message_of(tmp_path / "file")
     directory = write_checkpoint(tmp_path / "m")
     (directory / SINGLE_FILE).unlink()
     assert f"holds neither {SINGLE_FILE} nor {INDEX_NAME}" in message_of(directory)

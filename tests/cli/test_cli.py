@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import click
@@ -18,7 +19,7 @@ from texts import ROOT, read_json
 from vacc_deploy import __version__
 from vacc_deploy.assets import SOURCE_FILES
 from vacc_deploy.checkpoint import files
-from vacc_deploy.cli import ErrorGroup, cli
+from vacc_deploy.cli import ErrorGroup, cli, terminal
 from vacc_deploy.cli.options import emit
 from vacc_deploy.cli.prepare import LINK_MODES
 from vacc_deploy.cli.terminal import LineProgress
@@ -94,9 +95,11 @@ def test_prepare_options_reach_the_work(tmp_path):
     ("args", "text"),
     [
         (("prepare", "--link-mode", "hard"), "'hard' is not one of 'auto', 'hardlink', 'symlink'"),
-        (("prepare", "--weights", __file__), "is a file"),
         (("prepare", "--modell", "x"), "No such option"),
-        (("prepare", "x"), "Got unexpected extra argument"),
+        (("prepare", "--output", __file__), "is a file"),
+        (("prepare", "x", "y"), "Got unexpected extra argument"),
+        (("prepare", "--model", "Distil-Qwen-7B"), "--model: Unknown model 'Distil-Qwen-7B'."),
+        (("prepare", "x", "--weights", "y"), "SOURCE x and --weights y both say where"),
         (("models", "x"), "Got unexpected extra argument"),
         (("nope",), "No such command 'nope'"),
     ],
@@ -107,6 +110,26 @@ def test_wrong_usage_exits_2(args, text):
     assert text in result.stderr
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_one_argument_too_many_is_told_its_option(command):
+    required = {"export-onnx": ("--output", "x"), "generate": ("--prompt", "x")}
+    result = invoke(command, "one", "two", "three", *required.get(command, ()))
+    assert result.exit_code == 2
+    message = result.stderr.splitlines()[-1]
+    assert re.search(r"Got unexpected extra arguments? \(.*\)\. [A-Z].*\.$", message), message
+    options = re.findall(r"--[a-z]+", message)
+    known = {name for param in cli.commands[command].params for name in param.opts}
+    assert set(options) <= known and bool(options) is (command != "models")
+
+
+def test_verify_with_two_directories_is_told_of_the_reference():
+    result = invoke("verify", "deployed", "float")
+    assert result.exit_code == 2
+    assert result.stderr.endswith(
+        "Got unexpected extra argument (float). Give the float model with --reference REFERENCE.\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("args", "text"),
     [
@@ -115,7 +138,8 @@ def test_wrong_usage_exits_2(args, text):
         (("verify", "x", "--max-tokens", "few", "--json"), "Invalid value for '--max-tokens'"),
         (("--json", "nope"), "No such option"),
         (("nope", "--json"), "No such command 'nope'"),
-        (("prepare", "--json"), "Give --model NAME (see vacc-deploy models), --weights DIR"),
+        (("verify", "x", "y", "--json"), "(y). Give the float model with --reference REFERENCE."),
+        (("prepare", "--json"), "Give what to prepare: a checkpoint directory, the id of a"),
     ],
 )
 def test_wrong_usage_is_an_object_under_json(args, text):
@@ -131,7 +155,6 @@ def test_wrong_usage_is_an_object_under_json(args, text):
     ("change", "args", "kind", "text"),
     [
         ({"model_type": "mamba"}, (), "UnsupportedModelError", "model_type 'mamba'"),
-        ({}, ("--model", "Distil-Qwen-7B"), "UnsupportedModelError", "Distill-Qwen-7B?"),
         ({}, ("--model", "Distill-Qwen-7B"), "CheckpointError", "hidden_size is 64"),
         ({}, ("--output", "in/out"), "OutputError", "in/out"),
         ({}, ("--output", "no/out"), "OutputError", "does not exist"),
@@ -173,7 +196,7 @@ def test_debug_shows_the_traceback_and_the_message_still_comes_last(tmp_path):
     result = invoke("prepare", "--weights", tmp_path / "none\x1b[2J", "--debug")
     assert result.exit_code == 1
     assert result.stderr.startswith("Traceback (most recent call last):")
-    assert "vacc_deploy/checkpoint/reader.py" in result.stderr and "\x1b" not in result.stderr
+    assert "vacc_deploy/checkpoint/locate.py" in result.stderr and "\x1b" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith(f"Error: {tmp_path / 'none'}\\x1b[2J ")
 
 
@@ -303,42 +326,108 @@ def test_a_reader_that_leaves_early_is_no_traceback():
     assert "BrokenPipe" not in result.stderr
 
 
-# Places the first weight file, says so, and waits to be stopped.
+# Does a little, says so, and waits to be stopped: in Python, or where no signal comes through.
 SLOW = """
-import sys, time
-import vacc_deploy.prepare as module
-real = module.place_shard
-def place_shard(*args):
-    real(*args)
-    print("ready", file=sys.stderr, flush=True)
-    time.sleep(30)
-module.place_shard = place_shard
+import hashlib, sys, threading, time
+import MODULE as module
+real = module.FUNCTION
+def slow(*args, **options):
+    if "FUNCTION" == "place_shard":
+        real(*args)
+    # Once the wait has begun: before it, a signal would come through in any case.
+    threading.Timer(0.3, lambda: print("ready", file=sys.stderr, flush=True)).start()
+    WAIT
+module.FUNCTION = slow
 from vacc_deploy.cli import main
 main()
 """
+IN_PYTHON, IN_A_LIBRARY = "time.sleep(60)", "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def stopped(path, wait, number, *arguments):
+    """Send a signal to a command that waits in the function at ``path``; return how it ended."""
+    module, _, function = path.rpartition(".")
+    code = SLOW.replace("MODULE", module).replace("FUNCTION", function).replace("WAIT", wait)
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stderr.readline() == "ready\n"
+        began = time.monotonic()
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=20)
+    assert time.monotonic() - began < 3
+    assert "Traceback" not in stderr
+    return process.returncode, stdout, stderr.strip()
+
+
+SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+PLACE_SHARD = "vacc_deploy.prepare.place_shard"
+
+
+@SIGNALS
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_stopped_run_leaves_no_partial_directory(tmp_path, number, code, overwrite):
     source, out = write_checkpoint(tmp_path / "in"), tmp_path / "out"
-    args = ["prepare", "--weights", str(source), "--output", str(out), "--link-mode", "copy"]
+    args = ["prepare", "--weights", source, "--output", out, "--link-mode", "copy"]
     if overwrite:
         assert invoke(*args).exit_code == 0
         args.append("--overwrite")
     expected = sorted(path.name for path in tmp_path.iterdir())
-    command = [sys.executable, "-c", SLOW, *args]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-    with subprocess.Popen(command, **pipes) as process:
-        assert process.stderr.readline() == "ready\n"
-        assert (tmp_path / "out.partial").is_dir()
-        process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=20)
-    assert (process.returncode, stdout) == (code, "")
-    assert "Traceback" not in stderr
-    if number == signal.SIGINT:
-        assert stderr.strip() == "Interrupted; no half-written output was left."
+    message = "Interrupted. No half-written output was left."
+    assert stopped(PLACE_SHARD, IN_PYTHON, number, *args) == (code, "", message)
     assert sorted(path.name for path in tmp_path.iterdir()) == expected
+
+
+@SIGNALS
+def test_a_run_that_is_stuck_in_a_library_is_stopped_too(tmp_path, number, code):
+    source, out = write_checkpoint(tmp_path / "in"), tmp_path / "out"
+    args = ["prepare", "--weights", source, "--output", out]
+    message = (
+        "Interrupted. Half-written files may be left beside the output. Their names end in "
+        ".partial, and the next run for the same output removes them."
+    )
+    assert stopped(PLACE_SHARD, IN_A_LIBRARY, number, *args) == (code, "", message)
+    assert (tmp_path / "out.partial").is_dir()
+    assert invoke(*args).exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+@pytest.mark.parametrize("wait", [IN_PYTHON, IN_A_LIBRARY])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_stopped_command_that_writes_nothing_says_no_more_than_that(tmp_path, wait, as_json):
+    arguments = ["verify", tmp_path, *(["--json"] if as_json else [])]
+    code, stdout, stderr = stopped(
+        "vacc_deploy.reference.verify.verify", wait, signal.SIGINT, *arguments
+    )
+    assert (code, stderr) == (130, "Interrupted.")
+    if as_json:
+        error = {"type": "StoppedError", "message": "Interrupted."}
+        assert json.loads(stdout) == {"error": error}
+    else:
+        assert stdout == ""
+
+
+def test_a_signal_that_was_ignored_from_the_start_stays_ignored(tmp_path):
+    code = (
+        "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from vacc_deploy.cli import cli, main\n"
+        "@cli.command('work')\ndef work():\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print('done')\nimport sys\nsys.argv = ['vacc-deploy', 'work']\nmain()\n"
+    )
+    result = run(code=code)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "done\n", "")
+
+
+def test_a_signal_behind_the_result_adds_nothing_to_it():
+    code = (
+        "import os, signal\nfrom vacc_deploy.cli import main, models\n"
+        "real = models.emit\n"
+        "def emit(result):\n    real(result)\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "models.emit = emit\nmain()\n"
+    )
+    result = run("models", "--json", code=code)
+    assert (result.returncode, result.stderr) == (130, "Interrupted.\n")
+    assert list(json.loads(result.stdout)) == ["models"]
 
 
 def on_terminal(code):
@@ -404,6 +493,30 @@ def test_plain_progress_is_one_line_a_step(capsys):
         "Quantizing: 3 of 3 layers, 0.0 s left\n"
         "Warning: a row was skipped\n"
     )
+
+
+def test_plain_progress_of_many_units_is_in_plain_digits(capsys):
+    progress = LineProgress(now=iter([0.0, 0.0, 10.0]).__next__)
+    progress.start("Scoring", 151_936, "vocabulary rows")
+    progress.advance(18_720)
+    assert capsys.readouterr().err.startswith("Scoring: 18,720 of 151,936 vocabulary rows, ")
+
+
+@pytest.mark.parametrize(
+    ("per_second", "unit", "expected"),
+    [
+        (18724.567, "tokens", "18,725 tokens/s"),
+        (1.9e6, "tokens", "1,900,000 tokens/s"),
+        (99.94, "tokens", "99.9 tokens/s"),
+        (1.25, "layers", "1.2 layers/s"),
+        (0.05, "layers", "3.0 layers/min"),
+        (0.0031, "layers", "11.2 layers/h"),
+        (1e-5, "layers", "0.0 layers/h"),
+        (3e9, "bytes", "2.8 GiB/s"),
+    ],
+)
+def test_a_rate_is_in_plain_digits(per_second, unit, expected):
+    assert terminal._rate(per_second, unit) == expected
 
 
 def test_plain_progress_takes_the_time_left_from_what_was_not_skipped(capsys):

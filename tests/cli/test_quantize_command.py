@@ -3,6 +3,7 @@
 import json
 import os
 
+import click
 import pytest
 import torch
 from checkpoint_builders import write_checkpoint
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 from texts import read_json, write_numbers
 
 from vacc_deploy.cli import cli, terminal
+from vacc_deploy.cli.quantize_options import QuantizationChoice
 from vacc_deploy.errors import OutputError
 from vacc_deploy.quantize import shards
 
@@ -38,7 +40,7 @@ def test_quantize_without_calibration_rounds(source):
     assert result.exit_code == 0, result.output
     output = f"{source}-int8"
     lines = result.stdout.splitlines()
-    assert lines[0] == f"Quantized model in {output}"
+    assert lines[0] == f"Quantized model to int8 in {output}"
     assert lines[-1] == f"Next: vacc-deploy verify {output}"
     assert "method       rtn" in result.stdout
     assert "calibration" not in result.stdout
@@ -65,7 +67,7 @@ def test_quantize_options_reach_the_report(source, words, tmp_path):
     report = read_json(tmp_path / "o" / "quantize_report.json")
     assert report["options"] == {
         "method": "gptq",
-        "formats": ["int8"],
+        "formats": ["vamc"],
         "num_samples": 10,
         "sequence_length": 32,
         "seed": 3,
@@ -109,7 +111,7 @@ def test_quantize_dry_run_prints_the_plan(source, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     result = run(source, "--dry-run")
     assert result.exit_code == 0
-    assert result.stdout.startswith(f"Would quantize model into {source}-int8\n")
+    assert result.stdout.startswith(f"Would quantize model to int8 in {source}-int8\n")
     assert "time     about " in result.stdout and "memory   about " in result.stdout
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -143,6 +145,36 @@ def test_quantize_wrong_options(source, tmp_path, monkeypatch, arguments, code, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
+ONLY_8_BITS = (
+    "quantize writes 8 bits, per channel, symmetric, and nothing else; see docs/formats.md."
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--format", "int4"), "Invalid value for '--format': 'int4' is not one of "),
+        (("--format", "w8a16_gptq"), "Invalid value for '--format': 'w8a16_gptq' is not one of "),
+        (("--method", "awq"), "Invalid value for '--method': 'awq' is not one of 'gptq', 'rtn'."),
+        (("--bits", "4"), "No such option '--bits'."),
+        (("--group-size", "128"), "No such option '--group-size'."),
+    ],
+)
+def test_quantize_says_what_there_is_where_4_bits_are_looked_for(source, arguments, message):
+    result = run(source, *arguments)
+    (line,) = [line for line in result.output.splitlines() if line.startswith("Error: ")]
+    assert result.exit_code == 2
+    assert line.startswith(f"Error: {message}") and ONLY_8_BITS in line
+    assert ONLY_8_BITS not in run(source, "--sede", "1").output
+
+
+def test_the_former_name_of_a_format_gives_the_new_one():
+    choice = QuantizationChoice(["int8", "vamc"])
+    with pytest.raises(click.BadParameter, match="fp16 is now called vamc.$"):
+        choice.convert("fp16", None, None)
+    assert choice.convert("vamc", None, None) == "vamc"
+
+
 def test_quantize_data_errors_exit_1_and_leave_nothing(source, words, tmp_path):
     assert run(tmp_path / "nowhere").exit_code == 1
     result = run_gptq(source, words, "--num-samples", 5000)
@@ -166,19 +198,55 @@ def test_quantize_int8_directory(source):
     assert run(source, "--overwrite").exit_code == 0
 
 
+def test_quantize_resume_and_overwrite_together_names_both_commands(source, monkeypatch):
+    argv = ["vacc-deploy-test", "quantize", "--overwrite", str(source), "--resume"]
+    monkeypatch.setattr("sys.argv", argv)
+    result = run(source, "--resume", "--overwrite")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        "Error: --resume goes on with what an earlier run has finished, --overwrite begins again. "
+        f"Give one of them.\n  vacc-deploy-test quantize {source} --resume\n"
+        f"  vacc-deploy-test quantize --overwrite {source}\n"
+    )
+
+
+def test_quantize_dry_run_of_an_output_that_exists_says_what_the_run_needs(source):
+    output = f"{source}-int8"
+    assert run(source).exit_code == 0
+    result = run(source, "--dry-run")
+    assert result.exit_code == 0
+    assert result.stdout.endswith(
+        f"\nNote: without --dry-run this is refused: {output} exists and is not empty. Give "
+        "--overwrite to replace it, or choose another --output.\n"
+    )
+    values = json.loads(run(source, "--dry-run", "--overwrite", "--json").stdout)
+    assert values["notes"] == []
+    for name in ("seconds", "peak_memory_bytes", "totals"):
+        assert values[name] is None
+
+
+def test_quantize_device_is_checked_before_the_output(source, monkeypatch):
+    assert run(source).exit_code == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # whatever the machine has
+    for device, message in (("cuda", "sees 0 CUDA devices"), ("gpu", "--device is 'gpu'")):
+        result = run(source, "--device", device)
+        assert result.exit_code == 2 and message in result.output
+        assert "exists" not in result.output
+
+
 def test_quantize_in_the_directory_itself(source, monkeypatch):
     monkeypatch.chdir(source)
     result = run(".")
     assert result.exit_code == 0, result.output
-    assert f"Quantized model in {source}-int8" in result.stdout
+    assert f"Quantized model to int8 in {source}-int8" in result.stdout
 
 
 def test_quantize_writes_several_formats(source):
-    result = run(source, "--format", "fp16", "--format", "int8", "--format", "fp16", "--json")
+    result = run(source, "--format", "vamc", "--format", "int8", "--format", "vamc", "--json")
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["formats"] == ["fp16", "int8"]
+    assert json.loads(result.stdout)["formats"] == ["vamc", "int8"]
     assert sorted(os.listdir(f"{source}-quantized")) == [
-        *("fp16", "int8", "quantize_timing.json", "vacc_deploy.json")
+        *("int8", "quantize_timing.json", "vacc_deploy.json", "vamc")
     ]
 
 
@@ -285,3 +353,12 @@ def test_the_library_that_writes_own_answers_is_kept_quiet(tmp_path, monkeypatch
     source = ("--calibration", f"alpaca={tmp_path}/no.json", "--answers", answers)
     assert run(tmp_path / "nosuch", *source).exit_code == 1
     assert len(quieted) == calls
+
+
+def test_quantize_preset_sets_what_no_option_sets(source, words):
+    light = ("--calibration", f"text={words}", "--preset", "light", "--dry-run", "--json")
+    values = json.loads(run(source, *light, "--num-samples", 12).stdout)
+    assert values["calibration"]["tokens"] == 12 * 512
+    result = run(source, "--preset", "light")
+    assert result.exit_code == 2
+    assert "Without --calibration" in result.output and "--preset" in result.output

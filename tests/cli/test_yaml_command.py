@@ -4,11 +4,11 @@ import sys
 
 import pytest
 import yaml
+from checkpoint_builders import write_checkpoint
 from click.testing import CliRunner
 from texts import ROOT
 
 from vacc_deploy.cli import cli
-from vacc_deploy.models.catalog import find_model
 
 
 def invoke(*args):
@@ -45,10 +45,7 @@ def test_every_option_reaches_the_file():
 
 def test_directory_target_keeps_its_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "Mine-vacc"
-    folder.mkdir()
-    values = find_model("Distill-Llama-8B").config_values
-    (folder / "config.json").write_text(json.dumps(values))
+    write_checkpoint(tmp_path / "Mine-vacc", model_type="llama", num_heads=8, num_kv_heads=4)
     content = yaml.safe_load(invoke("./Mine-vacc").stdout)
     assert content["frontend"]["checkpoint"] == "./Mine-vacc"
     assert content["name"] == "Mine-fp16-tp4-1024-2048"
@@ -58,7 +55,7 @@ def test_json_is_one_object(tmp_path):
     path = tmp_path / "a.yaml"
     result = invoke("Distill-Qwen-32B", "--json", "--output", path)
     values = json.loads(result.stdout)
-    assert sorted(values) == ["content", "environment", "file", "notes"]
+    assert sorted(values) == ["content", "environment", "file", "notes", "untried"]
     assert values["file"] == str(path)
     assert values["environment"] == {"VACC_STACK_SIZE": "256"}
     assert values["content"] == yaml.safe_load(path.read_text())
@@ -97,6 +94,8 @@ def test_existing_output_is_refused_without_overwrite(tmp_path):
         (("x", "--calibration", "c4="), "expected NAME=PATH"),
         (("x", "--calibration", "c4=a", "--calibration", "c4=b"), "can be given once"),
         (("Distill-Qwen-7B", "--card", "VA99"), "Invalid value for '--card'"),
+        (("Distill-Qwen-7B", "--seq-len", "1000"), "--seq-len: is 1000, expected"),
+        (("Distill-Qwen-7B", "--tp", "3"), "--tp: got 3, expected one of 1, 2, 4, 8, 16"),
     ],
 )
 def test_wrong_usage_exits_2(args, message):
@@ -108,8 +107,7 @@ def test_wrong_usage_exits_2(args, message):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("no-such-model",), "There is no directory 'no-such-model'"),
-        (("Distill-Qwen-7B", "--seq-len", "1000"), "expected a positive multiple of 16"),
+        (("no-such-model",), "no-such-model does not exist"),
         (("Distill-Llama-70B", "--card", "VA16"), "do not fit a die of VA16"),
     ],
 )

@@ -110,10 +110,9 @@ def test_a_bad_table_is_an_error_that_names_the_member(write_zip, text, message)
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"not a zip at all", "is not a readable zip archive.*begins with b'not a zip"),
-        (gzip.compress(b"x", mtime=0), "is not a readable zip archive.*looks like gzip data"),
-        (b"PK\x03\x04" + b"\0" * 100, "is not a readable zip archive"),
-        (b"<html>login</html>", "looks like an HTML page"),
+        (b"not a zip at all", "is not a readable zip archive: .*expected ceval-exam.zip"),
+        (gzip.compress(b"x", mtime=0), "is not a readable zip archive"),
+        (b"PK\x03\x04" + b"\0" * 100, "is not a readable zip archive: .*Download it again"),
     ],
 )
 def test_what_is_not_a_zip_is_refused(tmp_path, data, message):

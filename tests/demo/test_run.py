@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from vacc_deploy.checkpoint.manifest import stored_layout
 from vacc_deploy.checkpoint.output import MANIFEST_NAME, check_output
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.cli import cli
+from vacc_deploy.demo import run as run_module
 from vacc_deploy.demo.run import INT8_DIR, PREPARED_DIR, demo, write_yaml
 from vacc_deploy.demo.task import is_held_out
 from vacc_deploy.errors import OutputError
@@ -44,7 +47,7 @@ def test_demo_example_is_a_long_sum_with_its_whole_thought(result):
 def test_demo_leaves_the_chain_s_directories(result):
     assert not Checkpoint.open(result.output_dir / PREPARED_DIR).config.quantization_bit
     deployed = Checkpoint.open(result.output_dir / INT8_DIR)
-    assert deployed.config.quantization_bit == 8
+    assert stored_layout(deployed.directory, deployed.config) == "vamc"
     compiled = load_compile_file(result.output_dir / f"{INT8_DIR}.yaml", config=deployed.config)
     assert compiled["backend"]["dtype"] == "int8"
     assert compiled["frontend"]["checkpoint"] == str(result.output_dir / INT8_DIR)
@@ -83,6 +86,16 @@ def test_demo_manifest_lists_everything_so_that_overwrite_spares_the_rest(result
 def test_demo_verify_is_close_to_float(result):
     assert result.scores.mean_kl < 0.001
     assert result.scores.top1 > 0.99
+
+
+def test_demo_gives_the_verdict_of_verify(result, monkeypatch):
+    assert result.failures == () and "\nPassed: mean KL 0.000" in result.to_text()
+    assert result.to_dict()["verify"]["passed"] is True
+    failed = replace(result, failures=("mean KL is 1",))
+    assert "\nFailed: mean KL is 1\n" in failed.to_text() and "Passed" not in failed.to_text()
+    assert failed.to_dict()["verify"]["failures"] == ["mean KL is 1"]
+    monkeypatch.setattr(run_module, "demo", lambda **options: failed)
+    assert CliRunner().invoke(cli, ["demo"]).exit_code == 3
 
 
 def test_demo_text_names_figures_files_and_next_step(result):

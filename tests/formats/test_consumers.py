@@ -56,7 +56,7 @@ def test_all_formats_hold_the_same_weights_and_leave_the_rest_as_it_was(director
     config = Checkpoint.open(directories["float"]).config
     for layout in FORMATS:
         checkpoint = Checkpoint.open(directories[layout])
-        assert checkpoint.config.quantization_format == ("" if layout == "fp16" else layout)
+        assert checkpoint.config.quantization_format == ("" if layout == "vamc" else layout)
         assert checkpoint.config.differences(config) == {}
         read, linears = float_reader(checkpoint), config.linear_names()
         for name, tensor in stored.items():
@@ -64,7 +64,7 @@ def test_all_formats_hold_the_same_weights_and_leave_the_rest_as_it_was(director
                 assert torch.equal(checkpoint.read(name), tensor)
                 continue
             expected = dequantize(*quantize_rounding(tensor))
-            if layout == "fp16":
+            if layout == "vamc":
                 expected = expected.half().float()
             assert torch.equal(read(name), expected)
 
@@ -73,7 +73,7 @@ def test_decoder_and_loader_agree_on_every_format(directories):
     reference = decoder_logits(directories["int8"], TOKENS)[:, -1]
     scale = reference.abs().max()
     for layout in FORMATS:
-        tolerance = 2e-2 if layout == "fp16" else 1e-5
+        tolerance = 2e-2 if layout == "vamc" else 1e-5
         for got in (
             decoder_logits(directories[layout], TOKENS)[:, -1],
             last_logits(load_model(directories[layout])),
@@ -85,11 +85,15 @@ def test_decoder_and_loader_agree_on_every_format(directories):
 def test_verify_compares_every_format_with_its_float_model(directories, layout):
     result = verify(directories[layout], reference_dir=directories["float"], max_tokens=128)
     expected = verify(directories["int8"], reference_dir=directories["float"], max_tokens=128)
-    tolerance = 0.05 if layout == "fp16" else 1e-4
+    tolerance = 0.05 if layout == "vamc" else 1e-4
     assert 0 < result.scores.mean_kl < 1
     assert result.scores.mean_kl == pytest.approx(expected.scores.mean_kl, rel=tolerance)
-    output = run("verify", directories[layout], "--reference", directories["float"])
-    assert output.exit_code == 0, output.output
+    limits = ("--max-kl", "1", "--min-top1", "0.5")
+    output = run("verify", directories[layout], "--reference", directories["float"], *limits)
+    # A random model: both limits are met, and the verdict is that neither side knows the text.
+    assert output.exit_code == 3, output.output
+    failed = [line for line in output.stdout.splitlines() if line.startswith("Failed: ")]
+    assert len(failed) == 2 and all("model knows nothing of this text" in line for line in failed)
 
 
 @pytest.mark.parametrize("layout", PACKED)
@@ -132,13 +136,13 @@ def test_stock_transformers_follows_the_float16_of_the_config(directories):
     assert (logits - reference).abs().max() <= 1e-2 * reference.abs().max()
 
 
-def test_stock_transformers_loads_fp16_as_a_float_checkpoint(directories):
-    weights = read_tensors(directories["fp16"])
+def test_stock_transformers_loads_vamc_as_a_float_checkpoint(directories):
+    weights = read_tensors(directories["vamc"])
     model = AutoModelForCausalLM.from_pretrained(
-        directories["fp16"], dtype="auto", attn_implementation="eager"
+        directories["vamc"], dtype="auto", attn_implementation="eager"
     )
     assert model.dtype == torch.float16
-    for name in Checkpoint.open(directories["fp16"]).config.linear_names():
+    for name in Checkpoint.open(directories["vamc"]).config.linear_names():
         assert torch.equal(model.get_submodule(name).weight, weights[f"{name}.weight"])
 
 
@@ -150,8 +154,8 @@ def test_the_compiler_s_commands_refuse_a_layout_for_stock_loaders(directories, 
     directory = directories[layout]
     message = (
         f"{directory} holds weights in the {layout} layout, which is for transformers and vLLM; "
-        "the compiler's side reads int8 and float directories. Give the int8 or the fp16 "
-        "directory of the same run of quantize, or the prepared directory."
+        "the compiler's side reads vamc and prepared directories. Give the vamc directory of the "
+        "same run of quantize, or the prepared directory."
     )
     with pytest.raises(CheckpointError) as caught:
         export_onnx(directory, output=tmp_path / "onnx")

@@ -56,10 +56,10 @@ def test_codes_and_scale_come_back_from_every_layout(layout):
     assert (got.dtype, got_scale.dtype) == (torch.int8, torch.float16)
 
 
-def test_codes_come_back_from_fp16_without_the_scale():
+def test_codes_come_back_from_vamc_without_the_scale():
     codes, scale = quantize_rounding(random_weight(512, 64))
-    tensors = linear_tensors("fp16", NAME, codes, scale)
-    got, got_scale = codes_from("fp16", tensors.__getitem__, NAME)
+    tensors = linear_tensors("vamc", NAME, codes, scale)
+    got, got_scale = codes_from("vamc", tensors.__getitem__, NAME)
     assert torch.equal(got, codes)
     assert ((got_scale / scale).float() - 1).abs().max() <= 2.0**-10
 
@@ -96,7 +96,7 @@ def test_an_error_of_a_linear_names_it():
         codes_from("compressed-tensors", tensors.__getitem__, NAME)
 
 
-# ---- fp16: rounded again, the integers are the same -------------------------------------------
+# ---- vamc: rounded again, the integers are the same -------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -128,7 +128,7 @@ def test_float16_weight_refuses_scales_above_its_range():
     assert (127 * too_large.double()).min() >= 65520  # rounds to infinity
     for value in too_large[::500]:
         with pytest.raises(QuantizationError) as caught:
-            linear_tensors("fp16", NAME, all_codes(2), torch.stack((scale[0], value)))
+            linear_tensors("vamc", NAME, all_codes(2), torch.stack((scale[0], value)))
         assert str(caught.value) == (
             f"{NAME}: row 1 has the scale {float(value):g}, its weights do not fit float16. Use "
             "another --format."
@@ -250,7 +250,7 @@ def test_gptq_over_the_exact_products_gives_the_same_codes(kind, size, act_order
 
 @pytest.mark.parametrize("kind", HESSIANS)
 @pytest.mark.parametrize("act_order", [False, True])
-def test_gptq_over_the_fp16_weights_gives_the_same_codes_within_the_bound(kind, act_order):
+def test_gptq_over_the_vamc_weights_gives_the_same_codes_within_the_bound(kind, act_order):
     """The float16 rounding is an error that GPTQ feeds on; below half a step it changes nothing."""
     codes, scale, _ = quantized_by_gptq(kind, 192)
     weight = float16_weight(codes, scale).float()
@@ -267,7 +267,7 @@ def test_gptq_over_the_fp16_weights_gives_the_same_codes_within_the_bound(kind, 
         assert torch.equal(got[is_safe], codes[is_safe])
 
 
-def test_gptq_over_the_fp16_weights_can_change_codes():
+def test_gptq_over_the_vamc_weights_can_change_codes():
     """Why the documentation promises it for the exact products only."""
     codes, scale, hessian = quantized_by_gptq("low-rank", 64)
     weight = float16_weight(codes, scale).float()

@@ -50,7 +50,7 @@ def directories(tmp_path_factory):
         found[model_type, "int8"] = root / f"{model_type}-int8"
         prepare(weights=source, output=found[model_type, "float"])
         prepared, output = found[model_type, "float"], found[model_type, "int8"]
-        quantize(prepared, options=QuantizeOptions("rtn"), output=output)
+        quantize(prepared, options=QuantizeOptions("rtn", formats=("int8",)), output=output)
     return found
 
 
@@ -247,7 +247,21 @@ def test_default_lengths_are_those_of_yaml_and_stay_in_the_context(directories, 
     plan = export_onnx(directories["qwen2", "float"], output=tmp_path / "out", dry_run=True)
     assert (plan.shape.prompt_length, plan.shape.past_length) == (1024, 2047)
     assert plan.to_dict()["dry_run"] and not (tmp_path / "out").exists()
-    assert plan.to_text().startswith("Would export")
+    text = plan.to_text()
+    assert text.startswith("Would export")
+    assert "nodes" not in text and "seconds" not in text and "Note" not in text
+    (prefill, _) = plan.to_dict()["graphs"]
+    assert prefill["nodes"] is prefill["custom_nodes"] is prefill["seconds"] is None
+
+
+def test_a_dry_run_of_an_output_that_exists_says_what_the_run_needs(directories, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").touch()
+    options = {"output": tmp_path / "out", "dry_run": True, "options": SMALL}
+    (note,) = export_onnx(directories["qwen2", "float"], **options).notes
+    assert note.startswith("without --dry-run this is refused: ") and "Give --overwrite" in note
+    result = export_onnx(directories["qwen2", "float"], **options, overwrite=True)
+    assert "was not written by vacc-deploy" in result.to_text()
 
 
 # ---- what is refused --------------------------------------------------------------------------

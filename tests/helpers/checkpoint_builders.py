@@ -149,6 +149,7 @@ def write_weights(
             directory / file,
             metadata={"format": "pt"},
         )
+        (directory / file).chmod(0o644)  # the library's files are for their owner alone
         weight_map |= dict.fromkeys(part, file)
     if len(shard_names) > 1 if with_index is None else with_index:
         total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -1,10 +1,10 @@
-"""Doubles that several tests hand to the package: listeners of progress, controls that stop."""
+"""Doubles that several tests hand to the package: listeners of progress, one that interrupts."""
 
 from __future__ import annotations
 
-import signal
+import time
 
-from vacc_deploy.progress import Progress, RunControl
+from vacc_deploy.progress import KeptLayers, Progress
 
 
 class Recorder(Progress):
@@ -13,10 +13,11 @@ class Recorder(Progress):
     Attributes:
         events: name of the call and what it was told, in order, warnings left out.
         warnings: their texts.
+        said: the notes, their texts.
     """
 
     def __init__(self):
-        self.events, self.warnings = [], []
+        self.events, self.warnings, self.said = [], [], []
 
     def start(self, description, total, unit):
         self.events.append(("start", f"{description} {total} {unit}"))
@@ -33,6 +34,9 @@ class Recorder(Progress):
     def finish(self):
         self.events.append(("finish",))
 
+    def say(self, message):
+        self.said.append(message)
+
     def warn(self, message):
         self.warnings.append(message)
 
@@ -45,19 +49,35 @@ class Recorder(Progress):
         return sum(event[1] for event in self.events if event[0] == kind)
 
 
-class StopAfter(RunControl):
-    """Asks to stop once it was asked ``count`` times.
+class StopAfter(Recorder):
+    """Interrupts a run, as Ctrl-C does, once it has made ``count`` layers or carried rows through.
 
     Attributes:
-        told: what stays, finished and all layers; None while nobody has said so.
+        kept: tells what the run keeps, where it is given to the run too.
     """
 
-    def __init__(self, count=1, signum=signal.SIGTERM):
-        self.left, self.signum, self.told = count, signum, None
+    def __init__(self, count=1):
+        super().__init__()
+        self.kept, self._count, self._passed, self._job = KeptLayers(), count, 0, ""
 
-    def stop_signal(self):
-        self.left -= 1
-        return self.signum if self.left <= 0 else None
+    def start(self, description, total, unit):
+        super().start(description, total, unit)
+        self._job = description
 
-    def kept(self, finished, total):
-        self.told = (finished, total)
+    def advance(self, amount=1, note=""):
+        super().advance(amount, note)
+        self._go_on(amount)
+
+    def skip(self, amount=1, note=""):
+        super().skip(amount, note)
+        self._go_on(amount)
+
+    def _go_on(self, amount):
+        if self._job != "Quantizing":
+            return
+        self._passed += amount
+        if self._passed >= self._count:
+            # The layer is on its way to the disk; the next one has not begun.
+            while self.kept.finished < self._passed:
+                time.sleep(0.005)
+            raise KeyboardInterrupt

@@ -14,7 +14,7 @@ from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.text.tokenizer import Tokenizer
 
-RTN = QuantizeOptions("rtn")
+RTN = QuantizeOptions("rtn", formats=("int8",))
 # 2 rows are held out, and 22 x 32 tokens fitted: enough for an input of 160.
 SEQ_LEN, NUM_SAMPLES, NUM_HELD_OUT = 32, 24, 2
 # Of the fitted rows, those with a float stream: 8 tokens for each of the 64 hidden inputs.
@@ -65,7 +65,12 @@ def write_words(path: Path) -> Path:
 
 def gptq_options(text: Path, **changes: Any) -> QuantizeOptions:
     """Return options to calibrate on ``text``."""
-    values = {"num_samples": NUM_SAMPLES, "sequence_length": SEQ_LEN, **changes}
+    values = {
+        "num_samples": NUM_SAMPLES,
+        "sequence_length": SEQ_LEN,
+        "formats": ("int8",),
+        **changes,
+    }
     return QuantizeOptions("gptq", sources=(CalibrationSource("text", text),), **values)
 
 

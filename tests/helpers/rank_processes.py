@@ -76,7 +76,7 @@ def _be_rank(rank, count, port, work, end):
     try:
         ranks.connect(torch.device("cpu"))
         result = work(ranks)
-    except Exception as err:
+    except BaseException as err:
         ranks.claim_failure()
         end.send(Raised(type(err), str(err)))
         ranks.leave(is_failed=True)

@@ -38,7 +38,9 @@ def make_directory(tmp_path, model_type="qwen2", form="prepared", **arguments):
         output = tmp_path / "prepared"
         directory = prepare(weights=directory, output=output, link_mode="copy").output_dir
     if form.endswith("int8"):
-        directory = quantize(directory, options=QuantizeOptions("rtn")).output_dir
+        directory = quantize(
+            directory, options=QuantizeOptions("rtn", formats=("int8",))
+        ).output_dir
     return directory
 
 

@@ -36,7 +36,11 @@ def write_directories(folder: Path) -> Path:
         path = source / "generation_config.json"
         write_json(path, {**json.loads(path.read_text("utf-8")), "do_sample": True})
         prepare(weights=source, output=folder / f"{name}-prepared", link_mode="copy")
-        quantize(source, output=folder / f"{name}-int8", options=QuantizeOptions("rtn"))
+        quantize(
+            source,
+            output=folder / f"{name}-int8",
+            options=QuantizeOptions("rtn", formats=("int8",)),
+        )
     return folder
 
 

@@ -11,7 +11,9 @@ from vacc_deploy.models.catalog import (
     CatalogModel,
     CatalogTable,
     find_model,
+    known_model,
     match_config,
+    near_names,
     plain_sizes,
 )
 from vacc_deploy.models.parse import parse_config
@@ -76,13 +78,30 @@ def test_an_unknown_name_suggests_the_nearest(name, nearest):
     message = str(caught.value)
     assert message.startswith(f"Unknown model {name!r}. Did you mean {nearest}")
     assert "Known models: Distill-Qwen-1.5B, Distill-Qwen-7B, Distill-Qwen-14B, " in message
-    assert message.endswith("is given by its directory (prepare: --weights DIR, without --model).")
+    assert message.endswith("is given by its directory or its repository id.")
 
 
 @pytest.mark.parametrize("name", ["", "zzz"])
 def test_a_name_like_no_other_suggests_nothing(name):
     with pytest.raises(UnsupportedModelError, match=f"^Unknown model '{name}'. Known models: "):
         find_model(name)
+
+
+def test_known_model_finds_names_and_nothing_else():
+    assert known_model("r1-distill-qwen-7B") is MODELS["DeepSeek-R1-Distill-Qwen-7B"]
+    assert known_model("Distill-Qwen-8B") is None
+
+
+def test_near_names_are_few_distinct_and_begin_with_the_nearest():
+    assert near_names("distil-llama-70b")[0] == "Distill-Llama-70B"
+    assert len(set(near_names("distill-qwen"))) == 3
+    assert near_names("Qwen2.5-Coder", cutoff=0.8) == ()
+
+
+def test_a_long_name_is_cut():
+    with pytest.raises(UnsupportedModelError) as caught:
+        find_model("x" * 10_000)
+    assert len(str(caught.value)) < 500
 
 
 def test_tensor_parallel_needs_the_mlp_to_divide():

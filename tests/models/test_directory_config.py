@@ -66,21 +66,21 @@ def test_compressed_tensors_configuration(tmp_path, model_type):
 
 
 @pytest.mark.parametrize("prepared", [False, True])
-def test_fp16_configuration_of_qwen2(tmp_path, prepared):
-    config, files = files_of(tmp_path, "fp16", prepared=prepared)
+def test_vamc_configuration_of_qwen2(tmp_path, prepared):
+    config, files = files_of(tmp_path, "vamc", prepared=prepared)
     assert files.keys() == {"config.json", "config_vacc.json"}
     assert files["config.json"] == {**config.raw, "torch_dtype": "float16"}
     for values in files.values():
         assert values["torch_dtype"] == "float16"
         assert not {"quantization_bit", "quantization_config"} & values.keys()
     assert files["config_vacc.json"]["insert_slice"] is True
-    assert len(format_source_files("fp16", config)) == 3
+    assert len(format_source_files("vamc", config)) == 3
 
 
-def test_fp16_configuration_of_llama(tmp_path):
-    config, files = files_of(tmp_path, "fp16", "llama")
+def test_vamc_configuration_of_llama(tmp_path):
+    config, files = files_of(tmp_path, "vamc", "llama")
     assert files == {"config.json": {**config.raw, "torch_dtype": "float16"}}
-    assert format_source_files("fp16", config) == format_source_files("int8", config) == ()
+    assert format_source_files("vamc", config) == format_source_files("int8", config) == ()
 
 
 @pytest.mark.parametrize("layout", FORMATS)
@@ -89,7 +89,7 @@ def test_the_compiler_s_file_is_beside_the_layouts_that_it_reads(tmp_path, layou
     assert ("config_vacc.json" in files) is LAYOUTS[layout].for_compiler
 
 
-@pytest.mark.parametrize("layout", ["int8", "fp16"])
+@pytest.mark.parametrize("layout", ["int8", "vamc"])
 def test_a_config_vacc_of_another_model_is_refused(tmp_path, layout):
     source = write_checkpoint(tmp_path / "model")
     source = prepare(weights=source, output=tmp_path / "prepared").output_dir

@@ -11,6 +11,7 @@ from vacc_deploy.models.vacc_config import (
     check_vacc_config,
     needs_vacc_config,
     vacc_config,
+    ways_to_the_card,
 )
 
 SOURCE = {
@@ -182,3 +183,10 @@ def test_check_vacc_config_lists_everything_at_once(tmp_path):
 def test_check_vacc_config_refuses_what_the_configuration_class_refuses(tmp_path):
     with pytest.raises(UnsupportedModelError, match="config_vacc.json asks for rotary scaling"):
         check(tmp_path, make(), rope_scaling={"rope_type": "yarn", "factor": 4.0})
+
+
+def test_a_llama_has_fewer_ways_to_the_card():
+    assert ways_to_the_card(find_model("Distill-Qwen-7B").config) == ""
+    assert "int8 codes that --format int8 writes" in ways_to_the_card(
+        find_model("Distill-Llama-8B").config
+    )

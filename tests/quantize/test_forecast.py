@@ -19,7 +19,7 @@ from texts import contents, write_numbers
 from vacc_deploy.calibration.rows import CalibrationRows
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.datasets.sources import CalibrationSource
-from vacc_deploy.errors import QuantizationError, StoppedError
+from vacc_deploy.errors import QuantizationError
 from vacc_deploy.quantize import forecast as forecast_module
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.forecast import Plan
@@ -264,8 +264,9 @@ def test_a_forecast_changes_no_byte_of_the_run_after_it(tmp_path, source, gptq):
 
 
 def test_a_dry_run_of_a_resumed_run_counts_its_finished_layers(source, gptq):
-    with pytest.raises(StoppedError):
-        quantize(source, options=gptq, control=StopAfter())
+    stop = StopAfter()
+    with pytest.raises(KeyboardInterrupt):
+        quantize(source, options=gptq, progress=stop, kept=stop.kept)
     result = quantize(source, options=gptq, resume=True, dry_run=True)
     assert "carrying finished layers" in result.estimate.seconds
     again = quantize(source, options=gptq, overwrite=True, dry_run=True)

@@ -8,7 +8,6 @@ from doubles import Recorder, StopAfter
 from texts import read_json, write_numbers
 
 from vacc_deploy.datasets.sources import CalibrationSource
-from vacc_deploy.errors import StoppedError
 from vacc_deploy.models.config import LAYER_LINEARS, linear_name
 from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.quantize.options import QuantizeOptions
@@ -83,8 +82,9 @@ def test_tokens_per_second_leave_out_the_time_of_finished_layers():
 @pytest.mark.parametrize("method", ["gptq", "rtn"])
 def test_a_resumed_run_tells_finished_layers_apart(source, gptq, method):
     options = gptq if method == "gptq" else QuantizeOptions("rtn")
-    with pytest.raises(StoppedError):
-        quantize(source, options=options, control=StopAfter(2))
+    stop = StopAfter(2)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(source, options=options, progress=stop, kept=stop.kept)
     progress = Recorder()
     quantize(source, options=options, resume=True, progress=progress)
     skipped = [note for kind, note in of_layers(progress) if kind == "skip"]
@@ -97,8 +97,9 @@ def test_a_resumed_run_tells_finished_layers_apart(source, gptq, method):
 
 
 def test_the_seconds_of_every_linear_outlive_an_interruption(source, gptq):
-    with pytest.raises(StoppedError):
-        quantize(source, options=gptq, control=StopAfter(1))
+    stop = StopAfter(1)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(source, options=gptq, progress=stop, kept=stop.kept)
     timing = read_timing(quantize(source, options=gptq, resume=True).output_dir)
     names = [linear_name(layer, name) for layer in range(3) for name in LAYER_LINEARS]
     assert list(timing["linear_seconds"]) == names

@@ -20,7 +20,6 @@ def test_alone_gives_back_what_it_is_given():
     ALONE.broadcast(matrix)
     assert torch.equal(matrix, torch.arange(9.0).view(3, 3))
     assert ALONE.share(matrix) is matrix and ALONE.collect(3) == [3]
-    assert ALONE.agree(None) is None and ALONE.agree(15) == 15
 
 
 # ---- three processes ---------------------------------------------------------------------------
@@ -38,9 +37,6 @@ def exchange_everything(ranks):
     processes.PIECE_NUMBERS = 7 * SIZE  # several pieces, and a rest
     rank = ranks.rank
     found = {"collect": ranks.collect((rank + 0.1, 2**53)), "share": ranks.share([rank, "ä"])}
-    found["agree"] = [
-        ranks.agree(value) for value in (None, 15 if rank else None, 2 if rank == 2 else 0)
-    ]
     matrix, triangle = part_of(rank, SIZE, SIZE + 1), part_of(rank, SIZE, SIZE)
     ranks.add(matrix)
     ranks.add(triangle, upper=True)
@@ -59,7 +55,6 @@ def test_ranks_exchange_and_add_in_rank_order():
     for found in outcomes:
         assert found["collect"] == [(other + 0.1, 2**53) for other in range(COUNT)]
         assert found["share"] == [0, "ä"]
-        assert found["agree"] == [None, 15, 0]
         assert torch.equal(torch.from_numpy(found["sum"]), first + second + last)
         assert torch.equal(torch.from_numpy(found["upper sum"]), total)
         assert found["broadcast"] == ([[0, 0]] * 4, [0.5] * 4)

@@ -5,7 +5,7 @@ import os
 from dataclasses import replace
 
 import pytest
-from doubles import Recorder, StopAfter
+from doubles import Recorder
 from resume_runs import (
     POINTS,
     RTN,
@@ -17,10 +17,12 @@ from resume_runs import (
 )
 from texts import read_json
 
+from vacc_deploy.checkpoint.fingerprint import fingerprint_file
 from vacc_deploy.checkpoint.output import MANIFEST_NAME
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import OutputError
-from vacc_deploy.formats.layouts import FP16
+from vacc_deploy.formats.layouts import VAMC
+from vacc_deploy.progress import KeptLayers
 from vacc_deploy.quantize import run as run_module
 from vacc_deploy.quantize.records import MAX_RECORD_BYTES, RUN_NAME, record_name
 from vacc_deploy.quantize.result import TIMING_NAME
@@ -97,17 +99,17 @@ def test_resume_removes_what_has_no_record(model, output, partial, gptq, expecte
 
 
 def test_a_format_directory_that_is_a_link_is_not_followed(model, output, partial, tmp_path):
-    options = replace(RTN, formats=("int8", FP16))
+    options = replace(RTN, formats=("int8", VAMC))
     interrupt(model, output, options)
-    (partial / FP16).rename(tmp_path / "elsewhere")
-    (partial / FP16).symlink_to(tmp_path / "elsewhere")
+    (partial / VAMC).rename(tmp_path / "elsewhere")
+    (partial / VAMC).symlink_to(tmp_path / "elsewhere")
     before = contents(tmp_path / "elsewhere")
     recorder = Recorder()
     quantize(model, options=options, output=output, resume=True, progress=recorder)
-    assert f"{partial / FP16 / shard_file(0)} is missing" in recorder.warnings[0]
+    assert f"{partial / VAMC / shard_file(0)} is missing" in recorder.warnings[0]
     assert contents(tmp_path / "elsewhere") == before
-    assert not (output / FP16).is_symlink()
-    assert Checkpoint.open(output / FP16).weight_bytes > 0
+    assert not (output / VAMC).is_symlink()
+    assert Checkpoint.open(output / VAMC).weight_bytes > 0
 
 
 @pytest.mark.parametrize("damage", [cut, swell, no_object])
@@ -135,7 +137,7 @@ def test_a_record_that_is_a_link_counts_for_none(model, output, partial, gptq, e
 
 
 @pytest.mark.parametrize("damage", [cut, swell, no_object])
-@pytest.mark.parametrize("formats", [("int8",), ("int8", FP16)])
+@pytest.mark.parametrize("formats", [("int8",), ("int8", VAMC)])
 def test_shards_of_a_damaged_run_are_not_destroyed(model, output, partial, formats, damage):
     options = replace(RTN, formats=formats)
     interrupt(model, output, options)
@@ -186,7 +188,7 @@ def test_finished_layers_of_another_version_are_not_destroyed(
         name, reason = ".vacc-deploy-journal", f"expected {RUN_NAME}"
         (partial / RUN_NAME).rename(partial / name)
     before, arguments = contents(partial), {"options": gptq, "output": output}
-    for more in ({}, {"resume": True}, {"resume": True, "overwrite": True}, {"dry_run": True}):
+    for more in ({}, {"resume": True}):
         with pytest.raises(OutputError) as caught:
             quantize(model, **arguments, **more)
         first, _, rest = str(caught.value).partition(" (")
@@ -198,6 +200,8 @@ def test_finished_layers_of_another_version_are_not_destroyed(
             "). Resume with the version that began, or give --overwrite, without --resume, to "
             "begin again."
         )
+        plan = quantize(model, **arguments, **more, dry_run=True)
+        assert plan.notes == (f"without --dry-run this is refused: {caught.value}",)
         assert contents(partial) == before
     quantize(model, **arguments, overwrite=True)
     assert contents(output) == expected["gptq"]
@@ -214,10 +218,10 @@ def test_a_run_that_fails_keeps_the_layers_of_another_version(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_module, "begin_run", fail)
-    control = StopAfter(99)
+    kept = KeptLayers()
     with pytest.raises(KeyboardInterrupt):
-        quantize(model, options=gptq, output=output, overwrite=True, control=control)
-    assert contents(partial) == before and control.told is None
+        quantize(model, options=gptq, output=output, overwrite=True, kept=kept)
+    assert contents(partial) == before and not kept.finished
 
 
 # ---- finished outputs -------------------------------------------------------------------------
@@ -225,27 +229,30 @@ def test_a_run_that_fails_keeps_the_layers_of_another_version(
 
 def test_resume_of_a_finished_but_damaged_output(model, output, gptq, expected):
     quantize(model, options=gptq, output=output)
+    wrote = fingerprint_file(output / shard_file(2))
     flip(output / shard_file(2))
+    got = fingerprint_file(output / shard_file(2))
     (output / "tokenizer.json").unlink()
     with pytest.raises(OutputError) as caught:
         quantize(model, options=gptq, output=output, resume=True)
     assert str(caught.value) == (
         f"{output} exists and is damaged:\n"
-        f"  - {output / shard_file(2)} has another hash than {MANIFEST_NAME} gives\n"
-        f"  - {output / 'tokenizer.json'} is missing\n"
-        "Give --overwrite to replace it, or choose another --output."
+        f"  - {shard_file(2)}: its content is not what quantize wrote (sha256 {got[:12]}..., "
+        f"expected {wrote[:12]}...)\n"
+        "  - tokenizer.json: it is missing\n"
+        "Give --overwrite, without --resume, to replace it, or choose another --output."
     )
-    quantize(model, options=gptq, output=output, resume=True, overwrite=True)
+    quantize(model, options=gptq, output=output, overwrite=True)
     assert contents(output) == expected["gptq"]
 
 
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
-        ([], "out/vacc_deploy.json lists no files"),
-        ({"../whole-rtn/config.json": {}}, "lists '../whole-rtn/config.json', which lies outside"),
-        ({"/etc/hostname": {}}, "vacc_deploy.json lists '/etc/hostname', which lies outside"),
-        ({"config.json": 5}, "config.json has another hash than vacc_deploy.json gives"),
+        ([], "vacc_deploy.json: it lists no files"),
+        ({"../whole-rtn/config.json": {}}, "lists '../whole-rtn/config.json', outside"),
+        ({"/etc/hostname": {}}, "it lists '/etc/hostname', outside of the directory"),
+        ({"config.json": 5}, "config.json: vacc_deploy.json gives no hash of it"),
     ],
 )
 def test_resume_of_a_finished_output_with_a_strange_manifest(model, output, files, problem):

@@ -11,6 +11,7 @@ from resume_runs import (
     RTN,
     after_record,
     between_the_renames,
+    change_json,
     contents,
     interrupt,
     killed,
@@ -19,7 +20,7 @@ from resume_runs import (
 from texts import read_json
 
 from vacc_deploy.errors import OutputError
-from vacc_deploy.formats.layouts import COMPRESSED_TENSORS, FORMATS, FP16, GPTQ
+from vacc_deploy.formats.layouts import COMPRESSED_TENSORS, FORMATS, GPTQ, VAMC
 from vacc_deploy.quantize import shards
 from vacc_deploy.quantize.records import RUN_NAME
 from vacc_deploy.quantize.result import TIMING_NAME
@@ -70,6 +71,8 @@ def test_resume_after_a_kill_while_replacing_an_older_output(model, output, gptq
     quantize(model, options=RTN, output=output)
     arguments = {"options": gptq, "output": output, "overwrite": True}
     killed(REPLACING[point], model, **arguments)
+    # The run itself knows that it may replace the older output.
+    del arguments["overwrite"]
     quantize(model, **arguments, resume=True)
     assert contents(output) == expected["gptq"]
     assert names_around(output) == ["out"]
@@ -79,6 +82,8 @@ def test_an_older_output_gets_its_name_back_when_the_new_one_is_given_up(model, 
     quantize(model, options=RTN, output=output)
     killed(between_the_renames, model, options=RTN, output=output, overwrite=True)
     assert not output.exists()
+    run = output.with_name("out.partial") / RUN_NAME
+    change_json(run, lambda values: values.pop("overwrite"))  # as earlier versions
     with pytest.raises(OutputError, match="exists and is not empty"):
         quantize(model, options=RTN, output=output, resume=True)
     assert contents(output) == expected["rtn"]
@@ -112,7 +117,7 @@ def test_resume_quantizes_no_finished_layer_again(model, output, gptq, monkeypat
     [
         ("gptq", FORMATS),
         ("rtn", FORMATS),
-        ("gptq", (FP16,)),  # stores no scales: they come from the records
+        ("gptq", (VAMC,)),  # stores no scales: they come from the records
         ("gptq", (GPTQ, COMPRESSED_TENSORS)),
     ],
 )

@@ -10,7 +10,8 @@ from resume_runs import RTN, contents, interrupt
 
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.datasets.sources import CalibrationSource
-from vacc_deploy.errors import OutputError, StoppedError
+from vacc_deploy.errors import OutputError, UsageError
+from vacc_deploy.progress import KeptLayers
 from vacc_deploy.quantize import identity
 from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.quantize.options import QuantizeOptions
@@ -19,7 +20,7 @@ from vacc_deploy.quantize.run import quantize
 
 def change_option(context):
     context["options"] = replace(context["options"], seed=7, act_order=False)
-    return ["option act_order: true then, false now", "option seed: 0 then, 7 now"]
+    return ["--act-order: true then, false now", "--seed: 0 then, 7 now"]
 
 
 def change_weights(context):
@@ -39,15 +40,12 @@ def change_side_file(context):
 def change_text(context):
     path = context["text"]
     path.write_text(f"other {path.read_text('utf-8')}", "utf-8")
-    return [
-        *("calibration sources 0 documents_read: ", "calibration sources 0 sha256: "),
-        "calibration tokens_sha256: ",
-    ]
+    return ["calibration file words.txt: "]  # and nothing of the tokens, which only follow
 
 
 def change_threads(context):
     context["monkeypatch"].setattr(identity.torch, "get_num_threads", lambda: 77)
-    return ["torch threads: 1 then, 77 now"]
+    return ["torch threads: 1 then, 77 now (set OMP_NUM_THREADS=1)"]
 
 
 def change_processor(context):
@@ -79,18 +77,17 @@ def test_resume_of_another_run_is_refused_by_name(tmp_path, words, monkeypatch, 
     if finished:
         quantize(source, options=options)
     else:
-        with pytest.raises(StoppedError):
-            quantize(source, options=options, control=StopAfter(1))
+        stop = StopAfter(1)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(source, options=options, progress=stop, kept=stop.kept)
     context = {"options": options, "source": source, "text": text, "monkeypatch": monkeypatch}
     lines = change(context)
     kept = tmp_path / ("model-int8" if finished else "model-int8.partial")
     before = contents(kept)
-    control = StopAfter(99)
+    layers = KeptLayers()
     for dry_run in (True, False):
         with pytest.raises(OutputError) as caught:
-            quantize(
-                source, options=context["options"], resume=True, control=control, dry_run=dry_run
-            )
+            quantize(source, options=context["options"], resume=True, kept=layers, dry_run=dry_run)
         first, *found, last = str(caught.value).splitlines()
         assert first == (
             f"{kept} exists and was made with other inputs, options or versions:"
@@ -99,28 +96,47 @@ def test_resume_of_another_run_is_refused_by_name(tmp_path, words, monkeypatch, 
         )
         assert len(found) == len(lines)
         for line, start in zip(found, lines, strict=True):
-            assert line.startswith(f"  - {start}") and " then, " in line and line.endswith(" now")
+            assert line.startswith(f"  - {start}") and " then, " in line and " now" in line
         assert "--overwrite" in last
-        assert contents(kept) == before and control.told is None
+        assert contents(kept) == before and not layers.has_begun
 
 
-def test_resume_of_another_finished_output_replaces_it_on_request(model, output, gptq, expected):
-    quantize(model, options=RTN, output=output)
-    quantize(model, options=gptq, output=output, resume=True, overwrite=True)
-    assert contents(output) == expected["gptq"]
+def test_resume_and_overwrite_together_are_refused(model, output, gptq):
+    interrupt(model, output, gptq)
+    before = contents(output.with_name("out.partial"))
+    message = (
+        "--resume goes on with what an earlier run has finished, --overwrite begins again. Give "
+        "one of them."
+    )
+    for dry_run in (False, True):
+        with pytest.raises(UsageError) as caught:
+            quantize(
+                model, options=gptq, output=output, resume=True, overwrite=True, dry_run=dry_run
+            )
+        assert str(caught.value) == message
+    assert contents(output.with_name("out.partial")) == before
 
 
 def test_an_interrupted_run_comes_before_the_finished_output_that_it_would_replace(
     model, output, gptq, expected
 ):
     quantize(model, options=RTN, output=output)
-    with pytest.raises(StoppedError):
-        quantize(model, options=gptq, output=output, overwrite=True, control=StopAfter(2))
-    arguments = {"options": gptq, "output": output, "resume": True}
+    stop = StopAfter(2)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(model, options=gptq, output=output, overwrite=True, progress=stop, kept=stop.kept)
+    # Without --overwrite: the run began with it.
+    quantize(model, options=gptq, output=output, resume=True)
+    assert contents(output) == expected["gptq"]
+
+
+def test_a_resumed_run_replaces_no_output_that_came_after_it(model, output, gptq, expected):
+    interrupt(model, output, gptq)
+    (output / "mine").mkdir(parents=True)
     with pytest.raises(OutputError, match="exists and is not empty"):
-        quantize(model, **arguments)
-    assert contents(output) == expected["rtn"]
-    assert not quantize(model, **arguments, overwrite=True).already_finished
+        quantize(model, options=gptq, output=output, resume=True)
+    assert (output / "mine").exists()
+    (output / "mine").rmdir()
+    quantize(model, options=gptq, output=output, resume=True)
     assert contents(output) == expected["gptq"]
 
 
@@ -140,8 +156,35 @@ def test_identity_holds_the_answers_but_not_where_they_are_kept(tmp_path, gptq):
 
     (line,) = identity.differences(identify("aa"), identify("bb"))
     assert line == "calibration answers answers_sha256: aa then, bb now"
+    # Of other rows the answers only follow.
+    changed = replace(own, num_samples=9)
+    assert identity.differences(identify("aa"), identify("bb", changed)) == [
+        "--num-samples: 24 then, 9 now"
+    ]
     assert identify("aa", replace(own, answers_cache=tmp_path / "cache")) == identify("aa")
     (line,) = identity.differences(
         identify("aa"), identify("aa", replace(own, max_answer_tokens=7))
     )
-    assert line == "option max_answer_tokens: 512 then, 7 now"
+    assert line == "--max-answer-tokens: 512 then, 7 now"
+
+
+def test_what_was_typed_is_named_and_nothing_that_only_follows(model, output, gptq, tmp_path):
+    interrupt(model, output, gptq)
+    (other := tmp_path / "other.txt").write_text("three four five " * 9000, "utf-8")
+    words = gptq.sources[0]
+    for changed, lines in (
+        (replace(gptq, sequence_length=16, dampening_frac=0.2), ["dampening", "seq-len"]),
+        (replace(gptq, sources=(CalibrationSource("text", other),)), ["calibration"]),
+        (
+            replace(gptq, sources=(words, CalibrationSource("text", other, 2.0))),
+            ["calibration, number 2: none then, text=other.txt:2 now"],
+        ),
+        (RTN, ["method: gptq then, rtn now"]),
+    ):
+        with pytest.raises(OutputError) as caught:
+            quantize(model, options=changed, output=output, resume=True)
+        _, *found, _ = str(caught.value).splitlines()
+        assert len(found) == len(lines)
+        for line, start in zip(found, lines, strict=True):
+            assert line.startswith(f"  - --{start}")
+    quantize(model, options=gptq, output=output, resume=True)

@@ -1,5 +1,6 @@
 """Runs that are stopped or fail: what they keep, and what they say."""
 
+import json
 import os
 import shutil
 import signal
@@ -10,12 +11,13 @@ import time
 import pytest
 import torch
 from checkpoint_builders import write_checkpoint
-from doubles import Recorder, StopAfter
+from doubles import StopAfter
 from resume_runs import NUM_LAYERS, RTN, contents, interrupt, names_around, shard_file
 from texts import read_json
 
-from vacc_deploy.cli.signals import resume_command
-from vacc_deploy.errors import OutputError, QuantizationError, StoppedError
+from vacc_deploy.cli.resuming import overwrite_command, resume_command
+from vacc_deploy.errors import OutputError, QuantizationError
+from vacc_deploy.progress import KeptLayers
 from vacc_deploy.quantize import forecast, plan, records, row_buffers, shards
 from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.quantize.records import RUN_NAME, read_run, record_name
@@ -26,9 +28,9 @@ FULL = OSError(28, "No space left on device")
 
 
 @pytest.mark.parametrize("method", ["gptq", "rtn"])
-def test_stop_finishes_the_layer_and_keeps_it(model, output, gptq, expected, method):
+def test_an_interruption_keeps_the_finished_layers(model, output, gptq, expected, method):
     options = gptq if method == "gptq" else RTN
-    assert interrupt(model, output, options) == "Stopped after 1 of 3 layers, which are kept."
+    interrupt(model, output, options)
     assert not output.exists()
     partial = output.with_name("out.partial")
     assert read_run(partial, ("int8",)).finished == 1
@@ -37,16 +39,17 @@ def test_stop_finishes_the_layer_and_keeps_it(model, output, gptq, expected, met
     assert contents(output) == expected[method]
 
 
-def test_stop_while_finished_layers_are_carried_keeps_them_all(model, output, gptq, expected):
+def test_an_interruption_while_finished_layers_are_carried_keeps_them_all(
+    model, output, gptq, expected
+):
     interrupt(model, output, gptq, layers=2)
     before = contents(output.with_name("out.partial"))
-    control, recorder = StopAfter(1), Recorder()
-    arguments = {"options": gptq, "output": output, "resume": True}
-    with pytest.raises(StoppedError, match="after 2 of 3 layers") as caught:
-        quantize(model, **arguments, control=control, progress=recorder)
-    assert caught.value.exit_code == 143 and control.told == (2, NUM_LAYERS)
+    stop, arguments = StopAfter(1), {"options": gptq, "output": output, "resume": True}
+    with pytest.raises(KeyboardInterrupt):
+        quantize(model, **arguments, kept=stop.kept, progress=stop)
+    assert (stop.kept.finished, stop.kept.total) == (2, NUM_LAYERS)
     replayed = "layer 0: already quantized; replaying it to restore the calibration state"
-    assert recorder.notes("skip") == [replayed]
+    assert stop.notes("skip") == [replayed]
     after = contents(output.with_name("out.partial"))
     for files in (before, after):
         del files[RUN_NAME]
@@ -59,13 +62,17 @@ def test_without_resume_finished_layers_are_not_destroyed(model, output, gptq, e
     interrupt(model, output, gptq, layers=2)
     partial = output.with_name("out.partial")
     before = contents(partial)
-    for dry_run in (False, True):
-        with pytest.raises(OutputError) as caught:
-            quantize(model, options=gptq, output=output, dry_run=dry_run)
-        assert str(caught.value) == (
-            f"{partial} holds 2 of 3 finished layers of an interrupted run. Give --resume to go on "
-            "from there, or --overwrite to begin again."
-        )
+    problem = (
+        f"{partial} holds 2 of 3 finished layers of an interrupted run. Give --resume to go on "
+        "from there, or --overwrite to begin again."
+    )
+    with pytest.raises(OutputError) as caught:
+        quantize(model, options=gptq, output=output)
+    assert str(caught.value) == problem
+    plan = quantize(model, options=gptq, output=output, dry_run=True)
+    assert plan.notes == (f"without --dry-run this is refused: {problem}",)
+    for going_on in ({"resume": True}, {"overwrite": True}):
+        assert not quantize(model, options=gptq, output=output, dry_run=True, **going_on).notes
     assert contents(partial) == before
     result = quantize(model, options=gptq, output=output, overwrite=True)
     assert contents(output) == expected["gptq"]
@@ -78,10 +85,10 @@ def test_a_failure_keeps_what_is_finished(tmp_path, layer):
     bad = torch.full((160, 64), float("nan"), dtype=torch.bfloat16)
     name = f"model.layers.{layer}.mlp.up_proj.weight"
     source = write_checkpoint(tmp_path / "model", num_layers=3, extra_tensors={name: bad})
-    control = StopAfter(99)
+    kept = KeptLayers()
     with pytest.raises(QuantizationError):
-        quantize(source, options=RTN, control=control)
-    assert control.told == ((layer, 3) if layer else None)
+        quantize(source, options=RTN, kept=kept)
+    assert kept.has_begun and kept.finished == layer
     assert (tmp_path / "model-int8.partial").exists() is bool(layer)
 
 
@@ -94,10 +101,10 @@ def test_an_interruption_while_text_is_read_says_what_an_earlier_run_left(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(plan, "read_calibration_rows", press)
-    control = StopAfter(99)
+    kept = KeptLayers()
     with pytest.raises(KeyboardInterrupt):
-        quantize(model, options=gptq, output=output, resume=True, control=control)
-    assert control.told == (2, NUM_LAYERS)
+        quantize(model, options=gptq, output=output, resume=True, kept=kept)
+    assert (kept.finished, kept.total, kept.has_begun) == (2, NUM_LAYERS, False)
 
 
 @pytest.mark.parametrize("what", ["shard", "record"])
@@ -118,10 +125,10 @@ def test_a_full_disk_keeps_what_is_finished_and_says_so(
         fail(shards, "write_shard", lambda path, _: path.name == shard_file(3))
     else:
         fail(records, "write_record", lambda path, _: path.name == record_name(3))
-    control = StopAfter(99)
+    kept = KeptLayers()
     with pytest.raises(OutputError, match="What is finished was kept. Free space"):
-        quantize(model, options=gptq, output=output, control=control)
-    assert control.told == (2, 3)
+        quantize(model, options=gptq, output=output, kept=kept)
+    assert kept.has_begun and kept.finished == 2
     assert not (output.with_name("out.partial") / record_name(3)).exists()
     monkeypatch.undo()
     quantize(model, options=gptq, output=output, resume=True)
@@ -152,72 +159,54 @@ def test_rows_on_the_disk_count_for_the_space_that_is_needed(model, output, gptq
 
 # ---- the command line -------------------------------------------------------------------------
 
-# Says when the first layer is finished, and takes its time then.
+# Says when the first layer is made, and takes its time then.
 SLOW = """
-import sys, time
+import hashlib, sys, time
 from vacc_deploy.quantize import shards
-plain = shards.summarize_layer
 def summarize(index, records):
     print("layer", index, flush=True)
-    time.sleep(SECONDS)
-    return plain(index, records)
+    WAIT
 shards.summarize_layer = summarize
 from vacc_deploy.cli import main
 sys.argv[0] = "vacc-deploy"
 main()
 """
+# In Python, and in a call that lets no signal through to Python.
+WAITS = {
+    "python": "time.sleep(60)",
+    "a library": "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)",
+}
 
 
-def start_command(source, words, seconds):
-    arguments = ["quantize", str(source), "--calibration", f"text={words}"]
+@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_at_once_and_names_the_command(
+    tmp_path, words, gptq, expected, model, number, code, wait
+):
+    shutil.copytree(model, tmp_path / "model")
+    arguments = ["quantize", str(tmp_path / "model"), "--calibration", f"text={words}", "--json"]
     arguments += ["--num-samples", "24", "--seq-len", "32"]
-    code = SLOW.replace("SECONDS", str(seconds))
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", SLOW.replace("WAIT", WAITS[wait]), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert process.stdout.readline() == "layer 0\n"
-    return process, arguments
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_after_the_layer_and_names_the_command(
-    tmp_path, words, gptq, expected, model, number, code
-):
-    shutil.copytree(model, tmp_path / "model")
-    process, arguments = start_command(tmp_path / "model", words, 0.7)
-    process.send_signal(number)
-    stdout, stderr = process.communicate(timeout=60)
-    assert process.returncode == code, stderr
-    assert stdout == ""
-    command = resume_command(["vacc-deploy", *arguments])
-    lines = [line for line in stderr.splitlines() if line and not line.startswith("Quantizing")]
-    assert lines[-2:] == [
-        "Finishing the current layer; once more stops at once.",
-        f"Error: Stopped after 1 of 3 layers, which are kept. Resume with: {command}",
-    ]
-    result = quantize(tmp_path / "model", options=gptq, resume=True)
-    assert contents(result.output_dir) == expected["gptq"]
-
-
-def test_a_second_signal_ends_at_once(tmp_path, words, gptq, expected, model):
-    shutil.copytree(model, tmp_path / "model")
-    process, _ = start_command(tmp_path / "model", words, 30)
-    record = tmp_path / "model-int8.partial" / record_name(1)
-    deadline = time.monotonic() + 20
+    record, deadline = tmp_path / "model-int8.partial" / record_name(1), time.monotonic() + 20
     while not record.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    started = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
-    assert time.monotonic() - started < 15
-    assert "Error: Interrupted. 1 of 3 layers are finished and kept. Resume with: " in stderr
+    time.sleep(0.2)
+    began = time.monotonic()
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert time.monotonic() - began < 3
+    assert process.returncode == code, stderr
+    command = resume_command(["vacc-deploy", *arguments])
+    message = f"Interrupted. 1 of 3 layers are finished and kept. Resume with: {command}"
+    assert stderr.splitlines()[-1] == message and stderr.count("Interrupted") == 1
+    assert json.loads(stdout) == {"error": {"type": "StoppedError", "message": message}}
     result = quantize(tmp_path / "model", options=gptq, resume=True)
     assert contents(result.output_dir) == expected["gptq"]
 
@@ -229,9 +218,14 @@ def test_a_second_signal_ends_at_once(tmp_path, words, gptq, expected, model):
         (["/x/vacc_deploy/__main__.py", "quantize", "m"], f"{sys.executable} -m vacc_deploy "),
         (["x", "quantize", "m", "--resume"], "x quantize m --resume"),
         (["x", "quantize", "--", "-m"], "x quantize --resume -- -m"),
+        (["x", "quantize", "--overwrite", "m"], "x quantize m --resume"),
     ],
 )
 def test_resume_command_is_what_was_typed_and_resume(argv, command):
     got = resume_command(argv)
     assert got.startswith(command)
     assert got.count("--resume") == 1
+
+
+def test_overwrite_command_is_what_was_typed_and_overwrite():
+    assert overwrite_command(["x", "quantize", "m", "--resume"]) == "x quantize m --overwrite"

@@ -39,7 +39,7 @@ from vacc_deploy.formats.int8 import quantize_rounding
 from vacc_deploy.models.config import LAYER_LINEARS, LM_HEAD, linear_name
 from vacc_deploy.models.directory_config import INT8_GUARD
 from vacc_deploy.prepare import prepare
-from vacc_deploy.progress import SILENT, UNCONTROLLED
+from vacc_deploy.progress import SILENT, KeptLayers
 from vacc_deploy.quantize import plan as plan_module
 from vacc_deploy.quantize import run as run_module
 from vacc_deploy.quantize import shards
@@ -70,7 +70,7 @@ def test_quantize_rtn_writes_codes_scales_and_the_rest_byte_for_byte(tmp_path, k
     source = make_source(tmp_path / "model", kind, dtype=dtype, shards=3)
     before = contents(source)
     result = quantize(source, options=RTN)
-    assert result.output_dir == tmp_path / "model-int8"
+    assert result.output_dir == tmp_path / "model-int8-codes"
     stored, written = read_tensors(source), read_tensors(result.output_dir)
     linears = {linear_name(layer, name) for layer in range(2) for name in LAYER_LINEARS}
     scales = {f"{name}.weight_scale" for name in linears}
@@ -211,7 +211,7 @@ def test_quantize_waits_for_the_device_at_every_phase_only_to_profile(tmp_path, 
     planned = plan_run(source, options=gptq_options(text, profile=profile))
     assert list(tmp_path.iterdir()) == [source]
     counted = replace(planned.plan, compute=CountedCompute(**vars(planned.plan.compute)))
-    result = execute(replace(planned, plan=counted), SILENT, UNCONTROLLED, ALONE)
+    result = execute(replace(planned, plan=counted), SILENT, KeptLayers(), ALONE)
     # Otherwise once a layer, before the writers take its codes.
     assert len(waited) > 100 if profile else len(waited) == 2
     phases = read_json(result.output_dir / "quantize_timing.json")["phases"]
@@ -263,7 +263,7 @@ REFUSED_OPTIONS = [
     *(
         (
             {"formats": formats},
-            f"The formats are {', '.join(formats) or 'none'}; expected one or more of int8, fp16, "
+            f"The formats are {', '.join(formats) or 'none'}; expected one or more of vamc, int8, "
             "gptq, compressed-tensors, each once.",
         )
         for formats in ((), ("int4",), ("int8", "int8"))
@@ -360,7 +360,9 @@ def test_quantize_dry_run_writes_nothing(tmp_path, text, method):
     result = quantize(source, options=options, dry_run=True)
     assert sorted(tmp_path.rglob("*")) == before
     assert result.dry_run and result.memory_bytes > 0
-    assert result.to_text().startswith(f"Would quantize model into {tmp_path / 'model-int8'}\n")
+    assert result.to_text().startswith(
+        f"Would quantize model to int8 in {tmp_path / 'model-int8-codes'}\n"
+    )
     real = quantize(source, options=options)
     assert real.output_bytes == result.output_bytes
 
@@ -369,9 +371,7 @@ def test_quantize_dry_run_still_validates(tmp_path, text):
     source = make_source(tmp_path / "model")
     fails(CalibrationError, source, gptq_options(text, num_samples=3000), dry_run=True)
     fails(UsageError, source, QuantizeOptions("gptq"), dry_run=True)
-    (tmp_path / "model-int8").mkdir()
-    (tmp_path / "model-int8" / "x").write_text("x")
-    fails(OutputError, source, RTN, dry_run=True)
+    fails(OutputError, source, RTN, output=source / "inside", dry_run=True)
 
 
 @pytest.mark.parametrize("place", [".", "../model", "sub/.."])
@@ -380,14 +380,28 @@ def test_quantize_default_output_stands_beside_the_directory(tmp_path, monkeypat
     (source / "sub").mkdir()
     monkeypatch.chdir(source)
     result = quantize(Path(place), options=RTN)
-    assert result.output_dir.resolve() == tmp_path / "model-int8"
+    assert result.output_dir.resolve() == tmp_path / "model-int8-codes"
     assert result.model == "model"
 
 
 def test_quantize_default_output_of_a_link_has_the_links_name(tmp_path):
     make_source(tmp_path / "model")
     (tmp_path / "link").symlink_to("model")
-    assert quantize(tmp_path / "link", options=RTN).output_dir == tmp_path / "link-int8"
+    assert quantize(tmp_path / "link", options=RTN).output_dir == tmp_path / "link-int8-codes"
+
+
+@pytest.mark.parametrize("place", ["whole", "inside", "through a link"])
+def test_quantize_default_output_of_a_snapshot_is_not_in_the_cache(tmp_path, monkeypatch, place):
+    """It lies in the working directory and has the repository's name."""
+    folder = tmp_path / "hub" / "models--some--Thing"
+    snapshot = make_source(folder / "snapshots" / ("a" * 40))
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(snapshot.parent if place == "inside" else tmp_path / "cwd")
+    given = Path(snapshot.name) if place == "inside" else snapshot
+    given = tmp_path / "link/snapshots" / snapshot.name if place == "through a link" else given
+    result = quantize(given, options=RTN, dry_run=True)
+    assert (result.output_dir, result.model) == (Path("Thing-int8-codes"), "Thing")
 
 
 # ---- the files that loaders read --------------------------------------------------------------
@@ -476,3 +490,18 @@ def test_quantize_files_that_the_source_links_to_are_inputs_too(tmp_path):
     (source / "model.safetensors").symlink_to(output / "model.safetensors")
     text = fails(OutputError, source, RTN, output=output, overwrite=True)
     assert text.startswith(f"The output {output} is the input {output / 'model.safetensors'}")
+
+
+@pytest.mark.parametrize(("layout", "told"), [("vamc", "said"), ("int8", "warnings")])
+def test_a_llama_learns_at_the_start_which_ways_lead_to_the_card(tmp_path, layout, told):
+    source, recorder = make_source(tmp_path / "model", "llama"), Recorder()
+    options = QuantizeOptions("rtn", formats=(layout,))
+    quantize(source, options=options, dry_run=True, progress=recorder)
+    (text,) = [t for t in getattr(recorder, told) if "Llama" in t]
+    assert "vamc cannot read the int8 codes" in text
+
+
+def test_a_qwen_needs_no_word_on_ways_to_the_card(tmp_path):
+    source, recorder = make_source(tmp_path / "model"), Recorder()
+    quantize(source, options=QuantizeOptions("rtn"), dry_run=True, progress=recorder)
+    assert not recorder.said and not recorder.warnings

@@ -12,30 +12,30 @@ from texts import read_json
 from vacc_deploy.checkpoint.output import MANIFEST_NAME
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import OutputError
-from vacc_deploy.formats.layouts import FORMATS, FP16
+from vacc_deploy.formats.layouts import FORMATS, VAMC
 from vacc_deploy.formats.linears import codes_from
 from vacc_deploy.quantize.result import TIMING_NAME
 from vacc_deploy.quantize.run import quantize
 
 
 def test_several_formats_are_directories_of_their_own(model, output, gptq, expected):
-    options = replace(gptq, formats=("int8", FP16))
+    options = replace(gptq, formats=("int8", VAMC))
     result = quantize(model, options=options, output=output)
     names = {path.name for path in output.iterdir()}
-    assert names == {"int8", FP16, MANIFEST_NAME, TIMING_NAME}
+    assert names == {"int8", VAMC, MANIFEST_NAME, TIMING_NAME}
     manifest = read_json(output / MANIFEST_NAME)
-    assert manifest["files"].keys() == {f"int8/{MANIFEST_NAME}", f"{FP16}/{MANIFEST_NAME}"}
-    assert manifest["options"]["formats"] == ["int8", FP16]
+    assert manifest["files"].keys() == {f"int8/{MANIFEST_NAME}", f"{VAMC}/{MANIFEST_NAME}"}
+    assert manifest["options"]["formats"] == ["int8", VAMC]
     # But for the way to the source, the directory is that of a run with one format.
-    alone, inner = dict(expected["gptq"]), contents(output / "int8")
+    alone, inner = dict(expected["gptq"]), contents(output / VAMC)
     own, other = (json.loads(files.pop(MANIFEST_NAME)) for files in (alone, inner))
     assert inner == alone
     assert other["source"] == {"path": "../../model"} and own["source"] == {"path": "../model"}
     assert other["files"] == own["files"] and other["options"] == own["options"]
-    assert f"Next: vacc-deploy verify {output / 'int8'}" in result.to_text()
+    assert f"Next: vacc-deploy verify {output / VAMC}" in result.to_text()
     quantize(model, options=options, output=output, overwrite=True)
-    (output / FP16 / "mine").touch()
-    with pytest.raises(OutputError, match=f"  - {FP16}/mine\n"):
+    (output / VAMC / "mine").touch()
+    with pytest.raises(OutputError, match=f"  - {VAMC}/mine\n"):
         quantize(model, options=options, output=output, overwrite=True)
 
 
@@ -53,7 +53,10 @@ def test_all_formats_of_a_run_hold_the_same_integers_and_scales(model, output, g
 
 def test_default_outputs_of_formats(tmp_path):
     source = write_checkpoint(tmp_path / "model")
-    for formats, name in ((("int8",), "int8"), ((FP16,), FP16), (("int8", FP16), "quantized")):
+    for formats, name in (
+        *(((VAMC,), "int8"), (("int8",), "int8-codes"), (("gptq",), "gptq")),
+        (("int8", VAMC), "quantized"),
+    ):
         options = replace(RTN, formats=formats)
         result = quantize(source, options=options, dry_run=True)
         assert result.output_dir == tmp_path / f"model-{name}"

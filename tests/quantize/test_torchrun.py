@@ -19,11 +19,10 @@ from texts import ROOT, contents, number_words, read_json
 
 from vacc_deploy.cli import cli
 from vacc_deploy.cli.launcher import Launch, device_of, launcher, read_launch
-from vacc_deploy.cli.signals import resume_command
+from vacc_deploy.cli.resuming import resume_command
 from vacc_deploy.datasets.sources import CalibrationSource
-from vacc_deploy.errors import CheckpointError, OutputError, StoppedError, UsageError
+from vacc_deploy.errors import CheckpointError, OutputError, RankLostError, UsageError
 from vacc_deploy.models.config import LAYER_LINEARS
-from vacc_deploy.progress import UNCONTROLLED
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.result import REPORT_NAME, TIMING_NAME
 from vacc_deploy.quantize.run import quantize
@@ -61,22 +60,23 @@ def errors_of(directory):
     }
 
 
-def quantize_on(count, source, options, output, *, sources=None, control=None, **arguments):
+def quantize_on(count, source, options, output, *, sources=None, stop=None, **arguments):
     """Quantize on ``count`` ranks; return how many linears each one reports.
 
     Args:
         sources: checkpoints of ranks that have another one than ``source``.
-        control: of rank 0.
+        stop: interrupts rank 0.
     """
 
     def work(ranks):
+        listeners = {"progress": stop, "kept": stop.kept} if stop and ranks.rank == 0 else {}
         result = quantize(
             (sources or {}).get(ranks.rank, source),
             options=options,
             # Only the first one may enter the output's directory.
             output=output if ranks.rank == 0 else output.parent / "not here" / "out",
             ranks=ranks,
-            control=UNCONTROLLED if control is None or ranks.rank else control,
+            **listeners,
             **arguments,
         )
         return len(result.linears)
@@ -149,19 +149,18 @@ def test_a_finished_output_is_taken_as_it_is(place, two):
 def test_a_run_killed_after_its_last_layer_goes_on(place, two):
     """Nothing is left to calibrate: no rank may wait for another one."""
     arguments = (place / "model", options_of(place), place / "last")
-    assert quantize_on(2, *arguments, control=StopAfter(3))[0].kind is StoppedError
+    assert quantize_on(2, *arguments, stop=StopAfter(3))[0].kind is KeyboardInterrupt
     assert quantize_on(2, *arguments, resume=True) == [NUM_LINEARS, 0]
     assert bytes_of(place / "last") == bytes_of(two)
 
 
 def test_a_stopped_run_goes_on_with_as_many_ranks_only(place, two):
     arguments = (place / "model", options_of(place), place / "stopped")
-    stopped, other = quantize_on(2, *arguments, control=StopAfter(1))
-    assert stopped.kind is StoppedError and other == 0
+    stopped, other = quantize_on(2, *arguments, stop=StopAfter(1))
+    assert stopped.kind is KeyboardInterrupt and other.kind is RankLostError
     # Now while the rows are carried through the finished layer.
-    stopped, other = quantize_on(2, *arguments, control=StopAfter(1), resume=True)
-    assert stopped.kind is StoppedError and other == 0
-    assert "Stopped after 1 of " in stopped.text
+    stopped, other = quantize_on(2, *arguments, stop=StopAfter(1), resume=True)
+    assert stopped.kind is KeyboardInterrupt and other.kind is RankLostError
     refused = quantize_on(3, *arguments, resume=True)[0]
     assert refused.kind is OutputError and "  - processes: 2 then, 3 now" in refused.text
     assert quantize_on(2, *arguments, resume=True) == [NUM_LINEARS, 0]
@@ -302,13 +301,13 @@ def test_torchrun_stopped_by_sigterm_goes_on_with_resume(place, long_model):
     process = torchrun(place, long_model, output)
     text = interrupt(process, lambda launched: launched.send_signal(signal.SIGTERM))
     assert not output.exists() and process.returncode != 0
-    stopped = r"Stopped after \d+ of 8 layers, which are kept\. Resume with: torchrun --nproc-per"
-    assert len(re.findall(stopped, text)) == 1
-    assert text.count("Finishing the current layer") == 1
+    stopped = r"Interrupted\. \d+ of 8 layers are finished and kept\. Resume with: torchrun --nproc"
+    assert len(re.findall(stopped, text)) == text.count("Interrupted") == 1
+    assert "Error: " not in text
     process = torchrun(place, long_model, output, "--resume")
     result, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert result.count("Quantized long in ") == 1
+    assert result.count("Quantized long to int8 in ") == 1
     quantize_on(2, long_model, options_of(place), place / "long-two")
     assert bytes_of(output) == bytes_of(place / "long-two")
 
@@ -326,7 +325,9 @@ def test_torchrun_with_a_killed_rank_ends_with_one_message(place, long_model, tm
     assert time.monotonic() - began < 50
     assert process.returncode != 0
     assert len(re.findall(r"\d+ of 8 layers are finished and kept\. Resume with: ", text)) == 1
-    assert text.count("Error: Process 0 has lost the others: ") == 1
+    # Whichever comes first: the closed connection, or the signal by which torchrun ends the rest.
+    ends = ("Error: Process 0 has lost the others: ", "Interrupted. ")
+    assert sum(map(text.count, ends)) == 1
     assert (tmp_path / "out.partial").is_dir() and not (tmp_path / "out").exists()
 
 

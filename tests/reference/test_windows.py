@@ -1,5 +1,8 @@
 """A text as token windows: how much is read, where windows begin, what is left out."""
 
+import gzip
+import json
+
 import pytest
 import torch
 from checkpoint_builders import write_checkpoint
@@ -69,6 +72,22 @@ def test_read_windows_drop_a_byte_order_mark(read):
     assert torch.equal(read(text)[0], read(b"\xef\xbb\xbf" + text.encode())[0])
 
 
+def test_read_windows_unpack_gzip(read):
+    text = b"one two three four five six"
+    assert torch.equal(read(text)[0], read(gzip.compress(text))[0])
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_read_windows_refuse_a_data_set(read, tmp_path, pack):
+    data = json.dumps({"text": "a" * 99, "url": "u"}).encode()
+    with pytest.raises(CalibrationError) as err:
+        read(pack(data))
+    assert str(err.value) == (
+        f"{tmp_path / 'text.txt'} is a C4 file, not plain text. Give a UTF-8 file that holds "
+        "nothing but text."
+    )
+
+
 @pytest.mark.parametrize(("max_tokens", "expected"), [(16, 16), (64, 64), (90, 90), (200, 90)])
 def test_read_windows_read_on_until_there_are_enough(read, max_tokens, expected):
     """A token may stand for many more bytes than are read for it at first."""
@@ -95,7 +114,10 @@ def test_read_windows_character_cut_at_the_read_limit_is_fine(read, first):
     [
         (b"", "gives 0 tokens (at most 2048 used), expected at least 16. Use a longer --text."),
         (b"too short", "gives 9 tokens (at most 2048 used), expected at least 16. Use a longer"),
-        (b"abc\xff" + b"d" * 99, "is not UTF-8 text: invalid start byte, byte 3."),
+        (
+            b"abc\xff" + b"d" * 99,
+            "is not UTF-8 text: invalid start byte, byte 3. Convert it to UTF-8.",
+        ),
         (b"a" * 40 + "中".encode()[:2], "is not UTF-8 text: unexpected end of data, byte 40."),
         (None, "cannot be read: No such file or directory."),
     ],

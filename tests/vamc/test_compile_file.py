@@ -1,19 +1,13 @@
-import dataclasses
-import json
-import os
-
 import pytest
 import yaml
 
 from vacc_deploy.errors import (
-    CheckpointError,
     CompileFileError,
     OutputError,
-    UnsupportedModelError,
+    UsageError,
 )
 from vacc_deploy.models.catalog import ALIGN_QKV, MODELS, PLAIN, find_model, tensor_parallel_rule
 from vacc_deploy.models.parse import parse_config
-from vacc_deploy.models.vacc_config import vacc_config
 from vacc_deploy.vamc.cards import CARDS, GIB, plan_memory
 from vacc_deploy.vamc.committed import (
     committed_files,
@@ -23,14 +17,14 @@ from vacc_deploy.vamc.committed import (
 from vacc_deploy.vamc.compile_file import (
     build_compile_file,
     compile_environment,
-    compile_notes,
     dump_compile_file,
     load_compile_file,
     make_compile_file,
     write_compile_file,
 )
+from vacc_deploy.vamc.notes import compile_notes
 from vacc_deploy.vamc.options import CompileOptions
-from vacc_deploy.vamc.target import Target, catalog_target, find_target
+from vacc_deploy.vamc.target import Target, catalog_target
 
 QWEN_7B = find_model("Distill-Qwen-7B")
 QWEN_15B = find_model("Distill-Qwen-1.5B")
@@ -60,8 +54,8 @@ VENDOR_INT8 = {
 }
 
 
-def build(model=QWEN_7B, *, checkpoint="./x", **options):
-    target = Target(model.name, checkpoint, model.config)
+def build(model=QWEN_7B, *, checkpoint="./x", layout="", **options):
+    target = Target(model.name, checkpoint, model.config, layout)
     return build_compile_file(target, CompileOptions(**options))
 
 
@@ -102,7 +96,7 @@ def test_build_latency_turns_b2s_off():
 def test_build_sets_align_qkv_exactly_where_the_heads_do_not_divide(model, size):
     rule = tensor_parallel_rule(model.config, size)
     if rule not in (PLAIN, ALIGN_QKV):
-        with pytest.raises(CompileFileError, match="cannot share"):
+        with pytest.raises(UsageError, match="--tp: 16 dies cannot share"):
             build(model, tensor_parallel_size=size)
         return
     kwargs = build(model, tensor_parallel_size=size)["frontend"]["model_kwargs"]
@@ -124,8 +118,30 @@ def test_build_calibration_adds_the_vendors_dataset_block(name, length):
 
 @pytest.mark.parametrize("size", [0, 3])
 def test_build_refuses_other_sizes(size):
-    with pytest.raises(CompileFileError, match=r"expected one of 1, 2, 4, 8, 16"):
+    with pytest.raises(UsageError, match=rf"--tp: got {size}, expected one of 1, 2, 4, 8, 16"):
         build(tensor_parallel_size=size)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"prefill": 1000}, "--seq-len: is 1000, expected a positive multiple of 16"),
+        ({"total": 2050}, "--max-seq-len: is 2050, expected a positive multiple of 16"),
+        ({"prefill": 4096}, "--seq-len: 4096 is not below the total length 2048"),
+        ({"total": 1 << 20}, "--max-seq-len: 1048576 is above max_position_embeddings 131072"),
+        ({"dtype": "int8", "calibration": ("c4", " ")}, "--calibration: is empty"),
+    ],
+)
+def test_a_rule_that_an_option_broke_names_the_option(options, line):
+    with pytest.raises(UsageError) as caught:
+        build(**options)
+    assert line in str(caught.value)
+    assert "frontend." not in str(caught.value)
+
+
+def test_a_size_that_cannot_be_lists_every_other_one():
+    with pytest.raises(UsageError, match=r"use 1, 2 \(or, with align_qkv, 4, 8\)"):
+        build(QWEN_15B, tensor_parallel_size=16)
 
 
 def test_environment_is_set_from_the_32b_on():
@@ -146,16 +162,19 @@ def test_head_names_the_export_the_command_and_align_qkv():
 
 
 def test_notes_say_what_is_our_inference():
-    codes = dataclasses.replace(QWEN_7B.config, quantization_bit=8)
     int8 = build(dtype="int8")
-    stored = " ".join(compile_notes(int8, codes))
-    assert "our inference" in stored and "quantized twice" in stored
+    stored = " ".join(compile_notes(int8, QWEN_7B.config, "int8"))
+    assert "our inference" in stored and "No published file looks like this" in stored
+    grid = " ".join(compile_notes(int8, QWEN_7B.config, "vamc"))
+    assert "our inference" in grid and "should find the same integers" in grid
     plain = " ".join(compile_notes(int8, QWEN_7B.config))
     assert "quantizes the float weights itself" in plain
-    assert "no dataset block" in plain
+    assert "no dataset block" in plain and "no dataset block" in grid
     named = " ".join(compile_notes(build(dtype="int8", calibration=("c4", "p")), QWEN_7B.config))
     assert "left to vamc's defaults" in named
-    assert "no dataset block" not in named
+    assert "no dataset block" not in named and "names a file" not in named
+    file = build(dtype="int8", calibration=("c4", "/x/c4-train.00000.json.gz"))
+    assert "names a file" in " ".join(compile_notes(file, QWEN_7B.config))
     assert compile_notes(build(), QWEN_7B.config) == []
 
 
@@ -173,83 +192,6 @@ def test_card_too_small_for_the_weights_is_refused():
     assert "do not fit a die of VA16 at tp 4" in text
     assert "32.9 GiB weights" in text
     assert text.endswith("Use a larger --tp or --dtype int8.")
-
-
-def write_model_dir(path, *, extra=None, manifest=None, bits=0):
-    path.mkdir()
-    config = {**QWEN_7B.config_values, **(extra or {})}
-    (path / "config.json").write_text(json.dumps(config))
-    vacc = vacc_config(QWEN_7B.config, quantization_bit=bits)
-    (path / "config_vacc.json").write_text(json.dumps(vacc))
-    if manifest is not None:
-        (path / "vacc_deploy.json").write_text(json.dumps(manifest))
-    return path
-
-
-@pytest.mark.parametrize("folder", ["My-Model", "My-Model-vacc", "My-Model-vacc-int8"])
-def test_target_directory_is_named_after_its_folder(tmp_path, folder):
-    target = find_target(str(write_model_dir(tmp_path / folder)))
-    assert target.model_name == "My-Model"
-    assert target.checkpoint == str(tmp_path / folder)
-    assert target.notes == ()
-
-
-def test_target_directory_keeps_the_path_as_given(tmp_path, monkeypatch):
-    write_model_dir(tmp_path / "m")
-    monkeypatch.chdir(tmp_path)
-    assert find_target("./m").checkpoint == "./m"
-    monkeypatch.chdir(tmp_path / "m")
-    assert find_target(".").model_name == "m"
-
-
-@pytest.mark.parametrize("model", ["Some-Model", "owner/Some-Model", "/a/Some-Model/"])
-def test_target_directory_takes_the_manifests_name(tmp_path, model):
-    path = write_model_dir(tmp_path / "x", manifest={"format_version": 1, "model": model})
-    assert find_target(str(path)).model_name == "Some-Model"
-
-
-@pytest.mark.parametrize("model", [None, 5, "", "a\0b", "/", "..", "a b", "a\n", "ä", "x" * 129])
-def test_target_directory_with_a_manifest_without_a_name(tmp_path, model):
-    path = write_model_dir(tmp_path / "x", manifest={"format_version": 1, "model": model})
-    assert find_target(str(path)).model_name == "x"
-
-
-@pytest.mark.parametrize("manifest", [[], {}, {"format_version": 2, "model": "x"}])
-def test_target_directory_with_a_manifest_of_another_form_is_refused(tmp_path, manifest):
-    path = write_model_dir(tmp_path / "x", manifest=manifest)
-    with pytest.raises(CheckpointError, match="manifest of format 1"):
-        find_target(str(path))
-
-
-def test_target_directory_of_int8_codes_defaults_to_int8(tmp_path):
-    path = write_model_dir(tmp_path / "x", extra={"quantization_bit": 8}, bits=8)
-    result = make_compile_file(find_target(str(path)))
-    assert result.content["backend"]["dtype"] == "int8"
-    assert result.content["frontend"]["quantize"] == {"type": "w8a16_gptq"}
-    assert "holds int8 weights already" in result.text
-    with pytest.raises(CompileFileError, match="it holds int8 codes"):
-        make_compile_file(find_target(str(path)), CompileOptions("fp16"))
-
-
-def test_target_directory_with_two_configurations_that_differ_is_refused(tmp_path):
-    path = write_model_dir(tmp_path / "x", extra={"num_hidden_layers": 27})
-    with pytest.raises(CheckpointError, match="num_hidden_layers: got 28, config.json has 27"):
-        find_target(str(path))
-
-
-def test_target_directory_without_config_vacc_is_noted(tmp_path):
-    path = write_model_dir(tmp_path / "x")
-    os.remove(path / "config_vacc.json")
-    assert "config_vacc.json is missing" in find_target(str(path)).notes[0]
-
-
-def test_target_that_is_nothing_is_refused(tmp_path):
-    with pytest.raises(UnsupportedModelError, match="There is no directory 'Distill-Qwen-7'"):
-        find_target("Distill-Qwen-7")
-    with pytest.raises(UnsupportedModelError, match="There is no directory ''"):
-        find_target("")
-    with pytest.raises(CheckpointError, match="config.json is missing"):
-        find_target(str(tmp_path))
 
 
 def test_write_compile_file_is_whole_and_refuses_an_existing_one(tmp_path):
@@ -311,9 +253,3 @@ def test_write_all_replaces_its_own_files_and_deletes_none(tmp_path):
     assert (tmp_path / "mine.yaml").read_text() == "mine"
     assert old.read_text() == committed_files()[old.name]
     assert result.to_dict()["files"] == [str(path) for path in result.files]
-
-
-def test_int8_directory_of_a_llama_is_refused():
-    config = dataclasses.replace(find_model("Distill-Llama-8B").config, quantization_bit=8)
-    with pytest.raises(CompileFileError, match="int8 weights of a Llama model"):
-        make_compile_file(Target("M", "./x", config))

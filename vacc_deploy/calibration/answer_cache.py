@@ -16,6 +16,7 @@ from typing import Any
 
 from vacc_deploy.checkpoint.output import replace_text
 from vacc_deploy.errors import OutputError
+from vacc_deploy.permissions import explain_unwritable
 from vacc_deploy.progress import SILENT, Progress
 
 MAX_BATCH_BYTES = 1 << 24  # 8 answers of 2048 tokens take 130 kB
@@ -130,8 +131,11 @@ class AnswerCache:
         return all(type(token) is int and 0 <= token < self._vocab_size for token in value)
 
     def _unwritable(self, err: OSError | OutputError) -> OutputError:
-        reason = err.strerror if isinstance(err, OSError) and err.strerror else err
-        return OutputError(
-            f"The answers cannot be saved in {self._directory}: {reason}. Name a directory that "
-            "can be written with --answers-cache."
-        )
+        what = f"The answers cannot be saved in {self._directory}"
+        choose = "Name a directory that can be written with --answers-cache"
+        # replace_text has put the system's error into words that speak of --output.
+        cause = err if isinstance(err, OSError) else err.__cause__
+        if isinstance(cause, OSError):
+            path = self._directory / "answers.json"
+            return OutputError(explain_unwritable(path, cause, choose=choose, what=what))
+        return OutputError(f"{what}: {err} {choose}.")

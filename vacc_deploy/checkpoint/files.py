@@ -12,11 +12,14 @@ from vacc_deploy.checkpoint.reader import read_pieces
 from vacc_deploy.checkpoint.writer import WrittenFile, write_bytes
 from vacc_deploy.errors import CheckpointError, OutputError
 from vacc_deploy.models.config import CONFIG_NAME
+from vacc_deploy.permissions import explain_unreadable
 
 LINK_MODES = ("auto", "hardlink", "symlink", "copy")
 MAX_SIDE_FILE_BYTES = 256 << 20
-# Tokenizer, generation and licence files. A list of names, so that nothing a stranger put into the
-# directory (code above all) travels along.
+# Files for people: no program reads them, so a user may edit them.
+DOCUMENTS = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "README.md")
+# Tokenizer and generation files. A list of names, so that nothing a stranger put into the directory
+# (code above all) travels along.
 SIDE_FILES = (
     "generation_config.json",
     "tokenizer.json",
@@ -28,11 +31,7 @@ SIDE_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
-    "LICENSE",
-    "LICENSE.txt",
-    "LICENSE.md",
-    "NOTICE",
-    "README.md",
+    *DOCUMENTS,
 )
 # Another file system, too many links, or links not allowed there: a copy serves.
 _CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES}
@@ -42,11 +41,15 @@ def side_files(directory: Path, *, with_config: bool) -> list[Path]:
     """Return the files of ``directory`` that travel with the weights, sorted by name.
 
     Raises:
-        CheckpointError: one of them is larger than such a file can be.
+        CheckpointError: one of them cannot be read, or is larger than such a file can be.
     """
     names = (*SIDE_FILES, CONFIG_NAME) if with_config else SIDE_FILES
     paths = sorted(directory / name for name in names if (directory / name).is_file())
     for path in paths:
+        try:
+            path.open("rb").close()
+        except OSError as err:
+            raise CheckpointError(explain_unreadable(path, err)) from err
         if path.stat().st_size > MAX_SIDE_FILE_BYTES:
             raise CheckpointError(
                 f"{path} holds {path.stat().st_size:,} bytes, expected at most "

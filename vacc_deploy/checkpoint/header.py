@@ -16,6 +16,7 @@ from typing import Any
 
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.dtypes import DTYPES
+from vacc_deploy.permissions import explain_unreadable
 
 # The limit of the safetensors library itself. Without it a damaged length reads gigabytes.
 MAX_HEADER_BYTES = 100_000_000
@@ -125,7 +126,7 @@ def read_header(path: Path) -> ShardHeader:
         tensors.sort(key=lambda info: (info.offset, info.num_bytes))
         _check_layout(tensors, 8 + length, file_bytes)
     except OSError as err:
-        raise CheckpointError(f"{path} cannot be read: {err.strerror}.") from err
+        raise CheckpointError(explain_unreadable(path, err)) from err
     # RecursionError: JSON nested too deeply.
     except (ValueError, RecursionError) as err:
         raise CheckpointError(f"{path}: {err}. Download it again.") from err

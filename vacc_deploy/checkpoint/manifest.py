@@ -18,11 +18,15 @@ from vacc_deploy import __version__
 from vacc_deploy.checkpoint.output import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from vacc_deploy.checkpoint.writer import WrittenFile, write_text
 from vacc_deploy.errors import CheckpointError
+from vacc_deploy.formats.layouts import LAYOUTS, VAMC
 from vacc_deploy.json_files import dump_json, read_json
+from vacc_deploy.models.config import ModelConfig
 
 FORMAT_VERSION = 1
 # No slash, no space, no dot or dash in front: the name becomes a part of file names.
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
+# Of the default outputs of ``quantize`` that a compile file may name.
+_ENDINGS = tuple(f"-{layout.ending}" for layout in LAYOUTS.values() if layout.for_compiler)
 _LIBRARIES = ("numpy", "safetensors", "tokenizers", "torch", "transformers")
 
 
@@ -99,6 +103,25 @@ def relative_source(source_dir: Path, output_dir: Path) -> str:
     return Path(os.path.relpath(source_dir.resolve(), output_dir.resolve())).as_posix()
 
 
+def stored_layout(directory: Path, config: ModelConfig) -> str:
+    """Return the layout of the weights in ``directory``; empty for a float model.
+
+    All layouts but ``vamc`` are known by ``config.json``. To a loader a ``vamc`` directory is a
+    float checkpoint, so only the manifest tells that its weights are int8 values.
+
+    Raises:
+        CheckpointError: see ``read_manifest``.
+    """
+    if config.quantization_format:
+        return config.quantization_format
+    manifest = read_manifest(directory) or {}
+    options = manifest.get("options")
+    formats = options.get("formats") if isinstance(options, dict) else None
+    # 0.1.0 called it fp16.
+    is_vamc = manifest.get("command") == "quantize" and formats in ([VAMC], ["fp16"])
+    return VAMC if is_vamc else ""
+
+
 def model_name(directory: Path) -> str:
     """Return the model's name: that of the manifest where it is one, else the directory's own.
 
@@ -110,7 +133,16 @@ def model_name(directory: Path) -> str:
     if _MODEL_NAME.fullmatch(last):
         return last
     path = directory.resolve()
-    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
-        # The hub's cache: models--<owner>--<name>/snapshots/<commit>.
-        return path.parent.parent.name.rpartition("--")[2]
-    return path.name.removesuffix("-int8").removesuffix("-vacc")
+    ending = next((e for e in _ENDINGS if path.name.endswith(e)), "")
+    return snapshot_name(path) or path.name.removesuffix(ending).removesuffix("-vacc")
+
+
+def snapshot_name(path: Path) -> str:
+    """Return the name of the repository whose snapshot lies at ``path``, empty where none does.
+
+    In the hub's cache: ``models--<owner>--<name>/snapshots/<commit>``.
+    """
+    repository = path.parent.parent.name
+    if path.parent.name != "snapshots" or not repository.startswith("models--"):
+        return ""
+    return repository.rpartition("--")[2]

@@ -12,9 +12,10 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vacc_deploy.checkpoint.writer import write_text
+from vacc_deploy.checkpoint.writer import remove_abandoned, write_text
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
 from vacc_deploy.json_files import read_json
+from vacc_deploy.permissions import explain_unwritable, is_denied
 from vacc_deploy.results import format_bytes
 
 MANIFEST_NAME = "vacc_deploy.json"
@@ -25,13 +26,18 @@ RUN_FILE_PREFIX = ".vacc-deploy-"
 _MARKER = f"{RUN_FILE_PREFIX}partial"
 
 
-def check_output(output_dir: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> None:
+def check_output(
+    output_dir: Path, *, overwrite: bool, inputs: tuple[Path, ...] = (), dry_run: bool = False
+) -> tuple[str, ...]:
     """Refuse an output that exists, contains an input, or cannot be created.
 
     Args:
         output_dir: the directory to write.
         overwrite: accept an output of an earlier run with nothing else in it.
         inputs: directories and files that must stay as they are.
+        dry_run: accept an output that exists, since nothing will be written.
+
+    Returns a note for the plan of a dry run, where the run itself would be refused.
 
     Raises:
         OutputError: says which rule is broken and what to do.
@@ -58,26 +64,34 @@ def check_output(output_dir: Path, *, overwrite: bool, inputs: tuple[Path, ...] 
     if output_dir.is_symlink() or (output_dir.exists() and not output_dir.is_dir()):
         raise OutputError(f"{output_dir} exists and is not a directory. Choose another --output.")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{parent} cannot be written to. Choose another --output.")
+        raise _unwritable(output_dir)
+    problem = _find_obstacle(output_dir, overwrite=overwrite)
+    if problem and not dry_run:
+        raise OutputError(problem)
+    return (f"without --dry-run this is refused: {problem}",) if problem else ()
+
+
+def _find_obstacle(output_dir: Path, *, overwrite: bool) -> str:
+    """Return why what stands at ``output_dir`` may not be replaced, or an empty text."""
     if not output_dir.is_dir() or not any(output_dir.iterdir()):
-        return
+        return ""
     if not overwrite:
-        raise OutputError(
+        return (
             f"{output_dir} exists and is not empty. Give --overwrite to replace it, or choose "
             "another --output."
         )
     if not (output_dir / MANIFEST_NAME).is_file():
-        raise OutputError(
+        return (
             f"{output_dir} is not empty and was not written by vacc-deploy (it has no "
             f"{MANIFEST_NAME}), so --overwrite will not delete it. Remove it yourself, or choose "
             "another --output."
         )
-    foreign = _foreign_files(output_dir)
-    if foreign:
-        raise OutputError(
+    if foreign := _foreign_files(output_dir):
+        return (
             f"{output_dir} holds what {MANIFEST_NAME} does not list, so --overwrite will not "
             f"delete it:\n{list_problems(foreign)}\nMove it away, or choose another --output."
         )
+    return ""
 
 
 def _check_parent(parent: Path) -> None:
@@ -85,6 +99,10 @@ def _check_parent(parent: Path) -> None:
         raise OutputError(f"{parent} is not a directory. Choose another --output.")
     if not parent.is_dir():
         raise OutputError(f"{parent} does not exist. Create it, or choose another --output.")
+
+
+def _unwritable(path: Path, err: OSError | None = None) -> OutputError:
+    return OutputError(explain_unwritable(path, err, choose="Choose another --output"))
 
 
 def _foreign_files(directory: Path) -> list[str]:
@@ -135,7 +153,7 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str) -> None:
         head: how a file of ours begins; with "" any file counts as ours.
 
     Raises:
-        OutputError: a file exists that may not be replaced, or the directory is missing.
+        OutputError: what exists may not be replaced, or the directory is missing or closed to us.
     """
     _check_parent(path.parent)
     if os.path.lexists(path):
@@ -150,14 +168,20 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str) -> None:
                 f"{path} was not written by vacc-deploy, so --overwrite will not replace it. "
                 "Remove it yourself, or choose another --output."
             )
+    remove_abandoned(path)
     # Beside the target: a rename is atomic within one file system only.
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}.partial")
     try:
         write_text(partial, text)
         os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except OSError as err:
+        if is_denied(err):
+            raise _unwritable(path, err) from err
+        err.filename = str(path)  # the name that the user knows
         raise
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     sync_directory(path.parent)
 
 
@@ -228,8 +252,11 @@ def _claim(partial: Path) -> int:
     is_empty = partial.is_dir() and not any(partial.iterdir())
     if partial.exists() and not marker.is_file() and not is_empty:
         raise OutputError(f"{partial} exists and is not ours. Remove it, then rerun.")
-    partial.mkdir(exist_ok=True)
-    lock = os.open(marker, os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        partial.mkdir(exist_ok=True)
+        lock = os.open(marker, os.O_CREAT | os.O_RDWR, 0o644)
+    except PermissionError as err:
+        raise _unwritable(marker, err) from err  # another user may have left the directory
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as err:

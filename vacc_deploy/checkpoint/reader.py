@@ -16,6 +16,7 @@ from vacc_deploy.formats.layouts import LAYOUTS
 from vacc_deploy.json_files import read_json
 from vacc_deploy.models.config import LM_HEAD, ModelConfig
 from vacc_deploy.models.parse import read_config
+from vacc_deploy.permissions import explain_closed
 
 if TYPE_CHECKING:
     import torch
@@ -131,8 +132,11 @@ def examine(directory: Path) -> tuple[Checkpoint, list[str]]:
             weight files.
         UnsupportedModelError: another architecture.
     """
+    if problem := explain_closed(directory):
+        raise CheckpointError(problem)
     if not directory.is_dir():
-        raise CheckpointError(f"{directory} is not a directory. Give a checkpoint directory.")
+        state = "is a file" if directory.exists() else "does not exist"
+        raise CheckpointError(f"{directory} {state}. Give a checkpoint directory.")
     config = read_config(directory)
     # Without an index every weight file of the directory counts.
     weight_map = _read_index(directory)
@@ -264,8 +268,12 @@ def _find_files(directory: Path) -> list[str]:
 def _read_shards(
     directory: Path, names: list[str], weight_map: dict[str, str] | None
 ) -> tuple[dict[str, ShardHeader], list[str]]:
-    """Read every header; return those that are sound and the problems of the others."""
-    shards, problems = {}, []
+    """Read every header; return those that are sound and the problems of the others.
+
+    Raises:
+        CheckpointError: the system does not let this user read a file, which may be sound.
+    """
+    shards, problems, refused = {}, list[str](), list[str]()
     counts = Counter((weight_map or {}).values())
     for name in names:
         path = directory / name
@@ -275,7 +283,10 @@ def _read_shards(
         try:
             shards[name] = read_header(path)
         except CheckpointError as err:
-            problems.append(str(err).removeprefix(f"{directory}/"))
+            where = refused if isinstance(err.__cause__, OSError) else problems
+            where.append(str(err).removeprefix(f"{directory}/"))
+    if refused:
+        raise CheckpointError(f"Not all of {directory} can be read:\n{list_problems(refused)}")
     return shards, problems
 
 

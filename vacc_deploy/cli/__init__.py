@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import signal
 import sys
 import traceback
 from itertools import takewhile
-from types import FrameType
+from pathlib import Path
 from typing import IO, Any
 
 import click
@@ -24,14 +25,25 @@ from vacc_deploy.cli.models import models_command
 from vacc_deploy.cli.options import emit_error
 from vacc_deploy.cli.prepare import prepare_command
 from vacc_deploy.cli.quantize import quantize_command
+from vacc_deploy.cli.signals import SignalGuard, Terminated
 from vacc_deploy.cli.verify import verify_command
 from vacc_deploy.cli.yaml import yaml_command
-from vacc_deploy.errors import UsageError, VaccDeployError
+from vacc_deploy.errors import StoppedError, UsageError, VaccDeployError
+from vacc_deploy.permissions import explain_denied, is_denied
 from vacc_deploy.results import escape_controls
 
-# 128 + the signal's number, as shells report it: SIGINT is 2, SIGTERM 15.
-EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
+# What a word more than a command takes was probably meant for.
+_EXTRA_ARGUMENTS = {
+    "demo": "Give the output directory with --output DIR.",
+    "export-onnx": "Give the output directory with --output DIR.",
+    "generate": "Put the prompt in quotation marks and give it with --prompt TEXT.",
+    "models": "The command takes no argument; it lists every model.",
+    "prepare": "Give the output directory with --output DIR.",
+    "quantize": "Give calibration text with --calibration NAME=PATH and the output directory with "
+    "--output DIR.",
+    "verify": "Give the float model with --reference REFERENCE.",
+    "yaml": "Give the file to write with --output FILE.",
+}
 
 
 class CommandFailure(click.ClickException):
@@ -52,13 +64,35 @@ class CommandFailure(click.ClickException):
         click.echo(escape_controls(f"Error: {self.message}"), file=file, err=True)
 
 
+class Interruption(CommandFailure):
+    """An interrupted command on its way to the terminal."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print what stays; the object on stdout only where the result is not there already."""
+        if self.settings.get("is_silent"):
+            return
+        if self.settings.get("json") and not self.settings.get("is_printed"):
+            emit_error(type(self.err).__name__, self.message)
+        if sys.stderr.isatty():
+            # Behind ^C and an open bar, which has hidden the cursor.
+            click.echo("\x1b[?25h", err=True)
+        click.echo(escape_controls(self.message), file=file, err=True)
+
+
 class ErrorGroup(click.Group):
     """Turns the errors a user can meet into one message and an exit code, in one place."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; see ``docs/cli.md`` for the exit codes."""
+        if isinstance(ctx.obj, SignalGuard):
+            ctx.obj.say = lambda signum: self._interrupted(ctx, signum, is_forced=True).show()
         try:
             return super().invoke(ctx)
+        except click.UsageError as err:
+            advice = _EXTRA_ARGUMENTS.get(err.ctx.command.name or "") if err.ctx else None
+            if advice and err.message.startswith("Got unexpected extra argument"):
+                raise click.UsageError(f"{err.message}. {advice}", err.ctx) from err
+            raise
         except VaccDeployError as err:
             message = f"{err} {err.hint}".rstrip()
             raise CommandFailure(err, message, err.exit_code, ctx.meta) from err
@@ -68,7 +102,32 @@ class ErrorGroup(click.Group):
                 raise
             where = f"{err.filename}: " if err.filename else ""
             message = f"{where}{err.strerror or err}."
+            if is_denied(err) and err.filename:
+                message = explain_denied(Path(os.fsdecode(err.filename)))
             raise CommandFailure(err, message, 1, ctx.meta) from err
+        except KeyboardInterrupt as err:
+            signum = signal.SIGTERM if isinstance(err, Terminated) else signal.SIGINT
+            raise self._interrupted(ctx, signum) from err
+
+    def _interrupted(
+        self, ctx: click.Context, signum: int, *, is_forced: bool = False
+    ) -> Interruption:
+        """Return what is said of an interruption; a forced one has cleared nothing up."""
+        what_stays = ctx.meta.get("what_stays")
+        text = what_stays() if what_stays else ""
+        # What can be replaced can be half-written.
+        command = self.commands.get(ctx.invoked_subcommand or "")
+        is_writer = command is not None and any(p.name == "overwrite" for p in command.params)
+        if not text and is_writer:
+            text = _HALF_WRITTEN if is_forced else "No half-written output was left."
+        err = StoppedError("Interrupted.", signum)
+        return Interruption(err, f"{err} {text}".rstrip(), err.exit_code, ctx.meta)
+
+
+_HALF_WRITTEN = (
+    "Half-written files may be left beside the output. Their names end in .partial, and the next "
+    "run for the same output removes them."
+)
 
 
 @click.group(
@@ -104,32 +163,34 @@ for _command in (
     cli.add_command(_command)
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    """Leave through the context managers, so that no half-written directory stays."""
-    raise SystemExit(EXIT_TERMINATED)
-
-
 def main() -> None:
     """Run the command line; the console script's entry point."""
-    signal.signal(signal.SIGTERM, _terminate)
+    guard = SignalGuard()
+    guard.install()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A path that is not valid UTF-8 is printed as its escape, which JSON reads too.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         # False: click would print wrong usage itself, without the JSON object.
-        sys.exit(cli.main(standalone_mode=False))
+        code = cli.main(standalone_mode=False, obj=guard)
     except click.ClickException as err:
-        # Wrong usage is found before the option has been read.
-        arguments = takewhile(lambda argument: argument != "--", sys.argv[1:])
-        if isinstance(err, click.UsageError) and "--json" in arguments:
-            emit_error(UsageError.__name__, err.format_message())
-        err.show()
-        sys.exit(err.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted; no half-written output was left.", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+        code = err.exit_code
+        # Not where the guard is about to end this process, and says so itself.
+        if guard.claim():
+            # Wrong usage is found before the option has been read.
+            arguments = takewhile(lambda argument: argument != "--", sys.argv[1:])
+            if isinstance(err, click.UsageError) and "--json" in arguments:
+                emit_error(UsageError.__name__, err.format_message())
+            err.show()
+    except (click.Abort, KeyboardInterrupt) as err:
+        # Before the command began.
+        code = 143 if isinstance(err, Terminated) else 130
+        if guard.claim():
+            click.echo("Interrupted.", err=True)
     except click.exceptions.Exit as err:
-        sys.exit(err.exit_code)
+        code = err.exit_code
+    guard.claim()
+    sys.exit(code)
 
 
 __all__ = ["cli", "main"]

@@ -25,4 +25,7 @@ def demo_command(output: Path, overwrite: bool) -> None:
     from vacc_deploy.demo.run import demo
 
     quiet_transformers()
-    emit(demo(output=output, overwrite=overwrite, progress=terminal_progress()))
+    result = demo(output=output, overwrite=overwrite, progress=terminal_progress())
+    emit(result)
+    if result.failures:
+        raise click.exceptions.Exit(3)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
 
-from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_option, output_options
+from vacc_deploy.cli.options import (
+    CHECKPOINT,
+    again_with,
+    common_options,
+    emit,
+    output_option,
+    output_options,
+)
 
 
 @click.command("export-onnx")
-@click.argument("directory", metavar="DIR", type=DIRECTORY)
+@click.argument("directory", metavar="DIR", type=CHECKPOINT)
 @output_option(required=True)
 @click.option(
     "--stage",
@@ -41,7 +49,7 @@ from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_opti
 @output_options
 @common_options
 def export_onnx_command(
-    directory: Path,
+    directory: str,
     output: Path,
     stage: str,
     seq_len: int,
@@ -57,13 +65,15 @@ def export_onnx_command(
 
     Example: vacc-deploy export-onnx DeepSeek-R1-Distill-Qwen-1.5B-vacc-int8 --output onnx
     """
+    from vacc_deploy.checkpoint.locate import locate
     from vacc_deploy.cli.terminal import quiet_transformers, terminal_progress
     from vacc_deploy.graphs.export import export_onnx
     from vacc_deploy.graphs.result import ExportOptions
 
     quiet_transformers()
+    again = partial(again_with, "directory")
     result = export_onnx(
-        directory,
+        locate(directory, again=again, may_download=not dry_run).directory,
         output=output,
         options=ExportOptions(stage, seq_len, max_seq_len, opset, not strip_functions),
         overwrite=overwrite,

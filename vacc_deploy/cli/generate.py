@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from vacc_deploy.cli.options import DIRECTORY, common_options, emit, is_json
+from vacc_deploy.cli.options import CHECKPOINT, again_with, common_options, emit, is_json
 from vacc_deploy.errors import UsageError
 from vacc_deploy.results import command, escape_controls
 from vacc_deploy.text.prompts import (
@@ -26,7 +27,7 @@ _EXAMPLE = "What is 7 x 8?"
 
 
 @click.command("generate")
-@click.argument("directory", metavar="DIR", type=DIRECTORY)
+@click.argument("directory", metavar="DIR", type=CHECKPOINT)
 @click.option("--prompt", metavar="TEXT", help="Ask this; the chat template is applied.")
 @click.option(
     "--prompt-file",
@@ -68,7 +69,7 @@ _EXAMPLE = "What is 7 x 8?"
 @click.option("--greedy", is_flag=True, help="Always take the most probable token.")
 @common_options
 def generate_command(
-    directory: Path,
+    directory: str,
     prompt: str | None,
     prompt_file: Path | None,
     interactive: bool,
@@ -89,6 +90,7 @@ def generate_command(
     _check_way(directory, prompt, prompt_file, interactive)
     prompts = [prompt] if prompt is not None else _read_prompts(prompt_file)
 
+    from vacc_deploy.checkpoint.locate import locate
     from vacc_deploy.cli.chat import chat
     from vacc_deploy.cli.terminal import quiet_transformers
     from vacc_deploy.reference.generate import Responder
@@ -96,7 +98,8 @@ def generate_command(
 
     quiet_transformers()
     options = SamplingOptions(temperature, top_p, top_k, seed, greedy)
-    responder = Responder(directory, max_new_tokens=max_new_tokens, options=options)
+    source = locate(directory, again=partial(again_with, "directory"))
+    responder = Responder(source.directory, max_new_tokens=max_new_tokens, options=options)
     if interactive:
         chat(responder, show=_show)
     else:
@@ -105,7 +108,7 @@ def generate_command(
 
 
 def _check_way(
-    directory: Path, prompt: str | None, prompt_file: Path | None, interactive: bool
+    directory: str, prompt: str | None, prompt_file: Path | None, interactive: bool
 ) -> None:
     """Refuse all but one way of asking, and a chat where there is nobody to chat with."""
     given = {

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
-from vacc_deploy.cli.signals import SignalControl, hinting_at_resume
+from vacc_deploy.cli.options import settings
+from vacc_deploy.cli.resuming import describe_kept, hinting_at_resume
+from vacc_deploy.cli.signals import Terminated
 from vacc_deploy.errors import UsageError, VaccDeployError
+from vacc_deploy.progress import KeptLayers
 
 if TYPE_CHECKING:
     from vacc_deploy.quantize.ranks import Ranks
@@ -103,12 +107,13 @@ def device_of(device: str, launch: Launch | None) -> str:
 @contextmanager
 def join_ranks(
     environment: Mapping[str, str], device: str
-) -> Iterator[tuple[Ranks, SignalControl, str]]:
+) -> Iterator[tuple[Ranks, KeptLayers, str]]:
     """Let a resumable command run as one of the processes that the environment tells of.
 
-    Yields the processes of the run, what stops it between two layers, and this process's device.
+    Yields the processes of the run, what tells which layers it keeps, and this process's device.
 
-    Where several of them fail, only the first one says why.
+    Where several of them fail, only the first one says why. A signal is for all of them, so rank 0,
+    which knows what stays, speaks for all.
 
     Args:
         environment: variables of this process.
@@ -122,30 +127,35 @@ def join_ranks(
     """
     from vacc_deploy.quantize.ranks import ALONE
 
-    launch = read_launch(environment)
-    is_quiet = launch is not None and launch.rank > 0
-    control = SignalControl(is_quiet=is_quiet, launcher=launcher(environment, launch))
+    launch, kept = read_launch(environment), KeptLayers()
+    way = launcher(environment, launch)
+    if launch is None or launch.rank == 0:
+        settings()["what_stays"] = partial(describe_kept, kept, way)
+    else:
+        settings()["is_silent"] = True
     if launch is None:
-        with hinting_at_resume(control):
-            yield ALONE, control, device
+        with hinting_at_resume(kept, way):
+            yield ALONE, kept, device
         return
     from vacc_deploy.quantize.compute import choose_compute
     from vacc_deploy.quantize.processes import ProcessRanks
 
     ranks = ProcessRanks(launch.rank, launch.count, launch.local_count)
     try:
-        with hinting_at_resume(control):
+        with hinting_at_resume(kept, way):
             own_device = device_of(device, launch)
             ranks.connect(choose_compute(own_device).device)
-            yield ranks, control, own_device
+            yield ranks, kept, own_device
     except BaseException as err:
+        is_interrupted = isinstance(err, KeyboardInterrupt)
         # Claimed before the connection closes: at that the others fail, and must not be first.
-        is_first = ranks.claim_failure()
+        may_speak = launch.rank == 0 or not is_interrupted
+        is_first = may_speak and ranks.claim_failure()
         ranks.leave(is_failed=True)
         if is_first:
             raise
         # The first one may not know what stays: only rank 0 enters the output's directory.
-        hint = getattr(err, "hint", "")
+        hint = describe_kept(kept, way) if is_interrupted else getattr(err, "hint", "")
         if hint:
             click.echo(hint, err=True)
         raise SystemExit(_exit_code(err)) from err
@@ -157,4 +167,6 @@ def _exit_code(err: BaseException) -> int:
         return err.exit_code
     if isinstance(err, SystemExit) and isinstance(err.code, int):
         return err.code
+    if isinstance(err, Terminated):
+        return 143
     return 130 if isinstance(err, (KeyboardInterrupt, click.Abort)) else 1

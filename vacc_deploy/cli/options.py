@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from vacc_deploy.results import Result, escape_controls
+from vacc_deploy.results import Result, command, escape_controls
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
+# A directory that is read, a repository or a model name: locate() says best what is wrong with one.
+CHECKPOINT = click.Path(readable=False)
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -50,6 +52,34 @@ def given_options(context: click.Context, names: Collection[str]) -> list[str]:
     return given
 
 
+def again_with(name: str, value: object, *, without: Collection[str] = ()) -> str:
+    """Return the command line that the user gave, with another value of one parameter.
+
+    Args:
+        name: the parameter.
+        value: its new value.
+        without: names of parameters to leave out.
+    """
+    context, words = click.get_current_context(), list[object]()
+    for param in context.command.params:
+        is_given = context.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE
+        if param.name == name:
+            words += _words(param, value)
+        elif is_given and param.name in context.params and param.name not in without:
+            words += _words(param, context.params[param.name])
+    return command(str(context.info_name), *words)
+
+
+def _words(param: click.Parameter, value: Any) -> list[object]:
+    """Return a parameter as it is written on the command line."""
+    if isinstance(param, click.Argument):
+        return [value]
+    if isinstance(value, bool):
+        return [(param.opts if value else param.secondary_opts)[0]]
+    values = value if isinstance(value, tuple) else (value,)
+    return [word for item in values for word in (param.opts[0], item)]
+
+
 def output_option(text: str = "Set the output directory.", **more: Any) -> Callable[..., Any]:
     """Return ``--output``; ``more`` are settings of click."""
     return click.option("--output", type=DIRECTORY, metavar="DIR", help=text, **more)
@@ -66,13 +96,24 @@ def output_options(function: Function) -> Function:
     return overwrite(dry_run(function))
 
 
+def settings() -> dict[str, Any]:
+    """Return what all parts of the running command know of each other, by name.
+
+    ``json`` and ``debug`` are the options. ``what_stays`` returns the sentence on what an
+    interrupted command keeps; ``is_silent`` says that another process speaks for this one;
+    ``is_printed`` that the result is on its way to stdout.
+    """
+    return click.get_current_context().meta
+
+
 def is_json() -> bool:
     """Return whether ``--json`` was given."""
-    return bool(click.get_current_context().find_root().meta.get("json"))
+    return bool(settings().get("json"))
 
 
 def emit(result: Result) -> None:
     """Print a result on stdout: text, or one JSON object under ``--json``."""
+    settings()["is_printed"] = True
     if is_json():
         _emit_json(result.to_dict())
     else:

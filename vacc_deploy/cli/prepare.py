@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
 
-from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_option, output_options
+from vacc_deploy.cli.options import (
+    CHECKPOINT,
+    again_with,
+    common_options,
+    emit,
+    output_option,
+    output_options,
+)
 
 # Kept here, and compared in a test: importing the module that owns it would double the time of
 # --help.
@@ -14,12 +22,14 @@ LINK_MODES = ("auto", "hardlink", "symlink", "copy")
 
 
 @click.command("prepare")
-@click.option("--model", metavar="NAME", help="Prepare this known model; see vacc-deploy models.")
+@click.argument("source", required=False, type=CHECKPOINT)
 @click.option(
-    "--weights",
-    type=DIRECTORY,
-    metavar="DIR",
-    help="Use this checkpoint directory. Without it: the Hugging Face cache, then a download.",
+    "--model",
+    metavar="NAME",
+    help="Prepare this known model (see vacc-deploy models); the weights must have its shape.",
+)
+@click.option(
+    "--weights", type=CHECKPOINT, metavar="DIR", help="Use this checkpoint; the same as SOURCE."
 )
 @output_option("Set the output directory. Default: ./<model>-vacc")
 @click.option(
@@ -33,13 +43,20 @@ LINK_MODES = ("auto", "hardlink", "symlink", "copy")
 def prepare_command(**options: Any) -> None:
     """Put the compiler's files beside the weights of a model.
 
+    SOURCE is a checkpoint directory, the id of a repository (owner/name) or the name of a known
+    model. A repository is taken from the Hugging Face cache, else downloaded.
+
     The result is a new directory: weights (linked, not copied), tokenizer, the three source files
     and config_vacc.json made from the model's own config.json.
 
-    Example: vacc-deploy prepare --model Distill-Qwen-7B --weights ./DeepSeek-R1-Distill-Qwen-7B
+    \b
+    Examples:
+      vacc-deploy prepare Distill-Qwen-7B
+      vacc-deploy prepare ./my-fine-tune
     """
     from vacc_deploy.cli.terminal import terminal_progress
     from vacc_deploy.prepare import prepare
 
     # The options have the names of the function's arguments.
-    emit(prepare(**options, progress=terminal_progress()))
+    again = partial(again_with, "source", without=("model", "weights"))
+    emit(prepare(**options, progress=terminal_progress(), again=again))

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import os
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from vacc_deploy.cli.options import DIRECTORY, common_options, emit, output_option, output_options
-from vacc_deploy.cli.quantize_options import quantization_options, read_options
+from vacc_deploy.cli.options import (
+    CHECKPOINT,
+    again_with,
+    common_options,
+    emit,
+    output_option,
+    output_options,
+)
+from vacc_deploy.cli.quantize_options import (
+    QuantizeCommand,
+    quantization_options,
+    read_options,
+)
+from vacc_deploy.errors import UsageError
 
 
-@click.command("quantize")
-@click.argument("checkpoint_dir", metavar="DIR", type=DIRECTORY)
+@click.command("quantize", cls=QuantizeCommand)
+@click.argument("checkpoint_dir", metavar="DIR", type=CHECKPOINT)
 @output_option("Set the output directory. Default: <DIR>-<format>, with several <DIR>-quantized")
 @quantization_options
 @click.option(
@@ -24,7 +38,7 @@ from vacc_deploy.cli.quantize_options import quantization_options, read_options
 @click.pass_context
 def quantize_command(
     context: click.Context,
-    checkpoint_dir: Path,
+    checkpoint_dir: str,
     output: Path | None,
     device: str,
     resume: bool,
@@ -38,7 +52,7 @@ def quantize_command(
     by GPTQ and by rounding, and the one with the smaller error on held-out text is kept.
 
     A run that was killed or failed after its first layer goes on with the same command and
-    --resume. Ctrl-C finishes the current layer; a second one stops at once.
+    --resume. So does one that was stopped with Ctrl-C, which ends it at once.
 
     \b
     Examples:
@@ -46,25 +60,39 @@ def quantize_command(
       vacc-deploy quantize DeepSeek-R1-Distill-Qwen-7B-vacc \\
           --calibration c4=c4-train.00000-of-01024.json.gz --calibration ceval=ceval-exam.zip
     """
-    from vacc_deploy.cli.launcher import join_ranks
+    from vacc_deploy.checkpoint.locate import locate
+    from vacc_deploy.cli.launcher import join_ranks, launcher, read_launch
+    from vacc_deploy.cli.resuming import overwrite_command, resume_command
     from vacc_deploy.cli.terminal import quiet_transformers, terminal_progress
     from vacc_deploy.progress import SILENT
+    from vacc_deploy.quantize.plan import RESUME_OR_OVERWRITE
     from vacc_deploy.quantize.run import quantize
 
     if given["answers"] == "own":  # written by a model of transformers
         quiet_transformers()
-    with join_ranks(os.environ, device) as (ranks, control, own_device):
+    with join_ranks(os.environ, device) as (ranks, kept, own_device):
         is_first = ranks.rank == 0
+        if resume and overwrite:
+            way = launcher(os.environ, read_launch(os.environ))
+            commands = resume_command(sys.argv, way), overwrite_command(sys.argv, way)
+            raise UsageError("\n  ".join((RESUME_OR_OVERWRITE, *commands)))
         options = read_options(context, given, own_device)
-        result = quantize(
+        source = locate(
             checkpoint_dir,
+            again=partial(again_with, "checkpoint_dir"),
+            needs_float=True,
+            may_download=not dry_run,
+            before_download=lambda name: options.check(),
+        )
+        result = quantize(
+            source.directory,
             options=options,
             output=output,
             overwrite=overwrite,
             dry_run=dry_run,
             resume=resume,
             progress=terminal_progress() if is_first else SILENT,
-            control=control,
+            kept=kept,
             ranks=ranks,
         )
     if is_first:

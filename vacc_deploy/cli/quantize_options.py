@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -11,8 +12,39 @@ from vacc_deploy.cli.options import DIRECTORY, Function, given_options
 from vacc_deploy.datasets import list_kinds
 from vacc_deploy.errors import UsageError
 from vacc_deploy.formats.layouts import FORMATS
-from vacc_deploy.quantize.options import DATA, FAST, FULL, OWN, QuantizeOptions
+from vacc_deploy.quantize.options import DATA, FAST, FULL, OWN, PRESETS, QuantizeOptions
 from vacc_deploy.solver import GPTQ, RTN
+
+_ONLY_8_BITS = (
+    "quantize writes 8 bits, per channel, symmetric, and nothing else; see docs/formats.md."
+)
+_RENAMED = {"fp16": "fp16 is now called vamc."}
+
+
+class QuantizationChoice(click.Choice):
+    """A choice that says what there is to choose from, where somebody looks for 4 bits."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value, or raise click's error with one more sentence."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as err:
+            message = f"{err.message.rstrip()} {_RENAMED.get(str(value), _ONLY_8_BITS)}"
+            raise click.BadParameter(message, ctx, param) from err
+
+
+class QuantizeCommand(click.Command):
+    """Says of options that other quantizers have why they are missing."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, or raise click's error with one more sentence."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as err:
+            if not re.search("bit|group|sym", err.option_name):
+                raise
+            message = f"{err.message} {_ONLY_8_BITS}"
+            raise click.NoSuchOption(err.option_name, message, err.possibilities, ctx) from err
 
 
 def _option(
@@ -36,7 +68,7 @@ def _option(
 _OPTIONS = (
     click.option(
         "--method",
-        type=click.Choice([GPTQ, RTN]),
+        type=QuantizationChoice([GPTQ, RTN]),
         help="Calibrate (gptq) or round to nearest (rtn).  "
         "[default: gptq with --calibration, else rtn]",
     ),
@@ -68,6 +100,13 @@ _OPTIONS = (
         "Set aside this fraction of the documents for judging afterwards.",
         click.FloatRange(0, 0.9),  # MAX_EVALUATION_SHARE of calibration.split
     ),
+    click.option(
+        "--preset",
+        type=click.Choice(list(PRESETS)),
+        default="full",
+        help="Set the amount of calibration text: full for a GPU, light (32 rows of 512 tokens) "
+        "for a CPU.",
+    ),
     _option("--num-samples", "Number of calibration rows.", click.IntRange(1)),
     _option(
         "--seq-len", "Tokens in each calibration row.", click.IntRange(16), name="sequence_length"
@@ -78,7 +117,7 @@ _OPTIONS = (
         "--format",
         "Store the weights in this layout. Repeat for several: one directory each, the same "
         "integers in all.",
-        click.Choice(FORMATS),
+        QuantizationChoice(FORMATS),
         name="formats",
         multiple=True,
     ),
@@ -142,6 +181,9 @@ def read_options(context: click.Context, given: Mapping[str, Any], device: str) 
     from vacc_deploy.datasets.sources import parse_source
 
     values = dict(given)
+    for name, value in PRESETS[values.pop("preset")].items():
+        if not given_options(context, [name]):
+            values[name] = value
     sources = values.pop("calibrations")
     values["method"] = values["method"] or (GPTQ if sources else RTN)
     if values["method"] == RTN:

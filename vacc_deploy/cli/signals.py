@@ -1,133 +1,72 @@
-"""Stop a resumable run between two layers at SIGINT and SIGTERM, and say how to go on."""
+"""End a command at the first SIGINT or SIGTERM, also where Python has no say for a while."""
 
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
 import signal
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+import threading
+import time
+from collections.abc import Callable
 from types import FrameType
 
-import click
-
-from vacc_deploy.errors import QuantizationError, StoppedError, VaccDeployError
-from vacc_deploy.progress import RunControl
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_NOTICE = b"\nFinishing the current layer; once more stops at once.\n"
+# A command that is interrupted in Python ends by itself in less. After that a library has the main
+# thread: the Cholesky factor of 18,944 columns takes 45 seconds.
+PATIENCE_SECONDS = 1.2
+# How long a message may take, should nobody read what this process prints.
+_MESSAGE_SECONDS = 0.3
 
 
-class SignalControl(RunControl):
-    """Handlers only while layers are computed; elsewhere a signal ends the command at once.
+class Terminated(KeyboardInterrupt):
+    """SIGTERM; what a Ctrl-C passes through, it passes through too."""
+
+
+class SignalGuard:
+    """Raises in the main thread at the first signal; ends the process if that does not help.
 
     Attributes:
-        kept_layers: finished and all layers of a run that ended early, None where nothing stays.
+        say: prints what is to be said of an interruption by this signal.
     """
 
-    def __init__(self, *, is_quiet: bool = False, launcher: Sequence[str] = ()) -> None:
-        """Begin with no signal.
+    def __init__(self) -> None:
+        """Begin without a message; ``install`` begins to watch."""
+        self.say: Callable[[int], None] = lambda signum: None
+        self._claimed = threading.Lock()
 
-        Args:
-            is_quiet: say nothing at the first signal; another process does.
-            launcher: what the command was started with; see ``resume_command``.
-        """
-        self.launcher, self._is_quiet = tuple(launcher), is_quiet
-        self.kept_layers: tuple[int, int] | None = None
-        self._signum: int | None = None
+    def install(self) -> None:
+        """Watch from now on; only the main thread can call this, once in a process."""
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        # Python's own part of a signal handler waits for the main thread; this does not.
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in SIGNALS:
+            # Whoever started this process in the background may have asked to ignore Ctrl-C.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._interrupt)
+        threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True).start()
 
-    @contextmanager
-    def watch(self) -> Iterator[None]:
-        """Note the first signal; the second one ends the command at once."""
-        before = {number: signal.signal(number, self._note) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def claim(self) -> bool:
+        """Return whether the caller is the first to say how the command ends."""
+        return self._claimed.acquire(blocking=False)
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self._signum is not None:
-            # 128 + the signal's number, as shells report it.
-            raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
-        self._signum = signum
-        if not self._is_quiet:
-            # Not through a stream: the handler may have interrupted a write to that one.
-            os.write(2, _NOTICE)
+    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
+        for number in SIGNALS:  # one is enough; a second must not disturb the clearing up
+            signal.signal(number, lambda *_: None)
+        if self._claimed.locked():
+            return  # the command is over
+        raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
 
-    def stop_signal(self) -> int | None:
-        """Return the signal that was noted."""
-        return self._signum
+    def _watch(self, reader: int) -> None:
+        signum = os.read(reader, 1)[0]
+        time.sleep(PATIENCE_SECONDS)
+        # In a thread of its own: printing waits for a reader, and perhaps for the main thread.
+        teller = threading.Thread(target=self._tell, args=(signum,), daemon=True)
+        teller.start()
+        teller.join(_MESSAGE_SECONDS)
+        os._exit(128 + signum)  # as shells report a signal
 
-    def kept(self, finished: int, total: int) -> None:
-        """Note what stays."""
-        if not self._is_quiet:
-            self.kept_layers = (finished, total)
-
-
-@contextmanager
-def hinting_at_resume(control: SignalControl) -> Iterator[None]:
-    """Give the error of a run that keeps finished layers a hint how to go on.
-
-    Raises:
-        StoppedError: for an interruption in the middle of a layer.
-    """
-    try:
-        yield
-    except VaccDeployError as err:
-        err.hint = _way_on(control, err)
-        raise
-    except (KeyboardInterrupt, SystemExit) as err:
-        if not control.kept_layers:
-            raise
-        number = signal.SIGINT if isinstance(err, KeyboardInterrupt) else signal.SIGTERM
-        stopped = StoppedError("Interrupted.", number)
-        stopped.hint = _way_on(control)
-        raise stopped from err
-    except Exception:
-        # An error without a hint of its own ends in a message of the system's, or a traceback.
-        if control.kept_layers:
-            click.echo(_way_on(control), err=True)
-        raise
-
-
-def _way_on(control: SignalControl, err: BaseException | None = None) -> str:
-    """Return what stays and how to go on after ``err``; empty where nothing stays."""
-    command = resume_command(sys.argv, control.launcher)
-    if isinstance(err, StoppedError):  # says itself what stays
-        return f"Resume with: {command}"
-    if not control.kept_layers:
-        return ""
-    finished, total = control.kept_layers
-    kept = f"{finished} of {total} layers are finished and kept."
-    if isinstance(err, QuantizationError):
-        # The same files would end the same way, and with others it is another run.
-        return (
-            f"{kept} --resume needs the same input files and options. With others, start over "
-            "with --overwrite."
-        )
-    return f"{kept} Resume with: {command}"
-
-
-def resume_command(argv: Sequence[str], launcher: Sequence[str] = ()) -> str:
-    """Return the command line that was given, with ``--resume``, as a shell reads it.
-
-    Args:
-        argv: of this process.
-        launcher: the program that started this and other processes, with its options.
-    """
-    program, arguments = argv[0], list(argv[1:])
-    if "--resume" not in arguments:
-        # Before a "--", behind which nothing is an option.
-        end = arguments.index("--") if "--" in arguments else len(arguments)
-        arguments.insert(end, "--resume")
-    if launcher:
-        return shlex.join([*launcher, "-m", "vacc_deploy", *arguments])
-    if Path(program).name == "__main__.py":
-        return shlex.join([sys.executable, "-m", "vacc_deploy", *arguments])
-    found = shutil.which(Path(program).name)
-    is_on_path = found is not None and Path(found).resolve() == Path(program).resolve()
-    return shlex.join([Path(program).name if is_on_path else program, *arguments])
+    def _tell(self, signum: int) -> None:
+        if self.claim():
+            self.say(signum)
+        else:  # the main thread is about to say it
+            time.sleep(_MESSAGE_SECONDS)

@@ -11,6 +11,8 @@ import click
 from vacc_deploy.progress import Progress
 from vacc_deploy.results import escape_controls, format_bytes, format_seconds
 
+_PERIODS = ((1, "s"), (60, "min"), (3600, "h"))
+
 
 def terminal_progress() -> Progress:
     """Return the progress for this stderr; it ends with the command, also after an error."""
@@ -89,6 +91,10 @@ class LineProgress(Progress):
             line += f", {left}"
         click.echo(escape_controls(f"{line}  {note}".rstrip()), err=True)
 
+    def say(self, message: str) -> None:
+        """Print a note."""
+        click.echo(escape_controls(f"Note: {message}"), err=True)
+
     def warn(self, message: str) -> None:
         """Print a warning."""
         click.echo(escape_controls(f"Warning: {message}"), err=True)
@@ -124,7 +130,7 @@ class _BarProgress(Progress):
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         self._meter.advance(amount)
-        self._move(amount, note, f"{_amount(round(self._meter.per_second(), 2), self._unit)}/s")
+        self._move(amount, note, _rate(self._meter.per_second(), self._unit))
 
     def skip(self, amount: int = 1, note: str = "") -> None:
         self._meter.skip(amount)
@@ -146,14 +152,27 @@ class _BarProgress(Progress):
             self._bar.stop()
             self._task = None
 
+    def say(self, message: str) -> None:
+        self._print(f"Note: {message}")
+
     def warn(self, message: str) -> None:
-        text = escape_controls(f"Warning: {message}")
-        self._bar.console.print(text, highlight=False, markup=False)
+        self._print(f"Warning: {message}")
+
+    def _print(self, line: str) -> None:
+        self._bar.console.print(escape_controls(line), highlight=False, markup=False)
 
 
-def _amount(value: float, unit: str) -> str:
+def _amount(count: int, unit: str) -> str:
     if unit == "bytes":
-        return format_bytes(value)
-    # Four digits are enough of a rate; a count is shown whole.
-    shown = f"{value:,}" if value == int(value) else f"{value:,.4g}"
-    return f"{shown} {unit}".rstrip()
+        return format_bytes(count)
+    return f"{count:,} {unit}".rstrip()
+
+
+def _rate(per_second: float, unit: str) -> str:
+    """Return, for example, ``18,720 tokens/s`` or ``3.2 layers/min``, in digits a person reads."""
+    if unit == "bytes":
+        return f"{format_bytes(per_second)}/s"
+    # A slow rate is told by the minute or the hour.
+    seconds, name = next((p for p in _PERIODS if per_second * p[0] >= 1), _PERIODS[-1])
+    value = per_second * seconds
+    return f"{value:,.{0 if value >= 100 else 1}f} {unit}/{name}"

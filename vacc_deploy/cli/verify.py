@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
 
-from vacc_deploy.cli.options import DIRECTORY, FILE, common_options, emit
+from vacc_deploy.cli.options import CHECKPOINT, FILE, again_with, common_options, emit
+from vacc_deploy.reference.limits import MAX_KL, MIN_TOP1, Limits
 
 
 @click.command("verify")
-@click.argument("deployed_dir", metavar="DIR", type=DIRECTORY)
+@click.argument("deployed_dir", metavar="DIR", type=CHECKPOINT)
 @click.option(
     "--reference",
-    type=DIRECTORY,
+    type=CHECKPOINT,
     metavar="DIR",
     help="Compare with this float model. Default: the directory that DIR was made from.",
 )
@@ -27,33 +29,47 @@ from vacc_deploy.cli.options import DIRECTORY, FILE, common_options, emit
     "--max-tokens", type=click.IntRange(16), default=2048, help="Limit the tokens that are used."
 )
 @click.option("--seq-len", type=click.IntRange(16), default=512, help="Set the tokens in a window.")
-@click.option("--max-kl", type=float, help="Fail (exit code 3) above this mean KL, in nats.")
 @click.option(
-    "--min-top1", type=click.FloatRange(0, 1), help="Fail below this share of equal top tokens."
+    "--max-kl",
+    type=float,
+    help="Fail (exit code 3) above this mean KL, in nats; inf sets no limit.  "
+    f"[default: {MAX_KL:g}, with room for chance]",
+)
+@click.option(
+    "--min-top1",
+    type=click.FloatRange(0, 1),
+    help="Fail (exit code 3) below this share of equal top tokens; 0 sets no limit.  "
+    f"[default: {MIN_TOP1:g}, with room for chance]",
 )
 @common_options
 def verify_command(
-    deployed_dir: Path,
-    reference: Path | None,
+    deployed_dir: str,
+    reference: str | None,
     text: Path | None,
     max_tokens: int,
     seq_len: int,
     max_kl: float | None,
     min_top1: float | None,
 ) -> None:
-    """Compare the deployed weights in DIR with the float model, on this CPU.
+    """Compare the deployed weights in DIR with the float model, on this CPU, and give a verdict.
 
-    Both are walked layer by layer over the same text. Memory holds one stage of one layer, whatever
-    the model's size.
+    First every file is compared with the hash that its manifest gives. Then both models are walked
+    layer by layer over the same text. Memory holds one stage of one layer, whatever the model's
+    size. The exit code is 0 for passed and 3 for failed.
 
-    Example: vacc-deploy verify DeepSeek-R1-Distill-Qwen-7B-vacc-int8 --max-kl 0.01 --min-top1 0.97
+    Example: vacc-deploy verify DeepSeek-R1-Distill-Qwen-7B-vacc-int8
     """
+    from vacc_deploy.checkpoint.locate import locate
     from vacc_deploy.cli.terminal import terminal_progress
-    from vacc_deploy.reference.verify import Limits, verify
+    from vacc_deploy.reference.verify import verify
 
+    deployed = locate(deployed_dir, again=partial(again_with, "deployed_dir"))
+    reference_dir = None
+    if reference is not None:
+        reference_dir = locate(reference, again=partial(again_with, "reference")).directory
     result = verify(
-        deployed_dir,
-        reference_dir=reference,
+        deployed.directory,
+        reference_dir=reference_dir,
         text_file=text,
         max_tokens=max_tokens,
         sequence_length=seq_len,

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from vacc_deploy.cli.options import DIRECTORY, common_options, emit, given_options, is_json
+from vacc_deploy.cli.options import (
+    DIRECTORY,
+    again_with,
+    common_options,
+    emit,
+    given_options,
+    is_json,
+)
 from vacc_deploy.errors import UsageError
 from vacc_deploy.results import escape_controls
 from vacc_deploy.vamc.cards import CARDS
@@ -50,6 +58,11 @@ from vacc_deploy.vamc.options import CALIBRATION_LENGTHS, DTYPES, OPTIMIZE_FOR, 
     multiple=True,
     metavar="NAME=PATH",
     help="Give vamc's own int8 quantizer this text; NAME is alpaca, c4 or ceval.",
+)
+@click.option(
+    "--experimental",
+    is_flag=True,
+    help="Accept a directory of int8 codes (quantize --format int8), which is untried with vamc.",
 )
 @click.option(
     "--card",
@@ -110,7 +123,9 @@ def _write_one(options: dict[str, Any], output: Path | None, overwrite: bool) ->
     from vacc_deploy.vamc.target import find_target
 
     result = make_compile_file(
-        find_target(target), CompileOptions(**options), card=CARDS[card] if card else None
+        find_target(target, options["dtype"], partial(again_with, "target")),
+        CompileOptions(**options),
+        card=CARDS[card] if card else None,
     )
     if output is not None:
         result = write_compile_file(result, output, overwrite=overwrite)

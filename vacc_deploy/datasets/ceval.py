@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 
-from vacc_deploy.datasets.files import Document, describe_start, unreadable
+from vacc_deploy.datasets.files import Document, unreadable
 from vacc_deploy.errors import CalibrationError
 
 MAX_ARCHIVE_BYTES = 64 << 20  # the published file holds 1.5 MB
@@ -99,8 +99,7 @@ def _open_archive(path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except _ZIP_ERRORS as err:
         raise CalibrationError(
-            f"{path} is not a readable zip archive: {err}. It looks like {describe_start(path)}; "
-            f"{expected}. Download it again."
+            f"{path} is not a readable zip archive: {err}; {expected}. Download it again."
         ) from err
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,26 +16,14 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
 
 from vacc_deploy.errors import CalibrationError
+from vacc_deploy.permissions import explain_unreadable
 
 # A document is plain text, or the turns of a conversation with "role" and "content".
 Message: TypeAlias = dict[str, str]
 Document: TypeAlias = str | tuple[Message, ...]
 MAX_LINE_BYTES = 16 << 20
 GZIP_MAGIC = b"\x1f\x8b"
-ZIP_MAGIC = b"PK"
 LFS_POINTER = b"version https://git-lfs"
-_STARTS = (
-    (GZIP_MAGIC, "gzip data"),
-    (ZIP_MAGIC, "a zip archive"),
-    (b"PAR1", "a Parquet file"),
-    (LFS_POINTER, "a Git LFS pointer: the data themselves were never downloaded"),
-    (b"<!DOCTYPE", "an HTML page"),
-    (b"<html", "an HTML page"),
-    (b"\xff\xfe", "UTF-16 text"),
-    (b"\xfe\xff", "UTF-16 text"),
-    (b"7z\xbc\xaf", "a 7z archive"),
-    (b"\x28\xb5\x2f\xfd", "zstd data"),
-)
 
 
 def check_file(path: Path) -> None:
@@ -43,33 +32,27 @@ def check_file(path: Path) -> None:
     Raises:
         CalibrationError: it is missing, a directory, a pipe or a device, or empty.
     """
-    if path.is_dir():
+    try:
+        state = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as err:
+        raise CalibrationError(
+            f"{path} does not exist. Give the path of a calibration file."
+        ) from err
+    except OSError as err:
+        raise unreadable(path, err) from err
+    if stat.S_ISDIR(state.st_mode):
         raise CalibrationError(f"{path} is a directory. Give the data file in it.")
-    if not path.exists():
-        raise CalibrationError(f"{path} does not exist. Give the path of a calibration file.")
-    if not path.is_file():
+    if not stat.S_ISREG(state.st_mode):
         raise CalibrationError(
             f"{path} is not an ordinary file. Give the path of a calibration file."
         )
-    if path.stat().st_size == 0:
+    if state.st_size == 0:
         raise CalibrationError(f"{path} is empty (0 bytes). Download it again.")
-
-
-def describe_start(path: Path) -> str:
-    """Return what the first bytes of a file look like, for messages."""
-    with open_data(path, unpack=False) as file:
-        head = file.read(64)
-    for magic, description in _STARTS:
-        if head.startswith(magic):
-            return description
-    return f"a file that begins with {head[:16]!r}"
 
 
 def unreadable(path: Path, err: OSError) -> CalibrationError:
     """Return the error of a file that the operating system does not let us read."""
-    return CalibrationError(
-        f"{path} cannot be read: {err.strerror or err}. Check the path and its permissions."
-    )
+    return CalibrationError(explain_unreadable(path, err, otherwise="Check the path."))
 
 
 @contextmanager
@@ -123,10 +106,8 @@ def _parse_line(line: bytes, number: int, path: Path) -> dict[str, Any]:
         # A byte order mark can stand in front of the first line only.
         value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
     except (ValueError, RecursionError) as err:
-        looks = f" The file looks like {describe_start(path)}." if number == 1 else ""
         raise CalibrationError(
-            f"{path}, line {number} cannot be read: {err}; {expected}.{looks} Download the file "
-            "again."
+            f"{path}, line {number} cannot be read: {err}; {expected}. Download the file again."
         ) from err
     if not isinstance(value, dict):
         raise CalibrationError(

@@ -17,14 +17,13 @@ from typing import Any, TypeAlias
 
 from vacc_deploy.datasets.ceval import read_ceval
 from vacc_deploy.datasets.files import (
-    LFS_POINTER,
     Document,
     check_file,
-    describe_start,
     open_data,
     read_field,
     read_json_lines,
 )
+from vacc_deploy.datasets.recognize import explain_no_text, explain_other_kind
 from vacc_deploy.datasets.traces import split_traces
 from vacc_deploy.errors import CalibrationError, UsageError
 
@@ -55,34 +54,48 @@ def parse_source(text: str) -> CalibrationSource:
     kinds = ", ".join(KINDS)
     kind, separator, path_text = text.partition("=")
     kind = kind.strip().lower()
+    if kind not in KINDS and (explanation := _explain_unnamed(text)):
+        raise UsageError(f"Calibration source {text!r} names no kind. {explanation}")
     if not separator or not path_text:
         raise UsageError(
             f"Calibration source {text!r} is not of the form NAME=PATH or NAME=PATH:WEIGHT. "
             f"NAME is one of {kinds}, for example c4=c4-train.00000-of-01024.json.gz."
         )
     if kind not in KINDS:
+        advice = _explain_unnamed(path_text) or "For a plain text file write text=PATH."
         raise UsageError(
             f"Calibration source {text!r} has the unknown kind {kind!r}, expected one of {kinds}. "
-            "For a plain text file write text=PATH."
+            f"{advice}"
         )
     if "\0" in path_text:
         raise UsageError(f"Calibration source {text!r} has a zero byte in its path.")
-    # A shell leaves "~" alone after "c4=".
-    path_text = os.path.expanduser(path_text)
-    head, _, tail = path_text.rpartition(":")
-    try:
-        weight = float(tail)
-    except ValueError:
-        weight = None
-    # The whole text first: a file may have a colon and a number in its name.
-    if not head or weight is None or Path(path_text).exists():
-        return CalibrationSource(kind, Path(path_text))
+    path, weight_text = _split_weight(path_text)
+    weight = float(weight_text or 1)
     if not 0 < weight < math.inf:
         raise UsageError(
-            f"Calibration source {text!r} has the weight {tail}, expected a number above zero. "
-            "Leave the source out to give it no rows."
+            f"Calibration source {text!r} has the weight {weight_text}, expected a number above "
+            "zero. Leave the source out to give it no rows."
         )
-    return CalibrationSource(kind, Path(head), weight)
+    return CalibrationSource(kind, path, weight)
+
+
+def _split_weight(text: str) -> tuple[Path, str]:
+    """Return the path and the weight of ``PATH:WEIGHT``, whose weight may be left out."""
+    # A shell leaves "~" alone after "c4=".
+    text = os.path.expanduser(text)
+    head, _, tail = text.rpartition(":")
+    try:
+        float(tail)
+    except ValueError:
+        return Path(text), ""
+    # The whole text first: a file may have a colon and a number in its name.
+    return (Path(head), tail) if head and not os.path.exists(text) else (Path(text), "")
+
+
+def _explain_unnamed(text: str) -> str | None:
+    """Return what a file is that was given without its kind, and the whole option to give."""
+    path, weight = _split_weight(text)
+    return explain_other_kind("", path, weight=f":{weight}" if weight else "")
 
 
 def read_documents(source: CalibrationSource) -> Documents:
@@ -96,7 +109,19 @@ def read_documents(source: CalibrationSource) -> Documents:
         raise UsageError(
             f"Unknown calibration kind {source.kind!r}, expected one of {', '.join(KINDS)}."
         )
-    check_file(source.path)
+    try:
+        check_file(source.path)
+        yield from _read_file(source)
+    except CalibrationError as err:
+        # The one place that asks whether the file is sound, and of another kind than named.
+        weight = "" if source.weight == 1 else f":{source.weight:g}"
+        problem = explain_other_kind(source.kind, source.path, weight=weight)
+        if problem is None:
+            raise
+        raise CalibrationError(problem) from err
+
+
+def _read_file(source: CalibrationSource) -> Documents:
     is_empty = True
     # Closed at once where the caller stops early, not when the collector comes.
     with closing(KINDS[source.kind](source.path)) as documents:
@@ -108,29 +133,17 @@ def read_documents(source: CalibrationSource) -> Documents:
     if is_empty:
         raise CalibrationError(
             f"{source.path} holds no {source.kind} document: nothing in it but blank text. "
-            "Download it again."
+            "Check the path."
         )
 
 
 def _read_c4(path: Path) -> Documents:
-    for number, record in read_json_lines(path):
-        yield read_field(record, "text", f"{path}, line {number}")
+    for where, record in _read_records(path, "text"):
+        yield read_field(record, "text", where)
 
 
 def _read_alpaca(path: Path) -> Documents:
-    with open_data(path) as file:
-        # Enough to look past a byte order mark and blanks in front of the array's bracket.
-        head = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
-    unit, records = "line", read_json_lines(path)
-    if head.startswith(b"["):
-        unit, records = "record", enumerate(_read_array(path), start=1)
-    for number, record in records:
-        where = f"{path}, {unit} {number}"
-        if not isinstance(record, dict):
-            raise CalibrationError(
-                f"{where} holds {type(record).__name__}, expected an object with instruction, "
-                "input and output."
-            )
+    for where, record in _read_records(path, "instruction, input and output"):
         prompt = read_field(record, "instruction", where)
         extra = read_field(record, "input", where, default="")
         if extra.strip():
@@ -139,7 +152,25 @@ def _read_alpaca(path: Path) -> Documents:
         yield ({"role": "user", "content": prompt}, {"role": "assistant", "content": output})
 
 
-def _read_array(path: Path) -> list[Any]:
+def _read_records(path: Path, keys: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield where a record stands, and the record, of a JSON array or of one record a line."""
+    with open_data(path) as file:
+        # Enough to look past a byte order mark and blanks in front of the array's bracket.
+        head = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
+    if not head.startswith(b"["):
+        for number, record in read_json_lines(path):
+            yield f"{path}, line {number}", record
+        return
+    for number, record in enumerate(_read_array(path, keys), start=1):
+        where = f"{path}, record {number}"
+        if not isinstance(record, dict):
+            raise CalibrationError(
+                f"{where} holds {type(record).__name__}, expected an object with {keys}."
+            )
+        yield where, record
+
+
+def _read_array(path: Path, keys: str) -> list[Any]:
     with open_data(path) as file:
         data = file.read(MAX_ARRAY_BYTES + 1)
     if len(data) > MAX_ARRAY_BYTES:
@@ -151,13 +182,16 @@ def _read_array(path: Path) -> list[Any]:
         return list(json.loads(data.decode("utf-8-sig")))
     except (ValueError, RecursionError) as err:
         raise CalibrationError(
-            f"{path} is not valid JSON: {err}. Expected an array of objects with instruction, "
-            "input and output. Download it again."
+            f"{path} is not valid JSON: {err}. Expected an array of objects with {keys}. Download "
+            "it again."
         ) from err
 
 
 def _read_text(path: Path) -> Documents:
     """Yield pieces of about ``TEXT_PIECE_CHARS`` characters, cut at line ends where possible."""
+    # Any text would be read without an error, also the records of a data set.
+    if problem := explain_no_text(path):
+        raise CalibrationError(problem)
     rest = ""
     for block in _read_utf8(path):
         rest += block
@@ -169,23 +203,17 @@ def _read_text(path: Path) -> Documents:
 
 
 def _read_traces(path: Path) -> Documents:
-    if path.stat().st_size > MAX_TRACES_BYTES:
-        raise CalibrationError(
-            f"{path} holds more than {MAX_TRACES_BYTES:,} bytes of traces. Give a part of it."
-        )
-    yield from split_traces("".join(_read_utf8(path)), path)
+    yield from split_traces("".join(_read_utf8(path, limit_bytes=MAX_TRACES_BYTES)), path)
 
 
-def _read_utf8(path: Path) -> Iterator[str]:
+def _read_utf8(path: Path, *, limit_bytes: int | None = None) -> Iterator[str]:
     """Yield the text of a file block by block, without its byte order mark."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     position, is_end = 0, False
-    with open_data(path, unpack=False) as file:
+    with open_data(path) as file:
         while not is_end:
             data = file.read(1 << 16)
             is_end = not data
-            if position == 0 and data.startswith(LFS_POINTER):
-                raise CalibrationError(f"{path} is {describe_start(path)}. Download the file.")
             try:
                 # `final` refuses a character that the end of the file cuts.
                 text = decoder.decode(data, final=is_end)
@@ -193,10 +221,14 @@ def _read_utf8(path: Path) -> Iterator[str]:
                 # Bytes of a character that began before this block stand in front of it.
                 byte = position + err.start - (len(err.object) - len(data))
                 raise CalibrationError(
-                    f"{path} is not UTF-8 text: {err.reason} at byte {byte:,}. It looks like "
-                    f"{describe_start(path)}. Convert the file to UTF-8."
+                    f"{path} is not UTF-8 text: {err.reason} at byte {byte:,}. Convert the file to "
+                    "UTF-8."
                 ) from err
             position += len(data)
+            if limit_bytes is not None and position > limit_bytes:
+                raise CalibrationError(
+                    f"{path} holds more than {limit_bytes:,} bytes of text. Give a part of it."
+                )
             yield text
 
 

@@ -19,6 +19,7 @@ from vacc_deploy.checkpoint.output import MANIFEST_NAME, output_directory
 from vacc_deploy.checkpoint.writer import WrittenFile
 from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.demo.task import THINK_START, Problem, sample_problems, share_correct
+from vacc_deploy.formats.layouts import VAMC
 from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.models.parse import read_config
 from vacc_deploy.prepare import prepare
@@ -26,6 +27,7 @@ from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.run import quantize
 from vacc_deploy.reference.generate import continue_prompts
+from vacc_deploy.reference.limits import DEFAULT_LIMITS
 from vacc_deploy.reference.loader import load_model
 from vacc_deploy.reference.next_tokens import NextTokenScores
 from vacc_deploy.reference.threads import torch_threads
@@ -56,6 +58,7 @@ class DemoResult:
         problems: held-out sums that both models were asked.
         accuracy_float, accuracy_int8: share that a model answered exactly, 0 to 1.
         example: the longest sum, and the int8 model's thought and answer.
+        failures: what verify found fault with, a line each.
         seconds: time that the whole chain took.
     """
 
@@ -66,6 +69,7 @@ class DemoResult:
     accuracy_int8: float
     example: tuple[str, str]
     scores: NextTokenScores
+    failures: tuple[str, ...]
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,7 +81,11 @@ class DemoResult:
             "accuracy_float": self.accuracy_float,
             "accuracy_int8": self.accuracy_int8,
             "example": {"question": self.example[0], "answer": self.example[1]},
-            "verify": self.scores.to_dict(),
+            "verify": {
+                **self.scores.to_dict(),
+                "passed": not self.failures,
+                "failures": list(self.failures),
+            },
             "seconds": round(self.seconds, 3),
         }
 
@@ -94,14 +102,16 @@ class DemoResult:
         prepared, deployed = self.output_dir / PREPARED_DIR, self.output_dir / INT8_DIR
         files = [
             (f"{prepared}/", "weights, source files and config_vacc.json"),
-            (f"{deployed}/", "int8 weights, quantize_report.json"),
+            (f"{deployed}/", "int8 values stored as float16 for vamc, quantize_report.json"),
             (f"{deployed}.yaml", "the compile file for vamc"),
         ]
         question, answer = self.example
         indented = "\n".join(f"    {line}" for line in answer.splitlines())
+        passed = f"Passed: {DEFAULT_LIMITS.describe(scores)}"
+        verdict = "\n".join(f"Failed: {failure}" for failure in self.failures) or passed
         return (
-            f"{steps}\n\nThe int8 model on {question}\n{indented}\n\n{format_pairs(figures)}\n\n"
-            f"{format_pairs(files)}\n\n"
+            f"{steps}\n\nThe int8 model on {question}\n{indented}\n\n{format_pairs(figures)}\n"
+            f"{verdict}\n\n{format_pairs(files)}\n\n"
             f"All of it took {format_seconds(self.seconds)}. Next, on a real model:\n"
             "  vacc-deploy prepare --model Distill-Qwen-1.5B\n"
             "  vacc-deploy quantize DeepSeek-R1-Distill-Qwen-1.5B-vacc\n"
@@ -170,6 +180,7 @@ def demo(
         clock.note(f"{len(problems)} sums by each model")
         _write_manifest(partial)
     longest = max(range(len(problems)), key=lambda index: len(problems[index].question))
+    assert verified.scores is not None, "its files are fresh"
     # The prompt ends with the tag, so the model's own text begins behind it.
     example = problems[longest].question, f"{THINK_START}\n{texts_int8[longest]}"
     return DemoResult(
@@ -180,6 +191,7 @@ def demo(
         accuracy_int8=share_correct(problems, texts_int8),
         example=example,
         scores=verified.scores,
+        failures=verified.failures,
         seconds=time.monotonic() - clock.started,
     )
 
@@ -224,8 +236,8 @@ def _question(problem: Problem) -> list[dict[str, str]]:
 
 
 def write_yaml(directory: Path, output: Path, config: ModelConfig) -> None:
-    """Write the compile file into ``directory``; it names the int8 weights as ``output`` does."""
-    target = Target(MODEL_NAME, os.path.join(".", output, INT8_DIR), config)
+    """Write the compile file into ``directory``; it names the int8 directory as ``output`` does."""
+    target = Target(MODEL_NAME, os.path.join(".", output, INT8_DIR), config, VAMC)
     options = CompileOptions(tensor_parallel_size=2, prefill=128, total=512)
     write_compile_file(make_compile_file(target, options), directory / f"{INT8_DIR}.yaml")
 

@@ -1,9 +1,10 @@
 """The layouts: one record for each form in which ``quantize`` stores the linears.
 
-All hold the same codes and the same scales. ``int8`` and ``fp16`` directories are for the vendor's
-compiler, ``gptq`` and ``compressed-tensors`` for stock loaders. A new layout is one more record
-here, with its functions in ``formats/packing.py``, and one in ``models/directory_config.py`` for
-the files beside the weights.
+All hold the same codes and the same scales. ``vamc`` directories are for the vendor's compiler,
+which quantizes float weights by itself and finds the same codes again. ``int8`` is for the CPU
+reference and the graph, ``gptq`` and ``compressed-tensors`` are for stock loaders. A new layout is
+one more record here, with its functions in ``formats/packing.py``, and one in
+``models/directory_config.py`` for the files beside the weights.
 
 Source: compressed-tensors 0.20 (pack-quantized); GPTQModel 7.7 (checkpoint_format gptq, bits 8).
 """
@@ -21,8 +22,8 @@ from vacc_deploy.formats.packing import (
     pack_compressed_tensors,
     pack_gptq,
     unpack_compressed_tensors,
-    unpack_fp16,
     unpack_gptq,
+    unpack_vamc,
 )
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from vacc_deploy.formats.packing import CodesAndScale, Packed, ReadTensor
 
-INT8, FP16, GPTQ, COMPRESSED_TENSORS = "int8", "fp16", "gptq", "compressed-tensors"
+VAMC, INT8, GPTQ, COMPRESSED_TENSORS = "vamc", "int8", "gptq", "compressed-tensors"
 _TOOL = "vacc-deploy"
 # Suffix of a stored tensor to its shape and safetensors dtype.
 StoredTensors: TypeAlias = dict[str, tuple[tuple[int, ...], str]]
@@ -45,6 +46,8 @@ class Layout:
         pack: takes codes int8 [out, in] and scale float16 [out], returns the stored tensors.
         unpack: the way back; takes a function that reads a tensor by suffix, and the scale or None,
             for layouts that do not store it.
+        purpose: what it is for, in one line.
+        ending: of the default output, behind the name of the source.
         for_compiler: whether the vendor's compiler reads it; else stock loaders do.
         size_multiple: a number that divides every size of a weight that the layout can hold.
         config: the ``quantization_config`` by which loaders know the layout; None without one.
@@ -53,6 +56,8 @@ class Layout:
     tensors: Callable[[int, int], StoredTensors]
     pack: Callable[[torch.Tensor, torch.Tensor], Packed]
     unpack: Callable[[ReadTensor, torch.Tensor | None], CodesAndScale]
+    purpose: str
+    ending: str
     for_compiler: bool
     size_multiple: int = 1
     config: Mapping[str, Any] | None = None
@@ -102,6 +107,14 @@ _COMPRESSED_TENSORS_CONFIG: dict[str, Any] = {
 }
 
 LAYOUTS = {
+    VAMC: Layout(
+        tensors=lambda rows, columns: {"weight": ((rows, columns), "F16")},
+        pack=lambda codes, scale: {"weight": float16_weight(codes, scale)},
+        unpack=unpack_vamc,
+        purpose="int8 values stored as float16, for vamc, which finds the same integers again",
+        ending="int8",
+        for_compiler=True,
+    ),
     INT8: Layout(
         tensors=lambda rows, columns: {
             "weight": ((rows, columns), "I8"),
@@ -109,12 +122,8 @@ LAYOUTS = {
         },
         pack=lambda codes, scale: {"weight": codes, "weight_scale": scale},
         unpack=lambda read, _: (read("weight"), read("weight_scale")),
-        for_compiler=True,
-    ),
-    FP16: Layout(
-        tensors=lambda rows, columns: {"weight": ((rows, columns), "F16")},
-        pack=lambda codes, scale: {"weight": float16_weight(codes, scale)},
-        unpack=unpack_fp16,
+        purpose="int8 codes and scales, for the CPU reference and the graph; untried with vamc",
+        ending="int8-codes",
         for_compiler=True,
     ),
     GPTQ: Layout(
@@ -127,6 +136,8 @@ LAYOUTS = {
         },
         pack=pack_gptq,
         unpack=unpack_gptq,
+        purpose="int8 codes, for GPTQModel and vLLM",
+        ending=GPTQ,
         for_compiler=False,
         size_multiple=CODES_PER_WORD,
         config=_GPTQ_CONFIG,
@@ -140,6 +151,8 @@ LAYOUTS = {
         },
         pack=pack_compressed_tensors,
         unpack=unpack_compressed_tensors,
+        purpose="int8 codes, for transformers and vLLM",
+        ending=COMPRESSED_TENSORS,
         for_compiler=False,
         config=_COMPRESSED_TENSORS_CONFIG,
     ),

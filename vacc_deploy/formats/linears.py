@@ -46,7 +46,7 @@ def codes_from(
         layout: a name in ``LAYOUTS``.
         read: returns a stored tensor by its full name.
         name: full name of the linear.
-        scale: for ``fp16`` only, the scale that the weights were made with. Without it the scale
+        scale: for ``vamc`` only, the scale that the weights were made with. Without it the scale
             is absmax / 127, which is the original one or its neighbour; the codes are the same.
 
     Raises:

@@ -35,10 +35,10 @@ _SIGN_BIT = -128
 GPTQ_ZEROS = 0x7F7F7F7F
 
 
-# ---- fp16: the products -----------------------------------------------------------------------
+# ---- vamc: the products -----------------------------------------------------------------------
 
 
-def unpack_fp16(read: ReadTensor, scale: torch.Tensor | None = None) -> CodesAndScale:
+def unpack_vamc(read: ReadTensor, scale: torch.Tensor | None = None) -> CodesAndScale:
     """Round the weights to codes again; see ``codes_from`` for the scale."""
     from vacc_deploy.formats.int8 import choose_scale, round_to_nearest
 

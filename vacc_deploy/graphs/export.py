@@ -80,7 +80,7 @@ def export_onnx(
             f"{directory} has no {VACC_CONFIG_NAME}: it is not prepared, and its graph would be "
             f"another one than vamc builds. Run: vacc-deploy prepare --weights {directory}"
         )
-    check_output(output, overwrite=overwrite, inputs=(directory,))
+    notes = check_output(output, overwrite=overwrite, inputs=(directory,), dry_run=dry_run)
     weight_bytes = _graph_bytes(checkpoint)
     # While a graph is written, the exporter's own file of it is there too.
     check_space(output, (len(options.stages) + 1) * weight_bytes)
@@ -88,7 +88,7 @@ def export_onnx(
     result = ExportResult(model_name(directory), directory, output, shape, options.opset)
     if dry_run:
         plan = [ExportedGraph(s, ((f"{s}.onnx", weight_bytes),)) for s in options.stages]
-        return replace(result, graphs=tuple(plan))
+        return replace(result, graphs=tuple(plan), notes=notes)
     model = load_model(checkpoint)
     with output_directory(output, overwrite=overwrite, inputs=(directory,)) as partial:
         graphs, agreement = _export(model, prompt, shape, options, partial, progress=progress)

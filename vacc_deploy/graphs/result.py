@@ -45,13 +45,16 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ExportedGraph:
-    """One graph: its files with their bytes, its nodes, and how many are the int8 operator."""
+    """One graph: its files with their bytes, its nodes, and how many are the int8 operator.
+
+    A dry run knows neither nodes nor seconds.
+    """
 
     stage: str
     files: tuple[tuple[str, int], ...]
-    num_nodes: int = 0
-    num_custom_nodes: int = 0
-    seconds: float = 0.0
+    num_nodes: int | None = None
+    num_custom_nodes: int | None = None
+    seconds: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for ``--json``."""
@@ -60,7 +63,7 @@ class ExportedGraph:
             "files": [{"name": name, "bytes": size} for name, size in self.files],
             "nodes": self.num_nodes,
             "custom_nodes": self.num_custom_nodes,
-            "seconds": round(self.seconds, 3),
+            "seconds": None if self.seconds is None else round(self.seconds, 3),
         }
 
 
@@ -72,6 +75,7 @@ class ExportResult:
         graphs: what was written, or would be.
         peak_memory_bytes: largest resident size of this process so far.
         failures: a line for each thing that is wrong.
+        notes: what the run itself would be refused for, in a dry run.
     """
 
     model: str
@@ -83,6 +87,7 @@ class ExportResult:
     agreement: Agreement | None = None
     peak_memory_bytes: int = 0
     failures: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for ``--json``."""
@@ -95,6 +100,7 @@ class ExportResult:
             "past_length": self.shape.past_length,
             "opset": self.opset,
             "graphs": [graph.to_dict() for graph in self.graphs],
+            "notes": list(self.notes),
         }
         if self.agreement is not None:
             largest = self.agreement.max_difference
@@ -110,17 +116,22 @@ class ExportResult:
 
     def to_text(self) -> str:
         """Return the graphs as a table, and the comparison."""
+        if self.agreement is None:
+            files = [
+                (name, format_bytes(size)) for graph in self.graphs for name, size in graph.files
+            ]
+            text = f"Would export {self.model} to {self.output_dir}\n"
+            text += format_table(("file", "size"), files)
+            return text + "".join(f"\nNote: {note}" for note in self.notes)
         rows: list[tuple[object, ...]] = []
         for graph in self.graphs:
-            figures = (graph.num_nodes, graph.num_custom_nodes, format_seconds(graph.seconds))
+            seconds = format_seconds(graph.seconds or 0.0)
+            figures = (graph.num_nodes, graph.num_custom_nodes, seconds)
             for index, (name, size) in enumerate(graph.files):
                 # The graph's figures stand once, beside its first file.
                 rows.append((name, format_bytes(size), *(("", "", "") if index else figures)))
-        head = "Would export" if self.agreement is None else "Exported"
         table = format_table(("file", "size", "nodes", "int8 nodes", "seconds"), rows)
-        text = f"{head} {self.model} to {self.output_dir}\n{table}"
-        if self.agreement is None:
-            return text
+        text = f"Exported {self.model} to {self.output_dir}\n{table}"
         compared = self.agreement.num_tokens
         shape = self.shape
         pairs = [

@@ -105,22 +105,41 @@ MODELS = {model.name: model for model in _MODELS}
 _BY_ALIAS = {alias.lower(): model for model in _MODELS for alias in model.aliases}
 
 
+def known_model(name: str) -> CatalogModel | None:
+    """Return the catalogue model with the name or alias ``name``, ignoring case, or None."""
+    return _BY_ALIAS.get(_as_alias(name))
+
+
+def near_names(name: str, *, cutoff: float = 0.4) -> tuple[str, ...]:
+    """Return the short names of the models that ``name`` is most like, the nearest first.
+
+    Args:
+        name: what the user typed.
+        cutoff: how like they are at least, from 0 to 1 for equal.
+    """
+    near = difflib.get_close_matches(_as_alias(name), list(_BY_ALIAS), n=6, cutoff=cutoff)
+    return tuple(dict.fromkeys(_BY_ALIAS[alias].aliases[0] for alias in near))[:3]
+
+
 def find_model(name: str) -> CatalogModel:
     """Return the catalogue model with the name or alias ``name``, ignoring case.
 
     Raises:
         UnsupportedModelError: no such name; the message gives the nearest and lists all.
     """
-    wanted = name.strip().rstrip("/").lower()
-    if wanted in _BY_ALIAS:
-        return _BY_ALIAS[wanted]
-    near = difflib.get_close_matches(wanted, list(_BY_ALIAS), n=1, cutoff=0.4)
-    hint = f" Did you mean {_BY_ALIAS[near[0]].aliases[0]}?" if near else ""
+    if model := known_model(name):
+        return model
+    near = near_names(name)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
     known = ", ".join(model.aliases[0] for model in _MODELS)
     raise UnsupportedModelError(
-        f"Unknown model {name!r}.{hint} Known models: {known}. Another qwen2 or llama checkpoint "
-        "is given by its directory (prepare: --weights DIR, without --model)."
+        f"Unknown model {name!r:.200}.{hint} Known models: {known}. Another qwen2 or llama "
+        "checkpoint is given by its directory or its repository id."
     )
+
+
+def _as_alias(name: str) -> str:
+    return name.strip().rstrip("/").lower()
 
 
 def match_config(config: ModelConfig) -> CatalogModel | None:

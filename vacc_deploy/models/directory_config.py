@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from vacc_deploy.assets import SOURCE_FILES
 from vacc_deploy.errors import UnsupportedModelError, list_problems
-from vacc_deploy.formats.layouts import COMPRESSED_TENSORS, FP16, GPTQ, INT8, LAYOUTS
+from vacc_deploy.formats.layouts import COMPRESSED_TENSORS, GPTQ, INT8, LAYOUTS, VAMC
 from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.config import CONFIG_NAME, LAYER_LINEARS, ModelConfig
 from vacc_deploy.models.parse import read_object
@@ -48,7 +48,7 @@ _LOADING_KEYS = {
     "attn_implementation",
     "_attn_implementation",
 }
-# The scales are float16. A loader that follows a bfloat16 config would round them (or, in an fp16
+# The scales are float16. A loader that follows a bfloat16 config would round them (or, in a vamc
 # directory, the weights) to 8 bits: up to a quarter of a step at the largest codes.
 _DTYPE = "float16"
 
@@ -105,7 +105,7 @@ class DirectoryConfig:
 
 _DIRECTORY_CONFIGS = {
     INT8: DirectoryConfig(_int8_config, lambda values: {**values, "quantization_bit": 8}),
-    FP16: DirectoryConfig(partial(_float16_config, FP16), _with_float16),
+    VAMC: DirectoryConfig(partial(_float16_config, VAMC), _with_float16),
     GPTQ: DirectoryConfig(partial(_float16_config, GPTQ), config_copy="quantize_config.json"),
     COMPRESSED_TENSORS: DirectoryConfig(partial(_float16_config, COMPRESSED_TENSORS)),
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.errors import CheckpointError, list_problems
-from vacc_deploy.formats.layouts import LAYOUTS
+from vacc_deploy.formats.layouts import INT8, LAYOUTS, VAMC
 from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
 from vacc_deploy.models.parse import parse_config, read_object
 
@@ -98,6 +98,20 @@ def check_vacc_config(directory: Path, config: ModelConfig) -> None:
         )
 
 
+def ways_to_the_card(config: ModelConfig) -> str:
+    """Return which ways a model can take to the card, where not all of them are open; else empty.
+
+    That vamc cannot read int8 codes of a Llama model is our inference.
+    """
+    if needs_vacc_config(config):
+        return ""
+    return (
+        "a Llama model reaches the card as float16 (vacc-deploy yaml on the prepared directory) or "
+        f"as int8 (vacc-deploy quantize with --format {VAMC}, the default, then yaml on that "
+        f"directory). vamc cannot read the int8 codes that --format {INT8} writes."
+    )
+
+
 def check_for_compiler(directory: Path, config: ModelConfig) -> None:
     """Refuse a directory in a layout that is for stock loaders.
 
@@ -108,8 +122,9 @@ def check_for_compiler(directory: Path, config: ModelConfig) -> None:
     if layout and not LAYOUTS[layout].for_compiler:
         raise CheckpointError(
             f"{directory} holds weights in the {layout} layout, which is for "
-            "transformers and vLLM; the compiler's side reads int8 and float directories. Give the "
-            "int8 or the fp16 directory of the same run of quantize, or the prepared directory."
+            "transformers and vLLM; the compiler's side reads vamc and prepared "
+            "directories. Give the vamc directory of the same run of quantize, or the prepared "
+            "directory."
         )
 
 

@@ -13,7 +13,7 @@ import torch
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.models.config import LAYER_LINEARS, linear_name
 from vacc_deploy.phases import PhaseClock
-from vacc_deploy.progress import SILENT, Progress, RunControl
+from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.layer_quantizer import LayerQuantizer, set_codes
 from vacc_deploy.quantize.layer_walk import LayerWalk, Streams, num_float_rows
@@ -121,12 +121,9 @@ def calibrate_along(
     rows: CalibrationRows,
     *,
     compute: Compute,
-    control: RunControl,
     ranks: Ranks,
 ) -> None:
     """Do as a rank that writes nothing what ``shards.write_shards`` does as the first one.
-
-    Returns early where a rank is asked to stop.
 
     Raises:
         QuantizationError: a weight or an activation is not finite.
@@ -146,10 +143,8 @@ def calibrate_along(
         num_finished=num_finished,
         ranks=ranks,
     )
-    with control.watch():
-        for _ in layers:
-            if ranks.agree(control.stop_signal()) is not None:
-                return
+    for _ in layers:
+        pass
 
 
 @torch.inference_mode()

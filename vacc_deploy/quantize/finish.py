@@ -98,6 +98,7 @@ def _write_manifest(
 
 def _write_timing(run: Run, result: QuantizeResult) -> None:
     """Write what differs from run to run: the one file that is in no manifest."""
+    assert result.seconds is not None, "the run is over"
     timing: dict[str, Any] = {
         "seconds": round(result.seconds, 3),
         "layer_seconds": [round(layer.seconds, 3) for layer in run.layers],

@@ -6,6 +6,7 @@ Flat: a name to a plain value, so that every difference has a name of its own.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -70,18 +71,85 @@ def _flatten(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]
             yield f"{prefix} {name}", value
 
 
+# Options by the names of their fields, where the flag has another one; "" is no option.
+_FLAGS = {"sequence_length": "--seq-len", "dampening_frac": "--dampening"}
+_FLAGS |= {"held_out_share": "", "num_float_rows": ""}
+# What has no option, and how to have it as then.
+_ADVICE = {
+    "torch threads": "set OMP_NUM_THREADS={}",
+    "processes": "start {}",
+    "compute dtype": "give --compute-dtype {}",
+}
+_SOURCE = re.compile("calibration sources ([0-9]+) (kind|file|weight|sha256)")
+# What decides the integers of any method. The rest exists for calibrated runs only.
+_OF_ANY_METHOD = (
+    *("model", "vacc-deploy", "library ", "file ", "weights "),
+    *("option method", "option formats "),
+)
+
+
 def differences(
     recorded: Mapping[str, Any],
     current: Mapping[str, Any],
     *,
     labels: tuple[str, str] = ("then", "now"),
 ) -> list[str]:
-    """Return one line for every value in which two identities differ."""
-    return [
-        f"{name}: {_show(recorded.get(name))} {labels[0]}, {_show(current.get(name))} {labels[1]}"
+    """Return one line for every value in which two identities differ.
+
+    Options and calibration sources are named as they are typed. What only follows from another
+    difference is left out: the calibration tokens of other options, say.
+    """
+    names = [
+        name
         for name in sorted(recorded.keys() | current.keys())
         if recorded.get(name) != current.get(name)
     ]
+    if "option method" in names:
+        names = [name for name in names if name.startswith(_OF_ANY_METHOD)]
+    causes = [
+        name for name in names if not name.startswith("calibration ") or _SOURCE.fullmatch(name)
+    ]
+    # Neither the machine nor the number of processes chooses tokens.
+    if any(name.startswith(("option ", "calibration ", "file ", "library ")) for name in causes):
+        names = causes
+    lines = (_describe(name, recorded, current, labels) for name in names)
+    return list(dict.fromkeys(lines))  # a source's kind, file and weight are in one
+
+
+def _describe(
+    name: str, recorded: Mapping[str, Any], current: Mapping[str, Any], labels: tuple[str, str]
+) -> str:
+    """Return the line of one difference."""
+    title, then, now = name, recorded.get(name), current.get(name)
+    source = _SOURCE.fullmatch(name)
+    if source:
+        then, now = (_source_text(values, source[1]) for values in (recorded, current))
+        title = _numbered("--calibration", source[1])
+        if then == now:  # the same name, and another content
+            title = f"calibration file {recorded[name.replace(source[2], 'file')]}"
+            then, now = recorded.get(name), current.get(name)
+    elif name.startswith("option "):
+        field, _, number = name.removeprefix("option ").partition(" ")
+        flag = _FLAGS.get(field, f"--{field.replace('_', '-')}")
+        title = _numbered("--format", number) if field == "formats" else flag or name
+    line = f"{title}: {_show(then)} {labels[0]}, {_show(now)} {labels[1]}"
+    advice = _ADVICE.get(name) if then is not None else None
+    return f"{line} ({advice.format(then)})" if advice else line
+
+
+def _numbered(flag: str, number: str) -> str:
+    """Return an option that may be repeated; its first value needs no number."""
+    return flag if number == "0" else f"{flag}, number {int(number) + 1}"
+
+
+def _source_text(values: Mapping[str, Any], number: str) -> str | None:
+    """Return a calibration source as it is typed, without directories; None for none."""
+    kind, file, weight = (
+        values.get(f"calibration sources {number} {part}") for part in ("kind", "file", "weight")
+    )
+    if kind is None:
+        return None
+    return f"{kind}={file}" if weight in (None, 1) else f"{kind}={file}:{weight:g}"
 
 
 def _show(value: Any) -> str:

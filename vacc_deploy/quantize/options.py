@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vacc_deploy.datasets import list_kinds
 from vacc_deploy.errors import UsageError
-from vacc_deploy.formats.layouts import FORMATS, INT8
+from vacc_deploy.formats.layouts import FORMATS, VAMC
 from vacc_deploy.solver import GPTQ, RTN
 
 if TYPE_CHECKING:
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 DATA, OWN = "data", "own"
 FAST, FULL = "fast", "full"
+# What --preset stands for: fields of QuantizeOptions. "light" has a sixteenth of the tokens, for a
+# CPU that a person waits for.
+PRESETS: dict[str, dict[str, int]] = {
+    "full": {},
+    "light": {"num_samples": 32, "sequence_length": 512},
+}
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class QuantizeOptions:
     max_answer_tokens: int = 512
     answers_cache: Path | None = None
     evaluation_share: float = 0.0
-    formats: tuple[str, ...] = (INT8,)
+    formats: tuple[str, ...] = (VAMC,)
     effort: str = FULL
     shrinkage: float = 0.3
     dampening_frac: float = 0.1

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
-from vacc_deploy.checkpoint.manifest import model_name
+from vacc_deploy.checkpoint.manifest import model_name, snapshot_name, stored_layout
 from vacc_deploy.checkpoint.output import check_output, check_space, partial_path
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.errors import CheckpointError
+from vacc_deploy.errors import CheckpointError, OutputError, UsageError
+from vacc_deploy.formats.layouts import INT8, LAYOUTS
 from vacc_deploy.models.directory_config import check_format
-from vacc_deploy.models.vacc_config import check_vacc_config
-from vacc_deploy.progress import SILENT, UNCONTROLLED, Progress, RunControl
+from vacc_deploy.models.vacc_config import check_vacc_config, ways_to_the_card
+from vacc_deploy.progress import SILENT, KeptLayers, Progress
 from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.quantize.finish import output_bytes
 from vacc_deploy.quantize.forecast import Plan
@@ -27,9 +27,10 @@ from vacc_deploy.quantize.records import Run
 from vacc_deploy.quantize.result import QuantizeResult
 from vacc_deploy.quantize.standing import (
     Finished,
+    Foreign,
     Standing,
-    check_standing,
     continue_run,
+    find_obstacle,
     look_at,
     take_finished,
 )
@@ -42,6 +43,12 @@ if TYPE_CHECKING:
     from vacc_deploy.calibration.rows import CalibrationRows
 
 
+RESUME_OR_OVERWRITE = (
+    "--resume goes on with what an earlier run has finished, --overwrite begins again. Give one of "
+    "them."
+)
+
+
 @dataclass(frozen=True)
 class PlannedRun:
     """A run of which everything is checked and nothing is written.
@@ -51,7 +58,6 @@ class PlannedRun:
         result: what is known before the work; the whole result where the output is finished.
         run: the run to begin, or the interrupted one to go on with.
         standing: what stands where the run would write.
-        overwrite: whether an older output may be replaced.
         started: when the planning began.
     """
 
@@ -59,7 +65,6 @@ class PlannedRun:
     result: QuantizeResult
     run: Run
     standing: Standing
-    overwrite: bool
     started: float
 
 
@@ -72,59 +77,102 @@ def plan_run(
     dry_run: bool = False,
     resume: bool = False,
     progress: Progress = SILENT,
-    control: RunControl = UNCONTROLLED,
+    kept: KeptLayers | None = None,
     ranks: Ranks = ALONE,
 ) -> PlannedRun:
     """Check everything, read the calibration text, and look at what stands; see ``quantize``."""
     started = time.monotonic()
     # First what costs little: calibration text is read, and weights are hashed, when all else fits.
     options.check()
+    if resume and overwrite:
+        raise UsageError(RESUME_OR_OVERWRITE)
+    compute = choose_compute(options.device, options.compute_dtype)
     checkpoint = _open_float(checkpoint_dir, options.formats)
     output_dir = output or _default_output(checkpoint_dir, options.formats)
     standing: Standing = None
+    notes: tuple[str, ...] = ()
     if ranks.rank == 0:  # the others write nothing, and may not even see the directory
+        _say_ways(checkpoint, options, progress)
         standing = look_at(output_dir, options.formats)
-        if overwrite or not (resume and isinstance(standing, Finished)):  # else nothing is written
-            check_output(output_dir, overwrite=overwrite, inputs=checkpoint.input_paths())
-        check_standing(standing, resume=resume, overwrite=overwrite, progress=progress)
+        asked = {"resume": resume, "overwrite": overwrite, "dry_run": dry_run}
+        notes = check_place(standing, output_dir, checkpoint, progress, **asked)
     left = standing if isinstance(standing, Run) else None
-    # An interruption may also come before the first layer of a resumed run.
-    with telling_what_stays(control, left, KeyboardInterrupt, SystemExit):
-        compute = choose_compute(options.device, options.compute_dtype)
-        check_same(checkpoint, options, compute, ranks)
-        with warming_up(compute):
-            # Rank 0 alone reads text; rounding needs none, and has one process.
-            rows = None
-            if ranks.rank == 0 and options.method != RTN:
-                rows = read_calibration_rows(checkpoint, options, progress, dry_run=dry_run)
-            rows = ranks.share(rows)
-        if rows is not None:
-            check_rows(rows.num_fit_rows, ranks)
-        num_layers = checkpoint.config.num_hidden_layers
-        plan = Plan(checkpoint, options, rows, compute, output_bytes(checkpoint, options.formats))
-        result = _planned_result(plan, output_dir)
-        identity = identify(
-            checkpoint, options, result.model, result.calibration, compute, num_ranks=ranks.count
-        )
-        run = Run(partial_path(output_dir), options.formats, identity, num_layers)
-        # A dry run writes no answers, so it cannot know whether those of then were the same.
-        known = None if dry_run and options.answers == OWN else identity
-        if resume and left:
-            run = continue_run(left, known)
-        elif resume and isinstance(standing, Finished) and known is not None:
-            result = take_finished(result, standing, known, overwrite=overwrite)
-        result = replace(result, already_finished=ranks.share(result.already_finished))
-        if ranks.rank == 0 and not result.already_finished:
-            # What an interrupted run has written is used again, or removed first.
-            needed = plan.output_bytes - (left.num_bytes if left else 0)
-            check_space(output_dir, needed + plan.spooled_bytes(ranks.count, ranks.local_count))
-            for warning in result.warnings:
-                progress.warn(warning)
+    if resume and left and not dry_run and kept:
+        # An interruption may also come before the first layer of a resumed run.
+        kept.follow(lambda: left.finished, left.num_layers, has_begun=False)
+    check_same(checkpoint, options, compute, ranks)
+    with warming_up(compute):
+        # Rank 0 alone reads text; rounding needs none, and has one process.
+        needs_rows = ranks.rank == 0 and options.method != RTN
+        read = partial(read_calibration_rows, checkpoint, options, progress, dry_run=dry_run)
+        rows = ranks.share(read() if needs_rows else None)
+    check_rows(rows, ranks)
+    plan = Plan(checkpoint, options, rows, compute, output_bytes(checkpoint, options.formats))
+    result = _planned_result(plan, output_dir, notes)
+    identity = identify(
+        checkpoint, options, result.model, result.calibration, compute, num_ranks=ranks.count
+    )
+    shape = options.formats, identity, checkpoint.config.num_hidden_layers
+    run = Run(partial_path(output_dir), *shape, overwrite)
+    # A dry run writes no answers, so it cannot know whether those of then were the same.
+    known = None if dry_run and options.answers == OWN else identity
+    if resume and left:
+        run = continue_run(left, known)
+    elif resume and isinstance(standing, Finished) and known is not None:
+        result = take_finished(result, standing, known)
+    result = replace(result, already_finished=ranks.share(result.already_finished))
+    if ranks.rank == 0 and not result.already_finished:
+        _check_space(plan, output_dir, left, ranks)
+        for warning in result.warnings:
+            progress.warn(warning)
     plan = replace(plan, num_finished=run.finished)
-    return PlannedRun(plan, result, run, standing=standing, overwrite=overwrite, started=started)
+    return PlannedRun(plan, result, run, standing=standing, started=started)
 
 
-def _planned_result(plan: Plan, output_dir: Path) -> QuantizeResult:
+def _say_ways(checkpoint: Checkpoint, options: QuantizeOptions, progress: Progress) -> None:
+    """Say before hours of work which directories vamc will be able to read."""
+    ways = ways_to_the_card(checkpoint.config)
+    if ways and INT8 in options.formats:
+        progress.warn(ways)
+    elif ways:
+        progress.say(ways)
+
+
+def check_place(
+    standing: Standing,
+    output_dir: Path,
+    checkpoint: Checkpoint,
+    progress: Progress,
+    *,
+    resume: bool,
+    overwrite: bool,
+    dry_run: bool,
+) -> tuple[str, ...]:
+    """Refuse to write where something stands; return the notes of a dry run, which may do so.
+
+    A run that goes on may replace an output if it was begun so.
+    """
+    problem = find_obstacle(standing, resume=resume, overwrite=overwrite)
+    if problem and not dry_run:
+        raise OutputError(problem)
+    if problem:
+        return (f"without --dry-run this is refused: {problem}",)
+    if isinstance(standing, Foreign) and resume:
+        progress.warn(f"{standing.lost} is damaged: beginning again")
+    if resume and isinstance(standing, Finished):  # nothing will be written
+        return ()
+    may_replace = overwrite or (resume and isinstance(standing, Run) and standing.overwrite)
+    inputs = checkpoint.input_paths()
+    return check_output(output_dir, overwrite=may_replace, inputs=inputs, dry_run=dry_run)
+
+
+def _check_space(plan: Plan, output_dir: Path, left: Run | None, ranks: Ranks) -> None:
+    # What an interrupted run has written is used again, or removed first.
+    needed = plan.output_bytes - (left.num_bytes if left else 0)
+    check_space(output_dir, needed + plan.spooled_bytes(ranks.count, ranks.local_count))
+
+
+def _planned_result(plan: Plan, output_dir: Path, notes: tuple[str, ...]) -> QuantizeResult:
     """Return what is known before the work: sizes, memory, calibration."""
     checkpoint, options, rows = plan.checkpoint, plan.options, plan.rows
     return QuantizeResult(
@@ -136,13 +184,14 @@ def _planned_result(plan: Plan, output_dir: Path) -> QuantizeResult:
         formats=options.formats,
         calibration=describe_calibration(checkpoint.config, rows) if rows else None,
         warnings=budget_warnings(checkpoint.config, rows) if rows else (),
+        notes=notes,
     )
 
 
 def _open_float(checkpoint_dir: Path, formats: tuple[str, ...]) -> Checkpoint:
     """Return the checked source of float weights, which all of ``formats`` can hold."""
     checkpoint = Checkpoint.open(checkpoint_dir)
-    if checkpoint.config.quantization_format:
+    if stored_layout(checkpoint_dir, checkpoint.config):
         raise CheckpointError(
             f"{checkpoint_dir} is quantized already. Give the float directory it was made from."
         )
@@ -153,9 +202,16 @@ def _open_float(checkpoint_dir: Path, formats: tuple[str, ...]) -> Checkpoint:
 
 
 def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:
-    """Return ``<checkpoint_dir>-<ending>``, also for ``.`` and ``..``, which have no name."""
+    """Return ``<checkpoint_dir>-<ending>``, also for ``.`` and ``..``, which have no name.
+
+    That of a snapshot in the hub's cache has the name of its repository and lies in the working
+    directory: the cache is not ours to write to.
+    """
     named = checkpoint_dir if checkpoint_dir.name not in ("", "..") else checkpoint_dir.resolve()
-    ending = formats[0] if len(formats) == 1 else "quantized"
+    ending = LAYOUTS[formats[0]].ending if len(formats) == 1 else "quantized"
+    # Not all links resolved: a link that stands elsewhere gives its own name.
+    if repository := snapshot_name(named.parent.resolve() / named.name):
+        return Path(f"{repository}-{ending}")
     return named.with_name(f"{named.name}-{ending}")
 
 
@@ -200,16 +256,3 @@ def read_calibration_rows(
     finally:
         if writer is not None:
             writer.release()
-
-
-@contextmanager
-def telling_what_stays(
-    control: RunControl, run: Run | None, *errors: type[BaseException]
-) -> Iterator[None]:
-    """Say to ``control`` what an unfinished run keeps, when one of ``errors`` ends the block."""
-    try:
-        yield
-    except errors:
-        if run is not None and run.finished:
-            control.kept(run.finished, run.num_layers)
-        raise

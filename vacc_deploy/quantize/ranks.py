@@ -8,7 +8,7 @@ of all. Rank 0 alone reads the text, writes the output and talks.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -19,6 +19,9 @@ from vacc_deploy.quantize.identity import differences, identify
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.solver import RTN
 from vacc_deploy.solver.stage_sums import HeldOut, StageStatistics
+
+if TYPE_CHECKING:
+    from vacc_deploy.calibration.rows import CalibrationRows
 
 T = TypeVar("T")
 
@@ -43,10 +46,6 @@ class Ranks:
     def collect(self, value: T) -> list[T]:
         """Return the values of all ranks, in rank order."""
         return [value]
-
-    def agree(self, value: T | None) -> T | None:
-        """Return the value of the first rank that has one: the same on every rank."""
-        return next((each for each in self.collect(value) if each is not None), None)
 
     def add(self, matrix: torch.Tensor, *, upper: bool = False) -> None:
         """Replace a matrix by the sum over the ranks, added in rank order: the same on every rank.
@@ -94,16 +93,16 @@ def check_same(
             )
 
 
-def check_rows(num_fit_rows: int, ranks: Ranks) -> None:
+def check_rows(rows: CalibrationRows | None, ranks: Ranks) -> None:
     """Refuse more ranks than there are rows to share.
 
     Raises:
         UsageError: gives the most ranks that have work.
     """
-    if ranks.count > num_fit_rows:
+    if rows is not None and ranks.count > rows.num_fit_rows:
         raise UsageError(
-            f"{ranks.count} processes are too many: there are {num_fit_rows} calibration rows to "
-            f"fit. Start at most {num_fit_rows}, or raise --num-samples."
+            f"{ranks.count} processes are too many: there are {rows.num_fit_rows} calibration rows "
+            f"to fit. Start at most {rows.num_fit_rows}, or raise --num-samples."
         )
 
 

@@ -65,6 +65,7 @@ class Run:
         formats: the layouts it writes.
         identity: what decides the bytes, see ``quantize.identity``.
         num_layers: number of layers of the model; there are two shards more.
+        overwrite: whether the run may replace an output that stands there.
         resumes: how often the run was resumed.
         shards: number to record; grows while the run goes on.
         written: path within ``partial`` to the finished files that were found there.
@@ -75,6 +76,7 @@ class Run:
     formats: tuple[str, ...]
     identity: dict[str, Any]
     num_layers: int
+    overwrite: bool = False
     resumes: int = 0
     shards: dict[int, ShardRecord] = field(default_factory=dict)
     written: dict[str, WrittenFile] = field(default_factory=dict)
@@ -189,7 +191,9 @@ def _parse_run(partial: Path, formats: tuple[str, ...], values: Any) -> Run:
         raise ValueError("it lacks the run's identity, number of layers or number of resumes")
     if not 0 < num_layers <= MAX_LAYERS:
         raise ValueError(f"{num_layers} layers, expected 1 to {MAX_LAYERS}")
-    return Run(partial, formats, identity, num_layers, resumes)
+    # Earlier versions did not say.
+    overwrite = values.get("overwrite") is True
+    return Run(partial, formats, identity, num_layers, overwrite, resumes)
 
 
 def _read_shard(path: Path, shard: int) -> ShardRecord:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.formats.layouts import INT8
+from vacc_deploy.formats.layouts import LAYOUTS, VAMC
 from vacc_deploy.results import command, format_bytes, format_pairs, format_seconds
 from vacc_deploy.solver import GPTQ
 from vacc_deploy.solver.records import LinearRecord
@@ -75,6 +75,8 @@ class QuantizeResult:
         linears: one record for each linear; none where nothing was written.
         calibration: sources and numbers of tokens; None for ``rtn``.
         peak_device_memory_bytes: None where the device is the host.
+        notes: what the run itself would be refused for, in a dry run.
+        seconds, peak_memory_bytes: None where nothing was quantized.
         already_finished: whether a finished output of the same run was found and verified.
     """
 
@@ -84,22 +86,23 @@ class QuantizeResult:
     input_bytes: int
     output_bytes: int
     estimate: Estimate = Estimate()
-    formats: tuple[str, ...] = (INT8,)
+    formats: tuple[str, ...] = (VAMC,)
     linears: tuple[LinearRecord, ...] = ()
     calibration: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
-    seconds: float = 0.0
-    peak_memory_bytes: int = 0
+    notes: tuple[str, ...] = ()
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
     peak_device_memory_bytes: int | None = None
     dry_run: bool = False
     already_finished: bool = False
 
     @property
     def main_dir(self) -> Path:
-        """The directory of the int8 format where there is one, else of the first."""
+        """The directory for vamc where there is one, else that of the first format."""
         if len(self.formats) == 1:
             return self.output_dir
-        return self.output_dir / (INT8 if INT8 in self.formats else self.formats[0])
+        return self.output_dir / (VAMC if VAMC in self.formats else self.formats[0])
 
     @property
     def memory_bytes(self) -> int:
@@ -136,12 +139,13 @@ class QuantizeResult:
             "input_bytes": self.input_bytes,
             "output_bytes": self.output_bytes,
             **self.estimate.to_dict(),
-            "seconds": round(self.seconds, 3),
+            "seconds": None if self.seconds is None else round(self.seconds, 3),
             "peak_memory_bytes": self.peak_memory_bytes,
             "peak_device_memory_bytes": self.peak_device_memory_bytes,
-            "totals": self.totals(),
+            "totals": None if self.dry_run else self.totals(),
             "calibration": self.calibration,
             "warnings": list(self.warnings),
+            "notes": list(self.notes),
             "linears": [asdict(record) for record in self.linears],
         }
 
@@ -151,13 +155,16 @@ class QuantizeResult:
             ("method", self.method),
             ("weights", f"{format_bytes(self.input_bytes)} -> {format_bytes(self.output_bytes)}"),
         ]
-        if len(self.formats) > 1:
-            pairs.append(("formats", ", ".join(self.formats)))
+        for name in self.formats:
+            pairs.append(("format", f"{name}: {LAYOUTS[name].purpose}"))
         if self.calibration:
             pairs.append(("calibration", _describe_calibration(self.calibration)))
         if self.dry_run:
             pairs += self.estimate.to_pairs()
-            return f"Would quantize {self.model} into {self.output_dir}\n{format_pairs(pairs)}"
+            text = (
+                f"Would quantize {self.model} to int8 in {self.output_dir}\n{format_pairs(pairs)}"
+            )
+            return text + "".join(f"\nNote: {note}" for note in self.notes)
         totals = self.totals()
         ratio = totals["mean_error_ratio_gptq_to_rtn"]
         if ratio is not None:
@@ -166,16 +173,13 @@ class QuantizeResult:
                 ("output error", f"{ratio:.3f} relative to RTN, on held-out tokens"),
                 ("cut at ±127", f"{totals['num_saturated']} codes"),
             ]
-        if not self.already_finished:
-            pairs += [
-                ("time", format_seconds(self.seconds)),
-                (
-                    "peak memory",
-                    describe_peak(self.peak_memory_bytes, self.peak_device_memory_bytes),
-                ),
-            ]
+        if self.seconds is not None:
+            pairs.append(("time", format_seconds(self.seconds)))
+        if self.peak_memory_bytes is not None:
+            peak = describe_peak(self.peak_memory_bytes, self.peak_device_memory_bytes)
+            pairs.append(("peak memory", peak))
         pairs.append(("report", self.main_dir / REPORT_NAME))
-        text = f"Quantized {self.model} in {self.output_dir}\n{format_pairs(pairs)}"
+        text = f"Quantized {self.model} to int8 in {self.output_dir}\n{format_pairs(pairs)}"
         if self.already_finished:
             text = f"Already finished; all file hashes verified.\n{text}"
         text += "".join(f"\nWarning: {warning}" for warning in self.warnings)

@@ -41,7 +41,8 @@ def begin_run(run: Run, progress: Progress) -> None:
     # of, or count for another run.
     clear_partial(run.partial, keep={*records, *run.written})
     # The shards have files of their own: this one never grows.
-    values = {"identity": run.identity, "num_layers": run.num_layers, "resumes": run.resumes}
+    names = ("identity", "num_layers", "overwrite", "resumes")
+    values = {name: getattr(run, name) for name in names}
     write_record(run.partial / RUN_NAME, {"version": RECORD_VERSION, **values})
     # Directories of formats: with one format the output is that format's.
     for layout in run.formats if len(run.formats) > 1 else ():

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from vacc_deploy.checkpoint.output import output_directory, remove_leftovers
 from vacc_deploy.phases import PhaseClock
-from vacc_deploy.progress import SILENT, UNCONTROLLED, Progress, RunControl
+from vacc_deploy.progress import SILENT, KeptLayers, Progress
 from vacc_deploy.quantize.calibrated import calibrate_along
 from vacc_deploy.quantize.finish import finish_output
 from vacc_deploy.quantize.options import QuantizeOptions
-from vacc_deploy.quantize.plan import PlannedRun, plan_run, telling_what_stays
+from vacc_deploy.quantize.plan import PlannedRun, plan_run
 from vacc_deploy.quantize.ranks import ALONE, Ranks
 from vacc_deploy.quantize.records import Run
 from vacc_deploy.quantize.result import QuantizeResult
@@ -36,7 +36,7 @@ def quantize(
     dry_run: bool = False,
     resume: bool = False,
     progress: Progress = SILENT,
-    control: RunControl = UNCONTROLLED,
+    kept: KeptLayers | None = None,
     ranks: Ranks = ALONE,
 ) -> QuantizeResult:
     """Write a directory of quantized weights, or one that holds a directory for each format.
@@ -49,13 +49,14 @@ def quantize(
         options: method, calibration and formats.
         output: the directory to write; default ``<checkpoint_dir>-<format>``, with several formats
             ``<checkpoint_dir>-quantized``.
-        overwrite: replace an output of an earlier run; without ``resume`` also forget the finished
-            layers of an interrupted one.
+        overwrite: replace an output of an earlier run, and forget the finished layers of an
+            interrupted one.
         dry_run: validate (calibration text included) and plan only.
         resume: go on where an interrupted run with the same inputs, options and versions stopped;
-            begin where there is none; do nothing where its output is finished.
+            begin where there is none; do nothing where its output is finished. Not with
+            ``overwrite``; a run that began with it keeps that right.
         progress: receives every layer.
-        control: may stop the run between two layers; learns what an unfinished run keeps.
+        kept: tells, from then on, which finished layers stay if the run ends now.
         ranks: the processes of the run; every one calls this function with the same arguments, and
             the first one writes.
 
@@ -66,7 +67,6 @@ def quantize(
         UnsupportedModelError: a format cannot hold this model.
         QuantizationError: a weight or an activation is not finite.
         OutputError: the output cannot be written, or the interrupted run was another one.
-        StoppedError: ``control`` asked for it.
     """
     planned = plan_run(
         checkpoint_dir,
@@ -76,7 +76,7 @@ def quantize(
         dry_run=dry_run,
         resume=resume,
         progress=progress,
-        control=control,
+        kept=kept,
         ranks=ranks,
     )
     if planned.result.already_finished:
@@ -84,16 +84,15 @@ def quantize(
             remove_leftovers(planned.result.output_dir)
         return planned.result
     if dry_run:
-        return forecast(planned, progress, control) if ranks.rank == 0 else planned.result
-    return execute(planned, progress, control, ranks)
+        return forecast(planned, progress) if ranks.rank == 0 else planned.result
+    return execute(planned, progress, kept or KeptLayers(), ranks)
 
 
-def forecast(planned: PlannedRun, progress: Progress, control: RunControl) -> QuantizeResult:
+def forecast(planned: PlannedRun, progress: Progress) -> QuantizeResult:
     """Return the plan with what samples say of time and memory; nothing stays."""
-    with telling_what_stays(control, planned.run, KeyboardInterrupt, SystemExit):
-        # The run itself will need the time of the planning too.
-        so_far = time.monotonic() - planned.started
-        estimate, problem = planned.plan.forecast(so_far, progress)
+    # The run itself will need the time of the planning too.
+    so_far = time.monotonic() - planned.started
+    estimate, problem = planned.plan.forecast(so_far, progress)
     warnings = planned.result.warnings
     if problem:
         warnings += (f"No time is predicted: {problem}",)
@@ -102,7 +101,7 @@ def forecast(planned: PlannedRun, progress: Progress, control: RunControl) -> Qu
 
 
 def execute(
-    planned: PlannedRun, progress: Progress, control: RunControl, ranks: Ranks
+    planned: PlannedRun, progress: Progress, kept: KeptLayers, ranks: Ranks
 ) -> QuantizeResult:
     """Write the output; after an error the finished layers stay in the partial directory.
 
@@ -112,9 +111,7 @@ def execute(
     checkpoint, options, compute = plan.checkpoint, plan.options, plan.compute
     if ranks.rank > 0:
         assert plan.rows is not None, "rounding has one process"
-        calibrate_along(
-            checkpoint, options, plan.rows, compute=compute, control=control, ranks=ranks
-        )
+        calibrate_along(checkpoint, options, plan.rows, compute=compute, ranks=ranks)
         return result
     # Waiting for the device at every phase costs speed: only where it was asked for.
     clock = PhaseClock(compute.synchronize if options.profile else None)
@@ -124,35 +121,25 @@ def execute(
         # Until the run has begun, what an earlier one left is untouched.
         return run.finished > 0 if has_begun else isinstance(planned.standing, (Run, Foreign))
 
-    overwrite, inputs = planned.overwrite, checkpoint.input_paths()
-    with (
-        telling_what_stays(control, run, KeyboardInterrupt, SystemExit),
-        output_directory(result.output_dir, overwrite=overwrite, inputs=inputs, keeps=keeps),
-    ):
+    inputs = checkpoint.input_paths()
+    with output_directory(result.output_dir, overwrite=run.overwrite, inputs=inputs, keeps=keeps):
         begin_run(run, progress)
         has_begun = True
-        with telling_what_stays(control, run, BaseException):
-            files = write_shards(
-                checkpoint,
-                run,
-                options,
-                plan.rows,
-                compute=compute,
-                progress=progress,
-                control=control,
-                ranks=ranks,
-            )
-            linears = tuple(record for layer in run.layers for record in layer.records)
-            warnings = _linear_warnings(linears, options.dampening_frac)
-            result = replace(
-                result,
-                linears=linears,
-                warnings=(*result.warnings, *warnings),
-                seconds=time.monotonic() - planned.started,
-                peak_memory_bytes=peak_memory_bytes(),
-                peak_device_memory_bytes=compute.peak_memory_bytes(),
-            )
-            finish_output(checkpoint, run, result, options, files)
+        kept.follow(lambda: run.finished, run.num_layers, has_begun=True)
+        files = write_shards(
+            checkpoint, run, options, plan.rows, compute=compute, progress=progress, ranks=ranks
+        )
+        linears = tuple(record for layer in run.layers for record in layer.records)
+        warnings = _linear_warnings(linears, options.dampening_frac)
+        result = replace(
+            result,
+            linears=linears,
+            warnings=(*result.warnings, *warnings),
+            seconds=time.monotonic() - planned.started,
+            peak_memory_bytes=peak_memory_bytes(),
+            peak_device_memory_bytes=compute.peak_memory_bytes(),
+        )
+        finish_output(checkpoint, run, result, options, files)
     for warning in warnings:
         progress.warn(warning)
     return result

@@ -16,11 +16,10 @@ from vacc_deploy.checkpoint.header import TensorInfo
 from vacc_deploy.checkpoint.output import sync_directory
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.checkpoint.writer import WrittenFile, write_shard
-from vacc_deploy.errors import StoppedError
 from vacc_deploy.formats.layouts import INT8
 from vacc_deploy.formats.linears import linear_tensors
 from vacc_deploy.models.config import EMBEDDING, FINAL_NORM, LAYER_LINEARS, LM_HEAD, linear_name
-from vacc_deploy.progress import Progress, RunControl
+from vacc_deploy.progress import Progress
 from vacc_deploy.quantize.calibrated import calibrate_layers
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.options import QuantizeOptions
@@ -75,10 +74,9 @@ class ShardSink:
     def __enter__(self) -> ShardSink:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        # After an error, what is quantized is still worth writing; an interruption cannot wait.
-        is_hurried = kind is not None and not issubclass(kind, Exception)
-        self._pool.shutdown(cancel_futures=is_hurried)
+    def __exit__(self, *_: object) -> None:
+        # After an error or an interruption too, what is quantized is worth writing.
+        self._pool.shutdown()
 
     def put(
         self,
@@ -117,13 +115,9 @@ class ShardSink:
         if is_calibrated:
             self._calibrated.add(future)
 
-    def drain(self) -> None:
-        """Wait until all that was handed over is on the disk and recorded."""
-        self._collect(ALL_COMPLETED)
-
     def finish(self) -> dict[str, WrittenFile]:
         """Wait for the last shard; return all files by their path within the output."""
-        self.drain()
+        self._collect(ALL_COMPLETED)
         expected = (self._run.num_layers + 2) * len(self._run.formats)
         if len(self._written) != expected:
             raise AssertionError(f"{len(self._written)} files of {expected} were written")
@@ -187,7 +181,6 @@ def write_shards(
     *,
     compute: Compute,
     progress: Progress,
-    control: RunControl,
     ranks: Ranks = ALONE,
 ) -> dict[str, WrittenFile]:
     """Write the shards that are not there yet; return all of them by their path in the output.
@@ -196,7 +189,6 @@ def write_shards(
 
     Raises:
         QuantizationError: a weight or an activation is not finite.
-        StoppedError: ``control`` asked for it.
     """
     # Rounding is bound by reading and writing: the other cores are the writers'.
     threads = torch_threads(1) if rows is None else nullcontext()
@@ -206,33 +198,27 @@ def write_shards(
         _write_copies(checkpoint, run, sink)
         if run.finished == run.num_layers:
             return sink.finish()
-        with control.watch():
-            progress.start("Quantizing", run.num_layers, "layers")
-            pace = Pace(progress, 0 if rows is None else rows.tokens.size, compute)
-            layers = _remaining_layers(
-                checkpoint, options, rows, run, compute=compute, progress=progress, ranks=ranks
-            )
-            if rows is None and run.finished:
-                pace.skip(run.finished, f"{run.finished} layers were already quantized")
-            num_replayed = 0  # enumerate() would hold on to the layer
-            for layer in layers:
-                if layer is None:
-                    replayed = "already quantized; replaying it to restore the calibration state"
-                    pace.skip(1, f"layer {num_replayed}: {replayed}")
-                    num_replayed += 1
-                else:
-                    copied = _copied_tensors(checkpoint, layer.index)
-                    with run.clock.phase("write wait"):
-                        sink.put(layer.index + 1, copied, layer, pace.layer_seconds())
-                    pace.advance(layer)
-                # Only the writers still need its codes while the next layer is made.
-                del layer
-                signum = ranks.agree(control.stop_signal())
-                if signum is not None:
-                    sink.drain()
-                    finished = f"{run.finished} of {run.num_layers} layers"
-                    raise StoppedError(f"Stopped after {finished}, which are kept.", signum)
-            progress.finish()
+        progress.start("Quantizing", run.num_layers, "layers")
+        pace = Pace(progress, 0 if rows is None else rows.tokens.size, compute)
+        layers = _remaining_layers(
+            checkpoint, options, rows, run, compute=compute, progress=progress, ranks=ranks
+        )
+        if rows is None and run.finished:
+            pace.skip(run.finished, f"{run.finished} layers were already quantized")
+        num_replayed = 0  # enumerate() would hold on to the layer
+        for layer in layers:
+            if layer is None:
+                replayed = "already quantized; replaying it to restore the calibration state"
+                pace.skip(1, f"layer {num_replayed}: {replayed}")
+                num_replayed += 1
+            else:
+                copied = _copied_tensors(checkpoint, layer.index)
+                with run.clock.phase("write wait"):
+                    sink.put(layer.index + 1, copied, layer, pace.layer_seconds())
+                pace.advance(layer)
+            # Only the writers still need its codes while the next layer is made.
+            del layer
+        progress.finish()
         return sink.finish()
 
 

@@ -10,12 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.checkpoint.manifest import read_manifest
+from vacc_deploy.checkpoint.damages import find_damages
 from vacc_deploy.checkpoint.output import MANIFEST_NAME, MAX_MANIFEST_BYTES, partial_path
-from vacc_deploy.checkpoint.writer import record_file
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
 from vacc_deploy.json_files import read_json
-from vacc_deploy.progress import Progress
 from vacc_deploy.quantize.identity import differences
 from vacc_deploy.quantize.records import RUN_NAME, Run, read_run
 from vacc_deploy.quantize.result import REPORT_NAME, TIMING_NAME, QuantizeResult
@@ -80,28 +78,22 @@ def look_at(output_dir: Path, formats: tuple[str, ...]) -> Standing:
     return Finished(identity) if isinstance(identity, dict) else None
 
 
-def check_standing(
-    standing: Standing, *, resume: bool, overwrite: bool, progress: Progress
-) -> None:
-    """Refuse to destroy the finished layers of an interrupted run without being asked to.
+def find_obstacle(standing: Standing, *, resume: bool, overwrite: bool) -> str:
+    """Return why finished layers of an interrupted run stand in the way, or an empty text.
 
-    With ``resume`` only a finished output may be replaced.
-
-    Raises:
-        OutputError: gives their number and the two ways on; or they are another version's.
+    They are not destroyed without being asked to.
     """
-    if overwrite and not resume:
-        return
-    if isinstance(standing, Foreign):
-        if not (standing.lost and resume):
-            raise OutputError(standing.reason)
-        progress.warn(f"{standing.lost} is damaged: beginning again")
+    if overwrite:
+        return ""
+    if isinstance(standing, Foreign) and not (standing.lost and resume):
+        return standing.reason
     if isinstance(standing, Run) and not resume:
-        raise OutputError(
+        return (
             f"{standing.partial} holds {standing.finished} of {standing.num_layers} finished "
             "layers of an interrupted run. Give --resume to go on from there, or --overwrite to "
             "begin again."
         )
+    return ""
 
 
 def continue_run(run: Run, identity: dict[str, Any] | None) -> Run:
@@ -115,33 +107,31 @@ def continue_run(run: Run, identity: dict[str, Any] | None) -> Run:
         raise OutputError(
             f"{run.partial} was begun with other inputs, options or versions:\n"
             f"{list_problems(different, limit=len(different))}\n"
-            "Give the same as then to resume, or --overwrite to begin again."
+            "Give the same as then to resume, or --overwrite, without --resume, to begin again."
         )
     return replace(run, resumes=run.resumes + 1)
 
 
 def take_finished(
-    planned: QuantizeResult, standing: Finished, identity: Mapping[str, Any], *, overwrite: bool
+    planned: QuantizeResult, standing: Finished, identity: Mapping[str, Any]
 ) -> QuantizeResult:
-    """Return the result of a finished output; what is planned where it may and must be replaced.
+    """Return the result of a finished output.
 
     Raises:
         OutputError: it comes from other inputs, options or versions, or one of its files is
-            damaged, and it may not be replaced.
+            damaged.
     """
     output_dir = planned.output_dir
     problems = differences(standing.identity, identity)
     reason = "was made with other inputs, options or versions"
     # Hashing every file takes long: only where the identity is the same.
     if not problems:
-        problems, reason = _damages(output_dir), "is damaged"
-    if problems and not overwrite:
+        problems, reason = find_damages(output_dir), "is damaged"
+    if problems:
         raise OutputError(
             f"{output_dir} exists and {reason}:\n{list_problems(problems, limit=len(problems))}\n"
-            "Give --overwrite to replace it, or choose another --output."
+            "Give --overwrite, without --resume, to replace it, or choose another --output."
         )
-    if problems:
-        return planned
     # Every format has the same linears in its report.
     report = read_json(planned.main_dir / REPORT_NAME, limit_bytes=MAX_MANIFEST_BYTES)
     return replace(
@@ -150,24 +140,3 @@ def take_finished(
         warnings=tuple(report["warnings"]),
         already_finished=True,
     )
-
-
-def _damages(directory: Path) -> list[str]:
-    """Return what differs from the manifest, and from those of the directories it lists."""
-    files = (read_manifest(directory) or {}).get("files")
-    if not isinstance(files, dict):
-        return [f"{directory / MANIFEST_NAME} lists no files"]
-    problems = []
-    for name, entry in files.items():
-        path = directory / name
-        # Before the file is touched: the manifest may be a stranger's.
-        if name.startswith("/") or ".." in path.relative_to(directory).parts:
-            problems.append(f"{MANIFEST_NAME} lists {name!r}, which lies outside {directory}")
-        elif not path.is_file():
-            problems.append(f"{path} is missing")
-        elif not isinstance(entry, dict) or record_file(path).sha256 != entry.get("sha256"):
-            problems.append(f"{path} has another hash than {MANIFEST_NAME} gives")
-        # The manifest of one format's directory, which lists the files there.
-        elif path.name == MANIFEST_NAME:
-            problems += _damages(path.parent)
-    return problems

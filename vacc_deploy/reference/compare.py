@@ -7,11 +7,14 @@ size. All arithmetic is float32. ``verify`` brings the text and judges the resul
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from vacc_deploy.checkpoint.fingerprint import fingerprint_file
+from vacc_deploy.checkpoint.manifest import stored_layout
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, list_problems
 from vacc_deploy.progress import SILENT, Progress
@@ -74,7 +77,9 @@ def compare_on_tokens(
                 batch_rows = max(1, BATCH_TOKENS // tokens.shape[1])
                 walk_layer(layer, hidden_states, batch_rows=batch_rows)  # in place
             layers.append(_layer_error(index, float_states, deployed_states))
-            progress.advance(1, f"layer {index}: SQNR {layers[-1].sqnr_db:.1f} dB")
+            sqnr = layers[-1].sqnr_db
+            is_equal = math.isinf(sqnr)
+            progress.advance(1, f"layer {index}: {'equal' if is_equal else f'SQNR {sqnr:.1f} dB'}")
         progress.finish()
         scores = compare_next_tokens(
             reference, float_states, deployed, deployed_states, tokens, progress=progress
@@ -88,7 +93,7 @@ def check_pair(reference: Checkpoint, deployed: Checkpoint) -> None:
     Raises:
         CheckpointError: names the field and both values.
     """
-    if reference.config.quantization_format:
+    if stored_layout(reference.directory, reference.config):
         raise CheckpointError(
             f"{reference.directory} is quantized. Give the float model with --reference."
         )
@@ -101,6 +106,30 @@ def check_pair(reference: Checkpoint, deployed: Checkpoint) -> None:
             f"The two directories are different models:\n{list_problems(differences)}\n"
             "Give the right float model with --reference."
         )
+
+
+def same_weights(reference: Checkpoint, deployed: Checkpoint, progress: Progress = SILENT) -> str:
+    """Return how the weight files of two directories are the same, or nothing where they differ.
+
+    Returns:
+        ``linked``: they are one and the same on the disk; ``equal``: they have equal hashes.
+    """
+    if reference.shards.keys() != deployed.shards.keys():
+        return ""
+    pairs = [(shard, deployed.shards[name]) for name, shard in reference.shards.items()]
+    if all(os.path.samefile(left.path, right.path) for left, right in pairs):
+        return "linked"
+    # What costs no reading first.
+    if any(left.header_sha256 != right.header_sha256 for left, right in pairs):
+        return ""
+    progress.start("Comparing files", sum(2 * left.file_bytes for left, _ in pairs), "bytes")
+    for left, right in pairs:
+        is_same = fingerprint_file(left.path) == fingerprint_file(right.path)
+        progress.advance(2 * left.file_bytes, left.path.name)
+        if not is_same:
+            break
+    progress.finish()
+    return "equal" if is_same else ""
 
 
 def _layer_error(index: int, expected: torch.Tensor, got: torch.Tensor) -> LayerError:

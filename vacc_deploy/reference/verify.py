@@ -1,72 +1,65 @@
 """Prove on a CPU that a deployed directory computes what the float model computed.
 
-Owns the command's way: find the float model, read the text, compare, judge by limits. The numbers
-are those of ``compare`` and ``next_tokens``, the text's windows those of ``windows``.
+Owns the command's way: find the float model, check the files, read the text, compare, judge. The
+numbers are those of ``compare`` and ``next_tokens``, the text's windows those of ``windows``, the
+verdict that of ``limits``.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from vacc_deploy.assets import default_text_file
+from vacc_deploy.checkpoint.damages import find_damages
 from vacc_deploy.checkpoint.manifest import model_name, read_manifest
 from vacc_deploy.checkpoint.output import MANIFEST_NAME
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError, UsageError
+from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.models.vacc_config import check_vacc_config
+from vacc_deploy.permissions import explain_closed
 from vacc_deploy.progress import SILENT, Progress
-from vacc_deploy.reference.compare import LayerError, check_pair, compare_on_tokens
+from vacc_deploy.reference.compare import LayerError, check_pair, compare_on_tokens, same_weights
+from vacc_deploy.reference.limits import DEFAULT_LIMITS, Limits
 from vacc_deploy.reference.next_tokens import NextTokenScores
 from vacc_deploy.reference.threads import threads_for
 from vacc_deploy.reference.windows import read_windows
-from vacc_deploy.results import format_pairs, format_table
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the scores must meet; None sets no limit."""
-
-    max_kl: float | None = None
-    min_top1: float | None = None
-
-    def failures(self, scores: NextTokenScores) -> tuple[str, ...]:
-        """Return a line for each limit that is not met; NaN meets none."""
-        lines = []
-        if self.max_kl is not None and not scores.mean_kl <= self.max_kl:
-            lines.append(f"mean KL is {scores.mean_kl:.6f}, the limit is {self.max_kl}")
-        if self.min_top1 is not None and not scores.top1 >= self.min_top1:
-            lines.append(f"same top token is {scores.top1:.4f}, the limit is {self.min_top1}")
-        if not math.isfinite(scores.mean_kl):
-            models = {"float": scores.perplexity_float, "deployed": scores.perplexity_deployed}
-            # Both are finite where only tokens that the text does not use are damaged.
-            damaged = [name for name, value in models.items() if not math.isfinite(value)]
-            for name in damaged or ["float or deployed"]:
-                lines.append(f"the {name} model's output holds NaN or infinity")
-        return tuple(lines)
+from vacc_deploy.results import command, format_pairs, format_table
 
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """The comparison of a deployed directory with its float model.
+    """The comparison of a deployed directory with its float model, and the verdict.
 
     Attributes:
         text: name of the text file.
-        failures: a line for each limit that is not met.
+        scores: None where files of the directory are damaged, so that nothing was compared.
+        limits: what the verdict goes by; None where nothing was judged.
+        same_weights: how the weight files of both are the same: ``linked``, ``equal`` or nothing.
+        failures: a line for everything that failed.
         notes: what a reader of the figures should know.
+        next_command: what to run after a passed comparison; nothing where that is not known.
     """
 
     model: str
     deployed_dir: Path
     reference_dir: Path
     text: str
-    scores: NextTokenScores
-    layers: tuple[LayerError, ...]
+    limits: Limits | None
+    scores: NextTokenScores | None = None
+    layers: tuple[LayerError, ...] = ()
+    same_weights: str = ""
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    next_command: str = ""
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether everything was met; None where nothing was judged."""
+        return not self.failures if self.limits else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for ``--json``."""
@@ -75,16 +68,43 @@ class VerifyResult:
             "deployed_dir": str(self.deployed_dir),
             "reference_dir": str(self.reference_dir),
             "text": self.text,
-            **self.scores.to_dict(),
+            **(self.scores.to_dict() if self.scores else _NO_SCORES),
             "layers": [error.to_dict() for error in self.layers],
-            "passed": not self.failures,
+            "same_weights": self.same_weights or None,
+            "limits": self.limits and self.limits.to_dict(),
+            "passed": self.passed,
             "failures": list(self.failures),
             "notes": list(self.notes),
         }
 
     def to_text(self) -> str:
-        """Return the figures, and the layers' errors as a table."""
-        scores = self.scores
+        """Return the figures, and the verdict last."""
+        lines = [f"Checked the files of {self.deployed_dir}"]
+        if self.scores:
+            lines = [f"Verified {self.deployed_dir} against {self.reference_dir}"]
+            lines += [self._describe_layers(), "", self._describe_scores(self.scores)]
+        lines += [f"Note: {note}" for note in self.notes]
+        lines += [f"Failed: {failure}" for failure in self.failures]
+        if self.scores and self.limits and not self.failures:
+            lines.append(f"Passed: {self.limits.describe(self.scores)}")
+            if self.next_command:
+                lines.append(f"Next: {self.next_command}")
+        return "\n".join(lines)
+
+    def _describe_layers(self) -> str:
+        """Return the layers' errors as a table, or one sentence where there is none."""
+        if any(error.relative_error for error in self.layers):  # NaN counts as an error too
+            rows = [(e.layer, f"{e.relative_error:.2e}", f"{e.sqnr_db:.1f}") for e in self.layers]
+            return format_table(("layer", "relative error", "SQNR dB"), rows)
+        is_equal = self.scores is not None and self.scores.max_kl == 0
+        outputs = "the outputs are equal" if is_equal else "only the outputs of the head differ"
+        what = {
+            "linked": f"the same weights, in the same files (links); {outputs}",
+            "equal": f"the same weights, in files with equal hashes; {outputs}",
+        }.get(self.same_weights, f"the hidden states are equal; {outputs}")
+        return f"All {len(self.layers)} layers: {what}."
+
+    def _describe_scores(self, scores: NextTokenScores) -> str:
         both = f"{scores.perplexity_float:.4f} float, {scores.perplexity_deployed:.4f} deployed"
         mean = f"{scores.mean_kl:.6f} ± {scores.kl_standard_error:.6f} mean"
         pairs = [
@@ -93,11 +113,12 @@ class VerifyResult:
             ("KL(float ‖ deployed)", f"{mean}, {scores.max_kl:.4f} largest"),
             ("same top token", f"{scores.top1:.2%}"),
         ]
-        rows = [(e.layer, f"{e.relative_error:.2e}", f"{e.sqnr_db:.1f}") for e in self.layers]
-        table = format_table(("layer", "relative error", "SQNR dB"), rows)
-        text = f"Verified {self.deployed_dir} against {self.reference_dir}\n{table}\n\n"
-        text += format_pairs(pairs) + "".join(f"\nNote: {note}" for note in self.notes)
-        return text + "".join(f"\nFailed: {failure}" for failure in self.failures)
+        return format_pairs(pairs)
+
+
+# The figures of a comparison that did not take place.
+_NO_SCORES = {f.name: None for f in fields(NextTokenScores) if f.name != "token_kl"}
+_NO_SCORES["perplexity_change"] = None
 
 
 def verify(
@@ -107,10 +128,12 @@ def verify(
     text_file: Path | None = None,
     max_tokens: int = 2048,
     sequence_length: int = 512,
-    limits: Limits | None = None,
+    limits: Limits | None = DEFAULT_LIMITS,
     progress: Progress = SILENT,
 ) -> VerifyResult:
-    """Compare a deployed directory with its float model on a text.
+    """Compare a deployed directory with its float model on a text, and judge the result.
+
+    Where files of the directory are not those that were written, nothing is compared.
 
     Args:
         deployed_dir: a directory that ``quantize`` or ``prepare`` wrote.
@@ -118,8 +141,8 @@ def verify(
         text_file: UTF-8 text; default the text that the package carries.
         max_tokens: tokens of the text to use.
         sequence_length: tokens of one window; a shorter text makes one window.
-        limits: what the result must meet; ``failures`` lists what it does not.
-        progress: learns of every layer, then of every slice of the vocabulary.
+        limits: what the result must meet; ``failures`` lists what it does not. None judges nothing.
+        progress: learns of every file, of every layer, then of every slice of the vocabulary.
 
     Raises:
         CheckpointError: a directory is damaged, the two are not the same architecture, or
@@ -127,34 +150,71 @@ def verify(
         CalibrationError: the text cannot be read or is too short.
         UsageError: no reference is known.
     """
-    deployed = Checkpoint.open(deployed_dir)
-    check_vacc_config(deployed_dir, deployed.config)
+    # First what costs little: the files of a large model take minutes to hash.
     reference = (
         Checkpoint.open(reference_dir) if reference_dir else _open_recorded_reference(deployed_dir)
     )
-    check_pair(reference, deployed)
-    path = text_file or default_text_file()
-    tokens, notes = read_windows(
-        deployed, path, max_tokens=max_tokens, sequence_length=sequence_length
-    )
-    with threads_for(reference.config):
-        scores, layers = compare_on_tokens(reference, deployed, tokens, progress)
-    vocab_size = reference.config.vocab_size
-    if scores.perplexity_float > vocab_size:  # worse than guessing by chance
-        notes.append(
-            f"the float model's perplexity is above its vocabulary of {vocab_size:,}: {path.name} "
-            "means nothing to this model. Give a text of its kind with --text."
-        )
-    return VerifyResult(
+    path, manifest = text_file or default_text_file(), read_manifest(deployed_dir)
+    result = VerifyResult(
         model=model_name(deployed_dir),
         deployed_dir=deployed_dir,
         reference_dir=reference.directory,
         text=path.name,
+        limits=limits,
+    )
+    if manifest is not None and (damages := find_damages(deployed_dir, progress)):
+        return replace(result, failures=tuple(damages), notes=(_restore(deployed_dir),))
+    deployed = Checkpoint.open(deployed_dir)
+    check_vacc_config(deployed_dir, deployed.config)
+    check_pair(reference, deployed)
+    tokens, notes = read_windows(
+        deployed, path, max_tokens=max_tokens, sequence_length=sequence_length
+    )
+    if manifest is None:
+        notes.append(f"{deployed_dir} has no {MANIFEST_NAME}: its files could not be checked.")
+    with threads_for(reference.config):
+        scores, layers = compare_on_tokens(reference, deployed, tokens, progress)
+    failures = limits.failures(scores, reference.config.vocab_size) if limits else ()
+    if failures:
+        notes.append(_explain(deployed_dir, reference.directory))
+    elif limits:
+        notes += limits.notes(scores)
+    is_equal = not any(layer.relative_error for layer in layers)
+    return replace(
+        result,
         scores=scores,
         layers=tuple(layers),
-        failures=(limits or Limits()).failures(scores),
+        same_weights=same_weights(reference, deployed, progress) if is_equal else "",
+        failures=failures,
         notes=tuple(notes),
+        next_command=_next_command(deployed_dir, deployed.config) if manifest else "",
     )
+
+
+def _restore(directory: Path) -> str:
+    """Return what to do about damaged files, a sentence for the notes."""
+    return (
+        "nothing was compared, because figures of changed files mean nothing. Run the command that "
+        f"wrote {directory} again with --overwrite, or copy the files named here into it again."
+    )
+
+
+def _explain(deployed_dir: Path, reference_dir: Path) -> str:
+    """Return what to do about a failed comparison, a sentence for the notes."""
+    return (
+        f"if {deployed_dir} was not made from {reference_dir}, give the right float model with "
+        "--reference. If the text is of a kind that the model never saw, give another with --text. "
+        "Else quantize again with --calibration, or set your own limits with --max-kl and "
+        "--min-top1."
+    )
+
+
+def _next_command(deployed_dir: Path, config: ModelConfig) -> str:
+    """Return the command that writes the compile file, where vamc can take this directory."""
+    # Of the quantized layouts vamc takes its own, which is a float checkpoint; int8 is untried.
+    if config.quantization_format:
+        return ""
+    return command("yaml", deployed_dir, "--output", f"{deployed_dir.resolve().name}.yaml")
 
 
 def _open_recorded_reference(deployed_dir: Path) -> Checkpoint:
@@ -162,13 +222,14 @@ def _open_recorded_reference(deployed_dir: Path) -> Checkpoint:
     source = (read_manifest(deployed_dir) or {}).get("source")
     path = source.get("path") if isinstance(source, dict) else None
     if not isinstance(path, str):
+        Checkpoint.open(deployed_dir)  # says so if this is no checkpoint at all
         raise UsageError(
             f"{deployed_dir} does not say which float model it was made from (no "
             f"{MANIFEST_NAME}). Give --reference DIR."
         )
     # The manifest holds the way from the output, links resolved, to its source.
     directory = Path(os.path.normpath(deployed_dir.resolve() / path))
-    if not directory.is_dir():
+    if not explain_closed(directory) and not directory.is_dir():
         raise CheckpointError(
             f"{deployed_dir} was made from {directory}, which is not there. Give --reference DIR."
         )

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 
 from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.datasets.files import open_data
+from vacc_deploy.datasets.recognize import explain_no_text
 from vacc_deploy.errors import CalibrationError, CheckpointError
 from vacc_deploy.text.tokenizer import Tokenizer
 
@@ -26,7 +28,7 @@ def read_windows(
 
     Args:
         checkpoint: the model whose tokenizer reads the text.
-        path: UTF-8 text, with or without a byte order mark.
+        path: UTF-8 text, plain or gzip, with or without a byte order mark.
         max_tokens: tokens of the text to use.
         sequence_length: tokens of one window; a shorter text makes one shorter window.
 
@@ -81,8 +83,10 @@ def _read_ids(tokenizer: Tokenizer, path: Path, max_tokens: int) -> tuple[list[i
     """
     # The last tokens of a text that is cut are not those of the whole text, so read a few more.
     wanted, data = max_tokens + MIN_TOKENS, b""
+    if problem := explain_no_text(path):
+        raise CalibrationError(problem)
     try:
-        with path.open("rb") as file:
+        with open_data(path) as file:
             while True:
                 num_bytes = max(_FIRST_BYTES_PER_TOKEN * max_tokens, len(data))
                 more = file.read(min(num_bytes, MAX_TEXT_BYTES))
@@ -93,8 +97,7 @@ def _read_ids(tokenizer: Tokenizer, path: Path, max_tokens: int) -> tuple[list[i
                 ids = tokenizer.encode(text, add_bos=False)
                 if is_whole or len(ids) >= wanted or len(data) >= MAX_TEXT_BYTES:
                     return ids, is_whole
-    except OSError as err:
-        raise CalibrationError(f"{path} cannot be read: {err.strerror}.") from err
     except UnicodeDecodeError as err:
-        where = f"{err.reason}, byte {err.start}"
-        raise CalibrationError(f"{path} is not UTF-8 text: {where}.") from err
+        raise CalibrationError(
+            f"{path} is not UTF-8 text: {err.reason}, byte {err.start:,}. Convert it to UTF-8."
+        ) from err

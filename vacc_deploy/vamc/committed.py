@@ -32,9 +32,10 @@ def committed_files() -> dict[str, str]:
     """Return the set of ``yaml/``, file name to text: each catalogue model as fp16 and int8."""
     files = {}
     for model in MODELS.values():
-        target, size = catalog_target(model), default_tensor_parallel_size(model.config)
+        size = default_tensor_parallel_size(model.config)
         short = model.name.lower().replace("deepseek", "ds").replace("-", "_")
         for dtype in DTYPES:
+            target = catalog_target(model, dtype)
             made = make_compile_file(target, CompileOptions(dtype, size))
             files[f"hf_{short}_{dtype}.yaml"] = made.text
     return files

@@ -14,18 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.checkpoint.output import replace_text
-from vacc_deploy.errors import CompileFileError, UsageError
-from vacc_deploy.models.catalog import PLAIN, plain_sizes, tensor_parallel_rule
+from vacc_deploy.errors import CompileFileError, UsageError, list_problems
+from vacc_deploy.formats.layouts import INT8
+from vacc_deploy.models.catalog import PLAIN, tensor_parallel_rule
 from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.results import format_pairs
 from vacc_deploy.vamc.cards import Card, MemoryPlan, plan_memory
 from vacc_deploy.vamc.keys import nest
-from vacc_deploy.vamc.options import CALIBRATION_LENGTHS, CompileOptions
+from vacc_deploy.vamc.notes import compile_notes
+from vacc_deploy.vamc.options import CALIBRATION_LENGTHS, CompileOptions, by_option
 from vacc_deploy.vamc.rules import (
-    LENGTH_MULTIPLE,
     QUANTIZE_TYPE,
     check_compile_file,
     compile_name,
+    find_problems,
 )
 from vacc_deploy.vamc.target import Target
 from vacc_deploy.vamc.yaml_text import dump_yaml, load_yaml
@@ -33,6 +35,7 @@ from vacc_deploy.vamc.yaml_text import dump_yaml, load_yaml
 _TITLE = "Compile file for vamc, written by vacc-deploy yaml"
 # How every file of ours begins; --overwrite replaces no other.
 FILE_HEAD = f"# {_TITLE}"
+_UNTRIED = "UNTRIED: nobody has compiled int8 codes."
 # The vendor: "models of 32B and above". The 32B model has 32.8e9 parameters; others round less.
 LARGE_MODEL_PARAMETERS = 30_000_000_000
 
@@ -41,20 +44,18 @@ def build_compile_file(target: Target, options: CompileOptions) -> dict[str, Any
     """Return the content of one compile file, the vendor's nested mapping.
 
     Raises:
-        UsageError: a calibration set with fp16.
-        CompileFileError: the options break rules (lists all of them), or the directory holds int8
-            weights of a Llama model.
+        UsageError: options that break rules (lists all of them), a calibration set with fp16 or
+            for int8 codes, or int8 codes without ``experimental``.
+        CompileFileError: something else breaks a rule, or the directory holds int8 codes of a
+            Llama model.
     """
     config = target.config
-    dtype = options.dtype or ("int8" if config.quantization_bit else "fp16")
+    dtype = options.dtype or ("int8" if target.layout else "fp16")
     if options.calibration is not None and dtype != "int8":
         raise UsageError("A calibration set is for int8 only. Add --dtype int8 or leave it out.")
-    if config.quantization_bit and config.model_type == "llama":
-        raise CompileFileError(
-            f"{target.checkpoint} holds int8 weights of a Llama model, which vamc loads through "
-            "its own Llama code: that code cannot read int8 weights (our inference). Give the "
-            "prepared float directory with --dtype int8; vamc quantizes it itself."
-        )
+    holds_codes = target.layout == INT8
+    if holds_codes:
+        _check_codes(target, options)
     size, prefill, total = options.tensor_parallel_size, options.prefill, options.total
     # A size below one divides nothing. The rules refuse it, together with what else is wrong.
     is_plain = size < 1 or tensor_parallel_rule(config, size) == PLAIN
@@ -69,7 +70,9 @@ def build_compile_file(target: Target, options: CompileOptions) -> dict[str, Any
             "frontend.model_kwargs.tp": size,
             "frontend.model_kwargs.model_arch": "vacc",
             "frontend.model_kwargs.align_qkv": None if is_plain else True,
-            "frontend.quantize.type": QUANTIZE_TYPE if dtype == "int8" else None,
+            "frontend.quantize.type": QUANTIZE_TYPE
+            if dtype == "int8" and not holds_codes
+            else None,
             "backend.type": "tvm_vacc",
             "backend.dtype": dtype,
             "backend.merge_params": True,
@@ -80,7 +83,41 @@ def build_compile_file(target: Target, options: CompileOptions) -> dict[str, Any
             "workspace.workers": 4,
         }
     )
-    where = f"The compile file for {target.model_name}"
+    return _checked(content, f"The compile file for {target.model_name}", config)
+
+
+def _check_codes(target: Target, options: CompileOptions) -> None:
+    """Refuse int8 codes where vamc cannot take them, or where nobody has asked to try it."""
+    advice = (
+        "Give the directory that vacc-deploy quantize --format vamc writes (the default format): "
+        "vamc quantizes it to the same integers in the published way."
+    )
+    if target.config.model_type == "llama":
+        raise CompileFileError(
+            f"{target.checkpoint} holds int8 codes of a Llama model. vamc loads Llama through its "
+            f"own code, which cannot read int8 codes (our inference). {advice}"
+        )
+    if not options.experimental:
+        raise UsageError(
+            f"{target.checkpoint} holds int8 codes. It is untried whether vamc takes them as they "
+            f"are. {advice} To try the codes, add --experimental."
+        )
+    if options.calibration is not None:
+        raise UsageError(
+            f"{target.checkpoint} holds int8 codes, which must not be quantized again. Leave "
+            "--calibration out."
+        )
+
+
+def _checked(content: dict[str, Any], where: str, config: ModelConfig) -> dict[str, Any]:
+    """Return ``content``; refuse broken rules, under the names of the options if they did it."""
+    problems = find_problems(content, config)
+    by_options = [named for problem in problems if (named := by_option(problem))]
+    if problems and len(by_options) == len(problems):
+        raise UsageError(
+            f"{where} would break rules of vamc:\n{list_problems(by_options, limit=30)}\n"
+            "Give other values."
+        )
     return check_compile_file(content, where=where, config=config)
 
 
@@ -124,47 +161,6 @@ def compile_environment(config: ModelConfig) -> dict[str, str]:
     return {"VACC_STACK_SIZE": "256"} if is_large else {}
 
 
-def compile_notes(content: dict[str, Any], config: ModelConfig) -> list[str]:
-    """Return what a user has to know about a file; each note says whether it is our inference."""
-    # vamc is not public: what it does with a file could not be tried, hence the notes.
-    notes = []
-    model_kwargs, dtype = content["frontend"]["model_kwargs"], content["backend"]["dtype"]
-    if model_kwargs.get("align_qkv"):
-        notes.append(
-            f"align_qkv is set because tp {model_kwargs['tp']} does not divide "
-            f"{config.num_attention_heads} attention heads and {config.num_key_value_heads} "
-            "key-value heads evenly. The vendor's llm/README names this switch; no published file "
-            "uses it. A tp that needs none: " + ", ".join(map(str, plain_sizes(config))) + "."
-        )
-    if config.vocab_size % LENGTH_MULTIPLE:
-        notes.append(
-            f"The vocabulary of {config.vocab_size} is not a multiple of {LENGTH_MULTIPLE}: it "
-            "needs vocabulary padding, which the vendor has from vamc 2.3.4 on "
-            "(llm/tigerbot/README)."
-        )
-    if dtype == "int8" and config.quantization_bit:
-        notes.append(
-            "The checkpoint holds int8 weights already (quantization_bit 8). That vamc takes them "
-            "as they are is our inference, not a statement of the vendor; if its quantize step "
-            "runs over the codes, they are quantized twice and silently wrong. Compare the "
-            "compiled model's answers with those of vacc-deploy generate. The published way is to "
-            "give it the prepared float directory, which it quantizes itself."
-        )
-    elif dtype == "int8":
-        notes.append(f"vamc quantizes the float weights itself ({QUANTIZE_TYPE}).")
-    if "dataset" in content:
-        notes.append(
-            "quantize.device and quantize.calib_args are left to vamc's defaults; the vendor's "
-            "one example sets device cuda:5 and calib_args true_sequential: false."
-        )
-    elif dtype == "int8" and not config.quantization_bit:
-        notes.append(
-            "There is no dataset block, as in the vendor's int8 files; which calibration text vamc "
-            "then takes is not published. --calibration NAME=PATH names one."
-        )
-    return notes
-
-
 @dataclass(frozen=True)
 class CompileFileResult:
     """One compile file, its text, and what to know about it."""
@@ -175,6 +171,7 @@ class CompileFileResult:
     environment: Mapping[str, str]
     memory: MemoryPlan | None = None
     output: Path | None = None
+    untried: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the parsed content, not the text."""
@@ -183,6 +180,7 @@ class CompileFileResult:
             "content": self.content,
             "notes": list(self.notes),
             "environment": dict(self.environment),
+            "untried": bool(self.untried),
             **({"memory": self.memory.to_dict()} if self.memory else {}),
         }
 
@@ -192,6 +190,7 @@ class CompileFileResult:
             return self.text.rstrip("\n")
         return format_pairs(
             [
+                *([("warning", self.untried)] if self.untried else []),
                 ("written", str(self.output)),
                 ("name", self.content["name"]),
                 ("checkpoint", self.content["frontend"]["checkpoint"]),
@@ -206,6 +205,7 @@ class CompileFileResult:
         """Return what belongs on stderr when the YAML goes to stdout."""
         memory = self.memory.to_pairs() if self.memory else []
         return [
+            *([f"warning: {self.untried}"] if self.untried else []),
             *(f"{name}: {value}" for name, value in memory),
             *(f"before compiling: export {k}={v}" for k, v in self.environment.items()),
             *(f"note: {note}" for note in self.notes),
@@ -228,10 +228,11 @@ def make_compile_file(
     config = target.config
     content = build_compile_file(target, options or CompileOptions())
     memory = _fit(content, config, card) if card else None
-    notes = (*target.notes, *compile_notes(content, config))
+    notes = (*target.notes, *compile_notes(content, config, target.layout))
     environment = compile_environment(config)
-    text = dump_compile_file(content, comments=_head(content, notes, environment))
-    return CompileFileResult(content, text, notes, environment, memory)
+    untried = _UNTRIED if target.layout == INT8 else ""
+    text = dump_compile_file(content, comments=_head(content, notes, environment, untried))
+    return CompileFileResult(content, text, notes, environment, memory, untried=untried)
 
 
 def _fit(content: dict[str, Any], config: ModelConfig, card: Card) -> MemoryPlan:
@@ -252,13 +253,13 @@ def _fit(content: dict[str, Any], config: ModelConfig, card: Card) -> MemoryPlan
 
 
 def _head(
-    content: dict[str, Any], notes: tuple[str, ...], environment: Mapping[str, str]
+    content: dict[str, Any], notes: tuple[str, ...], environment: Mapping[str, str], untried: str
 ) -> tuple[str, ...]:
     """Return the comments at the top of the file, one paragraph each."""
     (prefill,), (total,) = content["frontend"]["shape"]["input_ids"]
     size = content["frontend"]["model_kwargs"]["tp"]
     return (
-        f"{_TITLE}.",
+        f"{_TITLE}. {untried}".rstrip(),
         f"Prompts of up to {prefill} tokens, {total} tokens with the answer, on "
         f"{size} die{'s' if size > 1 else ''}.",
         "",

@@ -154,7 +154,13 @@ def _check_name(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _check_quantization(values: Mapping[str, Any], config: ModelConfig | None) -> Iterator[str]:
     dtype, has_quantize = values.get("backend.dtype"), "frontend.quantize" in values
-    if dtype == "int8" and not has_quantize:
+    holds_codes = config is not None and config.quantization_bit
+    if holds_codes and has_quantize:
+        yield (
+            "frontend.quantize: given for a checkpoint that holds int8 codes already; they would "
+            "be quantized twice (our inference). Remove quantize and dataset"
+        )
+    elif dtype == "int8" and not has_quantize and not holds_codes:
         yield (
             "backend.dtype: is int8 without frontend.quantize; add quantize.type "
             f"{QUANTIZE_TYPE}, as in the vendor's int8 files"
@@ -177,10 +183,10 @@ def _check_quantization(values: Mapping[str, Any], config: ModelConfig | None) -
         )
     if "dataset" in values and not has_quantize:
         yield "dataset: given without frontend.quantize, which alone reads it (our inference)"
-    if dtype == "fp16" and config is not None and config.quantization_bit:
+    if dtype == "fp16" and holds_codes:
         yield (
             "backend.dtype: is fp16, but the checkpoint's configuration says quantization_bit "
-            f"{config.quantization_bit}: it holds int8 codes. Use int8, or a float checkpoint"
+            f"{holds_codes}: it holds int8 codes. Use int8, or a float checkpoint"
         )
 
 
@@ -199,13 +205,15 @@ def _check_tensor_parallel(values: Mapping[str, Any], config: ModelConfig | None
         return
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     rule = tensor_parallel_rule(config, size)
+    aligned = [s for s in TENSOR_PARALLEL_SIZES if tensor_parallel_rule(config, s) == ALIGN_QKV]
     plain = ", ".join(map(str, plain_sizes(config)))
     shape = (
         f"{heads} attention heads, {kv_heads} key-value heads and intermediate_size "
         f"{config.intermediate_size}"
     )
     if rule == IMPOSSIBLE:
-        yield (f"{path}: {size} dies cannot share {shape} (our inference); use {plain}")
+        others = f" (or, with align_qkv, {', '.join(map(str, aligned))})" if aligned else ""
+        yield f"{path}: {size} dies cannot share {shape} (our inference); use {plain}{others}"
     elif rule == ALIGN_QKV and values.get("frontend.model_kwargs.align_qkv") is not True:
         yield (
             f"{path}: {size} does not divide {shape} evenly; add align_qkv: true (the vendor's "

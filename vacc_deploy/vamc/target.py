@@ -2,64 +2,153 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vacc_deploy.checkpoint.manifest import model_name
-from vacc_deploy.errors import UnsupportedModelError
-from vacc_deploy.models.catalog import CatalogModel, find_model
-from vacc_deploy.models.config import ModelConfig
-from vacc_deploy.models.parse import read_config
+from vacc_deploy.assets import SOURCE_FILES, source_file
+from vacc_deploy.checkpoint.locate import find_repository, locate
+from vacc_deploy.checkpoint.manifest import model_name, read_manifest, stored_layout
+from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.errors import CheckpointError, list_problems
+from vacc_deploy.formats.layouts import LAYOUTS, VAMC
+from vacc_deploy.models.catalog import CatalogModel, known_model
+from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
+from vacc_deploy.models.parse import read_object
 from vacc_deploy.models.vacc_config import (
     VACC_CONFIG_NAME,
     check_for_compiler,
     check_vacc_config,
     needs_vacc_config,
 )
+from vacc_deploy.results import command
+
+# One of these sets is enough for a tokenizer.
+_TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+_WEIGHT_DTYPE = "float16"
 
 
 @dataclass(frozen=True)
 class Target:
     """The model, where its weights are, and what to know about them.
 
-    ``checkpoint`` is written into the compile file as it is.
+    Attributes:
+        model_name: the model's part of the file's ``name``.
+        checkpoint: written into the compile file as it is.
+        config: of the model.
+        layout: of the weights, a name in ``LAYOUTS``; empty for a float model.
+        notes: what a user should know.
     """
 
     model_name: str
     checkpoint: str
     config: ModelConfig
+    layout: str = ""
     notes: tuple[str, ...] = ()
 
 
-def catalog_target(model: CatalogModel) -> Target:
-    """Return the target of a catalogue model: the directory that ``prepare`` writes by default."""
-    checkpoint = f"./{model.name}-vacc"
-    note = f"{checkpoint} is what vacc-deploy prepare --model {model.name} writes."
-    return Target(model.name, checkpoint, model.config, (note,))
+def catalog_target(model: CatalogModel, dtype: str | None = None) -> Target:
+    """Return the target of a catalogue model: a default output of ``prepare`` or ``quantize``.
+
+    Args:
+        model: from the catalogue.
+        dtype: ``int8`` for the directory that ``quantize`` writes; else the one of ``prepare``.
+    """
+    prepared = f"./{model.name}-vacc"
+    if dtype != "int8":
+        note = f"{prepared} is what vacc-deploy prepare --model {model.name} writes."
+        return Target(model.name, prepared, model.config, notes=(note,))
+    checkpoint = f"{prepared}-{LAYOUTS[VAMC].ending}"
+    note = f"{checkpoint} is what vacc-deploy quantize {prepared} writes."
+    return Target(model.name, checkpoint, model.config, VAMC, (note,))
 
 
-def find_target(target: str) -> Target:
+def find_target(
+    target: str, dtype: str | None = None, again: Callable[[Path | str], str] = str
+) -> Target:
     """Return the target for a directory, or else for a model name.
 
+    Args:
+        target: what the user gave.
+        dtype: precision asked for, which decides the directory of a model name.
+        again: writes the user's command line with another target, for messages.
+
     Raises:
-        UnsupportedModelError: neither a directory nor a known name.
-        CheckpointError: the directory's configuration cannot be used, its two files differ, or its
-            layout is for stock loaders.
+        UsageError: nothing was given.
+        CheckpointError: neither a checkpoint nor a known name; a file that vamc or vastgenx needs
+            is missing, damaged or contradicts the others; or the layout is for stock loaders.
     """
-    directory = Path(target)
-    if not target or not directory.is_dir():
-        try:
-            return catalog_target(find_model(target))
-        except UnsupportedModelError as err:
-            raise UnsupportedModelError(f"There is no directory {target!r}. {err}") from err
-    config = read_config(directory)
-    check_for_compiler(directory, config)
-    notes = []
-    if (directory / VACC_CONFIG_NAME).is_file():
-        check_vacc_config(directory, config)
-    elif needs_vacc_config(config):
-        notes.append(
-            f"{VACC_CONFIG_NAME} is missing in {target}; vamc wants it for every model but Llama "
-            "(the vendor's llm/README). vacc-deploy prepare --weights writes it."
+    model = known_model(target)
+    if model is not None and not Path(target).exists():
+        return catalog_target(model, dtype)
+    if not Path(target).exists() and find_repository(target):
+        raise CheckpointError(
+            f"{target} is a repository of the hub; vamc reads a directory. Run first: "
+            f"{command('prepare', target)}"
         )
-    return Target(model_name(directory), target, config, tuple(notes))
+    directory = locate(target, again=again, may_download=False).directory
+    config = Checkpoint.open(directory).config
+    check_for_compiler(directory, config)
+    layout = stored_layout(directory, config)
+    _check_complete(directory, config)
+    check_vacc_config(directory, config)
+    if layout == VAMC:
+        _check_float16(directory)
+    return Target(model_name(directory), target, config, layout, _notes(directory, config))
+
+
+def _check_complete(directory: Path, config: ModelConfig) -> None:
+    """Refuse a directory without a file that the vendor's programs read beside the weights."""
+    needed = (VACC_CONFIG_NAME, *SOURCE_FILES) if needs_vacc_config(config) else ()
+    missing = [name for name in needed if not (directory / name).is_file()]
+    problems = [
+        f"{name} is missing (vamc wants it for every model but Llama: the vendor's llm/README)"
+        for name in missing
+    ]
+    if not any(all((directory / name).is_file() for name in names) for names in _TOKENIZERS):
+        problems.append("tokenizer.json is missing (the served model needs its tokenizer)")
+    if not problems:
+        return
+    if missing == list(needed) and read_manifest(directory) is None:
+        advice = f"It was not prepared. Run: {command('prepare', directory)}"
+    else:
+        advice = "Make the directory again with vacc-deploy prepare or quantize."
+    raise CheckpointError(
+        f"{directory} is not complete, and hours of vamc would be lost:\n"
+        f"{list_problems(problems)}\n{advice}"
+    )
+
+
+def _check_float16(directory: Path) -> None:
+    """Refuse a vamc directory whose configuration would let a loader round the int8 values."""
+    for name in (CONFIG_NAME, VACC_CONFIG_NAME):
+        if not (directory / name).is_file():
+            continue
+        values = read_object(directory / name)
+        stated = values.get("torch_dtype", values.get("dtype"))
+        if stated != _WEIGHT_DTYPE:
+            raise CheckpointError(
+                f"{directory / name}: torch_dtype is {stated!r:.100}, expected {_WEIGHT_DTYPE!r}. "
+                "The weights are int8 values stored as float16; in another dtype many of them "
+                "would become other integers. Restore the file, or quantize again."
+            )
+
+
+def _notes(directory: Path, config: ModelConfig) -> tuple[str, ...]:
+    notes = []
+    if not directory.is_absolute():
+        notes.append(
+            f"checkpoint {directory} is a relative path: start vamc compile in the directory in "
+            "which vacc-deploy yaml was run, or give TARGET as an absolute path."
+        )
+    other = [
+        name
+        for name in (SOURCE_FILES if needs_vacc_config(config) else ())
+        if (directory / name).read_bytes() != source_file(name).read_bytes()
+    ]
+    if other:
+        notes.append(
+            f"{', '.join(other)} differs from the file of this version of vacc-deploy; vamc will "
+            "run it as it is."
+        )
+    return tuple(notes)

@@ -1,0 +1,89 @@
+"""Every command takes a directory, a repository or a model name, and says what to give instead."""
+
+import pytest
+from checkpoint_builders import write_checkpoint
+from click.testing import CliRunner
+
+from vacc_deploy.cli import cli
+
+
+def invoke(*args):
+    return CliRunner().invoke(cli, [str(arg) for arg in args])
+
+
+COMMANDS = (
+    ("prepare", "{}", "--link-mode", "copy", "--dry-run"),
+    ("quantize", "{}", "--calibration", "c4=a b", "--no-scale-search"),
+    ("verify", "{}", "--max-kl", "0.5"),
+    ("verify", "model", "--reference", "{}"),
+    ("generate", "{}", "--prompt", "What is 7 x 8?"),
+    ("export-onnx", "{}", "--output", "o"),
+)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "model")
+    return tmp_path
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_the_command_that_does_what_was_meant_is_complete(folder, words):
+    given = [word.format("model/model.safetensors") for word in words]
+    result = invoke(*given)
+    assert (result.exit_code, result.stdout) == (1, "")
+    command = [word.format("model") for word in words]
+    quoted = " ".join(f"'{word}'" if " " in word else word for word in command)
+    # Options come in the order of the help.
+    assert sorted(result.stderr.splitlines()[1].split()) == sorted(["vacc-deploy", *quoted.split()])
+    assert result.stderr.splitlines()[1].startswith(f"  vacc-deploy {command[0]} model")
+    assert "Give its directory:\n" in result.stderr
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_what_does_not_exist_is_named(folder, words):
+    given = [word.format("nothing/here.gguf") for word in words]
+    result = invoke(*given)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: nothing/here.gguf does not exist")
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_repository_is_looked_up_in_the_cache(folder, words):
+    given = [word.format("Qwen/Qwen2.5-7B") for word in words]
+    result = invoke(*given)
+    assert result.exit_code == 1
+    assert "Qwen/Qwen2.5-7B is not in the Hugging Face cache" in result.stderr
+    assert ("a dry run downloads nothing" in result.stderr) is ("--dry-run" in words)
+
+
+@pytest.mark.parametrize("command", [("quantize",), ("export-onnx", "--output", "o")])
+def test_a_dry_run_of_a_repository_downloads_nothing(folder, command):
+    result = invoke(*command, "Qwen/Qwen2.5-7B", "--dry-run")
+    assert result.exit_code == 1 and "a dry run downloads nothing" in result.stderr
+
+
+@pytest.mark.parametrize("option", [(), ("--weights",), ("--model",)])
+def test_prepare_proposes_its_short_form(folder, option):
+    result = invoke("prepare", *option, "model/config.json", "--output", "o")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[1] == "  vacc-deploy prepare model --output o"
+
+
+def test_prepare_keeps_the_model_that_was_named(folder):
+    given = ("--model", "distill-qwen-7b", "--weights", "model/config.json")
+    line = invoke("prepare", *given).stderr.splitlines()[1]
+    assert line == "  vacc-deploy prepare model --model Distill-Qwen-7B"
+
+
+def test_the_formats_of_a_run_are_refused_where_float_weights_are_needed(folder):
+    for name in ("int8", "gptq"):
+        (folder / "m-quantized" / name).mkdir(parents=True)
+        (folder / "m-quantized" / name / "config.json").touch()
+    manifest = '{"format_version": 1, "source": {"path": "../model"}}'
+    (folder / "m-quantized" / "vacc_deploy.json").write_text(manifest)
+    for command in ("prepare", "quantize"):
+        text = invoke(command, "m-quantized").stderr
+        assert f"\n  vacc-deploy {command} {folder}/model\n" in text
+    assert "\n  vacc-deploy verify m-quantized/int8\n" in invoke("verify", "m-quantized").stderr

@@ -1,0 +1,145 @@
+"""Compare a directory that this tool wrote with its manifest, file by file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vacc_deploy.checkpoint.files import DOCUMENTS
+from vacc_deploy.checkpoint.fingerprint import fingerprint_file
+from vacc_deploy.checkpoint.header import read_header
+from vacc_deploy.checkpoint.manifest import read_manifest
+from vacc_deploy.checkpoint.output import MANIFEST_NAME
+from vacc_deploy.checkpoint.reader import INDEX_NAME
+from vacc_deploy.errors import CheckpointError
+from vacc_deploy.progress import SILENT, Progress
+
+_COMMANDS = ("prepare", "quantize", "demo")  # that write a manifest
+_SHOWN_DIGITS = 12  # of a SHA-256: enough to tell two files apart
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A file that a manifest lists.
+
+    Attributes:
+        name: from the output on.
+        command: what wrote the file.
+        num_bytes, sha256: what the manifest says.
+        is_linked: whether the hash is that of the header only.
+    """
+
+    path: Path
+    name: str
+    command: str
+    num_bytes: int
+    sha256: str
+    is_linked: bool
+
+
+def find_damages(directory: Path, progress: Progress = SILENT) -> list[str]:
+    """Return a line for each difference between a directory and its manifest.
+
+    Written files are compared by their hash, linked weight files by their size and the hash of
+    their header. Documents such as ``README.md`` are left out: a user may edit them. A file that no
+    manifest lists counts only where a loader would take it for weights.
+
+    Args:
+        directory: an output of this tool, or one that holds a directory for each format.
+        progress: learns of every weight file that is read.
+
+    Raises:
+        CheckpointError: the manifest cannot be read.
+    """
+    files, problems = _list_files(directory, read_manifest(directory) or {})
+    progress.start("Checking files", sum(map(_bytes_to_read, files)), "bytes")
+    for file in files:
+        if difference := _find_difference(file):
+            problems.append(f"{file.name}: {difference}")
+        if size := _bytes_to_read(file):
+            progress.advance(size, file.name)
+    progress.finish()
+    return problems
+
+
+def _list_files(
+    directory: Path, manifest: Mapping[str, Any], below: str = ""
+) -> tuple[list[_Listed], list[str]]:
+    """Return the files that can be compared, and a line for each of the others."""
+    entries, command = manifest.get("files"), manifest.get("command")
+    if not isinstance(entries, dict):
+        return [], [f"{below}{MANIFEST_NAME}: it lists no files"]
+    command = command if command in _COMMANDS else "vacc-deploy"
+    files, problems = list[_Listed](), list[str]()
+    for name, entry in entries.items():
+        path = directory / name
+        # Before the file is touched: the manifest may be a stranger's.
+        if name.startswith("/") or ".." in path.relative_to(directory).parts:
+            problems.append(f"{below}{MANIFEST_NAME}: it lists {name!r}, outside of the directory")
+        elif path.name in DOCUMENTS:
+            continue
+        elif not path.is_file():
+            problems.append(f"{below}{name}: it is missing")
+        elif (values := _parse_entry(entry)) is None:
+            problems.append(f"{below}{name}: {MANIFEST_NAME} gives no hash of it")
+        else:
+            files.append(_Listed(path, f"{below}{name}", command, *values))
+        # One format's directory has a manifest of its own. No output is nested deeper.
+        if path.name == MANIFEST_NAME and path.is_file() and path.parent != directory and not below:
+            more = _list_nested(path.parent)
+            files, problems = files + more[0], problems + more[1]
+    weights = {path.name for path in (*directory.glob("*.safetensors"), directory / INDEX_NAME)}
+    for name in sorted(weights - entries.keys()):
+        if (directory / name).is_file():
+            problems.append(
+                f"{below}{name}: {command} did not write it, but a loader may read it. Move it away"
+            )
+    return files, problems
+
+
+def _list_nested(directory: Path) -> tuple[list[_Listed], list[str]]:
+    try:
+        manifest = read_manifest(directory) or {}
+    except CheckpointError as err:
+        return [], [str(err)]
+    return _list_files(directory, manifest, f"{directory.name}/")
+
+
+def _parse_entry(entry: Any) -> tuple[int, str, bool] | None:
+    """Return size, hash and whether it is the header's; None for what no output holds."""
+    if not isinstance(entry, dict):
+        return None
+    num_bytes, is_linked = entry.get("bytes"), "sha256" not in entry
+    sha256 = entry.get("header_sha256" if is_linked else "sha256")
+    return (
+        (num_bytes, sha256, is_linked) if type(num_bytes) is int and type(sha256) is str else None
+    )
+
+
+def _bytes_to_read(file: _Listed) -> int:
+    """Return what progress counts: the weights, which are nearly everything."""
+    is_read = file.path.suffix == ".safetensors" and not file.is_linked
+    return file.num_bytes if is_read else 0
+
+
+def _find_difference(file: _Listed) -> str:
+    """Return how a file differs from its entry, or nothing."""
+    size = file.path.stat().st_size
+    # The size first: it costs no reading.
+    if size != file.num_bytes:
+        return f"it has {size:,} bytes, {file.command} wrote {file.num_bytes:,}"
+    try:
+        got = (
+            read_header(file.path).header_sha256 if file.is_linked else fingerprint_file(file.path)
+        )
+    except CheckpointError as err:
+        return str(err).removeprefix(f"{file.path}: ")
+    if got == file.sha256:
+        return ""
+    what = "its header" if file.is_linked else "its content"
+    return (
+        f"{what} is not what {file.command} wrote (sha256 {got[:_SHOWN_DIGITS]}..., "
+        f"expected {file.sha256[:_SHOWN_DIGITS]}...)"
+    )

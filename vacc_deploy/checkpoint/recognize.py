@@ -1,0 +1,321 @@
+"""Recognize what is given in place of a checkpoint directory, and say what to give instead.
+
+Owns the errors for what is no checkpoint in our layout. What is wrong inside one is ``reader``'s.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from vacc_deploy.checkpoint.manifest import read_manifest
+from vacc_deploy.checkpoint.output import MANIFEST_NAME, RUN_FILE_PREFIX
+from vacc_deploy.errors import MAX_LISTED, CheckpointError
+from vacc_deploy.json_files import read_bounded, read_json
+from vacc_deploy.models.catalog import known_model, near_names
+from vacc_deploy.models.config import CONFIG_NAME
+
+# Names in one directory that are looked at: a folder of a million files is no model.
+_MAX_NAMES = 10_000
+_MAX_SMALL_FILE = 1 << 20
+ADAPTER_CONFIG = "adapter_config.json"
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_CHECKPOINT_FILES = {
+    *(CONFIG_NAME, "config_vacc.json", "generation_config.json", MANIFEST_NAME),
+    *("tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json"),
+}
+# What reads peft's adapter, adds it to its base model and saves the sum.
+_MERGE = (
+    "import sys; from peft import AutoPeftModelForCausalLM as Model; "
+    "Model.from_pretrained(sys.argv[1]).merge_and_unload().save_pretrained(sys.argv[2])"
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is no checkpoint directory.
+
+    Attributes:
+        what: sentences that name it.
+        instead: paths and names that can be given in its place, the likeliest first.
+        lead: a clause in front of these.
+    """
+
+    what: str
+    instead: tuple[Path | str, ...] = ()
+    lead: str = "Use this instead"
+
+    def to_text(self, again: Callable[[Path | str], str] = str) -> str:
+        """Return the message; ``again`` writes the command line with another path or name."""
+        if not self.instead:
+            return self.what
+        lines = [f"  {again(place)}" for place in self.instead[:MAX_LISTED]]
+        more = len(self.instead) - MAX_LISTED
+        lines += [f"  and {more} more"] if more > 0 else []
+        return "\n".join([f"{self.what} {self.lead}:", *lines])
+
+
+def recognize(path: Path, *, needs_float: bool = False) -> Finding | None:
+    """Return what ``path`` is, or None where it may be a checkpoint directory.
+
+    Args:
+        path: what the user gave; it need not exist.
+        needs_float: quantized weights are of no use in its place.
+
+    Raises:
+        CheckpointError: a directory cannot be listed.
+    """
+    if path.is_dir():
+        return _recognize_directory(path, needs_float)
+    return _recognize_file(path) if path.exists() else recognize_missing(path)
+
+
+# ---- paths that do not exist -------------------------------------------------------------------
+
+
+def recognize_missing(path: Path) -> Finding:
+    """Return what can be meant by a path that does not exist: names that are like it."""
+    if path.is_symlink():
+        return Finding(f"{path} is a link to {os.readlink(path)}, which does not exist.")
+    # The first name that is wrong may be that of a directory above.
+    first, rest = path.absolute(), list[str]()
+    while not first.parent.is_dir():
+        rest.insert(0, first.name)
+        first = first.parent
+    near = difflib.get_close_matches(first.name, _names(first.parent), n=3, cutoff=0.7)
+    places = [first.parent.joinpath(name, *rest) if rest else path.with_name(name) for name in near]
+    instead: list[Path | str] = [place for place in places if place.exists()]
+    instead += near_names(str(path), cutoff=0.7)
+    what = f"{path} does not exist."
+    if rest:
+        why = f"{first} is a file" if first.exists() else f"there is no {first}"
+        what = f"{path} does not exist: {why}."
+    if instead:
+        return Finding(what, tuple(instead), "Did you mean")
+    return Finding(
+        f"{what} Give the directory of a checkpoint, the id of a repository (owner/name), or a "
+        "name that vacc-deploy models lists."
+    )
+
+
+# ---- files -------------------------------------------------------------------------------------
+
+
+def _recognize_file(path: Path) -> Finding:
+    name = path.name.lower()
+    if name.endswith(".gguf"):
+        return _gguf(f"{path} is a GGUF file", [path.name])
+    if name.endswith(ARCHIVES):
+        return _archive(path)
+    if name.endswith((".yaml", ".yml")):
+        return _yaml(path)
+    if name.endswith(".onnx"):
+        return Finding(
+            f"{path} is an ONNX graph. Give the directory of the checkpoint that it was exported "
+            "from."
+        )
+    if name.startswith("adapter_") and (path.parent / ADAPTER_CONFIG).is_file():
+        return _adapter(path.parent)
+    if name.endswith(PICKLES) and not any(map(_is_safetensors, _names(path.parent))):
+        return Finding(
+            f"{path} is a pickle file, which can run code when read, so it is refused. Convert it "
+            "with transformers' save_pretrained on a machine you trust, or download the "
+            "safetensors revision. Then give its directory."
+        )
+    if name.endswith((".safetensors", *PICKLES)) or name in _CHECKPOINT_FILES:
+        return Finding(f"{path} is one file of a checkpoint.", (path.parent,), "Give its directory")
+    return Finding(
+        f"{path} is a file. Give the directory of a checkpoint, with {CONFIG_NAME} in it."
+    )
+
+
+def _gguf(what: str, names: Iterable[str]) -> Finding:
+    # DeepSeek-R1-Distill-Qwen-7B-Q4_K_M.gguf: the name says which.
+    found = re.findall(r"(?:R1-)?Distill-(?:Qwen|Llama)-[\d.]+B", " ".join(names), re.IGNORECASE)
+    models = dict.fromkeys(model.repository for text in found if (model := known_model(text)))
+    lead = "Give the float checkpoint that it was made from"
+    what += ", which holds weights for llama.cpp. vacc-deploy reads safetensors."
+    return Finding(what if models else f"{what} {lead}.", tuple(models), lead)
+
+
+def _archive(path: Path) -> Finding:
+    tool = {".zip": ("unzip",), ".7z": ("7z", "x"), ".rar": ("unrar", "x")}
+    words = tool.get(path.suffix.lower(), ("tar", "-xf"))
+    return Finding(
+        f"{path} is an archive. Unpack it, then give the directory that holds {CONFIG_NAME}:\n"
+        f"  {_shell(*words, path)}"
+    )
+
+
+def _yaml(path: Path) -> Finding:
+    what = f"{path} is a YAML file, as vamc reads it, not a checkpoint."
+    text = read_bounded(path, _MAX_SMALL_FILE).decode("utf-8", errors="replace")
+    stated = re.search(r"^\s*checkpoint:\s*['\"]?([^'\"\n]{1,1000}?)['\"]?\s*$", text, re.MULTILINE)
+    if stated and Path(stated[1]).is_dir():
+        return Finding(what, (Path(stated[1]),), "It names this directory")
+    return Finding(f"{what} Give the directory that its line 'checkpoint:' names.")
+
+
+# ---- directories -------------------------------------------------------------------------------
+
+
+def _recognize_directory(path: Path, needs_float: bool) -> Finding | None:
+    names = _names(path)
+    if not names:
+        return Finding(f"{path} is empty. Download the model into it, or check the path.")
+    if cache := _hub_cache(path, names):
+        return cache
+    has_config = (path / CONFIG_NAME).is_file()
+    if has_config and any(_is_safetensors(name) for name in names):
+        return None
+    if ADAPTER_CONFIG in names or any(name.startswith("adapter_model.") for name in names):
+        return _adapter(path)
+    if "model_index.json" in names:
+        return Finding(
+            f"{path} is a diffusers pipeline, which makes pictures, not text. vacc-deploy handles "
+            "language models of the architectures qwen2 and llama."
+        )
+    if inner := _trainer(path, names) or (None if has_config else _inner(path, names, needs_float)):
+        return inner
+    return _other_files(path, sorted(names), has_config)
+
+
+def _is_safetensors(name: str) -> bool:
+    is_adapter = name.startswith("adapter_")
+    return name.endswith((".safetensors", ".safetensors.index.json")) and not is_adapter
+
+
+def _other_files(path: Path, names: list[str], has_config: bool) -> Finding | None:
+    """Recognize a directory by files that are no safetensors."""
+    if f"{RUN_FILE_PREFIX}partial" in names:
+        return Finding(
+            f"{path} is what an unfinished run left. Run the same command again to finish it; "
+            "quantize continues with --resume."
+        )
+    if has_config and any(name.endswith(PICKLES) for name in names):
+        return None  # a checkpoint, which its reader refuses
+    if any(name.lower().endswith(".gguf") for name in names):
+        return _gguf(f"{path} holds a model as a GGUF file", names)
+    if any(name.endswith(".onnx") for name in names):
+        source = _recorded_source(path)
+        instead = (source,) if source else ()
+        what = f"{path} holds ONNX graphs, not a checkpoint."
+        return Finding(what, instead, "They were exported from")
+    archives = [name for name in names if name.lower().endswith(ARCHIVES)]
+    return _archive(path / archives[0]) if archives and not has_config else None
+
+
+def _named(path: Path) -> Path:
+    """Return ``path`` in a form that ends in the directory's own name, which ``.`` does not."""
+    return path if path.name not in ("", "..") else Path(os.path.abspath(path))
+
+
+def _shell(*words: object) -> str:
+    return shlex.join(map(str, words))
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        with os.scandir(directory) as entries:
+            return [entry.name for entry in islice(entries, _MAX_NAMES)]
+    except OSError as err:
+        raise CheckpointError(f"{directory} cannot be read: {err.strerror}.") from err
+
+
+def _hub_cache(path: Path, names: list[str]) -> Finding | None:
+    """Recognize the hub's cache, a model's folder in it, and the three folders within that one."""
+    whole = _named(path)
+    folder = whole.parent if whole.name in ("snapshots", "refs", "blobs") else whole
+    if folder.name.startswith("models--") and (folder / "snapshots").is_dir():
+        return _model_in_cache(path, folder)
+    hub = path if any(name.startswith("models--") for name in names) else path / "hub"
+    folders = [hub / n for n in _names(hub) if n.startswith("models--")] if hub.is_dir() else []
+    if not folders:
+        return None
+    found = [snapshots[0] for folder in sorted(folders) if (snapshots := _snapshots(folder))]
+    what = f"{path} is the Hugging Face cache, which holds many models."
+    return Finding(what, tuple(found), "Give the snapshot of one" if found else "")
+
+
+def _model_in_cache(path: Path, folder: Path) -> Finding:
+    repository = folder.name.removeprefix("models--").replace("--", "/")
+    what = f"{path} is the folder of {repository} in the Hugging Face cache."
+    if found := _snapshots(folder):
+        return Finding(what, tuple(found[:1]), "The checkpoint is its snapshot")
+    return Finding(
+        f"{what} It holds no finished download. Run:\n  {_shell('hf', 'download', repository)}"
+    )
+
+
+def _snapshots(folder: Path) -> list[Path]:
+    """Return the snapshots in a model's folder of the cache; that of the branch main is first."""
+    inside = folder / "snapshots"
+    names = sorted(_names(inside)) if inside.is_dir() else []
+    main = ""
+    if (folder / "refs" / "main").is_file():
+        data = read_bounded(folder / "refs" / "main", _MAX_SMALL_FILE)
+        main = data.decode("ascii", errors="replace").strip()
+    names.sort(key=lambda name: name != main)
+    return [inside / name for name in names if (inside / name).is_dir()]
+
+
+def _adapter(path: Path) -> Finding:
+    base, file = None, path / ADAPTER_CONFIG
+    if file.is_file():
+        values = read_json(file, limit_bytes=_MAX_SMALL_FILE)
+        base = values.get("base_model_name_or_path") if isinstance(values, dict) else None
+    named = f"its base model {base!r:.200}" if isinstance(base, str) and base else "its base model"
+    merged = _named(path).with_name(f"{_named(path).name}-merged")
+    return Finding(
+        f"{path} is a LoRA adapter, not a whole model. Merge it into {named} first (with the "
+        f"Python package peft):\n  {_shell('python', '-c', _MERGE, path, merged)}\n"
+        f"Copy the base model's tokenizer files into {merged}.",
+        (merged,),
+        "Then use it",
+    )
+
+
+def _trainer(path: Path, names: list[str]) -> Finding | None:
+    steps = {
+        int(m[1]): m[0] for name in names if (m := re.fullmatch(r"checkpoint-(\d{1,12})", name))
+    }
+    inner = [path / steps[step] for step in sorted(steps, reverse=True)]
+    what = f"{path} holds the checkpoints that a trainer left, each in a directory of its own."
+    return Finding(what, tuple(inner), "Give one, for example the last") if inner else None
+
+
+def _inner(path: Path, names: list[str], needs_float: bool) -> Finding | None:
+    """Recognize a directory of checkpoints: the formats of one run, or models."""
+    inner = [path / name for name in sorted(names) if (path / name / CONFIG_NAME).is_file()]
+    if not inner:
+        return None
+    if MANIFEST_NAME not in names:
+        what = f"{path} is not a checkpoint, but holds some."
+        return Finding(what, tuple(inner), "Give one of them")
+    listed = ", ".join(f"{folder.name}/" for folder in inner[:MAX_LISTED])
+    what = f"{path} holds a run of quantize in several formats, each in its directory: {listed}."
+    if not needs_float:
+        return Finding(what, tuple(inner), "Give one of them")
+    what += " They are quantized already."
+    source = _recorded_source(path)
+    return Finding(what, (source,) if source else (), "Give the float model they were made from")
+
+
+def _recorded_source(path: Path) -> Path | None:
+    """Return the directory that the manifest in ``path`` names as its source, if it is there."""
+    try:
+        source = (read_manifest(path) or {}).get("source")
+    except CheckpointError:
+        return None
+    stated = source.get("path") if isinstance(source, dict) else None
+    if not isinstance(stated, str):
+        return None
+    directory = Path(os.path.normpath(path.resolve() / stated))
+    return directory if directory.is_dir() else None

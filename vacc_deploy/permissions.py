@@ -1,0 +1,115 @@
+"""Why the file system refuses a file or a directory, and what to do about it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import shlex
+import stat
+from pathlib import Path
+
+_DENIED = (errno.EACCES, errno.EPERM)
+
+
+def is_denied(err: BaseException | None) -> bool:
+    """Return whether an error is the system's word for a missing permission."""
+    return isinstance(err, OSError) and err.errno in _DENIED
+
+
+def explain_unreadable(path: Path, err: OSError, *, otherwise: str = "") -> str:
+    """Return the sentences of an error: ``path`` cannot be read, why, and what to do.
+
+    Args:
+        path: file or directory that was to be read.
+        err: what the system said.
+        otherwise: what to do where the reason is no missing permission, sentences.
+    """
+    if not is_denied(err):
+        return f"{path} cannot be read: {err.strerror or err}. {otherwise}".rstrip()
+    closed = _find_closed_directory(path)
+    place = closed or path
+    reason, owner, is_own = _look(place, path)
+    if is_own:
+        advice = f"Run {_chmod('u+rx' if place.is_dir() else 'u+r', place)}, then rerun."
+    elif closed or place.is_dir():
+        advice = f"Ask {owner} for access to {place}, or for a copy elsewhere."
+    else:
+        advice = f"Ask {owner} to run {_chmod('a+r', place)}, or for a copy elsewhere."
+    return f"{path} cannot be read: {reason}. {advice}"
+
+
+def explain_denied(path: Path) -> str:
+    """Return the sentences of an error of which no more is known than the file it was about."""
+    place = _find_closed_directory(path) or path
+    reason, owner, _ = _look(place if place.exists() else place.parent, path)
+    return f"{path}: {reason}. Ask {owner} for access."
+
+
+def explain_closed(directory: Path) -> str | None:
+    """Return the error of a directory whose files this user may not see, else None."""
+    try:
+        # The dot makes the system look into the directory.
+        os.stat(os.path.join(directory, "."))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as err:
+        return explain_unreadable(directory, err)
+    return None
+
+
+def explain_unwritable(
+    path: Path, err: OSError | None = None, *, choose: str, what: str = ""
+) -> str:
+    """Return the sentences of an error: ``path`` cannot be written, why, and what to do.
+
+    Args:
+        path: file or directory that was to be made or replaced, as the user named it.
+        err: what the system said; None where its refusal is foreseen.
+        choose: what else to do, a clause such as "Choose another --output".
+        what: what cannot be done, a clause; default ``PATH cannot be written``.
+    """
+    what = what or f"{path} cannot be written"
+    parent = next(place for place in path.absolute().parents if os.path.isdir(place))
+    reason = os.strerror(errno.EROFS)
+    if err is not None and not is_denied(err):
+        reason = err.strerror or str(err)
+    elif not os.statvfs(parent).f_flag & os.ST_RDONLY:
+        reason = ""
+    if reason:
+        return f"{what}: {reason}. {choose}."
+    place = _find_closed_directory(parent) or parent
+    reason, owner, is_own = _look(place, path)
+    other = f"run {_chmod('u+rwx', place)}" if is_own else f"ask {owner} for write access"
+    return f"{what}: {reason}. {choose}, or {other}."
+
+
+def _find_closed_directory(path: Path) -> Path | None:
+    """Return the first directory on the way to ``path`` that does not let this user through."""
+    for place in reversed(path.absolute().parents):
+        if not os.access(place, os.X_OK):
+            return place
+    return None
+
+
+def _look(place: Path, path: Path) -> tuple[str, str, bool]:
+    """Return why ``place`` keeps ``path`` closed, the owner, and whether that is this user.
+
+    The reason is, for example, ``Permission denied (mode 0600, owned by alice)``.
+    """
+    denied = os.strerror(errno.EACCES)
+    try:
+        state = place.stat()
+    except OSError:
+        return denied, "its owner", False
+    try:
+        owner = pwd.getpwuid(state.st_uid).pw_name
+    except KeyError:
+        owner = f"user {state.st_uid}"
+    where = "" if place == path else f"{place} has "
+    mode = f"mode {stat.S_IMODE(state.st_mode):04o}"
+    return f"{denied} ({where}{mode}, owned by {owner})", owner, state.st_uid == os.geteuid()
+
+
+def _chmod(rights: str, place: Path) -> str:
+    return shlex.join(["chmod", rights, str(place)])
