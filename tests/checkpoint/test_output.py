@@ -16,8 +16,8 @@ from vacc_deploy.checkpoint.output import (
     check_space,
     clear_partial,
     output_directory,
-    replace_text,
 )
+from vacc_deploy.checkpoint.text_file import replace_text
 from vacc_deploy.checkpoint.writer import write_shard
 from vacc_deploy.errors import OutputError
 

@@ -395,7 +395,8 @@ def test_a_run_that_is_stuck_in_a_library_is_stopped_too(tmp_path, number, code)
 @pytest.mark.parametrize("wait", [IN_PYTHON, IN_A_LIBRARY])
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_stopped_command_that_writes_nothing_says_no_more_than_that(tmp_path, wait, as_json):
-    arguments = ["verify", tmp_path, *(["--json"] if as_json else [])]
+    source = write_checkpoint(tmp_path / "in")
+    arguments = ["verify", source, *(["--json"] if as_json else [])]
     code, stdout, stderr = stopped(
         "vacc_deploy.reference.verify.verify", wait, signal.SIGINT, *arguments
     )

@@ -104,10 +104,11 @@ def test_prepare_notes_a_link_to_weights_that_others_cannot_read(
 
 
 def test_yaml_into_a_closed_directory_names_the_file_that_was_asked_for(source, place):
+    prepared = prepare(source, output=place / "prepared", link_mode="copy").output_dir
     place.chmod(0o555)
     output = place / "x.yaml"
     with as_user():
-        result = CliRunner().invoke(cli, ["yaml", str(source), "--output", str(output)])
+        result = CliRunner().invoke(cli, ["yaml", str(prepared), "--output", str(output)])
     assert result.exit_code == 1
     assert (
         f"Error: {output} cannot be written: Permission denied ({place} has mode 0" in result.stderr

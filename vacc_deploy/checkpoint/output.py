@@ -6,16 +6,14 @@ import errno
 import fcntl
 import glob
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vacc_deploy.checkpoint.writer import remove_abandoned, write_text
+from vacc_deploy.checkpoint.text_file import check_parent, sync_directory, unwritable
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
 from vacc_deploy.json_files import read_json
-from vacc_deploy.permissions import explain_unwritable, is_denied
 from vacc_deploy.results import format_bytes
 
 MANIFEST_NAME = "vacc_deploy.json"
@@ -60,11 +58,11 @@ def check_output(
             "--output."
         )
     parent = target.parent
-    _check_parent(parent)
+    check_parent(parent)
     if output_dir.is_symlink() or (output_dir.exists() and not output_dir.is_dir()):
         raise OutputError(f"{output_dir} exists and is not a directory. Choose another --output.")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise _unwritable(output_dir)
+        raise unwritable(output_dir)
     problem = _find_obstacle(output_dir, overwrite=overwrite)
     if problem and not dry_run:
         raise OutputError(problem)
@@ -92,17 +90,6 @@ def _find_obstacle(output_dir: Path, *, overwrite: bool) -> str:
             f"delete it:\n{list_problems(foreign)}\nMove it away, or choose another --output."
         )
     return ""
-
-
-def _check_parent(parent: Path) -> None:
-    if parent.exists() and not parent.is_dir():
-        raise OutputError(f"{parent} is not a directory. Choose another --output.")
-    if not parent.is_dir():
-        raise OutputError(f"{parent} does not exist. Create it, or choose another --output.")
-
-
-def _unwritable(path: Path, err: OSError | None = None) -> OutputError:
-    return OutputError(explain_unwritable(path, err, choose="Choose another --output"))
 
 
 def _foreign_files(directory: Path) -> list[str]:
@@ -141,48 +128,6 @@ def check_space(output_dir: Path, needed_bytes: int) -> None:
             f"{output_dir} needs {format_bytes(needed_bytes)}, its file system has "
             f"{format_bytes(free)} free. Free space or choose another --output."
         )
-
-
-def replace_text(path: Path, text: str, *, overwrite: bool, head: str) -> None:
-    """Write one small text file, whole or not at all.
-
-    Args:
-        path: the file; its directory exists.
-        text: its content.
-        overwrite: an older file of ours may be replaced.
-        head: how a file of ours begins; with "" any file counts as ours.
-
-    Raises:
-        OutputError: what exists may not be replaced, or the directory is missing or closed to us.
-    """
-    _check_parent(path.parent)
-    if os.path.lexists(path):
-        if not path.is_file():
-            raise OutputError(f"{path} exists and is not a file. Choose another --output.")
-        if not overwrite:
-            raise OutputError(f"{path} exists already. Add --overwrite to replace it.")
-        with path.open("rb") as file:
-            is_ours = file.read(len(head.encode())) == head.encode()
-        if not is_ours:
-            raise OutputError(
-                f"{path} was not written by vacc-deploy, so --overwrite will not replace it. "
-                "Remove it yourself, or choose another --output."
-            )
-    remove_abandoned(path)
-    # Beside the target: a rename is atomic within one file system only.
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}.partial")
-    try:
-        write_text(partial, text)
-        os.replace(partial, path)
-    except OSError as err:
-        if is_denied(err):
-            raise _unwritable(path, err) from err
-        err.filename = str(path)  # the name that the user knows
-        raise
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-    sync_directory(path.parent)
 
 
 def partial_path(output_dir: Path) -> Path:
@@ -256,7 +201,7 @@ def _claim(partial: Path) -> int:
         partial.mkdir(exist_ok=True)
         lock = os.open(marker, os.O_CREAT | os.O_RDWR, 0o644)
     except PermissionError as err:
-        raise _unwritable(marker, err) from err  # another user may have left the directory
+        raise unwritable(marker, err) from err  # another user may have left the directory
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as err:
@@ -318,15 +263,6 @@ def _replaced(target: Path) -> list[Path]:
     """Return the older outputs that were renamed to make place for ``target``."""
     paths = sorted(target.parent.glob(f".{glob.escape(target.name)}.replaced-*"))
     return [path for path in paths if path.is_dir() and not path.is_symlink()]
-
-
-def sync_directory(directory: Path) -> None:
-    """Bring the names in ``directory`` to the disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _recover_replaced(target: Path) -> None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from vacc_deploy.checkpoint.header import TensorInfo
-from vacc_deploy.checkpoint.output import sync_directory
 from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.checkpoint.text_file import sync_directory
 from vacc_deploy.checkpoint.writer import WrittenFile, write_shard
 from vacc_deploy.formats.layouts import INT8
 from vacc_deploy.formats.linears import linear_tensors

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.checkpoint.output import replace_text
+from vacc_deploy.checkpoint.text_file import replace_text
 from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.catalog import MODELS, plain_sizes
 from vacc_deploy.models.config import ModelConfig

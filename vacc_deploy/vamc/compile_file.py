@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.checkpoint.output import replace_text
+from vacc_deploy.checkpoint.text_file import replace_text
 from vacc_deploy.errors import CompileFileError, UsageError, list_problems
 from vacc_deploy.formats.layouts import INT8
 from vacc_deploy.models.catalog import PLAIN, tensor_parallel_rule
