@@ -9,6 +9,7 @@ import torch
 from closed_files import as_user, open_directory
 
 from vacc_deploy.checkpoint import output as module
+from vacc_deploy.checkpoint import text_file
 from vacc_deploy.checkpoint.output import (
     MANIFEST_NAME,
     RUN_FILE_PREFIX,
@@ -198,7 +199,7 @@ def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path, monkeypatch):
     def fails(path, text):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(module, "write_text", fails)
+    monkeypatch.setattr(text_file, "write_text", fails)
     with pytest.raises(OSError) as caught:
         replace_text(tmp_path / "x.yaml", "new", overwrite=False, head="")
     assert caught.value.filename == str(tmp_path / "x.yaml")
