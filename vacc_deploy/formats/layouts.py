@@ -111,7 +111,7 @@ LAYOUTS = {
         tensors=lambda rows, columns: {"weight": ((rows, columns), "F16")},
         pack=lambda codes, scale: {"weight": float16_weight(codes, scale)},
         unpack=unpack_vamc,
-        purpose="int8 values stored as float16, for vamc, which finds the same integers again",
+        purpose="int8 values stored as float16, from which vamc should find the same integers",
         ending="int8",
         for_compiler=True,
     ),
