@@ -431,6 +431,36 @@ def test_a_signal_behind_the_result_adds_nothing_to_it():
     assert list(json.loads(result.stdout)) == ["models"]
 
 
+@SIGNALS
+def test_a_signal_before_the_command_begins_has_its_own_exit_code(number, code):
+    text = (
+        "import os, click\nfrom vacc_deploy.cli import cli, main\n"
+        f"def stop(*_):\n    os.kill(os.getpid(), {number})\n"
+        "cli.params.append(click.Option(['--early'], is_eager=True, callback=stop))\nmain()\n"
+    )
+    result = run("models", code=text)
+    assert (result.returncode, result.stdout, result.stderr.strip()) == (code, "", "Interrupted.")
+
+
+def test_a_module_that_is_interrupted_within_exec_ends_with_the_exit_code(tmp_path):
+    # dataclasses, for example, run texts with exec() while a library is imported.
+    (tmp_path / "probe.py").write_text(
+        "import os, signal\nfrom vacc_deploy.cli import cli, main\n"
+        "@cli.command('work')\ndef work():\n    exec('os.kill(os.getpid(), signal.SIGINT)')\n"
+        "main()\n"
+    )
+    path = os.pathsep.join((str(tmp_path), str(ROOT)))
+    result = subprocess.run(
+        [sys.executable, "-m", "probe", "work"],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (130, "Interrupted.\n")
+
+
 def on_terminal(code):
     """Run code with stderr on a terminal; return what the terminal got."""
     leader, follower = pty.openpty()

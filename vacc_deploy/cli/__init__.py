@@ -183,8 +183,9 @@ def main() -> None:
                 emit_error(UsageError.__name__, err.format_message())
             err.show()
     except (click.Abort, KeyboardInterrupt) as err:
-        # Before the command began.
-        code = 143 if isinstance(err, Terminated) else 130
+        # Before the command began. click makes its Abort of every interruption.
+        is_terminated = Terminated in (type(err), type(err.__cause__))
+        code = 143 if is_terminated else 130
         if guard.claim():
             click.echo("Interrupted.", err=True)
     except click.exceptions.Exit as err:

@@ -17,6 +17,10 @@ PATIENCE_SECONDS = 1.2
 _MESSAGE_SECONDS = 0.3
 
 
+class Interrupted(KeyboardInterrupt):
+    """SIGINT. ``python -m`` remembers the class itself, and would die of the signal at its end."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM; what a Ctrl-C passes through, it passes through too."""
 
@@ -54,7 +58,7 @@ class SignalGuard:
             signal.signal(number, lambda *_: None)
         if self._claimed.locked():
             return  # the command is over
-        raise KeyboardInterrupt if signum == signal.SIGINT else Terminated
+        raise Interrupted if signum == signal.SIGINT else Terminated
 
     def _watch(self, reader: int) -> None:
         signum = os.read(reader, 1)[0]
