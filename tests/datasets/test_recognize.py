@@ -86,10 +86,10 @@ def test_the_whole_message(samples, tmp_path):
         (b"\xff\xff\xff\xff\x10\x03\0\0", "an Arrow file", "Then give the new file as c4"),
         (b"\x28\xb5\x2f\xfd\x04", "zstd data", "Unpack it with zstd -d "),
         (b"\xfd7zXZ\0\0\x04", "xz data", "Unpack it with xz -dk "),
-        (b"BZh91AY", "bzip2 data", "Unpack it with bunzip2 -k "),
+        (b"BZh91AY&SY\xa0", "bzip2 data", "Unpack it with bunzip2 -k "),
         (b"a.txt".ljust(257, b"\0") + b"ustar\x0000", "a tar archive", "Unpack it"),
         (gzip.compress(b"a".ljust(257, b"\0") + b"ustar"), "gzip data of tar archive", "gzip -dk"),
-        (b"%PDF-1.7\n", "a PDF document", "Save its text as a UTF-8 file"),
+        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "a PDF document", "Save its text as a UTF-8 file"),
         (b"\x10\0\0\0\0\0\0\0" + b'{"a.weight":{}}  ', "a safetensors file", "It holds no text"),
         (b"GGUF\3\0\0\0", "a GGUF file", "It holds no text"),
         (b"\x7fELF\2\1\1\0", r"binary data that begin with b'\x7fELF", "Check the path"),
@@ -225,6 +225,20 @@ def test_text_to_compare_on_is_plain_text(samples, tmp_path):
             assert text.endswith(", not plain text. Give a UTF-8 file that holds nothing but text.")
     (tmp_path / "page.html").write_text("<html>a page may be meant</html>")
     assert explain_no_text(tmp_path / "page.html") is None
+
+
+@pytest.mark.parametrize("start", ["GGUF", "PAR1", "ARROW1", "BZh", "Rar!", "%PDF", '{"error"'])
+def test_a_text_is_not_told_by_its_first_letters_alone(tmp_path, start):
+    path, text = tmp_path / "notes.txt", f"{start}: 是 a text, as one may read in its first line.\n"
+    path.write_text(text, "utf-8")
+    assert explain_no_text(path) is None
+    assert list(read_documents(CalibrationSource("text", path))) == [text]
+    path.write_bytes(gzip.compress(text.encode()))
+    assert list(read_documents(CalibrationSource("text", path))) == [text]
+    # With bytes that no text has, the letters tell what the file is.
+    if start != '{"error"':
+        path.write_bytes(start.encode() + b"\3\0\0\0")
+        assert ", not plain text. " in explain_no_text(path)
 
 
 @pytest.mark.skipif(not shutil.which("iconv"), reason="no iconv")

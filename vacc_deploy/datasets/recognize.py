@@ -1,6 +1,8 @@
 """What a file holds, told by its content: for messages about a file of another kind than named.
 
-Looks at the first and the last bytes only. Its answers never decide how a sound file is read.
+Looks at the first and the last bytes only. Only for plain text do its answers decide anything:
+``explain_no_text`` refuses a file that is surely something else. So a text is never told by its
+first letters alone.
 """
 
 from __future__ import annotations
@@ -62,13 +64,10 @@ _ARROW_CODE = (
     "force_ascii=False)"
 )
 _KEYS = "as c4 (records with the key text) or as alpaca (instruction, input and output)."
-# First bytes, what they tell, and the advice. {file} and {target} are quoted for a shell.
+_PULL = "The data were never downloaded. Download the file again, for example with git lfs pull."
+# First bytes of files that are no text, what they tell, and the advice. {file} and {target} are
+# quoted for a shell. Letters count only where other bytes say that the file is no text.
 _STARTS: tuple[tuple[bytes, str, str], ...] = (
-    (
-        LFS_POINTER,
-        "a Git LFS pointer",
-        "The data were never downloaded. Download the file again, for example with git lfs pull.",
-    ),
     (b"PAR1", "a Parquet file", "{parquet}"),
     (b"ARROW1", "an Arrow file", "{arrow}"),
     (b"\xff\xff\xff\xff", "an Arrow file", "{arrow}"),
@@ -81,13 +80,13 @@ _STARTS: tuple[tuple[bytes, str, str], ...] = (
     (b"\xd0\xcf\x11\xe0", "a document of an office program", _SAVE_TEXT),
     (b"GGUF", "a GGUF file of weights", _NO_TEXT),
     (b"\x93NUMPY", "a NumPy array", _NO_TEXT),
-    (b'{"error"', "an error message of a server", _DOWNLOAD),
 )
 _ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
 _ZIP_END = b"PK\x05\x06"
 _TEXT_STARTS = (
     ("<!doctype html", "an HTML page"),
     ("<html", "an HTML page"),
+    ('{"error"', "an error message of a server"),
     ("entry not found", "an error message of the hub"),
     ("invalid username or password", "an error message of the hub"),
     ("access to dataset", "an error message of the hub"),
@@ -175,13 +174,17 @@ def _recognize_gzip(head: bytes, path: Path) -> Recognized | None:
     except zlib.error:
         return None
     found = _recognize_bytes(inner, path) if inner else None
-    if found is None or found.kind or found.what.startswith("JSON"):
+    if found is None or found.kind or found.what.startswith("JSON") or found.advice == _DOWNLOAD:
         return found
     unpack = f"Unpack it with {shlex.join(['gzip', '-dk', str(path)])}, then give the new file."
     return Recognized(f"gzip data of {found.what.removeprefix('a ')}", advice=unpack)
 
 
 def _recognize_bytes(head: bytes, path: Path) -> Recognized | None:
+    if head.startswith(LFS_POINTER):
+        return Recognized("a Git LFS pointer", advice=_PULL)
+    if _is_text(head):
+        return _recognize_text(head, path)
     for magic, what, advice in _STARTS:
         if head.startswith(magic):
             return Recognized(what, advice=_fill_in(advice, path))
@@ -197,6 +200,15 @@ def _recognize_bytes(head: bytes, path: Path) -> Recognized | None:
     return _recognize_text(head, path)
 
 
+def _is_text(head: bytes) -> bool:
+    """Return whether bytes are UTF-8 text, of which the last character may be cut."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in head
+
+
 def _recognize_text(head: bytes, path: Path) -> Recognized | None:
     text = head.decode("utf-8-sig", "replace").lstrip()
     for start, what in _TEXT_STARTS:
@@ -208,10 +220,7 @@ def _recognize_text(head: bytes, path: Path) -> Recognized | None:
         return None
     if USER in text and ASSISTANT in text:
         return Recognized("a file of R1 traces", kind="traces", is_text=True)
-    try:
-        # Not final: the last character may be cut.
-        codecs.getincrementaldecoder("utf-8")().decode(head)
-    except UnicodeDecodeError:
+    if not _is_text(head):
         return Recognized("text that is not UTF-8", advice=_convert(path, "GB18030"), is_text=True)
     return Recognized("plain text", kind="text", is_text=True)
 
