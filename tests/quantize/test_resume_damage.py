@@ -227,6 +227,14 @@ def test_a_run_that_fails_keeps_the_layers_of_another_version(
 # ---- finished outputs -------------------------------------------------------------------------
 
 
+def test_resume_of_a_finished_output_shows_that_its_files_are_checked(model, output):
+    quantize(model, options=RTN, output=output)
+    progress = Recorder()
+    assert quantize(model, options=RTN, output=output, resume=True, progress=progress)
+    (jobs,) = [text for text in progress.notes("start") if text.startswith("Checking files ")]
+    assert jobs.endswith(" bytes") and any(note.startswith("model") for note in progress.notes())
+
+
 def test_resume_of_a_finished_but_damaged_output(model, output, gptq, expected):
     quantize(model, options=gptq, output=output)
     wrote = fingerprint_file(output / shard_file(2))

@@ -119,7 +119,7 @@ def plan_run(
     if resume and left:
         run = continue_run(left, known)
     elif resume and isinstance(standing, Finished) and known is not None:
-        result = take_finished(result, standing, known)
+        result = take_finished(result, standing, known, progress)
     result = replace(result, already_finished=ranks.share(result.already_finished))
     if ranks.rank == 0 and not result.already_finished:
         _check_space(plan, output_dir, left, ranks)

@@ -14,6 +14,7 @@ from vacc_deploy.checkpoint.damages import find_damages
 from vacc_deploy.checkpoint.output import MANIFEST_NAME, MAX_MANIFEST_BYTES, partial_path
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
 from vacc_deploy.json_files import read_json
+from vacc_deploy.progress import Progress
 from vacc_deploy.quantize.identity import differences
 from vacc_deploy.quantize.records import RUN_NAME, Run, read_run
 from vacc_deploy.quantize.result import REPORT_NAME, TIMING_NAME, QuantizeResult
@@ -113,9 +114,9 @@ def continue_run(run: Run, identity: dict[str, Any] | None) -> Run:
 
 
 def take_finished(
-    planned: QuantizeResult, standing: Finished, identity: Mapping[str, Any]
+    planned: QuantizeResult, standing: Finished, identity: Mapping[str, Any], progress: Progress
 ) -> QuantizeResult:
-    """Return the result of a finished output.
+    """Return the result of a finished output; ``progress`` shows the files that are checked.
 
     Raises:
         OutputError: it comes from other inputs, options or versions, or one of its files is
@@ -126,7 +127,7 @@ def take_finished(
     reason = "was made with other inputs, options or versions"
     # Hashing every file takes long: only where the identity is the same.
     if not problems:
-        problems, reason = find_damages(output_dir), "is damaged"
+        problems, reason = find_damages(output_dir, progress), "is damaged"
     if problems:
         raise OutputError(
             f"{output_dir} exists and {reason}:\n{list_problems(problems, limit=len(problems))}\n"
