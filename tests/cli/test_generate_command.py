@@ -78,6 +78,8 @@ def test_the_options_of_sampling_reach_the_model(directory):
         (["--prompt", "a", "--interactive"], "got --prompt and --interactive."),
         (["--interactive"], "--interactive needs a terminal, and stdin is none."),
         (["--interactive", "--json"], "--interactive cannot be used with --json."),
+        (["--prompt", ""], "--prompt holds no text. Is a shell variable not set?"),
+        (["--prompt", " \n"], "--prompt holds no text."),
         (["--prompt", "a", "--greedy", "--seed", "1"], "--greedy draws no tokens, so --seed"),
         (["--prompt", "a", "--temperature", "0"], "0.0 is not in the range"),
         (["--prompt", "a", "--top-p", "1.5"], "1.5 is not in the range"),

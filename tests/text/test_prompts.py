@@ -35,6 +35,7 @@ def test_json_lines_are_many_prompts(tmp_path):
         ("p.jsonl", b"\n", "p.jsonl holds no text"),
         ("p.jsonl", b'{"prompt": "a"}\n{', "p.jsonl, line 2 is not JSON: .*expected {"),
         ("p.jsonl", b'{"text": "a"}', 'line 1 has no text under "prompt", expected'),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": " "}', 'line 2 has a blank text under "prompt"'),
         ("p.jsonl", b'["a"]', 'line 1 has no text under "prompt"'),
         ("p.jsonl", b"[" * 100_000, "line 1 is not JSON"),
     ],

@@ -124,6 +124,11 @@ def _check_way(
             f"Give exactly one of --prompt, --prompt-file and --interactive; got {got}. For "
             f"example: {example}"
         )
+    if prompt is not None and not prompt.strip():
+        raise UsageError(
+            f"--prompt holds no text. Is a shell variable not set? Give a question, for example: "
+            f"{example}"
+        )
     if interactive and is_json():
         raise UsageError(f"--interactive cannot be used with --json. Run: {example} --json")
     if interactive and not sys.stdin.isatty():

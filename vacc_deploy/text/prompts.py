@@ -17,7 +17,7 @@ def read_prompt_file(path: Path) -> list[str]:
     """Return the prompt of a UTF-8 file, or the prompts of a file whose name ends in ``.jsonl``.
 
     Raises:
-        PromptError: the file cannot be read, is empty, too large or not UTF-8, or a line is no
+        PromptError: the file cannot be read, is blank, too large or not UTF-8, or a line is no
             object with a prompt.
     """
     data = read_bounded(path, MAX_PROMPT_BYTES, error=PromptError, advice="Give a text file.")
@@ -36,7 +36,7 @@ def parse_prompt(data: bytes, name: str) -> str:
         name: where the data come from, for messages.
 
     Raises:
-        PromptError: the text is empty, too large or not UTF-8.
+        PromptError: the text is blank, too large or not UTF-8.
     """
     if len(data) > MAX_PROMPT_BYTES:
         raise PromptError(
@@ -72,6 +72,11 @@ def parse_prompt_lines(data: bytes, path: Path) -> list[str]:
         if not isinstance(prompt, str):
             raise PromptError(
                 f'{path}, line {number} has no text under "prompt", {_EXPECTED}. Correct the line.'
+            )
+        if not prompt.strip():
+            raise PromptError(
+                f'{path}, line {number} has a blank text under "prompt". Write the prompt into it, '
+                "or remove the line."
             )
         prompts.append(prompt)
     return prompts
