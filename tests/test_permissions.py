@@ -8,7 +8,12 @@ import pytest
 from closed_files import OWNER, as_user, open_directory
 
 from vacc_deploy import permissions
-from vacc_deploy.permissions import explain_closed, explain_unreadable, explain_unwritable
+from vacc_deploy.permissions import (
+    explain_closed,
+    explain_denied,
+    explain_unreadable,
+    explain_unwritable,
+)
 
 DENIED = PermissionError(errno.EACCES, "Permission denied")
 CHOOSE = "Choose another --output"
@@ -39,6 +44,15 @@ def test_a_file_of_ones_own_is_told_with_the_command(tmp_path):
         f"{path} cannot be read: Permission denied (mode 0000, owned by {OWNER}). Run chmod u+r "
         f"{path}, then rerun."
     )
+
+
+def test_a_denial_of_which_no_more_is_known_than_the_path(tmp_path, monkeypatch):
+    path = tmp_path / "f"
+    path.touch(mode=0)
+    reason = f"{path}: Permission denied (mode 0000, owned by {OWNER})"
+    assert explain_denied(path) == f"{reason}. Run chmod u+rwX {path}, then rerun."
+    monkeypatch.setattr(permissions.os, "geteuid", lambda: os.getuid() + 1)
+    assert explain_denied(path) == f"{reason}. Ask {OWNER} for access."
 
 
 def test_the_closed_directory_is_named_not_the_file_in_it(place):

@@ -42,8 +42,11 @@ def explain_unreadable(path: Path, err: OSError, *, otherwise: str = "") -> str:
 def explain_denied(path: Path) -> str:
     """Return the sentences of an error of which no more is known than the file it was about."""
     place = _find_closed_directory(path) or path
-    reason, owner, _ = _look(place if place.exists() else place.parent, path)
-    return f"{path}: {reason}. Ask {owner} for access."
+    place = place if place.exists() else place.parent
+    reason, owner, is_own = _look(place, path)
+    # Whether it was to be read or written is not known. X: of a directory, also to enter it.
+    advice = f"Run {_chmod('u+rwX', place)}, then rerun." if is_own else f"Ask {owner} for access."
+    return f"{path}: {reason}. {advice}"
 
 
 def explain_closed(directory: Path) -> str | None:

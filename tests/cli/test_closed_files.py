@@ -116,6 +116,16 @@ def test_yaml_into_a_closed_directory_names_the_file_that_was_asked_for(source, 
     assert ".partial" not in result.stderr
 
 
+def test_a_closed_directory_is_told_with_mode_and_owner_on_the_command_line(source):
+    source.chmod(0)
+    with as_user():
+        result = CliRunner().invoke(cli, ["verify", str(source)])
+    source.chmod(0o755)
+    assert result.exit_code == 1
+    reason = f"cannot be read: Permission denied (mode 0000, owned by {OWNER}). "
+    assert result.stderr.startswith(f"Error: {source} {reason}")
+
+
 def test_any_other_denial_is_told_with_mode_and_owner(tmp_path):
     path = tmp_path / "f"
     path.touch()
@@ -132,5 +142,6 @@ def test_any_other_denial_is_told_with_mode_and_owner(tmp_path):
     result = CliRunner().invoke(group, ["work"])
     assert result.exit_code == 1
     assert result.stderr == (
-        f"Error: {path}: Permission denied (mode 0640, owned by {OWNER}). Ask {OWNER} for access.\n"
+        f"Error: {path}: Permission denied (mode 0640, owned by {OWNER}). Run chmod u+rwX {path}, "
+        "then rerun.\n"
     )

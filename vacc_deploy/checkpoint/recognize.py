@@ -20,6 +20,7 @@ from vacc_deploy.errors import MAX_LISTED, CheckpointError
 from vacc_deploy.json_files import read_bounded, read_json
 from vacc_deploy.models.catalog import known_model, near_names
 from vacc_deploy.models.config import CONFIG_NAME
+from vacc_deploy.permissions import explain_unreadable
 
 # Names in one directory that are looked at: a folder of a million files is no model.
 _MAX_NAMES = 10_000
@@ -226,7 +227,7 @@ def _names(directory: Path) -> list[str]:
         with os.scandir(directory) as entries:
             return [entry.name for entry in islice(entries, _MAX_NAMES)]
     except OSError as err:
-        raise CheckpointError(f"{directory} cannot be read: {err.strerror}.") from err
+        raise CheckpointError(explain_unreadable(directory, err)) from err
 
 
 def _hub_cache(path: Path, names: list[str]) -> Finding | None:
