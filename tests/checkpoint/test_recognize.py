@@ -130,7 +130,7 @@ def test_an_adapter_is_to_be_merged_into_its_base_model(tmp_path, has_config):
     assert "'\\x1b[2Jxxx" in text and "\x1b" not in text and "x" * 200 not in text
     command = next(line for line in text.splitlines() if line.startswith("  python"))
     program, option, code, *paths = shlex.split(command)
-    assert (program, option, paths) == ("python", "-c", [str(directory), f"{directory}-merged"])
+    assert (program, option, paths) == ("python3", "-c", [str(directory), f"{directory}-merged"])
     compile(code, "advice", "exec")
     assert text.endswith(f"Then use it:\n  run {directory}-merged")
     assert text_of(directory / "adapter_model.safetensors") == text

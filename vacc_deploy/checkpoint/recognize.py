@@ -276,7 +276,7 @@ def _adapter(path: Path) -> Finding:
     merged = _named(path).with_name(f"{_named(path).name}-merged")
     return Finding(
         f"{path} is a LoRA adapter, not a whole model. Merge it into {named} first (with the "
-        f"Python package peft):\n  {_shell('python', '-c', _MERGE, path, merged)}\n"
+        f"Python package peft):\n  {_shell('python3', '-c', _MERGE, path, merged)}\n"
         f"Copy the base model's tokenizer files into {merged}.",
         (merged,),
         "Then use it",

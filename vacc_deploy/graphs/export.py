@@ -37,6 +37,7 @@ from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, check_for_compiler,
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.loader import load_model
 from vacc_deploy.reference.windows import check_ids
+from vacc_deploy.results import command
 from vacc_deploy.system import peak_memory_bytes
 from vacc_deploy.text.tokenizer import Tokenizer
 from vacc_deploy.vamc.rules import LENGTH_MULTIPLE
@@ -78,7 +79,7 @@ def export_onnx(
     if needs_vacc_config(checkpoint.config) and not (directory / VACC_CONFIG_NAME).is_file():
         raise CheckpointError(
             f"{directory} has no {VACC_CONFIG_NAME}: it is not prepared, and its graph would be "
-            f"another one than vamc builds. Run: vacc-deploy prepare --weights {directory}"
+            f"another one than vamc builds. Run: {command('prepare', directory)}"
         )
     notes = check_output(output, overwrite=overwrite, inputs=(directory,), dry_run=dry_run)
     weight_bytes = _graph_bytes(checkpoint)
