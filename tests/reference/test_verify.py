@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from vacc_deploy.checkpoint.output import MANIFEST_NAME
 from vacc_deploy.cli import cli
 from vacc_deploy.errors import (
+    CalibrationError,
     CheckpointError,
     CompileFileError,
     UsageError,
@@ -384,8 +385,9 @@ def test_verify_file_that_is_not_what_was_written_fails_before_the_comparison(
     assert values.keys() == sound.to_dict().keys()
 
 
-def test_verify_wrong_reference_is_said_before_the_files_are_hashed(tmp_path, monkeypatch):
+def test_verify_wrong_input_is_said_before_the_files_are_hashed(tmp_path, monkeypatch):
     _, deployed = make_pair(tmp_path)
+    other = write_checkpoint(tmp_path / "other", model_type="llama")
 
     def hash_all(*arguments):
         pytest.fail("files were hashed for nothing")
@@ -393,6 +395,13 @@ def test_verify_wrong_reference_is_said_before_the_files_are_hashed(tmp_path, mo
     monkeypatch.setattr(verify_module, "find_damages", hash_all)
     with pytest.raises(CheckpointError, match="nosuch does not exist"):
         verify(deployed, reference_dir=tmp_path / "nosuch")
+    with pytest.raises(CheckpointError, match="two directories are different models"):
+        verify(deployed, reference_dir=other)
+    with pytest.raises(CalibrationError, match="nosuch.txt cannot be read"):
+        verify(deployed, text_file=tmp_path / "nosuch.txt")
+    (tmp_path / "records.txt").write_text('{"text": "a"}')
+    with pytest.raises(CalibrationError, match=", not plain text. "):
+        verify(deployed, text_file=tmp_path / "records.txt")
 
 
 # ---- the next command -------------------------------------------------------------------------

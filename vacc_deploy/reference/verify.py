@@ -26,7 +26,7 @@ from vacc_deploy.reference.compare import LayerError, check_pair, compare_on_tok
 from vacc_deploy.reference.limits import DEFAULT_LIMITS, Limits
 from vacc_deploy.reference.next_tokens import NextTokenScores
 from vacc_deploy.reference.threads import threads_for
-from vacc_deploy.reference.windows import read_windows
+from vacc_deploy.reference.windows import check_text, read_windows
 from vacc_deploy.results import command, format_pairs, format_table
 
 
@@ -151,10 +151,12 @@ def verify(
         UsageError: no reference is known.
     """
     # First what costs little: the files of a large model take minutes to hash.
+    path = text_file or default_text_file()
+    check_text(path)
     reference = (
         Checkpoint.open(reference_dir) if reference_dir else _open_recorded_reference(deployed_dir)
     )
-    path, manifest = text_file or default_text_file(), read_manifest(deployed_dir)
+    deployed, damages = _open_deployed(deployed_dir, reference, progress)
     result = VerifyResult(
         model=model_name(deployed_dir),
         deployed_dir=deployed_dir,
@@ -162,15 +164,13 @@ def verify(
         text=path.name,
         limits=limits,
     )
-    if manifest is not None and (damages := find_damages(deployed_dir, progress)):
+    if deployed is None or damages:
         return replace(result, failures=tuple(damages), notes=(_restore(deployed_dir),))
-    deployed = Checkpoint.open(deployed_dir)
-    check_vacc_config(deployed_dir, deployed.config)
-    check_pair(reference, deployed)
     tokens, notes = read_windows(
         deployed, path, max_tokens=max_tokens, sequence_length=sequence_length
     )
-    if manifest is None:
+    has_manifest = read_manifest(deployed_dir) is not None
+    if not has_manifest:
         notes.append(f"{deployed_dir} has no {MANIFEST_NAME}: its files could not be checked.")
     with threads_for(reference.config):
         scores, layers = compare_on_tokens(reference, deployed, tokens, progress)
@@ -187,8 +187,28 @@ def verify(
         same_weights=same_weights(reference, deployed, progress) if is_equal else "",
         failures=failures,
         notes=tuple(notes),
-        next_command=_next_command(deployed_dir, deployed.config) if manifest else "",
+        next_command=_next_command(deployed_dir, deployed.config) if has_manifest else "",
     )
+
+
+def _open_deployed(
+    directory: Path, reference: Checkpoint, progress: Progress
+) -> tuple[Checkpoint | None, list[str]]:
+    """Return the deployed model and its damages; refuse before the files are hashed what can be.
+
+    None where damages keep it from being opened.
+    """
+    is_listed = read_manifest(directory) is not None
+    try:
+        deployed = Checkpoint.open(directory)
+        check_vacc_config(directory, deployed.config)
+    except (CheckpointError, UnsupportedModelError):
+        # The list of what is damaged says more than the first problem.
+        if is_listed and (damages := find_damages(directory, progress)):
+            return None, damages
+        raise
+    check_pair(reference, deployed)
+    return deployed, find_damages(directory, progress) if is_listed else []
 
 
 def _restore(directory: Path) -> str:

@@ -63,6 +63,18 @@ def read_windows(
     return torch.tensor(rows), notes
 
 
+def check_text(path: Path) -> None:
+    """Refuse a text that cannot be opened or is something else than plain text.
+
+    Raises:
+        CalibrationError: says why, and what to give.
+    """
+    with open_data(path) as file:
+        file.read(1)
+    if problem := explain_no_text(path):
+        raise CalibrationError(problem)
+
+
 def check_ids(checkpoint: Checkpoint, ids: list[int]) -> None:
     """Refuse ids that the model has no embedding for.
 
@@ -83,8 +95,7 @@ def _read_ids(tokenizer: Tokenizer, path: Path, max_tokens: int) -> tuple[list[i
     """
     # The last tokens of a text that is cut are not those of the whole text, so read a few more.
     wanted, data = max_tokens + MIN_TOKENS, b""
-    if problem := explain_no_text(path):
-        raise CalibrationError(problem)
+    check_text(path)
     try:
         with open_data(path) as file:
             while True:
