@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import stat
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -102,6 +103,7 @@ def prepare(
     dry_run: bool = False,
     progress: Progress = SILENT,
     again: Callable[[Path | str], str] = str,
+    downloading: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> PrepareResult:
     """Write a prepared directory.
 
@@ -116,6 +118,7 @@ def prepare(
         dry_run: validate and plan only.
         progress: learns of each weight file.
         again: writes the user's command line with another ``source`` alone, for messages.
+        downloading: entered while files are downloaded.
 
     Raises:
         UsageError: no source, two that contradict each other, or an unknown ``model``.
@@ -124,7 +127,15 @@ def prepare(
         OutputError: the output cannot be written.
     """
     given, known = read_request(source, model, weights, again)
-    found = find_source(given, known, output, overwrite=overwrite, dry_run=dry_run, again=again)
+    found = find_source(
+        given,
+        known,
+        output,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        again=again,
+        downloading=downloading,
+    )
     known = known or known_model(found.repository or "")
     checkpoint = _open_source(found.directory, known)
     name = known.name if known else found.name

@@ -5,6 +5,7 @@ import http.server
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -50,6 +51,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, *, with_body):
         path = self.path.partition("?")[0]
         self.server.requests.append((self.command, path))
+        if path in self.server.waiting and with_body:
+            self.server.is_asked.set()
+            self.server.may_go_on.wait(30)
         if path in self.server.failing and with_body:
             return self.send(500, b"broken", {})
         repository = self.server.repository
@@ -99,9 +103,11 @@ def server(tmp_path):
         "pytorch_model.bin": b"pickle",
     }
     server.requests, server.failing, server.repository = [], set(), REPOSITORY
+    server.waiting, server.is_asked, server.may_go_on = set(), threading.Event(), threading.Event()
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
+    server.may_go_on.set()
     server.shutdown()
     server.server_close()
     thread.join()
@@ -109,14 +115,18 @@ def server(tmp_path):
 
 def run(tmp_path, *args, endpoint="http://127.0.0.1:9", **environment):
     """Run ``vacc-deploy`` with a cache of its own."""
+    options = launch(tmp_path, *args, endpoint=endpoint, **environment)
+    return subprocess.run(**options, capture_output=True, timeout=60, check=False)
+
+
+def launch(tmp_path, *args, endpoint, **environment):
+    """Return what starts ``vacc-deploy`` with a cache of its own."""
     env = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
     env |= {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": endpoint, "NO_PROXY": "127.0.0.1"}
     env |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
     env |= {"PYTHONPATH": str(ROOT), **environment}
     command = [sys.executable, "-c", RUN, *map(str, args)]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=60, check=False
-    )
+    return {"args": command, "text": True, "env": env, "cwd": tmp_path}
 
 
 def at(server):
@@ -312,6 +322,21 @@ def test_what_can_be_refused_is_refused_before_a_download(tmp_path, server):
     full = run(tmp_path, "prepare", OTHER, endpoint=at(server))
     assert "Error: My.Fine_tune-vacc exists and is not empty." in full.stderr
     assert server.requests == []
+
+
+@pytest.mark.parametrize("command", ["prepare", "quantize"])
+def test_an_interrupted_download_says_where_its_rest_lies(tmp_path, server, command):
+    server.waiting = {f"/{REPOSITORY}/resolve/{COMMIT}/{SHARDS[1]}"}
+    options = launch(tmp_path, command, REPOSITORY, endpoint=at(server))
+    with subprocess.Popen(**options, stderr=subprocess.PIPE) as process:
+        assert server.is_asked.wait(30)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr.endswith(
+        f"Interrupted. What was downloaded stays in the Hugging Face cache ({tmp_path}/hf/hub). "
+        "The same command continues the download.\n"
+    )
 
 
 def cache(tmp_path, monkeypatch, **options):

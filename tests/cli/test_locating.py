@@ -3,7 +3,9 @@
 import pytest
 from checkpoint_builders import write_checkpoint
 from click.testing import CliRunner
+from reference_logits import edit_json
 
+from vacc_deploy.checkpoint import hub
 from vacc_deploy.cli import cli
 
 
@@ -14,7 +16,7 @@ def invoke(*args):
 COMMANDS = (
     ("prepare", "{}", "--link-mode", "copy", "--dry-run"),
     ("quantize", "{}", "--calibration", "c4=a b", "--no-scale-search"),
-    ("verify", "{}", "--max-kl", "0.5"),
+    ("verify", "{}", "--reference", "model"),
     ("verify", "model", "--reference", "{}"),
     ("generate", "{}", "--prompt", "What is 7 x 8?"),
     ("export-onnx", "{}", "--output", "o"),
@@ -25,6 +27,7 @@ COMMANDS = (
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_checkpoint(tmp_path / "model")
+    (tmp_path / "a b").write_text('{"text": "a"}')
     return tmp_path
 
 
@@ -62,6 +65,89 @@ def test_a_repository_is_looked_up_in_the_cache(folder, words):
 def test_a_dry_run_of_a_repository_downloads_nothing(folder, command):
     result = invoke(*command, "Qwen/Qwen2.5-7B", "--dry-run")
     assert result.exit_code == 1 and "a dry run downloads nothing" in result.stderr
+
+
+REPOSITORY = "some-one/My.Fine_tune"
+
+
+@pytest.fixture
+def downloads(folder, monkeypatch):
+    """Let the hub have the model of ``folder``; return what is asked of it."""
+    asked = []
+
+    def download(repository, patterns):
+        asked.append(patterns)
+        return folder / "model"
+
+    monkeypatch.setattr(hub, "_download", download)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("quantize", REPOSITORY), 1, "My.Fine_tune-int8 exists and is not empty."),
+        (("quantize", REPOSITORY, "--output", "full"), 1, "full exists and is not empty."),
+        (
+            ("quantize", REPOSITORY, "--output", "o", "--device", "cuda:99"),
+            2,
+            "--device cuda:99: torch",
+        ),
+        (
+            ("quantize", REPOSITORY, "--output", "o", "--calibration", "c4=nosuch"),
+            1,
+            "nosuch does not exist. Give the path of a calibration file.",
+        ),
+        (
+            ("quantize", REPOSITORY, "--output", "o", "--calibration", "c4=notes.txt"),
+            1,
+            "notes.txt is plain text, not C4.",
+        ),
+        (("export-onnx", REPOSITORY, "--output", "full"), 1, "full exists and is not empty."),
+        (
+            ("verify", REPOSITORY),
+            2,
+            f"{REPOSITORY} is a repository, which does not say which float model it was made from. "
+            f"Name it:\n  vacc-deploy verify {REPOSITORY} --reference REFERENCE\n",
+        ),
+        (("verify", REPOSITORY, "--reference", "nosuch"), 1, "nosuch does not exist."),
+        (
+            ("verify", REPOSITORY, "--reference", "a/b", "--text", "nosuch"),
+            1,
+            "nosuch cannot be read",
+        ),
+    ],
+)
+def test_what_costs_nothing_is_refused_before_a_download(folder, downloads, words, code, message):
+    for name in ("My.Fine_tune-int8", "full"):
+        (folder / name).mkdir()
+        (folder / name / "x").touch()
+    (folder / "notes.txt").write_text("Just text.")
+    result = invoke(*words)
+    assert result.exit_code == code and f"Error: {message}" in result.stderr, result.stderr
+    assert downloads == []
+
+
+@pytest.mark.parametrize(
+    ("words", "change", "message"),
+    [
+        (("export-onnx", "--output", "o"), {}, f" Run: vacc-deploy prepare {REPOSITORY}\n"),
+        (("export-onnx", "--output", "o", "--seq-len", "9"), {}, "--seq-len: got 9, expected a"),
+        (
+            ("quantize", "--calibration", "text=t", "--seq-len", "64"),
+            {"max_position_embeddings": 32},
+            "Sequences of 64 tokens are longer than",
+        ),
+    ],
+)
+def test_what_the_configuration_tells_is_refused_before_the_weights_are_downloaded(
+    folder, downloads, words, change, message
+):
+    edit_json(folder / "model" / "config.json", **change)
+    (folder / "t").write_text("Just text.")
+    result = invoke(words[0], REPOSITORY, *words[1:])
+    assert result.exit_code in (1, 2) and message in result.stderr, result.stderr
+    assert downloads == [["config.json", "adapter_config.json"]]
 
 
 @pytest.mark.parametrize("option", [(), ("--weights",), ("--model",)])

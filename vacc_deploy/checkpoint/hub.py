@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from vacc_deploy.checkpoint.manifest import model_name
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.checkpoint.recognize import ADAPTER_CONFIG, recognize
 from vacc_deploy.errors import CheckpointError
-from vacc_deploy.models.config import CONFIG_NAME
+from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
 from vacc_deploy.models.parse import read_config
 
 _WEIGHTS = [CONFIG_NAME, "*.safetensors", "*.safetensors.index.json"]
@@ -49,6 +50,8 @@ def fetch(
     again: Callable[[Path | str], str] = str,
     may_download: bool = True,
     before_download: Callable[[str], object] = lambda name: None,
+    check_config: Callable[[ModelConfig], object] = lambda config: None,
+    downloading: Callable[[], AbstractContextManager[None]] = nullcontext,
     prefix: str = "",
 ) -> Source:
     """Return the newest complete snapshot in the cache, downloading what is missing.
@@ -61,6 +64,8 @@ def fetch(
         again: writes the user's command line with another directory, for messages.
         may_download: false for a dry run.
         before_download: called with the model's name before anything is downloaded.
+        check_config: called with the configuration before the weights are downloaded.
+        downloading: entered while files are downloaded.
         prefix: begins the message that the repository cannot be had.
 
     Raises:
@@ -78,9 +83,11 @@ def fetch(
         )
     before_download(_name(repository))
     try:
-        # The configuration comes first: another architecture is refused before its gigabytes.
-        _check_config(_download(repository, [CONFIG_NAME, ADAPTER_CONFIG]), repository, again)
-        directory = _download(repository, _PATTERNS)
+        with downloading():
+            # The configuration comes first: a model that is no use is refused before its gigabytes.
+            directory = _download(repository, [CONFIG_NAME, ADAPTER_CONFIG])
+            check_config(_read_config(directory, repository, again))
+            directory = _download(repository, _PATTERNS)
     except _transport_errors() as err:
         raise CheckpointError(prefix + _advise(repository, err, again)) from err
     if not any(directory.glob("*.safetensors")):
@@ -118,10 +125,11 @@ def _name(repository: str) -> str:
     return repository.rpartition("/")[2]
 
 
-def _check_config(directory: Path, repository: str, again: Callable[[Path | str], str]) -> None:
+def _read_config(
+    directory: Path, repository: str, again: Callable[[Path | str], str]
+) -> ModelConfig:
     if (directory / CONFIG_NAME).is_file():
-        read_config(directory)
-        return
+        return read_config(directory)
     if (directory / ADAPTER_CONFIG).is_file() and (finding := recognize(directory)):
         raise CheckpointError(finding.to_text(again))
     raise CheckpointError(

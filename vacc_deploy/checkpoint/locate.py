@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from vacc_deploy.checkpoint.hub import Source, fetch
 from vacc_deploy.checkpoint.recognize import ARCHIVES, PICKLES, recognize, recognize_missing
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.models.catalog import ORGANIZATION, known_model, near_names
+from vacc_deploy.models.config import ModelConfig
 
 # The hub's own rule for owner/name, of which each part begins and ends with a letter or digit.
 _PART = r"\w(?:[\w.-]{0,94}\w)?"
@@ -29,6 +31,8 @@ def locate(
     needs_float: bool = False,
     may_download: bool = True,
     before_download: Callable[[str], object] = lambda name: None,
+    check_config: Callable[[ModelConfig], object] = lambda config: None,
+    downloading: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Source:
     """Return the checkpoint directory that the user means, and where it is from.
 
@@ -42,6 +46,8 @@ def locate(
         may_download: false for a dry run.
         before_download: called with the model's name before anything is downloaded; whatever else
             can be refused should be refused here.
+        check_config: called with the configuration before the weights are downloaded, likewise.
+        downloading: entered while files are downloaded.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is something else; says what to give.
@@ -68,6 +74,8 @@ def locate(
         again=again,
         may_download=may_download,
         before_download=before_download,
+        check_config=check_config,
+        downloading=downloading,
         prefix=f"There is no directory {given}{f' (did you mean {near}?)' if near else ''}. ",
     )
 

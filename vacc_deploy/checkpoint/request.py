@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from vacc_deploy.checkpoint.hub import Source, fetch
@@ -66,6 +67,7 @@ def find_source(
     overwrite: bool,
     dry_run: bool,
     again: Callable[[Path | str], str],
+    downloading: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Source:
     """Return the weights, downloaded if need be; see that they are not prepared already."""
 
@@ -77,9 +79,12 @@ def find_source(
         return f"{again(place)} --model {known.aliases[0]}" if known else again(place)
 
     if known is not None and given is None:
-        may_download = not dry_run
         return fetch(
-            known.repository, again=command_line, may_download=may_download, before_download=check
+            known.repository,
+            again=command_line,
+            may_download=not dry_run,
+            before_download=check,
+            downloading=downloading,
         )
     found = locate(
         given or "",
@@ -87,6 +92,7 @@ def find_source(
         needs_float=True,
         may_download=not dry_run,
         before_download=check,
+        downloading=downloading,
     )
     directory = found.directory
     # With an --output the user knows that it is another directory.

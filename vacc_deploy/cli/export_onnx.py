@@ -11,6 +11,7 @@ from vacc_deploy.cli.options import (
     CHECKPOINT,
     again_with,
     common_options,
+    downloading,
     emit,
     output_option,
     output_options,
@@ -66,16 +67,25 @@ def export_onnx_command(
     Example: vacc-deploy export-onnx DeepSeek-R1-Distill-Qwen-1.5B-vacc-int8 --output onnx
     """
     from vacc_deploy.checkpoint.locate import locate
+    from vacc_deploy.checkpoint.output import check_output
     from vacc_deploy.cli.terminal import quiet_transformers, terminal_progress
-    from vacc_deploy.graphs.export import export_onnx
+    from vacc_deploy.graphs.export import check_repository, export_onnx
     from vacc_deploy.graphs.result import ExportOptions
 
     quiet_transformers()
-    again = partial(again_with, "directory")
+    options = ExportOptions(stage, seq_len, max_seq_len, opset, not strip_functions)
+    source = locate(
+        directory,
+        again=partial(again_with, "directory"),
+        may_download=not dry_run,
+        before_download=lambda name: check_output(output, overwrite=overwrite),
+        check_config=partial(check_repository, directory, options=options),
+        downloading=downloading,
+    )
     result = export_onnx(
-        locate(directory, again=again, may_download=not dry_run).directory,
+        source.directory,
         output=output,
-        options=ExportOptions(stage, seq_len, max_seq_len, opset, not strip_functions),
+        options=options,
         overwrite=overwrite,
         dry_run=dry_run,
         progress=terminal_progress(),

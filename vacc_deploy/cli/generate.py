@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vacc_deploy.cli.options import CHECKPOINT, again_with, common_options, emit, is_json
+from vacc_deploy.cli.options import (
+    CHECKPOINT,
+    again_with,
+    common_options,
+    downloading,
+    emit,
+    is_json,
+)
 from vacc_deploy.errors import UsageError
 from vacc_deploy.results import command, escape_controls
 from vacc_deploy.text.prompts import (
@@ -98,7 +105,8 @@ def generate_command(
 
     quiet_transformers()
     options = SamplingOptions(temperature, top_p, top_k, seed, greedy)
-    source = locate(directory, again=partial(again_with, "directory"))
+    again = partial(again_with, "directory")
+    source = locate(directory, again=again, downloading=downloading)
     responder = Responder(source.directory, max_new_tokens=max_new_tokens, options=options)
     if interactive:
         chat(responder, show=_show)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -104,6 +105,21 @@ def settings() -> dict[str, Any]:
     ``is_printed`` that the result is on its way to stdout.
     """
     return click.get_current_context().meta
+
+
+@contextmanager
+def downloading() -> Iterator[None]:
+    """Let an interruption within this block tell where the rest of a download lies."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    before = settings().get("what_stays")
+    settings()["what_stays"] = lambda: (
+        f"What was downloaded stays in the Hugging Face cache ({HF_HUB_CACHE}). The same command "
+        "continues the download."
+    )
+    yield
+    # Not after an interruption, which it is to tell of.
+    settings()["what_stays"] = before
 
 
 def is_json() -> bool:

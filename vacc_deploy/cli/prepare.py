@@ -11,6 +11,7 @@ from vacc_deploy.cli.options import (
     CHECKPOINT,
     again_with,
     common_options,
+    downloading,
     emit,
     output_option,
     output_options,
@@ -59,4 +60,5 @@ def prepare_command(**options: Any) -> None:
 
     # The options have the names of the function's arguments.
     again = partial(again_with, "source", without=("model", "weights"))
-    emit(prepare(**options, progress=terminal_progress(), again=again))
+    result = prepare(**options, progress=terminal_progress(), again=again, downloading=downloading)
+    emit(result)

@@ -14,6 +14,7 @@ from vacc_deploy.cli.options import (
     CHECKPOINT,
     again_with,
     common_options,
+    downloading,
     emit,
     output_option,
     output_options,
@@ -65,7 +66,11 @@ def quantize_command(
     from vacc_deploy.cli.resuming import overwrite_command, resume_command
     from vacc_deploy.cli.terminal import quiet_transformers, terminal_progress
     from vacc_deploy.progress import SILENT
-    from vacc_deploy.quantize.plan import RESUME_OR_OVERWRITE
+    from vacc_deploy.quantize.plan import (
+        RESUME_OR_OVERWRITE,
+        check_before_download,
+        check_before_weights,
+    )
     from vacc_deploy.quantize.run import quantize
 
     if given["answers"] == "own":  # written by a model of transformers
@@ -82,7 +87,16 @@ def quantize_command(
             again=partial(again_with, "checkpoint_dir"),
             needs_float=True,
             may_download=not dry_run,
-            before_download=lambda name: options.check(),
+            before_download=partial(
+                check_before_download,
+                options=options,
+                output=output,
+                overwrite=overwrite,
+                resume=resume,
+                ranks=ranks,
+            ),
+            check_config=partial(check_before_weights, checkpoint_dir, options=options),
+            downloading=downloading,
         )
         result = quantize(
             source.directory,

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import click
 
-from vacc_deploy.cli.options import CHECKPOINT, FILE, again_with, common_options, emit
+from vacc_deploy.cli.options import (
+    CHECKPOINT,
+    FILE,
+    again_with,
+    common_options,
+    downloading,
+    emit,
+)
+from vacc_deploy.errors import UsageError
 from vacc_deploy.reference.limits import MAX_KL, MIN_TOP1, Limits
 
 
@@ -59,14 +67,35 @@ def verify_command(
 
     Example: vacc-deploy verify DeepSeek-R1-Distill-Qwen-7B-vacc-int8
     """
-    from vacc_deploy.checkpoint.locate import locate
+    from vacc_deploy.checkpoint.locate import find_repository, locate
     from vacc_deploy.cli.terminal import terminal_progress
     from vacc_deploy.reference.verify import verify
+    from vacc_deploy.reference.windows import check_text
 
-    deployed = locate(deployed_dir, again=partial(again_with, "deployed_dir"))
+    again = partial(again_with, "reference")
+
+    def check(name: str) -> None:
+        # Before a download of gigabytes.
+        if reference is None:
+            raise UsageError(
+                f"{deployed_dir} is a repository, which does not say which float model it was made "
+                f"from. Name it:\n  {again('REFERENCE')}"
+            )
+        if find_repository(reference) is None:
+            locate(reference, again=again)
+        if text is not None:
+            check_text(text)
+
+    deployed = locate(
+        deployed_dir,
+        again=partial(again_with, "deployed_dir"),
+        before_download=check,
+        downloading=downloading,
+    )
     reference_dir = None
     if reference is not None:
-        reference_dir = locate(reference, again=partial(again_with, "reference")).directory
+        found = locate(reference, again=again, before_download=check, downloading=downloading)
+        reference_dir = found.directory
     result = verify(
         deployed.directory,
         reference_dir=reference_dir,

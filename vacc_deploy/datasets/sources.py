@@ -121,6 +121,15 @@ def read_documents(source: CalibrationSource) -> Documents:
         raise CalibrationError(problem) from err
 
 
+def check_source(source: CalibrationSource) -> None:
+    """Read a first document, and so refuse a file that is missing, damaged or of another kind.
+
+    Raises: see ``read_documents``.
+    """
+    with closing(read_documents(source)) as documents:
+        next(documents)
+
+
 def _read_file(source: CalibrationSource) -> Documents:
     is_empty = True
     # Closed at once where the caller stops early, not when the collector comes.

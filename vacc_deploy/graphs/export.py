@@ -74,13 +74,8 @@ def export_onnx(
     """
     options = options or ExportOptions()
     checkpoint = Checkpoint.open(directory)
-    check_for_compiler(directory, checkpoint.config)
-    shape = _check_options(checkpoint.config, options)
-    if needs_vacc_config(checkpoint.config) and not (directory / VACC_CONFIG_NAME).is_file():
-        raise CheckpointError(
-            f"{directory} has no {VACC_CONFIG_NAME}: it is not prepared, and its graph would be "
-            f"another one than vamc builds. Run: {command('prepare', directory)}"
-        )
+    is_prepared = (directory / VACC_CONFIG_NAME).is_file()
+    shape = _check_config(directory, checkpoint.config, options, is_prepared=is_prepared)
     notes = check_output(output, overwrite=overwrite, inputs=(directory,), dry_run=dry_run)
     weight_bytes = _graph_bytes(checkpoint)
     # While a graph is written, the exporter's own file of it is there too.
@@ -101,6 +96,30 @@ def export_onnx(
         peak_memory_bytes=peak_memory_bytes(),
         failures=find_failures(checkpoint.config, graphs, agreement),
     )
+
+
+def check_repository(repository: str, config: ModelConfig, options: ExportOptions) -> None:
+    """Refuse, before its weights are downloaded, what cannot be exported.
+
+    Raises:
+        UsageError: see ``export_onnx``.
+        CheckpointError: the architecture wants a prepared directory, which no repository is.
+    """
+    _check_config(Path(repository), config, options, is_prepared=False)
+
+
+def _check_config(
+    directory: Path, config: ModelConfig, options: ExportOptions, *, is_prepared: bool
+) -> GraphShape:
+    """Return the sizes of the graphs, or refuse the model or the options."""
+    check_for_compiler(directory, config)
+    shape = _check_options(config, options)
+    if needs_vacc_config(config) and not is_prepared:
+        raise CheckpointError(
+            f"{directory} has no {VACC_CONFIG_NAME}: it is not prepared, and its graph would be "
+            f"another one than vamc builds. Run: {command('prepare', directory)}"
+        )
+    return shape
 
 
 def _check_options(config: ModelConfig, options: ExportOptions) -> GraphShape:

@@ -12,8 +12,10 @@ from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
 from vacc_deploy.checkpoint.manifest import model_name, snapshot_name, stored_layout
 from vacc_deploy.checkpoint.output import check_output, check_space, partial_path
 from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.datasets.sources import check_source
 from vacc_deploy.errors import CheckpointError, OutputError, UsageError
 from vacc_deploy.formats.layouts import INT8, LAYOUTS
+from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.models.directory_config import check_format
 from vacc_deploy.models.vacc_config import check_vacc_config, ways_to_the_card
 from vacc_deploy.progress import SILENT, KeptLayers, Progress
@@ -95,7 +97,7 @@ def plan_run(
         _say_ways(checkpoint, options, progress)
         standing = look_at(output_dir, options.formats)
         asked = {"resume": resume, "overwrite": overwrite, "dry_run": dry_run}
-        notes = check_place(standing, output_dir, checkpoint, progress, **asked)
+        notes = check_place(standing, output_dir, checkpoint.input_paths(), progress, **asked)
     left = standing if isinstance(standing, Run) else None
     if resume and left and not dry_run and kept:
         # An interruption may also come before the first layer of a resumed run.
@@ -129,6 +131,44 @@ def plan_run(
     return PlannedRun(plan, result, run, standing=standing, started=started)
 
 
+def check_before_download(
+    name: str,
+    *,
+    options: QuantizeOptions,
+    output: Path | None,
+    overwrite: bool,
+    resume: bool,
+    ranks: Ranks = ALONE,
+) -> None:
+    """Refuse what can be refused before anything of the model ``name`` is downloaded.
+
+    Raises: see ``quantize``.
+    """
+    options.check()
+    choose_compute(options.device, options.compute_dtype)
+    if ranks.rank > 0:  # only the first one reads text and writes
+        return
+    for source in options.sources:
+        check_source(source)
+    output_dir = output or Path(_output_name(name, options.formats))
+    standing = look_at(output_dir, options.formats)
+    asked = {"resume": resume, "overwrite": overwrite, "dry_run": False}
+    check_place(standing, output_dir, (), SILENT, **asked)
+
+
+def check_before_weights(repository: str, config: ModelConfig, options: QuantizeOptions) -> None:
+    """Refuse a model by its configuration alone.
+
+    Raises: see ``quantize``.
+    """
+    if config.quantization_format:
+        raise _quantized_already(repository)
+    for layout in options.formats:
+        check_format(layout, config)
+    if options.method != RTN:
+        check_sequence_length(config, options.sequence_length)
+
+
 def _say_ways(checkpoint: Checkpoint, options: QuantizeOptions, progress: Progress) -> None:
     """Say before hours of work which directories vamc will be able to read."""
     ways = ways_to_the_card(checkpoint.config)
@@ -141,7 +181,7 @@ def _say_ways(checkpoint: Checkpoint, options: QuantizeOptions, progress: Progre
 def check_place(
     standing: Standing,
     output_dir: Path,
-    checkpoint: Checkpoint,
+    inputs: tuple[Path, ...],
     progress: Progress,
     *,
     resume: bool,
@@ -162,7 +202,6 @@ def check_place(
     if resume and isinstance(standing, Finished):  # nothing will be written
         return ()
     may_replace = overwrite or (resume and isinstance(standing, Run) and standing.overwrite)
-    inputs = checkpoint.input_paths()
     return check_output(output_dir, overwrite=may_replace, inputs=inputs, dry_run=dry_run)
 
 
@@ -192,13 +231,17 @@ def _open_float(checkpoint_dir: Path, formats: tuple[str, ...]) -> Checkpoint:
     """Return the checked source of float weights, which all of ``formats`` can hold."""
     checkpoint = Checkpoint.open(checkpoint_dir)
     if stored_layout(checkpoint_dir, checkpoint.config):
-        raise CheckpointError(
-            f"{checkpoint_dir} is quantized already. Give the float directory it was made from."
-        )
+        raise _quantized_already(checkpoint_dir)
     check_vacc_config(checkpoint_dir, checkpoint.config)
     for layout in formats:
         check_format(layout, checkpoint.config)
     return checkpoint
+
+
+def _quantized_already(place: Path | str) -> CheckpointError:
+    return CheckpointError(
+        f"{place} is quantized already. Give the float directory it was made from."
+    )
 
 
 def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:
@@ -208,11 +251,14 @@ def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:
     directory: the cache is not ours to write to.
     """
     named = checkpoint_dir if checkpoint_dir.name not in ("", "..") else checkpoint_dir.resolve()
-    ending = LAYOUTS[formats[0]].ending if len(formats) == 1 else "quantized"
     # Not all links resolved: a link that stands elsewhere gives its own name.
     if repository := snapshot_name(named.parent.resolve() / named.name):
-        return Path(f"{repository}-{ending}")
-    return named.with_name(f"{named.name}-{ending}")
+        return Path(_output_name(repository, formats))
+    return named.with_name(_output_name(named.name, formats))
+
+
+def _output_name(name: str, formats: tuple[str, ...]) -> str:
+    return f"{name}-{LAYOUTS[formats[0]].ending if len(formats) == 1 else 'quantized'}"
 
 
 def read_calibration_rows(
