@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -307,3 +308,10 @@ def test_a_directory_that_cannot_be_listed(tmp_path, monkeypatch):
     monkeypatch.setattr("os.scandir", refuse)
     with pytest.raises(CheckpointError, match="cannot be read: Permission denied."):
         recognize(tmp_path)
+
+
+def test_a_file_of_line_ends_is_recognised_at_once(tmp_path):
+    (tmp_path / "a.yaml").write_text("\n" * (1 << 19))
+    started = time.process_time()
+    recognize(tmp_path / "a.yaml")
+    assert time.process_time() - started < 1

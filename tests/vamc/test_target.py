@@ -210,6 +210,20 @@ def test_a_vamc_directory_must_say_float16(made, tmp_path, name, dtype):
         find_target(str(directory))
 
 
+@pytest.mark.parametrize("name", ["config.json", "config_vacc.json"])
+def test_a_vamc_directory_must_say_float16_under_both_names(made, tmp_path, name):
+    directory = shutil.copytree(made["qwen2", "vamc"], tmp_path / "x")
+    change(directory / name, dtype="bfloat16")
+    with pytest.raises(CheckpointError, match=rf"{name}: dtype is 'bfloat16'"):
+        find_target(str(directory))
+
+
+def test_a_huge_source_file_is_not_read(prepared):
+    with open(prepared / SOURCE_FILES[0], "wb") as file:
+        file.truncate(20 << 30)  # sparse
+    assert "differs from the file" in find_target(str(prepared)).notes[0]
+
+
 def test_int8_codes_need_experimental_and_say_untried_in_the_first_line(made):
     directory = made["qwen2", "int8"]
     with pytest.raises(UsageError, match=r"untried whether vamc takes them.*--experimental"):

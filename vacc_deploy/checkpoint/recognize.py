@@ -157,9 +157,9 @@ def _archive(path: Path) -> Finding:
 def _yaml(path: Path) -> Finding:
     what = f"{path} is a YAML file, as vamc reads it, not a checkpoint."
     text = read_bounded(path, _MAX_SMALL_FILE).decode("utf-8", errors="replace")
-    stated = re.search(r"^\s*checkpoint:\s*['\"]?([^'\"\n]{1,1000}?)['\"]?\s*$", text, re.MULTILINE)
-    if stated and Path(stated[1]).is_dir():
-        return Finding(what, (Path(stated[1]),), "It names this directory")
+    stated = re.search(r"^[ \t]*checkpoint:[ \t]*['\"]?([^'\"\n]{1,1000})", text, re.MULTILINE)
+    if stated and Path(stated[1].strip()).is_dir():
+        return Finding(what, (Path(stated[1].strip()),), "It names this directory")
     return Finding(f"{what} Give the directory that its line 'checkpoint:' names.")
 
 

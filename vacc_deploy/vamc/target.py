@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vacc_deploy.assets import SOURCE_FILES, source_file
+from vacc_deploy.assets import SOURCE_FILES, is_own_source
 from vacc_deploy.checkpoint.locate import find_repository, locate
 from vacc_deploy.checkpoint.manifest import model_name, read_manifest, stored_layout
 from vacc_deploy.checkpoint.reader import Checkpoint
@@ -125,10 +125,15 @@ def _check_float16(directory: Path) -> None:
         if not (directory / name).is_file():
             continue
         values = read_object(directory / name)
-        stated = values.get("torch_dtype", values.get("dtype"))
-        if stated != _WEIGHT_DTYPE:
+        # transformers 5 lets dtype win, older versions read torch_dtype only.
+        stated = {"torch_dtype": values.get("torch_dtype"), "dtype": values.get("dtype")}
+        if "dtype" not in values:
+            del stated["dtype"]
+        for key, dtype in stated.items():
+            if dtype == _WEIGHT_DTYPE:
+                continue
             raise CheckpointError(
-                f"{directory / name}: torch_dtype is {stated!r:.100}, expected {_WEIGHT_DTYPE!r}. "
+                f"{directory / name}: {key} is {dtype!r:.100}, expected {_WEIGHT_DTYPE!r}. "
                 "The weights are int8 values stored as float16; in another dtype many of them "
                 "would become other integers. Restore the file, or quantize again."
             )
@@ -144,7 +149,7 @@ def _notes(directory: Path, config: ModelConfig) -> tuple[str, ...]:
     other = [
         name
         for name in (SOURCE_FILES if needs_vacc_config(config) else ())
-        if (directory / name).read_bytes() != source_file(name).read_bytes()
+        if not is_own_source(directory / name)
     ]
     if other:
         notes.append(
