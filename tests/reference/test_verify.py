@@ -448,7 +448,7 @@ def test_verify_model_that_knows_nothing_of_the_text_never_passes(tmp_path):
         "the deployed model knows nothing",
     ]
     assert values["failures"][0].endswith(", guessing among its vocabulary gives 272")
-    assert "give another with --text" in values["notes"][-1]
+    assert "was trained on with --text" in values["notes"][-1]
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])

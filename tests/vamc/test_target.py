@@ -140,13 +140,34 @@ def test_a_model_name_stands_for_what_the_commands_before_write():
 
 
 @pytest.mark.parametrize(
-    "name", ["config_vacc.json", *SOURCE_FILES, "tokenizer.json", "model.safetensors"]
+    "name",
+    [
+        "config_vacc.json",
+        *SOURCE_FILES,
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors",
+    ],
 )
 def test_a_directory_without_a_file_that_vamc_needs_is_refused(prepared, name):
     (prepared / name).unlink()
     with pytest.raises(CheckpointError) as caught:
         find_target(str(prepared))
     assert name in str(caught.value)
+
+
+def test_several_shards_without_an_index_are_refused(tmp_path):
+    source = write_checkpoint(tmp_path / "m", model_type="llama", shards=2)
+    find_target(str(source))
+    (source / "model.safetensors.index.json").unlink()
+    with pytest.raises(CheckpointError, match=r"index\.json is missing"):
+        find_target(str(source))
+
+
+def test_a_vamc_directory_that_lost_its_manifest_is_known_by_its_report(made, tmp_path):
+    directory = shutil.copytree(made["llama", "vamc"], tmp_path / "x")
+    (directory / "vacc_deploy.json").unlink()
+    assert find_target(str(directory)).layout == "vamc"
 
 
 def test_an_unprepared_qwen_is_refused_with_the_command(tmp_path):

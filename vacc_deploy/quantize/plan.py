@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
-from vacc_deploy.checkpoint.manifest import model_name, snapshot_name, stored_layout
+from vacc_deploy.checkpoint.manifest import model_name, read_manifest, snapshot_name, stored_layout
 from vacc_deploy.checkpoint.output import check_output, check_space, partial_path
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, OutputError, UsageError
@@ -193,12 +194,20 @@ def _open_float(checkpoint_dir: Path, formats: tuple[str, ...]) -> Checkpoint:
     checkpoint = Checkpoint.open(checkpoint_dir)
     if stored_layout(checkpoint_dir, checkpoint.config):
         raise CheckpointError(
-            f"{checkpoint_dir} is quantized already. Give the float directory it was made from."
+            f"{checkpoint_dir} is quantized already. Give the float directory it was made from"
+            f"{_name_source(checkpoint_dir)}."
         )
     check_vacc_config(checkpoint_dir, checkpoint.config)
     for layout in formats:
         check_format(layout, checkpoint.config)
     return checkpoint
+
+
+def _name_source(quantized_dir: Path) -> str:
+    """Return which directory a quantized one was made from, as far as it says."""
+    source = (read_manifest(quantized_dir) or {}).get("source")
+    path = source.get("path") if isinstance(source, dict) else None
+    return f": {os.path.normpath(quantized_dir / path)}" if isinstance(path, str) else ""
 
 
 def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:

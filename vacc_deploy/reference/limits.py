@@ -57,7 +57,7 @@ class Limits:
         if not scores.top1 >= min_top1 - top1_room:
             lines.append(f"same top token is {scores.top1:.4f}, the limit is {min_top1:g}")
         for name, perplexity in _by_model(scores).items():
-            if not perplexity < _GUESSING * vocab_size:
+            if guesses(perplexity, vocab_size):
                 lines.append(
                     f"the {name} model knows nothing of this text: its perplexity is "
                     f"{perplexity:,.0f}, guessing among its vocabulary gives {vocab_size:,}"
@@ -112,6 +112,11 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+
+
+def guesses(perplexity: float, vocab_size: int) -> bool:
+    """Return whether a model of this perplexity does little more than guess; NaN does."""
+    return not perplexity < _GUESSING * vocab_size
 
 
 def _by_model(scores: NextTokenScores) -> dict[str, float]:

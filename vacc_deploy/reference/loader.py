@@ -88,8 +88,8 @@ def check_source_files(directory: Path) -> None:
     if changed:
         raise CheckpointError(
             f"{directory}: {', '.join(changed)} missing or not the file this version of "
-            "vacc-deploy carries. Loading would run it as code, so it is refused. Prepare the "
-            "directory again with this version."
+            "vacc-deploy carries. Loading would run it as code, so it is refused. Make the "
+            "directory again with prepare or quantize of this version."
         )
 
 
