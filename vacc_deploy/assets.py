@@ -34,6 +34,14 @@ def source_file(name: str) -> Path:
     return asset_dir("source_code") / name
 
 
+def is_own_source(path: Path) -> bool:
+    """Return whether ``path`` is, byte for byte, the one of ``SOURCE_FILES`` of its name."""
+    own = source_file(path.name)
+    # The size first: a stranger's file may be of any.
+    is_same_size = path.is_file() and path.stat().st_size == own.stat().st_size
+    return is_same_size and path.read_bytes() == own.read_bytes()
+
+
 def demo_model_dir() -> Path:
     """Return the directory of the small trained model that the package carries."""
     return _PACKAGE_DIR / "data" / "demo_model"

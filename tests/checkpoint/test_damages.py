@@ -128,6 +128,9 @@ def test_directories_of_several_formats_are_looked_into(copied):
         ({"/etc/hostname": {}}, "vacc_deploy.json: it lists '/etc/hostname', outside of"),
         ({"config.json": 5}, "config.json: vacc_deploy.json gives no hash of it"),
         ({"config.json": {"bytes": "5", "sha256": "0"}}, "config.json: vacc_deploy.json gives no"),
+        ({"config.json": {"bytes": 10**400, "sha256": "0"}}, "config.json: vacc_deploy.json gives"),
+        ({"config.json": {"bytes": -1, "sha256": "0"}}, "config.json: vacc_deploy.json gives no"),
+        ({"x\nPassed: y": {}}, "x\\nPassed: y: it is missing"),
         ({"config.json": {"bytes": 5}}, "config.json: vacc_deploy.json gives no hash of it"),
         ({"vacc_deploy.json": {"bytes": 1, "sha256": "0"}}, "vacc_deploy.json: it has "),
     ],
@@ -139,7 +142,7 @@ def test_a_strange_manifest(copied, files, problem):
     (directory / MANIFEST_NAME).write_text(json.dumps(manifest))
     problems = find_damages(directory)
     assert any(line.startswith(problem) for line in problems)
-    assert not any("\x1b" in line for line in problems)
+    assert not any("\x1b" in line or "\n" in line for line in problems)
 
 
 def test_progress_counts_the_weights_that_are_read(outputs):

@@ -93,7 +93,7 @@ def test_read_header_equals_the_library_on_its_own_file(tmp_path):
         (b"\x01\x00\x00", "got 3 bytes, its header alone asks for 9"),
         (struct.pack("<Q", 50) + b"{}", "got 10 bytes, its header alone asks for 58"),
         (b"\xff" * 8, "got 8 bytes, its header alone asks for 18,446,744,073,709,551,623"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "truncated or not a safetensors file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer"),
         (b"<!DOCTYPE html><html></html>", "truncated or not a safetensors file"),
     ],
     ids=["empty", "short", "header-cut", "huge-length", "lfs-pointer", "html"],

@@ -2,12 +2,13 @@
 
 import shlex
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 from checkpoint_builders import write_checkpoint, write_json
 
-from vacc_deploy.checkpoint.recognize import recognize
+from vacc_deploy.checkpoint.recognize import recognize, recognize_missing
 from vacc_deploy.errors import CheckpointError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -307,3 +308,26 @@ def test_a_directory_that_cannot_be_listed(tmp_path, monkeypatch):
     monkeypatch.setattr("os.scandir", refuse)
     with pytest.raises(CheckpointError, match="cannot be read: Permission denied."):
         recognize(tmp_path)
+
+
+def test_a_file_of_line_ends_is_recognised_at_once(tmp_path):
+    (tmp_path / "a.yaml").write_text("\n" * (1 << 19))
+    started = time.process_time()
+    recognize(tmp_path / "a.yaml")
+    assert time.process_time() - started < 1
+
+
+def test_what_was_not_made_yet_is_made_by_the_command_before(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "DeepSeek-R1-Distill-Qwen-7B-vacc"
+    prepare = "Make it first:\n  vacc-deploy prepare Distill-Qwen-7B"
+    assert recognize_missing(Path(name)).to_text().endswith(prepare)
+    both = recognize_missing(Path(f"{name}-int8")).to_text()
+    assert both.endswith(f"{prepare}\n  vacc-deploy quantize {name}")
+    Path(name).mkdir()
+    codes = recognize_missing(Path(f"{name}-int8-codes")).to_text()
+    assert codes.endswith(f"Make it first:\n  vacc-deploy quantize {name} --format int8")
+    Path("my tune-vacc").mkdir()
+    own = recognize_missing(Path("my tune-vacc-int8")).to_text()
+    assert own.endswith("Make it first:\n  vacc-deploy quantize 'my tune-vacc'")
+    assert "Make it first" not in recognize_missing(Path("other-vacc")).to_text()

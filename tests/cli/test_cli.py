@@ -559,3 +559,9 @@ def test_plain_progress_takes_the_time_left_from_what_was_not_skipped(capsys):
         "Quantizing: 6 of 10 layers  6 layers were finished before\n"
         "Quantizing: 7 of 10 layers, 6.0 s left  layer 6\n"
     )
+
+
+@pytest.mark.parametrize("name", ["check", "compile", "serve"])
+def test_a_step_of_the_vendor_s_says_whose_it_is(name):
+    result = invoke(name, "x.yaml")
+    assert result.exit_code == 2 and f"There is no command {name} yet." in result.output

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import time
 import zipfile
 from pathlib import Path
 
@@ -248,3 +249,10 @@ def test_the_command_that_converts_a_text_works(tmp_path):
     line = recognize.recognize(path).advice.partition("\n  ")[2]
     subprocess.run(line, shell=True, cwd=tmp_path, check=True)
     assert Path(tmp_path / "a b.txt.utf8").read_text("utf-8") == "通常文本"
+
+
+def test_a_file_of_spaces_is_recognised_at_once(tmp_path):
+    (tmp_path / "a.json").write_text("{" + " " * (1 << 16))
+    started = time.process_time()
+    recognize.recognize(tmp_path / "a.json")
+    assert time.process_time() - started < 1

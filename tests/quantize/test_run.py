@@ -505,3 +505,14 @@ def test_a_qwen_needs_no_word_on_ways_to_the_card(tmp_path):
     source, recorder = make_source(tmp_path / "model"), Recorder()
     quantize(source, options=QuantizeOptions("rtn"), dry_run=True, progress=recorder)
     assert not recorder.said and not recorder.warnings
+
+
+def test_a_quantized_source_names_the_float_one(tmp_path):
+    source = make_source(tmp_path / "model")
+    deployed = quantize(source, options=QuantizeOptions("rtn")).output_dir
+    with pytest.raises(CheckpointError) as caught:
+        quantize(deployed, options=QuantizeOptions("rtn"))
+    assert str(caught.value).endswith(f"Give the float directory it was made from: {source}.")
+    (deployed / "model-00002-of-00004.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="Run the vacc-deploy quantize that wrote"):
+        Checkpoint.open(deployed)

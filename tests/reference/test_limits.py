@@ -60,6 +60,19 @@ def test_the_defaults_have_room_for_chance_and_say_so():
     )
 
 
+def test_the_room_does_not_grow_with_the_damage():
+    scores = make_scores(mean_kl=2.1 * MAX_KL, kl_standard_error=1.0)
+    assert Limits().failures(scores, VOCAB_SIZE) == ("mean KL is 0.042000, the limit is 0.02",)
+
+
+def test_a_verdict_by_the_room_says_so():
+    scores = make_scores(num_tokens=64, mean_kl=0.03, kl_standard_error=0.0034, top1=0.84)
+    assert Limits().describe(scores) == (
+        "mean KL 0.030000 (limit 0.02, with room for chance 0.0302), "
+        "same top token 84.00% (limit 93.00%, with room for chance 83.43%)."
+    )
+
+
 def test_a_limit_that_was_given_is_exact():
     scores = make_scores(num_tokens=64, mean_kl=0.011, kl_standard_error=0.01, top1=0.94)
     limits = Limits(max_kl=0.01, min_top1=0.95)

@@ -13,7 +13,10 @@ from texts import read_json
 from tokenizer_builders import BOS_ID
 
 from vacc_deploy.assets import SOURCE_FILES
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError
+from vacc_deploy.quantize.options import QuantizeOptions
+from vacc_deploy.quantize.run import quantize
 from vacc_deploy.reference.generate import continue_prompts
 from vacc_deploy.reference.loader import activation_dtype, check_source_files, load_model
 from vacc_deploy.text.tokenizer import Tokenizer
@@ -243,3 +246,14 @@ def test_load_model_generation_config_that_is_no_object_is_named(tmp_path):
     (directory / "generation_config.json").write_text("[]", "utf-8")
     with pytest.raises(CheckpointError, match="generation_config.json holds list, expected a JSON"):
         load_model(directory)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+def test_bfloat16_keeps_the_int8_values_of_a_vamc_directory(tmp_path, model_type):
+    source = write_checkpoint(tmp_path / "model", model_type=model_type)
+    both = quantize(source, options=QuantizeOptions("rtn", formats=("vamc", "int8"))).output_dir
+    model = load_model(both / "vamc", dtype=torch.bfloat16)
+    stored = Checkpoint.open(both / "int8")
+    for name in stored.config.linear_names():
+        assert torch.equal(model.get_submodule(name).weight, stored.read(f"{name}.weight"))
+    assert load_model(both / "vamc", dtype=torch.float32).dtype == torch.float32

@@ -67,6 +67,8 @@ def test_read_sampling_refuses_values_out_of_range(tmp_path, text, message):
         ({}, {"seed": 3}, None),
         ({"temperature": 0.7}, {"top_p": 0.9}, Sampling(0.7, 0.9, 0, 0)),
         ({}, {"temperature": 0.8}, Sampling(0.8, 0.95, 0, 0)),
+        # What the user gives takes the place of a value that could not be used.
+        (R1 | {"temperature": 700}, {"temperature": 0.8}, Sampling(0.8, 0.95, 0, 0)),
     ],
 )
 def test_the_user_comes_before_the_generation_config(tmp_path, stated, options, expected):

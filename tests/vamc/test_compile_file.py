@@ -127,7 +127,7 @@ def test_build_refuses_other_sizes(size):
     [
         ({"prefill": 1000}, "--seq-len: is 1000, expected a positive multiple of 16"),
         ({"total": 2050}, "--max-seq-len: is 2050, expected a positive multiple of 16"),
-        ({"prefill": 4096}, "--seq-len: 4096 is not below the total length 2048"),
+        ({"prefill": 4096}, "--seq-len: 4096 is not below --max-seq-len 2048"),
         ({"total": 1 << 20}, "--max-seq-len: 1048576 is above max_position_embeddings 131072"),
         ({"dtype": "int8", "calibration": ("c4", " ")}, "--calibration: is empty"),
     ],

@@ -140,13 +140,34 @@ def test_a_model_name_stands_for_what_the_commands_before_write():
 
 
 @pytest.mark.parametrize(
-    "name", ["config_vacc.json", *SOURCE_FILES, "tokenizer.json", "model.safetensors"]
+    "name",
+    [
+        "config_vacc.json",
+        *SOURCE_FILES,
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors",
+    ],
 )
 def test_a_directory_without_a_file_that_vamc_needs_is_refused(prepared, name):
     (prepared / name).unlink()
     with pytest.raises(CheckpointError) as caught:
         find_target(str(prepared))
     assert name in str(caught.value)
+
+
+def test_several_shards_without_an_index_are_refused(tmp_path):
+    source = write_checkpoint(tmp_path / "m", model_type="llama", shards=2)
+    find_target(str(source))
+    (source / "model.safetensors.index.json").unlink()
+    with pytest.raises(CheckpointError, match=r"index\.json is missing"):
+        find_target(str(source))
+
+
+def test_a_vamc_directory_that_lost_its_manifest_is_known_by_its_report(made, tmp_path):
+    directory = shutil.copytree(made["llama", "vamc"], tmp_path / "x")
+    (directory / "vacc_deploy.json").unlink()
+    assert find_target(str(directory)).layout == "vamc"
 
 
 def test_an_unprepared_qwen_is_refused_with_the_command(tmp_path):
@@ -208,6 +229,20 @@ def test_a_vamc_directory_must_say_float16(made, tmp_path, name, dtype):
     change(directory / name, torch_dtype=dtype)
     with pytest.raises(CheckpointError, match=rf"{name}: torch_dtype is .*, expected 'float16'"):
         find_target(str(directory))
+
+
+@pytest.mark.parametrize("name", ["config.json", "config_vacc.json"])
+def test_a_vamc_directory_must_say_float16_under_both_names(made, tmp_path, name):
+    directory = shutil.copytree(made["qwen2", "vamc"], tmp_path / "x")
+    change(directory / name, dtype="bfloat16")
+    with pytest.raises(CheckpointError, match=rf"{name}: dtype is 'bfloat16'"):
+        find_target(str(directory))
+
+
+def test_a_huge_source_file_is_not_read(prepared):
+    with open(prepared / SOURCE_FILES[0], "wb") as file:
+        file.truncate(20 << 30)  # sparse
+    assert "differs from the file" in find_target(str(prepared)).notes[0]
 
 
 def test_int8_codes_need_experimental_and_say_untried_in_the_first_line(made):

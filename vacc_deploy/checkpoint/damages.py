@@ -61,7 +61,12 @@ def find_damages(directory: Path, progress: Progress = SILENT) -> list[str]:
         if size := _bytes_to_read(file):
             progress.advance(size, file.name)
     progress.finish()
-    return problems
+    return [_in_one_line(problem) for problem in problems]
+
+
+def _in_one_line(problem: str) -> str:
+    """Return a line whose names, which may be a stranger's, cannot begin another one."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in problem)
 
 
 def _list_files(
@@ -113,9 +118,9 @@ def _parse_entry(entry: Any) -> tuple[int, str, bool] | None:
         return None
     num_bytes, is_linked = entry.get("bytes"), "sha256" not in entry
     sha256 = entry.get("header_sha256" if is_linked else "sha256")
-    return (
-        (num_bytes, sha256, is_linked) if type(num_bytes) is int and type(sha256) is str else None
-    )
+    if type(num_bytes) is not int or type(sha256) is not str or not 0 <= num_bytes < 1 << 63:
+        return None
+    return num_bytes, sha256, is_linked
 
 
 def _bytes_to_read(file: _Listed) -> int:

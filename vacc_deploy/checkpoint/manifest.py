@@ -23,6 +23,8 @@ from vacc_deploy.json_files import dump_json, read_json
 from vacc_deploy.models.config import ModelConfig
 
 FORMAT_VERSION = 1
+# What quantize says of every linear; it has the options too.
+REPORT_NAME = "quantize_report.json"
 # No slash, no space, no dot or dash in front: the name becomes a part of file names.
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 # Of the default outputs of ``quantize`` that a compile file may name.
@@ -107,19 +109,21 @@ def stored_layout(directory: Path, config: ModelConfig) -> str:
     """Return the layout of the weights in ``directory``; empty for a float model.
 
     All layouts but ``vamc`` are known by ``config.json``. To a loader a ``vamc`` directory is a
-    float checkpoint, so only the manifest tells that its weights are int8 values.
+    float checkpoint, so only the manifest and the report tell that its weights are int8 values.
 
     Raises:
         CheckpointError: see ``read_manifest``.
     """
     if config.quantization_format:
         return config.quantization_format
-    manifest = read_manifest(directory) or {}
-    options = manifest.get("options")
+    manifest = read_manifest(directory)
+    if manifest is None and (directory / REPORT_NAME).is_file():
+        # The report says the same of a directory that has lost its manifest.
+        report = read_json(directory / REPORT_NAME, limit_bytes=MAX_MANIFEST_BYTES)
+        manifest = report if isinstance(report, dict) else {}
+    options = (manifest or {}).get("options")
     formats = options.get("formats") if isinstance(options, dict) else None
-    # 0.1.0 called it fp16.
-    is_vamc = manifest.get("command") == "quantize" and formats in ([VAMC], ["fp16"])
-    return VAMC if is_vamc else ""
+    return VAMC if formats in ([VAMC], ["fp16"]) else ""  # 0.1.0 called it fp16
 
 
 def model_name(directory: Path) -> str:

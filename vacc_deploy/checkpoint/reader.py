@@ -60,9 +60,14 @@ class Checkpoint:
         """
         checkpoint, problems = examine(directory)
         if problems:
+            is_ours = (directory / "quantize_report.json").is_file()
+            advice = (
+                "Run the vacc-deploy quantize that wrote the directory again, with --overwrite."
+                if is_ours
+                else "Download the files named again from the model's repository, then rerun."
+            )
             raise CheckpointError(
-                f"{directory} is not a usable checkpoint:\n{list_problems(problems)}\n"
-                "Download the files named again from the model's repository, then rerun."
+                f"{directory} is not a usable checkpoint:\n{list_problems(problems)}\n{advice}"
             )
         return checkpoint
 

@@ -17,10 +17,12 @@ from pathlib import Path
 from vacc_deploy.checkpoint.manifest import read_manifest
 from vacc_deploy.checkpoint.output import MANIFEST_NAME, RUN_FILE_PREFIX
 from vacc_deploy.errors import MAX_LISTED, CheckpointError
+from vacc_deploy.formats.layouts import LAYOUTS, VAMC
 from vacc_deploy.json_files import read_bounded, read_json
 from vacc_deploy.models.catalog import known_model, near_names
 from vacc_deploy.models.config import CONFIG_NAME
 from vacc_deploy.permissions import explain_unreadable
+from vacc_deploy.results import command
 
 # Names in one directory that are looked at: a folder of a million files is no model.
 _MAX_NAMES = 10_000
@@ -90,6 +92,8 @@ def recognize_missing(path: Path) -> Finding:
     while not first.parent.is_dir():
         rest.insert(0, first.name)
         first = first.parent
+    if not rest and (maker := _maker_of(path)):
+        return Finding(f"{path} does not exist yet. Make it first:\n  {maker}")
     near = difflib.get_close_matches(first.name, _names(first.parent), n=3, cutoff=0.7)
     places = [first.parent.joinpath(name, *rest) if rest else path.with_name(name) for name in near]
     instead: list[Path | str] = [place for place in places if place.exists()]
@@ -104,6 +108,23 @@ def recognize_missing(path: Path) -> Finding:
         f"{what} Give the directory of a checkpoint, the id of a repository (owner/name), or a "
         "name that vacc-deploy models lists."
     )
+
+
+def _maker_of(path: Path) -> str:
+    """Return the command that writes ``path`` by default, where it is of a catalogue model."""
+    name = path.name
+    for layout, record in LAYOUTS.items():
+        prepared = name.removesuffix(f"-{record.ending}")
+        if prepared == name or not prepared.endswith("-vacc"):
+            continue
+        source = path.with_name(prepared)
+        if not known_model(prepared.removesuffix("-vacc")) and not source.is_dir():
+            return ""
+        options = () if layout == VAMC else ("--format", layout)
+        made = command("quantize", source, *options)
+        return made if source.is_dir() else f"{_maker_of(source)}\n  {made}"
+    model = known_model(name.removesuffix("-vacc"))
+    return command("prepare", model.aliases[0]) if model and name.endswith("-vacc") else ""
 
 
 # ---- files -------------------------------------------------------------------------------------
@@ -158,9 +179,9 @@ def _archive(path: Path) -> Finding:
 def _yaml(path: Path) -> Finding:
     what = f"{path} is a YAML file, as vamc reads it, not a checkpoint."
     text = read_bounded(path, _MAX_SMALL_FILE).decode("utf-8", errors="replace")
-    stated = re.search(r"^\s*checkpoint:\s*['\"]?([^'\"\n]{1,1000}?)['\"]?\s*$", text, re.MULTILINE)
-    if stated and Path(stated[1]).is_dir():
-        return Finding(what, (Path(stated[1]),), "It names this directory")
+    stated = re.search(r"^[ \t]*checkpoint:[ \t]*['\"]?([^'\"\n]{1,1000})", text, re.MULTILINE)
+    if stated and Path(stated[1].strip()).is_dir():
+        return Finding(what, (Path(stated[1].strip()),), "It names this directory")
     return Finding(f"{what} Give the directory that its line 'checkpoint:' names.")
 
 

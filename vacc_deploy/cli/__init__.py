@@ -79,8 +79,22 @@ class Interruption(CommandFailure):
         click.echo(escape_controls(self.message), file=file, err=True)
 
 
+# Steps of the vendor's programs that a user may look for here.
+_NOT_HERE = {
+    "check": "yaml checks a directory and what it writes; verify compares the weights.",
+    "compile": "Compiling is the vendor's step: vamc compile FILE.yaml (docs/deploy.md).",
+    "serve": "Serving is the vendor's step: vastgenx serve (docs/deploy.md).",
+}
+
+
 class ErrorGroup(click.Group):
     """Turns the errors a user can meet into one message and an exit code, in one place."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Find the command; say of the vendor's steps whose they are."""
+        if args and args[0] in _NOT_HERE and args[0] not in self.commands:
+            raise click.UsageError(f"There is no command {args[0]} yet. {_NOT_HERE[args[0]]}", ctx)
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; see ``docs/cli.md`` for the exit codes."""

@@ -29,7 +29,10 @@ from vacc_deploy.errors import UsageError
 
 @click.command("quantize", cls=QuantizeCommand)
 @click.argument("checkpoint_dir", metavar="DIR", type=CHECKPOINT)
-@output_option("Set the output directory. Default: <DIR>-<format>, with several <DIR>-quantized")
+@output_option(
+    "Set the output directory. Default: <DIR>-int8 for vamc, <DIR>-int8-codes for int8, else "
+    "<DIR>-<format>; with several formats <DIR>-quantized"
+)
 @quantization_options
 @click.option(
     "--resume", is_flag=True, help="Go on where an interrupted run of the same command stopped."

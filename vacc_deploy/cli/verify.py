@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,13 @@ from vacc_deploy.cli.options import (
 )
 from vacc_deploy.errors import UsageError
 from vacc_deploy.reference.limits import MAX_KL, MIN_TOP1, Limits
+
+
+def _refuse_nan(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    # It is in no range and out of none.
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is not a number.", ctx, param)
+    return value
 
 
 @click.command("verify")
@@ -39,13 +47,15 @@ from vacc_deploy.reference.limits import MAX_KL, MIN_TOP1, Limits
 @click.option("--seq-len", type=click.IntRange(16), default=512, help="Set the tokens in a window.")
 @click.option(
     "--max-kl",
-    type=float,
+    type=click.FloatRange(0),
+    callback=_refuse_nan,
     help="Fail (exit code 3) above this mean KL, in nats; inf sets no limit.  "
     f"[default: {MAX_KL:g}, with room for chance]",
 )
 @click.option(
     "--min-top1",
     type=click.FloatRange(0, 1),
+    callback=_refuse_nan,
     help="Fail (exit code 3) below this share of equal top tokens; 0 sets no limit.  "
     f"[default: {MIN_TOP1:g}, with room for chance]",
 )

@@ -99,7 +99,7 @@ _ZIP_NAMES = (
     (rb"data\.pkl", "a PyTorch file of weights", "", _NO_TEXT),
 )
 _RECORD_START = re.compile(r"\s*(?:\[\s*)?\{")
-_KEY = re.compile(r'\s*,?\s*"((?:[^"\\]|\\.)*)"\s*:\s*')
+_KEY = re.compile(r'\s*(?:,\s*)?"((?:[^"\\]|\\.)*)"\s*:\s*')
 
 
 def recognize(path: Path) -> Recognized | None:

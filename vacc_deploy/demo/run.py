@@ -32,7 +32,7 @@ from vacc_deploy.reference.loader import load_model
 from vacc_deploy.reference.next_tokens import NextTokenScores
 from vacc_deploy.reference.threads import torch_threads
 from vacc_deploy.reference.verify import verify
-from vacc_deploy.results import format_pairs, format_seconds
+from vacc_deploy.results import command, format_pairs, format_seconds
 from vacc_deploy.solver import GPTQ
 from vacc_deploy.text.tokenizer import Tokenizer
 from vacc_deploy.vamc.compile_file import make_compile_file, write_compile_file
@@ -105,6 +105,7 @@ class DemoResult:
             (f"{deployed}/", "int8 values stored as float16 for vamc, quantize_report.json"),
             (f"{deployed}.yaml", "the compile file for vamc"),
         ]
+        again = command("verify", deployed, "--text", self.output_dir / VERIFY_FILE)
         question, answer = self.example
         indented = "\n".join(f"    {line}" for line in answer.splitlines())
         passed = f"Passed: {DEFAULT_LIMITS.describe(scores)}"
@@ -112,6 +113,7 @@ class DemoResult:
         return (
             f"{steps}\n\nThe int8 model on {question}\n{indented}\n\n{format_pairs(figures)}\n"
             f"{verdict}\n\n{format_pairs(files)}\n\n"
+            f"To verify it again:\n  {again}\n\n"
             f"All of it took {format_seconds(self.seconds)}. Next, on a real model:\n"
             "  vacc-deploy prepare --model Distill-Qwen-1.5B\n"
             "  vacc-deploy quantize DeepSeek-R1-Distill-Qwen-1.5B-vacc\n"

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.checkpoint.manifest import REPORT_NAME
 from vacc_deploy.formats.layouts import LAYOUTS, VAMC
 from vacc_deploy.results import command, format_bytes, format_pairs, format_seconds
 from vacc_deploy.solver import GPTQ
 from vacc_deploy.solver.records import LinearRecord
 
-REPORT_NAME = "quantize_report.json"
 TIMING_NAME = "quantize_timing.json"
 
 

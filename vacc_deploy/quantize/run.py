@@ -47,8 +47,8 @@ def quantize(
     Args:
         checkpoint_dir: a prepared directory, or any float checkpoint of the two architectures.
         options: method, calibration and formats.
-        output: the directory to write; default ``<checkpoint_dir>-<format>``, with several formats
-            ``<checkpoint_dir>-quantized``.
+        output: the directory to write; default ``<checkpoint_dir>-`` and the layout's ending, with
+            several formats ``<checkpoint_dir>-quantized``.
         overwrite: replace an output of an earlier run, and forget the finished layers of an
             interrupted one.
         dry_run: validate (calibration text included) and plan only.

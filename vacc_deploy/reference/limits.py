@@ -57,7 +57,7 @@ class Limits:
         if not scores.top1 >= min_top1 - top1_room:
             lines.append(f"same top token is {scores.top1:.4f}, the limit is {min_top1:g}")
         for name, perplexity in _by_model(scores).items():
-            if not perplexity < _GUESSING * vocab_size:
+            if guesses(perplexity, vocab_size):
                 lines.append(
                     f"the {name} model knows nothing of this text: its perplexity is "
                     f"{perplexity:,.0f}, guessing among its vocabulary gives {vocab_size:,}"
@@ -83,8 +83,13 @@ class Limits:
     def describe(self, scores: NextTokenScores) -> str:
         """Return the values with their limits, for the line of a passed comparison."""
         max_kl, min_top1 = self._values()
+        kl_room, top1_room = self._room(scores)
         kl_limit = f"limit {max_kl:g}" if math.isfinite(max_kl) else "no limit"
         top1_limit = f"limit {min_top1:.2%}" if min_top1 else "no limit"
+        if scores.mean_kl > max_kl:
+            kl_limit += f", with room for chance {max_kl + kl_room:.4f}"
+        if scores.top1 < min_top1:
+            top1_limit += f", with room for chance {min_top1 - top1_room:.2%}"
         kl, top1 = f"mean KL {scores.mean_kl:.6f}", f"same top token {scores.top1:.2%}"
         return f"{kl} ({kl_limit}), {top1} ({top1_limit})."
 
@@ -98,13 +103,20 @@ class Limits:
         """Return how far beside each limit the scores may lie: nothing where it was given."""
         # The deviation of a share that is just at the limit: a share of 0 or 1 would have none.
         deviation = math.sqrt(MIN_TOP1 * (1 - MIN_TOP1) / scores.num_tokens)
+        # The error of the KL is the sample's own and grows with the damage: it gets a bound.
+        kl_room = min(ALLOWED_ERRORS * scores.kl_standard_error, MAX_KL)
         return (
-            ALLOWED_ERRORS * scores.kl_standard_error if self.max_kl is None else 0.0,
+            kl_room if self.max_kl is None else 0.0,
             ALLOWED_ERRORS * deviation if self.min_top1 is None else 0.0,
         )
 
 
 DEFAULT_LIMITS = Limits()
+
+
+def guesses(perplexity: float, vocab_size: int) -> bool:
+    """Return whether a model of this perplexity does little more than guess; NaN does."""
+    return not perplexity < _GUESSING * vocab_size
 
 
 def _by_model(scores: NextTokenScores) -> dict[str, float]:

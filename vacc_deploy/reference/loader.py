@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from vacc_deploy.assets import SOURCE_FILES, asset_dir, source_file
+from vacc_deploy.assets import SOURCE_FILES, asset_dir, is_own_source
+from vacc_deploy.checkpoint.manifest import stored_layout
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError
+from vacc_deploy.formats.layouts import VAMC
 from vacc_deploy.formats.linears import codes_from
 from vacc_deploy.models.config import CONFIG_NAME, GENERATION_CONFIG_NAME
 from vacc_deploy.models.directory_config import plain_config
@@ -36,7 +38,8 @@ def load_model(source: Path | Checkpoint, *, dtype: torch.dtype = torch.float32)
     """Return the model of a directory in evaluation mode.
 
     Qwen2 directories for the compiler run the shipped modeling file; all others run transformers'
-    own class. Codes of any layout stay int8: the linears are those of ``quantization_vacc.py``.
+    own class. Codes of any layout stay int8: the linears are those of ``quantization_vacc.py``. So
+    do the int8 values of a vamc directory where ``dtype`` is bfloat16, which cannot hold them.
 
     Args:
         source: what ``prepare`` or ``quantize`` wrote, or any float checkpoint; opened or not.
@@ -52,11 +55,17 @@ def load_model(source: Path | Checkpoint, *, dtype: torch.dtype = torch.float32)
     generation_config = directory / GENERATION_CONFIG_NAME
     if generation_config.is_file():
         read_object(generation_config)  # transformers fails on anything but an object
+    layout, is_prepared = stored_layout(directory, config), False
     if needs_vacc_config(config) and (directory / VACC_CONFIG_NAME).is_file():
         check_vacc_config(directory, config)
+        is_prepared = True
+    if layout == VAMC and dtype == torch.bfloat16:
+        # As float weights, bfloat16 would round the int8 values: 8 digits of products of up to 18.
+        model = _load_codes(checkpoint, layout, dtype)
+    elif is_prepared:
         model = _load_own_code(directory, dtype)
     elif config.quantization_format:
-        model = _load_codes(checkpoint, dtype)
+        model = _load_codes(checkpoint, layout, dtype)
     else:
         model = _load_float(directory, dtype)
     return model.eval()
@@ -75,17 +84,12 @@ def check_source_files(directory: Path) -> None:
     Raises:
         CheckpointError: names the files that are missing or changed.
     """
-    changed = [
-        name
-        for name in SOURCE_FILES
-        if not (directory / name).is_file()
-        or (directory / name).read_bytes() != source_file(name).read_bytes()
-    ]
+    changed = [name for name in SOURCE_FILES if not is_own_source(directory / name)]
     if changed:
         raise CheckpointError(
             f"{directory}: {', '.join(changed)} missing or not the file this version of "
-            "vacc-deploy carries. Loading would run it as code, so it is refused. Prepare the "
-            "directory again with this version."
+            "vacc-deploy carries. Loading would run it as code, so it is refused. Make the "
+            "directory again with prepare or quantize of this version."
         )
 
 
@@ -143,7 +147,7 @@ def _load_float(directory: Path, dtype: torch.dtype) -> Any:
     )
 
 
-def _load_codes(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+def _load_codes(checkpoint: Checkpoint, layout: str, dtype: torch.dtype) -> Any:
     """Build transformers' own class without weights, swap the linears, read our tensors into it."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -157,7 +161,7 @@ def _load_codes(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     # A tied head is not read, so its name is missing; what else is missing is found on
     # the meta device below.
     # `assign` puts our tensors in place of the empty ones: nothing is copied.
-    model.load_state_dict(_read_state(checkpoint, dtype), strict=not is_tied, assign=True)
+    model.load_state_dict(_read_state(checkpoint, layout, dtype), strict=not is_tied, assign=True)
     if is_tied:
         # `assign` has replaced the embedding, and the head still holds the empty one.
         model.tie_weights()
@@ -171,10 +175,9 @@ def _load_codes(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     return model
 
 
-def _read_state(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Return all tensors: int8 codes and their scales as stored, the others in ``dtype``."""
+def _read_state(checkpoint: Checkpoint, layout: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return all tensors: int8 codes and their scales, the others in ``dtype``."""
     state, linears = dict[str, torch.Tensor](), checkpoint.config.linear_names()
-    layout = checkpoint.config.quantization_format
     for name in checkpoint.config.expected_tensors():
         linear = name.removesuffix(".weight")
         if linear in linears:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,7 +83,7 @@ def choose_sampling(directory: Path, options: SamplingOptions) -> Sampling | Non
         path = directory / GENERATION_CONFIG_NAME
         expected = f"above 0, to {MAX_REPETITION_PENALTY}"
         raise _damaged(path, f"repetition_penalty is {penalty!r:.40}", expected)
-    values = {"seed": 0, **read_sampling(directory), **asked}
+    values = {"seed": 0, **read_sampling(directory, but=asked), **asked}
     return Sampling(**values, repetition_penalty=float(penalty))
 
 
@@ -102,17 +102,21 @@ def describe_sampling(sampling: Sampling | None) -> str:
     return ", ".join([*parts, f"seed {sampling.seed}"])
 
 
-def read_sampling(directory: Path) -> dict[str, Any]:
+def read_sampling(directory: Path, but: Collection[str] = ()) -> dict[str, Any]:
     """Return ``temperature``, ``top_p`` and ``top_k`` of a checkpoint's generation config.
 
     ``DEFAULT_SAMPLING`` where it states none; a ``top_k`` of 0 is no limit. A temperature of 0
     means greedy, which is no sampling, so it counts as not stated.
 
+    Args:
+        directory: a checkpoint directory.
+        but: names of values that are not wanted and not checked.
+
     Raises:
         CheckpointError: the file is damaged, or a value is out of range.
     """
     path = directory / GENERATION_CONFIG_NAME
-    values = DEFAULT_SAMPLING | _read_stated(directory)
+    values = DEFAULT_SAMPLING | {k: v for k, v in _read_stated(directory).items() if k not in but}
     values["temperature"] = values["temperature"] or DEFAULT_SAMPLING["temperature"]
     for name, largest in (("temperature", MAX_TEMPERATURE), ("top_p", 1)):
         if not _is_within(values[name], largest):

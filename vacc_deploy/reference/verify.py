@@ -23,7 +23,7 @@ from vacc_deploy.models.vacc_config import check_vacc_config
 from vacc_deploy.permissions import explain_closed
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.compare import LayerError, check_pair, compare_on_tokens, same_weights
-from vacc_deploy.reference.limits import DEFAULT_LIMITS, Limits
+from vacc_deploy.reference.limits import DEFAULT_LIMITS, Limits, guesses
 from vacc_deploy.reference.next_tokens import NextTokenScores
 from vacc_deploy.reference.threads import threads_for
 from vacc_deploy.reference.windows import check_text, read_windows
@@ -176,7 +176,7 @@ def verify(
         scores, layers = compare_on_tokens(reference, deployed, tokens, progress)
     failures = limits.failures(scores, reference.config.vocab_size) if limits else ()
     if failures:
-        notes.append(_explain(deployed_dir, reference.directory))
+        notes.append(_explain(deployed_dir, reference.directory, scores, reference.config))
     elif limits:
         notes += limits.notes(scores)
     is_equal = not any(layer.relative_error for layer in layers)
@@ -219,8 +219,16 @@ def _restore(directory: Path) -> str:
     )
 
 
-def _explain(deployed_dir: Path, reference_dir: Path) -> str:
+def _explain(
+    deployed_dir: Path, reference_dir: Path, scores: NextTokenScores, config: ModelConfig
+) -> str:
     """Return what to do about a failed comparison, a sentence for the notes."""
+    if guesses(scores.perplexity_float, config.vocab_size):
+        return (
+            f"the float model {reference_dir} cannot predict this text, so the comparison says "
+            "nothing. Give a text of the kind that the model was trained on with --text, or the "
+            "right float model with --reference."
+        )
     return (
         f"if {deployed_dir} was not made from {reference_dir}, give the right float model with "
         "--reference. If the text is of a kind that the model never saw, give another with --text. "
@@ -229,10 +237,15 @@ def _explain(deployed_dir: Path, reference_dir: Path) -> str:
     )
 
 
+# The total length that the vendor publishes and that yaml takes by default.
+_COMPILED_LENGTH = 2048
+
+
 def _next_command(deployed_dir: Path, config: ModelConfig) -> str:
     """Return the command that writes the compile file, where vamc can take this directory."""
     # Of the quantized layouts vamc takes its own, which is a float checkpoint; int8 is untried.
-    if config.quantization_format:
+    # The lengths that yaml takes by default must fit, as those of every published model do.
+    if config.quantization_format or config.max_position_embeddings < _COMPILED_LENGTH:
         return ""
     return command("yaml", deployed_dir, "--output", f"{deployed_dir.resolve().name}.yaml")
 

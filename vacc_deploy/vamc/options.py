@@ -49,5 +49,6 @@ def by_option(problem: str) -> str:
     """Return a problem of a compile file under the name of the option that caused it, or empty."""
     for beginning, option in _DECIDED_BY.items():
         if problem.startswith(beginning):
-            return option + problem.removeprefix(beginning)
+            rest = problem.removeprefix(beginning)
+            return option + rest.replace("the total length", "--max-seq-len")
     return ""

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vacc_deploy.assets import SOURCE_FILES, source_file
+from vacc_deploy.assets import SOURCE_FILES, is_own_source
 from vacc_deploy.checkpoint.locate import find_repository, locate
 from vacc_deploy.checkpoint.manifest import model_name, read_manifest, stored_layout
-from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
 from vacc_deploy.errors import CheckpointError, list_problems
 from vacc_deploy.formats.layouts import LAYOUTS, VAMC
 from vacc_deploy.models.catalog import CatalogModel, known_model
@@ -87,18 +87,20 @@ def find_target(
             f"{command('prepare', target)}"
         )
     directory = locate(target, again=again, may_download=False).directory
-    config = Checkpoint.open(directory).config
+    checkpoint = Checkpoint.open(directory)
+    config = checkpoint.config
     check_for_compiler(directory, config)
     layout = stored_layout(directory, config)
-    _check_complete(directory, config)
+    _check_complete(checkpoint)
     check_vacc_config(directory, config)
     if layout == VAMC:
         _check_float16(directory)
     return Target(model_name(directory), target, config, layout, _notes(directory, config))
 
 
-def _check_complete(directory: Path, config: ModelConfig) -> None:
+def _check_complete(checkpoint: Checkpoint) -> None:
     """Refuse a directory without a file that the vendor's programs read beside the weights."""
+    directory, config = checkpoint.directory, checkpoint.config
     needed = (VACC_CONFIG_NAME, *SOURCE_FILES) if needs_vacc_config(config) else ()
     missing = [name for name in needed if not (directory / name).is_file()]
     problems = [
@@ -107,6 +109,10 @@ def _check_complete(directory: Path, config: ModelConfig) -> None:
     ]
     if not any(all((directory / name).is_file() for name in names) for names in _TOKENIZERS):
         problems.append("tokenizer.json is missing (the served model needs its tokenizer)")
+    if not (directory / "tokenizer_config.json").is_file():
+        problems.append("tokenizer_config.json is missing (it tells the class and the template)")
+    if not checkpoint.has_index and set(checkpoint.shards) != {SINGLE_FILE}:
+        problems.append(f"{INDEX_NAME} is missing (loaders find several shards by it only)")
     if not problems:
         return
     if missing == list(needed) and read_manifest(directory) is None:
@@ -125,10 +131,15 @@ def _check_float16(directory: Path) -> None:
         if not (directory / name).is_file():
             continue
         values = read_object(directory / name)
-        stated = values.get("torch_dtype", values.get("dtype"))
-        if stated != _WEIGHT_DTYPE:
+        # transformers 5 lets dtype win, older versions read torch_dtype only.
+        stated = {"torch_dtype": values.get("torch_dtype"), "dtype": values.get("dtype")}
+        if "dtype" not in values:
+            del stated["dtype"]
+        for key, dtype in stated.items():
+            if dtype == _WEIGHT_DTYPE:
+                continue
             raise CheckpointError(
-                f"{directory / name}: torch_dtype is {stated!r:.100}, expected {_WEIGHT_DTYPE!r}. "
+                f"{directory / name}: {key} is {dtype!r:.100}, expected {_WEIGHT_DTYPE!r}. "
                 "The weights are int8 values stored as float16; in another dtype many of them "
                 "would become other integers. Restore the file, or quantize again."
             )
@@ -144,7 +155,7 @@ def _notes(directory: Path, config: ModelConfig) -> tuple[str, ...]:
     other = [
         name
         for name in (SOURCE_FILES if needs_vacc_config(config) else ())
-        if (directory / name).read_bytes() != source_file(name).read_bytes()
+        if not is_own_source(directory / name)
     ]
     if other:
         notes.append(
