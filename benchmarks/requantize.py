@@ -93,16 +93,16 @@ class Tally:
         self.changed: defaultdict[str, int] = defaultdict(int)
         self.ratios: defaultdict[str, list[float]] = defaultdict(list)
 
-    def add(self, name: str, inputs: torch.Tensor) -> None:
-        """Take one linear and its ``inputs`` [tokens, in]."""
+    def add(self, name: str, inputs: torch.Tensor, *, is_compared: bool) -> None:
+        """Take one linear and its ``inputs`` [tokens, in]; compare the errors if asked to."""
         weight = self.source.read(f"{name}.weight").float()
         stored = self.vamc.read(f"{name}.weight")
         codes = self.int8.read(f"{name}.weight")
         hessian = inputs.T @ inputs  # [in, in]
         self._count(stored, codes, hessian)
-        self._compare(
-            weight, stored.float(), codes, self.int8.read(f"{name}.weight_scale"), hessian
-        )
+        if is_compared:
+            scale = self.int8.read(f"{name}.weight_scale")
+            self._compare(weight, stored.float(), codes, scale, hessian)
 
     def _count(self, stored: torch.Tensor, codes: torch.Tensor, hessian: torch.Tensor) -> None:
         self.num_codes += codes.numel()
@@ -162,9 +162,18 @@ class Tally:
 @click.option("--calibration", required=True, help="NAME=PATH of the text that gives the inputs.")
 @click.option("--num-samples", default=9, show_default=True, help="Rows of text.")
 @click.option("--seq-len", default=512, show_default=True, help="Tokens in a row.")
+@click.option(
+    "--compare-every", default=1, show_default=True, help="Compare errors in one layer of so many."
+)
 @click.option("--seed", default=1, show_default=True, help="Seed for choosing documents.")
 def main(
-    source: Path, quantized: Path, calibration: str, num_samples: int, seq_len: int, seed: int
+    source: Path,
+    quantized: Path,
+    calibration: str,
+    num_samples: int,
+    seq_len: int,
+    compare_every: int,
+    seed: int,
 ) -> None:
     """Quantize QUANTIZED/vamc again and compare with QUANTIZED/int8 and SOURCE."""
     directories = (source, quantized / "vamc", quantized / "int8")
@@ -181,8 +190,11 @@ def main(
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     for name in tally.source.config.linear_names():
         # All rows pass at once, so that a linear is called once and its inputs are all there.
+        is_compared = int(name.split(".")[2]) % compare_every == 0
         model.get_submodule(name).register_forward_pre_hook(
-            lambda _, inputs, name=name: tally.add(name, inputs[0].flatten(0, 1))
+            lambda _, inputs, name=name, is_compared=is_compared: tally.add(
+                name, inputs[0].flatten(0, 1), is_compared=is_compared
+            )
         )
     with torch.inference_mode():
         model.model(tokens)
