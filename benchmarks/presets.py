@@ -22,10 +22,9 @@ from measured import machine
 from stand_ins import write_shaped, write_sums
 
 LAYERS = 2
-TOKENS = {"full": 128 * 2048, "light": 32 * 512}
+TOKENS = 128 * 2048
 PRESETS = {
     "rounding": (),
-    "light, fast": ("--preset", "light", "--effort", "fast"),
     "light": ("--preset", "light"),
     "full": ("--preset", "full"),
 }
@@ -71,7 +70,7 @@ def main(
         with tempfile.TemporaryDirectory(dir=work_dir) as folder:
             source, text = Path(folder) / "model", Path(folder) / "text.txt"
             write_shaped(source, model.config_values, LAYERS)
-            write_sums(text, max(TOKENS.values()))
+            write_sums(text, TOKENS)
             for preset in presets or PRESETS:
                 plan = predict(source, preset, text, device)
                 seconds = scaled_seconds(plan, model.config.num_hidden_layers)

@@ -359,6 +359,10 @@ def test_quantize_preset_sets_what_no_option_sets(source, words):
     light = ("--calibration", f"text={words}", "--preset", "light", "--dry-run", "--json")
     values = json.loads(run(source, *light, "--num-samples", 12).stdout)
     assert values["calibration"]["tokens"] == 12 * 512
+    report = run(source, *light[:-2], "--num-samples", 12, "--json", "--overwrite")
+    assert report.exit_code == 0, report.output
+    linears = json.loads(report.stdout)["linears"]
+    assert {r["method"] for r in linears if r["name"].endswith("down_proj")} == {"rtn"}
     result = run(source, "--preset", "light")
     assert result.exit_code == 2
     assert "Without --calibration" in result.output and "--preset" in result.output

@@ -104,8 +104,8 @@ _OPTIONS = (
         "--preset",
         type=click.Choice(list(PRESETS)),
         default="full",
-        help="Set the amount of calibration text: full for a GPU, light (32 rows of 512 tokens) "
-        "for a CPU.",
+        help="Set the amount of work: full for a GPU; light for a CPU (48 rows of 512 tokens, "
+        "--effort fast).",
     ),
     _option("--num-samples", "Number of calibration rows.", click.IntRange(1)),
     _option(
