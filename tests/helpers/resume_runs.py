@@ -15,6 +15,7 @@ import texts
 from doubles import StopAfter
 
 from vacc_deploy.checkpoint import output as output_module
+from vacc_deploy.checkpoint import text_file
 from vacc_deploy.quantize import finish, records, run, shards
 from vacc_deploy.quantize import plan as plan_module
 from vacc_deploy.quantize.options import QuantizeOptions
@@ -112,7 +113,7 @@ def half_shard():
 
 def half_record():
     """Leave half of layer 1's record beside where it belongs, then kill."""
-    plain = output_module.write_text
+    plain = text_file.write_text
 
     def half(path, text):
         if record_name(2) in path.name:
@@ -120,7 +121,7 @@ def half_record():
             kill()
         return plain(path, text)
 
-    output_module.write_text = half
+    text_file.write_text = half
 
 
 def between_the_renames():

@@ -115,8 +115,8 @@ def test_check_source_files_names_all_that_are_wrong(tmp_path):
         check_source_files(directory)
     assert str(err.value) == (
         f"{directory}: modeling_qwen2_vacc.py, quantization_vacc.py missing or not the file this "
-        "version of vacc-deploy carries. Loading would run it as code, so it is refused. Prepare "
-        "the directory again with this version."
+        "version of vacc-deploy carries. Loading would run it as code, so it is refused. Make "
+        "the directory again with prepare or quantize of this version."
     )
 
 
