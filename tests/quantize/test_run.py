@@ -195,6 +195,11 @@ def test_quantize_gptq_too_few_tokens_for_the_width_is_a_warning(tmp_path, text,
     assert result.warnings == (expected,) and recorder.warnings == [expected]
     enough = gptq_options(text, num_samples=24)
     assert quantize(source, options=enough, output=tmp_path / "o", dry_run=True).warnings == ()
+    # The fast effort rounds the widest linear: 64 inputs remain, and 576 tokens are enough.
+    fast = quantize(
+        source, options=replace(options, effort="fast"), output=tmp_path / "o", dry_run=True
+    )
+    assert fast.warnings == () and fast.calibration["widest_in_features"] == 64
 
 
 # ---- the time of each part ---------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from vacc_deploy.calibration.split import HELD_OUT_SHARE
@@ -16,16 +17,25 @@ if TYPE_CHECKING:
 MIN_TOKENS_PER_INPUT = 4
 
 
-def _fit(config: ModelConfig, rows: CalibrationRows) -> tuple[int, int]:
-    """Return the fitted tokens, and the largest in_features of a layer's linears."""
-    widest = max(in_features for _, in_features in map(config.linear_shape, LAYER_LINEARS))
+def _fit(config: ModelConfig, rows: CalibrationRows, rounded: Collection[str]) -> tuple[int, int]:
+    """Return the fitted tokens, and the largest in_features of the linears that use them."""
+    linears = [name for name in LAYER_LINEARS if name not in rounded]
+    widest = max(in_features for _, in_features in map(config.linear_shape, linears))
     # tokens [rows, seq]; held-out rows add nothing to a Hessian.
     return rows.num_fit_rows * rows.tokens.shape[1], widest
 
 
-def describe_calibration(config: ModelConfig, rows: CalibrationRows) -> dict[str, Any]:
-    """Return the calibration for the report, with how far its tokens reach for this model."""
-    fit_tokens, widest = _fit(config, rows)
+def describe_calibration(
+    config: ModelConfig, rows: CalibrationRows, rounded: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the calibration for the report, with how far its tokens reach for this model.
+
+    Args:
+        config: of the model.
+        rows: to calibrate on.
+        rounded: names in ``LAYER_LINEARS`` that are rounded without any Hessian.
+    """
+    fit_tokens, widest = _fit(config, rows, rounded)
     return rows.to_dict() | {
         "fit_tokens": fit_tokens,
         "widest_in_features": widest,
@@ -33,9 +43,11 @@ def describe_calibration(config: ModelConfig, rows: CalibrationRows) -> dict[str
     }
 
 
-def budget_warnings(config: ModelConfig, rows: CalibrationRows) -> tuple[str, ...]:
+def budget_warnings(
+    config: ModelConfig, rows: CalibrationRows, rounded: Collection[str] = ()
+) -> tuple[str, ...]:
     """Return one line where the fitted tokens are too few for the widest linear."""
-    (fit_tokens, widest), sequence_length = _fit(config, rows), rows.tokens.shape[1]
+    (fit_tokens, widest), sequence_length = _fit(config, rows, rounded), rows.tokens.shape[1]
     if fit_tokens >= MIN_TOKENS_PER_INPUT * widest:
         return ()
     fit_rows = MIN_TOKENS_PER_INPUT * widest / sequence_length

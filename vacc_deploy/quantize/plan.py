@@ -16,7 +16,7 @@ from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.datasets.sources import check_source
 from vacc_deploy.errors import CheckpointError, OutputError, UsageError
 from vacc_deploy.formats.layouts import INT8, LAYOUTS
-from vacc_deploy.models.config import ModelConfig
+from vacc_deploy.models.config import LAYER_LINEARS, ModelConfig
 from vacc_deploy.models.directory_config import check_format
 from vacc_deploy.models.vacc_config import check_vacc_config, ways_to_the_card
 from vacc_deploy.progress import SILENT, KeptLayers, Progress
@@ -24,7 +24,7 @@ from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.quantize.finish import output_bytes
 from vacc_deploy.quantize.forecast import Plan
 from vacc_deploy.quantize.identity import identify
-from vacc_deploy.quantize.options import OWN, QuantizeOptions
+from vacc_deploy.quantize.options import FAST, OWN, QuantizeOptions
 from vacc_deploy.quantize.ranks import ALONE, Ranks, check_rows, check_same
 from vacc_deploy.quantize.records import Run
 from vacc_deploy.quantize.result import QuantizeResult
@@ -215,6 +215,7 @@ def _check_space(plan: Plan, output_dir: Path, left: Run | None, ranks: Ranks) -
 def _planned_result(plan: Plan, output_dir: Path, notes: tuple[str, ...]) -> QuantizeResult:
     """Return what is known before the work: sizes, memory, calibration."""
     checkpoint, options, rows = plan.checkpoint, plan.options, plan.rows
+    rounded = LAYER_LINEARS[-1:] if options.effort == FAST else ()  # down_proj
     return QuantizeResult(
         model=model_name(checkpoint.directory),
         output_dir=output_dir,
@@ -222,8 +223,8 @@ def _planned_result(plan: Plan, output_dir: Path, notes: tuple[str, ...]) -> Qua
         input_bytes=checkpoint.weight_bytes,
         output_bytes=plan.output_bytes,
         formats=options.formats,
-        calibration=describe_calibration(checkpoint.config, rows) if rows else None,
-        warnings=budget_warnings(checkpoint.config, rows) if rows else (),
+        calibration=describe_calibration(checkpoint.config, rows, rounded) if rows else None,
+        warnings=budget_warnings(checkpoint.config, rows, rounded) if rows else (),
         notes=notes,
     )
 
