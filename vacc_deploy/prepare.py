@@ -139,29 +139,37 @@ def prepare(
     known = known or known_model(found.repository or "")
     checkpoint = _open_source(found.directory, known)
     name = known.name if known else found.name
-    output_dir = output or Path(f"{name}-vacc")
-    inputs = checkpoint.input_paths()
+    output_dir, inputs = output or Path(f"{name}-vacc"), checkpoint.input_paths()
     obstacles = check_output(output_dir, overwrite=overwrite, inputs=inputs, dry_run=dry_run)
     planned = _plan_weights(checkpoint, output_dir, link_mode)
     small_files, notes = _plan_small_files(checkpoint), _notes(checkpoint, planned)
     if dry_run:
         listed = (*planned, *(file[:3] for file in small_files), (MANIFEST_NAME, None, "generated"))
-        notes += obstacles
-        return PrepareResult(name, found.directory, output_dir, listed, notes, dry_run=True)
+        return PrepareResult(name, found.directory, output_dir, listed, notes + obstacles, True)
     with output_directory(output_dir, overwrite=overwrite, inputs=inputs) as folder:
         files = _place_weights(checkpoint, folder, link_mode, progress)
         files += [(write(folder), how) for _, _, how, write in small_files]
-        manifest = write_manifest(
-            folder,
-            command="prepare",
-            model=name,
-            source=_describe_source(found, output_dir),
-            options={"link_mode": link_mode},
-            files=[file for file, _ in files],
-        )
-    files.append((manifest, "generated"))
+        origin = _describe_source(found, output_dir)
+        files.append((_write_manifest(folder, name, origin, link_mode, files), "generated"))
     written = tuple((file.name, file.num_bytes, how) for file, how in files)
     return PrepareResult(name, found.directory, output_dir, written, notes)
+
+
+def _write_manifest(
+    folder: Path,
+    model: str,
+    source: dict[str, str | None],
+    link_mode: str,
+    files: list[tuple[WrittenFile | LinkedFile, str]],
+) -> WrittenFile:
+    return write_manifest(
+        folder,
+        command="prepare",
+        model=model,
+        source=source,
+        options={"link_mode": link_mode},
+        files=[file for file, _ in files],
+    )
 
 
 def _describe_source(source: Source, output_dir: Path) -> dict[str, str | None]:

@@ -65,15 +65,10 @@ def quantize_command(
           --calibration c4=c4-train.00000-of-01024.json.gz --calibration ceval=ceval-exam.zip
     """
     from vacc_deploy.checkpoint.locate import locate
-    from vacc_deploy.cli.launcher import join_ranks, launcher, read_launch
-    from vacc_deploy.cli.resuming import overwrite_command, resume_command
+    from vacc_deploy.cli.launcher import join_ranks
     from vacc_deploy.cli.terminal import quiet_transformers, terminal_progress
     from vacc_deploy.progress import SILENT
-    from vacc_deploy.quantize.plan import (
-        RESUME_OR_OVERWRITE,
-        check_before_download,
-        check_before_weights,
-    )
+    from vacc_deploy.quantize.plan import check_before_download, check_before_weights
     from vacc_deploy.quantize.run import quantize
 
     if given["answers"] == "own":  # written by a model of transformers
@@ -81,36 +76,37 @@ def quantize_command(
     with join_ranks(os.environ, device) as (ranks, kept, own_device):
         is_first = ranks.rank == 0
         if resume and overwrite:
-            way = launcher(os.environ, read_launch(os.environ))
-            commands = resume_command(sys.argv, way), overwrite_command(sys.argv, way)
-            raise UsageError("\n  ".join((RESUME_OR_OVERWRITE, *commands)))
+            raise _resume_or_overwrite()
         options = read_options(context, given, own_device)
+        place: dict[str, Any] = {"output": output, "overwrite": overwrite, "resume": resume}
         source = locate(
             checkpoint_dir,
             again=partial(again_with, "checkpoint_dir"),
             needs_float=True,
             may_download=not dry_run,
-            before_download=partial(
-                check_before_download,
-                options=options,
-                output=output,
-                overwrite=overwrite,
-                resume=resume,
-                ranks=ranks,
-            ),
+            before_download=partial(check_before_download, options=options, ranks=ranks, **place),
             check_config=partial(check_before_weights, checkpoint_dir, options=options),
             downloading=downloading,
         )
         result = quantize(
             source.directory,
             options=options,
-            output=output,
-            overwrite=overwrite,
+            **place,
             dry_run=dry_run,
-            resume=resume,
             progress=terminal_progress() if is_first else SILENT,
             kept=kept,
             ranks=ranks,
         )
     if is_first:
         emit(result)
+
+
+def _resume_or_overwrite() -> UsageError:
+    """Return the refusal of both options together, with the command line of each."""
+    from vacc_deploy.cli.launcher import launcher, read_launch
+    from vacc_deploy.cli.resuming import overwrite_command, resume_command
+    from vacc_deploy.quantize.plan import RESUME_OR_OVERWRITE
+
+    way = launcher(os.environ, read_launch(os.environ))
+    commands = resume_command(sys.argv, way), overwrite_command(sys.argv, way)
+    return UsageError("\n  ".join((RESUME_OR_OVERWRITE, *commands)))

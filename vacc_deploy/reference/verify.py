@@ -153,9 +153,7 @@ def verify(
     # First what costs little: the files of a large model take minutes to hash.
     path = text_file or default_text_file()
     check_text(path)
-    reference = (
-        Checkpoint.open(reference_dir) if reference_dir else _open_recorded_reference(deployed_dir)
-    )
+    reference = _open_reference(reference_dir, deployed_dir)
     deployed, damages = _open_deployed(deployed_dir, reference, progress)
     result = VerifyResult(
         model=model_name(deployed_dir),
@@ -166,19 +164,14 @@ def verify(
     )
     if deployed is None or damages:
         return replace(result, failures=tuple(damages), notes=(_restore(deployed_dir),))
-    tokens, notes = read_windows(
-        deployed, path, max_tokens=max_tokens, sequence_length=sequence_length
-    )
+    size = {"max_tokens": max_tokens, "sequence_length": sequence_length}
+    tokens, notes = read_windows(deployed, path, **size)
     has_manifest = read_manifest(deployed_dir) is not None
     if not has_manifest:
         notes.append(f"{deployed_dir} has no {MANIFEST_NAME}: its files could not be checked.")
     with threads_for(reference.config):
         scores, layers = compare_on_tokens(reference, deployed, tokens, progress)
-    failures = limits.failures(scores, reference.config.vocab_size) if limits else ()
-    if failures:
-        notes.append(_explain(deployed_dir, reference.directory, scores, reference.config))
-    elif limits:
-        notes += limits.notes(scores)
+    failures, more = _judge(deployed_dir, reference, scores, limits)
     is_equal = not any(layer.relative_error for layer in layers)
     return replace(
         result,
@@ -186,9 +179,21 @@ def verify(
         layers=tuple(layers),
         same_weights=same_weights(reference, deployed, progress) if is_equal else "",
         failures=failures,
-        notes=tuple(notes),
+        notes=(*notes, *more),
         next_command=_next_command(deployed_dir, deployed.config) if has_manifest else "",
     )
+
+
+def _judge(
+    deployed_dir: Path, reference: Checkpoint, scores: NextTokenScores, limits: Limits | None
+) -> tuple[tuple[str, ...], list[str]]:
+    """Return what is not met, and notes on it; without limits nothing is judged."""
+    if limits is None:
+        return (), []
+    failures = limits.failures(scores, reference.config.vocab_size)
+    if failures:
+        return failures, [_explain(deployed_dir, reference.directory, scores, reference.config)]
+    return (), limits.notes(scores)
 
 
 def _open_deployed(
@@ -248,6 +253,12 @@ def _next_command(deployed_dir: Path, config: ModelConfig) -> str:
     if config.quantization_format or config.max_position_embeddings < _COMPILED_LENGTH:
         return ""
     return command("yaml", deployed_dir, "--output", f"{deployed_dir.resolve().name}.yaml")
+
+
+def _open_reference(reference_dir: Path | None, deployed_dir: Path) -> Checkpoint:
+    if reference_dir is None:
+        return _open_recorded_reference(deployed_dir)
+    return Checkpoint.open(reference_dir)
 
 
 def _open_recorded_reference(deployed_dir: Path) -> Checkpoint:
