@@ -441,7 +441,8 @@ def test_int8_and_quantized_sources_are_refused(tmp_path):
     source = write_checkpoint(tmp_path / "src")
     deployed = quantize(source, options=QuantizeOptions("rtn")).output_dir
     assert refused(weights=deployed, output=tmp_path / "out") == (
-        f"{deployed} holds vamc weights already. Prepare the float checkpoint it was made from."
+        f"{deployed} holds int8 values already (format vamc). Prepare the float checkpoint it was "
+        f"made from: {source}."
     )
     write_json(source / "config.json", build_config(overrides={"quantization_config": {"a": 1}}))
     message = refused(UnsupportedModelError, weights=source, output=tmp_path / "out")

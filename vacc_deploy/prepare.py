@@ -16,6 +16,7 @@ from vacc_deploy.checkpoint.files import copy_file, place_shard, side_files
 from vacc_deploy.checkpoint.hub import Source
 from vacc_deploy.checkpoint.manifest import (
     LinkedFile,
+    name_source,
     relative_source,
     stored_layout,
     write_manifest,
@@ -189,8 +190,8 @@ def _open_source(directory: Path, known: CatalogModel | None) -> Checkpoint:
     checkpoint = Checkpoint.open(directory)
     if layout := stored_layout(directory, checkpoint.config):
         raise CheckpointError(
-            f"{directory} holds {layout} weights already. Prepare the float checkpoint it was made "
-            "from."
+            f"{directory} holds int8 values already (format {layout}). Prepare the float "
+            f"checkpoint it was made from{name_source(directory)}."
         )
     if known is None or match_config(checkpoint.config) is known:
         return checkpoint

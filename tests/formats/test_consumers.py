@@ -170,7 +170,7 @@ def test_a_packed_directory_is_not_a_source(directories, tmp_path, layout):
     directory = directories[layout]
     with pytest.raises(CheckpointError, match="is quantized already. Give the float directory"):
         quantize(directory, options=QuantizeOptions("rtn"), output=tmp_path / "out")
-    with pytest.raises(CheckpointError, match=f"holds {layout} weights already. Prepare the float"):
+    with pytest.raises(CheckpointError, match=rf"holds int8 values already \(format {layout}\)"):
         prepare(weights=directory, output=tmp_path / "out")
     with pytest.raises(CheckpointError, match="is quantized. Give the float model"):
         verify(directories["float"], reference_dir=directory)

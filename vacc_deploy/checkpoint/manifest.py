@@ -126,6 +126,13 @@ def stored_layout(directory: Path, config: ModelConfig) -> str:
     return VAMC if formats in ([VAMC], ["fp16"]) else ""  # 0.1.0 called it fp16
 
 
+def name_source(directory: Path) -> str:
+    """Return ``: PATH`` of what a directory was made from; empty where it does not say so."""
+    source = (read_manifest(directory) or {}).get("source")
+    path = source.get("path") if isinstance(source, dict) else None
+    return f": {os.path.normpath(directory / path)}" if isinstance(path, str) else ""
+
+
 def model_name(directory: Path) -> str:
     """Return the model's name: that of the manifest where it is one, else the directory's own.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
-from vacc_deploy.checkpoint.manifest import model_name, read_manifest, snapshot_name, stored_layout
+from vacc_deploy.checkpoint.manifest import model_name, name_source, snapshot_name, stored_layout
 from vacc_deploy.checkpoint.output import check_output, check_space, partial_path
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.datasets.sources import check_source
@@ -243,15 +242,8 @@ def _open_float(checkpoint_dir: Path, formats: tuple[str, ...]) -> Checkpoint:
 def _quantized_already(place: Path | str) -> CheckpointError:
     return CheckpointError(
         f"{place} is quantized already. Give the float directory it was made from"
-        f"{_name_source(Path(place))}."
+        f"{name_source(Path(place))}."
     )
-
-
-def _name_source(quantized_dir: Path) -> str:
-    """Return which directory a quantized one was made from, as far as it says."""
-    source = (read_manifest(quantized_dir) or {}).get("source")
-    path = source.get("path") if isinstance(source, dict) else None
-    return f": {os.path.normpath(quantized_dir / path)}" if isinstance(path, str) else ""
 
 
 def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:
