@@ -14,10 +14,12 @@ import pytest
 from texts import ROOT
 
 from vacc_deploy import __version__, api
+from vacc_deploy.checkpoint.normalize import RULES
 from vacc_deploy.cli import cli
 from vacc_deploy.demo import run as demo_module
 from vacc_deploy.models.catalog import ALIGN_QKV, MODELS, PLAIN, TENSOR_PARALLEL_SIZES
 from vacc_deploy.models.catalog import tensor_parallel_rule as rule
+from vacc_deploy.models.settle import CONFIG_RULES
 
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = {path.name: path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md")}
@@ -223,3 +225,9 @@ def test_public_functions_load_their_modules_when_they_are_asked_for():
 def test_an_unknown_public_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'vacc_deploy.api' has no attribute 'destroy'"):
         api.destroy  # noqa: B018
+
+
+def test_the_page_on_prepare_lists_every_rule():
+    rules = {rule.name: rule.summary for rule in RULES} | CONFIG_RULES
+    table = "".join(f"| `{name}` | {summary} |\n" for name, summary in rules.items())
+    assert f"| rule | what it does |\n|---|---|\n{table}\n" in PAGES["prepare.md"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_builders import build_config, read_tensors, write_checkpoint, write_json
+from checkpoint_builders import read_tensors, write_checkpoint, write_json
 from doubles import Recorder
 from texts import contents, read_json, sha256
 
@@ -444,7 +444,10 @@ def test_int8_and_quantized_sources_are_refused(tmp_path):
         f"{deployed} holds int8 values already (format vamc). Prepare the float checkpoint it was "
         f"made from: {source}."
     )
-    write_json(source / "config.json", build_config(overrides={"quantization_config": {"a": 1}}))
+    name = "model.layers.0.mlp.up_proj.weight"
+    overrides = {"quantization_config": {"a": 1}}
+    extra = {name: torch.ones(160, 64, dtype=torch.int8)}
+    source = write_checkpoint(tmp_path / "q", config_overrides=overrides, extra_tensors=extra)
     message = refused(UnsupportedModelError, weights=source, output=tmp_path / "out")
     assert "the weights are quantized already. Start from the float checkpoint." in message
 

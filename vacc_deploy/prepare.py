@@ -13,6 +13,7 @@ from typing import Any
 
 from vacc_deploy.assets import SOURCE_FILES, source_file
 from vacc_deploy.checkpoint.files import copy_file, place_shard, side_files
+from vacc_deploy.checkpoint.generation_config import settle_side_files
 from vacc_deploy.checkpoint.hub import Source
 from vacc_deploy.checkpoint.manifest import (
     LinkedFile,
@@ -21,10 +22,11 @@ from vacc_deploy.checkpoint.manifest import (
     stored_layout,
     write_manifest,
 )
+from vacc_deploy.checkpoint.normalize import ABSENT_ENTRIES
 from vacc_deploy.checkpoint.output import MANIFEST_NAME, check_output, check_space, output_directory
 from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
 from vacc_deploy.checkpoint.request import find_source, read_request
-from vacc_deploy.checkpoint.writer import WrittenFile, write_index_map, write_text
+from vacc_deploy.checkpoint.writer import WrittenFile, write_index_map, write_shard, write_text
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.catalog import (
@@ -33,6 +35,8 @@ from vacc_deploy.models.catalog import (
     known_model,
     match_config,
 )
+from vacc_deploy.models.config import CONFIG_NAME
+from vacc_deploy.models.settle import Applied
 from vacc_deploy.models.vacc_config import (
     VACC_CONFIG_NAME,
     needs_vacc_config,
@@ -41,6 +45,9 @@ from vacc_deploy.models.vacc_config import (
 )
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.results import command, format_bytes, format_pairs
+
+# How a weight file came that is written in another form than the source stores it in.
+CHANGED = "changed"
 
 
 @dataclass(frozen=True)
@@ -143,34 +150,26 @@ def prepare(
     output_dir, inputs = output or Path(f"{name}-vacc"), checkpoint.input_paths()
     obstacles = check_output(output_dir, overwrite=overwrite, inputs=inputs, dry_run=dry_run)
     planned = _plan_weights(checkpoint, output_dir, link_mode)
-    small_files, notes = _plan_small_files(checkpoint), _notes(checkpoint, planned)
+    small_files, applied = _plan_small_files(checkpoint)
+    notes = (*(rule.note for rule in applied), *_notes(checkpoint, planned))
     if dry_run:
         listed = (*planned, *(file[:3] for file in small_files), (MANIFEST_NAME, None, "generated"))
         return PrepareResult(name, found.directory, output_dir, listed, notes + obstacles, True)
     with output_directory(output_dir, overwrite=overwrite, inputs=inputs) as folder:
         files = _place_weights(checkpoint, folder, link_mode, progress)
         files += [(write(folder), how) for _, _, how, write in small_files]
-        origin = _describe_source(found, output_dir)
-        files.append((_write_manifest(folder, name, origin, link_mode, files), "generated"))
+        manifest = write_manifest(
+            folder,
+            command="prepare",
+            model=name,
+            source=_describe_source(found, output_dir),
+            options={"link_mode": link_mode},
+            normalized=applied,
+            files=[file for file, _ in files],
+        )
+        files.append((manifest, "generated"))
     written = tuple((file.name, file.num_bytes, how) for file, how in files)
     return PrepareResult(name, found.directory, output_dir, written, notes)
-
-
-def _write_manifest(
-    folder: Path,
-    model: str,
-    source: dict[str, str | None],
-    link_mode: str,
-    files: list[tuple[WrittenFile | LinkedFile, str]],
-) -> WrittenFile:
-    return write_manifest(
-        folder,
-        command="prepare",
-        model=model,
-        source=source,
-        options={"link_mode": link_mode},
-        files=[file for file, _ in files],
-    )
 
 
 def _describe_source(source: Source, output_dir: Path) -> dict[str, str | None]:
@@ -214,23 +213,30 @@ def _plan_weights(
 ) -> list[tuple[str, int, str]]:
     """Return name, bytes and most likely way of each weight file, and see that copies fit."""
     device, planned = output_dir.resolve().parent.stat().st_dev, []
-    for shard in checkpoint.shards.values():
+    changed = checkpoint.changed_shards()
+    for name, shard in checkpoint.shards.items():
         is_near = shard.path.stat().st_dev == device
         how = ("hardlink" if is_near else "copy") if link_mode == "auto" else link_mode
-        planned.append((shard.path.name, shard.file_bytes, how))
-    check_space(output_dir, sum(size for _, size, how in planned if how == "copy"))
+        planned.append((name, shard.file_bytes, CHANGED if name in changed else how))
+    written = sum(size for _, size, how in planned if how in ("copy", CHANGED))
+    check_space(output_dir, written)
     return planned
 
 
 def _place_weights(
     checkpoint: Checkpoint, folder: Path, link_mode: str, progress: Progress
 ) -> list[tuple[WrittenFile | LinkedFile, str]]:
-    """Link or copy every weight file; return each and how it came there."""
-    files, shards = [], checkpoint.shards.values()
-    progress.start("Placing weights", sum(shard.file_bytes for shard in shards), "bytes")
-    for shard in shards:
-        files.append(place_shard(shard, folder, link_mode))
-        progress.advance(shard.file_bytes, shard.path.name)
+    """Link or copy every weight file, or write it in its changed form; return how each came."""
+    files = list[tuple[WrittenFile | LinkedFile, str]]()
+    shards, changed = checkpoint.shards, checkpoint.changed_shards()
+    progress.start("Placing weights", sum(s.file_bytes for s in shards.values()), "bytes")
+    for name, shard in shards.items():
+        if name in changed:
+            tensors = {info.name: info for info in changed[name]}
+            files.append((write_shard(folder / name, tensors), CHANGED))
+        else:
+            files.append(place_shard(shard, folder, link_mode))
+        progress.advance(shard.file_bytes, name)
     progress.finish()
     return files
 
@@ -239,27 +245,49 @@ def _place_weights(
 _SmallFile = tuple[str, int | None, str, Callable[[Path], WrittenFile]]
 
 
-def _plan_small_files(checkpoint: Checkpoint) -> list[_SmallFile]:
-    """Return everything that is written beside the weights but the manifest."""
-
-    def copied(path: Path, how: str = "copy") -> _SmallFile:
-        return path.name, path.stat().st_size, how, partial(copy_file, path)
-
-    files: list[_SmallFile] = []
-    if checkpoint.has_index:
-        files.append(copied(checkpoint.directory / INDEX_NAME))
-    elif set(checkpoint.shards) != {SINGLE_FILE}:
-        # Odd names without an index: loaders find such shards only through one.
-        weight_map = {name: info.path.name for name, info in checkpoint.tensors.items()}
-        write = partial(write_index_map, weight_map=weight_map, total=checkpoint.weight_bytes)
-        files.append((INDEX_NAME, None, "generated", write))
-    files += map(copied, side_files(checkpoint.directory, with_config=True))
+def _plan_small_files(checkpoint: Checkpoint) -> tuple[list[_SmallFile], tuple[Applied, ...]]:
+    """Return everything that is written beside the weights but the manifest, and all rules."""
+    files = _plan_index(checkpoint)
+    texts, applied = settle_side_files(checkpoint.directory, checkpoint.config)
+    if checkpoint.is_config_changed:
+        texts[CONFIG_NAME] = dump_json(checkpoint.config.raw)
+    for path in side_files(checkpoint.directory, with_config=True):
+        if path.name not in texts:
+            files.append(_copied(path))
     if needs_vacc_config(checkpoint.config):
-        files += [copied(source_file(name), "from vacc-deploy") for name in SOURCE_FILES]
-        name, text = VACC_CONFIG_NAME, dump_json(vacc_config(checkpoint.config))
+        files += [_copied(source_file(name), "from vacc-deploy") for name in SOURCE_FILES]
+        texts[VACC_CONFIG_NAME] = dump_json(vacc_config(checkpoint.config))
+    for name, text in texts.items():
         size = len(text.encode(errors="backslashreplace"))
-        files.append((name, size, "generated", lambda to: write_text(to / name, text)))
-    return files
+        files.append((name, size, "generated", partial(_write_text, name=name, text=text)))
+    return files, (*checkpoint.applied, *applied)
+
+
+def _copied(path: Path, how: str = "copy") -> _SmallFile:
+    return path.name, path.stat().st_size, how, partial(copy_file, path)
+
+
+def _write_text(folder: Path, *, name: str, text: str) -> WrittenFile:
+    return write_text(folder / name, text)
+
+
+def _plan_index(checkpoint: Checkpoint) -> list[_SmallFile]:
+    """Return the index, if there is to be one: the source's where it holds for the output too."""
+    changed = checkpoint.changed_shards()
+    is_true = not changed and not any(rule.rule == ABSENT_ENTRIES for rule in checkpoint.applied)
+    if checkpoint.has_index and is_true:
+        return [_copied(checkpoint.directory / INDEX_NAME)]
+    if set(checkpoint.shards) == {SINGLE_FILE}:
+        return []
+    # Odd names without an index: loaders find such shards only through one.
+    stored = [
+        (info.name, file, info.num_bytes)
+        for file, shard in checkpoint.shards.items()
+        for info in changed.get(file, shard.tensors)
+    ]
+    weight_map, total = {n: f for n, f, _ in stored}, sum(size for *_, size in stored)
+    write = partial(write_index_map, weight_map=weight_map, total=total)
+    return [(INDEX_NAME, None, "generated", write)]
 
 
 def _notes(checkpoint: Checkpoint, planned: list[tuple[str, int, str]]) -> tuple[str, ...]:

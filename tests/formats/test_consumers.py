@@ -192,11 +192,21 @@ def test_a_missing_tensor_of_a_linear_is_named(tmp_path, layout, suffix):
     assert f"{name} is missing (config.json needs it" in str(caught.value)
 
 
-def test_float_weights_beside_a_packed_config_are_refused(tmp_path):
+def test_float_weights_beside_a_packed_config_are_read_as_floats(tmp_path):
     source = write_checkpoint(tmp_path / "model")
     values = json.loads((source / "config.json").read_text())
     packed = write_format(source, GPTQ, tmp_path / "packed")
     stated = json.loads((packed / "config.json").read_text())["quantization_config"]
     (source / "config.json").write_text(json.dumps({**values, "quantization_config": stated}))
-    with pytest.raises(CheckpointError, match="down_proj.weight in .* belongs to no part"):
-        Checkpoint.open(source)
+    checkpoint = Checkpoint.open(source)
+    assert not checkpoint.config.quantization_format
+    assert [rule.rule for rule in checkpoint.applied] == ["left-over-quantization"]
+
+
+def test_packed_weights_without_their_config_are_refused(tmp_path):
+    packed = write_format(write_checkpoint(tmp_path / "model"), GPTQ, tmp_path / "packed")
+    values = json.loads((packed / "config.json").read_text())
+    del values["quantization_config"]
+    (packed / "config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="down_proj.qweight in .* belongs to no part"):
+        Checkpoint.open(packed)

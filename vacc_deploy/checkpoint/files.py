@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vacc_deploy.checkpoint.header import ShardHeader
 from vacc_deploy.checkpoint.manifest import LinkedFile
-from vacc_deploy.checkpoint.reader import read_pieces
+from vacc_deploy.checkpoint.stored import read_pieces
 from vacc_deploy.checkpoint.writer import WrittenFile, write_bytes
 from vacc_deploy.errors import CheckpointError, OutputError
 from vacc_deploy.models.config import CONFIG_NAME

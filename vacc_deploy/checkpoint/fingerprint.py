@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vacc_deploy.checkpoint.header import ShardHeader
-from vacc_deploy.checkpoint.reader import Checkpoint, read_pieces
+from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.checkpoint.stored import read_pieces
 
 # Weights of at most this size are hashed whole; of larger ones three pieces of every tensor are.
 WHOLE_BYTES = 64 << 20

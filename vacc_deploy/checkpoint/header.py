@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,13 @@ MAX_DIMENSION = 1 << 40
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor is: ``num_bytes`` bytes from ``offset`` of the file ``path``."""
+    """Where one tensor is: ``num_bytes`` bytes from ``offset`` of the file ``path``.
+
+    Attributes:
+        name: under which it is used.
+        dtype: in which it is stored.
+        stored_name: its name in the file.
+    """
 
     name: str
     dtype: str
@@ -36,16 +43,23 @@ class TensorInfo:
     path: Path
     offset: int
     num_bytes: int
+    stored_name: str
 
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """One file's tensors, in the order of their bytes, and the hash of its header."""
+    """One file's tensors, in the order of their bytes, and the hash of its header.
+
+    Attributes:
+        metadata: texts of its ``__metadata__``. For a tensor that shares its memory with another
+            one, safetensors' ``save_model`` notes here under which name it is stored.
+    """
 
     path: Path
     file_bytes: int
     header_sha256: str
     tensors: tuple[TensorInfo, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -82,7 +96,7 @@ def _parse_entry(name: str, entry: Any, path: Path, data_start: int) -> TensorIn
             f"tensor {name!r} {dtype} {shape} needs {expected:,} bytes, its data_offsets give "
             f"{end - begin:,}"
         )
-    return TensorInfo(name, dtype, tuple(shape), path, data_start + begin, expected)
+    return TensorInfo(name, dtype, tuple(shape), path, data_start + begin, expected, name)
 
 
 def _check_layout(tensors: list[TensorInfo], data_start: int, file_bytes: int) -> None:
@@ -127,7 +141,8 @@ def read_header(path: Path) -> ShardHeader:
         entries = json.loads(header.decode("utf-8"), object_pairs_hook=_refuse_duplicates)
         if not isinstance(entries, dict):
             raise ValueError("its header is not a JSON object")
-        entries.pop("__metadata__", None)
+        metadata = entries.pop("__metadata__", None)
+        metadata = metadata if isinstance(metadata, dict) else {}
         tensors = [_parse_entry(name, e, path, 8 + length) for name, e in entries.items()]
         # Of two at one offset the empty one goes first: behind the other it would seem to overlap.
         tensors.sort(key=lambda info: (info.offset, info.num_bytes))
@@ -137,4 +152,5 @@ def read_header(path: Path) -> ShardHeader:
     # RecursionError: JSON nested too deeply.
     except (ValueError, RecursionError) as err:
         raise CheckpointError(f"{path}: {err}. Download it again.") from err
-    return ShardHeader(path, file_bytes, hashlib.sha256(header).hexdigest(), tuple(tensors))
+    texts = {key: value for key, value in metadata.items() if isinstance(value, str)}
+    return ShardHeader(path, file_bytes, hashlib.sha256(header).hexdigest(), tuple(tensors), texts)

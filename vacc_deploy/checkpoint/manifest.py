@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.layouts import LAYOUTS, VAMC
 from vacc_deploy.json_files import dump_json, read_json
 from vacc_deploy.models.config import ModelConfig
+from vacc_deploy.models.settle import Applied
 
 FORMAT_VERSION = 1
 # What quantize says of every linear; it has the options too.
@@ -58,10 +59,12 @@ def write_manifest(
     source: Mapping[str, Any],
     options: Mapping[str, Any],
     files: Iterable[WrittenFile | LinkedFile],
+    normalized: Iterable[Applied] = (),
 ) -> WrittenFile:
     """Write the manifest of a (partial) output directory whose other files are finished.
 
-    ``files`` are all of them; of a directory in it, that one's manifest.
+    ``files`` are all of them; of a directory in it, that one's manifest. ``normalized`` are the
+    rules by which the source was read.
     """
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -71,6 +74,7 @@ def write_manifest(
         "model": model,
         "source": dict(source),
         "options": dict(options),
+        "normalized": [asdict(applied) for applied in normalized],
         "files": {file.name: _describe(file) for file in sorted(files, key=lambda f: f.name)},
     }
     return write_text(directory / MANIFEST_NAME, dump_json(manifest))

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo, read_header
+from vacc_deploy.checkpoint.normalize import normalize
+from vacc_deploy.checkpoint.stored import read_spans, read_tensor
 from vacc_deploy.errors import CheckpointError, list_problems
-from vacc_deploy.formats.dtypes import FLOAT_DTYPES, torch_dtype
+from vacc_deploy.formats.dtypes import STORED_FLOATS, used_dtype
 from vacc_deploy.formats.layouts import LAYOUTS
 from vacc_deploy.json_files import read_json
-from vacc_deploy.models.config import LM_HEAD, ModelConfig
-from vacc_deploy.models.parse import read_config
+from vacc_deploy.models.config import CONFIG_NAME, LM_HEAD, ModelConfig
+from vacc_deploy.models.parse import parse_config, read_config_values
+from vacc_deploy.models.settle import Applied, preview_config
 from vacc_deploy.permissions import explain_closed
 
 if TYPE_CHECKING:
@@ -26,22 +29,22 @@ INDEX_NAME = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 64 << 20
 # A file of the directory itself: no path, no drive, no NUL.
 _PLAIN_NAME = re.compile(r"(?!\.)[^/\\:\0]*\.safetensors", re.DOTALL)
-# Small enough to be hashed and written while it is still in the cache.
-CHUNK_BYTES = 1 << 20
-# Written by old exporters; every loader recomputes it from the config.
-_IGNORED_SUFFIX = "rotary_emb.inv_freq"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint directory whose files, names, shapes and dtypes have been checked.
 
+    What it says is the published form, whatever the files say: see ``normalize``.
+
     Attributes:
         directory: its path; never written to.
-        config: the parsed ``config.json``.
-        shards: the headers of its files, by file name.
-        tensors: every tensor by name.
+        config: the parsed ``config.json``, with what the rules have changed.
+        shards: the headers of its files, by file name, as they are stored.
+        tensors: every tensor that is used, by the name under which it is used.
         has_index: whether ``model.safetensors.index.json`` exists.
+        applied: the rules that have changed something.
+        is_config_changed: whether ``config.json`` says something else than ``config``.
     """
 
     directory: Path
@@ -49,6 +52,8 @@ class Checkpoint:
     shards: dict[str, ShardHeader]
     tensors: dict[str, TensorInfo]
     has_index: bool
+    applied: tuple[Applied, ...] = ()
+    is_config_changed: bool = False
 
     @classmethod
     def open(cls, directory: Path) -> Checkpoint:
@@ -83,8 +88,8 @@ class Checkpoint:
             raise CheckpointError(f"{self.directory} has no tensor {name}.") from err
 
     def read(self, name: str) -> torch.Tensor:
-        """Return one tensor on the CPU in its stored dtype, in memory of its own."""
-        return read_tensor(self.info(name))
+        """Return one tensor on the CPU in its stored dtype (float64 as float32), in own memory."""
+        return _as_used(read_tensor(self.info(name)))
 
     def read_rows(self, name: str, rows: Sequence[int]) -> torch.Tensor:
         """Return some rows of a matrix, [len(rows), columns], without reading the others.
@@ -102,16 +107,16 @@ class Checkpoint:
                 "belong to this model?"
             )
         row_bytes = info.num_bytes // num_rows
-        return _read_spans(
-            info, (len(rows), columns), [(row * row_bytes, row_bytes) for row in rows]
-        )
+        spans = [(row * row_bytes, row_bytes) for row in rows]
+        return _as_used(read_spans(info, (len(rows), columns), spans))
 
     def read_slice(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Return the rows ``start`` to ``stop`` of a matrix, in memory of their own."""
         info = self.info(name)
         num_rows, columns = info.shape
         row_bytes, count = info.num_bytes // num_rows, min(stop, num_rows) - start
-        return _read_spans(info, (count, columns), [(start * row_bytes, count * row_bytes)])
+        spans = [(start * row_bytes, count * row_bytes)]
+        return _as_used(read_spans(info, (count, columns), spans))
 
     def input_paths(self) -> tuple[Path, ...]:
         """Return what no output may replace: the directory, and the real paths of its files.
@@ -123,8 +128,27 @@ class Checkpoint:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of all tensors."""
+        """Bytes of all tensors that are used."""
         return sum(info.num_bytes for info in self.tensors.values())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for every rule that has changed something."""
+        return tuple(applied.note for applied in self.applied)
+
+    def changed_shards(self) -> dict[str, list[TensorInfo]]:
+        """Return the files that are stored in another form than they are used in.
+
+        Each with its tensors as they are used; spare tensors alone change no file.
+        """
+        by_file = dict[str, list[TensorInfo]]()
+        for info in self.tensors.values():
+            by_file.setdefault(info.path.name, []).append(info)
+        return {
+            file: infos
+            for file, infos in by_file.items()
+            if any(i.name != i.stored_name or i.dtype != used_dtype(i.dtype) for i in infos)
+        }
 
 
 def examine(directory: Path) -> tuple[Checkpoint, list[str]]:
@@ -142,90 +166,36 @@ def examine(directory: Path) -> tuple[Checkpoint, list[str]]:
     if not directory.is_dir():
         state = "is a file" if directory.exists() else "does not exist"
         raise CheckpointError(f"{directory} {state}. Give a checkpoint directory.")
-    config = read_config(directory)
+    raw, where = read_config_values(directory), str(directory / CONFIG_NAME)
+    # What is wrong with the configuration itself comes before what is wrong with the weights.
+    preview_config(raw, where=where)
     # Without an index every weight file of the directory counts.
     weight_map = _read_index(directory)
     names = sorted(set(weight_map.values())) if weight_map else _find_files(directory)
     shards, problems = _read_shards(directory, names, weight_map)
-    tensors = {info.name: info for shard in shards.values() for info in shard.tensors}
-    if not problems:
+    if problems:
         # Without a shard all of its tensors would be reported too.
-        problems += _compare_with_index(weight_map, shards)
-        problems += _compare_with_config(config, tensors)
-    return Checkpoint(directory, config, shards, tensors, weight_map is not None), problems
-
-
-def read_tensor(info: TensorInfo) -> torch.Tensor:
-    """Return one tensor on the CPU in its stored dtype, in memory of its own.
-
-    Raises:
-        CheckpointError: the file became shorter since its header was read.
-    """
-    return _read_spans(info, info.shape, [(0, info.num_bytes)])
-
-
-def _read_spans(
-    info: TensorInfo, shape: tuple[int, ...], spans: Iterable[tuple[int, int]]
-) -> torch.Tensor:
-    """Return a tensor of ``shape`` filled with pieces of a stored one.
-
-    Args:
-        info: the stored tensor.
-        shape: sizes of the result.
-        spans: where each piece begins within the tensor, and its length, both in bytes.
-    """
-    import torch
-
-    tensor = torch.empty(shape, dtype=torch_dtype(info.dtype))
-    # The tensor's own bytes, flat: what is read lands in them, with no copy between.
-    view = memoryview(tensor.view(-1).view(torch.uint8).numpy().data)
-    with info.path.open("rb", buffering=0) as file:
-        for start, num_bytes in spans:
-            file.seek(info.offset + start)
-            piece, view = view[:num_bytes], view[num_bytes:]
-            while piece:
-                # One call reads at most 2 GiB on Linux.
-                count = file.readinto(piece)
-                if not count:
-                    raise _shortened(info)
-                piece = piece[count:]
-    return tensor
-
-
-def stored_bytes(info: TensorInfo) -> Iterator[memoryview]:
-    """Yield the bytes of one tensor as ``read_pieces`` does.
-
-    Raises:
-        CheckpointError: the file became shorter since its header was read.
-    """
-    left = info.num_bytes
-    for piece in read_pieces(info.path, [(info.offset, left)]):
-        left -= len(piece)
-        yield piece
-    if left:
-        raise _shortened(info)
-
-
-def read_pieces(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[memoryview]:
-    """Yield the bytes at each (offset, size) of a file, as far as it goes.
-
-    Every piece is the same buffer of ``CHUNK_BYTES``, filled anew: use it before taking the next.
-    """
-    buffer = memoryview(bytearray(CHUNK_BYTES))
-    with path.open("rb", buffering=0) as file:
-        for offset, left in spans:
-            file.seek(offset)
-            while left > 0 and (count := file.readinto(buffer[:left])):
-                left -= count
-                yield buffer[:count]
-
-
-def _shortened(info: TensorInfo) -> CheckpointError:
-    missing = info.offset + info.num_bytes - info.path.stat().st_size
-    return CheckpointError(
-        f"{info.path} ended {missing:,} bytes before the end of {info.name}: it was changed while "
-        "being read."
+        config = parse_config(raw, where=where)
+        return Checkpoint(directory, config, shards, {}, weight_map is not None), problems
+    found, applied = normalize(raw, shards, weight_map, directory)
+    config = parse_config(found.raw, where=where)
+    problems += found.problems
+    problems += _compare_with_index(found.weight_map, shards)
+    problems += _compare_with_config(config, found.tensors)
+    checkpoint = Checkpoint(
+        directory,
+        config,
+        shards,
+        found.tensors,
+        has_index=weight_map is not None,
+        applied=applied,
+        is_config_changed=found.raw != raw,
     )
+    return checkpoint, problems
+
+
+def _as_used(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.element_size() == 8 and tensor.is_floating_point() else tensor
 
 
 def _read_index(directory: Path) -> dict[str, str] | None:
@@ -320,7 +290,7 @@ def _compare_with_index(
 def _compare_with_config(config: ModelConfig, tensors: dict[str, TensorInfo]) -> list[str]:
     """Return the tensors that are missing, unexpected, of another shape or dtype."""
     expected: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
-        name: (shape, FLOAT_DTYPES) for name, shape in config.expected_tensors().items()
+        name: (shape, STORED_FLOATS) for name, shape in config.expected_tensors().items()
     }
     if config.quantization_format:
         # Codes and scales stand where the float weight would.
@@ -333,7 +303,10 @@ def _compare_with_config(config: ModelConfig, tensors: dict[str, TensorInfo]) ->
     for name, (shape, dtypes) in expected.items():
         info = tensors.get(name)
         if info is None:
-            problems.append(f"{name} is missing (config.json needs it, shape {list(shape)})")
+            untied = "; or set tie_word_embeddings there" if name == LM_HEAD else ""
+            problems.append(
+                f"{name} is missing (config.json needs it, shape {list(shape)}{untied})"
+            )
         elif info.shape != shape:
             got = f"{name} in {info.path.name} has shape {list(info.shape)}"
             problems.append(f"{got}, config.json needs {list(shape)}")
@@ -341,8 +314,6 @@ def _compare_with_config(config: ModelConfig, tensors: dict[str, TensorInfo]) ->
             got = f"{name} in {info.path.name} is {info.dtype}"
             problems.append(f"{got}, expected {' or '.join(dtypes)}")
     for name, info in tensors.items():
-        # Exporters write the head of a tied model or leave it out; the embedding is used anyway.
-        is_spare_head = name == LM_HEAD and config.tie_word_embeddings
-        if name not in expected and not is_spare_head and not name.endswith(_IGNORED_SUFFIX):
+        if name not in expected:
             problems.append(f"{name} in {info.path.name} belongs to no part of this config.json")
     return problems

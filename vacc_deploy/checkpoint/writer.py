@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.checkpoint.header import TensorInfo
-from vacc_deploy.checkpoint.reader import CHUNK_BYTES, INDEX_NAME, stored_bytes
-from vacc_deploy.formats.dtypes import DTYPES, dtype_code
+from vacc_deploy.checkpoint.reader import INDEX_NAME
+from vacc_deploy.checkpoint.stored import CHUNK_BYTES, read_tensor, stored_bytes
+from vacc_deploy.formats.dtypes import DTYPES, dtype_code, used_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,8 @@ def write_shard(path: Path, tensors: Mapping[str, torch.Tensor | TensorInfo]) ->
 
     Args:
         path: a file that does not exist yet.
-        tensors: name to tensor; a ``TensorInfo`` is copied from its own file, byte for byte.
+        tensors: name to tensor; a ``TensorInfo`` is copied from its own file, byte for byte, or
+            from float64 to float32.
     """
     ordered = sorted(tensors, key=lambda name: (-_item_bytes(tensors[name]), name))
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -105,7 +107,9 @@ def write_index_map(directory: Path, weight_map: Mapping[str, str], total: int) 
 
 
 def _dtype_code(tensor: torch.Tensor | TensorInfo) -> str:
-    return tensor.dtype if isinstance(tensor, TensorInfo) else dtype_code(tensor.dtype)
+    if isinstance(tensor, TensorInfo):
+        return used_dtype(tensor.dtype)
+    return dtype_code(tensor.dtype)
 
 
 def _item_bytes(tensor: torch.Tensor | TensorInfo) -> int:
@@ -113,11 +117,13 @@ def _item_bytes(tensor: torch.Tensor | TensorInfo) -> int:
 
 
 def _chunks(tensor: torch.Tensor | TensorInfo) -> Iterator[bytes | memoryview]:
-    if isinstance(tensor, TensorInfo):
+    if isinstance(tensor, TensorInfo) and used_dtype(tensor.dtype) == tensor.dtype:
         yield from stored_bytes(tensor)
         return
     import torch
 
+    if isinstance(tensor, TensorInfo):
+        tensor = read_tensor(tensor).float()
     # Bytes, flat: numpy has no bfloat16.
     view = memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     for start in range(0, len(view), CHUNK_BYTES):

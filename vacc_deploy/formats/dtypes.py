@@ -33,11 +33,18 @@ DTYPES = {
     "U64": StoredDtype(8, None),
     "F64": StoredDtype(8, "float64"),
 }
-# What the weights of a float checkpoint may be stored in.
+# What the weights of a float checkpoint are used in.
 FLOAT_DTYPES = ("F32", "F16", "BF16")
+# What they may be stored in: float64 is read as float32.
+STORED_FLOATS = (*FLOAT_DTYPES, "F64")
 # The same three by the name that a config.json gives them.
 FLOAT_DTYPE_BYTES = {str(DTYPES[code].torch_name): DTYPES[code].num_bytes for code in FLOAT_DTYPES}
 _CODES = {dtype.torch_name: code for code, dtype in DTYPES.items() if dtype.torch_name}
+
+
+def used_dtype(code: str) -> str:
+    """Return the code of the dtype in which a stored tensor is used."""
+    return "F32" if code == "F64" else code
 
 
 def torch_dtype(code: str) -> torch.dtype:

@@ -82,9 +82,10 @@ def export_onnx(
     check_space(output, (len(options.stages) + 1) * weight_bytes)
     prompt = _read_prompt(checkpoint, shape.prompt_length)
     result = ExportResult(model_name(directory), directory, output, shape, options.opset)
+    result = replace(result, notes=(*checkpoint.notes, *notes))
     if dry_run:
         plan = [ExportedGraph(s, ((f"{s}.onnx", weight_bytes),)) for s in options.stages]
-        return replace(result, graphs=tuple(plan), notes=notes)
+        return replace(result, graphs=tuple(plan))
     model = load_model(checkpoint)
     with output_directory(output, overwrite=overwrite, inputs=(directory,)) as partial:
         graphs, agreement = _export(model, prompt, shape, options, partial, progress=progress)

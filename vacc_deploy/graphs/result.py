@@ -75,7 +75,8 @@ class ExportResult:
         graphs: what was written, or would be.
         peak_memory_bytes: largest resident size of this process so far.
         failures: a line for each thing that is wrong.
-        notes: what the run itself would be refused for, in a dry run.
+        notes: by which rules the directory is read; in a dry run also what the run itself would be
+            refused for.
     """
 
     model: str

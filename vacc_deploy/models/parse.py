@@ -111,13 +111,22 @@ def read_config(checkpoint_dir: Path) -> ModelConfig:
         CheckpointError: the file is missing, not a JSON object, or its values are wrong.
         UnsupportedModelError: another architecture, or a feature that is not handled.
     """
+    return parse_config(read_config_values(checkpoint_dir), where=str(checkpoint_dir / CONFIG_NAME))
+
+
+def read_config_values(checkpoint_dir: Path) -> dict[str, Any]:
+    """Return the values of the ``config.json`` of a checkpoint directory as they stand.
+
+    Raises:
+        CheckpointError: the file is missing, too large, or not a JSON object.
+    """
     path = checkpoint_dir / CONFIG_NAME
     if not path.is_file():
         raise CheckpointError(
             f"{path} is missing. Give a directory in the Hugging Face layout: config.json beside "
             "model.safetensors or model.safetensors.index.json."
         )
-    return parse_config(read_object(path), where=str(path))
+    return read_object(path)
 
 
 def parse_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:

@@ -9,6 +9,7 @@ from typing import Any
 
 from vacc_deploy.assets import source_file
 from vacc_deploy.checkpoint.files import copy_file, side_files
+from vacc_deploy.checkpoint.generation_config import settle_side_files
 from vacc_deploy.checkpoint.manifest import relative_source, write_manifest
 from vacc_deploy.checkpoint.output import MANIFEST_NAME
 from vacc_deploy.checkpoint.reader import Checkpoint
@@ -17,6 +18,7 @@ from vacc_deploy.checkpoint.writer import WrittenFile, write_index, write_text
 from vacc_deploy.formats.linears import stored_linear_bytes
 from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.directory_config import format_files, format_source_files
+from vacc_deploy.models.settle import Applied
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.records import Run
 from vacc_deploy.quantize.result import REPORT_NAME, TIMING_NAME, QuantizeResult
@@ -62,8 +64,10 @@ def _finish_format(
     config, source, (layout,) = checkpoint.config, checkpoint.directory, options.formats
     files = [*shards, write_index(directory, shards)]
     # config.json is not copied but made anew: it describes the layout.
-    files += [copy_file(path, directory) for path in side_files(source, with_config=False)]
-    for name, text in format_files(layout, config, source).items():
+    texts, settled = settle_side_files(source, config)
+    copies = [path for path in side_files(source, with_config=False) if path.name not in texts]
+    files += [copy_file(path, directory) for path in copies]
+    for name, text in {**texts, **format_files(layout, config, source)}.items():
         files.append(write_text(directory / name, text))
     for name in format_source_files(layout, config):
         files.append(copy_file(source_file(name), directory))
@@ -77,7 +81,8 @@ def _finish_format(
     }
     files.append(write_text(directory / REPORT_NAME, dump_json(report)))
     # Last, since it lists every other file.
-    return _write_manifest(checkpoint, directory, result, options, files)
+    applied = (*checkpoint.applied, *settled)
+    return _write_manifest(checkpoint, directory, result, options, files, applied)
 
 
 def _write_manifest(
@@ -86,6 +91,7 @@ def _write_manifest(
     result: QuantizeResult,
     options: QuantizeOptions,
     files: Sequence[WrittenFile],
+    normalized: Sequence[Applied] = (),
 ) -> WrittenFile:
     return write_manifest(
         directory,
@@ -94,6 +100,7 @@ def _write_manifest(
         source={"path": relative_source(checkpoint.directory, result.output_dir)},
         options=options.to_dict(),
         files=files,
+        normalized=normalized,
     )
 
 

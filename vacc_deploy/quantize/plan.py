@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
+from vacc_deploy.checkpoint.generation_config import settle_side_files
 from vacc_deploy.checkpoint.manifest import model_name, name_source, snapshot_name, stored_layout
 from vacc_deploy.checkpoint.output import check_output, check_space, partial_path
 from vacc_deploy.checkpoint.reader import Checkpoint
@@ -110,7 +111,7 @@ def plan_run(
         rows = ranks.share(read() if needs_rows else None)
     check_rows(rows, ranks)
     plan = Plan(checkpoint, options, rows, compute, output_bytes(checkpoint, options.formats))
-    result = _planned_result(plan, output_dir, notes)
+    result = _planned_result(plan, output_dir, (*_source_notes(checkpoint), *notes))
     identity = identify(
         checkpoint, options, result.model, result.calibration, compute, num_ranks=ranks.count
     )
@@ -237,6 +238,12 @@ def _open_float(checkpoint_dir: Path, formats: tuple[str, ...]) -> Checkpoint:
     for layout in formats:
         check_format(layout, checkpoint.config)
     return checkpoint
+
+
+def _source_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return by which rules the source is read."""
+    _, applied = settle_side_files(checkpoint.directory, checkpoint.config)
+    return (*checkpoint.notes, *(rule.note for rule in applied))
 
 
 def _quantized_already(place: Path | str) -> CheckpointError:

@@ -17,7 +17,7 @@ import torch
 
 from vacc_deploy.checkpoint.header import read_header
 from vacc_deploy.checkpoint.output import RUN_FILE_PREFIX
-from vacc_deploy.checkpoint.reader import read_tensor
+from vacc_deploy.checkpoint.stored import read_tensor
 from vacc_deploy.checkpoint.text_file import replace_text
 from vacc_deploy.checkpoint.writer import WrittenFile, shard_name
 from vacc_deploy.errors import CheckpointError, OutputError

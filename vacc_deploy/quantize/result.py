@@ -75,7 +75,8 @@ class QuantizeResult:
         linears: one record for each linear; none where nothing was written.
         calibration: sources and numbers of tokens; None for ``rtn``.
         peak_device_memory_bytes: None where the device is the host.
-        notes: what the run itself would be refused for, in a dry run.
+        notes: by which rules the source is read; in a dry run also what the run itself would be
+            refused for.
         seconds, peak_memory_bytes: None where nothing was quantized.
         already_finished: whether a finished output of the same run was found and verified.
     """
@@ -164,7 +165,7 @@ class QuantizeResult:
             text = (
                 f"Would quantize {self.model} to int8 in {self.output_dir}\n{format_pairs(pairs)}"
             )
-            return text + "".join(f"\nNote: {note}" for note in self.notes)
+            return text + self._describe_notes()
         totals = self.totals()
         ratio = totals["mean_error_ratio_gptq_to_rtn"]
         if ratio is not None:
@@ -183,7 +184,11 @@ class QuantizeResult:
         if self.already_finished:
             text = f"Already finished; all file hashes verified.\n{text}"
         text += "".join(f"\nWarning: {warning}" for warning in self.warnings)
+        text += self._describe_notes()
         return f"{text}\nNext: {command('verify', self.main_dir)}"
+
+    def _describe_notes(self) -> str:
+        return "".join(f"\nNote: {note}" for note in self.notes)
 
 
 def _describe_calibration(calibration: dict[str, Any]) -> str:

@@ -125,6 +125,11 @@ class Responder:
         self._sampling = choose_sampling(directory, options or SamplingOptions())
         self._max_new_tokens = max_new_tokens
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """By which rules the directory is read, a sentence each."""
+        return self._checkpoint.notes
+
     @cached_property
     def _model(self) -> Any:
         return load_model(self._checkpoint, dtype=activation_dtype(self._checkpoint))

@@ -19,14 +19,14 @@ import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from vacc_deploy.assets import SOURCE_FILES, asset_dir, is_own_source
+from vacc_deploy.checkpoint.generation_config import read_generation_config
 from vacc_deploy.checkpoint.manifest import stored_layout
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.layouts import VAMC
 from vacc_deploy.formats.linears import codes_from
-from vacc_deploy.models.config import CONFIG_NAME, GENERATION_CONFIG_NAME
+from vacc_deploy.models.config import CONFIG_NAME
 from vacc_deploy.models.directory_config import plain_config
-from vacc_deploy.models.parse import read_object
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, check_vacc_config, needs_vacc_config
 
 # Always named: a configuration may name a kernel on the hub, which transformers would fetch.
@@ -52,22 +52,20 @@ def load_model(source: Path | Checkpoint, *, dtype: torch.dtype = torch.float32)
     checkpoint = Checkpoint.open(source) if isinstance(source, Path) else source
     directory, config = checkpoint.directory, checkpoint.config
     _check_rope_is_known(checkpoint)
-    generation_config = directory / GENERATION_CONFIG_NAME
-    if generation_config.is_file():
-        read_object(generation_config)  # transformers fails on anything but an object
+    generation, _ = read_generation_config(directory, config.vocab_size)
     layout, is_prepared = stored_layout(directory, config), False
     if needs_vacc_config(config) and (directory / VACC_CONFIG_NAME).is_file():
         check_vacc_config(directory, config)
         is_prepared = True
     if layout == VAMC and dtype == torch.bfloat16:
         # As float weights, bfloat16 would round the int8 values: 8 digits of products of up to 18.
-        model = _load_codes(checkpoint, layout, dtype)
+        model = _load_tensors(checkpoint, layout, dtype)
     elif is_prepared:
         model = _load_own_code(directory, dtype)
-    elif config.quantization_format:
-        model = _load_codes(checkpoint, layout, dtype)
     else:
-        model = _load_float(directory, dtype)
+        model = _load_tensors(checkpoint, config.quantization_format, dtype)
+    if generation and generation.get("eos_token_id") is not None:
+        model.generation_config.eos_token_id = generation["eos_token_id"]
     return model.eval()
 
 
@@ -135,20 +133,12 @@ def _load_own_code(directory: Path, dtype: torch.dtype) -> Any:
     return model_class.from_pretrained(directory, config=config, **_model_options(dtype))
 
 
-def _load_float(directory: Path, dtype: torch.dtype) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _load_tensors(checkpoint: Checkpoint, layout: str, dtype: torch.dtype) -> Any:
+    """Build transformers' own class without weights, and read our tensors into it.
 
-    with _config_errors(directory / CONFIG_NAME):
-        config = AutoConfig.from_pretrained(
-            directory, trust_remote_code=False, attn_implementation=_ATTENTION
-        )
-    return AutoModelForCausalLM.from_pretrained(
-        directory, config=config, trust_remote_code=False, **_model_options(dtype)
-    )
-
-
-def _load_codes(checkpoint: Checkpoint, layout: str, dtype: torch.dtype) -> Any:
-    """Build transformers' own class without weights, swap the linears, read our tensors into it."""
+    transformers would read the files by rules of its own, which differ between its versions. Of a
+    layout with codes the linears are swapped first.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with _config_errors(checkpoint.directory / CONFIG_NAME):
@@ -156,7 +146,8 @@ def _load_codes(checkpoint: Checkpoint, layout: str, dtype: torch.dtype) -> Any:
     config._attn_implementation = _ATTENTION
     with _parameters_on_meta():
         model = AutoModelForCausalLM.from_config(config, **_dtype_option(dtype))
-        source_module("quantization_vacc").replace_linears(model, dtype=dtype)
+        if layout:
+            source_module("quantization_vacc").replace_linears(model, dtype=dtype)
     is_tied = checkpoint.config.tie_word_embeddings
     # A tied head is not read, so its name is missing; what else is missing is found on
     # the meta device below.
@@ -176,11 +167,11 @@ def _load_codes(checkpoint: Checkpoint, layout: str, dtype: torch.dtype) -> Any:
 
 
 def _read_state(checkpoint: Checkpoint, layout: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Return all tensors: int8 codes and their scales, the others in ``dtype``."""
+    """Return all tensors: int8 codes and scales where there are any, the others in ``dtype``."""
     state, linears = dict[str, torch.Tensor](), checkpoint.config.linear_names()
     for name in checkpoint.config.expected_tensors():
         linear = name.removesuffix(".weight")
-        if linear in linears:
+        if layout and linear in linears:
             codes, scale = codes_from(layout, checkpoint.read, linear)
             # The names that quantization_vacc.py reads, whatever the layout calls its tensors.
             state |= {name: codes, f"{linear}.weight_scale": scale}

@@ -8,15 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.checkpoint.generation_config import read_generation_config
 from vacc_deploy.errors import CheckpointError, UsageError
-from vacc_deploy.json_files import read_json
 from vacc_deploy.models.config import GENERATION_CONFIG_NAME
 
 # What DeepSeek advises for R1 models: at temperature 0 they repeat themselves without end.
 DEFAULT_SAMPLING: dict[str, Any] = {"temperature": 0.6, "top_p": 0.95, "top_k": 0}
 MAX_TEMPERATURE = 5.0
 MAX_REPETITION_PENALTY = 10.0
-MAX_CONFIG_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -148,11 +147,8 @@ def probability_errors(directory: Path, advice: str) -> Iterator[None]:
 
 def _read_stated(directory: Path) -> dict[str, Any]:
     """Return what the generation config states; a null counts as not stated."""
-    path = directory / GENERATION_CONFIG_NAME
-    stated = read_json(path, limit_bytes=MAX_CONFIG_BYTES) if path.is_file() else {}
-    if not isinstance(stated, dict):
-        raise _damaged(path, f"it holds {type(stated).__name__}", "a JSON object")
-    return {name: value for name, value in stated.items() if value is not None}
+    stated, _ = read_generation_config(directory)
+    return {name: value for name, value in (stated or {}).items() if value is not None}
 
 
 def _is_within(value: Any, largest: float) -> bool:

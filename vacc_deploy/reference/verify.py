@@ -166,6 +166,7 @@ def verify(
         return replace(result, failures=tuple(damages), notes=(_restore(deployed_dir),))
     size = {"max_tokens": max_tokens, "sequence_length": sequence_length}
     tokens, notes = read_windows(deployed, path, **size)
+    notes += dict.fromkeys((*reference.notes, *deployed.notes))
     has_manifest = read_manifest(deployed_dir) is not None
     if not has_manifest:
         notes.append(f"{deployed_dir} has no {MANIFEST_NAME}: its files could not be checked.")

@@ -90,12 +90,23 @@ def find_target(
     checkpoint = Checkpoint.open(directory)
     config = checkpoint.config
     check_for_compiler(directory, config)
+    _check_as_stored(checkpoint)
     layout = stored_layout(directory, config)
     _check_complete(checkpoint)
     check_vacc_config(directory, config)
     if layout == VAMC:
         _check_float16(directory)
     return Target(model_name(directory), target, config, layout, _notes(directory, config))
+
+
+def _check_as_stored(checkpoint: Checkpoint) -> None:
+    """Refuse files that say another model to vamc than this tool has read from them."""
+    if checkpoint.changed_shards() or checkpoint.is_config_changed:
+        raise CheckpointError(
+            f"{checkpoint.directory} is not in the published form, and vamc may read it "
+            f"otherwise:\n{list_problems(checkpoint.notes)}\nPrepare it, which writes that form: "
+            f"{command('prepare', checkpoint.directory)}"
+        )
 
 
 def _check_complete(checkpoint: Checkpoint) -> None:

@@ -1,0 +1,324 @@
+"""Checkpoints in the forms that trainers leave: each is used as if it were the published one."""
+
+import pytest
+import torch
+from checkpoint_builders import build_config, build_tensors, write_json, write_weights
+from reference_logits import decoder_logits, make_tokens
+from safetensors.torch import load_file, save_file
+from texts import read_json
+from tokenizer_builders import ASSISTANT, ASSISTANT_ID, BOS_ID, EOS_ID, write_tokenizer
+
+from vacc_deploy.checkpoint.reader import INDEX_NAME, Checkpoint
+from vacc_deploy.errors import CheckpointError, UnsupportedModelError
+from vacc_deploy.graphs.export import ExportOptions, export_onnx
+from vacc_deploy.prepare import prepare
+from vacc_deploy.quantize.options import QuantizeOptions
+from vacc_deploy.quantize.run import quantize
+from vacc_deploy.reference.loader import load_model
+from vacc_deploy.reference.sampling import read_sampling
+from vacc_deploy.reference.verify import verify
+from vacc_deploy.vamc.target import find_target
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+GENERATION = {"bos_token_id": BOS_ID, "eos_token_id": EOS_ID}
+TOKENS = make_tokens()
+
+
+def write_found(directory, config, tensors, *, metadata=None, generation=None, shards=1):
+    """Write a checkpoint as it was found, with its tokenizer."""
+    directory.mkdir(parents=True)
+    write_json(directory / "config.json", config)
+    write_json(directory / "generation_config.json", {**GENERATION, **(generation or {})})
+    write_weights(directory, tensors, shards=shards)
+    if metadata:
+        path = directory / "model.safetensors"
+        save_file(load_file(path), path, metadata={"format": "pt", **metadata})
+        path.chmod(0o644)
+    write_tokenizer(directory)
+    return directory
+
+
+def published(model_type="qwen2", **options):
+    config = build_config(model_type=model_type, **options)
+    return config, build_tensors(config)
+
+
+def renamed(tensors, change):
+    return {change(name): tensor for name, tensor in tensors.items()}
+
+
+def wrapped(name):
+    """Return the name as torch.compile, FSDP and data parallelism leave it."""
+    inner = name.replace("self_attn.", "self_attn._orig_mod.")
+    return "module." + inner.replace("layers.0.", "layers.0._fsdp_wrapped_module.")
+
+
+PREFIXES = {
+    "bare": lambda name: name.removeprefix("model."),
+    "peft": lambda name: f"base_model.model.{name}",
+    "multimodal": lambda name: f"language_model.{name}",
+    "multimodal-5": lambda n: n.replace("model.", "model.language_model.", n[:5] == "model"),
+    "data-parallel": lambda name: f"module.{name}",
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "unknown": lambda name: f"actor.policy.{name}",
+    "head-elsewhere": lambda name: f"model.{name}" if name == HEAD else name,
+    "wrapped": wrapped,
+}
+
+
+def other_head(tensors):
+    return torch.flip(tensors[EMBEDDING], [0]).contiguous()
+
+
+def found_form(kind, directory, model_type="qwen2"):
+    """Write one form as it was found; return its directory, the clean model's, and its rules."""
+    tied = kind in ("head-only", "equal-heads", "equal-heads-f32", "absent-entry", "alias-tied")
+    config, tensors = published(model_type, tied=tied)
+    options, clean_config, clean = {}, dict(config), dict(tensors)
+    if kind in PREFIXES:
+        tensors = renamed(tensors, PREFIXES[kind])
+        compiled = {"data-parallel", "compiled", "wrapped"}
+        rules = ["wrappers"] if kind in compiled else ["prefix"]
+    elif kind == "two-heads":
+        config = {**config, "tie_word_embeddings": True}
+        rules = ["two-heads"]
+    elif kind.startswith("equal-heads"):
+        head = tensors[EMBEDDING].float() if kind.endswith("f32") else tensors[EMBEDDING].clone()
+        tensors, rules = {**tensors, HEAD: head}, ["two-heads"]
+    elif kind == "head-only":
+        tensors[HEAD] = tensors.pop(EMBEDDING)
+        options, rules = {"metadata": {EMBEDDING: HEAD}}, ["head-only"]
+    elif kind == "alias-tied":
+        config = {**config, "tie_word_embeddings": False}
+        options, rules = {"metadata": {HEAD: EMBEDDING}}, ["embedding-only"]
+    elif kind == "absent-entry":
+        options, rules = {"shards": 2}, ["absent-entries"]
+    elif kind == "spare":
+        layer = "model.layers.1.self_attn."
+        spare = {
+            "v_head.summary.weight": torch.ones(1, 64),
+            "score.weight": torch.ones(1, 64),
+            f"{layer}rotary_emb.cos_cached": torch.ones(1, 1, 8, 16),
+            f"{layer}rotary_emb.inv_freq": torch.ones(8),
+            f"{layer}masked_bias": torch.ones(1),
+            f"{layer}bias": torch.ones(1, 1, 8, 8, dtype=torch.bool),
+        }
+        tensors, rules = {**tensors, **spare}, ["spare-tensors"]
+    elif kind == "left-over":
+        stated = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+        config, rules = {**config, "quantization_config": stated}, ["left-over-quantization"]
+    elif kind == "float64":
+        tensors = {name: tensor.double() for name, tensor in tensors.items()}
+        clean = {name: tensor.float() for name, tensor in clean.items()}
+        config = {**config, "torch_dtype": "float64"}
+        clean_config["torch_dtype"], rules = "float32", ["float64", "dtype-name"]
+    elif kind == "mixed":
+        tensors = {n: t.float() if t.ndim == 1 else t for n, t in tensors.items()}
+        rules = []
+    elif kind == "run-flags":
+        flags = {"output_attentions": True, "output_hidden_states": True, "return_dict": False}
+        flags |= {"use_cache": False, "torchscript": True, "attn_implementation": "sdpa"}
+        config, rules = {**config, **flags}, ["run-flags"]
+    elif kind == "base-class":
+        name = "Qwen2Model" if model_type == "qwen2" else "LlamaModel"
+        config, rules = {**config, "architectures": [name]}, ["architecture"]
+    elif kind == "auto-map":
+        code = {"AutoModelForCausalLM": "modeling_other.Model"}
+        config, rules = {**config, "auto_map": code}, ["foreign-code"]
+    elif kind == "pad-id":
+        config, rules = {**config, "pad_token_id": 272}, ["token-ids"]
+    elif kind == "eos-text":
+        config, rules = {**config, "eos_token_id": [str(EOS_ID), ASSISTANT]}, ["token-ids"]
+        clean_config["eos_token_id"] = [EOS_ID, ASSISTANT_ID]
+    elif kind == "dtype-prefix":
+        config, rules = {**config, "torch_dtype": "torch.bfloat16"}, ["dtype-name"]
+    source = write_found(directory / "found", config, tensors, **options)
+    if kind == "absent-entry":
+        index = read_json(source / INDEX_NAME)
+        index["weight_map"][HEAD] = "model-00002-of-00002.safetensors"
+        write_json(source / INDEX_NAME, index)
+    return source, write_found(directory / "clean", clean_config, clean), rules
+
+
+FORMS = [
+    *PREFIXES,
+    *("two-heads", "equal-heads", "equal-heads-f32", "head-only", "alias-tied", "absent-entry"),
+    *("spare", "left-over", "float64", "mixed", "run-flags", "pad-id", "eos-text", "dtype-prefix"),
+    *("base-class", "auto-map"),
+]
+
+
+def logits_of(directory):
+    """Return the logits of the decoder, and of the model that is loaded, last position."""
+    with torch.inference_mode():
+        return decoder_logits(directory, TOKENS)[:, -1], load_model(directory)(TOKENS).logits[:, -1]
+
+
+@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+def test_a_form_is_used_as_the_published_one(tmp_path, kind, model_type):
+    source, clean, rules = found_form(kind, tmp_path, model_type)
+    result = prepare(source, output=tmp_path / "out")
+    # The source itself, its prepared form, and the int8 values of both.
+    expected = logits_of(clean)
+    for directory in (source, tmp_path / "out"):
+        for got in logits_of(directory):
+            assert torch.allclose(got, expected[0], rtol=1e-5, atol=1e-5), directory
+    assert torch.allclose(*expected, rtol=1e-5, atol=1e-5)
+    assert [rule.rule for rule in Checkpoint.open(source).applied] == rules
+    manifest = read_json(tmp_path / "out" / "vacc_deploy.json")
+    assert [entry["rule"] for entry in manifest["normalized"]] == rules
+    assert all(entry["note"] in result.notes for entry in manifest["normalized"])
+    # Nothing downstream can decide otherwise: the prepared files are in the published form.
+    prepared = Checkpoint.open(tmp_path / "out")
+    assert not prepared.is_config_changed and not prepared.changed_shards()
+    assert prepared.tensors.keys() == Checkpoint.open(clean).tensors.keys()
+    find_target(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("kind", ["bare", "two-heads", "head-only", "float64", "left-over"])
+def test_quantize_writes_the_published_form_of_a_source_that_is_not_prepared(tmp_path, kind):
+    source, clean, rules = found_form(kind, tmp_path, "llama")
+    options = QuantizeOptions("rtn")
+    for directory in (source, clean):
+        result = quantize(directory, options=options, output=tmp_path / f"{directory.name}-q")
+        assert bool(result.notes) is (directory == source and bool(rules))
+    got, expected = logits_of(tmp_path / "found-q"), logits_of(tmp_path / "clean-q")
+    for left, right in zip(got, expected, strict=True):
+        assert torch.allclose(left, right, rtol=1e-5, atol=1e-5)
+    manifest = read_json(tmp_path / "found-q" / "vacc_deploy.json")
+    assert [entry["rule"] for entry in manifest["normalized"]] == rules
+    assert not Checkpoint.open(tmp_path / "found-q").applied
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 4)
+    checked = verify(tmp_path / "found-q", text_file=text, limits=None)
+    assert checked.scores.mean_kl < 0.1
+    assert [note for note in checked.notes if note in result.notes] == list(result.notes)
+
+
+@pytest.mark.parametrize("kind", ["bare", "two-heads", "head-only", "run-flags", "left-over"])
+@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+def test_the_graph_of_a_form_computes_the_published_model(tmp_path, kind, model_type):
+    source, clean, _ = found_form(kind, tmp_path, model_type)
+    directory = source if model_type == "llama" else tmp_path / "out"
+    if model_type == "qwen2":
+        prepare(source, output=directory)
+    options = ExportOptions(sequence_length=16, max_sequence_length=32, num_steps=1)
+    result = export_onnx(directory, output=tmp_path / "onnx", options=options)
+    assert result.failures == () and result.agreement.max_difference < 1e-4
+    notes = Checkpoint.open(directory).notes
+    assert all(note in result.notes for note in notes) and bool(notes) is (directory == source)
+
+
+def test_two_heads_of_a_float_and_an_int8_directory_are_one_truth(tmp_path):
+    source, _, _ = found_form("two-heads", tmp_path)
+    prepare(source, output=tmp_path / "out")
+    for name in ("config.json", "config_vacc.json"):
+        assert read_json(tmp_path / "out" / name)["tie_word_embeddings"] is False
+    note = Checkpoint.open(source).notes[0]
+    assert note.startswith("config.json ties the head to the embedding, but lm_head.weight is stor")
+
+
+def test_changed_shards_are_written_and_the_others_linked(tmp_path):
+    config, tensors = published("llama", tied=True)
+    tensors[HEAD] = tensors.pop(EMBEDDING)  # the last one: the second file
+    source, out = write_found(tmp_path / "m", config, tensors, shards=2), tmp_path / "out"
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    result = prepare(source, output=out)
+    assert [how for name, _, how in result.files if name in names] == ["hardlink", "changed"]
+    assert (out / names[0]).samefile(source / names[0])
+    assert EMBEDDING in load_file(out / names[1]) and HEAD not in load_file(out / names[1])
+    assert read_json(out / INDEX_NAME)["weight_map"][EMBEDDING] == names[1]
+    dry = prepare(source, output=tmp_path / "other", dry_run=True)
+    assert [how for name, _, how in dry.files if name in names] == ["hardlink", "changed"]
+    assert dry.notes == result.notes and not (tmp_path / "other").exists()
+
+
+def test_a_vendor_s_program_never_reads_a_form_that_it_may_misread(tmp_path):
+    source, _, _ = found_form("two-heads", tmp_path, "llama")
+    with pytest.raises(CheckpointError) as caught:
+        find_target(str(source))
+    assert str(caught.value).endswith(
+        f"Prepare it, which writes that form: vacc-deploy prepare {source}"
+    )
+
+
+def test_the_generation_config_is_settled_too(tmp_path):
+    config, tensors = published()
+    stated = {"eos_token_id": [ASSISTANT, EOS_ID, "none"], "pad_token_id": -1, "top_k": -1}
+    source = write_found(tmp_path / "m", config, tensors, generation=stated)
+    result = prepare(source, output=tmp_path / "out")
+    quantize(source, options=QuantizeOptions("rtn"), output=tmp_path / "q")
+    for directory in (tmp_path / "out", tmp_path / "q"):
+        settled = read_json(directory / "generation_config.json")
+        expected = {**GENERATION, "eos_token_id": [ASSISTANT_ID, EOS_ID], "top_k": 0}
+        assert settled == expected
+        rules = [e["rule"] for e in read_json(directory / "vacc_deploy.json")["normalized"]]
+        assert rules == ["token-ids", "token-ids", "top-k"]
+    assert "generation_config.json: top_k -1 is read as 0, no limit." in result.notes
+    assert read_sampling(source)["top_k"] == 0
+    for directory in (source, tmp_path / "out"):
+        model = load_model(directory)
+        assert model.generation_config.eos_token_id == [ASSISTANT_ID, EOS_ID]
+
+
+@pytest.mark.parametrize("value", [272, -1, 1 << 40, True, "none", 1.5, [], {}, [272]])
+def test_a_token_id_outside_the_vocabulary_is_left_out(tmp_path, value):
+    config, tensors = published()
+    source = write_found(tmp_path / "m", {**config, "pad_token_id": value}, tensors)
+    assert "pad_token_id" not in Checkpoint.open(source).config.raw
+
+
+def test_a_plain_checkpoint_is_left_as_it_is(tmp_path):
+    config, tensors = published()
+    checkpoint = Checkpoint.open(write_found(tmp_path / "m", config, tensors))
+    assert checkpoint.applied == () and not checkpoint.is_config_changed
+    assert checkpoint.config.raw == config
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"quantization_config": {"quant_method": "fp8"}},
+        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+    ],
+)
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight_scale_inv", "a.qweight"])
+def test_weights_that_are_quantized_stay_refused(tmp_path, extra, name):
+    config, tensors = published()
+    tensors[name] = torch.ones(1)
+    with pytest.raises(UnsupportedModelError, match="quantized already"):
+        Checkpoint.open(write_found(tmp_path / "m", {**config, **extra}, tensors))
+
+
+def test_two_names_for_one_tensor_are_refused(tmp_path):
+    config, tensors = published()
+    tensors[f"module.{EMBEDDING}"] = tensors[EMBEDDING].clone()
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(write_found(tmp_path / "m", config, tensors))
+    assert f"{EMBEDDING} is stored twice, as " in str(caught.value)
+
+
+def test_of_two_models_in_one_file_the_plain_one_counts_and_the_other_is_refused(tmp_path):
+    config, tensors = published()
+    tensors |= {f"reference.{name}": tensor.clone() for name, tensor in tensors.items()}
+    with pytest.raises(CheckpointError, match="reference.lm_head.weight in .* belongs to no part"):
+        Checkpoint.open(write_found(tmp_path / "m", config, tensors))
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_tie_word_embeddings_of_another_type(tmp_path, value):
+    config, tensors = published()
+    source = write_found(tmp_path / "m", {**config, "tie_word_embeddings": value}, tensors)
+    if value is None:
+        assert Checkpoint.open(source).config.tie_word_embeddings is False
+    else:
+        with pytest.raises(CheckpointError, match="tie_word_embeddings: got"):
+            Checkpoint.open(source)
+
+
+def test_a_broken_tokenizer_settles_what_needs_none(tmp_path):
+    config, tensors = published()
+    source = write_found(tmp_path / "m", {**config, "eos_token_id": [EOS_ID, ASSISTANT]}, tensors)
+    (source / "tokenizer.json").write_text("{}")
+    assert Checkpoint.open(source).config.raw["eos_token_id"] == [EOS_ID]

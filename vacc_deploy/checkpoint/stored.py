@@ -1,0 +1,90 @@
+"""Read the bytes of stored tensors: whole, in pieces, or some rows, no more than is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vacc_deploy.checkpoint.header import TensorInfo
+from vacc_deploy.errors import CheckpointError
+from vacc_deploy.formats.dtypes import torch_dtype
+
+if TYPE_CHECKING:
+    import torch
+
+# Small enough to be hashed and written while it is still in the cache.
+CHUNK_BYTES = 1 << 20
+
+
+def read_tensor(info: TensorInfo) -> torch.Tensor:
+    """Return one tensor on the CPU in its stored dtype, in memory of its own.
+
+    Raises:
+        CheckpointError: the file became shorter since its header was read.
+    """
+    return read_spans(info, info.shape, [(0, info.num_bytes)])
+
+
+def read_spans(
+    info: TensorInfo, shape: tuple[int, ...], spans: Iterable[tuple[int, int]]
+) -> torch.Tensor:
+    """Return a tensor of ``shape`` filled with pieces of a stored one.
+
+    Args:
+        info: the stored tensor.
+        shape: sizes of the result.
+        spans: where each piece begins within the tensor, and its length, both in bytes.
+    """
+    import torch
+
+    tensor = torch.empty(shape, dtype=torch_dtype(info.dtype))
+    # The tensor's own bytes, flat: what is read lands in them, with no copy between.
+    view = memoryview(tensor.view(-1).view(torch.uint8).numpy().data)
+    with info.path.open("rb", buffering=0) as file:
+        for start, num_bytes in spans:
+            file.seek(info.offset + start)
+            piece, view = view[:num_bytes], view[num_bytes:]
+            while piece:
+                # One call reads at most 2 GiB on Linux.
+                count = file.readinto(piece)
+                if not count:
+                    raise _shortened(info)
+                piece = piece[count:]
+    return tensor
+
+
+def stored_bytes(info: TensorInfo) -> Iterator[memoryview]:
+    """Yield the bytes of one tensor as ``read_pieces`` does.
+
+    Raises:
+        CheckpointError: the file became shorter since its header was read.
+    """
+    left = info.num_bytes
+    for piece in read_pieces(info.path, [(info.offset, left)]):
+        left -= len(piece)
+        yield piece
+    if left:
+        raise _shortened(info)
+
+
+def read_pieces(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[memoryview]:
+    """Yield the bytes at each (offset, size) of a file, as far as it goes.
+
+    Every piece is the same buffer of ``CHUNK_BYTES``, filled anew: use it before taking the next.
+    """
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        for offset, left in spans:
+            file.seek(offset)
+            while left > 0 and (count := file.readinto(buffer[:left])):
+                left -= count
+                yield buffer[:count]
+
+
+def _shortened(info: TensorInfo) -> CheckpointError:
+    missing = info.offset + info.num_bytes - info.path.stat().st_size
+    return CheckpointError(
+        f"{info.path} ended {missing:,} bytes before the end of {info.name}: it was changed while "
+        "being read."
+    )
