@@ -1,4 +1,4 @@
-"""``generation_config.json`` of a checkpoint, with its ids and limits as every loader takes them."""
+"""``generation_config.json`` of a checkpoint: its ids and limits as every loader takes them."""
 
 from __future__ import annotations
 
