@@ -151,7 +151,7 @@ def prepare(
     obstacles = check_output(output_dir, overwrite=overwrite, inputs=inputs, dry_run=dry_run)
     planned = _plan_weights(checkpoint, output_dir, link_mode)
     small_files, applied = _plan_small_files(checkpoint)
-    notes = (*(rule.note for rule in applied), *_notes(checkpoint, planned))
+    notes = (*(rule.to_text() for rule in applied), *_notes(checkpoint, planned))
     if dry_run:
         listed = (*planned, *(file[:3] for file in small_files), (MANIFEST_NAME, None, "generated"))
         return PrepareResult(name, found.directory, output_dir, listed, notes + obstacles, True)

@@ -190,7 +190,7 @@ def test_several_wrong_values_are_one_error():
 def test_absent_values_take_the_defaults_of_the_architecture():
     optional = ("num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "torch_dtype")
     config = parse(**dict.fromkeys(optional, ...), tie_word_embeddings=...)
-    assert (config.num_key_value_heads, config.max_position_embeddings) == (4, 2048)
+    assert (config.num_key_value_heads, config.max_position_embeddings) == (4, 32768)
     assert (config.rms_norm_eps, config.dtype) == (1e-6, "float32")
     assert not config.tie_word_embeddings
 

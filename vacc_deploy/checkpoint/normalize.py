@@ -125,10 +125,8 @@ def _settle_prefix(found: Found) -> str:
     if not found.rename(change):
         return ""
     if prefix != "model.":
-        stated = f"begin with {prefix!r}" if prefix else "begin"
-        return (
-            f"the names of tensors {stated} where 'model.' is expected: read as if it stood there."
-        )
+        stated = f"begin with {prefix!r}, not" if prefix else "do not begin with"
+        return f"the names of the tensors {stated} 'model.'; they are read as if they did."
     return f"{head} is read as {LM_HEAD}."
 
 

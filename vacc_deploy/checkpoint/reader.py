@@ -134,7 +134,7 @@ class Checkpoint:
     @property
     def notes(self) -> tuple[str, ...]:
         """A sentence for every rule that has changed something."""
-        return tuple(applied.note for applied in self.applied)
+        return tuple(rule.to_text() for rule in self.applied)
 
     def changed_shards(self) -> dict[str, list[TensorInfo]]:
         """Return the files that are stored in another form than they are used in.

@@ -181,7 +181,10 @@ def _read_values(reader: ConfigReader) -> ModelConfig:
         # At least 1: a default of 0 would be reported instead of what is wrong.
         head_dim=reader.integer("head_dim", max(1, hidden_size // heads)),
         vocab_size=reader.integer("vocab_size"),
-        max_position_embeddings=reader.integer("max_position_embeddings", 2048),
+        # The defaults of the two configuration classes of transformers.
+        max_position_embeddings=reader.integer(
+            "max_position_embeddings", 32768 if is_qwen2 else 2048
+        ),
         rms_norm_eps=reader.number("rms_norm_eps", 1e-6),
         rope_theta=rope_theta,
         rope_scaling=rope_scaling,

@@ -34,6 +34,7 @@ _RUN_FLAGS: dict[str, Any] = {
     "use_bfloat16": False,
     "gradient_checkpointing": False,
     "chunk_size_feed_forward": 0,
+    "pretraining_tp": 1,
     "attn_implementation": "eager",
     "_attn_implementation": "eager",
     "_attn_implementation_internal": "eager",
@@ -66,6 +67,10 @@ class Applied:
     rule: str
     note: str
 
+    def to_text(self) -> str:
+        """Return the sentence with the name of the rule."""
+        return f"{self.note.removesuffix('.')} (rule {self.rule})."
+
 
 class Settler:
     """Applies rules to the values of one file.
@@ -93,7 +98,7 @@ class Settler:
         if not flags:
             return
         listed = ", ".join(f"{key} {self.values.pop(key)!r:.40}" for key in flags)
-        self.note("run-flags", f"left out {listed}, which belong to a run and not to the model.")
+        self.note("run-flags", f"left out {listed}: set for a run, no part of the model.")
 
     def drop_foreign_code(self) -> None:
         """Take out an ``auto_map``: the code that it names does not travel with the weights."""

@@ -243,7 +243,7 @@ def _open_float(checkpoint_dir: Path, formats: tuple[str, ...]) -> Checkpoint:
 def _source_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Return by which rules the source is read."""
     _, applied = settle_side_files(checkpoint.directory, checkpoint.config)
-    return (*checkpoint.notes, *(rule.note for rule in applied))
+    return (*checkpoint.notes, *(rule.to_text() for rule in applied))
 
 
 def _quantized_already(place: Path | str) -> CheckpointError:
