@@ -7,6 +7,7 @@ from reference_logits import decoder_logits, make_tokens
 from safetensors.torch import load_file, save_file
 from texts import read_json
 from tokenizer_builders import ASSISTANT, ASSISTANT_ID, BOS_ID, EOS_ID, write_tokenizer
+from transformers import AutoModelForCausalLM
 
 from vacc_deploy.checkpoint.reader import INDEX_NAME, Checkpoint
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError
@@ -167,6 +168,10 @@ def test_a_form_is_used_as_the_published_one(tmp_path, kind, model_type):
         for got in logits_of(directory):
             assert torch.allclose(got, expected[0], rtol=1e-5, atol=1e-5), directory
     assert torch.allclose(*expected, rtol=1e-5, atol=1e-5)
+    if model_type == "llama":  # what stock loaders make of the prepared directory
+        stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+        with torch.inference_mode():
+            assert torch.allclose(stock(TOKENS).logits[:, -1], expected[0], rtol=1e-5, atol=1e-5)
     assert [rule.rule for rule in Checkpoint.open(source).applied] == rules
     manifest = read_json(tmp_path / "out" / "vacc_deploy.json")
     assert [entry["rule"] for entry in manifest["normalized"]] == rules
