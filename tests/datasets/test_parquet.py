@@ -110,16 +110,20 @@ def test_a_file_damaged_anywhere_is_a_clear_error_or_is_read(tmp_path):
 
 
 def test_sizes_that_the_file_states_are_bounded_before_they_are_used(tmp_path, monkeypatch):
-    path = write(tmp_path / "t.parquet", [{"text": "word " * 500, "other": "x" * 90_000}])
-    monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 10_000)
-    assert read("c4", path)  # the other column does not count
+    path = write(tmp_path / "t.parquet", [{"text": "word " * 500}])
     monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 5000)
-    with pytest.raises(
-        CalibrationError, match="row group 1 states 7,.* bytes, expected at most 5,0"
-    ):
+    message = "row group 1 states 7,.* bytes, expected at most 5,000. Write the file again with sm"
+    with pytest.raises(CalibrationError, match=message):
         read("c4", path)
     monkeypatch.setattr(parquet, "MAX_FOOTER_BYTES", 100)
     with pytest.raises(CalibrationError, match="with a footer of .* bytes, expected at most 100"):
+        read("c4", path)
+
+
+def test_a_small_file_that_states_a_large_group_is_refused(tmp_path):
+    path = write(tmp_path / "t.parquet", [{"text": "x" * (17 << 20)}], compression="zstd")
+    assert path.stat().st_size < 10_000
+    with pytest.raises(CalibrationError, match="row group 1 states 17,.* bytes, expected at most "):
         read("c4", path)
 
 

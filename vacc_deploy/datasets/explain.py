@@ -66,8 +66,11 @@ def _explain_directory(kind: str, directory: Path, weight: str) -> str | None:
     files = [(path, found) for path in paths[:MAX_EXAMINED] if (found := recognize(path))]
     # A README or a list is text too, so text is named only where it was asked for.
     fitting = [item for item in files if kind and kind in (item[1].kind, *item[1].also)]
-    if kind == "ceval" and (has_tables or any(found.what == TABLE for _, found in fitting)):
-        return None  # its reader has said what is wrong with them
+    others = [item for item in files if item[1].kind and not item[1].is_text]
+    if kind == "ceval" and (
+        has_tables or not others or fitting[:1] and fitting[0][1].what == TABLE
+    ):
+        return None  # its reader has said what is wrong with the directory
     if has_tables and (not fitting or kind in ("text", "traces")):
         option = calibration_option("ceval", directory, weight)
         return f"{directory} is a directory with tables of C-Eval. Give {option}."
