@@ -48,12 +48,16 @@ setup(
         "transformers>=4.43",
     ],
     extras_require={
+        # Calibration files as Parquet and zstd. An older pyarrow unpickles what a file tells it to.
+        "data": ["pyarrow>=14.0.1", "zstandard>=0.22.0"],
         "test": [
             *("pytest>=8", "pytest-xdist>=3", "build>=1.2", "setuptools>=77", "wheel"),
             # The CUDA kernel is interpreted and compiled without a GPU.
             'triton; platform_system == "Linux" and platform_machine == "x86_64"',
             # A consumer of what quantize writes; the tests load it with stock transformers.
             "compressed-tensors>=0.15",
+            # As in the extra "data".
+            *("pyarrow>=14.0.1", "zstandard>=0.22.0"),
         ],
         "dev": ["ruff==0.17.6", "mypy==2.4.1", "pre-commit>=4", "types-PyYAML"],
     },

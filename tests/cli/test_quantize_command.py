@@ -311,13 +311,13 @@ def test_quantize_failure_names_the_command_that_goes_on(source, monkeypatch):
         (
             ("--num-samples", "128"),
             "Without --calibration the weights are rounded to nearest, with no effect of "
-            "--num-samples. Give --calibration NAME=PATH (c4, ceval, alpaca, text or traces), or "
-            "leave it out.",
+            "--num-samples. Give --calibration NAME=PATH (c4, ceval, alpaca, chat, text or "
+            "traces), or leave it out.",
         ),
         (
             ("--no-act-order", "--scale-search", "--dampening", "0.2"),
             "with no effect of --no-act-order, --dampening, --scale-search. Give --calibration "
-            "NAME=PATH (c4, ceval, alpaca, text or traces), or leave them out.",
+            "NAME=PATH (c4, ceval, alpaca, chat, text or traces), or leave them out.",
         ),
         (
             ("--method", "rtn", "--calibration", "text=x", "--seq-len", "64"),

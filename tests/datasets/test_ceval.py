@@ -6,8 +6,9 @@ import zipfile
 
 import pytest
 
-from vacc_deploy.datasets import ceval
+from vacc_deploy.datasets import ceval_tables
 from vacc_deploy.datasets.ceval import read_ceval
+from vacc_deploy.datasets.odd import Tally
 from vacc_deploy.errors import CalibrationError
 
 HEADER = ["id", "question", "A", "B", "C", "D", "answer", "explanation"]
@@ -38,12 +39,12 @@ def check_refused(path, message, data=None):
     if data is not None:
         path.write_bytes(data)
     with pytest.raises(CalibrationError, match=message) as caught:
-        list(read_ceval(path))
+        list(read_ceval(path, Tally()))
     assert str(path) in str(caught.value)
 
 
 def test_prompt_has_the_published_form(write_zip):
-    question, answer = next(read_ceval(write_zip({"dev/law_dev.csv": to_csv(LAW)})))
+    question, answer = next(read_ceval(write_zip({"dev/law_dev.csv": to_csv(LAW)}), Tally()))
     assert question == {
         "role": "user",
         "content": "以下是中国关于法学考试的单项选择题，请选出其中的正确答案。\n\n"
@@ -65,7 +66,7 @@ def test_dev_and_val_are_read_in_order_and_test_never(tmp_path, write_zip, prefi
     path = write_zip({prefix + name: data for name, data in members.items()})
     found = [
         (question["content"][7 : question["content"].index("考试")], answer["content"])
-        for question, answer in read_ceval(path)
+        for question, answer in read_ceval(path, Tally())
     ]
     assert found == [("注册会计师", "B\n因为乙。"), ("逻辑学", "B\n因为乙。"), ("逻辑学", "C")]
     assert list(tmp_path.iterdir()) == [path]
@@ -78,15 +79,15 @@ def test_csv_with_bom_mixed_line_ends_quotes_and_other_column_order(write_zip):
         "\r\n"
         "D,next\u2028one,a,b,c,d\n"
     )
-    first, second = read_ceval(write_zip({"val/law_val.csv": text.encode("utf-8")}))
+    first, second = read_ceval(write_zip({"val/law_val.csv": text.encode("utf-8")}), Tally())
     assert 'two\nlines, and "quotes"\nA. a\nB. b' in first[0]["content"]
     assert first[1]["content"] == "A"
     assert "\n\nnext\u2028one\nA. a" in second[0]["content"]
 
 
 def test_there_are_52_subjects_with_distinct_chinese_names():
-    assert len(ceval.SUBJECTS) == len(set(ceval.SUBJECTS.values())) == 52
-    assert list(ceval.SUBJECTS) == sorted(ceval.SUBJECTS)
+    assert len(ceval_tables.SUBJECTS) == len(set(ceval_tables.SUBJECTS.values())) == 52
+    assert list(ceval_tables.SUBJECTS) == sorted(ceval_tables.SUBJECTS)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +97,8 @@ def test_there_are_52_subjects_with_distinct_chinese_names():
         ("id,question,A,B,C\n", "lacks the columns D, answer: got 'id,"),
         (to_csv(LAW[:6]), "line 2 has 6 fields, expected 8"),
         (to_csv(LAW, [*LAW, "x"]), "line 3 has 9 fields, expected 8"),
-        (to_csv([*LAW[:6], "E", ""]), "line 2: the answer is 'E', expected A, B, C or D"),
-        (to_csv([*LAW[:6], "", ""]), "the answer is ''"),
+        (to_csv([*LAW[:6], "E", ""]), "line 2 has the answer 'E', expected A, B, C or D"),
+        (to_csv([*LAW[:6], "", ""]), "has the answer ''"),
         (to_csv(LAW).encode("gb18030"), "is not UTF-8.*not a converted one"),
         (to_csv([*LAW[:7], "x" * 200_000]), "not readable CSV: field larger than"),
     ],
@@ -122,10 +123,13 @@ def test_what_is_not_a_zip_is_refused(tmp_path, data, message):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["test/law_test.csv"], "has no member such as dev/accountant_dev.csv"),
+        (["test/law_test.csv"], "has no table such as dev/accountant_dev.csv"),
         (["dev/alchemy_dev.csv"], "'alchemy' is not one of the 52 subjects"),
         (["dev/law_dev.csv", "a/dev/law_dev.csv"], "gives the dev questions of law a second time"),
-        (map(str, range(ceval.MAX_MEMBERS + 1)), "has 4,097 members, expected at most 4,096"),
+        (
+            map(str, range(ceval_tables.MAX_MEMBERS + 1)),
+            "has 4,097 members, expected at most 4,096",
+        ),
     ],
 )
 def test_other_members_than_those_published_are_refused(write_zip, names, message):
@@ -133,7 +137,7 @@ def test_other_members_than_those_published_are_refused(write_zip, names, messag
 
 
 def test_a_zip_bomb_is_refused_by_its_declared_size(write_zip, monkeypatch):
-    path = write_zip({"dev/law_dev.csv": b"0" * (ceval.MAX_MEMBER_BYTES + 1)})
+    path = write_zip({"dev/law_dev.csv": b"0" * (ceval_tables.MAX_TABLE_BYTES + 1)})
     monkeypatch.setattr(zipfile.ZipFile, "open", None)  # nothing may be unpacked
     check_refused(path, "declares 8,388,609 bytes, expected at most 8,388,608")
 
@@ -148,7 +152,7 @@ def test_a_member_with_a_false_declared_size_is_an_error(write_zip):
 def test_too_large_an_archive_is_refused_unread(tmp_path):
     path = tmp_path / "c.zip"
     with path.open("wb") as file:
-        file.truncate(ceval.MAX_ARCHIVE_BYTES + 1)  # sparse: takes no space
+        file.truncate(ceval_tables.MAX_ARCHIVE_BYTES + 1)  # sparse: takes no space
     check_refused(path, "holds 67,108,865 bytes, .*which is far smaller")
 
 
@@ -163,13 +167,13 @@ def test_encryption_or_an_unknown_compression_is_an_error(write_zip, offset, val
 
 def test_an_archive_damaged_anywhere_is_a_clear_error_or_reads_the_same(write_zip):
     path = write_zip({"dev/law_dev.csv": to_csv(*[LAW] * 50)})
-    whole, expected = path.read_bytes(), list(read_ceval(path))
+    whole, expected = path.read_bytes(), list(read_ceval(path, Tally()))
     for position in range(0, len(whole), 3):
         for value in (0x00, 0xFF):
             data = bytearray(whole)
             data[position] = value
             path.write_bytes(data)
             try:
-                assert list(read_ceval(path)) == expected
+                assert list(read_ceval(path, Tally())) == expected
             except CalibrationError as err:
                 assert str(path) in str(err)

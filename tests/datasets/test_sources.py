@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from closed_files import OWNER, as_user, open_directory
 
-from vacc_deploy.datasets import KIND_NAMES, files, sources
+from vacc_deploy.datasets import KIND_NAMES, records, sources
 from vacc_deploy.datasets.sources import CalibrationSource, parse_source, read_documents
 from vacc_deploy.errors import CalibrationError, UsageError
 
@@ -97,9 +97,9 @@ def test_parse_source_of_a_file_without_its_kind_gives_the_whole_option(tmp_path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("c4", "not of the form NAME=PATH.*c4, ceval, alpaca, text"),
+        ("c4", "not of the form NAME=PATH.*c4, ceval, alpaca, chat, text"),
         ("c4=", "not of the form NAME=PATH"),
-        ("=a.json", "unknown kind '', expected one of c4, ceval, alpaca, text"),
+        ("=a.json", "unknown kind '', expected one of c4, ceval, alpaca, chat, text"),
         ("wikitext=a.txt", "unknown kind 'wikitext'.*write text=PATH"),
         ("c4=a.json:0", "has the weight 0, expected a number above zero"),
         ("c4=a.json:-1", "has the weight -1, expected a number above zero"),
@@ -117,14 +117,16 @@ def test_parse_source_refuses_what_it_does_not_know(text, message):
 
 
 def test_unknown_kind_is_a_usage_error(tmp_path):
-    with pytest.raises(UsageError, match="'pile', expected one of c4, ceval, alpaca, text"):
+    with pytest.raises(UsageError, match="'pile', expected one of c4, ceval, alpaca, chat, text"):
         read("pile", tmp_path / "x")
 
 
 @pytest.mark.parametrize("kind", sources.KINDS)
 def test_missing_directory_empty_and_special_files_are_refused(tmp_path, kind):
     check_refused(kind, tmp_path / "nothing.here", "nothing.here does not exist")
-    check_refused(kind, tmp_path, "is a directory. Give the data file in it")
+    is_folder_read = kind in sources.FOLDER_KINDS
+    message = "has no table such as" if is_folder_read else "is a directory. Give the data file in"
+    check_refused(kind, tmp_path, message)
     check_refused(kind, tmp_path / "e.dat", r"e.dat is empty \(0 bytes\)", b"")
     os.mkfifo(tmp_path / "pipe")
     check_refused(kind, tmp_path / "pipe", "pipe is not an ordinary file")
@@ -170,7 +172,7 @@ def test_file_without_documents_is_refused(tmp_path, kind, data):
 
 @pytest.mark.parametrize("pack", [lambda data: data, gzip.compress])
 def test_a_file_over_the_limit_is_refused(tmp_path, monkeypatch, pack):
-    monkeypatch.setattr(sources, "MAX_ARRAY_BYTES", 99)
+    monkeypatch.setattr(records, "MAX_ARRAY_BYTES", 99)
     monkeypatch.setattr(sources, "MAX_TRACES_BYTES", 99)
     array = json.dumps([{"instruction": "a", "output": "b"}] * 4).encode()
     message = "large holds more than 99 bytes in one JSON array"
@@ -200,10 +202,10 @@ def test_c4_accepts_a_byte_order_mark_and_a_last_line_without_end(tmp_path):
     [
         (b"{broken", "line 2 cannot be read: .*expected one JSON object a line"),
         (b'{"text": "\xff"}', "line 2 cannot be read: 'utf-8' codec"),
-        (b"[1]", "line 2 holds list, expected one JSON object a line"),
+        (b"[1]", "line 2 holds list, expected an object with the key text"),
         (b'{"content": "x"}', 'line 2 has no text under "text": got no such key .its keys: conten'),
         (b'{"text": 5}', 'line 2 has no text under "text": got int'),
-        (b'{"text": "a\\ud800"}', "line 2: the text under .text. is not valid Unicode"),
+        (b'{"text": "a\\ud800"}', "line 2 holds text under .text. that is not valid Unicode"),
         (b"[" * 100_000, "line 2 cannot be read"),
         (b"9" * 10_000, "line 2 cannot be read"),
     ],
@@ -213,7 +215,7 @@ def test_c4_bad_line_is_an_error_with_its_number(tmp_path, line, message):
 
 
 def test_c4_endless_line_is_not_read_to_its_end(tmp_path):
-    bomb = gzip.compress(b" " * (3 * files.MAX_LINE_BYTES), mtime=0)
+    bomb = gzip.compress(b" " * (3 * records.MAX_LINE_BYTES), mtime=0)
     check_refused("c4", tmp_path / "bomb.gz", "line 1 is longer than 16,777,216 bytes", bomb)
 
 
@@ -251,17 +253,17 @@ def test_c4_may_be_one_json_array(tmp_path):
 
 
 def test_alpaca_array_lines_and_gzip_give_the_same_conversations(tmp_path):
-    records = [
+    examples = [
         {"instruction": "Add.", "input": "1 2", "output": "3"},
         {"instruction": "说", "input": "", "output": "好"},
         {"instruction": "No input key", "output": "ok"},
     ]
     expected = [chat("Add.\n\n1 2", "3"), chat("说", "好"), chat("No input key", "ok")]
-    array = json.dumps(records, ensure_ascii=False, indent=2).encode()
+    array = json.dumps(examples, ensure_ascii=False, indent=2).encode()
     forms = {
         "array.json": array,
         "bom.json": b"\xef\xbb\xbf\n " + array,
-        "lines.jsonl": lines(*records).encode(),
+        "lines.jsonl": lines(*examples).encode(),
         "array.json.gz": gzip.compress(array, mtime=0),
     }
     for name, data in forms.items():

@@ -257,7 +257,7 @@ REFUSED_OPTIONS = [
     (
         {"sources": ()},
         "--method gptq needs text to calibrate on: give --calibration NAME=PATH (c4, ceval, "
-        "alpaca, text or traces), or use --method rtn.",
+        "alpaca, chat, text or traces), or use --method rtn.",
     ),
     ({"method": "rtn"}, "--method rtn uses no calibration data. Leave --calibration out."),
     (

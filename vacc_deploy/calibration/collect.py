@@ -12,6 +12,7 @@ from typing import NamedTuple
 from vacc_deploy.calibration.conversations import DocumentEncoder
 from vacc_deploy.calibration.split import Split, hash_document, is_held_out
 from vacc_deploy.datasets.files import Document
+from vacc_deploy.datasets.odd import Tally
 from vacc_deploy.datasets.sources import CONVERSATION_KINDS, CalibrationSource, read_documents
 from vacc_deploy.progress import Progress
 
@@ -73,6 +74,7 @@ class SourceTokens:
         held_out: those of the held-out rows, of other documents but for ``documents_shared``.
         documents_read: documents that were looked at.
         documents_shared: documents in both buffers, because the file has too few.
+        tally: counts the records that were skipped, and the empty documents.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class SourceTokens:
         self.source, self.encoder, self._split = source, encoder, split
         self.fit, self.held_out = TokenBuffer(num_fit), TokenBuffer(num_held_out)
         self.documents_read = self.documents_shared = 0
+        self.tally = Tally()
 
     def collect(self, rng: random.Random, progress: Progress) -> None:
         """Fill both buffers from the shuffled documents, or as far as these go.
@@ -128,7 +131,7 @@ class SourceTokens:
         is_small_set = self.source.kind in CONVERSATION_KINDS
         num_bytes = WHOLE_POOL_BYTES if is_small_set else self._missing() * BYTES_PER_NEEDED_TOKEN
         # ``closing``: a file stays open no longer than it is read, though most end half way.
-        with closing(_read_pools(self.source, num_bytes)) as pools:
+        with closing(_read_pools(self.source, num_bytes, self.tally)) as pools:
             for pool in pools:
                 self.documents_read += len(pool)
                 rng.shuffle(pool)
@@ -179,9 +182,11 @@ class SourceTokens:
             self.documents_shared += 1
 
 
-def _read_pools(source: CalibrationSource, num_bytes: int) -> Generator[list[Document], None, None]:
+def _read_pools(
+    source: CalibrationSource, num_bytes: int, tally: Tally
+) -> Generator[list[Document], None, None]:
     """Yield the documents in lists, each of ``num_bytes`` of text or a little more."""
-    with closing(read_documents(source)) as documents:
+    with closing(read_documents(source, tally)) as documents:
         pool, size = list[Document](), 0
         for document in documents:
             pool.append(document)

@@ -60,7 +60,7 @@ class DocumentEncoder:
         Raises:
             CheckpointError: the chat template fails.
         """
-        self._name, self._tokenizer, self._vocab_size = source.path.name, tokenizer, vocab_size
+        self._name, self._tokenizer, self._vocab_size = source.name, tokenizer, vocab_size
         self._conversations = self._writer = None
         if source.kind in CONVERSATION_KINDS:
             self._conversations, self._writer = ConversationEncoder(tokenizer), writer
@@ -98,16 +98,28 @@ class DocumentEncoder:
         return self._conversations.encode(document)
 
     def _answer(self, documents: Sequence[Document]) -> list[list[int]]:
-        """Return prompts with the model's answers; nothing for a prompt that is too long."""
+        """Return prompts with the model's answers, and plain texts as they are.
+
+        A prompt that is too long has no ids.
+        """
         assert self._conversations is not None and self._writer is not None
-        encode, limit = self._conversations.encode_prompt, self._writer.max_prompt_tokens
-        prompts = [encode(turns) for turns in documents if not isinstance(turns, str)]
+        limit, encoded = self._writer.max_prompt_tokens, list[list[int]]()
+        asked = list[int]()  # positions of the prompts that are answered
+        for position, document in enumerate(documents):
+            if isinstance(document, str):
+                encoded.append(self._encode(document))
+                continue
+            prompt = self._conversations.encode_prompt(document)
+            if len(prompt) <= limit:
+                asked.append(position)
+            else:
+                self.num_skipped += 1
+            encoded.append(prompt if len(prompt) <= limit else [])
         # One list for all: the model writes the answers of a batch at once.
-        fitting = [prompt for prompt in prompts if len(prompt) <= limit]
-        self.num_skipped += len(prompts) - len(fitting)
-        answers = iter(self._writer.write(fitting) if fitting else [])
-        # In the documents' order: a prompt that is too long takes no answer from the list.
-        return [prompt + next(answers) if len(prompt) <= limit else [] for prompt in prompts]
+        answers = self._writer.write([encoded[position] for position in asked]) if asked else []
+        for position, answer in zip(asked, answers, strict=True):
+            encoded[position] = encoded[position] + answer
+        return encoded
 
 
 class ConversationEncoder:

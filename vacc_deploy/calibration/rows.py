@@ -19,7 +19,6 @@ import numpy.typing as npt
 from vacc_deploy.calibration.collect import SourceTokens, TokenBuffer
 from vacc_deploy.calibration.conversations import JOINED, DocumentEncoder
 from vacc_deploy.calibration.split import CALIBRATION, Split, split_shares
-from vacc_deploy.datasets.files import compute_sha256
 from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.errors import CalibrationError, UsageError, list_problems
 from vacc_deploy.progress import SILENT, Progress
@@ -42,6 +41,9 @@ class SourceReport:
         documents_read: documents that were looked at; ``documents_used`` of them are in the rows.
         documents_shared: documents in both kinds of rows, because the file holds too few.
         documents_skipped: documents left out, because their prompt is too long to be answered.
+        documents_empty: documents left out, because they have no text or no answered question.
+        records_skipped: records left out because they are odd; ``first_skipped`` is the place of
+            the first one and the reason.
         answer_form: how answers follow the prompts; None without conversations.
         own_answers: whether the model wrote the answers itself.
     """
@@ -58,6 +60,9 @@ class SourceReport:
     documents_held_out: int
     documents_shared: int
     documents_skipped: int
+    documents_empty: int
+    records_skipped: int
+    first_skipped: str | None
     templated: bool
     answer_form: str | None
     own_answers: bool
@@ -90,6 +95,17 @@ class CalibrationRows:
     def num_fit_rows(self) -> int:
         """How many rows are fitted."""
         return len(self.tokens) - self.num_held_out
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One line for each source with odd records."""
+        return tuple(
+            f"{source.file}: {source.records_skipped:,} odd "
+            f"{'record was' if source.records_skipped == 1 else 'records were'} skipped, the "
+            f"first: {source.first_skipped}"
+            for source in self.sources
+            if source.records_skipped
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for the report; ``tokens_sha256`` is of the little-endian int64s."""
@@ -253,8 +269,8 @@ def _report(tokens: SourceTokens, sequence_length: int) -> SourceReport:
     num_tokens = len(fit.ids) + len(held_out.ids)
     return SourceReport(
         kind=source.kind,
-        file=source.path.name,
-        sha256=compute_sha256(source.path),
+        file=source.name,
+        sha256=source.compute_sha256(),
         weight=source.weight,
         rows=num_tokens // sequence_length,
         tokens=num_tokens,
@@ -265,6 +281,9 @@ def _report(tokens: SourceTokens, sequence_length: int) -> SourceReport:
         documents_held_out=held_out.num_documents,
         documents_shared=tokens.documents_shared,
         documents_skipped=tokens.encoder.num_skipped,
+        documents_empty=tokens.tally.num_empty,
+        records_skipped=tokens.tally.num_skipped,
+        first_skipped=tokens.tally.first_skipped or None,
         templated=form is not None and form != JOINED,
         answer_form=form,
         own_answers=tokens.encoder.has_own_answers,
@@ -291,7 +310,7 @@ def _collect(collected: Sequence[SourceTokens], seed: int, progress: Progress) -
             "Give more data, ask for fewer samples or a shorter sequence, or give the short "
             "source a smaller weight."
         )
-    names = [tokens.source.path.name for tokens in collected if tokens.documents_shared]
+    names = [tokens.source.name for tokens in collected if tokens.documents_shared]
     if names:
         progress.warn(
             f"{', '.join(names)}: too few documents to hold some out; the rows that judge the "

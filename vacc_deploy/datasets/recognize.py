@@ -1,8 +1,6 @@
 """What a file holds, told by its content: for messages about a file of another kind than named.
 
-Looks at the first and the last bytes only. Only for plain text do its answers decide anything:
-``explain_no_text`` refuses a file that is surely something else. So a text is never told by its
-first letters alone.
+Looks at the first and the last bytes only, and at the names of Parquet's columns.
 """
 
 from __future__ import annotations
@@ -13,22 +11,24 @@ import os
 import re
 import shlex
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
+from vacc_deploy.datasets.ceval import CHOICES
+from vacc_deploy.datasets.chat import is_chat
+from vacc_deploy.datasets.extras import find_package, how_to_install
 from vacc_deploy.datasets.files import GZIP_MAGIC, LFS_POINTER
+from vacc_deploy.datasets.parquet import PARQUET_MAGIC, list_columns
 from vacc_deploy.datasets.traces import ASSISTANT, USER
+from vacc_deploy.datasets.zstd import ZSTD_MAGICS, unpack_head
 
 HEAD_BYTES = 64 << 10  # what is looked at, packed and unpacked
-MAX_LISTED = 1000  # entries of a directory that are looked at
-MAX_EXAMINED = 20  # files of it that are opened
 # As messages call the kinds.
 TITLES = {
     "c4": "C4",
     "ceval": "C-Eval",
     "alpaca": "Alpaca",
+    "chat": "chat records",
     "text": "plain text",
     "traces": "traces of an R1 model",
 }
@@ -43,35 +43,36 @@ class Recognized:
         kind: the kind whose reader takes it; empty where none does.
         advice: what to do where none does, sentences.
         is_text: it may also be meant as plain text.
+        also: kinds whose readers take it too.
     """
 
     what: str
     kind: str = ""
     advice: str = ""
     is_text: bool = False
+    also: tuple[str, ...] = ()
 
 
 _UNPACK = "Unpack it, then give one data file of it."
 _NO_TEXT = "It holds no text. Check the path."
 _SAVE_TEXT = "Save its text as a UTF-8 file, then give that file."
 _DOWNLOAD = "Open it to see what went wrong, then download the file again."
-_PARQUET_CODE = (
-    'import sys, pandas; pandas.read_parquet(sys.argv[1]).to_json(sys.argv[2], orient="records", '
-    "lines=True, force_ascii=False)"
-)
+_ANY_KIND = tuple(TITLES)
+TABLE = "a C-Eval table"
+_QUESTION_COLUMNS = ("question", *CHOICES)  # test tables have no answers
 _ARROW_CODE = (
     "import sys, datasets; datasets.Dataset.from_file(sys.argv[1]).to_json(sys.argv[2], "
     "force_ascii=False)"
 )
-_KEYS = "as c4 (records with the key text) or as alpaca (instruction, input and output)."
+RECORD_KEYS = "as c4 (records with the key text) or as chat (messages, or questions with answers)."
+# Kinds whose readers take records; of each the files that are packed or Parquet too.
+_RECORD_KINDS = ("c4", "ceval", "alpaca", "chat")
 _PULL = "The data were never downloaded. Download the file again, for example with git lfs pull."
 # First bytes of files that are no text, what they tell, and the advice. {file} and {target} are
 # quoted for a shell. Letters count only where other bytes say that the file is no text.
 _STARTS: tuple[tuple[bytes, str, str], ...] = (
-    (b"PAR1", "a Parquet file", "{parquet}"),
     (b"ARROW1", "an Arrow file", "{arrow}"),
     (b"\xff\xff\xff\xff", "an Arrow file", "{arrow}"),
-    (b"\x28\xb5\x2f\xfd", "zstd data", "Unpack it with zstd -d {file}, then give the new file."),
     (b"\xfd7zXZ\0", "xz data", "Unpack it with xz -dk {file}, then give the new file."),
     (b"BZh", "bzip2 data", "Unpack it with bunzip2 -k {file}, then give the new file."),
     (b"7z\xbc\xaf", "a 7z archive", _UNPACK),
@@ -117,45 +118,14 @@ def recognize(path: Path) -> Recognized | None:
     if head.startswith(_ZIP_STARTS):
         return _recognize_zip(head, tail)
     if head.startswith(GZIP_MAGIC):
-        return _recognize_gzip(head, path)
+        return _recognize_packed(_unpack_gzip(head), path, "gzip")
+    if head.startswith(PARQUET_MAGIC) and not _is_text(head):
+        return _recognize_parquet(path)
+    if head.startswith(ZSTD_MAGICS):
+        if find_package("zstandard") is None:
+            return Recognized("zstd data", advice=how_to_install("zstandard"), also=_ANY_KIND)
+        return _recognize_packed(unpack_head(head, HEAD_BYTES), path, "zstd")
     return _recognize_bytes(head, path)
-
-
-def explain_other_kind(kind: str, path: Path, *, weight: str = "") -> str | None:
-    """Return the error of a file that is another kind than ``kind``; None where that is not so.
-
-    Args:
-        kind: kind that was named for it; empty where none was.
-        path: calibration file, or a directory given in place of one.
-        weight: what stood behind the path, for example ``:2``.
-    """
-    if os.path.isdir(path):
-        return _explain_directory(kind, path, weight)
-    found = recognize(path)
-    if found is None or found.kind == kind or (found.is_text and kind in ("text", "traces")):
-        return None
-    expected = f", not {TITLES[kind]}" if kind else ""
-    return f"{path} is {found.what}{expected}. {_advise(found, path, weight)}"
-
-
-def explain_no_text(path: Path) -> str | None:
-    """Return the error of a file that is no plain text, for ``--text``; None where it may be."""
-    found = recognize(path)
-    if found is None or found.is_text:
-        return None
-    # Records of a data set are of no use here, whatever they are converted to.
-    is_data_set = found.kind or found.advice.endswith(_KEYS)
-    advice = "Give a UTF-8 file that holds nothing but text." if is_data_set else found.advice
-    return f"{path} is {found.what}, not plain text. {advice}"
-
-
-def calibration_option(kind: str, path: Path, weight: str = "") -> str:
-    """Return ``--calibration KIND=PATH`` as a shell reads it."""
-    return shlex.join(["--calibration", f"{kind}={path}{weight}"])
-
-
-def _advise(found: Recognized, path: Path, weight: str) -> str:
-    return found.advice or f"Give {calibration_option(found.kind, path, weight)}."
 
 
 def _recognize_zip(head: bytes, tail: bytes) -> Recognized:
@@ -167,17 +137,41 @@ def _recognize_zip(head: bytes, tail: bytes) -> Recognized:
     return Recognized("a zip archive without C-Eval's tables", advice=_UNPACK)
 
 
-def _recognize_gzip(head: bytes, path: Path) -> Recognized | None:
+def _unpack_gzip(head: bytes) -> bytes | None:
     try:
         # 31: gzip's own header. The limit also bounds what a few bytes may grow to.
-        inner = zlib.decompressobj(wbits=31).decompress(head, HEAD_BYTES)
+        return zlib.decompressobj(wbits=31).decompress(head, HEAD_BYTES)
     except zlib.error:
         return None
+
+
+def _recognize_packed(inner: bytes | None, path: Path, how: str) -> Recognized | None:
     found = _recognize_bytes(inner, path) if inner else None
     if found is None or found.kind or found.what.startswith("JSON") or found.advice == _DOWNLOAD:
         return found
-    unpack = f"Unpack it with {shlex.join(['gzip', '-dk', str(path)])}, then give the new file."
-    return Recognized(f"gzip data of {found.what.removeprefix('a ')}", advice=unpack)
+    unpack = f"Unpack it with {shlex.join([how, '-dk', str(path)])}, then give the new file."
+    return Recognized(f"{how} data of {found.what.removeprefix('a ')}", advice=unpack)
+
+
+def _recognize_parquet(path: Path) -> Recognized:
+    """Return what a Parquet file is by the names of its columns."""
+    if find_package("pyarrow") is None:
+        advice = f"Give it as c4, alpaca, chat or ceval. {how_to_install('pyarrow')}"
+        return Recognized("a Parquet file", advice=advice, also=_RECORD_KINDS)
+    columns = list_columns(path)
+    if columns is None:
+        # The readers of records say what is wrong with it.
+        return Recognized("a Parquet file", advice="Download it again.", also=_RECORD_KINDS)
+    if set(columns).issuperset(_QUESTION_COLUMNS):
+        return Recognized(TABLE, kind="ceval")
+    found = _recognize_records(columns, True)
+    if found is None or not found.kind:
+        listed = ", ".join(column[:40] for column in columns[:5]) or "none"
+        listed += ", ..." if len(columns) > 5 else ""
+        what = f"a Parquet file with the columns {listed}"
+        return Recognized(what, advice=f"Rename the columns, then give the new file {RECORD_KEYS}")
+    what = found.what.replace("JSON data", "a Parquet file").replace(" key", " column")
+    return Recognized(what, kind=found.kind, also=found.also)
 
 
 def _recognize_bytes(head: bytes, path: Path) -> Recognized | None:
@@ -218,6 +212,9 @@ def _recognize_text(head: bytes, path: Path) -> Recognized | None:
         return _recognize_records(*_first_keys(text, match.end()))
     if not text or text.startswith("["):
         return None
+    first_line = {name.strip() for name in text.partition("\n")[0].split(",")}
+    if first_line.issuperset(_QUESTION_COLUMNS):
+        return Recognized(TABLE, kind="ceval", is_text=True)
     if USER in text and ASSISTANT in text:
         return Recognized("a file of R1 traces", kind="traces", is_text=True)
     if not _is_text(head):
@@ -228,16 +225,21 @@ def _recognize_text(head: bytes, path: Path) -> Recognized | None:
 def _recognize_records(keys: list[str], is_whole: bool) -> Recognized | None:
     """Return what JSON data are by the keys of their first record, as far as these were read."""
     if "instruction" in keys and ("output" in keys or not is_whole):
-        return Recognized("an Alpaca file", kind="alpaca")
-    if "text" in keys:
+        return Recognized("an Alpaca file", kind="alpaca", also=("chat",))
+    if not is_chat(keys, is_whole=is_whole) and "text" in keys:
         is_c4 = "url" in keys or "timestamp" in keys
-        return Recognized("a C4 file" if is_c4 else "JSON data with C4's key text", kind="c4")
+        what = "a C4 file" if is_c4 else "JSON data with C4's key text"
+        return Recognized(what, kind="c4", also=("chat",))
+    listed = ", ".join(key[:40] for key in keys[:5]) + (", ..." if len(keys) > 5 else "")
+    if is_chat(keys, is_whole=is_whole):
+        # Records with text beside a chat are read by both.
+        also = ("c4",) if "text" in keys else ()
+        return Recognized(f"JSON data of chats with the keys {listed}", kind="chat", also=also)
     if not keys or not is_whole:
         return None
-    listed = ", ".join(key[:40] for key in keys[:5]) + (", ..." if len(keys) > 5 else "")
     return Recognized(
         f"JSON data with the keys {listed}",
-        advice=f"Rewrite the records, then give the new file {_KEYS}",
+        advice=f"Rewrite the records, then give the new file {RECORD_KEYS}",
         is_text=True,
     )
 
@@ -254,56 +256,18 @@ def _first_keys(text: str, position: int) -> tuple[list[str], bool]:
     return keys, text[position:].lstrip().startswith("}")
 
 
-def _explain_directory(kind: str, directory: Path, weight: str) -> str | None:
-    """Return the error of a directory: which of its files to give, and as what."""
-    if tables := _find_tables(directory):
-        pack = shlex.join(["python3", "-m", "zipfile", "-c", "ceval-exam.zip", *map(str, tables)])
-        return (
-            f"{directory} is the unpacked C-Eval archive, not the archive itself. Pack it with "
-            f"{pack}, then give {calibration_option('ceval', Path('ceval-exam.zip'), weight)}."
-        )
-    files = [(path, found) for path in _candidates(directory) if (found := recognize(path))]
-    # A README or a list is text too, so text is named only where it was asked for.
-    fitting = [item for item in files if item[1].kind == kind]
-    for path, found in fitting or [item for item in files if not item[1].is_text]:
-        inside = f"It holds {path}, which is {found.what}."
-        return f"{directory} is a directory. {inside} {_advise(found, path, weight)}"
-    return None
-
-
-def _find_tables(directory: Path) -> list[Path]:
-    """Return the folders of C-Eval's tables in ``directory``."""
-    folders = [directory / split for split in ("dev", "val")]
-    return [folder for folder in folders if any(folder.glob(f"*_{folder.name}.csv"))]
-
-
-def _candidates(directory: Path) -> list[Path]:
-    """Return some files of a directory that may be data, in the order of their paths."""
-    paths = sorted(islice(_walk(directory), MAX_LISTED))
-    return [path for path in paths if path.is_file()][:MAX_EXAMINED]
-
-
-def _walk(directory: Path) -> Iterator[Path]:
-    for folder, folders, names in os.walk(directory):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (
-            Path(folder, name) for name in names if not name.startswith((".", "README", "LICENSE"))
-        )
-
-
 def _fill_in(advice: str, path: Path) -> str:
     """Return an advice with its commands for this file."""
     target = f"{path.name.rpartition('.')[0] or path.name}.jsonl"
     return advice.format(
         file=shlex.quote(str(path)),
-        parquet=_convert_with("pandas and pyarrow", _PARQUET_CODE, path, target),
         arrow=_convert_with("datasets", _ARROW_CODE, path, target),
     )
 
 
 def _convert_with(packages: str, code: str, path: Path, target: str) -> str:
     line = shlex.join(["python3", "-c", code, str(path), target])
-    return f"Convert it, which needs {packages}:\n  {line}\nThen give the new file {_KEYS}"
+    return f"Convert it, which needs {packages}:\n  {line}\nThen give the new file {RECORD_KEYS}"
 
 
 def _convert(path: Path, encoding: str) -> str:

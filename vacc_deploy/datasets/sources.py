@@ -6,7 +6,6 @@ Every reader yields documents from the published file as it is, in file order.
 from __future__ import annotations
 
 import codecs
-import json
 import math
 import os
 from collections.abc import Callable, Generator, Iterator
@@ -15,19 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from vacc_deploy.datasets.ceval import read_ceval
-from vacc_deploy.datasets.files import (
-    Document,
-    check_file,
-    open_data,
-    read_field,
-    read_json_lines,
-)
-from vacc_deploy.datasets.recognize import explain_no_text, explain_other_kind
+from vacc_deploy.datasets import chat
+from vacc_deploy.datasets.ceval import hash_folder, read_ceval
+from vacc_deploy.datasets.explain import explain_no_text, explain_other_kind
+from vacc_deploy.datasets.files import Document, check_file, compute_sha256, open_data
+from vacc_deploy.datasets.odd import Tally, keep_sound, read_field
+from vacc_deploy.datasets.records import read_entries
 from vacc_deploy.datasets.traces import split_traces
 from vacc_deploy.errors import CalibrationError, UsageError
 
-MAX_ARRAY_BYTES = 256 << 20  # the published alpaca file holds 44 MB
 MAX_TRACES_BYTES = 256 << 20
 TEXT_PIECE_CHARS = 1 << 14  # about 4,000 tokens of English
 Documents: TypeAlias = Generator[Document, None, None]
@@ -35,11 +30,23 @@ Documents: TypeAlias = Generator[Document, None, None]
 
 @dataclass(frozen=True)
 class CalibrationSource:
-    """One calibration file: its kind, where it is, and its share of the rows."""
+    """One calibration file: its kind, where it is, and its share of the rows.
+
+    A source of ``FOLDER_KINDS`` may also be a folder.
+    """
 
     kind: str
     path: Path
     weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """The name of the file or folder, without the directory."""
+        return self.path.name or self.path.resolve().name
+
+    def compute_sha256(self) -> str:
+        """Return the sha256 of the file, or of the tables of a folder, in hex."""
+        return hash_folder(self.path) if os.path.isdir(self.path) else compute_sha256(self.path)
 
 
 def parse_source(text: str) -> CalibrationSource:
@@ -98,11 +105,16 @@ def _explain_unnamed(text: str) -> str | None:
     return explain_other_kind("", path, weight=f":{weight}" if weight else "")
 
 
-def read_documents(source: CalibrationSource) -> Documents:
-    """Yield the documents of a source in file order; empty ones are left out.
+def read_documents(source: CalibrationSource, tally: Tally | None = None) -> Documents:
+    """Yield the documents of a source in file order; empty ones and odd records are left out.
+
+    Args:
+        source: file or folder, and its kind.
+        tally: counts the records that are read, skipped or empty.
 
     Raises:
-        CalibrationError: the file cannot be read as its kind, or holds no document.
+        CalibrationError: the file cannot be read as its kind, holds no document, or more odd
+            records than may be skipped.
         UsageError: the kind is unknown.
     """
     if source.kind not in KINDS:
@@ -110,8 +122,8 @@ def read_documents(source: CalibrationSource) -> Documents:
             f"Unknown calibration kind {source.kind!r}, expected one of {', '.join(KINDS)}."
         )
     try:
-        check_file(source.path)
-        yield from _read_file(source)
+        check_file(source.path, or_directory=source.kind in FOLDER_KINDS)
+        yield from _read_file(source, tally or Tally())
     except CalibrationError as err:
         # The one place that asks whether the file is sound, and of another kind than named.
         weight = "" if source.weight == 1 else f":{source.weight:g}"
@@ -130,74 +142,53 @@ def check_source(source: CalibrationSource) -> None:
         next(documents)
 
 
-def _read_file(source: CalibrationSource) -> Documents:
+def _read_file(source: CalibrationSource, tally: Tally) -> Documents:
     is_empty = True
     # Closed at once where the caller stops early, not when the collector comes.
-    with closing(KINDS[source.kind](source.path)) as documents:
+    with closing(KINDS[source.kind](source.path, tally)) as documents:
         for document in documents:
             turns = (document,) if isinstance(document, str) else (m["content"] for m in document)
             if any(turn and not turn.isspace() for turn in turns):
                 is_empty = False
                 yield document
+            else:
+                tally.num_empty += 1
     if is_empty:
+        what = "blank text or unanswered questions" if source.kind == "chat" else "blank text"
         raise CalibrationError(
-            f"{source.path} holds no {source.kind} document: nothing in it but blank text. "
+            f"{source.path} holds no {source.kind} document: nothing in it but {what}. "
             "Check the path."
         )
 
 
-def _read_c4(path: Path) -> Documents:
-    for where, record in _read_records(path, "text"):
-        yield read_field(record, "text", where)
+def _read_c4(path: Path, tally: Tally) -> Documents:
+    entries = read_entries(path, "the key text", ("text",))
+    yield from keep_sound(path, entries, lambda record: read_field(record, "text"), tally)
 
 
-def _read_alpaca(path: Path) -> Documents:
-    for where, record in _read_records(path, "instruction, input and output"):
-        prompt = read_field(record, "instruction", where)
-        extra = read_field(record, "input", where, default="")
-        if extra.strip():
-            prompt = f"{prompt}\n\n{extra}"
-        output = read_field(record, "output", where)
-        yield ({"role": "user", "content": prompt}, {"role": "assistant", "content": output})
+def _read_alpaca(path: Path, tally: Tally) -> Documents:
+    keys = ("instruction", "input", "output")
+    entries = read_entries(path, "the keys instruction, input and output", keys)
+    yield from keep_sound(path, entries, _read_instruction, tally)
 
 
-def _read_records(path: Path, keys: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield where a record stands, and the record, of a JSON array or of one record a line."""
-    with open_data(path) as file:
-        # Enough to look past a byte order mark and blanks in front of the array's bracket.
-        head = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
-    if not head.startswith(b"["):
-        for number, record in read_json_lines(path):
-            yield f"{path}, line {number}", record
-        return
-    for number, record in enumerate(_read_array(path, keys), start=1):
-        where = f"{path}, record {number}"
-        if not isinstance(record, dict):
-            raise CalibrationError(
-                f"{where} holds {type(record).__name__}, expected an object with {keys}."
-            )
-        yield where, record
+def _read_instruction(record: dict[str, Any]) -> Document:
+    prompt = read_field(record, "instruction")
+    extra = read_field(record, "input", default="")
+    if extra.strip():
+        prompt = f"{prompt}\n\n{extra}"
+    output = read_field(record, "output")
+    return ({"role": "user", "content": prompt}, {"role": "assistant", "content": output})
 
 
-def _read_array(path: Path, keys: str) -> list[Any]:
-    with open_data(path) as file:
-        data = file.read(MAX_ARRAY_BYTES + 1)
-    if len(data) > MAX_ARRAY_BYTES:
-        raise CalibrationError(
-            f"{path} holds more than {MAX_ARRAY_BYTES:,} bytes in one JSON array. Give JSON lines "
-            "(one object a line) or a part of it."
-        )
-    try:
-        return list(json.loads(data.decode("utf-8-sig")))
-    except (ValueError, RecursionError) as err:
-        raise CalibrationError(
-            f"{path} is not valid JSON: {err}. Expected an array of objects with {keys}. Download "
-            "it again."
-        ) from err
+def _read_chat(path: Path, tally: Tally) -> Documents:
+    entries = read_entries(path, chat.EXPECTED, chat.COLUMNS)
+    yield from keep_sound(path, entries, chat.read_chat, tally)
 
 
-def _read_text(path: Path) -> Documents:
+def _read_text(path: Path, tally: Tally) -> Documents:
     """Yield pieces of about ``TEXT_PIECE_CHARS`` characters, cut at line ends where possible."""
+    # Text has no records to count.
     # Any text would be read without an error, also the records of a data set.
     if problem := explain_no_text(path):
         raise CalibrationError(problem)
@@ -211,7 +202,7 @@ def _read_text(path: Path) -> Documents:
         yield rest
 
 
-def _read_traces(path: Path) -> Documents:
+def _read_traces(path: Path, tally: Tally) -> Documents:
     yield from split_traces("".join(_read_utf8(path, limit_bytes=MAX_TRACES_BYTES)), path)
 
 
@@ -250,12 +241,14 @@ def _cut_piece(text: str) -> tuple[str, str]:
     return text[:TEXT_PIECE_CHARS], text[TEXT_PIECE_CHARS:]
 
 
-KINDS: dict[str, Callable[[Path], Documents]] = {
+KINDS: dict[str, Callable[[Path, Tally], Documents]] = {
     "c4": _read_c4,
     "ceval": read_ceval,
     "alpaca": _read_alpaca,
+    "chat": _read_chat,
     "text": _read_text,
     "traces": _read_traces,
 }
 # Their documents are conversations, which a model can answer itself.
-CONVERSATION_KINDS = ("ceval", "alpaca", "traces")
+CONVERSATION_KINDS = ("ceval", "alpaca", "chat", "traces")
+FOLDER_KINDS = ("ceval",)

@@ -224,9 +224,15 @@ def _planned_result(plan: Plan, output_dir: Path, notes: tuple[str, ...]) -> Qua
         output_bytes=plan.output_bytes,
         formats=options.formats,
         calibration=describe_calibration(checkpoint.config, rows, rounded) if rows else None,
-        warnings=budget_warnings(checkpoint.config, rows, rounded) if rows else (),
+        warnings=_warnings(checkpoint.config, rows, rounded) if rows else (),
         notes=notes,
     )
+
+
+def _warnings(
+    config: ModelConfig, rows: CalibrationRows, rounded: tuple[str, ...]
+) -> tuple[str, ...]:
+    return (*rows.warnings, *budget_warnings(config, rows, rounded))
 
 
 def _open_float(checkpoint_dir: Path, formats: tuple[str, ...]) -> Checkpoint:

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.datasets.explain import explain_no_text
 from vacc_deploy.datasets.files import open_data
-from vacc_deploy.datasets.recognize import explain_no_text
 from vacc_deploy.errors import CalibrationError, CheckpointError
 from vacc_deploy.text.tokenizer import Tokenizer
 
