@@ -108,6 +108,8 @@ def generate_command(
     again = partial(again_with, "directory")
     source = locate(directory, again=again, downloading=downloading)
     responder = Responder(source.directory, max_new_tokens=max_new_tokens, options=options)
+    for note in responder.notes:
+        click.echo(escape_controls(f"Note: {note}"), err=True)
     if interactive:
         chat(responder, show=_show)
     else:
