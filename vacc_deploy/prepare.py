@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.assets import SOURCE_FILES, source_file
-from vacc_deploy.checkpoint.files import copy_file, place_shard, side_files
+from vacc_deploy.checkpoint.files import copy_file, place_shard
 from vacc_deploy.checkpoint.hub import Source
 from vacc_deploy.checkpoint.manifest import (
     LinkedFile,
@@ -24,6 +24,7 @@ from vacc_deploy.checkpoint.manifest import (
 from vacc_deploy.checkpoint.output import MANIFEST_NAME, check_output, check_space, output_directory
 from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
 from vacc_deploy.checkpoint.request import find_source, read_request
+from vacc_deploy.checkpoint.side_files import SideFile, plan_side_files
 from vacc_deploy.checkpoint.writer import WrittenFile, write_index_map, write_text
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.json_files import dump_json
@@ -143,7 +144,9 @@ def prepare(
     output_dir, inputs = output or Path(f"{name}-vacc"), checkpoint.input_paths()
     obstacles = check_output(output_dir, overwrite=overwrite, inputs=inputs, dry_run=dry_run)
     planned = _plan_weights(checkpoint, output_dir, link_mode)
-    small_files, notes = _plan_small_files(checkpoint), _notes(checkpoint, planned)
+    beside, token_notes = plan_side_files(checkpoint.directory, with_config=True)
+    small_files = _plan_small_files(checkpoint, beside)
+    notes = _notes(checkpoint, planned, token_notes)
     if dry_run:
         listed = (*planned, *(file[:3] for file in small_files), (MANIFEST_NAME, None, "generated"))
         return PrepareResult(name, found.directory, output_dir, listed, notes + obstacles, True)
@@ -235,36 +238,34 @@ def _place_weights(
     return files
 
 
-# Name, bytes and way of a file beside the weights, for a dry run, and what a run calls to write it.
-_SmallFile = tuple[str, int | None, str, Callable[[Path], WrittenFile]]
-
-
-def _plan_small_files(checkpoint: Checkpoint) -> list[_SmallFile]:
+def _plan_small_files(checkpoint: Checkpoint, beside: tuple[SideFile, ...]) -> list[SideFile]:
     """Return everything that is written beside the weights but the manifest."""
 
-    def copied(path: Path, how: str = "copy") -> _SmallFile:
-        return path.name, path.stat().st_size, how, partial(copy_file, path)
+    def copied(path: Path, how: str = "copy") -> SideFile:
+        return SideFile(path.name, path.stat().st_size, how, partial(copy_file, path))
 
-    files: list[_SmallFile] = []
+    files: list[SideFile] = []
     if checkpoint.has_index:
         files.append(copied(checkpoint.directory / INDEX_NAME))
     elif set(checkpoint.shards) != {SINGLE_FILE}:
         # Odd names without an index: loaders find such shards only through one.
         weight_map = {name: info.path.name for name, info in checkpoint.tensors.items()}
         write = partial(write_index_map, weight_map=weight_map, total=checkpoint.weight_bytes)
-        files.append((INDEX_NAME, None, "generated", write))
-    files += map(copied, side_files(checkpoint.directory, with_config=True))
+        files.append(SideFile(INDEX_NAME, None, "generated", write))
+    files += beside
     if needs_vacc_config(checkpoint.config):
         files += [copied(source_file(name), "from vacc-deploy") for name in SOURCE_FILES]
         name, text = VACC_CONFIG_NAME, dump_json(vacc_config(checkpoint.config))
         size = len(text.encode(errors="backslashreplace"))
-        files.append((name, size, "generated", lambda to: write_text(to / name, text)))
+        files.append(SideFile(name, size, "generated", lambda to: write_text(to / name, text)))
     return files
 
 
-def _notes(checkpoint: Checkpoint, planned: list[tuple[str, int, str]]) -> tuple[str, ...]:
+def _notes(
+    checkpoint: Checkpoint, planned: list[tuple[str, int, str]], token_notes: tuple[str, ...]
+) -> tuple[str, ...]:
     """Return what a user should know about this checkpoint and its ``planned`` weight files."""
-    config, notes = checkpoint.config, []
+    config, notes = checkpoint.config, list[str]()
     is_stated = config.raw.get("sliding_window") is not None
     if is_stated and config.sliding_window is not None:
         notes.append(f"this model really uses a sliding window of {config.sliding_window} tokens.")
@@ -273,8 +274,7 @@ def _notes(checkpoint: Checkpoint, planned: list[tuple[str, int, str]]) -> tuple
             "sliding_window is null in config_vacc.json: the model does not use it "
             "(use_sliding_window is false), but the vendor's graph would apply it."
         )
-    if not (checkpoint.directory / "tokenizer.json").is_file():
-        notes.append("the source has no tokenizer.json; quantize and verify will need it.")
+    notes += token_notes
     if ways := ways_to_the_card(config):
         notes.append(ways)
     linked = {name for name, _, how in planned if how != "copy"}

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.assets import source_file
-from vacc_deploy.checkpoint.files import copy_file, side_files
+from vacc_deploy.checkpoint.files import copy_file
 from vacc_deploy.checkpoint.manifest import relative_source, write_manifest
 from vacc_deploy.checkpoint.output import MANIFEST_NAME
 from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.checkpoint.side_files import SideFile, plan_side_files
 from vacc_deploy.checkpoint.text_file import sync_directory
 from vacc_deploy.checkpoint.writer import WrittenFile, write_index, write_text
 from vacc_deploy.formats.linears import stored_linear_bytes
@@ -36,6 +37,8 @@ def finish_output(
     in itself, and a manifest of their manifests.
     """
     _write_timing(run, result)
+    # config.json is not copied but made anew: it describes the layout.
+    beside, _ = plan_side_files(checkpoint.directory, with_config=False)
     manifests = []
     for layout in options.formats:
         # "" with one format: the directory is the output itself, and every file is in it.
@@ -44,7 +47,7 @@ def finish_output(
         # The path after the rename: the manifest gives the source relative to it.
         inner = replace(result, output_dir=result.output_dir / below)
         written = [file for name, file in sorted(files.items()) if name.startswith(below)]
-        manifest = _finish_format(checkpoint, directory, inner, own, written)
+        manifest = _finish_format(checkpoint, directory, inner, own, written, beside=beside)
         manifests.append(replace(manifest, name=f"{below}{MANIFEST_NAME}"))
         sync_directory(directory)
     if len(manifests) > 1:
@@ -57,12 +60,13 @@ def _finish_format(
     result: QuantizeResult,
     options: QuantizeOptions,
     shards: Sequence[WrittenFile],
+    *,
+    beside: Sequence[SideFile],
 ) -> WrittenFile:
     """Write what lies beside the weights of one format; return its manifest."""
     config, source, (layout,) = checkpoint.config, checkpoint.directory, options.formats
     files = [*shards, write_index(directory, shards)]
-    # config.json is not copied but made anew: it describes the layout.
-    files += [copy_file(path, directory) for path in side_files(source, with_config=False)]
+    files += [file.write(directory) for file in beside]
     for name, text in format_files(layout, config, source).items():
         files.append(write_text(directory / name, text))
     for name in format_source_files(layout, config):

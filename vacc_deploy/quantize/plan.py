@@ -12,6 +12,7 @@ from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
 from vacc_deploy.checkpoint.manifest import model_name, name_source, snapshot_name, stored_layout
 from vacc_deploy.checkpoint.output import check_output, check_space, partial_path
 from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.checkpoint.side_files import plan_side_files
 from vacc_deploy.datasets.sources import check_source
 from vacc_deploy.errors import CheckpointError, OutputError, UsageError
 from vacc_deploy.formats.layouts import INT8, LAYOUTS
@@ -97,7 +98,8 @@ def plan_run(
         _say_ways(checkpoint, options, progress)
         standing = look_at(output_dir, options.formats)
         asked = {"resume": resume, "overwrite": overwrite, "dry_run": dry_run}
-        notes = check_place(standing, output_dir, checkpoint.input_paths(), progress, **asked)
+        notes = _say_tokens(checkpoint, progress)
+        notes += check_place(standing, output_dir, checkpoint.input_paths(), progress, **asked)
     left = standing if isinstance(standing, Run) else None
     if resume and left and not dry_run and kept:
         # An interruption may also come before the first layer of a resumed run.
@@ -176,6 +178,14 @@ def _say_ways(checkpoint: Checkpoint, options: QuantizeOptions, progress: Progre
         progress.warn(ways)
     elif ways:
         progress.say(ways)
+
+
+def _say_tokens(checkpoint: Checkpoint, progress: Progress) -> tuple[str, ...]:
+    """Refuse contradicting tokenizer files before hours of work; say and return what is noted."""
+    _, notes = plan_side_files(checkpoint.directory, with_config=False)
+    for note in notes:
+        progress.say(note)
+    return notes
 
 
 def check_place(

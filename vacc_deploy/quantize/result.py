@@ -75,7 +75,7 @@ class QuantizeResult:
         linears: one record for each linear; none where nothing was written.
         calibration: sources and numbers of tokens; None for ``rtn``.
         peak_device_memory_bytes: None where the device is the host.
-        notes: what the run itself would be refused for, in a dry run.
+        notes: on the tokenizer; and what the run itself would be refused for, in a dry run.
         seconds, peak_memory_bytes: None where nothing was quantized.
         already_finished: whether a finished output of the same run was found and verified.
     """
