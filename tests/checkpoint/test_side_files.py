@@ -106,7 +106,7 @@ def test_a_disagreement_ends_prepare_and_quantize_before_anything_is_written(tmp
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
-        ("tokenizer.json", "<html>", "tokenizer.json cannot be used"),
+        ("tokenizer.json", "[]", "tokenizer.json cannot be used"),
         ("tokenizer_config.json", "{", "tokenizer_config.json is not valid JSON"),
         ("added_tokens.json", "[]", "added_tokens.json cannot be used"),
     ],

@@ -275,10 +275,16 @@ def test_missing_tokenizer_json_says_what_to_do(tmp_path):
         Tokenizer.from_dir(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe\x00", b"[" * 5000, b"null"])
+@pytest.mark.parametrize("content", [b" ", b"{", b"[]", b"\xff\xfe\x00", b"[" * 5000, b"null"])
 def test_damaged_tokenizer_json_is_refused(tmp_path, content):
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(CheckpointError, match="tokenizer.json cannot be used: the tokenizers"):
+        Tokenizer.from_dir(tmp_path)
+
+
+def test_empty_tokenizer_json_is_named_so(tmp_path):
+    (tmp_path / "tokenizer.json").touch()
+    with pytest.raises(CheckpointError, match="tokenizer.json cannot be used: it is empty"):
         Tokenizer.from_dir(tmp_path)
 
 

@@ -138,6 +138,7 @@ def test_damaged_vocab_json_is_refused(tmp_path, content, text):
         (b"a zzzz\n", "line 1 needs 'zzzz', not in vocab.json"),
         (b"! !\n", "line 1 needs '!!', not in vocab.json"),
         (b"\xff\xfe", "it is not UTF-8"),
+        (b"", "it is empty"),
     ],
 )
 def test_damaged_merges_are_refused(tmp_path, content, text):

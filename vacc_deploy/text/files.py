@@ -37,7 +37,10 @@ def damaged(path: Path, what: str, advice: str = RESTORE) -> CheckpointError:
 
 def read_large(path: Path) -> bytes:
     """Return the bytes of a file that holds a vocabulary."""
-    return read_bounded(path, MAX_TOKENIZER_BYTES, advice=RESTORE)
+    data = read_bounded(path, MAX_TOKENIZER_BYTES, advice=RESTORE)
+    if not data:
+        raise damaged(path, "it is empty")
+    return data
 
 
 def read_object(path: Path) -> Mapping[str, Any]:
