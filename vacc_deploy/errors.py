@@ -4,6 +4,7 @@
     ├── UsageError             exit code 2: options that contradict each other
     ├── UnsupportedModelError  an unknown name, or an architecture we do not handle
     ├── CheckpointError        a weight directory is incomplete, damaged or contradicts itself
+    │   └── TokenConflictError     a token has two ids, or an id two tokens
     ├── PromptError            a file of prompts is missing, damaged or too large
     ├── CalibrationError       calibration data is missing, damaged or too short
     ├── QuantizationError      a weight or a statistic cannot be quantized
@@ -49,6 +50,13 @@ class UnsupportedModelError(VaccDeployError):
 
 class CheckpointError(VaccDeployError):
     """A checkpoint directory is incomplete, damaged or contradicts itself."""
+
+
+class TokenConflictError(CheckpointError):
+    """The tokenizer's files give one token two ids, or one id two tokens.
+
+    Never to be passed over: the weights know one of the two only.
+    """
 
 
 class PromptError(VaccDeployError):

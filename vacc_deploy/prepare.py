@@ -290,9 +290,11 @@ def _plan_index(checkpoint: Checkpoint) -> list[_SmallFile]:
     return [(INDEX_NAME, None, "generated", write)]
 
 
-def _notes(checkpoint: Checkpoint, planned: list[tuple[str, int, str]]) -> tuple[str, ...]:
+def _notes(
+    checkpoint: Checkpoint, planned: list[tuple[str, int, str]], token_notes: tuple[str, ...]
+) -> tuple[str, ...]:
     """Return what a user should know about this checkpoint and its ``planned`` weight files."""
-    config, notes = checkpoint.config, []
+    config, notes = checkpoint.config, list[str]()
     is_stated = config.raw.get("sliding_window") is not None
     if is_stated and config.sliding_window is not None:
         notes.append(f"this model really uses a sliding window of {config.sliding_window} tokens.")
@@ -301,8 +303,7 @@ def _notes(checkpoint: Checkpoint, planned: list[tuple[str, int, str]]) -> tuple
             "sliding_window is null in config_vacc.json: the model does not use it "
             "(use_sliding_window is false), but the vendor's graph would apply it."
         )
-    if not (checkpoint.directory / "tokenizer.json").is_file():
-        notes.append("the source has no tokenizer.json; quantize and verify will need it.")
+    notes += token_notes
     if ways := ways_to_the_card(config):
         notes.append(ways)
     linked = {name for name, _, how in planned if how != "copy"}

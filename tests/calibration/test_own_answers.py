@@ -89,6 +89,8 @@ def test_whatever_shapes_an_answer_is_in_the_identity_and_no_path_is(tmp_path, s
     assert identity(tmp_path / "copy", cache) == found[0]
     write_tokenizer(source, config=tokenizer_config(chat_template="{{bos_token}}x"))
     found.append(identity(source, cache))
+    (source / "added_tokens.json").write_text('{"<tool>": 260}', "utf-8")
+    found.append(identity(source, cache))
     (source / "generation_config.json").write_text('{"temperature": 0.7}', "utf-8")
     found.append(identity(source, cache))
     # The same header and size: a fine-tune of the same model.

@@ -95,6 +95,15 @@ def test_the_example_of_wrong_usage_can_be_copied(tmp_path):
     assert f"vacc-deploy generate '{tmp_path}/my model' --prompt 'What is 7 x 8?'" in result.stderr
 
 
+def test_what_the_tokenizer_files_lack_is_said_on_stderr(directory):
+    (directory / "added_tokens.json").write_text('{"<tool>": 260}')
+    result = invoke(directory, "--prompt", "a")
+    assert result.exit_code == 0
+    assert (
+        "Note: tokenizer.json lacks 1 token of added_tokens.json: '<tool>' (260)" in result.stderr
+    )
+
+
 def test_a_missing_directory_and_a_missing_file_exit_1(tmp_path):
     result = invoke(tmp_path / "nosuch", "--prompt", "a")
     assert result.exit_code == 1 and "nosuch" in result.stderr

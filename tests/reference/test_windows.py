@@ -42,6 +42,16 @@ def test_read_windows_begin_with_the_bos_and_hold_the_text_in_order(read):
     assert notes == ["text.txt has 50 tokens: the last 10 fill no window of 20 and were left out."]
 
 
+def test_notes_tell_what_the_tokenizer_files_lack(read, tmp_path):
+    (tmp_path / "m/added_tokens.json").write_text('{"<think>": 260}')
+    tokens, notes = read("a<think>" * 20)
+    assert tokens.tolist() == [[BOS_ID] + [*byte_ids("a"), 260] * 20]
+    assert notes == [
+        "tokenizer.json lacks 1 token of added_tokens.json: '<think>' (260). Each is added with "
+        "its id."
+    ]
+
+
 def test_read_windows_without_bos_use_the_whole_width(read):
     tokens, _ = read("a" * 64, sequence_length=32, config=tokenizer_config(add_bos_token=False))
     assert tokens.tolist() == [byte_ids("a") * 32] * 2

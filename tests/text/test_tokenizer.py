@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -25,7 +26,9 @@ from tokenizer_builders import (
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.text import chat_template
 from vacc_deploy.text.chat_template import MAX_TEMPLATE_CHARS
-from vacc_deploy.text.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer
+from vacc_deploy.text.files import MAX_TOKENIZER_BYTES
+from vacc_deploy.text.token_files import SettledTokens
+from vacc_deploy.text.tokenizer import Tokenizer
 
 CHAT = [
     {"role": "user", "content": "2+2?"},
@@ -180,6 +183,8 @@ def test_template_date_is_the_same_every_day(tmp_path):
 def test_template_may_come_from_a_list_or_from_files_or_be_missing(tmp_path):
     named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     assert render(load_template(tmp_path / "list", named)) == "D"
+    named = {"tool_use": "T", "default": "D"}
+    assert render(load_template(tmp_path / "object", named)) == "D"
     write_tokenizer(tmp_path / "json", config=tokenizer_config(chat_template=None))
     (tmp_path / "json/chat_template.json").write_text('{"chat_template": "J"}', "utf-8")
     assert render(Tokenizer.from_dir(tmp_path / "json")) == "J"
@@ -189,6 +194,9 @@ def test_template_may_come_from_a_list_or_from_files_or_be_missing(tmp_path):
     # transformers 5 lets the .jinja file win over tokenizer_config.json.
     write_tokenizer(tmp_path / "jinja")
     (tmp_path / "jinja/chat_template.jinja").write_text("F", "utf-8")
+    # transformers 5 saves templates for other purposes in a folder.
+    (tmp_path / "jinja/additional_chat_templates").mkdir()
+    (tmp_path / "jinja/additional_chat_templates/rag.jinja").write_text("{% if %}", "utf-8")
     assert render(Tokenizer.from_dir(tmp_path / "jinja")) == "F"
 
 
@@ -238,10 +246,14 @@ def test_template_that_writes_without_end_is_stopped(tmp_path, monkeypatch):
         ([{"name": "default"}], "chat_template is NoneType, expected text"),
     ],
 )
-def test_unusable_template_is_refused_at_once(tmp_path, template, text):
-    with pytest.raises(CheckpointError, match=text) as caught:
-        load_template(tmp_path, template)
-    assert "tokenizer_config.json" in str(caught.value)
+def test_unusable_template_is_an_error_where_it_is_used_only(tmp_path, template, text):
+    tokenizer = load_template(tmp_path, template)
+    assert tokenizer.has_chat_template
+    assert tokenizer.encode("Aa!", add_bos=True) == [BOS_ID, 32, 64, 0]
+    for use in (partial(render, tokenizer), tokenizer.answer_end_id):
+        with pytest.raises(CheckpointError, match=text) as caught:
+            use()
+        assert "tokenizer_config.json" in str(caught.value)
 
 
 def test_template_file_must_be_short_utf8(tmp_path):
@@ -249,10 +261,10 @@ def test_template_file_must_be_short_utf8(tmp_path):
     path = tmp_path / "chat_template.jinja"
     path.write_bytes(b"\xff\xfe{{ x }}")
     with pytest.raises(CheckpointError, match="jinja cannot be used: it is not UTF-8"):
-        Tokenizer.from_dir(tmp_path)
+        render(Tokenizer.from_dir(tmp_path))
     path.write_bytes("数".encode() * (2 * MAX_TEMPLATE_CHARS))
     with pytest.raises(CheckpointError, match="holds more than 1,048,576 bytes"):
-        Tokenizer.from_dir(tmp_path)
+        render(Tokenizer.from_dir(tmp_path))
 
 
 def test_missing_tokenizer_json_says_what_to_do(tmp_path):
@@ -263,10 +275,16 @@ def test_missing_tokenizer_json_says_what_to_do(tmp_path):
         Tokenizer.from_dir(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe\x00", b"[" * 5000, b"null"])
+@pytest.mark.parametrize("content", [b" ", b"{", b"[]", b"\xff\xfe\x00", b"[" * 5000, b"null"])
 def test_damaged_tokenizer_json_is_refused(tmp_path, content):
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(CheckpointError, match="tokenizer.json cannot be used: the tokenizers"):
+        Tokenizer.from_dir(tmp_path)
+
+
+def test_empty_tokenizer_json_is_named_so(tmp_path):
+    (tmp_path / "tokenizer.json").touch()
+    with pytest.raises(CheckpointError, match="tokenizer.json cannot be used: it is empty"):
         Tokenizer.from_dir(tmp_path)
 
 
@@ -280,7 +298,6 @@ def test_oversized_tokenizer_json_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"bos_token": "<s>"}, "bos_token '<s>' is not in tokenizer.json"),
         ({"eos_token": {"text": EOS}}, "eos_token is .*expected a token"),
         ({"eos_token": 7}, "eos_token is 7, expected a token"),
         ({"add_bos_token": "yes"}, "add_bos_token is 'yes', expected true or false"),
@@ -349,7 +366,7 @@ def failing_backend(raised):
         raise raised
 
     settings = {"no_truncation": lambda: None, "no_padding": lambda: None}
-    return SimpleNamespace(get_vocab=lambda **_: {"a": 0}, encode=encode, **settings)
+    return SimpleNamespace(get_vocab_size=lambda **_: 1, encode=encode, **settings)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +381,8 @@ def failing_backend(raised):
 )
 def test_failures_of_the_library_are_converted_and_no_others(tmp_path, raised, seen):
     with pytest.raises(seen):
-        Tokenizer(failing_backend(raised), directory=tmp_path, config={}, template=None)
+        settled = SettledTokens(failing_backend(raised), {}, {}, None, ())
+        Tokenizer(settled, directory=tmp_path, template=None)
 
 
 # ---- templates that grow ----------------------------------------------------------------------

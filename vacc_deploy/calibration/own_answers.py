@@ -28,13 +28,9 @@ from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.generate import continue_prompts
 from vacc_deploy.reference.loader import activation_dtype, load_model
 from vacc_deploy.reference.sampling import Sampling, probability_errors, read_sampling
-from vacc_deploy.text.tokenizer import (
-    TEMPLATE_JSON_NAME,
-    TEMPLATE_NAME,
-    TOKENIZER_CONFIG_NAME,
-    TOKENIZER_NAME,
-    Tokenizer,
-)
+from vacc_deploy.text.files import TOKEN_FILES
+from vacc_deploy.text.template_files import TEMPLATE_JSON_NAME, TEMPLATE_NAME
+from vacc_deploy.text.tokenizer import Tokenizer
 
 BATCH_SIZE = 8  # part of the cache's identity: other batches draw other answers
 MAX_PROMPT_TOKENS = 4096
@@ -43,8 +39,7 @@ _SHAPING_FILES = (
     CONFIG_NAME,
     VACC_CONFIG_NAME,
     GENERATION_CONFIG_NAME,
-    TOKENIZER_NAME,
-    TOKENIZER_CONFIG_NAME,
+    *TOKEN_FILES,
     TEMPLATE_NAME,
     TEMPLATE_JSON_NAME,
 )

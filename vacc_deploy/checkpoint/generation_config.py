@@ -9,25 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vacc_deploy.errors import CheckpointError
-from vacc_deploy.json_files import dump_json, read_json
-from vacc_deploy.models.config import GENERATION_CONFIG_NAME, ModelConfig
+from vacc_deploy.json_files import read_json
+from vacc_deploy.models.config import GENERATION_CONFIG_NAME
 from vacc_deploy.models.settle import Applied, settle_generation
 
 if TYPE_CHECKING:
     from vacc_deploy.text.tokenizer import Tokenizer
 
 MAX_GENERATION_CONFIG_BYTES = 1 << 20
-
-
-def settle_side_files(
-    directory: Path, config: ModelConfig
-) -> tuple[dict[str, str], tuple[Applied, ...]]:
-    """Return the texts of files beside the weights that differ from the source's, and why.
-
-    Raises: see ``read_generation_config``.
-    """
-    values, applied = read_generation_config(directory, config.vocab_size)
-    return ({GENERATION_CONFIG_NAME: dump_json(values)} if values and applied else {}), applied
 
 
 def read_generation_config(

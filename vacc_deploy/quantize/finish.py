@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.assets import source_file
-from vacc_deploy.checkpoint.files import copy_file, side_files
-from vacc_deploy.checkpoint.generation_config import settle_side_files
+from vacc_deploy.checkpoint.files import copy_file
 from vacc_deploy.checkpoint.manifest import relative_source, write_manifest
 from vacc_deploy.checkpoint.output import MANIFEST_NAME
 from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.checkpoint.side_files import SidePlan, plan_side_files
 from vacc_deploy.checkpoint.text_file import sync_directory
 from vacc_deploy.checkpoint.writer import WrittenFile, write_index, write_text
 from vacc_deploy.formats.linears import stored_linear_bytes
@@ -38,6 +38,8 @@ def finish_output(
     in itself, and a manifest of their manifests.
     """
     _write_timing(run, result)
+    # config.json is not copied but made anew: it describes the layout.
+    beside = plan_side_files(checkpoint, with_config=False)
     manifests = []
     for layout in options.formats:
         # "" with one format: the directory is the output itself, and every file is in it.
@@ -46,7 +48,7 @@ def finish_output(
         # The path after the rename: the manifest gives the source relative to it.
         inner = replace(result, output_dir=result.output_dir / below)
         written = [file for name, file in sorted(files.items()) if name.startswith(below)]
-        manifest = _finish_format(checkpoint, directory, inner, own, written)
+        manifest = _finish_format(checkpoint, directory, inner, own, written, beside=beside)
         manifests.append(replace(manifest, name=f"{below}{MANIFEST_NAME}"))
         sync_directory(directory)
     if len(manifests) > 1:
@@ -59,15 +61,14 @@ def _finish_format(
     result: QuantizeResult,
     options: QuantizeOptions,
     shards: Sequence[WrittenFile],
+    *,
+    beside: SidePlan,
 ) -> WrittenFile:
     """Write what lies beside the weights of one format; return its manifest."""
     config, source, (layout,) = checkpoint.config, checkpoint.directory, options.formats
     files = [*shards, write_index(directory, shards)]
-    # config.json is not copied but made anew: it describes the layout.
-    texts, settled = settle_side_files(source, config)
-    copies = [path for path in side_files(source, with_config=False) if path.name not in texts]
-    files += [copy_file(path, directory) for path in copies]
-    for name, text in {**texts, **format_files(layout, config, source)}.items():
+    files += [file.write(directory) for file in beside.files]
+    for name, text in format_files(layout, config, source).items():
         files.append(write_text(directory / name, text))
     for name in format_source_files(layout, config):
         files.append(copy_file(source_file(name), directory))
@@ -81,8 +82,7 @@ def _finish_format(
     }
     files.append(write_text(directory / REPORT_NAME, dump_json(report)))
     # Last, since it lists every other file.
-    applied = (*checkpoint.applied, *settled)
-    return _write_manifest(checkpoint, directory, result, options, files, applied)
+    return _write_manifest(checkpoint, directory, result, options, files, beside.applied)
 
 
 def _write_manifest(

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
-from vacc_deploy.checkpoint.generation_config import settle_side_files
 from vacc_deploy.checkpoint.manifest import model_name, name_source, snapshot_name, stored_layout
 from vacc_deploy.checkpoint.output import check_output, check_space, partial_path
 from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.checkpoint.side_files import plan_side_files
 from vacc_deploy.datasets.sources import check_source
 from vacc_deploy.errors import CheckpointError, OutputError, UsageError
 from vacc_deploy.formats.layouts import INT8, LAYOUTS
@@ -98,7 +98,8 @@ def plan_run(
         _say_ways(checkpoint, options, progress)
         standing = look_at(output_dir, options.formats)
         asked = {"resume": resume, "overwrite": overwrite, "dry_run": dry_run}
-        notes = check_place(standing, output_dir, checkpoint.input_paths(), progress, **asked)
+        notes = _say_notes(checkpoint, progress)
+        notes += check_place(standing, output_dir, checkpoint.input_paths(), progress, **asked)
     left = standing if isinstance(standing, Run) else None
     if resume and left and not dry_run and kept:
         # An interruption may also come before the first layer of a resumed run.
@@ -111,7 +112,7 @@ def plan_run(
         rows = ranks.share(read() if needs_rows else None)
     check_rows(rows, ranks)
     plan = Plan(checkpoint, options, rows, compute, output_bytes(checkpoint, options.formats))
-    result = _planned_result(plan, output_dir, (*_source_notes(checkpoint), *notes))
+    result = _planned_result(plan, output_dir, notes)
     identity = identify(
         checkpoint, options, result.model, result.calibration, compute, num_ranks=ranks.count
     )
@@ -179,6 +180,14 @@ def _say_ways(checkpoint: Checkpoint, options: QuantizeOptions, progress: Progre
         progress.say(ways)
 
 
+def _say_notes(checkpoint: Checkpoint, progress: Progress) -> tuple[str, ...]:
+    """Refuse contradicting tokenizer files before hours of work; say and return what is noted."""
+    notes = plan_side_files(checkpoint, with_config=False).to_notes()
+    for note in notes:
+        progress.say(note)
+    return notes
+
+
 def check_place(
     standing: Standing,
     output_dir: Path,
@@ -244,12 +253,6 @@ def _open_float(checkpoint_dir: Path, formats: tuple[str, ...]) -> Checkpoint:
     for layout in formats:
         check_format(layout, checkpoint.config)
     return checkpoint
-
-
-def _source_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Return by which rules the source is read."""
-    _, applied = settle_side_files(checkpoint.directory, checkpoint.config)
-    return (*checkpoint.notes, *(rule.to_text() for rule in applied))
 
 
 def _quantized_already(place: Path | str) -> CheckpointError:

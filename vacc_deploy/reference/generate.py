@@ -99,7 +99,11 @@ def prompt_heading(number: int, count: int, prompt: str) -> str:
 
 
 class Responder:
-    """A checkpoint that answers conversations; the model is loaded before the first answer."""
+    """A checkpoint that answers conversations; the model is loaded before the first answer.
+
+    Attributes:
+        notes: what a user should know about the token ids, sentences.
+    """
 
     def __init__(
         self,
@@ -124,6 +128,7 @@ class Responder:
         self._tokenizer = Tokenizer.from_dir(directory)
         self._sampling = choose_sampling(directory, options or SamplingOptions())
         self._max_new_tokens = max_new_tokens
+        self.notes = self._tokenizer.notes
 
     @property
     def notes(self) -> tuple[str, ...]:

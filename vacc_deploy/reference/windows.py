@@ -24,7 +24,7 @@ _FIRST_BYTES_PER_TOKEN = 16  # more than a token of any language stands for on a
 def read_windows(
     checkpoint: Checkpoint, path: Path, *, max_tokens: int, sequence_length: int
 ) -> tuple[torch.Tensor, list[str]]:
-    """Return the text as token windows, and a note on tokens that fill none.
+    """Return the text as token windows, and notes on the tokenizer and on what fills no window.
 
     Args:
         checkpoint: the model whose tokenizer reads the text.
@@ -33,7 +33,7 @@ def read_windows(
         sequence_length: tokens of one window; a shorter text makes one shorter window.
 
     Returns:
-        int64 [rows, seq], where every window begins with the BOS, and none or one note.
+        int64 [rows, seq], where every window begins with the BOS, and the notes.
 
     Raises:
         CheckpointError: the tokenizer is damaged or belongs to another model.
@@ -53,7 +53,7 @@ def read_windows(
     width = min(sequence_length - len(prefix), usable)
     rows = [prefix + ids[start : start + width] for start in range(0, usable - width + 1, width)]
     left_over, is_short = usable % width, is_whole and len(ids) < max_tokens
-    notes = []
+    notes = list(tokenizer.notes)
     # A few tokens beyond a round --max-tokens are no surprise; the end of a short text may be.
     if left_over and (is_short or left_over >= MIN_TOKENS):
         has = f"{path.name} has {len(ids):,} tokens" if is_short else f"--max-tokens {max_tokens}"
