@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.assets import SOURCE_FILES, source_file
+from vacc_deploy.checkpoint.file_system import check_space
 from vacc_deploy.checkpoint.files import copy_file, place_shard, side_files
 from vacc_deploy.checkpoint.hub import Source
 from vacc_deploy.checkpoint.manifest import (
@@ -21,7 +22,7 @@ from vacc_deploy.checkpoint.manifest import (
     stored_layout,
     write_manifest,
 )
-from vacc_deploy.checkpoint.output import MANIFEST_NAME, check_output, check_space, output_directory
+from vacc_deploy.checkpoint.output import MANIFEST_NAME, check_output, output_directory
 from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
 from vacc_deploy.checkpoint.request import find_source, read_request
 from vacc_deploy.checkpoint.writer import WrittenFile, write_index_map, write_text
@@ -147,12 +148,18 @@ def prepare(
     if dry_run:
         listed = (*planned, *(file[:3] for file in small_files), (MANIFEST_NAME, None, "generated"))
         return PrepareResult(name, found.directory, output_dir, listed, notes + obstacles, True)
-    with output_directory(output_dir, overwrite=overwrite, inputs=inputs) as folder:
-        files = _place_weights(checkpoint, folder, link_mode, progress)
+    found_out: list[str] = []
+    with output_directory(
+        output_dir, overwrite=overwrite, inputs=inputs, say=found_out.append
+    ) as folder:
+        refused = partial(_note_copies, checkpoint, output_dir, found_out)
+        files = _place_weights(checkpoint, folder, link_mode, progress, refused)
         files += [(write(folder), how) for _, _, how, write in small_files]
         origin = _describe_source(found, output_dir)
         files.append((_write_manifest(folder, name, origin, link_mode, files), "generated"))
     written = tuple((file.name, file.num_bytes, how) for file, how in files)
+    # How the weights came there is known only now.
+    notes = (*_notes(checkpoint, written), *found_out)
     return PrepareResult(name, found.directory, output_dir, written, notes)
 
 
@@ -222,14 +229,31 @@ def _plan_weights(
     return planned
 
 
+def _note_copies(
+    checkpoint: Checkpoint, output_dir: Path, notes: list[str], num_placed: int, reason: str
+) -> None:
+    """Take in that weights have to be copied, which the plan did not count on; see they fit."""
+    note = f"{output_dir} can hold no hard links to the weights ({reason}), so they were copied."
+    if note not in notes:
+        left = list(checkpoint.shards.values())[num_placed:]
+        check_space(output_dir, sum(shard.file_bytes for shard in left))
+        notes.append(note)
+
+
 def _place_weights(
-    checkpoint: Checkpoint, folder: Path, link_mode: str, progress: Progress
+    checkpoint: Checkpoint,
+    folder: Path,
+    link_mode: str,
+    progress: Progress,
+    refused: Callable[[int, str], object],
 ) -> list[tuple[WrittenFile | LinkedFile, str]]:
     """Link or copy every weight file; return each and how it came there."""
-    files, shards = [], checkpoint.shards.values()
+    files: list[tuple[WrittenFile | LinkedFile, str]] = []
+    shards = checkpoint.shards.values()
     progress.start("Placing weights", sum(shard.file_bytes for shard in shards), "bytes")
     for shard in shards:
-        files.append(place_shard(shard, folder, link_mode))
+        before_copy = partial(refused, len(files))
+        files.append(place_shard(shard, folder, link_mode, before_copy=before_copy))
         progress.advance(shard.file_bytes, shard.path.name)
     progress.finish()
     return files
@@ -262,8 +286,10 @@ def _plan_small_files(checkpoint: Checkpoint) -> list[_SmallFile]:
     return files
 
 
-def _notes(checkpoint: Checkpoint, planned: list[tuple[str, int, str]]) -> tuple[str, ...]:
-    """Return what a user should know about this checkpoint and its ``planned`` weight files."""
+def _notes(
+    checkpoint: Checkpoint, placed: Sequence[tuple[str, int | None, str]]
+) -> tuple[str, ...]:
+    """Return what a user should know about this checkpoint and its ``placed`` weight files."""
     config, notes = checkpoint.config, []
     is_stated = config.raw.get("sliding_window") is not None
     if is_stated and config.sliding_window is not None:
@@ -277,7 +303,7 @@ def _notes(checkpoint: Checkpoint, planned: list[tuple[str, int, str]]) -> tuple
         notes.append("the source has no tokenizer.json; quantize and verify will need it.")
     if ways := ways_to_the_card(config):
         notes.append(ways)
-    linked = {name for name, _, how in planned if how != "copy"}
+    linked = {name for name, _, how in placed if how != "copy"}
     modes = [
         stat.S_IMODE(shard.path.stat().st_mode)
         for name, shard in checkpoint.shards.items()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy import __version__
-from vacc_deploy.checkpoint.output import MANIFEST_NAME, MAX_MANIFEST_BYTES
+from vacc_deploy.checkpoint.output_rules import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from vacc_deploy.checkpoint.writer import WrittenFile, write_text
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.layouts import LAYOUTS, VAMC

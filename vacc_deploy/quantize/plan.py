@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
+from vacc_deploy.checkpoint.file_system import check_space
 from vacc_deploy.checkpoint.manifest import model_name, name_source, snapshot_name, stored_layout
-from vacc_deploy.checkpoint.output import check_output, check_space, partial_path
+from vacc_deploy.checkpoint.output import check_output, partial_path
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.datasets.sources import check_source
 from vacc_deploy.errors import CheckpointError, OutputError, UsageError

@@ -75,7 +75,8 @@ class QuantizeResult:
         linears: one record for each linear; none where nothing was written.
         calibration: sources and numbers of tokens; None for ``rtn``.
         peak_device_memory_bytes: None where the device is the host.
-        notes: what the run itself would be refused for, in a dry run.
+        notes: what a user should know of the place; in a dry run also what the run itself would be
+            refused for.
         seconds, peak_memory_bytes: None where nothing was quantized.
         already_finished: whether a finished output of the same run was found and verified.
     """
@@ -183,6 +184,7 @@ class QuantizeResult:
         if self.already_finished:
             text = f"Already finished; all file hashes verified.\n{text}"
         text += "".join(f"\nWarning: {warning}" for warning in self.warnings)
+        text += "".join(f"\nNote: {note}" for note in self.notes)
         return f"{text}\nNext: {command('verify', self.main_dir)}"
 
 
