@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.assets import SOURCE_FILES, source_file
+from vacc_deploy.checkpoint.caches import default_output
 from vacc_deploy.checkpoint.file_system import check_space
 from vacc_deploy.checkpoint.files import copy_file, place_shard, side_files
 from vacc_deploy.checkpoint.hub import Source
@@ -141,14 +142,17 @@ def prepare(
     known = known or known_model(found.repository or "")
     checkpoint = _open_source(found.directory, known)
     name = known.name if known else found.name
-    output_dir, inputs = output or Path(f"{name}-vacc"), checkpoint.input_paths()
+    output_dir = output or default_output(Path(f"{name}-vacc"))
+    inputs = checkpoint.input_paths()
     obstacles = check_output(output_dir, overwrite=overwrite, inputs=inputs, dry_run=dry_run)
     planned = _plan_weights(checkpoint, output_dir, link_mode)
     small_files, notes = _plan_small_files(checkpoint), _notes(checkpoint, planned)
+    found_out = [found.note] if found.note else []
     if dry_run:
         listed = (*planned, *(file[:3] for file in small_files), (MANIFEST_NAME, None, "generated"))
-        return PrepareResult(name, found.directory, output_dir, listed, notes + obstacles, True)
-    found_out: list[str] = []
+        return PrepareResult(
+            name, found.directory, output_dir, listed, (*notes, *found_out, *obstacles), True
+        )
     with output_directory(
         output_dir, overwrite=overwrite, inputs=inputs, say=found_out.append
     ) as folder:
@@ -189,6 +193,7 @@ def _describe_source(source: Source, output_dir: Path) -> dict[str, str | None]:
         "path": relative_source(source.directory, output_dir),
         "repository": source.repository,
         "revision": source.revision,
+        **({"hub": "modelscope"} if source.is_modelscope else {}),
     }
 
 

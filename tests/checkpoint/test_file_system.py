@@ -148,7 +148,11 @@ def test_a_mount_that_counts_no_blocks_is_not_full(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("mode", "begin", "end"),
     [
-        ("hardlink", "cannot be hard-linked into", "Use --link-mode auto or copy, or an --output"),
+        (
+            "hardlink",
+            "cannot be hard-linked into",
+            "Use --link-mode copy or symlink, or",
+        ),
         ("symlink", "No symbolic link to", "Use --link-mode auto, or choose an --output on"),
     ],
 )

@@ -108,5 +108,5 @@ def _cannot_link(source: Path, directory: Path, link_mode: str, reason: str) -> 
         )
     return OutputError(
         f"{source} cannot be hard-linked into {directory.parent} ({reason}). "
-        "Use --link-mode auto or copy, or an --output on the same file system."
+        "Use --link-mode copy or symlink, or an --output on the same file system."
     )
