@@ -148,23 +148,19 @@ def prepare(
     planned = _plan_weights(checkpoint, output_dir, link_mode)
     small_files, notes = _plan_small_files(checkpoint), _notes(checkpoint, planned)
     found_out = [found.note] if found.note else []
+    result = partial(PrepareResult, name, found.directory, output_dir)
     if dry_run:
         listed = (*planned, *(file[:3] for file in small_files), (MANIFEST_NAME, None, "generated"))
-        return PrepareResult(
-            name, found.directory, output_dir, listed, (*notes, *found_out, *obstacles), True
-        )
-    with output_directory(
-        output_dir, overwrite=overwrite, inputs=inputs, say=found_out.append
-    ) as folder:
-        refused = partial(_note_copies, checkpoint, output_dir, found_out)
+        return result(listed, (*notes, *found_out, *obstacles), True)
+    refused, say = partial(_note_copies, checkpoint, output_dir, found_out), found_out.append
+    with output_directory(output_dir, overwrite=overwrite, inputs=inputs, say=say) as folder:
         files = _place_weights(checkpoint, folder, link_mode, progress, refused)
         files += [(write(folder), how) for _, _, how, write in small_files]
         origin = _describe_source(found, output_dir)
         files.append((_write_manifest(folder, name, origin, link_mode, files), "generated"))
     written = tuple((file.name, file.num_bytes, how) for file, how in files)
     # How the weights came there is known only now.
-    notes = (*_notes(checkpoint, written), *found_out)
-    return PrepareResult(name, found.directory, output_dir, written, notes)
+    return result(written, (*_notes(checkpoint, written), *found_out))
 
 
 def _write_manifest(

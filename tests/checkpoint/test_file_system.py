@@ -6,16 +6,21 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from checkpoint_builders import write_checkpoint
 from faults import error, refuse, refuse_sync
+from onnx import TensorProto, helper, numpy_helper
 
 from vacc_deploy.checkpoint import file_system
 from vacc_deploy.checkpoint.file_system import check_space, sync_directory
 from vacc_deploy.checkpoint.output import MANIFEST_NAME, check_output, output_directory
 from vacc_deploy.checkpoint.text_file import replace_text
 from vacc_deploy.errors import OutputError
+from vacc_deploy.graphs import trace
 from vacc_deploy.prepare import prepare
+from vacc_deploy.quantize.options import QuantizeOptions
+from vacc_deploy.quantize.run import quantize
 
 SYNC_OF_DIRECTORIES = (
     *(errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.EISDIR, errno.EACCES, errno.ENOSYS),
@@ -226,6 +231,15 @@ def test_a_small_file_is_written_where_it_stands_if_it_cannot_be_renamed(
     ]
 
 
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EROFS, errno.EIO, errno.EPERM])
+def test_a_directory_that_cannot_be_made_is_one_error(tmp_path, monkeypatch, number):
+    refuse(monkeypatch, "mkdir", number, only=lambda path, *_: str(path).endswith(".partial"))
+    text = refused(write, tmp_path / "out")
+    assert text.startswith(f"{tmp_path / 'out'}.partial cannot be written: ")
+    assert "Choose another --output" in text
+    assert names(tmp_path) == []
+
+
 def test_a_mount_point_is_refused_before_the_work(tmp_path, monkeypatch):
     out = tmp_path / "my out"
     out.mkdir()
@@ -284,3 +298,32 @@ def test_written_files_follow_the_umask_and_links_keep_their_mode(tmp_path, umas
     assert modes == {name: 0o600 if name in linked else 0o666 & ~mask for name in modes}
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~mask
     assert (tmp_path / "a.yaml").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_the_result_of_quantize_has_the_notes_and_a_run_that_keeps_layers_keeps_all(
+    tmp_path, monkeypatch
+):
+    refuse(monkeypatch, "flock", errno.ENOSYS)
+    source, out = write_checkpoint(tmp_path / "m"), tmp_path / "out"
+    result = quantize(source, options=QuantizeOptions(method="rtn"), output=out)
+    assert [note for note in result.notes if "has no locks" in note]
+    assert f"\nNote: {result.notes[-1]}\n" in result.to_text()
+    shutil.rmtree(out)
+    with monkeypatch.context() as patch:
+        refuse(patch, "rename", errno.EXDEV, only=lambda source, _: str(source) == f"{out}.partial")
+        text = refused(quantize, source, options=QuantizeOptions(method="rtn"), output=out)
+    assert text.endswith(f"\n  mv {out}.partial {out}")
+    # The command of the message and --resume both finish it.
+    shutil.copytree(f"{out}.partial", tmp_path / "moved")
+    quantize(source, options=QuantizeOptions(method="rtn"), output=out, resume=True)
+    for name in ("model.safetensors.index.json", MANIFEST_NAME):
+        assert (tmp_path / "moved" / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_files_of_onnx_graphs_where_no_mode_can_be_set(tmp_path, monkeypatch):
+    refuse(monkeypatch, "chmod", errno.EPERM)
+    weight = numpy_helper.from_array(np.ones((64, 64), np.float32), "w")
+    value = helper.make_tensor_value_info("w", TensorProto.FLOAT, [64, 64])
+    graph = helper.make_graph([], "g", [], [value], [weight])
+    files = trace.save_graph(helper.make_model(graph), tmp_path / "g.onnx", max_inline_bytes=0)
+    assert [path.name for path in files] == ["g.onnx", "g.onnx.data"]

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,17 +109,7 @@ def fetch(
             "downloads nothing. Run it without --dry-run, or give a directory."
         )
     before_download(_name(repository))
-
-    def download(patterns: list[str]) -> Path:
-        try:
-            found = _download(repository, patterns)
-            # Where the hub cannot be reached, an unfinished snapshot is returned without a word.
-            if find_missing(found, only_config=patterns is not _PATTERNS):
-                _ask_hub(repository)
-            return found
-        except Exception as err:  # of three libraries: each has errors of its own kinds
-            raise CheckpointError(prefix + _advise(repository, err, again)) from err
-
+    download = partial(_download_whole, repository, again=again, prefix=prefix)
     with downloading():
         # The configuration comes first: a model that is no use is refused before its gigabytes.
         directory = download([CONFIG_NAME, ADAPTER_CONFIG])
@@ -242,6 +233,20 @@ def _read_config(
         f"{repository} has no {CONFIG_NAME}, so it is not a checkpoint (it may hold GGUF files, "
         "for example). Give the repository of the float model."
     )
+
+
+def _download_whole(
+    repository: str, patterns: list[str], *, again: Callable[[Path | str], str], prefix: str
+) -> Path:
+    """Download and see that nothing is missing, or say why it cannot be downloaded."""
+    try:
+        directory = _download(repository, patterns)
+        # Where the hub cannot be reached, an unfinished snapshot is returned without a word.
+        if find_missing(directory, only_config=patterns is not _PATTERNS):
+            _ask_hub(repository)
+        return directory
+    except Exception as err:  # of three libraries: each has errors of its own kinds
+        raise CheckpointError(prefix + _advise(repository, err, again)) from err
 
 
 def _download(repository: str, patterns: list[str]) -> Path:

@@ -90,18 +90,21 @@ def output_directory(
     except OSError as err:
         if err.errno not in FULL:
             raise
-        written = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
-        is_kept = keeps is not None and keeps()
-        raise OutputError(
-            f"The disk is full: {format_bytes(written)} of {output_dir} were written, then the "
-            f"file system refused more. {'What is finished' if is_kept else 'Nothing'} was kept. "
-            "Free space or choose another --output."
-        ) from err
+        raise _full(output_dir, partial, is_kept=keeps is not None and keeps()) from err
     finally:
         # Under the lock, and never after success: another run may own the name by then.
         if not finished:
             _let_go(partial, lock, is_kept=keeps is not None and keeps())
         lock.close()
+
+
+def _full(output_dir: Path, partial: Path, *, is_kept: bool) -> OutputError:
+    written = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
+    return OutputError(
+        f"The disk is full: {format_bytes(written)} of {output_dir} were written, then the "
+        f"file system refused more. {'What is finished' if is_kept else 'Nothing'} was kept. "
+        "Free space or choose another --output."
+    )
 
 
 def _claim(partial: Path, say: Say = ignore) -> Lock:
@@ -119,6 +122,11 @@ def _claim(partial: Path, say: Say = ignore) -> Lock:
         raise OutputError(f"{partial} exists and is not ours. Remove it, then rerun.")
     try:
         partial.mkdir(exist_ok=True)
+    except OSError as err:
+        if err.errno in FULL:
+            raise
+        raise unwritable(partial, err) from err
+    try:
         lock = lock_directory(partial, marker)
     except OSError as err:
         if not was_there:
