@@ -13,6 +13,7 @@ def pytest_configure(config):
     config.environment = pytest.MonkeyPatch()
     config.environment.setenv("HF_HOME", config.hf_home)
     config.environment.setenv("HF_HUB_OFFLINE", "1")
+    config.environment.setenv("MODELSCOPE_CACHE", f"{config.hf_home}/modelscope")
     for name in ("HF_ENDPOINT", "HF_HUB_CACHE", "HF_MODULES_CACHE", "HF_TOKEN", "HF_TOKEN_PATH"):
         config.environment.delenv(name, raising=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -12,21 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.assets import SOURCE_FILES, source_file
-from vacc_deploy.checkpoint.files import copy_file, place_shard, side_files
-from vacc_deploy.checkpoint.generation_config import settle_side_files
+from vacc_deploy.checkpoint.caches import default_output
 from vacc_deploy.checkpoint.hub import Source
 from vacc_deploy.checkpoint.manifest import (
-    LinkedFile,
     name_source,
     relative_source,
     stored_layout,
     write_manifest,
 )
-from vacc_deploy.checkpoint.normalize import ABSENT_ENTRIES
-from vacc_deploy.checkpoint.output import MANIFEST_NAME, check_output, check_space, output_directory
-from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
+from vacc_deploy.checkpoint.output import MANIFEST_NAME, check_output, output_directory
+from vacc_deploy.checkpoint.place import CHANGED, COPY, Placement
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.checkpoint.request import find_source, read_request
-from vacc_deploy.checkpoint.writer import WrittenFile, write_index_map, write_shard, write_text
+from vacc_deploy.checkpoint.side_files import GENERATED, SideFile, plan_side_files
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.catalog import (
@@ -35,8 +33,6 @@ from vacc_deploy.models.catalog import (
     known_model,
     match_config,
 )
-from vacc_deploy.models.config import CONFIG_NAME
-from vacc_deploy.models.settle import Applied
 from vacc_deploy.models.vacc_config import (
     VACC_CONFIG_NAME,
     needs_vacc_config,
@@ -46,8 +42,8 @@ from vacc_deploy.models.vacc_config import (
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.results import command, format_bytes, format_pairs
 
-# How a weight file came that is written in another form than the source stores it in.
-CHANGED = "changed"
+# The last file that is written, for the plan of a dry run.
+_MANIFEST = (MANIFEST_NAME, None, GENERATED)
 
 
 @dataclass(frozen=True)
@@ -147,29 +143,35 @@ def prepare(
     known = known or known_model(found.repository or "")
     checkpoint = _open_source(found.directory, known)
     name = known.name if known else found.name
-    output_dir, inputs = output or Path(f"{name}-vacc"), checkpoint.input_paths()
+    output_dir = output or default_output(Path(f"{name}-vacc"))
+    inputs = checkpoint.input_paths()
     obstacles = check_output(output_dir, overwrite=overwrite, inputs=inputs, dry_run=dry_run)
-    planned = _plan_weights(checkpoint, output_dir, link_mode)
-    small_files, applied = _plan_small_files(checkpoint)
-    notes = (*(rule.to_text() for rule in applied), *_notes(checkpoint, planned))
+    placement = Placement(checkpoint, output_dir, link_mode)
+    beside = plan_side_files(checkpoint, with_config=True)
+    small_files = [*placement.plan_index(), *beside.files, *_vendor_files(checkpoint)]
+    notes = (*beside.to_notes(), *_model_notes(checkpoint))
+    found_out = [found.note] if found.note else []
+    result = partial(PrepareResult, name, found.directory, output_dir)
     if dry_run:
-        listed = (*planned, *(file[:3] for file in small_files), (MANIFEST_NAME, None, "generated"))
-        return PrepareResult(name, found.directory, output_dir, listed, notes + obstacles, True)
-    with output_directory(output_dir, overwrite=overwrite, inputs=inputs) as folder:
-        files = _place_weights(checkpoint, folder, link_mode, progress)
-        files += [(write(folder), how) for _, _, how, write in small_files]
+        listed = (*placement.planned, *(file[:3] for file in small_files), _MANIFEST)
+        closed = _mode_notes(checkpoint, placement.planned)
+        return result(listed, (*notes, *closed, *found_out, *obstacles), True)
+    say = found_out.append
+    with output_directory(output_dir, overwrite=overwrite, inputs=inputs, say=say) as folder:
+        files = placement.place(folder, progress, say)
+        files += [(file.write(folder), file.how) for file in small_files]
         manifest = write_manifest(
             folder,
             command="prepare",
             model=name,
             source=_describe_source(found, output_dir),
             options={"link_mode": link_mode},
-            normalized=applied,
+            normalized=beside.applied,
             files=[file for file, _ in files],
         )
-        files.append((manifest, "generated"))
-    written = tuple((file.name, file.num_bytes, how) for file, how in files)
-    return PrepareResult(name, found.directory, output_dir, written, notes)
+    written = tuple((f.name, f.num_bytes, how) for f, how in (*files, (manifest, GENERATED)))
+    # How the weights came there is known only now.
+    return result(written, (*notes, *_mode_notes(checkpoint, written), *found_out))
 
 
 def _describe_source(source: Source, output_dir: Path) -> dict[str, str | None]:
@@ -181,6 +183,7 @@ def _describe_source(source: Source, output_dir: Path) -> dict[str, str | None]:
         "path": relative_source(source.directory, output_dir),
         "repository": source.repository,
         "revision": source.revision,
+        **({"hub": "modelscope"} if source.is_modelscope else {}),
     }
 
 
@@ -208,92 +211,17 @@ def _open_source(directory: Path, known: CatalogModel | None) -> Checkpoint:
     )
 
 
-def _plan_weights(
-    checkpoint: Checkpoint, output_dir: Path, link_mode: str
-) -> list[tuple[str, int, str]]:
-    """Return name, bytes and most likely way of each weight file, and see that copies fit."""
-    device, planned = output_dir.resolve().parent.stat().st_dev, []
-    changed = checkpoint.changed_shards()
-    for name, shard in checkpoint.shards.items():
-        is_near = shard.path.stat().st_dev == device
-        how = ("hardlink" if is_near else "copy") if link_mode == "auto" else link_mode
-        planned.append((name, shard.file_bytes, CHANGED if name in changed else how))
-    written = sum(size for _, size, how in planned if how in ("copy", CHANGED))
-    check_space(output_dir, written)
-    return planned
-
-
-def _place_weights(
-    checkpoint: Checkpoint, folder: Path, link_mode: str, progress: Progress
-) -> list[tuple[WrittenFile | LinkedFile, str]]:
-    """Link or copy every weight file, or write it in its changed form; return how each came."""
-    files = list[tuple[WrittenFile | LinkedFile, str]]()
-    shards, changed = checkpoint.shards, checkpoint.changed_shards()
-    progress.start("Placing weights", sum(s.file_bytes for s in shards.values()), "bytes")
-    for name, shard in shards.items():
-        if name in changed:
-            tensors = {info.name: info for info in changed[name]}
-            files.append((write_shard(folder / name, tensors), CHANGED))
-        else:
-            files.append(place_shard(shard, folder, link_mode))
-        progress.advance(shard.file_bytes, name)
-    progress.finish()
-    return files
-
-
-# Name, bytes and way of a file beside the weights, for a dry run, and what a run calls to write it.
-_SmallFile = tuple[str, int | None, str, Callable[[Path], WrittenFile]]
-
-
-def _plan_small_files(checkpoint: Checkpoint) -> tuple[list[_SmallFile], tuple[Applied, ...]]:
-    """Return everything that is written beside the weights but the manifest, and all rules."""
-    files = _plan_index(checkpoint)
-    texts, applied = settle_side_files(checkpoint.directory, checkpoint.config)
-    if checkpoint.is_config_changed:
-        texts[CONFIG_NAME] = dump_json(checkpoint.config.raw)
-    for path in side_files(checkpoint.directory, with_config=True):
-        if path.name not in texts:
-            files.append(_copied(path))
-    if needs_vacc_config(checkpoint.config):
-        files += [_copied(source_file(name), "from vacc-deploy") for name in SOURCE_FILES]
-        texts[VACC_CONFIG_NAME] = dump_json(vacc_config(checkpoint.config))
-    for name, text in texts.items():
-        size = len(text.encode(errors="backslashreplace"))
-        files.append((name, size, "generated", partial(_write_text, name=name, text=text)))
-    return files, (*checkpoint.applied, *applied)
-
-
-def _copied(path: Path, how: str = "copy") -> _SmallFile:
-    return path.name, path.stat().st_size, how, partial(copy_file, path)
-
-
-def _write_text(folder: Path, *, name: str, text: str) -> WrittenFile:
-    return write_text(folder / name, text)
-
-
-def _plan_index(checkpoint: Checkpoint) -> list[_SmallFile]:
-    """Return the index, if there is to be one: the source's where it holds for the output too."""
-    changed = checkpoint.changed_shards()
-    is_true = not changed and not any(rule.rule == ABSENT_ENTRIES for rule in checkpoint.applied)
-    if checkpoint.has_index and is_true:
-        return [_copied(checkpoint.directory / INDEX_NAME)]
-    if set(checkpoint.shards) == {SINGLE_FILE}:
+def _vendor_files(checkpoint: Checkpoint) -> list[SideFile]:
+    """Return what vamc wants beside the weights: its configuration, and the three source files."""
+    if not needs_vacc_config(checkpoint.config):
         return []
-    # Odd names without an index: loaders find such shards only through one.
-    stored = [
-        (info.name, file, info.num_bytes)
-        for file, shard in checkpoint.shards.items()
-        for info in changed.get(file, shard.tensors)
-    ]
-    weight_map, total = {n: f for n, f, _ in stored}, sum(size for *_, size in stored)
-    write = partial(write_index_map, weight_map=weight_map, total=total)
-    return [(INDEX_NAME, None, "generated", write)]
+    files = [SideFile.copied(source_file(name), "from vacc-deploy") for name in SOURCE_FILES]
+    values = dump_json(vacc_config(checkpoint.config))
+    return [*files, SideFile.generated(VACC_CONFIG_NAME, values)]
 
 
-def _notes(
-    checkpoint: Checkpoint, planned: list[tuple[str, int, str]], token_notes: tuple[str, ...]
-) -> tuple[str, ...]:
-    """Return what a user should know about this checkpoint and its ``planned`` weight files."""
+def _model_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return what a user should know about this model."""
     config, notes = checkpoint.config, list[str]()
     is_stated = config.raw.get("sliding_window") is not None
     if is_stated and config.sliding_window is not None:
@@ -303,21 +231,27 @@ def _notes(
             "sliding_window is null in config_vacc.json: the model does not use it "
             "(use_sliding_window is false), but the vendor's graph would apply it."
         )
-    notes += token_notes
     if ways := ways_to_the_card(config):
         notes.append(ways)
-    linked = {name for name, _, how in planned if how != "copy"}
+    return tuple(notes)
+
+
+def _mode_notes(
+    checkpoint: Checkpoint, placed: Sequence[tuple[str, int | None, str]]
+) -> tuple[str, ...]:
+    """Return a note on ``placed`` weight files that other users cannot read."""
+    linked = {name for name, _, how in placed if how not in (COPY, CHANGED)}
     modes = [
         stat.S_IMODE(shard.path.stat().st_mode)
         for name, shard in checkpoint.shards.items()
         if name in linked
     ]
     closed = [mode for mode in modes if not mode & stat.S_IROTH]
-    if closed:
-        files = f"{shlex.quote(str(checkpoint.directory))}/*.safetensors"
-        notes.append(
-            f"weight files have mode {closed[0]:04o}, and a link keeps it: other users, such as "
-            "that of a service, cannot read them. Prepare with --link-mode copy, or run: "
-            f"chmod a+r {files}"
-        )
-    return tuple(notes)
+    if not closed:
+        return ()
+    files = f"{shlex.quote(str(checkpoint.directory))}/*.safetensors"
+    return (
+        f"weight files have mode {closed[0]:04o}, and a link keeps it: other users, such as "
+        "that of a service, cannot read them. Prepare with --link-mode copy, or run: "
+        f"chmod a+r {files}",
+    )

@@ -173,9 +173,12 @@ def test_a_broken_download_is_an_error_and_resumes(tmp_path, server):
     broken = run(tmp_path, "prepare", "--model", NAME, endpoint=at(server))
     assert broken.returncode == 1, broken.stderr
     assert (
-        f"{REPOSITORY} is not in the Hugging Face cache ({tmp_path / 'hf' / 'hub'})"
+        f"{REPOSITORY} is not whole in the Hugging Face cache ({tmp_path / 'hf' / 'hub'})"
         in broken.stderr
     )
+    assert f"/snapshots/{COMMIT} lacks {SHARDS[1]}.\n" in broken.stderr
+    assert "(it answers 500: " in broken.stderr
+    assert "Try again later, or use another mirror.\n" in broken.stderr
     assert "Traceback" not in broken.stderr
     assert not (tmp_path / f"{NAME}-vacc").exists()
     server.requests.clear()
@@ -376,3 +379,69 @@ def test_an_error_without_text_still_gives_a_reason(monkeypatch, text):
         hub.fetch(REPOSITORY)
     reason = "one" if text.startswith("one") else "ConnectionResetError"
     assert f" ({reason}).\nOn a machine" in str(caught.value)
+
+
+# ---- half a snapshot, as an interrupted download leaves it -------------------------------------
+
+ALL = ["config.json", "tokenizer.json", "model.safetensors.index.json", *SHARDS]
+
+
+@pytest.mark.parametrize("environment", [{}, {"HF_HUB_OFFLINE": "1"}], ids=["down", "offline"])
+@pytest.mark.parametrize(
+    "lost",
+    [[SHARDS[1]], ["model.safetensors.index.json", SHARDS[0]], ["config.json"], ["tokenizer.json"]],
+    ids=str,
+)
+def test_half_a_snapshot_and_no_hub(tmp_path, environment, lost):
+    folder = tmp_path / "hf" / "hub" / f"models--{REPOSITORY.replace('/', '--')}"
+    snapshot = write_checkpoint(folder / "snapshots" / COMMIT, shards=2)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMIT)
+    for name in lost if lost != ["tokenizer.json"] else [*lost, *SHARDS]:
+        (snapshot / name).unlink()
+    result = run(tmp_path, "prepare", "--model", NAME, "--json", **environment)
+    assert result.returncode == 1
+    text = json.loads(result.stdout)["error"]["message"]
+    assert text.startswith(
+        f"{REPOSITORY} is not whole in the Hugging Face cache ({tmp_path}/hf/hub"
+    )
+    why = "HF_HUB_OFFLINE forbids downloads" if environment else "Connection refused"
+    assert "cannot be downloaded from http://127.0.0.1:9 (" in text and why in text
+    # Without the index the names of the shards still tell how many there are.
+    missing = [name for name in lost if name != "model.safetensors.index.json"]
+    missing = ["tokenizer.json", *SHARDS] if lost == ["tokenizer.json"] else missing
+    assert f"\n{snapshot} lacks {', '.join(missing)}.\n" in text
+    assert text.endswith(ADVICE.rstrip("\n"))
+    if not environment and lost == [SHARDS[1]]:
+        dry = run(tmp_path, "prepare", "--model", NAME, "--dry-run")
+        assert f"{REPOSITORY} is not whole in the Hugging Face cache, and a dry run" in dry.stderr
+
+
+def test_half_a_snapshot_is_finished_where_the_hub_answers(tmp_path, server):
+    folder = tmp_path / "hf" / "hub" / f"models--{REPOSITORY.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(COMMIT)
+    (folder / "snapshots" / COMMIT).mkdir(parents=True)
+    for name in ("config.json", SHARDS[0]):
+        (folder / "snapshots" / COMMIT / name).write_bytes(server.files[name])
+    result = run(tmp_path, "prepare", "--model", NAME, endpoint=at(server))
+    assert result.returncode == 0, result.stderr
+    assert SHARDS[1] in fetched(server) and SHARDS[0] not in fetched(server)
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"])
+def test_a_variable_that_the_library_cannot_read(tmp_path, name):
+    result = run(tmp_path, "prepare", "--model", NAME, **{name: "soon"})
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "huggingface_hub cannot be loaded: invalid literal for int()" in result.stderr
+    assert name in result.stderr
+
+
+def test_a_socks_proxy_ends_in_the_message_of_every_failed_download(tmp_path):
+    proxy = {"ALL_PROXY": "socks5://127.0.0.1:9", "NO_PROXY": ""}
+    result = run(tmp_path, "prepare", "--model", NAME, "--json", **proxy)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    text = json.loads(result.stdout)["error"]["message"]
+    assert text.endswith(ADVICE.rstrip("\n"))
+    # Where the package is installed, the closed port refuses.
+    assert "\n  unset ALL_PROXY\n" in text or "the proxy in ALL_PROXY: check it" in text

@@ -10,11 +10,11 @@ from closed_files import as_user, open_directory
 
 from vacc_deploy.checkpoint import output as module
 from vacc_deploy.checkpoint import text_file
+from vacc_deploy.checkpoint.file_system import check_space, host_tag
 from vacc_deploy.checkpoint.output import (
     MANIFEST_NAME,
     RUN_FILE_PREFIX,
     check_output,
-    check_space,
     clear_partial,
     output_directory,
 )
@@ -91,10 +91,12 @@ def test_overwrite_puts_the_old_one_back_when_the_last_step_fails(tmp_path, monk
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fails)
-    with pytest.raises(type(fail)):
+    with pytest.raises((OutputError, KeyboardInterrupt)):
         write(out, overwrite=True)
     assert (out / "a.txt").read_text() == "old"
-    assert names(tmp_path) == ["out"]
+    # What is finished lacks only its name; what was interrupted goes.
+    kept = ["out.partial"] if isinstance(fail, OSError) else []
+    assert names(tmp_path) == ["out", *kept]
 
 
 def test_a_full_output_is_refused_without_overwrite(tmp_path):
@@ -152,9 +154,14 @@ def test_outputs_that_cannot_be(tmp_path):
     assert refused(tmp_path / "no" / "out") == (
         f"{tmp_path / 'no'} does not exist. Create it, or choose another --output."
     )
-    for name in ("file", "link", "dangling"):
+    for name in ("link", "dangling"):
         path = tmp_path / name
-        assert refused(path) == f"{path} exists and is not a directory. Choose another --output."
+        assert refused(path) == (
+            f"{path} is a link to {os.readlink(path)}, and an output never replaces a link. Remove "
+            "it, or choose another --output."
+        )
+    path = tmp_path / "file"
+    assert refused(path) == f"{path} exists and is not a directory. Choose another --output."
     assert "file is not a directory" in refused(tmp_path / "file" / "out")
 
 
@@ -263,7 +270,7 @@ def test_a_claim_on_a_directory_that_was_just_removed_is_refused(tmp_path, monke
         (tmp_path / "out.partial" / MARKER).unlink()
         lock(descriptor, how)
 
-    monkeypatch.setattr(module.fcntl, "flock", removed_meanwhile)
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
     assert "has just removed" in message(write, tmp_path / "out")
 
 
@@ -419,13 +426,15 @@ def test_replace_text_is_whole_and_replaces_its_own_files_only(tmp_path, monkeyp
 
 
 def test_replace_text_removes_what_a_killed_process_left(tmp_path):
-    path, hidden = tmp_path / "x.yaml", ".x.yaml.0a1b"
+    path, hidden = tmp_path / "x.yaml", f".x.yaml.{host_tag()}0a1b"
     # Above any number of a process; then one that lives; then files of others.
     abandoned = tmp_path / f"{hidden}.99999999.partial"
     others = [
         f"{hidden}.{os.getpid()}.partial",
         f"{hidden}.partial",
-        ".y.yaml.0a1b.99999999.partial",
+        f".y.yaml.{host_tag()}.99999999.partial",
+        # Of another host, which may still have this process.
+        ".x.yaml.0123456789abcdef.99999999.partial",
     ]
     for name in (abandoned.name, *others):
         (tmp_path / name).touch()

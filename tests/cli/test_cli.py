@@ -182,13 +182,13 @@ def test_the_value_of_an_option_after_two_dashes_asks_for_no_json():
 def test_a_system_error_names_the_file(tmp_path, monkeypatch):
     source = write_checkpoint(tmp_path / "in")
 
-    def link(source, target):
-        raise OSError(5, "Input/output error", str(source))
+    def fsync(descriptor):
+        raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(os, "fsync", fsync)
     result = invoke("prepare", "--weights", source, "--output", tmp_path / "out", "--json")
     assert result.exit_code == 1
-    message = f"{source / 'model.safetensors'}: Input/output error."
+    message = f"{tmp_path / 'out.partial'}: Input/output error."
     assert json.loads(result.stdout)["error"] == {"type": "OSError", "message": message}
 
 

@@ -9,7 +9,7 @@ import torch
 from checkpoint_builders import read_tensors, write_checkpoint
 
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.errors import CheckpointError
+from vacc_deploy.errors import CheckpointError, OutputError
 from vacc_deploy.quantize import row_buffers as hidden_rows_module
 from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.quantize.row_buffers import (
@@ -139,3 +139,30 @@ def test_hidden_rows_on_a_full_device_go_to_the_host(tmp_path, monkeypatch):
     cuda = replace(CPU, device=torch.device("cuda", 0))
     rows = HiddenRows.allocate(SHAPE, cuda, tmp_path)
     assert rows.buffer.device.type == "cpu" and free == [cuda.device]
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
+def test_a_file_system_that_reserves_no_space_gets_zeros(tmp_path, monkeypatch, number):
+    def refused(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", refused)
+    rows = hidden_rows_module._map_file((3, 5, 70_001), torch.float32, tmp_path)
+    assert rows.shape == (3, 5, 70_001) and not rows.any()
+    rows.fill_(1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_that_maps_no_files_is_one_error(tmp_path, monkeypatch):
+    def refused(*args, **options):
+        raise RuntimeError("unable to mmap 64 bytes from file: No such device (19)\nmore")
+
+    monkeypatch.setattr(torch, "from_file", refused)
+    with pytest.raises(OutputError) as caught:
+        hidden_rows_module._map_file((1, 4, 4), torch.float32, tmp_path)
+    assert str(caught.value) == (
+        f"The calibration rows fit no memory, and the file system of {tmp_path} cannot map a file "
+        "into it (unable to mmap 64 bytes from file: No such device (19)). Choose an --output on a "
+        "local disk, or fewer rows with --num-samples."
+    )
+    assert list(tmp_path.iterdir()) == []

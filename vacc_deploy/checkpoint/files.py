@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 
+from vacc_deploy.checkpoint.file_system import FULL, Say, ignore
 from vacc_deploy.checkpoint.header import ShardHeader
 from vacc_deploy.checkpoint.manifest import LinkedFile
 from vacc_deploy.checkpoint.stored import read_pieces
@@ -33,8 +33,6 @@ SIDE_FILES = (
     "chat_template.json",
     *DOCUMENTS,
 )
-# Another file system, too many links, or links not allowed there: a copy serves.
-_CANNOT_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES}
 
 
 def side_files(directory: Path, *, with_config: bool) -> list[Path]:
@@ -64,7 +62,7 @@ def copy_file(source: Path, directory: Path) -> WrittenFile:
 
 
 def place_shard(
-    shard: ShardHeader, directory: Path, link_mode: str
+    shard: ShardHeader, directory: Path, link_mode: str, *, before_copy: Say = ignore
 ) -> tuple[WrittenFile | LinkedFile, str]:
     """Put one weight file into ``directory``.
 
@@ -72,6 +70,7 @@ def place_shard(
         shard: the checked source file; a symbolic link (as in the hub's cache) is resolved first.
         directory: where to put it, under its own name.
         link_mode: one of ``LINK_MODES``; ``auto`` is a hard link, else a copy.
+        before_copy: called, before a byte is copied, with the reason why ``auto`` could not link.
 
     Returns:
         the record for the manifest, and what was done: ``hardlink``, ``symlink`` or ``copy``.
@@ -82,19 +81,32 @@ def place_shard(
     source, target = shard.path.resolve(), directory / shard.path.name
     # Bound by size and header: hashing the data would read gigabytes that are not copied.
     linked = LinkedFile(target.name, shard.file_bytes, shard.header_sha256)
-    if link_mode == "symlink":
-        target.symlink_to(source)
-        return linked, "symlink"
-    if link_mode in ("auto", "hardlink"):
-        try:
-            os.link(source, target)
-            return linked, "hardlink"
-        except OSError as err:
-            if err.errno not in _CANNOT_LINK:
-                raise
-            if link_mode == "hardlink":
-                raise OutputError(
-                    f"{source} cannot be hard-linked into {directory.parent} ({err.strerror}). "
-                    "Use --link-mode copy or symlink, or an --output on the same file system."
-                ) from err
+    if link_mode == "copy":
+        return copy_file(shard.path, directory), "copy"
+    try:
+        if link_mode == "symlink":
+            os.symlink(source, target)
+            return linked, "symlink"
+        os.link(source, target)
+        return linked, "hardlink"
+    except OSError as err:
+        if err.errno in FULL:
+            raise
+        reason = err.strerror or str(err)
+        # Whatever the reason is, a copy serves; or it fails too, and then says why.
+        if link_mode != "auto":
+            raise _cannot_link(source, directory, link_mode, reason) from err
+    before_copy(reason)
     return copy_file(shard.path, directory), "copy"
+
+
+def _cannot_link(source: Path, directory: Path, link_mode: str, reason: str) -> OutputError:
+    if link_mode == "symlink":
+        return OutputError(
+            f"No symbolic link to {source} can be made in {directory.parent} ({reason}). Use "
+            "--link-mode auto, or choose an --output on another file system."
+        )
+    return OutputError(
+        f"{source} cannot be hard-linked into {directory.parent} ({reason}). "
+        "Use --link-mode copy or symlink, or an --output on the same file system."
+    )

@@ -1,17 +1,25 @@
-"""Find a model in the Hugging Face cache, or download it there."""
+"""Find a model in the caches of Hugging Face and ModelScope, or download it to the former."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from vacc_deploy.checkpoint.caches import modelscope_places
 from vacc_deploy.checkpoint.files import SIDE_FILES
 from vacc_deploy.checkpoint.manifest import model_name
-from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.checkpoint.reader import INDEX_NAME, MAX_INDEX_BYTES, SINGLE_FILE, Checkpoint
 from vacc_deploy.checkpoint.recognize import ADAPTER_CONFIG, recognize
-from vacc_deploy.errors import CheckpointError
+from vacc_deploy.checkpoint.transport import explain_failure
+from vacc_deploy.checkpoint.writer import shard_name
+from vacc_deploy.errors import MAX_LISTED, CheckpointError
+from vacc_deploy.json_files import read_bounded, read_json
 from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
 from vacc_deploy.models.parse import read_config
 
@@ -19,6 +27,11 @@ _WEIGHTS = [CONFIG_NAME, "*.safetensors", "*.safetensors.index.json"]
 _PATTERNS = [*SIDE_FILES, *_WEIGHTS]
 # A cache without README or licence, as another tool leaves it, is still good to use.
 _NEEDED = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", *_WEIGHTS]
+
+# One of these makes a tokenizer.
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_NUMBERED = re.compile(r"model-[0-9]{5}-of-([0-9]{5})\.safetensors")
+_MAX_SHARDS = 1000
 
 # Other formats of the same weights lie in folders: what is read lies at the top.
 _UNREAD = ["*/*"]
@@ -32,16 +45,28 @@ class Source:
         directory: the checkpoint directory.
         repository: its id on the hub, None for a directory of the user's own.
         revision: the repository's commit.
+        is_modelscope: whether the directory lies in ModelScope's cache.
     """
 
     directory: Path
     repository: str | None = None
     revision: str | None = None
+    is_modelscope: bool = False
 
     @property
     def name(self) -> str:
         """The model's name: the repository's, or what the directory says."""
         return _name(self.repository) if self.repository else model_name(self.directory)
+
+    @property
+    def note(self) -> str:
+        """What the user should know of the source, or an empty text."""
+        if not self.is_modelscope:
+            return ""
+        return (
+            f"{self.repository} is not in the Hugging Face cache, so the copy in ModelScope's "
+            f"cache is used: {self.directory}"
+        )
 
 
 def fetch(
@@ -56,6 +81,7 @@ def fetch(
 ) -> Source:
     """Return the newest complete snapshot in the cache, downloading what is missing.
 
+    A complete copy in ModelScope's cache (``MODELSCOPE_CACHE``) is used before a download begins.
     ``HF_ENDPOINT``, ``HF_HOME``, ``HF_HUB_OFFLINE`` and ``HF_TOKEN`` are honoured by
     huggingface_hub, which also resumes an interrupted download.
 
@@ -74,22 +100,21 @@ def fetch(
             false.
         UnsupportedModelError: another architecture; its weights are not downloaded.
     """
-    if cached := find_in_cache(repository):
+    if cached := find_in_cache(repository) or find_in_modelscope(repository):
         return cached
     if not may_download:
+        whole = "whole " if find_missing(_snapshot(repository)) else ""
         raise CheckpointError(
-            f"{prefix}{repository} is not in the Hugging Face cache, and a dry run downloads "
-            "nothing. Run it without --dry-run, or give a directory."
+            f"{prefix}{repository} is not {whole}in the Hugging Face cache, and a dry run "
+            "downloads nothing. Run it without --dry-run, or give a directory."
         )
     before_download(_name(repository))
-    try:
-        with downloading():
-            # The configuration comes first: a model that is no use is refused before its gigabytes.
-            directory = _download(repository, [CONFIG_NAME, ADAPTER_CONFIG])
-            check_config(_read_config(directory, repository, again))
-            directory = _download(repository, _PATTERNS)
-    except _transport_errors() as err:
-        raise CheckpointError(prefix + _advise(repository, err, again)) from err
+    download = partial(_download_whole, repository, again=again, prefix=prefix)
+    with downloading():
+        # The configuration comes first: a model that is no use is refused before its gigabytes.
+        directory = download([CONFIG_NAME, ADAPTER_CONFIG])
+        check_config(_read_config(directory, repository, again))
+        directory = download(_PATTERNS)
     if not any(directory.glob("*.safetensors")):
         raise CheckpointError(
             f"{repository} has no .safetensors files. Pickled weights (.bin) can run code when "
@@ -100,9 +125,7 @@ def fetch(
 
 def find_in_cache(repository: str) -> Source | None:
     """Return a complete snapshot of ``repository`` from the cache, or None."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError
-
+    snapshot_download = _library().snapshot_download
     try:
         # Without the patterns a snapshot of our own download counts as incomplete: the repository
         # holds files (figures, .gitattributes) that were never asked for.
@@ -114,11 +137,85 @@ def find_in_cache(repository: str) -> Source | None:
                 local_files_only=True,
             )
         )
-        # Refuses a snapshot that lacks a shard, as a download that was cut short leaves it.
-        Checkpoint.open(directory)
-    except (EntryNotFoundError, FileNotFoundError, CheckpointError):
+    except Exception:  # whatever it is: the download that follows meets it again, and says so
         return None
-    return Source(directory, repository, directory.name)
+    return Source(directory, repository, directory.name) if _is_whole(directory) else None
+
+
+def find_in_modelscope(repository: str) -> Source | None:
+    """Return a complete copy of ``repository`` from ModelScope's cache, or None."""
+    for directory in modelscope_places(repository):
+        if _is_whole(directory):
+            return Source(directory, repository, is_modelscope=True)
+    return None
+
+
+def _is_whole(directory: Path) -> bool:
+    """Return whether a snapshot has every shard; a download that was cut short lacks some."""
+    try:
+        Checkpoint.open(directory)
+    except (FileNotFoundError, CheckpointError):
+        return False
+    return True
+
+
+def find_missing(directory: Path | None, *, only_config: bool = False) -> list[str]:
+    """Return the names of the files that an unfinished snapshot lacks."""
+    if directory is None or not directory.is_dir():
+        return []
+    if not any((directory / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG)):
+        missing = [CONFIG_NAME]
+    else:
+        missing = []
+    if only_config:
+        return missing
+    if not any((directory / name).is_file() for name in _TOKENIZERS):
+        missing.append(_TOKENIZERS[0])
+    return missing + [name for name in _shards(directory) if not (directory / name).is_file()]
+
+
+def _shards(directory: Path) -> list[str]:
+    """Return the names of all weight files of a snapshot, as far as it tells them."""
+    try:
+        index = read_json(directory / INDEX_NAME, limit_bytes=MAX_INDEX_BYTES)
+        return sorted({str(name) for name in index["weight_map"].values()})
+    except (CheckpointError, TypeError, KeyError, AttributeError):
+        pass
+    found = [path.name for path in directory.glob("*.safetensors")]
+    counts = {int(match[1]) for name in found if (match := _NUMBERED.fullmatch(name))}
+    if counts and max(counts) <= _MAX_SHARDS:
+        return [shard_name(number, max(counts)) for number in range(max(counts))]
+    return found or [f"{SINGLE_FILE} or {INDEX_NAME}"]
+
+
+def _library() -> Any:
+    """Return the module huggingface_hub, which reads its variables while it is loaded."""
+    try:
+        import huggingface_hub
+        from huggingface_hub import constants, snapshot_download  # noqa: F401
+    except Exception as err:
+        names = ", ".join(sorted(name for name in os.environ if name.startswith("HF_")))
+        raise CheckpointError(
+            f"The Python package huggingface_hub cannot be loaded: {err}. It reads variables that "
+            f"begin with HF_{f'; set are {names}' if names else ''}. Correct the one that is wrong."
+        ) from err
+    return huggingface_hub
+
+
+def _snapshot(repository: str) -> Path | None:
+    """Return the snapshot of the branch main in the cache, whole or not."""
+    folder = Path(_library().constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    try:
+        commit = read_bounded(folder / "refs" / "main", 1024).decode("ascii").strip()
+    except (CheckpointError, UnicodeDecodeError):
+        return None
+    directory = folder / "snapshots" / commit
+    return directory if commit.isalnum() and directory.is_dir() else None
+
+
+def _ask_hub(repository: str) -> None:
+    """Raise the library's error where the hub cannot be reached or lacks the repository."""
+    _library().HfApi().model_info(repository, revision="main")
 
 
 def _name(repository: str) -> str:
@@ -138,27 +235,39 @@ def _read_config(
     )
 
 
+def _download_whole(
+    repository: str, patterns: list[str], *, again: Callable[[Path | str], str], prefix: str
+) -> Path:
+    """Download and see that nothing is missing, or say why it cannot be downloaded."""
+    try:
+        directory = _download(repository, patterns)
+        # Where the hub cannot be reached, an unfinished snapshot is returned without a word.
+        if find_missing(directory, only_config=patterns is not _PATTERNS):
+            _ask_hub(repository)
+        return directory
+    except Exception as err:  # of three libraries: each has errors of its own kinds
+        raise CheckpointError(prefix + _advise(repository, err, again)) from err
+
+
 def _download(repository: str, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-
+    snapshot_download = _library().snapshot_download
     return Path(snapshot_download(repository, allow_patterns=patterns, ignore_patterns=_UNREAD))
-
-
-def _transport_errors() -> tuple[type[BaseException], ...]:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # Its base classes are those of the HTTP library in use, whichever that is.
-    return (OSError, HfHubHTTPError, *HfHubHTTPError.__bases__)
 
 
 def _advise(repository: str, err: BaseException, again: Callable[[Path | str], str]) -> str:
     """Return what could not be downloaded, why, and how to get it on another machine."""
-    from huggingface_hub import constants
-
-    name = _name(repository)
+    constants, name = _library().constants, _name(repository)
+    reason, cure = explain_failure(err, constants.ENDPOINT)
+    snapshot = _snapshot(repository)
+    missing = find_missing(snapshot)
+    whole, lacking, newline = "", "", "\n" if cure else ""
+    if missing:
+        more = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
+        whole, lacking = "whole ", f"{snapshot} lacks {', '.join(missing[:MAX_LISTED])}{more}.\n"
     return (
-        f"{repository} is not in the Hugging Face cache ({constants.HF_HUB_CACHE}) and cannot be "
-        f"downloaded from {constants.ENDPOINT} ({_reason(err)}).\n"
+        f"{repository} is not {whole}in the Hugging Face cache ({constants.HF_HUB_CACHE}) and "
+        f"cannot be downloaded from {constants.ENDPOINT} ({reason}).\n"
+        f"{lacking}{cure}{newline}"
         "On a machine with network access run one of these:\n"
         f"  hf download {repository} --local-dir {name}\n"
         f"  modelscope download --model {repository} --local_dir {name}\n"
@@ -166,14 +275,3 @@ def _advise(repository: str, err: BaseException, again: Callable[[Path | str], s
         f"  {again(name)}\n"
         "A mirror is set with HF_ENDPOINT."
     )
-
-
-def _reason(err: BaseException) -> str:
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    if isinstance(err, GatedRepoError):
-        return "its owner grants access on its page; then set HF_TOKEN"
-    if isinstance(err, RepositoryNotFoundError):
-        return "no such repository; for a private one set HF_TOKEN"
-    lines = str(err.__cause__ or err).strip().splitlines()
-    return lines[0] if lines else type(err.__cause__ or err).__name__

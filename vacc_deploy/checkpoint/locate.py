@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from vacc_deploy.checkpoint.file_system import Say, ignore
 from vacc_deploy.checkpoint.hub import Source, fetch
 from vacc_deploy.checkpoint.recognize import ARCHIVES, PICKLES, recognize, recognize_missing
 from vacc_deploy.errors import CheckpointError, UsageError
@@ -33,11 +34,13 @@ def locate(
     before_download: Callable[[str], object] = lambda name: None,
     check_config: Callable[[ModelConfig], object] = lambda config: None,
     downloading: Callable[[], AbstractContextManager[None]] = nullcontext,
+    say: Say = ignore,
 ) -> Source:
     """Return the checkpoint directory that the user means, and where it is from.
 
     A local directory wins. Else the id of a repository (``owner/name``) or a name of the catalogue
-    is looked up in the Hugging Face cache, and then downloaded. Nothing else asks the network.
+    is looked up in the caches of Hugging Face and ModelScope, and then downloaded. Nothing else
+    asks the network.
 
     Args:
         given: what the user wrote.
@@ -48,6 +51,7 @@ def locate(
             can be refused should be refused here.
         check_config: called with the configuration before the weights are downloaded, likewise.
         downloading: entered while files are downloaded.
+        say: receives what the user should know of the source.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is something else; says what to give.
@@ -69,7 +73,7 @@ def locate(
     if repository is None or (not known_model(str(given)) and _is_misspelt_path(path)):
         raise CheckpointError(_missing(path, again))
     near = "" if known_model(str(given)) else next(iter(near_names(str(given), cutoff=0.8)), "")
-    return fetch(
+    source = fetch(
         repository,
         again=again,
         may_download=may_download,
@@ -78,6 +82,9 @@ def locate(
         downloading=downloading,
         prefix=f"There is no directory {given}{f' (did you mean {near}?)' if near else ''}. ",
     )
+    if source.note:
+        say(source.note)
+    return source
 
 
 def find_repository(text: str) -> str | None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy import __version__
-from vacc_deploy.checkpoint.output import MANIFEST_NAME, MAX_MANIFEST_BYTES
+from vacc_deploy.checkpoint.caches import snapshot_name
+from vacc_deploy.checkpoint.output_rules import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from vacc_deploy.checkpoint.writer import WrittenFile, write_text
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.layouts import LAYOUTS, VAMC
@@ -150,14 +151,3 @@ def model_name(directory: Path) -> str:
     path = directory.resolve()
     ending = next((e for e in _ENDINGS if path.name.endswith(e)), "")
     return snapshot_name(path) or path.name.removesuffix(ending).removesuffix("-vacc")
-
-
-def snapshot_name(path: Path) -> str:
-    """Return the name of the repository whose snapshot lies at ``path``, empty where none does.
-
-    In the hub's cache: ``models--<owner>--<name>/snapshots/<commit>``.
-    """
-    repository = path.parent.parent.name
-    if path.parent.name != "snapshots" or not repository.startswith("models--"):
-        return ""
-    return repository.rpartition("--")[2]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from vacc_deploy.checkpoint.caches import modelscope_models
 from vacc_deploy.checkpoint.manifest import read_manifest
 from vacc_deploy.checkpoint.output import MANIFEST_NAME, RUN_FILE_PREFIX
 from vacc_deploy.errors import MAX_LISTED, CheckpointError
@@ -197,6 +198,9 @@ def _recognize_directory(path: Path, needs_float: bool) -> Finding | None:
     has_config = (path / CONFIG_NAME).is_file()
     if has_config and any(_is_safetensors(name) for name in names):
         return None
+    if not has_config and (models := modelscope_models(path)):
+        what = f"{path} is ModelScope's cache, which holds many models."
+        return Finding(what, tuple(models), "Give the directory of one")
     if ADAPTER_CONFIG in names or any(name.startswith("adapter_model.") for name in names):
         return _adapter(path)
     if "model_index.json" in names:

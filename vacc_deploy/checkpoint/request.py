@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from vacc_deploy.checkpoint.caches import default_output
 from vacc_deploy.checkpoint.hub import Source, fetch
 from vacc_deploy.checkpoint.locate import find_repository, locate
 from vacc_deploy.checkpoint.manifest import read_manifest
@@ -73,7 +74,7 @@ def find_source(
 
     def check(name: str) -> None:
         # Before a download of gigabytes, see that the result can be written.
-        check_output(output or Path(f"{name}-vacc"), overwrite=overwrite)
+        check_output(output or default_output(Path(f"{name}-vacc")), overwrite=overwrite)
 
     def command_line(place: Path | str) -> str:
         return f"{again(place)} --model {known.aliases[0]}" if known else again(place)

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from vacc_deploy.checkpoint.file_system import (
+    UNSUPPORTED,
+    Say,
+    check_name,
+    describe_unsynced,
+    host_tag,
+    ignore,
+    sync_directory,
+)
 from vacc_deploy.checkpoint.writer import remove_abandoned, write_text
 from vacc_deploy.errors import OutputError
 from vacc_deploy.permissions import explain_unwritable, is_denied
 
+# A file system that has no rename, or none onto a name that is taken.
+_NO_RENAME = (*UNSUPPORTED, errno.EEXIST, errno.ENOTEMPTY, errno.EXDEV)
+# Of the name beside a file while it is written: dots, random digits, the process, the ending.
+_ADDED_BYTES = 44
 
-def replace_text(path: Path, text: str, *, overwrite: bool, head: str) -> None:
+
+def replace_text(path: Path, text: str, *, overwrite: bool, head: str, say: Say = ignore) -> None:
     """Write one small text file, whole or not at all.
 
     Args:
@@ -20,11 +35,13 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str) -> None:
         text: its content.
         overwrite: an older file of ours may be replaced.
         head: how a file of ours begins; with "" any file counts as ours.
+        say: receives what the file system could not do as usual.
 
     Raises:
         OutputError: what exists may not be replaced, or the directory is missing or closed to us.
     """
     check_parent(path.parent)
+    check_name(path, _ADDED_BYTES)
     if os.path.lexists(path):
         if not path.is_file():
             raise OutputError(f"{path} exists and is not a file. Choose another --output.")
@@ -39,10 +56,11 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str) -> None:
             )
     remove_abandoned(path)
     # Beside the target: a rename is atomic within one file system only.
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}.partial")
+    tag = f"{host_tag()}{secrets.token_hex(4)}"
+    partial = path.with_name(f".{path.name}.{tag}.{os.getpid()}.partial")
     try:
         write_text(partial, text)
-        os.replace(partial, path)
+        _rename(partial, path, text, say)
     except OSError as err:
         if is_denied(err):
             raise unwritable(path, err) from err
@@ -51,7 +69,23 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str) -> None:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-    sync_directory(path.parent)
+    if reason := sync_directory(path.parent):
+        say(describe_unsynced(path, reason))
+
+
+def _rename(partial: Path, path: Path, text: str, say: Say) -> None:
+    """Give the written file its name; where that is impossible, write ``path`` itself."""
+    try:
+        os.replace(partial, path)
+    except OSError as err:
+        if err.errno not in _NO_RENAME:
+            raise
+        path.unlink(missing_ok=True)
+        write_text(path, text)
+        say(
+            f"the file system of {path} cannot rename ({err.strerror or err}), so the file was "
+            "written in its place and not all at once."
+        )
 
 
 def check_parent(parent: Path) -> None:
@@ -65,12 +99,3 @@ def check_parent(parent: Path) -> None:
 def unwritable(path: Path, err: OSError | None = None) -> OutputError:
     """Return the error of an output that this user may not write."""
     return OutputError(explain_unwritable(path, err, choose="Choose another --output"))
-
-
-def sync_directory(directory: Path) -> None:
-    """Bring the names in ``directory`` to the disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,13 +6,13 @@ import glob
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vacc_deploy.checkpoint.file_system import host_tag, is_running, sync_file
 from vacc_deploy.checkpoint.header import TensorInfo
 from vacc_deploy.checkpoint.reader import INDEX_NAME
 from vacc_deploy.checkpoint.stored import CHUNK_BYTES, read_tensor, stored_bytes
@@ -78,14 +78,14 @@ def write_bytes(path: Path, chunks: Iterable[bytes | memoryview]) -> WrittenFile
             file.write(chunk)
             digest.update(chunk)
         file.flush()
-        os.fsync(file.fileno())
+        sync_file(file.fileno(), path)
         return WrittenFile(path.name, file.tell(), digest.hexdigest())
 
 
 def record_file(path: Path) -> WrittenFile:
     """Return the record of a file that another library wrote, once it is on the disk."""
     with path.open("rb") as file:
-        os.fsync(file.fileno())
+        sync_file(file.fileno(), path)
         # 3.10 has no hashlib.file_digest.
         digest = hashlib.sha256()
         while chunk := file.read(CHUNK_BYTES):
@@ -131,8 +131,8 @@ def _chunks(tensor: torch.Tensor | TensorInfo) -> Iterator[bytes | memoryview]:
 
 
 def remove_abandoned(path: Path) -> None:
-    """Remove what processes that were killed while they wrote ``path`` have left."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+    """Remove what processes of this host that were killed while they wrote ``path`` have left."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{host_tag()}*.partial"):
         process = left.name.split(".")[-2]
-        if process.isdecimal() and not Path("/proc", process).exists():
+        if process.isdecimal() and not is_running(int(process)):
             left.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from vacc_deploy.cli.options import (
     emit,
     output_option,
     output_options,
+    say,
 )
 
 
@@ -81,6 +82,7 @@ def export_onnx_command(
         before_download=lambda name: check_output(output, overwrite=overwrite),
         check_config=partial(check_repository, directory, options=options),
         downloading=downloading,
+        say=say,
     )
     result = export_onnx(
         source.directory,

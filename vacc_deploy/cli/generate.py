@@ -16,6 +16,7 @@ from vacc_deploy.cli.options import (
     downloading,
     emit,
     is_json,
+    say,
 )
 from vacc_deploy.errors import UsageError
 from vacc_deploy.results import command, escape_controls
@@ -106,7 +107,7 @@ def generate_command(
     quiet_transformers()
     options = SamplingOptions(temperature, top_p, top_k, seed, greedy)
     again = partial(again_with, "directory")
-    source = locate(directory, again=again, downloading=downloading)
+    source = locate(directory, again=again, downloading=downloading, say=say)
     responder = Responder(source.directory, max_new_tokens=max_new_tokens, options=options)
     for note in responder.notes:
         click.echo(escape_controls(f"Note: {note}"), err=True)

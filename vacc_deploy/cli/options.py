@@ -122,6 +122,11 @@ def downloading() -> Iterator[None]:
     settings()["what_stays"] = before
 
 
+def say(note: str) -> None:
+    """Print a note on stderr."""
+    click.echo(escape_controls(f"Note: {note}"), err=True)
+
+
 def is_json() -> bool:
     """Return whether ``--json`` was given."""
     return bool(settings().get("json"))

@@ -18,6 +18,7 @@ from vacc_deploy.cli.options import (
     emit,
     output_option,
     output_options,
+    say,
 )
 from vacc_deploy.cli.quantize_options import (
     QuantizeCommand,
@@ -87,6 +88,7 @@ def quantize_command(
             before_download=partial(check_before_download, options=options, ranks=ranks, **place),
             check_config=partial(check_before_weights, checkpoint_dir, options=options),
             downloading=downloading,
+            say=say,
         )
         result = quantize(
             source.directory,

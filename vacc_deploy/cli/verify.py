@@ -15,6 +15,7 @@ from vacc_deploy.cli.options import (
     common_options,
     downloading,
     emit,
+    say,
 )
 from vacc_deploy.errors import UsageError
 from vacc_deploy.reference.limits import MAX_KL, MIN_TOP1, Limits
@@ -101,10 +102,13 @@ def verify_command(
         again=partial(again_with, "deployed_dir"),
         before_download=check,
         downloading=downloading,
+        say=say,
     )
     reference_dir = None
     if reference is not None:
-        found = locate(reference, again=again, before_download=check, downloading=downloading)
+        found = locate(
+            reference, again=again, before_download=check, downloading=downloading, say=say
+        )
         reference_dir = found.directory
     result = verify(
         deployed.directory,

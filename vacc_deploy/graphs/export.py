@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from vacc_deploy.assets import default_text_file
+from vacc_deploy.checkpoint.file_system import check_space
 from vacc_deploy.checkpoint.manifest import model_name, relative_source, write_manifest
-from vacc_deploy.checkpoint.output import check_output, check_space, output_directory
+from vacc_deploy.checkpoint.output import check_output, output_directory
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.checkpoint.writer import record_file
 from vacc_deploy.errors import CheckpointError, UsageError, list_problems
@@ -87,7 +88,8 @@ def export_onnx(
         plan = [ExportedGraph(s, ((f"{s}.onnx", weight_bytes),)) for s in options.stages]
         return replace(result, graphs=tuple(plan))
     model = load_model(checkpoint)
-    with output_directory(output, overwrite=overwrite, inputs=(directory,)) as partial:
+    say, inputs = progress.say, (directory,)
+    with output_directory(output, overwrite=overwrite, inputs=inputs, say=say) as partial:
         graphs, agreement = _export(model, prompt, shape, options, partial, progress=progress)
         _write_manifest(partial, result, options)
     return replace(

@@ -11,7 +11,7 @@ import inspect
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -298,7 +298,8 @@ def save_graph(model: Any, path: Path, max_inline_bytes: int) -> list[Path]:
         location=data.name,
         size_threshold=MIN_EXTERNAL_BYTES,
     )
-    data.chmod(path.stat().st_mode & 0o777)  # onnx makes it readable by its owner only
+    with suppress(OSError):  # where the file system gives every file the same mode
+        data.chmod(path.stat().st_mode & 0o777)  # onnx makes it readable by its owner only
     return [path, data]
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.assets import source_file
+from vacc_deploy.checkpoint.file_system import sync_directory
 from vacc_deploy.checkpoint.files import copy_file
 from vacc_deploy.checkpoint.manifest import relative_source, write_manifest
 from vacc_deploy.checkpoint.output import MANIFEST_NAME
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.checkpoint.side_files import SidePlan, plan_side_files
-from vacc_deploy.checkpoint.text_file import sync_directory
 from vacc_deploy.checkpoint.writer import WrittenFile, write_index, write_text
 from vacc_deploy.formats.linears import stored_linear_bytes
 from vacc_deploy.json_files import dump_json

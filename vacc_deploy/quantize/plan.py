@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
-from vacc_deploy.checkpoint.manifest import model_name, name_source, snapshot_name, stored_layout
-from vacc_deploy.checkpoint.output import check_output, check_space, partial_path
+from vacc_deploy.checkpoint.caches import cache_of, default_output, snapshot_name
+from vacc_deploy.checkpoint.file_system import check_space
+from vacc_deploy.checkpoint.manifest import model_name, name_source, stored_layout
+from vacc_deploy.checkpoint.output import check_output, partial_path
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.checkpoint.side_files import plan_side_files
 from vacc_deploy.datasets.sources import check_source
@@ -100,6 +102,8 @@ def plan_run(
         asked = {"resume": resume, "overwrite": overwrite, "dry_run": dry_run}
         notes = _say_notes(checkpoint, progress)
         notes += check_place(standing, output_dir, checkpoint.input_paths(), progress, **asked)
+        if output is None and (cache := cache_of(checkpoint_dir)):
+            notes += (f"the source lies in {cache}, so the output lies in the working directory.",)
     left = standing if isinstance(standing, Run) else None
     if resume and left and not dry_run and kept:
         # An interruption may also come before the first layer of a resumed run.
@@ -152,7 +156,7 @@ def check_before_download(
         return
     for source in options.sources:
         check_source(source)
-    output_dir = output or Path(_output_name(name, options.formats))
+    output_dir = output or default_output(Path(_output_name(name, options.formats)))
     standing = look_at(output_dir, options.formats)
     asked = {"resume": resume, "overwrite": overwrite, "dry_run": False}
     check_place(standing, output_dir, (), SILENT, **asked)
@@ -265,14 +269,18 @@ def _quantized_already(place: Path | str) -> CheckpointError:
 def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:
     """Return ``<checkpoint_dir>-<ending>``, also for ``.`` and ``..``, which have no name.
 
-    That of a snapshot in the hub's cache has the name of its repository and lies in the working
-    directory: the cache is not ours to write to.
+    That of a snapshot in a cache has the name of its repository and lies in the working directory:
+    the cache is not ours to write to.
+
+    Raises:
+        OutputError: the working directory lies in a cache, too.
     """
     named = checkpoint_dir if checkpoint_dir.name not in ("", "..") else checkpoint_dir.resolve()
     # Not all links resolved: a link that stands elsewhere gives its own name.
     if repository := snapshot_name(named.parent.resolve() / named.name):
-        return Path(_output_name(repository, formats))
-    return named.with_name(_output_name(named.name, formats))
+        return default_output(Path(_output_name(repository, formats)))
+    place = Path() if cache_of(named) else named.parent
+    return default_output(place / _output_name(named.name, formats))
 
 
 def _output_name(name: str, formats: tuple[str, ...]) -> str:

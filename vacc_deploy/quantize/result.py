@@ -75,8 +75,8 @@ class QuantizeResult:
         linears: one record for each linear; none where nothing was written.
         calibration: sources and numbers of tokens; None for ``rtn``.
         peak_device_memory_bytes: None where the device is the host.
-        notes: by which rules the source is read; in a dry run also what the run itself would be
-            refused for.
+        notes: by which rules the source is read, and on its place; in a dry run also what the run
+            itself would be refused for.
         seconds, peak_memory_bytes: None where nothing was quantized.
         already_finished: whether a finished output of the same run was found and verified.
     """

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
+from vacc_deploy.checkpoint.file_system import UNSUPPORTED
 from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.errors import OutputError
 from vacc_deploy.models.config import EMBEDDING
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.system import available_memory_bytes
@@ -103,15 +105,38 @@ def _map_file(shape: tuple[int, int, int], dtype: torch.dtype, spool_dir: Path) 
 
     Raises:
         OSError: the file system has too little space for all of it.
+        OutputError: it has no memory-mapped files.
     """
     size = shape[0] * shape[1] * shape[2]
     descriptor, name = tempfile.mkstemp(prefix=".rows-", dir=spool_dir)
     try:
         try:
-            # A page that finds no block when it is written ends the process, without an error.
-            os.posix_fallocate(descriptor, 0, size * dtype.itemsize)
+            _reserve(descriptor, size * dtype.itemsize)
         finally:
             os.close(descriptor)
-        return torch.from_file(name, shared=True, size=size, dtype=dtype).view(shape)
+        try:
+            return torch.from_file(name, shared=True, size=size, dtype=dtype).view(shape)
+        except RuntimeError as err:
+            raise OutputError(
+                f"The calibration rows fit no memory, and the file system of {spool_dir} cannot "
+                f"map a file into it ({str(err).splitlines()[0]:.200}). Choose an --output on a "
+                "local disk, or fewer rows with --num-samples."
+            ) from err
     finally:
         os.unlink(name)
+
+
+def _reserve(descriptor: int, num_bytes: int) -> None:
+    """Take ``num_bytes`` of the disk for a file.
+
+    A page that finds no block when it is written ends the process, without an error.
+    """
+    try:
+        os.posix_fallocate(descriptor, 0, num_bytes)
+    except OSError as err:
+        if err.errno not in UNSUPPORTED:
+            raise
+        zeros = bytes(1 << 20)
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            for start in range(0, num_bytes, len(zeros)):
+                file.write(zeros[: num_bytes - start])

@@ -121,8 +121,10 @@ def execute(
         # Until the run has begun, what an earlier one left is untouched.
         return run.finished > 0 if has_begun else isinstance(planned.standing, (Run, Foreign))
 
-    inputs = checkpoint.input_paths()
-    with output_directory(result.output_dir, overwrite=run.overwrite, inputs=inputs, keeps=keeps):
+    inputs, notes = checkpoint.input_paths(), list(result.notes)
+    with output_directory(
+        result.output_dir, overwrite=run.overwrite, inputs=inputs, keeps=keeps, say=notes.append
+    ):
         begin_run(run, progress)
         has_begun = True
         kept.follow(lambda: run.finished, run.num_layers, has_begun=True)
@@ -142,7 +144,7 @@ def execute(
         finish_output(checkpoint, run, result, options, files)
     for warning in warnings:
         progress.warn(warning)
-    return result
+    return replace(result, notes=tuple(notes))
 
 
 def _linear_warnings(records: Sequence[LinearRecord], dampening_frac: float) -> list[str]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vacc_deploy.checkpoint.file_system import sync_directory
 from vacc_deploy.checkpoint.header import TensorInfo
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.checkpoint.text_file import sync_directory
 from vacc_deploy.checkpoint.writer import WrittenFile, write_shard
 from vacc_deploy.formats.layouts import INT8
 from vacc_deploy.formats.linears import linear_tensors

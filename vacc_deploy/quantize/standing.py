@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.checkpoint.damages import find_damages
-from vacc_deploy.checkpoint.output import MANIFEST_NAME, MAX_MANIFEST_BYTES, partial_path
+from vacc_deploy.checkpoint.output import MANIFEST_NAME, partial_path
+from vacc_deploy.checkpoint.output_rules import MAX_MANIFEST_BYTES
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
 from vacc_deploy.json_files import read_json
 from vacc_deploy.progress import Progress

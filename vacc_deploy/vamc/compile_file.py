@@ -281,5 +281,6 @@ def write_compile_file(
         OutputError: the file exists and ``overwrite`` is off or it is not one of ours, or its
             directory is missing.
     """
-    replace_text(output, result.text, overwrite=overwrite, head=FILE_HEAD)
-    return dataclasses.replace(result, output=output)
+    notes = list(result.notes)
+    replace_text(output, result.text, overwrite=overwrite, head=FILE_HEAD, say=notes.append)
+    return dataclasses.replace(result, output=output, notes=tuple(notes))

@@ -1,0 +1,152 @@
+"""What a file system may refuse although a local disk allows it, and the next best means.
+
+Network mounts, FUSE and SMB lack some calls. Each reports that with an error number of its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from vacc_deploy.errors import OutputError
+from vacc_deploy.results import format_bytes
+
+# Receives a note for the user: one sentence, which begins in lower case.
+Say = Callable[[str], object]
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# What systems answer where they have no such call. EIO is not among them: that is a failed disk.
+UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY)
+# Of a directory also these: some systems cannot open one, or cannot sync what is open to read only.
+_NO_DIRECTORY_SYNC = (
+    *UNSUPPORTED,
+    *(errno.EBADF, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS),
+)
+
+
+def ignore(note: str) -> None:
+    """Take a note that nobody reads."""
+
+
+def sync_file(descriptor: int, path: Path) -> str:
+    """Bring an open file to the disk; return why its file system cannot, an empty text if it did.
+
+    Args:
+        descriptor: of the file.
+        path: its name, for an error.
+
+    Raises:
+        OSError: it can, and failed.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as err:
+        if err.errno not in UNSUPPORTED:
+            err.filename = str(path)
+            raise
+        return os.strerror(err.errno)
+    return ""
+
+
+def sync_path(path: Path) -> str:
+    """Bring a file to the disk by its name; see ``sync_file``."""
+    with path.open("rb") as file:
+        return sync_file(file.fileno(), path)
+
+
+def sync_directory(directory: Path) -> str:
+    """Bring the names in ``directory`` to the disk; return why its file system cannot, or "".
+
+    Raises:
+        OSError: it can, and failed.
+    """
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as err:
+        if err.errno not in _NO_DIRECTORY_SYNC:
+            err.filename = str(directory)
+            raise
+        return os.strerror(err.errno)
+    return ""
+
+
+def describe_unsynced(place: Path, reason: str) -> str:
+    """Return the note on an output that cannot be brought to the disk."""
+    return (
+        f"the file system of {place} cannot confirm that everything is on the disk (fsync: "
+        f"{reason}). After a power failure or a lost connection make the output again."
+    )
+
+
+def check_space(output: Path, needed_bytes: int) -> None:
+    """Refuse to begin where the file system has less than ``needed_bytes`` free.
+
+    Raises:
+        OutputError: gives the bytes needed and free.
+    """
+    try:
+        usage = shutil.disk_usage(output.resolve().parent)
+    except OSError as err:
+        if err.errno not in UNSUPPORTED:
+            raise
+        return
+    # A mount that counts no blocks at all does not know what is free.
+    if usage.total and usage.free < needed_bytes:
+        raise OutputError(
+            f"{output} needs {format_bytes(needed_bytes)}, its file system has "
+            f"{format_bytes(usage.free)} free. Free space or choose another --output."
+        )
+
+
+def check_name(path: Path, added_bytes: int) -> None:
+    """Refuse a name to which the file system does not let ``added_bytes`` be added.
+
+    While an output is written it has a longer name.
+
+    Raises:
+        OutputError: gives the longest name.
+    """
+    try:
+        limit = os.pathconf(path.parent, "PC_NAME_MAX")
+    except (OSError, ValueError):
+        limit = 255
+    length, longest = len(os.fsencode(path.name)), limit - added_bytes
+    if length > longest:
+        raise OutputError(
+            f"{path}: the name of the output has {length} bytes, expected at most {longest} (a "
+            f"name has at most {limit} here, and the output has a longer one while it is written). "
+            "Choose a shorter --output."
+        )
+
+
+def host_tag() -> str:
+    """Return eight hex digits that stand for this host, or for this container on it."""
+    return hashlib.sha256("\n".join(this_host()).encode(errors="replace")).hexdigest()[:8]
+
+
+def this_host() -> tuple[str, str]:
+    """Return this host's name, and the name space in which its process numbers mean something."""
+    try:
+        # Containers may share the name of their host, but see only their own processes.
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = ""
+    return os.uname().nodename, space
+
+
+def is_running(process: int) -> bool:
+    """Return whether a process of this number runs on this host."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True

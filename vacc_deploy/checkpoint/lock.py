@@ -1,0 +1,200 @@
+"""Let one run at a time write in a directory, also where the file system has no locks.
+
+The means is ``flock`` on the marker of the directory. Where the system has no such call, it is a
+file that only one run can create, with host, process and time. Such files are numbered: who finds
+that the owner of number n is gone creates number n + 1, which again only one run can. Nobody
+removes the file of another before it has its own, so two runs never both take over.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shlex
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from vacc_deploy.checkpoint.file_system import is_running, sync_file, this_host
+from vacc_deploy.errors import CheckpointError, OutputError
+from vacc_deploy.json_files import read_json
+from vacc_deploy.results import format_seconds
+
+# Of the means that exists: another process has it. Any other error says that it does not exist.
+_TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+_NAME = re.compile(r"\.vacc-deploy-lock-([1-9][0-9]{0,5})")
+_MAX_LOCK_BYTES = 4096
+# Each failed try means that another run was faster.
+_TRIES = 5
+
+
+class Lock:
+    """A lock on a directory.
+
+    Attributes:
+        file: the lock file, None where ``flock`` holds the lock.
+        note: what the user should know of the lock, or an empty text.
+    """
+
+    def __init__(self, descriptor: int, file: Path | None = None, note: str = "") -> None:
+        self._descriptor, self.file, self.note = descriptor, file, note
+
+    def remove_file(self) -> None:
+        """Remove the lock file, while the directory is still ours."""
+        if self.file is not None:
+            with suppress(OSError):
+                self.file.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give the ``flock`` back."""
+        os.close(self._descriptor)
+
+
+def is_lock_file(path: Path) -> bool:
+    """Return whether ``path`` has the name of a lock file."""
+    return _NAME.fullmatch(path.name) is not None
+
+
+def lock_directory(directory: Path, marker: Path) -> Lock:
+    """Lock ``directory`` by its ``marker``, a file that is created if need be.
+
+    Raises:
+        OutputError: another run has the lock; says which, and what to do.
+        OSError: the marker cannot be opened.
+    """
+    descriptor = os.open(marker, os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as err:
+            if err.errno in _TAKEN:
+                raise OutputError(
+                    f"Another run is writing {directory}. Wait for it to end."
+                ) from err
+            file = _create_file(directory)
+            return Lock(descriptor, file, _describe(file, err))
+        # The marker was removed between open and flock: the lock is on a file without a name.
+        if not os.fstat(descriptor).st_nlink:
+            raise OutputError(f"Another run has just removed {directory}. Run this again.")
+        # A run on a host where flock does not work may be writing here.
+        _refuse_living(directory, _lock_files(directory))
+        return Lock(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _describe(file: Path, err: OSError) -> str:
+    reason = err.strerror or str(err)
+    return (
+        f"the file system of {file.parent.parent} has no locks (flock: {reason}), so a lock file "
+        "kept other runs away."
+    )
+
+
+def _create_file(directory: Path) -> Path:
+    """Create the next lock file and remove those before it, whose owners are gone."""
+    for _ in range(_TRIES):
+        files = _lock_files(directory)
+        _refuse_living(directory, files)
+        number = int(_NAME.fullmatch(files[-1].name)[1]) + 1 if files else 1  # type: ignore[index]
+        file = directory / f".vacc-deploy-lock-{number}"
+        try:
+            _write(file)
+        except FileExistsError:  # another run was faster
+            continue
+        # The one before it is still there, unless a third run took over from it meanwhile.
+        if all(older.exists() for older in files[-1:]):
+            for older in files:
+                older.unlink(missing_ok=True)
+            return file
+        file.unlink()
+    raise OutputError(f"Other runs are beginning to write {directory}. Run this again.")
+
+
+def _write(file: Path) -> None:
+    """Create a lock file that names this process.
+
+    Raises:
+        FileExistsError: it is there already.
+    """
+    descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    try:
+        host, space = this_host()
+        owner = {
+            "host": host,
+            "space": space,
+            "pid": os.getpid(),
+            "start": _start_of(os.getpid()),
+            "begun": int(time.time()),
+        }
+        os.write(descriptor, json.dumps(owner).encode())
+        sync_file(descriptor, file)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _lock_files(directory: Path) -> list[Path]:
+    """Return the lock files in ``directory``, the newest last."""
+    found = [(match, path) for path in directory.iterdir() if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, key=lambda item: int(item[0][1]))]
+
+
+def _refuse_living(directory: Path, files: list[Path]) -> None:
+    """Raise the error of a directory in which the owner of the newest lock file may still write."""
+    if not files:
+        return
+    file = files[-1]
+    try:
+        owner = read_json(file, limit_bytes=_MAX_LOCK_BYTES)
+    except (CheckpointError, FileNotFoundError):
+        owner = None
+    if not file.exists():  # its owner has just ended
+        return
+    owner = owner if isinstance(owner, dict) else {}
+    if _is_gone(owner):
+        return
+    begun = owner.get("begun")
+    if not isinstance(begun, int):
+        begun = file.stat().st_mtime
+    age = format_seconds(max(time.time() - begun, 0.0))
+    is_here = (owner.get("host"), owner.get("space")) == this_host()
+    who = "a process that has not yet given its name"
+    if owner:
+        who = f"process {owner.get('pid')!r:.20} on the host {str(owner.get('host')):.100}"
+    advice = "Wait for it to end."
+    if not is_here:  # nobody can tell from here whether it still runs
+        remove = shlex.join(["rm", str(file)])
+        advice += f" If it is gone, remove its lock file, then rerun:\n  {remove}"
+    raise OutputError(f"Another run is writing {directory}: {who}, begun {age} ago. {advice}")
+
+
+def _is_gone(owner: dict[str, Any]) -> bool:
+    """Return whether the owner of a lock file is a process of this host that has ended.
+
+    Of another host, or of another container, nobody can tell from here.
+    """
+    if (owner.get("host"), owner.get("space")) != this_host():
+        return False
+    process = owner.get("pid")
+    if type(process) is not int or process <= 0:
+        return False
+    # A later process may have got the same number; it began at another time.
+    return not is_running(process) or owner.get("start") != _start_of(process)
+
+
+def _start_of(process: int) -> str:
+    """Return when a process of this host began, in the system's own count; "" if unknown."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            # The name of the program comes before it, in brackets, and may hold anything.
+            return file.read(4096).rpartition(b")")[2].split()[19].decode("ascii", "replace")
+    except (OSError, IndexError):
+        return ""
