@@ -87,8 +87,8 @@ def test_notes_on_windows_and_a_missing_tokenizer(tmp_path, monkeypatch):
     )
     result = prepare(weights=source, output=tmp_path / "out")
     assert result.notes == (
-        "this model really uses a sliding window of 128 tokens.",
         "the source has no tokenizer.json; quantize and verify will need it.",
+        "this model really uses a sliding window of 128 tokens.",
     )
     assert "Note: this model really uses" in result.to_text()
 

@@ -11,6 +11,7 @@ from token_fixtures import TEXT, added_token, their_ids, train_backend, write_fi
 from tokenizer_builders import write_tokenizer
 
 from vacc_deploy.checkpoint.files import side_files
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.checkpoint.side_files import plan_side_files
 from vacc_deploy.errors import TokenConflictError
 from vacc_deploy.prepare import prepare
@@ -48,9 +49,9 @@ def same_ids(source, output):
 
 def test_a_whole_tokenizer_is_copied(tmp_path):
     source = write_checkpoint(tmp_path / "src")
-    files, notes = plan_side_files(source, with_config=True)
+    files, applied, notes = plan_side_files(Checkpoint.open(source), with_config=True)
     assert [file.name for file in files] == [p.name for p in side_files(source, with_config=True)]
-    assert {file.how for file in files} == {"copy"} and notes == ()
+    assert {file.how for file in files} == {"copy"} and notes == applied == ()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -74,7 +75,7 @@ def test_prepare_writes_the_settled_tokenizer(tmp_path, kind):
     if kind == "slow":
         assert {path.name for path in out.iterdir()} >= SLOW_FILES
     # The prepared directory needs nothing more.
-    assert plan_side_files(out, with_config=True)[1] == ()
+    assert plan_side_files(Checkpoint.open(out), with_config=True).notes == ()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -126,5 +127,5 @@ def test_templates_do_not_matter_for_what_is_written(tmp_path):
     source = write_checkpoint(tmp_path / "src")
     config = {"chat_template": [{"name": "rag", "template": "{% if %}"}]}
     write_tokenizer(source, config=config)
-    assert plan_side_files(source, with_config=False)[1] == ()
+    assert plan_side_files(Checkpoint.open(source), with_config=False).notes == ()
     assert json.loads((source / "tokenizer_config.json").read_text()) == config

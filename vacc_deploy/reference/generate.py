@@ -102,7 +102,7 @@ class Responder:
     """A checkpoint that answers conversations; the model is loaded before the first answer.
 
     Attributes:
-        notes: what a user should know about the token ids, sentences.
+        notes: by which rules the directory is read, and what to know of its token ids.
     """
 
     def __init__(
@@ -128,12 +128,7 @@ class Responder:
         self._tokenizer = Tokenizer.from_dir(directory)
         self._sampling = choose_sampling(directory, options or SamplingOptions())
         self._max_new_tokens = max_new_tokens
-        self.notes = self._tokenizer.notes
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """By which rules the directory is read, a sentence each."""
-        return self._checkpoint.notes
+        self.notes = (*self._checkpoint.notes, *self._tokenizer.notes)
 
     @cached_property
     def _model(self) -> Any:
