@@ -283,6 +283,23 @@ def test_another_architecture_is_refused_before_its_weights_are_fetched(tmp_path
     assert fetched(server) == ["config.json"]
 
 
+@pytest.mark.parametrize("is_left_over", [True, False])
+def test_quantized_weights_are_refused_before_they_are_fetched(tmp_path, server, is_left_over):
+    config = json.loads(server.files["config.json"])
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    server.files["config.json"] = json.dumps(config).encode()
+    if not is_left_over:
+        index = json.loads(server.files["model.safetensors.index.json"])
+        index["weight_map"]["model.layers.0.mlp.up_proj.weight.absmax"] = SHARDS[0]
+        server.files["model.safetensors.index.json"] = json.dumps(index).encode()
+    result = run(tmp_path, "prepare", REPOSITORY, endpoint=at(server))
+    assert result.returncode == (0 if is_left_over else 1), result.stderr
+    assert ("(rule left-over-quantization)" in result.stdout) is is_left_over
+    if not is_left_over:
+        assert "the weights are quantized already" in result.stderr
+        assert not set(SHARDS) & set(fetched(server))
+
+
 def test_a_repository_without_safetensors_is_refused(tmp_path, server):
     for name in [name for name in server.files if ".safetensors" in name]:
         del server.files[name]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,8 @@ from vacc_deploy.checkpoint.writer import shard_name
 from vacc_deploy.errors import MAX_LISTED, CheckpointError
 from vacc_deploy.json_files import read_bounded, read_json
 from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
-from vacc_deploy.models.parse import read_config
+from vacc_deploy.models.parse import parse_config, read_config_values
+from vacc_deploy.models.settle import preview_config
 
 _WEIGHTS = [CONFIG_NAME, "*.safetensors", "*.safetensors.index.json"]
 _PATTERNS = [*SIDE_FILES, *_WEIGHTS]
@@ -226,13 +227,30 @@ def _read_config(
     directory: Path, repository: str, again: Callable[[Path | str], str]
 ) -> ModelConfig:
     if (directory / CONFIG_NAME).is_file():
-        return read_config(directory)
+        values, where = read_config_values(directory), str(directory / CONFIG_NAME)
+        # Of float weights a quantization_config is left over; codes and scales have other names.
+        stated = values.get("quantization_config")
+        names = _tensor_names(directory, repository) if stated else ()
+        is_plain = all(name.endswith((".weight", ".bias")) for name in names)
+        return (preview_config if is_plain else parse_config)(values, where=where)
     if (directory / ADAPTER_CONFIG).is_file() and (finding := recognize(directory)):
         raise CheckpointError(finding.to_text(again))
     raise CheckpointError(
         f"{repository} has no {CONFIG_NAME}, so it is not a checkpoint (it may hold GGUF files, "
         "for example). Give the repository of the float model."
     )
+
+
+def _tensor_names(directory: Path, repository: str) -> Collection[str]:
+    """Return the names of a repository's tensors before it is downloaded; none if not known."""
+    # Whatever fails: the download will tell.
+    with suppress(Exception):
+        _download(repository, [INDEX_NAME])
+        return list(read_json(directory / INDEX_NAME, limit_bytes=MAX_INDEX_BYTES)["weight_map"])
+    with suppress(Exception):
+        api = _library().HfApi()
+        return list(api.parse_safetensors_file_metadata(repository, SINGLE_FILE).tensors)
+    return ()
 
 
 def _download_whole(
