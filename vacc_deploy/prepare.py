@@ -26,6 +26,7 @@ from vacc_deploy.checkpoint.normalize import ABSENT_ENTRIES
 from vacc_deploy.checkpoint.output import MANIFEST_NAME, check_output, check_space, output_directory
 from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
 from vacc_deploy.checkpoint.request import find_source, read_request
+from vacc_deploy.checkpoint.soundness import check_weights
 from vacc_deploy.checkpoint.writer import WrittenFile, write_index_map, write_shard, write_text
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.json_files import dump_json
@@ -124,14 +125,15 @@ def prepare(
         link_mode: ``auto`` (hard link, else copy), ``hardlink``, ``symlink`` or ``copy``.
         overwrite: replace an output of an earlier run.
         dry_run: validate and plan only.
-        progress: learns of each weight file.
+        progress: learns of the weights that are read, then of each weight file.
         again: writes the user's command line with another ``source`` alone, for messages.
         downloading: entered while files are downloaded.
 
     Raises:
         UsageError: no source, two that contradict each other, or an unknown ``model``.
         UnsupportedModelError: another architecture.
-        CheckpointError: the source is incomplete, prepared already, or another model than named.
+        CheckpointError: the source is incomplete, prepared already, or another model than named,
+            or holds weights that no model can work with.
         OutputError: the output cannot be written.
     """
     given, known = read_request(source, model, weights, again)
@@ -155,6 +157,7 @@ def prepare(
     if dry_run:
         listed = (*planned, *(file[:3] for file in small_files), (MANIFEST_NAME, None, "generated"))
         return PrepareResult(name, found.directory, output_dir, listed, notes + obstacles, True)
+    notes += check_weights(checkpoint, progress)
     with output_directory(output_dir, overwrite=overwrite, inputs=inputs) as folder:
         files = _place_weights(checkpoint, folder, link_mode, progress)
         files += [(write(folder), how) for _, _, how, write in small_files]
