@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.assets import SOURCE_FILES, source_file
+from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG
 from vacc_deploy.checkpoint.files import copy_file, place_shard, side_files
 from vacc_deploy.checkpoint.generation_config import settle_side_files
 from vacc_deploy.checkpoint.hub import Source
@@ -306,6 +307,11 @@ def _notes(checkpoint: Checkpoint, planned: list[tuple[str, int, str]]) -> tuple
         )
     if not (checkpoint.directory / "tokenizer.json").is_file():
         notes.append("the source has no tokenizer.json; quantize and verify will need it.")
+    if (checkpoint.directory / ADAPTER_CONFIG).is_file():
+        notes.append(
+            f"{ADAPTER_CONFIG} lies beside the weights; the adapter is not prepared. If it is to "
+            "be part of the model, merge it first."
+        )
     if ways := ways_to_the_card(config):
         notes.append(ways)
     linked = {name for name, _, how in planned if how != "copy"}
