@@ -22,7 +22,7 @@ def test_read_bounded_takes_a_file_up_to_its_limit(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is not valid JSON: Expecting value"),
+        (b"", "is not valid JSON: it is empty."),
         (b'{"a": ', "is not valid JSON: Expecting value"),
         (b'"\xff"', "is not valid JSON: 'utf-8' codec can't decode"),
         (b"[" * 10000, "is not valid JSON: maximum recursion depth"),

@@ -129,7 +129,9 @@ def test_the_source_is_untouched(tmp_path, mode):
     recorder = Recorder()
     prepare(weights=source, output=tmp_path / "out", link_mode=mode, progress=recorder)
     assert snapshot(source) == before
-    assert recorder.amount() == sum((source / name).stat().st_size for name in SHARDS)
+    # Every tensor is read once before the files are placed.
+    placed = sum((source / name).stat().st_size for name in SHARDS)
+    assert recorder.amount() == Checkpoint.open(source).weight_bytes + placed
 
 
 @pytest.mark.parametrize("mode", ["auto", "hardlink"])
@@ -428,7 +430,9 @@ def test_another_known_model_is_named(tmp_path):
     assert " It has the shape of Distill-Qwen-7B. Leave --model out" in message
 
 
-def test_the_named_model_takes_its_name_from_the_catalogue(tmp_path):
+def test_the_named_model_takes_its_name_from_the_catalogue(tmp_path, monkeypatch):
+    # Its 15 GB are a hole in the file, which would be found to be zero.
+    monkeypatch.setattr("vacc_deploy.prepare.check_weights", lambda *_: ())
     source = write_known_model(tmp_path)
     result = prepare(model="r1-distill-qwen-7b", weights=source, output=tmp_path / "out")
     assert result.model == "DeepSeek-R1-Distill-Qwen-7B"

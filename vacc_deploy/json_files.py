@@ -1,4 +1,7 @@
-"""Read JSON files within bounds, and write them in a stable form."""
+"""Read JSON files within bounds, and write them in a stable form.
+
+Also names what stands in place of a file that was never downloaded.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,32 @@ from typing import Any
 
 from vacc_deploy.errors import CheckpointError, VaccDeployError
 from vacc_deploy.permissions import explain_unreadable
+
+_LFS_POINTER = b"version https://git-lfs"
+_PAGE_STARTS = (b"<!doctype html", b"<html")
+# Enough of a file to tell what stands in its place.
+STAND_IN_BYTES = 512
+
+
+def name_stand_in(head: bytes) -> str:
+    """Return what stands in place of a file's content, and what to do; nothing where it is there.
+
+    Args:
+        head: the first ``STAND_IN_BYTES`` bytes of a file, or all of it.
+    """
+    if head.startswith(_LFS_POINTER):
+        return (
+            "is a Git LFS pointer, not the file itself. In a clone of its repository run: "
+            "git lfs pull"
+        )
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:14].lower().startswith(_PAGE_STARTS):
+        return (
+            "is a web page that was saved under this name, for example that of a login or of an "
+            "error. Download the file again with a program that logs in, such as hf download."
+        )
+    if head and not head.strip(b"\0"):
+        return "begins with zero bytes only: its download was interrupted. Download it again."
+    return ""
 
 
 def read_bounded(
@@ -38,6 +67,10 @@ def read_bounded(
         raise error(
             f"{path} holds more than {limit_bytes:,} bytes, too many for such a file. {advice}"
         )
+    stand_in = name_stand_in(data[:STAND_IN_BYTES])
+    # A text for people may be a web page; a JSON file never is.
+    if stand_in and (path.suffix == ".json" or data.startswith(_LFS_POINTER)):
+        raise error(f"{path} {stand_in}")
     return data
 
 
@@ -48,6 +81,8 @@ def read_json(path: Path, *, limit_bytes: int) -> Any:
         CheckpointError: the file is missing, too large, not UTF-8 or not JSON.
     """
     data = read_bounded(path, limit_bytes)
+    if not data:
+        raise CheckpointError(f"{path} is not valid JSON: it is empty. Download it again.")
     try:
         return json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as err:

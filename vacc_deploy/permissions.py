@@ -39,6 +39,18 @@ def explain_unreadable(path: Path, err: OSError, *, otherwise: str = "") -> str:
     return f"{path} cannot be read: {reason}. {advice}"
 
 
+def explain_dangling(path: Path) -> str:
+    """Return the sentences of an error: ``path`` is a link to nothing; empty where it is not."""
+    if not path.is_symlink() or path.exists():
+        return ""
+    directory = shlex.quote(str(path.parent))
+    return (
+        f"{path} is a link to {os.readlink(path)}, which does not exist: the directory was copied "
+        "without the files that its links lead to, as from the Hugging Face cache. Copy it again "
+        f"from there with: cp -rL SOURCE {directory}. Or download the file again."
+    )
+
+
 def explain_denied(path: Path) -> str:
     """Return the sentences of an error of which no more is known than the file it was about."""
     place = _find_closed_directory(path) or path

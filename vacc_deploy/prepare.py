@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.assets import SOURCE_FILES, source_file
+from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG
 from vacc_deploy.checkpoint.caches import default_output
 from vacc_deploy.checkpoint.hub import Source
 from vacc_deploy.checkpoint.manifest import (
@@ -25,6 +26,7 @@ from vacc_deploy.checkpoint.place import CHANGED, COPY, Placement
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.checkpoint.request import find_source, read_request
 from vacc_deploy.checkpoint.side_files import GENERATED, SideFile, plan_side_files
+from vacc_deploy.checkpoint.soundness import check_weights
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.catalog import (
@@ -120,14 +122,15 @@ def prepare(
         link_mode: ``auto`` (hard link, else copy), ``hardlink``, ``symlink`` or ``copy``.
         overwrite: replace an output of an earlier run.
         dry_run: validate and plan only.
-        progress: learns of each weight file.
+        progress: learns of the weights that are read, then of each weight file.
         again: writes the user's command line with another ``source`` alone, for messages.
         downloading: entered while files are downloaded.
 
     Raises:
         UsageError: no source, two that contradict each other, or an unknown ``model``.
         UnsupportedModelError: another architecture.
-        CheckpointError: the source is incomplete, prepared already, or another model than named.
+        CheckpointError: the source is incomplete, prepared already, or another model than named,
+            or holds weights that no model can work with.
         OutputError: the output cannot be written.
     """
     given, known = read_request(source, model, weights, again)
@@ -156,6 +159,7 @@ def prepare(
         listed = (*placement.planned, *(file[:3] for file in small_files), _MANIFEST)
         closed = _mode_notes(checkpoint, placement.planned)
         return result(listed, (*notes, *closed, *found_out, *obstacles), True)
+    notes += check_weights(checkpoint, progress)
     say = found_out.append
     with output_directory(output_dir, overwrite=overwrite, inputs=inputs, say=say) as folder:
         files = placement.place(folder, progress, say)
@@ -230,6 +234,11 @@ def _model_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
         notes.append(
             "sliding_window is null in config_vacc.json: the model does not use it "
             "(use_sliding_window is false), but the vendor's graph would apply it."
+        )
+    if (checkpoint.directory / ADAPTER_CONFIG).is_file():
+        notes.append(
+            f"{ADAPTER_CONFIG} lies beside the weights; the adapter is not prepared. If it is to "
+            "be part of the model, merge it first."
         )
     if ways := ways_to_the_card(config):
         notes.append(ways)

@@ -169,7 +169,8 @@ def test_missing_and_truncated_shards_are_one_error(tmp_path):
     assert problems_of(directory) == [
         f"{names[0]}: the file is truncated: got {size - 10:,} bytes, expected {size:,}. "
         "Download it again.",
-        f"{names[2]} is missing ({INDEX_NAME} puts {count} tensors in it)",
+        f"{names[2]} is missing ({INDEX_NAME} puts {count} tensors in it): it is a link to "
+        f"{tmp_path}/blobs/gone, which does not exist",
     ]
 
 
@@ -229,7 +230,8 @@ def test_all_problems_come_in_one_error_cut_at_ten(tmp_path):
         f"{directory} is not a usable checkpoint:",
         *(f"  - {problem}" for problem in problems[:10]),
         "  - and 2 more",
-        "Download the files named again from the model's repository, then rerun.",
+        "Do config.json and the weights belong to the same model? If in doubt, download both "
+        "again from the model's repository.",
     ]
 
 

@@ -318,8 +318,8 @@ def test_quantize_sequence_longer_than_the_context(tmp_path, text, overrides, mo
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_quantize_non_finite_weight_names_tensor_and_row(tmp_path, text, method, bad):
     name = "model.layers.0.mlp.up_proj.weight"
-    weight = torch.ones(160, 64, dtype=torch.bfloat16) * 0.01
-    weight[137, 5] = bad
+    weight = torch.linspace(-1, 1, 160 * 64).view(160, 64).bfloat16()
+    weight[137, 5] = bad  # a row that is not among the few that are read at the start
     source = make_source(tmp_path / "model", extra_tensors={name: weight})
     options = RTN if method == "rtn" else gptq_options(text)
     message = fails(QuantizationError, source, options)
@@ -332,7 +332,7 @@ def test_quantize_non_finite_weight_names_tensor_and_row(tmp_path, text, method,
 def test_quantize_non_finite_activations_name_the_linear(tmp_path, text):
     name = "model.layers.0.input_layernorm.weight"
     norm = torch.ones(64, dtype=torch.bfloat16)
-    norm[3] = float("nan")
+    norm[3] = 3e38  # finite, unlike what is computed with it
     source = make_source(tmp_path / "model", extra_tensors={name: norm})
     assert fails(QuantizationError, source, gptq_options(text)) == (
         "The inputs of model.layers.0.self_attn.q_proj: the activations hold NaN or infinity."
@@ -342,7 +342,8 @@ def test_quantize_non_finite_activations_name_the_linear(tmp_path, text):
 def test_quantize_failure_waits_for_the_writer(tmp_path, monkeypatch):
     """No shard may be on its way while the partial directory is removed."""
     name = "model.layers.0.mlp.up_proj.weight"
-    bad = torch.full((160, 64), float("nan"), dtype=torch.bfloat16)
+    bad = torch.linspace(-1, 1, 160 * 64).view(160, 64).bfloat16()
+    bad[1] = float("nan")
     source = make_source(tmp_path / "model", extra_tensors={name: bad})
     plain, is_slow, finished = shards.write_shard, threading.Event(), []
 

@@ -350,7 +350,11 @@ def test_verify_damaged_scale_fails_with_valid_json(tmp_path):
     command += ("--reference", source)
     exit_code, values = run_json(*command)
     assert exit_code == 3
-    assert values["failures"] == ["the deployed model's output holds NaN or infinity"]
+    assert values["failures"] == [
+        "the deployed model's output holds NaN or infinity",
+        f"the deployed model {deployed} is damaged: model.layers.0.mlp.up_proj.weight_scale in "
+        f"{path.name}: row 3 holds NaN",
+    ]
     assert values["mean_kl"] is None and values["perplexity_float"] > 1
     assert values["layers"][0] == {"layer": 0, "relative_error": None, "sqnr_db": None}
     plain = run(*command)

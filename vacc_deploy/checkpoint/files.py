@@ -11,8 +11,9 @@ from vacc_deploy.checkpoint.manifest import LinkedFile
 from vacc_deploy.checkpoint.stored import read_pieces
 from vacc_deploy.checkpoint.writer import WrittenFile, write_bytes
 from vacc_deploy.errors import CheckpointError, OutputError
+from vacc_deploy.json_files import STAND_IN_BYTES, name_stand_in
 from vacc_deploy.models.config import CONFIG_NAME
-from vacc_deploy.permissions import explain_unreadable
+from vacc_deploy.permissions import explain_dangling, explain_unreadable
 
 LINK_MODES = ("auto", "hardlink", "symlink", "copy")
 MAX_SIDE_FILE_BYTES = 256 << 20
@@ -42,10 +43,16 @@ def side_files(directory: Path, *, with_config: bool) -> list[Path]:
         CheckpointError: one of them cannot be read, or is larger than such a file can be.
     """
     names = (*SIDE_FILES, CONFIG_NAME) if with_config else SIDE_FILES
+    for name in names:
+        # It would seem not to be there.
+        dangling = explain_dangling(directory / name) if name not in DOCUMENTS else ""
+        if dangling:
+            raise CheckpointError(dangling)
     paths = sorted(directory / name for name in names if (directory / name).is_file())
     for path in paths:
         try:
-            path.open("rb").close()
+            with path.open("rb") as file:
+                stand_in = name_stand_in(file.read(STAND_IN_BYTES))
         except OSError as err:
             raise CheckpointError(explain_unreadable(path, err)) from err
         if path.stat().st_size > MAX_SIDE_FILE_BYTES:
@@ -53,6 +60,8 @@ def side_files(directory: Path, *, with_config: bool) -> list[Path]:
                 f"{path} holds {path.stat().st_size:,} bytes, expected at most "
                 f"{MAX_SIDE_FILE_BYTES:,}. Download it again."
             )
+        if stand_in and path.name not in DOCUMENTS:
+            raise CheckpointError(f"{path} {stand_in}")
     return paths
 
 

@@ -17,10 +17,9 @@ from typing import Any
 
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.dtypes import DTYPES
+from vacc_deploy.json_files import STAND_IN_BYTES, name_stand_in
 from vacc_deploy.permissions import explain_unreadable
 
-# How the stand-in begins that git leaves where the large files were not fetched.
-_LFS_POINTER = b"version https://git-lfs"
 # The limit of the safetensors library itself. Without it a damaged length reads gigabytes.
 MAX_HEADER_BYTES = 100_000_000
 # Of a dimension and of an offset in bytes: 1 TiB, more than any file of weights.
@@ -124,11 +123,9 @@ def read_header(path: Path) -> ShardHeader:
             file.seek(0)
             # Eight bytes: the length of the header, which must fit the file before it is read.
             prefix = file.read(8)
-            if prefix == _LFS_POINTER[:8] and file.read(len(_LFS_POINTER) - 8) == _LFS_POINTER[8:]:
-                raise ValueError(
-                    "it is a Git LFS pointer, not the weights themselves. In a clone of its "
-                    "repository run: git lfs pull"
-                )
+            if stand_in := name_stand_in(prefix + file.read(STAND_IN_BYTES - len(prefix))):
+                raise CheckpointError(f"{path}: it {stand_in}")
+            file.seek(len(prefix))
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or length > file_bytes - 8:
                 raise ValueError(

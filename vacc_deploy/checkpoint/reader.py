@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vacc_deploy.checkpoint.causes import (
+    describe_missing,
+    explain,
+    explain_no_weights,
+    find_weight_files,
+)
 from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo, read_header
+from vacc_deploy.checkpoint.leftovers import find_control_file
 from vacc_deploy.checkpoint.normalize import normalize
 from vacc_deploy.checkpoint.stored import read_spans, read_tensor
 from vacc_deploy.errors import CheckpointError, list_problems
@@ -65,15 +72,7 @@ class Checkpoint:
         """
         checkpoint, problems = examine(directory)
         if problems:
-            is_ours = (directory / "quantize_report.json").is_file()
-            advice = (
-                "Run the vacc-deploy quantize that wrote the directory again, with --overwrite."
-                if is_ours
-                else "Download the files named again from the model's repository, then rerun."
-            )
-            raise CheckpointError(
-                f"{directory} is not a usable checkpoint:\n{list_problems(problems)}\n{advice}"
-            )
+            raise CheckpointError(explain(checkpoint, problems))
         return checkpoint
 
     def info(self, name: str) -> TensorInfo:
@@ -226,18 +225,9 @@ def _read_index(directory: Path) -> dict[str, str] | None:
 def _find_files(directory: Path) -> list[str]:
     if (directory / SINGLE_FILE).is_file():
         return [SINGLE_FILE]
-    found = sorted(path.name for path in directory.glob("*.safetensors") if path.is_file())
-    if found:
+    if found := find_weight_files(directory):
         return found
-    if any(directory.glob("*.bin")) or any(directory.glob("*.pt")):
-        raise CheckpointError(
-            f"{directory} holds pickled weights (.bin, .pt) and no safetensors. Pickle files can "
-            "run code when read, so they are refused: convert them with transformers' "
-            "save_pretrained on a machine you trust, or download the safetensors revision."
-        )
-    raise CheckpointError(
-        f"{directory} holds neither {SINGLE_FILE} nor {INDEX_NAME}. Download the weights into it."
-    )
+    raise CheckpointError(explain_no_weights(directory))
 
 
 def _read_shards(
@@ -253,7 +243,11 @@ def _read_shards(
     for name in names:
         path = directory / name
         if not path.is_file():
-            problems.append(f"{name} is missing ({INDEX_NAME} puts {counts[name]} tensors in it)")
+            stated = f"({INDEX_NAME} puts {counts[name]} tensors in it)"
+            problems.append(f"{name} is missing {stated}{describe_missing(path)}")
+            continue
+        if unfinished := find_control_file(path):
+            problems.append(f"{name}: {unfinished}")
             continue
         try:
             shards[name] = read_header(path)

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG, explain_adapter, is_adapter_file
 from vacc_deploy.checkpoint.caches import modelscope_models
+from vacc_deploy.checkpoint.foreign import explain_training_state
 from vacc_deploy.checkpoint.manifest import read_manifest
 from vacc_deploy.checkpoint.output import MANIFEST_NAME, RUN_FILE_PREFIX
 from vacc_deploy.errors import MAX_LISTED, CheckpointError
 from vacc_deploy.formats.layouts import LAYOUTS, VAMC
-from vacc_deploy.json_files import read_bounded, read_json
+from vacc_deploy.json_files import read_bounded
 from vacc_deploy.models.catalog import known_model, near_names
 from vacc_deploy.models.config import CONFIG_NAME
 from vacc_deploy.permissions import explain_unreadable
@@ -28,18 +30,12 @@ from vacc_deploy.results import command
 # Names in one directory that are looked at: a folder of a million files is no model.
 _MAX_NAMES = 10_000
 _MAX_SMALL_FILE = 1 << 20
-ADAPTER_CONFIG = "adapter_config.json"
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _CHECKPOINT_FILES = {
     *(CONFIG_NAME, "config_vacc.json", "generation_config.json", MANIFEST_NAME),
     *("tokenizer.json", "tokenizer_config.json", "model.safetensors.index.json"),
 }
-# What reads peft's adapter, adds it to its base model and saves the sum.
-_MERGE = (
-    "import sys; from peft import AutoPeftModelForCausalLM as Model; "
-    "Model.from_pretrained(sys.argv[1]).merge_and_unload().save_pretrained(sys.argv[2])"
-)
 
 
 @dataclass(frozen=True)
@@ -214,8 +210,8 @@ def _recognize_directory(path: Path, needs_float: bool) -> Finding | None:
 
 
 def _is_safetensors(name: str) -> bool:
-    is_adapter = name.startswith("adapter_")
-    return name.endswith((".safetensors", ".safetensors.index.json")) and not is_adapter
+    is_weights = name.endswith((".safetensors", ".safetensors.index.json"))
+    return is_weights and not is_adapter_file(name)
 
 
 def _other_files(path: Path, names: list[str], has_config: bool) -> Finding | None:
@@ -225,6 +221,8 @@ def _other_files(path: Path, names: list[str], has_config: bool) -> Finding | No
             f"{path} is what an unfinished run left. Run the same command again to finish it; "
             "quantize continues with --resume."
         )
+    if state := explain_training_state(path, names):
+        return Finding(state)
     if has_config and any(name.endswith(PICKLES) for name in names):
         return None  # a checkpoint, which its reader refuses
     if any(name.lower().endswith(".gguf") for name in names):
@@ -293,19 +291,8 @@ def _snapshots(folder: Path) -> list[Path]:
 
 
 def _adapter(path: Path) -> Finding:
-    base, file = None, path / ADAPTER_CONFIG
-    if file.is_file():
-        values = read_json(file, limit_bytes=_MAX_SMALL_FILE)
-        base = values.get("base_model_name_or_path") if isinstance(values, dict) else None
-    named = f"its base model {base!r:.200}" if isinstance(base, str) and base else "its base model"
-    merged = _named(path).with_name(f"{_named(path).name}-merged")
-    return Finding(
-        f"{path} is a LoRA adapter, not a whole model. Merge it into {named} first (with the "
-        f"Python package peft):\n  {_shell('python3', '-c', _MERGE, path, merged)}\n"
-        f"Copy the base model's tokenizer files into {merged}.",
-        (merged,),
-        "Then use it",
-    )
+    what, merged = explain_adapter(path)
+    return Finding(what, (merged,) if merged else (), "Then use it")
 
 
 def _trainer(path: Path, names: list[str]) -> Finding | None:

@@ -49,7 +49,7 @@ def read_spans(
                 # One call reads at most 2 GiB on Linux.
                 count = file.readinto(piece)
                 if not count:
-                    raise _shortened(info)
+                    raise shortened(info)
                 piece = piece[count:]
     return tensor
 
@@ -65,7 +65,7 @@ def stored_bytes(info: TensorInfo) -> Iterator[memoryview]:
         left -= len(piece)
         yield piece
     if left:
-        raise _shortened(info)
+        raise shortened(info)
 
 
 def read_pieces(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[memoryview]:
@@ -82,7 +82,8 @@ def read_pieces(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[memory
                 yield buffer[:count]
 
 
-def _shortened(info: TensorInfo) -> CheckpointError:
+def shortened(info: TensorInfo) -> CheckpointError:
+    """Return the error of a file that ended before its tensor did."""
     missing = info.offset + info.num_bytes - info.path.stat().st_size
     return CheckpointError(
         f"{info.path} ended {missing:,} bytes before the end of {info.name}: it was changed while "

@@ -18,6 +18,7 @@ from vacc_deploy.models.config import (
     ModelConfig,
     RopeScaling,
 )
+from vacc_deploy.permissions import explain_dangling
 
 MAX_CONFIG_BYTES = 1 << 20
 # Sizes far above any published model. They keep a damaged config from asking for terabytes.
@@ -121,6 +122,8 @@ def read_config_values(checkpoint_dir: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, too large, or not a JSON object.
     """
     path = checkpoint_dir / CONFIG_NAME
+    if dangling := explain_dangling(path):
+        raise CheckpointError(dangling)
     if not path.is_file():
         raise CheckpointError(
             f"{path} is missing. Give a directory in the Hugging Face layout: config.json beside "
@@ -161,8 +164,8 @@ def _read_values(reader: ConfigReader) -> ModelConfig:
     if model_type not in SUPPORTED_MODEL_TYPES:
         raise UnsupportedModelError(
             f"{reader.where} has model_type {model_type!r}, expected one of "
-            f"{', '.join(SUPPORTED_MODEL_TYPES)}. vacc-deploy handles DeepSeek-R1-Distill models "
-            "and other checkpoints of these two architectures."
+            f"{', '.join(SUPPORTED_MODEL_TYPES)}.{_describe_kind(reader.raw)} vacc-deploy handles "
+            "DeepSeek-R1-Distill models and other checkpoints of these two architectures."
         )
     is_qwen2 = model_type == "qwen2"
     rope_theta, rope_scaling = _read_rope(reader, is_qwen2=is_qwen2)
@@ -198,6 +201,16 @@ def _read_values(reader: ConfigReader) -> ModelConfig:
         quantization_format=quantization_format,
         raw=dict(reader.raw),
     )
+
+
+def _describe_kind(raw: Mapping[str, Any]) -> str:
+    """Return sentences on what a configuration of another model says of it, or nothing."""
+    stated = raw.get("architectures")
+    names = ", ".join(map(str, stated)) if isinstance(stated, list) else ""
+    sentence = f" Its class is {names:.100}." if names else ""
+    if isinstance(raw.get("text_config"), dict) or isinstance(raw.get("vision_config"), dict):
+        sentence += " It is a model for more than text; its language part is text_config."
+    return sentence
 
 
 def _read_rope(reader: ConfigReader, *, is_qwen2: bool) -> tuple[float, RopeScaling | None]:

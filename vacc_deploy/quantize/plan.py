@@ -15,6 +15,7 @@ from vacc_deploy.checkpoint.manifest import model_name, name_source, stored_layo
 from vacc_deploy.checkpoint.output import check_output, partial_path
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.checkpoint.side_files import plan_side_files
+from vacc_deploy.checkpoint.soundness import check_weights
 from vacc_deploy.datasets.sources import check_source
 from vacc_deploy.errors import CheckpointError, OutputError, UsageError
 from vacc_deploy.formats.layouts import INT8, LAYOUTS
@@ -95,7 +96,7 @@ def plan_run(
     checkpoint = _open_float(checkpoint_dir, options.formats)
     output_dir = output or _default_output(checkpoint_dir, options.formats)
     standing: Standing = None
-    notes: tuple[str, ...] = ()
+    notes, remarks = tuple[str, ...](), tuple[str, ...]()
     if ranks.rank == 0:  # the others write nothing, and may not even see the directory
         _say_ways(checkpoint, options, progress)
         standing = look_at(output_dir, options.formats)
@@ -104,6 +105,10 @@ def plan_run(
         notes += check_place(standing, output_dir, checkpoint.input_paths(), progress, **asked)
         if output is None and (cache := cache_of(checkpoint_dir)):
             notes += (f"the source lies in {cache}, so the output lies in the working directory.",)
+        # A finished output needs no weights. Else before the hours: what is copied, and enough of
+        # each linear to see that it is filled.
+        if not (resume and isinstance(standing, Finished)):
+            remarks = check_weights(checkpoint, progress, whole=False)
     left = standing if isinstance(standing, Run) else None
     if resume and left and not dry_run and kept:
         # An interruption may also come before the first layer of a resumed run.
@@ -116,7 +121,7 @@ def plan_run(
         rows = ranks.share(read() if needs_rows else None)
     check_rows(rows, ranks)
     plan = Plan(checkpoint, options, rows, compute, output_bytes(checkpoint, options.formats))
-    result = _planned_result(plan, output_dir, notes)
+    result = _planned_result(plan, output_dir, notes, remarks)
     identity = identify(
         checkpoint, options, result.model, result.calibration, compute, num_ranks=ranks.count
     )
@@ -225,7 +230,9 @@ def _check_space(plan: Plan, output_dir: Path, left: Run | None, ranks: Ranks) -
     check_space(output_dir, needed + plan.spooled_bytes(ranks.count, ranks.local_count))
 
 
-def _planned_result(plan: Plan, output_dir: Path, notes: tuple[str, ...]) -> QuantizeResult:
+def _planned_result(
+    plan: Plan, output_dir: Path, notes: tuple[str, ...], remarks: tuple[str, ...]
+) -> QuantizeResult:
     """Return what is known before the work: sizes, memory, calibration."""
     checkpoint, options, rows = plan.checkpoint, plan.options, plan.rows
     rounded = LAYER_LINEARS[-1:] if options.effort == FAST else ()  # down_proj
@@ -237,7 +244,7 @@ def _planned_result(plan: Plan, output_dir: Path, notes: tuple[str, ...]) -> Qua
         output_bytes=plan.output_bytes,
         formats=options.formats,
         calibration=describe_calibration(checkpoint.config, rows, rounded) if rows else None,
-        warnings=_warnings(checkpoint.config, rows, rounded) if rows else (),
+        warnings=remarks + (_warnings(checkpoint.config, rows, rounded) if rows else ()),
         notes=notes,
     )
 

@@ -27,7 +27,7 @@ class NextTokenScores:
         mean_kl: mean over the tokens of KL(float ‖ deployed), in nats.
         kl_standard_error: standard error of that mean, tokens taken as independent.
         max_kl: largest KL of one token.
-        top1: share of tokens where both predict the same next token, 0 to 1.
+        top1: share of tokens where both predict the same next token, 0 to 1; NaN predicts none.
         token_kl: KL of every prediction, float64 [num_tokens], for paired comparisons; ``to_dict``
             leaves it out.
     """
@@ -167,7 +167,8 @@ def compare_next_tokens(
     # Equal models give exactly 0: each difference is 0, and the two sums are the same number.
     # float64 [predictions], in nats.
     divergence = weighted_gap / float_side.total - float_side.log_sum() + deployed_side.log_sum()
-    same_top = float_side.argmax == deployed_side.argmax
+    is_known = torch.isfinite(float_side.log_sum()) & torch.isfinite(deployed_side.log_sum())
+    same_top = (float_side.argmax == deployed_side.argmax) & is_known
     return NextTokenScores(
         num_tokens=count,
         perplexity_float=float_side.perplexity(),

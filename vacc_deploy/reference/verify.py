@@ -23,6 +23,7 @@ from vacc_deploy.models.vacc_config import check_vacc_config
 from vacc_deploy.permissions import explain_closed
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.compare import LayerError, check_pair, compare_on_tokens, same_weights
+from vacc_deploy.reference.dead_side import find_dead_sides
 from vacc_deploy.reference.limits import DEFAULT_LIMITS, Limits, guesses
 from vacc_deploy.reference.next_tokens import NextTokenScores
 from vacc_deploy.reference.threads import threads_for
@@ -172,7 +173,7 @@ def verify(
         notes.append(f"{deployed_dir} has no {MANIFEST_NAME}: its files could not be checked.")
     with threads_for(reference.config):
         scores, layers = compare_on_tokens(reference, deployed, tokens, progress)
-    failures, more = _judge(deployed_dir, reference, scores, limits)
+    failures, more = _judge(reference, deployed, scores, limits, progress)
     is_equal = not any(layer.relative_error for layer in layers)
     return replace(
         result,
@@ -186,15 +187,21 @@ def verify(
 
 
 def _judge(
-    deployed_dir: Path, reference: Checkpoint, scores: NextTokenScores, limits: Limits | None
+    reference: Checkpoint,
+    deployed: Checkpoint,
+    scores: NextTokenScores,
+    limits: Limits | None,
+    progress: Progress,
 ) -> tuple[tuple[str, ...], list[str]]:
     """Return what is not met, and notes on it; without limits nothing is judged."""
     if limits is None:
         return (), []
     failures = limits.failures(scores, reference.config.vocab_size)
-    if failures:
-        return failures, [_explain(deployed_dir, reference.directory, scores, reference.config)]
-    return (), limits.notes(scores)
+    if not failures:
+        return (), limits.notes(scores)
+    dead, advice = find_dead_sides(reference, deployed, scores, progress)
+    explained = _explain(deployed.directory, reference.directory, scores, reference.config)
+    return (*failures, *dead), [advice or explained]
 
 
 def _open_deployed(

@@ -1,0 +1,287 @@
+"""Say why a directory is no usable checkpoint: one sentence with the cause, and what mends it.
+
+``reader`` finds what is wrong, tensor by tensor. Here one cause is found for all of it, where there
+is one: a link that leads nowhere, an unfinished download, another index, another program's files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG, explain_adapter, is_adapter_file
+from vacc_deploy.checkpoint.foreign import explain_foreign_tensors, explain_training_state
+from vacc_deploy.checkpoint.leftovers import find_control_file, find_unfinished
+from vacc_deploy.errors import MAX_LISTED, list_problems
+from vacc_deploy.json_files import STAND_IN_BYTES, name_stand_in, read_json
+from vacc_deploy.models.catalog import known_model
+from vacc_deploy.models.parse import read_config_values
+from vacc_deploy.permissions import explain_dangling
+
+if TYPE_CHECKING:
+    from vacc_deploy.checkpoint.reader import Checkpoint
+
+_SINGLE_FILE, _INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
+_MAX_INDEX_BYTES = 64 << 20
+_MAX_NAMES = 10_000
+# Of what was found, beside the cause: an example, not a list.
+_EXAMPLES = 3
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+_DOWNLOAD_AGAIN = "Download the files named again from the model's repository, then rerun."
+_MODELSCOPE_SIGNS = (".msc", ".mv", ".mdl")
+
+
+def explain(checkpoint: Checkpoint, problems: list[str]) -> str:
+    """Return the message for a checkpoint with problems.
+
+    Args:
+        checkpoint: what ``reader.examine`` has found.
+        problems: a line for each.
+    """
+    directory = checkpoint.directory
+    if (directory / "quantize_report.json").is_file():
+        advice = "Run the vacc-deploy quantize that wrote the directory again, with --overwrite."
+        return f"{directory} is not a usable checkpoint:\n{list_problems(problems)}\n{advice}"
+    if cause := _find_cause(checkpoint):
+        found = [problem for problem in problems if problem not in cause]
+        examples = f"\nFound:\n{list_problems(found, limit=_EXAMPLES)}" if found else ""
+        return f"{directory} is not a usable checkpoint. {cause}{examples}"
+    advice = _download(directory) or _DOWNLOAD_AGAIN
+    # Whole files of other contents: a download might bring the same ones.
+    if checkpoint.tensors:
+        advice = (
+            "Do config.json and the weights belong to the same model? If in doubt, download both "
+            "again from the model's repository."
+        )
+    return f"{directory} is not a usable checkpoint:\n{list_problems(problems)}\n{advice}"
+
+
+def explain_no_weights(directory: Path) -> str:
+    """Return the message for a directory without safetensors."""
+    names = _names(directory)
+    dangling = [explain_dangling(directory / name) for name in names if _is_weights(name)]
+    if any(dangling):
+        return next(filter(None, dangling))
+    unfinished = find_unfinished(directory / _SINGLE_FILE)
+    if unfinished:
+        return (
+            f"{directory} holds no weights yet: {unfinished} is an unfinished download. "
+            f"{_download(directory) or 'Finish it, then rerun.'}"
+        )
+    if ADAPTER_CONFIG in names or any(map(is_adapter_file, names)):
+        return explain_adapter(directory)[0]
+    if state := explain_training_state(directory, names):
+        return state
+    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+        return (
+            f"{directory} holds pickled weights (.bin, .pt) and no safetensors. Pickle files can "
+            "run code when read, so they are refused: convert them with transformers' "
+            "save_pretrained on a machine you trust, or download the safetensors revision."
+        )
+    advice = _download(directory) or "Download the weights into it."
+    return f"{directory} holds neither {_SINGLE_FILE} nor {_INDEX_NAME}. {advice}"
+
+
+def find_weight_files(directory: Path) -> list[str]:
+    """Return the files that count where no index names them: an adapter's do not."""
+    names = filter(_is_weights, _names(directory))
+    return sorted(name for name in names if (directory / name).is_file())
+
+
+def describe_missing(path: Path) -> str:
+    """Return why a weight file may be missing, a clause to be put behind that it is; or nothing."""
+    if path.is_symlink():
+        return f": it is a link to {os.readlink(path)}, which does not exist"
+    unfinished = find_unfinished(path)
+    return f": {unfinished} is its unfinished download" if unfinished else ""
+
+
+def _names(directory: Path) -> list[str]:
+    with os.scandir(directory) as entries:
+        return sorted(entry.name for entry in islice(entries, _MAX_NAMES))
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(".safetensors") and not is_adapter_file(name) and name[0] != "."
+
+
+# ---- one cause for many problems ---------------------------------------------------------------
+
+
+def _find_cause(checkpoint: Checkpoint) -> str:
+    directory = checkpoint.directory
+    missing = _missing_files(directory)
+    used = _used_files(directory)
+    if cause := _explain_stand_ins(directory, used) or _explain_links(directory, missing):
+        return cause
+    for name in used:
+        if unfinished := find_control_file(directory / name):
+            return f"{name}: {unfinished}"
+    if missing:
+        return _explain_other_index(directory, missing) or _explain_download(directory, missing)
+    infos = [info for shard in checkpoint.shards.values() for info in shard.tensors]
+    # As it stands in the file: the rules name another class.
+    architectures = read_config_values(directory).get("architectures")
+    return (
+        _explain_single_file(directory)
+        or _explain_mixed_shards(directory)
+        or explain_foreign_tensors(directory, infos, architectures)
+    )
+
+
+def _indexed_files(directory: Path) -> set[str]:
+    """Return the files that the index names; none without an index."""
+    path = directory / _INDEX_NAME
+    raw = read_json(path, limit_bytes=_MAX_INDEX_BYTES) if path.is_file() else None
+    weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
+    files = weight_map.values() if isinstance(weight_map, dict) else ()
+    return {file for file in files if isinstance(file, str) and "/" not in file}
+
+
+def _used_files(directory: Path) -> list[str]:
+    """Return the weight files that are here and count."""
+    if (directory / _SINGLE_FILE).is_file():
+        return [_SINGLE_FILE]
+    named = _indexed_files(directory)
+    return [name for name in find_weight_files(directory) if not named or name in named]
+
+
+def _missing_files(directory: Path) -> list[str]:
+    """Return the weight files that should be here: by the index, or by the names of the others."""
+    if (directory / _SINGLE_FILE).is_file():
+        return []
+    named = _indexed_files(directory)
+    if not (directory / _INDEX_NAME).is_file():
+        sets = _shard_sets(find_weight_files(directory))
+        if len(sets) == 1:
+            ((stem, count),) = sets
+            numbers = range(1, min(count, _MAX_NAMES) + 1)
+            named = {f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in numbers}
+    return sorted(name for name in named if not (directory / name).is_file())
+
+
+def _shard_sets(names: Iterable[str]) -> dict[tuple[str, int], set[int]]:
+    """Return the numbers of the shards of each saving, by its stem and its number of shards."""
+    sets = defaultdict[tuple[str, int], set[int]](set)
+    for name in names:
+        if match := _SHARD.fullmatch(name):
+            sets[match[1], int(match[3])].add(int(match[2]))
+    return dict(sets)
+
+
+def _describe_set(stem: str, count: int, numbers: set[int]) -> str:
+    return f"{stem}-...-of-{count:05d} ({len(numbers)} of {count} files)"
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _EXAMPLES} more" if len(names) > _EXAMPLES else ""
+    return f"{', '.join(names[:_EXAMPLES])}{more}"
+
+
+def _explain_stand_ins(directory: Path, used: list[str]) -> str:
+    """Return what stands in place of weight files, where none was downloaded."""
+    found = dict[str, list[str]]()
+    for name in used:
+        try:
+            with (directory / name).open("rb") as file:
+                what = name_stand_in(file.read(STAND_IN_BYTES))
+        except OSError:
+            continue
+        if what:
+            found.setdefault(what, []).append(name)
+    if not found:
+        return ""
+    what, names = next(iter(found.items()))
+    if "git lfs pull" in what:
+        pull = shlex.join(["git", "-C", str(directory), "lfs", "pull"])
+        return (
+            f"{len(names)} of its weight files are Git LFS pointers, not the files themselves "
+            f"({_listed(names)}). In a clone of the repository run:\n  {pull}"
+        )
+    return f"{_listed(names)}: the file {what}"
+
+
+def _explain_links(directory: Path, missing: list[str]) -> str:
+    links = [name for name in missing if (directory / name).is_symlink()]
+    return explain_dangling(directory / links[0]) if links else ""
+
+
+def _explain_other_index(directory: Path, missing: list[str]) -> str:
+    """Return that the index is another saving's than the shards beside it, where that is so."""
+    named = _indexed_files(directory)
+    sets = _shard_sets(name for name in find_weight_files(directory) if name not in named)
+    whole = {key: numbers for key, numbers in sets.items() if len(numbers) == key[1]}
+    if not whole:
+        return ""
+    (stem, count), numbers = next(iter(whole.items()))
+    path = directory / _INDEX_NAME
+    words = ["mv", str(path), f"{path}.old"]
+    return (
+        f"{_INDEX_NAME} belongs to another saving than the weight files: it names {len(named)} "
+        f"files, of which {len(missing)} are missing, and {_describe_set(stem, count, numbers)} "
+        "stand here complete. Download the index that belongs to these files; or move it away, and "
+        f"every weight file here counts and is checked:\n  {shlex.join(words)}"
+    )
+
+
+def _explain_single_file(directory: Path) -> str:
+    """Return that a single file hides a complete set of shards, where it does."""
+    named = _indexed_files(directory)
+    beside = [name for name in named if (directory / name).is_file() and name != _SINGLE_FILE]
+    if not (directory / _SINGLE_FILE).is_file() or not named or len(beside) < len(named):
+        return ""
+    path = directory / _SINGLE_FILE
+    return (
+        f"{_SINGLE_FILE} is not the whole model, but hides the {len(named)} files that "
+        f"{_INDEX_NAME} names: every loader takes the single file first. If those are the model, "
+        f"move it away:\n  {shlex.join(['mv', str(path), f'{path}.old'])}"
+    )
+
+
+def _explain_mixed_shards(directory: Path) -> str:
+    """Return that shards of several savings lie together without an index, where they do."""
+    if (directory / _INDEX_NAME).is_file() or (directory / _SINGLE_FILE).is_file():
+        return ""
+    names = find_weight_files(directory)
+    sets = _shard_sets(names)
+    if len(sets) < 2:
+        return ""
+    listed = "; ".join(_describe_set(*key, sets[key]) for key in sorted(sets)[:MAX_LISTED])
+    return (
+        f"It holds the weight files of {len(sets)} savings, and no index that says which count: "
+        f"{listed}. Move all but those of one complete saving away."
+    )
+
+
+# ---- downloads ---------------------------------------------------------------------------------
+
+
+def _explain_download(directory: Path, missing: list[str]) -> str:
+    advice = _download(directory) or _DOWNLOAD_AGAIN
+    what = f"{len(missing)} of its weight files are missing ({_listed(missing)})"
+    return f"{what}: the download was interrupted, or not all of it was copied. {advice}"
+
+
+def _download(directory: Path) -> str:
+    """Return the command that downloads what is missing, where the repository is known."""
+    path = Path(os.path.abspath(directory))
+    folder = path.parent.parent.name
+    if path.parent.name == "snapshots" and folder.startswith("models--"):
+        repository = folder.removeprefix("models--").replace("--", "/")
+        return f"Run:\n  {shlex.join(['hf', 'download', repository])}"
+    if any((path / sign).exists() for sign in _MODELSCOPE_SIGNS):
+        repository = f"{path.parent.name}/{path.name}".replace("___", ".")
+        words = ["modelscope", "download", "--model", repository, "--local_dir", str(directory)]
+        return f"Run, if {repository} is its repository:\n  {shlex.join(words)}"
+    if model := known_model(path.name):
+        hub = ["hf", "download", model.repository, "--local-dir", str(directory)]
+        scope = ["modelscope", "download", "--model", model.repository]
+        scope += ["--local_dir", str(directory)]
+        return f"Run one of these:\n  {shlex.join(hub)}\n  {shlex.join(scope)}"
+    return ""

@@ -1,0 +1,42 @@
+"""Recognize what downloaders leave beside a file that they have not finished."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+# The downloader gives the whole file its space at once and fills it from several places: while its
+# control file is there, the file has its full size, but not its content.
+_CONTROL_FILES = {".aria2": "aria2c", ".st": "axel"}
+# The downloader writes here, and gives the file its own name when it is finished.
+_UNFINISHED = (".part", ".partial", ".incomplete", ".crdownload", ".download", ".tmp", ".aria2")
+# Where Hugging Face and ModelScope keep unfinished files of a download into a directory.
+_FOLDERS = (".cache/huggingface/download", "._____temp")
+_MAX_NAMES = 10_000
+
+
+def find_control_file(path: Path) -> str:
+    """Return why a file that is there cannot be whole, and what to do; or nothing."""
+    for ending, program in _CONTROL_FILES.items():
+        control = path.with_name(f"{path.name}{ending}")
+        if control.is_file():
+            return (
+                f"{control.name} lies beside it: {program} has not finished the download. Run the "
+                f"same {program} command again; if it has nothing left to do, remove {control}"
+            )
+    return ""
+
+
+def find_unfinished(path: Path) -> Path | None:
+    """Return the file in which a downloader was writing ``path``, which is missing."""
+    for ending in _UNFINISHED:
+        candidate = path.with_name(f"{path.name}{ending}")
+        if candidate.is_file():
+            return candidate
+    for folder in _FOLDERS:
+        # Hugging Face puts a hash behind the name, ModelScope nothing.
+        for candidate in islice((path.parent / folder).glob("*"), _MAX_NAMES):
+            unfinished = candidate.name.endswith(".incomplete") or folder == "._____temp"
+            if unfinished and candidate.name.startswith(path.name):
+                return candidate
+    return None

@@ -1,0 +1,262 @@
+"""Find weights that no model can work with: zero, constant, NaN or infinite, and cut downloads.
+
+Headers, names and shapes are ``reader``'s. How a tensor is read is ``scan``'s; here is the policy:
+what of it is a fault, and what is only worth a remark.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo
+from vacc_deploy.checkpoint.manifest import name_source, read_manifest
+from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.checkpoint.scan import TensorFacts, looks_sound, scan_tensor
+from vacc_deploy.errors import MAX_LISTED, CheckpointError, list_problems
+from vacc_deploy.formats.dtypes import DTYPES
+from vacc_deploy.models.config import EMBEDDING, LAYER_LINEARS, LM_HEAD
+from vacc_deploy.progress import SILENT, Progress
+from vacc_deploy.results import command
+
+# A layer whose two outputs are zero passes its input on: block expansion starts new layers so.
+_MAY_BE_ZERO = ("o_proj", "down_proj")
+_TABLE, _LINEAR, _NORM, _BIAS, _CODES, _SCALE = "table", "linear", "norm", "bias", "codes", "scale"
+# The last part of the name of a linear's tensor to what it is, in all layouts.
+_PARTS = {
+    "weight": _LINEAR,
+    "bias": _BIAS,
+    "qweight": _CODES,
+    "weight_packed": _CODES,
+    "scales": _SCALE,
+    "weight_scale": _SCALE,
+}
+# Rows of zeros that are worth a remark: more than one in twenty, and of a linear more than these
+# away from its end. Fewer are pruned or never trained, and those at the end are padding.
+_MANY_ZERO_ROWS = 0.05
+_INNER_ZERO_ROWS = 7
+# So many zeros at the end of a row are no chance: the row is cut.
+_CUT_VALUES = 4
+# Of a norm, which has single zeros in some models.
+_CUT_NORM_VALUES = 16
+
+
+@dataclass
+class Findings:
+    """What is wrong with the values of a checkpoint.
+
+    Attributes:
+        faults: a line for each tensor with which the model cannot work, and for each cut file.
+        remarks: what it may work with, sentences.
+        files: the names of the files that hold the faults.
+    """
+
+    faults: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    files: set[str] = field(default_factory=set)
+
+    def add_fault(self, info: TensorInfo, problem: str) -> None:
+        """Add a fault of one tensor, under the name by which its file knows it."""
+        self.faults.append(f"{info.stored_name} in {info.path.name}: {problem}")
+        self.files.add(info.path.name)
+
+
+def check_weights(
+    checkpoint: Checkpoint, progress: Progress = SILENT, *, whole: bool = True
+) -> tuple[str, ...]:
+    """Refuse a checkpoint whose values no model can work with; return the remarks on others.
+
+    Args:
+        checkpoint: the directory; all of its tensors are read, or ...
+        progress: learns of every byte read.
+        whole: ... of each linear three rows, and the others whole.
+
+    Raises:
+        CheckpointError: names file, tensor and row, and what to do.
+    """
+    found = find_unsound(checkpoint, progress, whole=whole)
+    if found.faults:
+        raise CheckpointError(
+            f"{checkpoint.directory} holds weights that no model can work with:\n"
+            f"{list_problems(found.faults)}\n{advise(checkpoint, found.files)}"
+        )
+    return tuple(found.remarks)
+
+
+def advise(checkpoint: Checkpoint, files: Iterable[str]) -> str:
+    """Return what to do about damaged weight files, sentences."""
+    ordered = sorted(files)
+    more = f" and {len(ordered) - MAX_LISTED} more" if len(ordered) > MAX_LISTED else ""
+    names, directory = f"{', '.join(ordered[:MAX_LISTED])}{more}", checkpoint.directory
+    made_by = (read_manifest(directory) or {}).get("command")
+    source = name_source(directory).removeprefix(": ")
+    if made_by in ("prepare", "quantize") and source:
+        again = command(str(made_by), source, "--output", directory, "--overwrite")
+        return (
+            f"{directory} was made from {source}. If the weights are damaged there too, download "
+            f"them again into it. Then run:\n  {again}"
+        )
+    return (
+        f"Download again: {names}. If the new files hold the same, the training or the merge that "
+        "wrote them went wrong: make the model again."
+    )
+
+
+def find_unsound(
+    checkpoint: Checkpoint, progress: Progress = SILENT, *, whole: bool = True
+) -> Findings:
+    """Return what is wrong with the values; see ``check_weights``."""
+    kinds = {name: kind for name in checkpoint.tensors if (kind := _kind_of(name))}
+    facts = dict(_scan(checkpoint, kinds, progress, whole))
+    found, told = Findings(), set[str]()
+    # What quantize wrote is no download: the tensors that it copied are named one by one.
+    made_by = (read_manifest(checkpoint.directory) or {}).get("command")
+    for shard in checkpoint.shards.values() if made_by != "quantize" else ():
+        told |= _find_cut(shard, checkpoint, kinds, facts, found)
+    remarks = defaultdict[str, list[str]](list)
+    for name, known in facts.items():
+        if name in told:
+            continue
+        if problem := _fault_of(name, kinds[name], known):
+            found.add_fault(checkpoint.tensors[name], problem)
+        elif remark := _remark_of(name, kinds[name], known):
+            remarks[remark].append(name)
+    found.remarks += [
+        f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {remark}"
+        for remark, names in remarks.items()
+    ]
+    return found
+
+
+def _kind_of(name: str) -> str:
+    """Return what a tensor is; empty for one whose values are not judged."""
+    *path, part = name.split(".")
+    if name in (EMBEDDING, LM_HEAD):
+        return _TABLE
+    if path and path[-1].endswith("norm") and part == "weight":
+        return _NORM
+    return _PARTS.get(part, "") if path and path[-1] in LAYER_LINEARS else ""
+
+
+def _scan(
+    checkpoint: Checkpoint, kinds: dict[str, str], progress: Progress, whole: bool
+) -> Iterator[tuple[str, TensorFacts]]:
+    """Yield the facts of every tensor that is read whole, in the order of the files."""
+
+    def is_read(kind: str) -> bool:
+        return whole or kind != _LINEAR
+
+    infos = {name: checkpoint.tensors[name] for name in kinds}
+    for name, info in infos.items():
+        if kinds[name] == _SCALE:  # [out], [out, 1] or [1, out]: one for each output
+            infos[name] = replace(info, shape=(math.prod(info.shape),))
+    ordered = sorted(infos, key=lambda name: (infos[name].path.name, infos[name].offset))
+    total = sum(infos[name].num_bytes for name in ordered if is_read(kinds[name]))
+    progress.start("Checking weights", total, "bytes")
+    for name in ordered:
+        info = infos[name]
+        if is_read(kinds[name]):
+            yield name, scan_tensor(info)
+            progress.advance(info.num_bytes)
+        elif not looks_sound(info):
+            yield name, scan_tensor(info)
+    progress.finish()
+
+
+# ---- the policy --------------------------------------------------------------------------------
+
+
+def _fault_of(name: str, kind: str, facts: TensorFacts) -> str:
+    """Return why no model can work with a tensor, or nothing."""
+    if facts.broken_by:
+        return f"row {facts.broken_row} holds {facts.broken_by}"
+    may_be_zero = kind == _BIAS or _linear_of(name) in _MAY_BE_ZERO
+    if kind == _SCALE:
+        return f"row {facts.first_zero_row} is a scale of zero" if facts.num_zero_rows else ""
+    if facts.is_zero:
+        return "" if may_be_zero else "all of its values are zero"
+    if facts.is_constant and kind == _CODES:
+        return "" if may_be_zero else "all of its codes are the same"
+    # A vector of one value is what a model starts with.
+    if facts.is_constant and kind in (_TABLE, _LINEAR):
+        return "all of its values are the same number"
+    return ""
+
+
+def _remark_of(name: str, kind: str, facts: TensorFacts) -> str:
+    """Return what a user should know of a tensor that a model can work with, or nothing."""
+    if facts.is_zero and kind == _LINEAR:
+        return (
+            "all of its values are zero, so the part of the layer adds nothing. That is how block "
+            "expansion begins a layer; otherwise it is a fault."
+        )
+    many = facts.num_zero_rows > _MANY_ZERO_ROWS * facts.num_rows
+    inner = facts.num_zero_rows - facts.trailing_zero_rows
+    if kind == _TABLE and many or kind == _LINEAR and (many or inner > _INNER_ZERO_ROWS):
+        return (
+            f"{facts.num_zero_rows:,} of its {facts.num_rows:,} rows are zero, the first is row "
+            f"{facts.first_zero_row:,}. A download with holes looks so, and so does a pruned model."
+        )
+    return ""
+
+
+def _linear_of(name: str) -> str:
+    """Return ``q_proj`` of the name of a tensor of such a linear."""
+    return name.split(".")[-2] if "." in name else ""
+
+
+def _find_cut(
+    shard: ShardHeader,
+    checkpoint: Checkpoint,
+    kinds: dict[str, str],
+    facts: dict[str, TensorFacts],
+    found: Findings,
+) -> set[str]:
+    """Add the fault of a file whose end was never filled; return the tensors it speaks of.
+
+    A download that was given its space in advance and then interrupted leaves zeros to the end of
+    the file, mostly from the middle of a row on.
+    """
+    infos = {name: checkpoint.tensors[name] for name in kinds}
+    inside = [n for n, info in infos.items() if info.path == shard.path and info.num_bytes]
+    start, told, num_dead, is_cut = shard.file_bytes, list[str](), 0, False
+    for name in sorted(inside, key=lambda n: infos[n].offset, reverse=True):
+        info, known = infos[name], facts.get(name)
+        if known is None or info.offset + info.num_bytes != start:
+            break
+        if known.is_zero:
+            start, told = info.offset, [*told, name]
+            num_dead += bool(_fault_of(name, kinds[name], known))
+            continue
+        is_cut = _is_cut(name, kinds[name], known, facts)
+        if known.trailing_zeros >= _CUT_VALUES:
+            start -= known.trailing_zeros * DTYPES[info.dtype].num_bytes
+            told.append(name)
+        break
+    # A single one may have been zeroed by a program.
+    if not is_cut and num_dead < 2:
+        return set()
+    found.faults.append(
+        f"{shard.path.name} is zero from byte {start:,} of {shard.file_bytes:,} on: its download "
+        f"was interrupted. Zeros stand in {len(told)} of its {len(shard.tensors)} tensors, the "
+        f"first is {told[-1]}"
+    )
+    found.files.add(shard.path.name)
+    return set(told)
+
+
+def _is_cut(name: str, kind: str, facts: TensorFacts, others: dict[str, TensorFacts]) -> bool:
+    """Return whether the zeros at the end of a file's last tensor are missing data."""
+    if kind == _NORM:
+        return facts.trailing_zeros >= _CUT_NORM_VALUES
+    if kind not in (_LINEAR, _TABLE) or not facts.trailing_zero_rows:
+        return False
+    if facts.trailing_zeros % facts.row_values >= _CUT_VALUES:
+        return True
+    # Whole rows: so end all the linears of a padded model, and a table behind its last token.
+    linear = _linear_of(name)
+    alike = [f for n, f in others.items() if n != name and _linear_of(n) == linear]
+    is_padded = any(f.trailing_zero_rows and not f.is_zero for f in alike)
+    return kind == _LINEAR and not is_padded
