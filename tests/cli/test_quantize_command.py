@@ -272,7 +272,7 @@ def test_quantize_bad_weight_advises_no_resume(source, monkeypatch):
     result = run(source)
     assert result.exit_code == 1
     assert result.output.endswith(
-        " Download the file model.safetensors again. 1 of 2 layers are finished and kept. "
+        " make the model again. 1 of 2 layers are finished and kept. "
         "--resume needs the same input files and options. With others, start over with "
         "--overwrite.\n"
     )

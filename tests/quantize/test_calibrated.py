@@ -290,7 +290,9 @@ def test_layer_quantizer_checks_all_its_inputs(tmp_path, where, bad):
     with pytest.raises(QuantizationError) as err:
         quantizer.complete("qkv", layer)
     assert str(err.value) == (
-        "The inputs of model.layers.0.self_attn.q_proj: the activations hold NaN or infinity."
+        "The inputs of model.layers.0.self_attn.q_proj: the activations hold NaN or infinity. "
+        "Weights before it are damaged, or far too large: vacc-deploy verify reads all of them and "
+        "names the damaged ones."
     )
 
 
