@@ -42,7 +42,7 @@ def test_pointers_of_git_as_weights_are_one_cause(tmp_path):
         path.write_text(POINTER)
     text = message_of(directory)
     assert (
-        "4 of its weight files are Git LFS pointers, not the files themselves (model-00002" in text
+        "Git LFS pointers stand in place of 4 weight files (model-00002-of-00005.safetenso" in text
     )
     assert command_of(text, "git") == ["git", "-C", str(directory), "lfs", "pull"]
     assert AGAIN not in text and len(text.splitlines()) == 7
@@ -159,7 +159,7 @@ def test_a_missing_shard_is_an_interrupted_download(tmp_path, with_index):
     directory = write_checkpoint(tmp_path / "m", shards=2, with_index=with_index)
     (directory / SECOND).unlink()
     text = message_of(directory)
-    assert f"1 of its weight files are missing ({SECOND}): the download was interrupted" in text
+    assert f"It lacks 1 weight file ({SECOND}): the download was interrupted, or not" in text
     assert AGAIN in text
 
 

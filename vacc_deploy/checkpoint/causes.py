@@ -51,7 +51,10 @@ def explain(checkpoint: Checkpoint, problems: list[str]) -> str:
     if cause := _find_cause(checkpoint):
         found = [problem for problem in problems if problem not in cause]
         examples = f"\nFound:\n{list_problems(found, limit=_EXAMPLES)}" if found else ""
-        return f"{directory} is not a usable checkpoint. {cause}{examples}"
+        head = (
+            "" if cause.startswith(str(directory)) else f"{directory} is not a usable checkpoint. "
+        )
+        return f"{head}{cause}{examples}"
     advice = _download(directory) or _DOWNLOAD_AGAIN
     # Whole files of other contents: a download might bring the same ones.
     if checkpoint.tensors:
@@ -179,6 +182,11 @@ def _describe_set(stem: str, count: int, numbers: set[int]) -> str:
     return f"{stem}-...-of-{count:05d} ({len(numbers)} of {count} files)"
 
 
+def _count(names: list[str]) -> str:
+    plural = "" if len(names) == 1 else "s"
+    return f"{len(names)} weight file{plural} ({_listed(names)})"
+
+
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _EXAMPLES} more" if len(names) > _EXAMPLES else ""
     return f"{', '.join(names[:_EXAMPLES])}{more}"
@@ -201,10 +209,10 @@ def _explain_stand_ins(directory: Path, used: list[str]) -> str:
     if "git lfs pull" in what:
         pull = shlex.join(["git", "-C", str(directory), "lfs", "pull"])
         return (
-            f"{len(names)} of its weight files are Git LFS pointers, not the files themselves "
-            f"({_listed(names)}). In a clone of the repository run:\n  {pull}"
+            f"Git LFS pointers stand in place of {_count(names)}. In a clone of the repository "
+            f"run:\n  {pull}"
         )
-    return f"{_listed(names)}: the file {what}"
+    return f"{_listed(names)}: it {what}"
 
 
 def _explain_links(directory: Path, missing: list[str]) -> str:
@@ -264,8 +272,10 @@ def _explain_mixed_shards(directory: Path) -> str:
 
 def _explain_download(directory: Path, missing: list[str]) -> str:
     advice = _download(directory) or _DOWNLOAD_AGAIN
-    what = f"{len(missing)} of its weight files are missing ({_listed(missing)})"
-    return f"{what}: the download was interrupted, or not all of it was copied. {advice}"
+    return (
+        f"It lacks {_count(missing)}: the download was interrupted, or not all of it was copied. "
+        f"{advice}"
+    )
 
 
 def _download(directory: Path) -> str:
