@@ -62,9 +62,10 @@ def test_prepare_prints_its_result_on_stdout_and_progress_on_stderr(tmp_path):
     assert result.exit_code == 0
     assert result.stdout.startswith(f"Prepared Mine in {out}\n")
     progress = result.stderr.splitlines()
-    assert len(progress) == 2
-    assert progress[1].startswith("Placing weights: 239.")
-    assert progress[1].endswith("0.0 s left  model-00002-of-00002.safetensors")
+    assert progress[0].startswith("Checking weights: ")
+    placed = [line for line in progress if line.startswith("Placing weights: ")]
+    assert len(placed) == 2 and placed[1].startswith("Placing weights: 239.")
+    assert placed[1].endswith("0.0 s left  model-00002-of-00002.safetensors")
 
 
 def test_prepare_json_is_exactly_one_object(tmp_path):
