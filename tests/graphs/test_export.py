@@ -11,9 +11,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from checkpoint_builders import write_checkpoint
+from checkpoint_builders import read_tensors, write_checkpoint
 from click.testing import CliRunner
 from onnx.reference import ReferenceEvaluator
+from safetensors.torch import save_file
 from texts import read_json
 from transformers.utils import logging
 
@@ -334,9 +335,11 @@ def test_command_prints_one_json_object(directories, tmp_path):
 
 
 def test_command_graph_without_agreement_is_printed_and_exits_3(tmp_path):
+    source = write_checkpoint(tmp_path / "source", num_layers=1)
+    prepared = prepare(weights=source, output=tmp_path / "vacc", link_mode="copy").output_dir
+    # Broken afterwards: prepare would refuse it.
     broken = {"model.norm.weight": torch.full((64,), float("nan"), dtype=torch.bfloat16)}
-    source = write_checkpoint(tmp_path / "source", num_layers=1, extra_tensors=broken)
-    prepared = prepare(weights=source, output=tmp_path / "vacc").output_dir
+    save_file({**read_tensors(source), **broken}, prepared / "model.safetensors")
     lengths = ("--seq-len", 16, "--max-seq-len", 32, "--stage", "prefill")
     outcome = run(prepared, "--output", tmp_path / "out", *lengths)
     assert outcome.exit_code == 3, outcome.output
