@@ -364,7 +364,7 @@ def stopped(path, wait, number, *arguments):
 
 
 SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-PLACE_SHARD = "vacc_deploy.prepare.place_shard"
+PLACE_SHARD = "vacc_deploy.checkpoint.place.place_shard"
 
 
 @SIGNALS
