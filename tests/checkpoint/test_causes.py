@@ -107,6 +107,21 @@ def test_a_shard_that_is_such_a_link(tmp_path):
     assert AGAIN not in text
 
 
+def test_such_a_link_in_the_hubs_cache_names_the_command(tmp_path):
+    directory = write_checkpoint(tmp_path / "models--some--Model/snapshots/0123")
+    (directory / SINGLE_FILE).unlink()
+    (directory / SINGLE_FILE).symlink_to("../../blobs/abc")
+    text = message_of(directory)
+    assert " is a link to ../../blobs/abc" in text and text.endswith("  hf download some/Model")
+
+
+def test_a_damaged_index_beside_a_single_file_is_not_blamed(tmp_path):
+    directory = write_checkpoint(tmp_path / "m")
+    (directory / INDEX_NAME).write_text("{")
+    write_json(directory / "config.json", build_config(num_layers=3))
+    assert "model.layers.2.mlp.up_proj.weight is missing" in message_of(directory)
+
+
 def test_a_document_that_is_such_a_link_does_not_matter(tmp_path):
     directory = write_checkpoint(tmp_path / "m")
     (directory / "README.md").symlink_to("gone")

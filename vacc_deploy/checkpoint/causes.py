@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG, explain_adapter, is_adapter_file
 from vacc_deploy.checkpoint.foreign import explain_foreign_tensors, explain_training_state
 from vacc_deploy.checkpoint.leftovers import find_control_file, find_unfinished
-from vacc_deploy.errors import MAX_LISTED, list_problems
+from vacc_deploy.errors import MAX_LISTED, CheckpointError, list_problems
 from vacc_deploy.json_files import STAND_IN_BYTES, name_stand_in, read_json
 from vacc_deploy.models.catalog import known_model
 from vacc_deploy.models.parse import read_config_values
-from vacc_deploy.permissions import explain_dangling
+from vacc_deploy.permissions import explain_dangling, explain_unreadable
 
 if TYPE_CHECKING:
     from vacc_deploy.checkpoint.reader import Checkpoint
@@ -68,9 +68,8 @@ def explain(checkpoint: Checkpoint, problems: list[str]) -> str:
 def explain_no_weights(directory: Path) -> str:
     """Return the message for a directory without safetensors."""
     names = _names(directory)
-    dangling = [explain_dangling(directory / name) for name in names if _is_weights(name)]
-    if any(dangling):
-        return next(filter(None, dangling))
+    if dangling := _explain_links(directory, filter(_is_weights, names)):
+        return dangling
     unfinished = find_unfinished(directory / _SINGLE_FILE)
     if unfinished:
         return (
@@ -106,8 +105,11 @@ def describe_missing(path: Path) -> str:
 
 
 def _names(directory: Path) -> list[str]:
-    with os.scandir(directory) as entries:
-        return sorted(entry.name for entry in islice(entries, _MAX_NAMES))
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(entry.name for entry in islice(entries, _MAX_NAMES))
+    except OSError as err:
+        raise CheckpointError(explain_unreadable(directory, err)) from err
 
 
 def _is_weights(name: str) -> bool:
@@ -141,7 +143,10 @@ def _find_cause(checkpoint: Checkpoint) -> str:
 def _indexed_files(directory: Path) -> set[str]:
     """Return the files that the index names; none without an index."""
     path = directory / _INDEX_NAME
-    raw = read_json(path, limit_bytes=_MAX_INDEX_BYTES) if path.is_file() else None
+    try:
+        raw = read_json(path, limit_bytes=_MAX_INDEX_BYTES) if path.is_file() else None
+    except CheckpointError:  # it lies beside a single file, and so nobody has read it
+        raw = None
     weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
     files = weight_map.values() if isinstance(weight_map, dict) else ()
     return {file for file in files if isinstance(file, str) and "/" not in file}
@@ -215,9 +220,10 @@ def _explain_stand_ins(directory: Path, used: list[str]) -> str:
     return f"{_listed(names)}: it {what}"
 
 
-def _explain_links(directory: Path, missing: list[str]) -> str:
-    links = [name for name in missing if (directory / name).is_symlink()]
-    return explain_dangling(directory / links[0]) if links else ""
+def _explain_links(directory: Path, names: Iterable[str]) -> str:
+    """Return which of some files is a link that leads nowhere, or nothing."""
+    found = next(filter(None, (explain_dangling(directory / name) for name in names)), "")
+    return f"{found} {_download(directory)}".rstrip() if found else ""
 
 
 def _explain_other_index(directory: Path, missing: list[str]) -> str:
