@@ -163,6 +163,13 @@ def test_a_missing_shard_is_an_interrupted_download(tmp_path, with_index):
     assert AGAIN in text
 
 
+def test_a_missing_shard_is_told_before_a_quantization_config_that_may_be_left_over(tmp_path):
+    stated = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    directory = write_checkpoint(tmp_path / "m", shards=2, config_overrides=stated)
+    (directory / SECOND).unlink()
+    assert f"weight files are missing ({SECOND})" in message_of(directory)
+
+
 @pytest.mark.parametrize(
     ("place", "commands"),
     [
