@@ -124,7 +124,7 @@ class Settler:
         for key in keys:
             stated = self.values[key]
             name = stated.removeprefix("torch.") if isinstance(stated, str) else stated
-            if name not in FLOAT_DTYPE_BYTES:
+            if not isinstance(name, str) or name not in FLOAT_DTYPE_BYTES:
                 # float64, auto and the like: what most of the weights are stored in.
                 name = stored
             if name is not None and name != stated:
@@ -142,7 +142,8 @@ class Settler:
             ids = [_settle_id(entry, limit, token_id) for entry in entries[:1000]]
             kept = list(dict.fromkeys(value for value in ids if value is not None))
             settled = kept if isinstance(stated, list) else next(iter(kept), None)
-            if kept and settled == stated and type(settled) is type(stated):
+            # Not by equality alone: 7.0 equals 7, and true equals 1.
+            if kept and settled == stated and all(type(entry) is int for entry in entries):
                 continue
             if kept:
                 self.values[key] = settled
