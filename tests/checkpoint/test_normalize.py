@@ -235,6 +235,13 @@ def test_two_heads_of_a_float_and_an_int8_directory_are_one_truth(tmp_path):
     assert note.startswith("config.json ties the head to the embedding, but lm_head.weight is stor")
 
 
+def test_a_second_head_that_is_no_float_is_named(tmp_path):
+    config, tensors = published(tied=True)
+    tensors[HEAD] = torch.zeros(tensors[EMBEDDING].shape, dtype=torch.uint16)
+    with pytest.raises(CheckpointError, match=f"{HEAD} in .* is U16, expected"):
+        Checkpoint.open(write_found(tmp_path / "m", config, tensors))
+
+
 def test_changed_shards_are_written_and_the_others_linked(tmp_path):
     config, tensors = published("llama", tied=True)
     tensors[HEAD] = tensors.pop(EMBEDDING)  # the last one: the second file

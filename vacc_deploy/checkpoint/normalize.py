@@ -7,6 +7,7 @@ published form. What such a checkpoint means is decided here, once, from the dat
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,12 +17,13 @@ from typing import Any
 
 from vacc_deploy.checkpoint.generation_config import token_lookup
 from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo
-from vacc_deploy.checkpoint.stored import read_tensor, stored_bytes
+from vacc_deploy.checkpoint.stored import read_values, stored_bytes
 from vacc_deploy.formats.dtypes import DTYPES, STORED_FLOATS, used_dtype
 from vacc_deploy.models.config import EMBEDDING, LM_HEAD
 from vacc_deploy.models.settle import Applied, settle_config
 
 ABSENT_ENTRIES = "absent-entries"
+_VALUES_AT_ONCE = 1 << 20  # of two heads that are compared
 # Modules that only wrap others; their names stand anywhere in a tensor's name.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # In every checkpoint of these architectures; what stands in front of it is the prefix.
@@ -301,15 +303,20 @@ def normalize(
 
 
 def same_values(left: TensorInfo, right: TensorInfo) -> bool:
-    """Return whether two stored tensors are the same matrix, whatever their dtypes."""
-    if left.shape != right.shape:
+    """Return whether two stored tensors are the same matrix of floats, whatever their dtypes."""
+    if left.shape != right.shape or not {left.dtype, right.dtype} <= set(STORED_FLOATS):
         return False
+    # Piece by piece: neither is ever whole in memory.
     if left.dtype == right.dtype:
-        # In step, piece by piece: neither is ever whole in memory.
         pieces = zip(stored_bytes(left), stored_bytes(right), strict=True)
         return all(mine.tobytes() == its.tobytes() for mine, its in pieces)
-    # float64 holds the values of every other float.
-    return bool((read_tensor(left).double() == read_tensor(right).double()).all())
+    count = math.prod(left.shape)
+    for start in range(0, count, _VALUES_AT_ONCE):
+        stop = min(start + _VALUES_AT_ONCE, count)
+        # float64 holds the values of every other float.
+        if (read_values(left, start, stop).double() != read_values(right, start, stop)).any():
+            return False
+    return True
 
 
 def _most_stored(tensors: Mapping[str, TensorInfo]) -> str | None:

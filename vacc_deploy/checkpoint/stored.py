@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vacc_deploy.checkpoint.header import TensorInfo
 from vacc_deploy.errors import CheckpointError
-from vacc_deploy.formats.dtypes import torch_dtype
+from vacc_deploy.formats.dtypes import DTYPES, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,12 @@ def read_tensor(info: TensorInfo) -> torch.Tensor:
         CheckpointError: the file became shorter since its header was read.
     """
     return read_spans(info, info.shape, [(0, info.num_bytes)])
+
+
+def read_values(info: TensorInfo, start: int, stop: int) -> torch.Tensor:
+    """Return some values of a tensor, flat: those from ``start`` up to ``stop``."""
+    size = DTYPES[info.dtype].num_bytes
+    return read_spans(info, (stop - start,), [(start * size, (stop - start) * size)])
 
 
 def read_spans(
