@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG, explain_adapter, is_adapter_file
 from vacc_deploy.checkpoint.foreign import explain_foreign_tensors, explain_training_state
 from vacc_deploy.checkpoint.leftovers import find_control_file, find_unfinished
-from vacc_deploy.errors import MAX_LISTED, list_problems
+from vacc_deploy.errors import MAX_LISTED, list_problems, name_some
 from vacc_deploy.json_files import STAND_IN_BYTES, name_stand_in, read_json
 from vacc_deploy.models.catalog import known_model
 from vacc_deploy.models.parse import read_config_values
@@ -179,11 +179,6 @@ def _describe_set(stem: str, count: int, numbers: set[int]) -> str:
     return f"{stem}-...-of-{count:05d} ({len(numbers)} of {count} files)"
 
 
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _EXAMPLES} more" if len(names) > _EXAMPLES else ""
-    return f"{', '.join(names[:_EXAMPLES])}{more}"
-
-
 def _explain_stand_ins(directory: Path, used: list[str]) -> str:
     """Return what stands in place of weight files, where none was downloaded."""
     found = dict[str, list[str]]()
@@ -202,9 +197,9 @@ def _explain_stand_ins(directory: Path, used: list[str]) -> str:
         pull = shlex.join(["git", "-C", str(directory), "lfs", "pull"])
         return (
             f"{len(names)} of its weight files are Git LFS pointers, not the files themselves "
-            f"({_listed(names)}). In a clone of the repository run:\n  {pull}"
+            f"({name_some(names, _EXAMPLES)}). In a clone of the repository run:\n  {pull}"
         )
-    return f"{_listed(names)}: the file {what}"
+    return f"{name_some(names, _EXAMPLES)}: the file {what}"
 
 
 def _explain_links(directory: Path, missing: list[str]) -> str:
@@ -264,7 +259,7 @@ def _explain_mixed_shards(directory: Path) -> str:
 
 def _explain_download(directory: Path, missing: list[str]) -> str:
     advice = _download(directory) or _DOWNLOAD_AGAIN
-    what = f"{len(missing)} of its weight files are missing ({_listed(missing)})"
+    what = f"{len(missing)} of its weight files are missing ({name_some(missing, _EXAMPLES)})"
     return f"{what}: the download was interrupted, or not all of it was copied. {advice}"
 
 

@@ -18,7 +18,7 @@ from vacc_deploy.checkpoint.reader import INDEX_NAME, MAX_INDEX_BYTES, SINGLE_FI
 from vacc_deploy.checkpoint.recognize import ADAPTER_CONFIG, recognize
 from vacc_deploy.checkpoint.transport import explain_failure
 from vacc_deploy.checkpoint.writer import shard_name
-from vacc_deploy.errors import MAX_LISTED, CheckpointError
+from vacc_deploy.errors import CheckpointError, name_some
 from vacc_deploy.json_files import read_bounded, read_json
 from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
 from vacc_deploy.models.parse import parse_config, read_config_values
@@ -280,8 +280,7 @@ def _advise(repository: str, err: BaseException, again: Callable[[Path | str], s
     missing = find_missing(snapshot)
     whole, lacking, newline = "", "", "\n" if cure else ""
     if missing:
-        more = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
-        whole, lacking = "whole ", f"{snapshot} lacks {', '.join(missing[:MAX_LISTED])}{more}.\n"
+        whole, lacking = "whole ", f"{snapshot} lacks {name_some(missing)}.\n"
     return (
         f"{repository} is not {whole}in the Hugging Face cache ({constants.HF_HUB_CACHE}) and "
         f"cannot be downloaded from {constants.ENDPOINT} ({reason}).\n"

@@ -18,6 +18,7 @@ from typing import Any
 from vacc_deploy.checkpoint.generation_config import token_lookup
 from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo
 from vacc_deploy.checkpoint.stored import read_values, stored_bytes
+from vacc_deploy.errors import name_some
 from vacc_deploy.formats.dtypes import DTYPES, STORED_FLOATS, used_dtype
 from vacc_deploy.models.config import EMBEDDING, LM_HEAD
 from vacc_deploy.models.settle import Applied, settle_config
@@ -138,8 +139,7 @@ def _drop_spare_tensors(found: Found) -> str:
         found.take_out(name)
     if not names:
         return ""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more}: tensors that no loader reads are left out."
+    return f"{name_some(names, 3)}: tensors that no loader reads are left out."
 
 
 def _settle_head_only(found: Found) -> str:
