@@ -19,7 +19,7 @@ HUGGING_FACE, MODELSCOPE = "the Hugging Face cache", "ModelScope's cache"
 # Where ModelScope keeps unfinished files.
 MODELSCOPE_TEMPORARY = "._____temp"
 # What ModelScope writes beside a model's files. One of them is a pickle; none of them is read.
-_MODELSCOPE_SIGNS = (".msc", ".mv", ".mdl")
+MODELSCOPE_SIGNS = (".msc", ".mv", ".mdl")
 _DOT = "___"
 # Names in one directory that are looked at.
 _MAX_NAMES = 10_000
@@ -75,7 +75,7 @@ def modelscope_models(path: Path) -> list[Path]:
                 models = [place / name / revision for revision in _names(place / name)]
                 is_cache = is_cache or folder.parent.resolve() in known
             found |= {model for model in models if (model / CONFIG_NAME).is_file()}
-    signs = ((model / sign).exists() for model in found for sign in _MODELSCOPE_SIGNS)
+    signs = ((model / sign).exists() for model in found for sign in MODELSCOPE_SIGNS)
     return sorted(found) if is_cache or any(signs) else []
 
 

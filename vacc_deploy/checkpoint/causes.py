@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG, explain_adapter, is_adapter_file
+from vacc_deploy.checkpoint.caches import MODELSCOPE_SIGNS
 from vacc_deploy.checkpoint.foreign import explain_foreign_tensors, explain_training_state
 from vacc_deploy.checkpoint.leftovers import find_control_file, find_unfinished
 from vacc_deploy.errors import MAX_LISTED, list_problems, name_some
@@ -27,14 +28,14 @@ from vacc_deploy.permissions import explain_dangling
 if TYPE_CHECKING:
     from vacc_deploy.checkpoint.reader import Checkpoint
 
-_SINGLE_FILE, _INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
-_MAX_INDEX_BYTES = 64 << 20
+SINGLE_FILE = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+MAX_INDEX_BYTES = 64 << 20
 _MAX_NAMES = 10_000
 # Of what was found, beside the cause: an example, not a list.
 _EXAMPLES = 3
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _DOWNLOAD_AGAIN = "Download the files named again from the model's repository, then rerun."
-_MODELSCOPE_SIGNS = (".msc", ".mv", ".mdl")
 
 
 def explain(checkpoint: Checkpoint, problems: list[str]) -> str:
@@ -68,7 +69,7 @@ def explain_no_weights(directory: Path) -> str:
     dangling = [explain_dangling(directory / name) for name in names if _is_weights(name)]
     if any(dangling):
         return next(filter(None, dangling))
-    unfinished = find_unfinished(directory / _SINGLE_FILE)
+    unfinished = find_unfinished(directory / SINGLE_FILE)
     if unfinished:
         return (
             f"{directory} holds no weights yet: {unfinished} is an unfinished download. "
@@ -85,7 +86,7 @@ def explain_no_weights(directory: Path) -> str:
             "save_pretrained on a machine you trust, or download the safetensors revision."
         )
     advice = _download(directory) or "Download the weights into it."
-    return f"{directory} holds neither {_SINGLE_FILE} nor {_INDEX_NAME}. {advice}"
+    return f"{directory} holds neither {SINGLE_FILE} nor {INDEX_NAME}. {advice}"
 
 
 def find_weight_files(directory: Path) -> list[str]:
@@ -137,8 +138,8 @@ def _find_cause(checkpoint: Checkpoint) -> str:
 
 def _indexed_files(directory: Path) -> set[str]:
     """Return the files that the index names; none without an index."""
-    path = directory / _INDEX_NAME
-    raw = read_json(path, limit_bytes=_MAX_INDEX_BYTES) if path.is_file() else None
+    path = directory / INDEX_NAME
+    raw = read_json(path, limit_bytes=MAX_INDEX_BYTES) if path.is_file() else None
     weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
     files = weight_map.values() if isinstance(weight_map, dict) else ()
     return {file for file in files if isinstance(file, str) and "/" not in file}
@@ -146,18 +147,18 @@ def _indexed_files(directory: Path) -> set[str]:
 
 def _used_files(directory: Path) -> list[str]:
     """Return the weight files that are here and count."""
-    if (directory / _SINGLE_FILE).is_file():
-        return [_SINGLE_FILE]
+    if (directory / SINGLE_FILE).is_file():
+        return [SINGLE_FILE]
     named = _indexed_files(directory)
     return [name for name in find_weight_files(directory) if not named or name in named]
 
 
 def _missing_files(directory: Path) -> list[str]:
     """Return the weight files that should be here: by the index, or by the names of the others."""
-    if (directory / _SINGLE_FILE).is_file():
+    if (directory / SINGLE_FILE).is_file():
         return []
     named = _indexed_files(directory)
-    if not (directory / _INDEX_NAME).is_file():
+    if not (directory / INDEX_NAME).is_file():
         sets = _shard_sets(find_weight_files(directory))
         if len(sets) == 1:
             ((stem, count),) = sets
@@ -215,10 +216,10 @@ def _explain_other_index(directory: Path, missing: list[str]) -> str:
     if not whole:
         return ""
     (stem, count), numbers = next(iter(whole.items()))
-    path = directory / _INDEX_NAME
+    path = directory / INDEX_NAME
     words = ["mv", str(path), f"{path}.old"]
     return (
-        f"{_INDEX_NAME} belongs to another saving than the weight files: it names {len(named)} "
+        f"{INDEX_NAME} belongs to another saving than the weight files: it names {len(named)} "
         f"files, of which {len(missing)} are missing, and {_describe_set(stem, count, numbers)} "
         "stand here complete. Download the index that belongs to these files; or move it away, and "
         f"every weight file here counts and is checked:\n  {shlex.join(words)}"
@@ -228,20 +229,20 @@ def _explain_other_index(directory: Path, missing: list[str]) -> str:
 def _explain_single_file(directory: Path) -> str:
     """Return that a single file hides a complete set of shards, where it does."""
     named = _indexed_files(directory)
-    beside = [name for name in named if (directory / name).is_file() and name != _SINGLE_FILE]
-    if not (directory / _SINGLE_FILE).is_file() or not named or len(beside) < len(named):
+    beside = [name for name in named if (directory / name).is_file() and name != SINGLE_FILE]
+    if not (directory / SINGLE_FILE).is_file() or not named or len(beside) < len(named):
         return ""
-    path = directory / _SINGLE_FILE
+    path = directory / SINGLE_FILE
     return (
-        f"{_SINGLE_FILE} is not the whole model, but hides the {len(named)} files that "
-        f"{_INDEX_NAME} names: every loader takes the single file first. If those are the model, "
+        f"{SINGLE_FILE} is not the whole model, but hides the {len(named)} files that "
+        f"{INDEX_NAME} names: every loader takes the single file first. If those are the model, "
         f"move it away:\n  {shlex.join(['mv', str(path), f'{path}.old'])}"
     )
 
 
 def _explain_mixed_shards(directory: Path) -> str:
     """Return that shards of several savings lie together without an index, where they do."""
-    if (directory / _INDEX_NAME).is_file() or (directory / _SINGLE_FILE).is_file():
+    if (directory / INDEX_NAME).is_file() or (directory / SINGLE_FILE).is_file():
         return ""
     names = find_weight_files(directory)
     sets = _shard_sets(names)
@@ -270,7 +271,7 @@ def _download(directory: Path) -> str:
     if path.parent.name == "snapshots" and folder.startswith("models--"):
         repository = folder.removeprefix("models--").replace("--", "/")
         return f"Run:\n  {shlex.join(['hf', 'download', repository])}"
-    if any((path / sign).exists() for sign in _MODELSCOPE_SIGNS):
+    if any((path / sign).exists() for sign in MODELSCOPE_SIGNS):
         repository = f"{path.parent.name}/{path.name}".replace("___", ".")
         words = ["modelscope", "download", "--model", repository, "--local_dir", str(directory)]
         return f"Run, if {repository} is its repository:\n  {shlex.join(words)}"

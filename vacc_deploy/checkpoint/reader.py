@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.checkpoint.causes import (
+    INDEX_NAME,
+    MAX_INDEX_BYTES,
+    SINGLE_FILE,
     describe_missing,
     explain,
     explain_no_weights,
@@ -31,9 +34,6 @@ from vacc_deploy.permissions import explain_closed
 if TYPE_CHECKING:
     import torch
 
-SINGLE_FILE = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
-MAX_INDEX_BYTES = 64 << 20
 # A file of the directory itself: no path, no drive, no NUL.
 _PLAIN_NAME = re.compile(r"(?!\.)[^/\\:\0]*\.safetensors", re.DOTALL)
 
