@@ -85,20 +85,8 @@ class Found:
         self.spare[name] = self.tensors.pop(name)
 
 
-@dataclass(frozen=True)
-class Rule:
-    """One rule: its name in notes and manifests, what it does, and the function that does it.
-
-    The function changes what was found, and returns a sentence that tells what; empty where the
-    rule does not apply.
-    """
-
-    name: str
-    summary: str
-    apply: Callable[[Found], str]
-
-
 def _drop_wrappers(found: Found) -> str:
+    """Leave out the parts of names that ``_WRAPPERS`` leave."""
     dropped = Counter[str]()
 
     def change(name: str) -> str:
@@ -112,6 +100,7 @@ def _drop_wrappers(found: Found) -> str:
 
 
 def _settle_prefix(found: Found) -> str:
+    """Read names without ``model.``, or with another prefix in its place, as if they began so."""
     anchors = [name for name in found.tensors if f".{name}".endswith(f".{_ANCHOR}")]
     heads = [name for name in found.tensors if f".{name}".endswith(f".{LM_HEAD}")]
     # Of two models in one file neither is the one to take.
@@ -134,6 +123,7 @@ def _settle_prefix(found: Found) -> str:
 
 
 def _drop_spare_tensors(found: Found) -> str:
+    """Leave out what no loader reads: see ``_SPARE``."""
     names = [name for name in found.tensors if _SPARE.fullmatch(name)]
     for name in names:
         found.take_out(name)
@@ -225,54 +215,19 @@ def _read_float64(found: Found) -> str:
     return f"{count:,} tensors are float64; they are read as float32." if count else ""
 
 
-RULES = (
-    Rule(
-        "wrappers",
-        "Parts of tensor names that wrappers leave (`module`, `_orig_mod`, "
-        "`_fsdp_wrapped_module`, `_checkpoint_wrapped_module`) are left out.",
-        _drop_wrappers,
-    ),
-    Rule(
-        "prefix",
-        "Tensor names without `model.`, or with another prefix in its place "
-        "(`base_model.model.model.`, `language_model.model.`), are read as if they began so.",
-        _settle_prefix,
-    ),
-    Rule(
-        "spare-tensors",
-        "Rotary tables, causal masks and the heads of reward models (`v_head`, `score`), which no "
-        "loader reads, are left out.",
-        _drop_spare_tensors,
-    ),
-    Rule(
-        "head-only",
-        "Where only `lm_head.weight` of a tied model is stored, it is the embedding too.",
-        _settle_head_only,
-    ),
-    Rule(
-        "embedding-only",
-        "Where the metadata of a weight file say that the head is the embedding, it is tied.",
-        _settle_embedding_only,
-    ),
-    Rule(
-        "two-heads",
-        "Where `config.json` ties the head and one is stored: if both are equal, it is left out; "
-        "if they differ, the stored one is used everywhere, and `tie_word_embeddings` is false.",
-        _settle_two_heads,
-    ),
-    Rule(
-        ABSENT_ENTRIES,
-        "Index entries of tensors that are stored nowhere and that no loader misses (a tied head) "
-        "are left out.",
-        _drop_absent_entries,
-    ),
-    Rule(
-        "left-over-quantization",
-        "A `quantization_config` over float weights only, as a merge leaves it, is left out.",
-        _drop_left_over_quantization,
-    ),
-    Rule("float64", "Weights in float64 are read as float32.", _read_float64),
-)
+# Each changes what was found and returns a sentence that tells what; an empty text where it does
+# not apply. The names stand in notes and manifests; docs/prepare.md says what each does.
+RULES: dict[str, Callable[[Found], str]] = {
+    "wrappers": _drop_wrappers,
+    "prefix": _settle_prefix,
+    "spare-tensors": _drop_spare_tensors,
+    "head-only": _settle_head_only,
+    "embedding-only": _settle_embedding_only,
+    "two-heads": _settle_two_heads,
+    ABSENT_ENTRIES: _drop_absent_entries,
+    "left-over-quantization": _drop_left_over_quantization,
+    "float64": _read_float64,
+}
 
 
 def normalize(
@@ -296,7 +251,7 @@ def normalize(
     aliases = {k: v for shard in shards.values() for k, v in shard.metadata.items()}
     index = dict(weight_map) if weight_map is not None else None
     found = Found(dict(raw), tensors, index, aliases)
-    applied = [Applied(rule.name, note) for rule in RULES if (note := rule.apply(found))]
+    applied = [Applied(name, note) for name, rule in RULES.items() if (note := rule(found))]
     settler = settle_config(found.raw, _most_stored(found.tensors), token_lookup(directory))
     found.raw = settler.values
     return found, (*applied, *settler.applied)

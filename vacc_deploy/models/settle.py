@@ -45,19 +45,8 @@ _RUN_FLAGS: dict[str, Any] = {
 _ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 _ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
-# What each rule does, for the documentation.
-CONFIG_RULES = {
-    "run-flags": "Flags of a run in `config.json` (`output_attentions`, `return_dict`, `use_cache` "
-    "false, `_attn_implementation` and the like) are left out.",
-    "foreign-code": "An `auto_map` in `config.json` is left out: its code does not travel along.",
-    "architecture": "`architectures` in `config.json` names the class with a head, where a part of "
-    "the model (`LlamaModel`) or a wrapper of it was saved.",
-    "dtype-name": "A dtype such as `torch.bfloat16`, `auto` or `float64` gets a name that loaders "
-    "know.",
-    "token-ids": "`bos_token_id`, `eos_token_id` and `pad_token_id` of both configuration files "
-    "become whole numbers within the vocabulary (a text becomes its id), or are left out.",
-    "top-k": "A negative `top_k` in `generation_config.json` is read as 0, no limit.",
-}
+# docs/prepare.md says what each rule does.
+CONFIG_RULES = ("run-flags", "foreign-code", "architecture", "dtype-name", "token-ids", "top-k")
 
 
 @dataclass(frozen=True)
