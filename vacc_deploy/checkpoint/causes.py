@@ -117,7 +117,7 @@ def _is_weights(name: str) -> bool:
 
 def _find_cause(checkpoint: Checkpoint) -> str:
     directory = checkpoint.directory
-    missing = _missing_files(directory)
+    missing = missing_files(directory)
     used = _used_files(directory)
     if cause := _explain_stand_ins(directory, used) or _explain_links(directory, missing):
         return cause
@@ -153,7 +153,7 @@ def _used_files(directory: Path) -> list[str]:
     return [name for name in find_weight_files(directory) if not named or name in named]
 
 
-def _missing_files(directory: Path) -> list[str]:
+def missing_files(directory: Path) -> list[str]:
     """Return the weight files that should be here: by the index, or by the names of the others."""
     if (directory / SINGLE_FILE).is_file():
         return []
