@@ -129,8 +129,9 @@ def _find_cause(checkpoint: Checkpoint) -> str:
     infos = [info for shard in checkpoint.shards.values() for info in shard.tensors]
     # As it stands in the file: the rules name another class.
     architectures = read_config_values(directory).get("architectures")
+    is_part = bool(checkpoint.config.expected_tensors().keys() - checkpoint.tensors.keys())
     return (
-        _explain_single_file(directory)
+        (_explain_single_file(directory) if is_part else "")
         or _explain_mixed_shards(directory)
         or explain_foreign_tensors(directory, infos, architectures)
     )
