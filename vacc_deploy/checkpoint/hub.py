@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -12,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.checkpoint.caches import modelscope_places
+from vacc_deploy.checkpoint.causes import find_weight_files, missing_files
 from vacc_deploy.checkpoint.files import SIDE_FILES
 from vacc_deploy.checkpoint.manifest import model_name
 from vacc_deploy.checkpoint.reader import INDEX_NAME, MAX_INDEX_BYTES, SINGLE_FILE, Checkpoint
 from vacc_deploy.checkpoint.recognize import ADAPTER_CONFIG, recognize
 from vacc_deploy.checkpoint.transport import explain_failure
-from vacc_deploy.checkpoint.writer import shard_name
-from vacc_deploy.errors import MAX_LISTED, CheckpointError
+from vacc_deploy.errors import CheckpointError, name_some
 from vacc_deploy.json_files import read_bounded, read_json
 from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
 from vacc_deploy.models.parse import parse_config, read_config_values
@@ -31,8 +30,6 @@ _NEEDED = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", 
 
 # One of these makes a tokenizer.
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_NUMBERED = re.compile(r"model-[0-9]{5}-of-([0-9]{5})\.safetensors")
-_MAX_SHARDS = 1000
 
 # Other formats of the same weights lie in folders: what is read lies at the top.
 _UNREAD = ["*/*"]
@@ -164,29 +161,19 @@ def find_missing(directory: Path | None, *, only_config: bool = False) -> list[s
     """Return the names of the files that an unfinished snapshot lacks."""
     if directory is None or not directory.is_dir():
         return []
-    if not any((directory / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG)):
-        missing = [CONFIG_NAME]
-    else:
-        missing = []
+    configs = (CONFIG_NAME, ADAPTER_CONFIG)
+    # Of each group one file is enough.
+    groups = (configs,) if only_config else (configs, _TOKENIZERS)
+    missing = [g[0] for g in groups if not any((directory / name).is_file() for name in g)]
     if only_config:
         return missing
-    if not any((directory / name).is_file() for name in _TOKENIZERS):
-        missing.append(_TOKENIZERS[0])
-    return missing + [name for name in _shards(directory) if not (directory / name).is_file()]
-
-
-def _shards(directory: Path) -> list[str]:
-    """Return the names of all weight files of a snapshot, as far as it tells them."""
     try:
-        index = read_json(directory / INDEX_NAME, limit_bytes=MAX_INDEX_BYTES)
-        return sorted({str(name) for name in index["weight_map"].values()})
-    except (CheckpointError, TypeError, KeyError, AttributeError):
-        pass
-    found = [path.name for path in directory.glob("*.safetensors")]
-    counts = {int(match[1]) for name in found if (match := _NUMBERED.fullmatch(name))}
-    if counts and max(counts) <= _MAX_SHARDS:
-        return [shard_name(number, max(counts)) for number in range(max(counts))]
-    return found or [f"{SINGLE_FILE} or {INDEX_NAME}"]
+        weights = missing_files(directory)
+    except CheckpointError:
+        weights = [INDEX_NAME]
+    if not weights and not find_weight_files(directory):
+        weights = [f"{SINGLE_FILE} or {INDEX_NAME}"]
+    return missing + weights
 
 
 def _library() -> Any:
@@ -286,8 +273,7 @@ def _advise(repository: str, err: BaseException, again: Callable[[Path | str], s
     missing = find_missing(snapshot)
     whole, lacking, newline = "", "", "\n" if cure else ""
     if missing:
-        more = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
-        whole, lacking = "whole ", f"{snapshot} lacks {', '.join(missing[:MAX_LISTED])}{more}.\n"
+        whole, lacking = "whole ", f"{snapshot} lacks {name_some(missing)}.\n"
     return (
         f"{repository} is not {whole}in the Hugging Face cache ({constants.HF_HUB_CACHE}) and "
         f"cannot be downloaded from {constants.ENDPOINT} ({reason}).\n"

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vacc_deploy.checkpoint.header import TensorInfo
-from vacc_deploy.checkpoint.stored import CHUNK_BYTES, shortened
+from vacc_deploy.checkpoint.stored import CHUNK_BYTES, fill
 from vacc_deploy.formats.dtypes import DTYPES
 
 if TYPE_CHECKING:
@@ -127,19 +127,8 @@ def _read_rows(info: TensorInfo, spans: list[tuple[int, int]]) -> Iterator[tuple
         for start, count in spans:
             file.seek(info.offset + start * row_bytes)
             piece = memoryview(buffer)[: count * row_bytes]
-            if not _fill(file, piece):
-                raise shortened(info)
+            fill(file, piece, info)
             yield start, np.frombuffer(piece, word).reshape(count, -1)
-
-
-def _fill(file: BinaryIO, view: memoryview) -> bool:
-    """Read until ``view`` is full; return whether the file was long enough."""
-    while view:
-        count = file.readinto(view)  # type: ignore[attr-defined]
-        if not count:
-            return False
-        view = view[count:]
-    return True
 
 
 def _is_constant(values: np.ndarray, value: np.generic) -> bool:
