@@ -215,6 +215,7 @@ def test_the_history_is_rendered_without_the_thinking_of_earlier_turns(tmp_path)
 
 def test_weights_without_probabilities_are_an_error(tmp_path):
     table = torch.full((272, 64), float("inf"), dtype=torch.bfloat16)
-    directory = make_directory(tmp_path, extra_tensors={"model.embed_tokens.weight": table})
+    tensors = {"model.embed_tokens.weight": table}
+    directory = make_directory(tmp_path, form="float", extra_tensors=tensors)
     with pytest.raises(CheckpointError, match="cannot write an answer. Check the weights with"):
         generate(directory, prompt="hi", options=SamplingOptions(temperature=1.0))
