@@ -43,12 +43,25 @@ def explain_dangling(path: Path) -> str:
     """Return the sentences of an error: ``path`` is a link to nothing; empty where it is not."""
     if not path.is_symlink() or path.exists():
         return ""
+    what = f"{path} is a link to {os.readlink(path)}"
+    if _is_circle(path):
+        return f"{what}, which leads back to itself. Remove it, then download the file again."
     directory = shlex.quote(str(path.parent))
     return (
-        f"{path} is a link to {os.readlink(path)}, which does not exist: the directory was copied "
+        f"{what}, which does not exist: the directory was copied "
         "without the files that its links lead to, as from the Hugging Face cache. Copy it again "
-        f"from there with: cp -rL SOURCE {directory}. Or download the file again."
+        # Without the option cp refuses to write where such a link stands.
+        f"from there with: cp -rL --remove-destination SOURCE/. {directory}\n"
+        "Or download the file again."
     )
+
+
+def _is_circle(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError as err:
+        return err.errno == errno.ELOOP
+    return False
 
 
 def explain_denied(path: Path) -> str:

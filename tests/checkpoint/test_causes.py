@@ -1,7 +1,9 @@
 """Why a directory is no usable checkpoint: one cause in front, and the command that mends it."""
 
+import json
 import shlex
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -95,7 +97,18 @@ def test_a_link_that_leads_nowhere(tmp_path, name):
         prepare(directory, output=tmp_path / "out")
     text = str(caught.value)
     assert text.startswith(f"{directory / name} is a link to ../../blobs/abc, which does not exist")
-    assert f"cp -rL SOURCE {directory}." in text
+    # The command is one that cp carries out: it does not write through such a link by itself.
+    line = next(line for line in text.split(": ") if line.startswith("cp -rL")).splitlines()[0]
+    whole = write_checkpoint(tmp_path / "whole")
+    subprocess.run(shlex.split(line.replace("SOURCE", str(whole))), check=True)
+    prepare(directory, output=tmp_path / "out")
+
+
+def test_a_link_to_itself(tmp_path):
+    directory = write_checkpoint(tmp_path / "m")
+    (directory / SINGLE_FILE).unlink()
+    (directory / SINGLE_FILE).symlink_to(SINGLE_FILE)
+    assert "leads back to itself. Remove it, then download" in message_of(directory)
 
 
 def test_a_shard_that_is_such_a_link(tmp_path):
@@ -114,6 +127,59 @@ def test_a_document_that_is_such_a_link_does_not_matter(tmp_path):
 
 
 # ---- shards and indexes ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", ["places", "missing", "more"])
+def test_an_index_that_does_not_fit_whole_files(tmp_path, change):
+    directory = write_checkpoint(tmp_path / "m", shards=2)
+    index = json.loads((directory / INDEX_NAME).read_text())
+    places = index["weight_map"]
+    if change == "places":
+        swap = {FIRST: SECOND, SECOND: FIRST}
+        index["weight_map"] = {name: swap[file] for name, file in places.items()}
+    elif change == "missing":
+        del places["model.norm.weight"]
+    else:
+        places["model.layers.9.mlp.up_proj.weight"] = FIRST
+    write_json(directory / INDEX_NAME, index)
+    text = message_of(directory)
+    assert f"{INDEX_NAME} does not fit the weight files" in text and "download" not in text
+    subprocess.run(command_of(text, "mv"), check=True)
+    Checkpoint.open(directory)
+
+
+def test_an_index_is_not_blamed_for_files_of_another_model(tmp_path):
+    directory = write_checkpoint(tmp_path / "m", shards=2)
+    index = json.loads((directory / INDEX_NAME).read_text())
+    del index["weight_map"]["model.norm.weight"]
+    write_json(directory / INDEX_NAME, index)
+    write_json(directory / "config.json", build_config(num_layers=3))
+    assert "does not fit the weight files" not in message_of(directory)
+
+
+def test_copies_of_one_file(tmp_path):
+    directory = write_checkpoint(tmp_path / "m", shards=2, with_index=False)
+    shutil.copy(directory / SECOND, directory / SECOND.replace(".s", " (1).s"))
+    text = message_of(directory)
+    assert f"Keep one of them, for example {SECOND}, and move the others away" in text
+    subprocess.run(command_of(text, "mv"), check=True)
+    Checkpoint.open(directory)
+
+
+def test_a_missing_file_of_deepseeks_names(tmp_path):
+    names = [f"model-0000{number}-of-000003.safetensors" for number in (1, 2, 3)]
+    directory = write_checkpoint(tmp_path / "m", shard_names=names, with_index=False)
+    Checkpoint.open(directory)
+    (directory / names[1]).unlink()
+    assert f"1 of its weight files is missing ({names[1]})" in message_of(directory)
+
+
+@pytest.mark.parametrize("with_index", [True, False])
+def test_weights_under_metas_names_beside_the_usual_files_do_not_count(tmp_path, with_index):
+    directory = write_checkpoint(tmp_path / "m", shards=2, with_index=with_index)
+    other = {"layers.0.attention.wq.weight": torch.ones(4, 4)}
+    save_file(other, directory / "consolidated.safetensors")
+    assert set(Checkpoint.open(directory).shards) == {FIRST, SECOND}
 
 
 def test_an_index_of_another_sharding_beside_complete_shards(tmp_path):
@@ -159,7 +225,7 @@ def test_a_missing_shard_is_an_interrupted_download(tmp_path, with_index):
     directory = write_checkpoint(tmp_path / "m", shards=2, with_index=with_index)
     (directory / SECOND).unlink()
     text = message_of(directory)
-    assert f"1 of its weight files are missing ({SECOND}): the download was interrupted" in text
+    assert f"1 of its weight files is missing ({SECOND}): the download was interrupted" in text
     assert AGAIN in text
 
 
@@ -229,7 +295,7 @@ def test_an_adapter_with_a_config_copied_in(tmp_path, file, with_adapter_config)
     if with_adapter_config:
         write_json(directory / "adapter_config.json", {"base_model_name_or_path": "some/Model"})
     text = message_of(directory)
-    assert f"{directory} is a LoRA adapter, not a whole model. Merge it into its base" in text
+    assert f"{directory} is a LoRA adapter, not a whole model. " in text
     assert "merge_and_unload" in text and AGAIN not in text
     # peft reads one name only.
     renames = [line for line in text.splitlines() if line.startswith("  mv ")]
@@ -250,14 +316,18 @@ def test_a_model_and_its_adapter_that_were_never_merged(tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "title", "can_merge"),
-    [("LORA", "LoRA", True), ("IA3", "IA3", True), ("PROMPT_TUNING", "PROMPT_TUNING", False)],
+    [
+        ("LORA", "a LoRA", True),
+        ("IA3", "an IA3", True),
+        ("PROMPT_TUNING", "a PROMPT_TUNING", False),
+    ],
 )
 def test_kinds_of_adapters(tmp_path, kind, title, can_merge):
     values = {"peft_type": kind, "base_model_name_or_path": "some/Model"}
     write_json(tmp_path / "adapter_config.json", values)
     (tmp_path / "adapter_model.safetensors").touch()
     text = recognize(tmp_path).to_text()
-    assert text.startswith(f"{tmp_path} is a {title} adapter, not a whole model.")
+    assert text.startswith(f"{tmp_path} is {title} adapter, not a whole model.")
     assert ("merge_and_unload" in text) == can_merge
     assert ("cannot be merged into them. Give its base model 'some/Model'" in text) != can_merge
 

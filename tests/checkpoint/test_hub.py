@@ -434,6 +434,13 @@ def test_half_a_snapshot_and_no_hub(tmp_path, environment, lost):
         assert f"{REPOSITORY} is not whole in the Hugging Face cache, and a dry run" in dry.stderr
 
 
+def test_deepseeks_own_names_tell_how_many_shards_there_are(tmp_path):
+    names = [f"model-0000{number}-of-000002.safetensors" for number in (1, 2)]
+    directory = write_checkpoint(tmp_path, shard_names=names, with_index=False)
+    (directory / names[1]).unlink()
+    assert hub.find_missing(directory) == [names[1]]
+
+
 def test_half_a_snapshot_is_finished_where_the_hub_answers(tmp_path, server):
     folder = tmp_path / "hf" / "hub" / f"models--{REPOSITORY.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True)

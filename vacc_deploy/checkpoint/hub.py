@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ from vacc_deploy.checkpoint.files import SIDE_FILES
 from vacc_deploy.checkpoint.manifest import model_name
 from vacc_deploy.checkpoint.reader import INDEX_NAME, MAX_INDEX_BYTES, SINGLE_FILE, Checkpoint
 from vacc_deploy.checkpoint.recognize import ADAPTER_CONFIG, recognize
+from vacc_deploy.checkpoint.shard_names import find_sets
 from vacc_deploy.checkpoint.transport import explain_failure
-from vacc_deploy.checkpoint.writer import shard_name
 from vacc_deploy.errors import MAX_LISTED, CheckpointError
 from vacc_deploy.json_files import read_bounded, read_json
 from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
@@ -31,8 +30,6 @@ _NEEDED = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", 
 
 # One of these makes a tokenizer.
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_NUMBERED = re.compile(r"model-[0-9]{5}-of-([0-9]{5})\.safetensors")
-_MAX_SHARDS = 1000
 
 # Other formats of the same weights lie in folders: what is read lies at the top.
 _UNREAD = ["*/*"]
@@ -183,9 +180,8 @@ def _shards(directory: Path) -> list[str]:
     except (CheckpointError, TypeError, KeyError, AttributeError):
         pass
     found = [path.name for path in directory.glob("*.safetensors")]
-    counts = {int(match[1]) for name in found if (match := _NUMBERED.fullmatch(name))}
-    if counts and max(counts) <= _MAX_SHARDS:
-        return [shard_name(number, max(counts)) for number in range(max(counts))]
+    if sets := find_sets(found):
+        return max(sets, key=lambda shards: int(shards.total)).all_names() or found
     return found or [f"{SINGLE_FILE} or {INDEX_NAME}"]
 
 
