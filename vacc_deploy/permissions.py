@@ -12,6 +12,14 @@ from pathlib import Path
 _DENIED = (errno.EACCES, errno.EPERM)
 
 
+def real_path(path: Path) -> Path:
+    """Return ``path`` with its links followed, also where they lead in a circle.
+
+    ``Path.resolve`` fails there in some releases of Python. What opens the path says why it cannot.
+    """
+    return Path(os.path.realpath(path))
+
+
 def is_denied(err: BaseException | None) -> bool:
     """Return whether an error is the system's word for a missing permission."""
     return isinstance(err, OSError) and err.errno in _DENIED
@@ -44,7 +52,7 @@ def explain_dangling(path: Path) -> str:
     if not path.is_symlink() or path.exists():
         return ""
     what = f"{path} is a link to {os.readlink(path)}"
-    if _is_circle(path):
+    if is_circle(path):
         return f"{what}, which leads back to itself. Remove it, then download the file again."
     directory = shlex.quote(str(path.parent))
     return (
@@ -56,7 +64,8 @@ def explain_dangling(path: Path) -> str:
     )
 
 
-def _is_circle(path: Path) -> bool:
+def is_circle(path: Path) -> bool:
+    """Return whether the links of ``path`` lead in a circle."""
     try:
         path.stat()
     except OSError as err:

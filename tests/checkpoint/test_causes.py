@@ -129,7 +129,7 @@ def test_a_document_that_is_such_a_link_does_not_matter(tmp_path):
 # ---- shards and indexes ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change", ["places", "missing", "more"])
+@pytest.mark.parametrize("change", ["places", "missing", "more", "file"])
 def test_an_index_that_does_not_fit_whole_files(tmp_path, change):
     directory = write_checkpoint(tmp_path / "m", shards=2)
     index = json.loads((directory / INDEX_NAME).read_text())
@@ -137,6 +137,8 @@ def test_an_index_that_does_not_fit_whole_files(tmp_path, change):
     if change == "places":
         swap = {FIRST: SECOND, SECOND: FIRST}
         index["weight_map"] = {name: swap[file] for name, file in places.items()}
+    elif change == "file":
+        index["weight_map"] = dict.fromkeys(places, FIRST)
     elif change == "missing":
         del places["model.norm.weight"]
     else:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG, explain_adapter, is_adapter_file
 from vacc_deploy.checkpoint.foreign import explain_foreign_tensors, explain_training_state
+from vacc_deploy.checkpoint.header import read_header
 from vacc_deploy.checkpoint.leftovers import find_control_file, find_unfinished
 from vacc_deploy.checkpoint.normalize import normalize
 from vacc_deploy.checkpoint.shard_names import find_sets
-from vacc_deploy.errors import MAX_LISTED, list_problems
+from vacc_deploy.errors import MAX_LISTED, CheckpointError, list_problems
 from vacc_deploy.json_files import STAND_IN_BYTES, name_stand_in, read_json
 from vacc_deploy.models.catalog import known_model
 from vacc_deploy.models.config import CONFIG_NAME
@@ -222,9 +223,15 @@ def _explain_other_index(directory: Path, missing: list[str]) -> str:
 
 def _explain_stale_index(checkpoint: Checkpoint) -> str:
     """Return that the index alone is wrong, where the files hold the whole model without it."""
-    directory, shards = checkpoint.directory, checkpoint.shards
-    if not checkpoint.has_index or set(find_weight_files(directory)) != set(shards):
+    directory, shards = checkpoint.directory, dict(checkpoint.shards)
+    if not checkpoint.has_index:
         return ""
+    # It may also leave out some of the files.
+    for name in find_weight_files(directory):
+        try:
+            shards[name] = shards.get(name) or read_header(directory / name)
+        except CheckpointError:
+            return ""
     stored = [info.name for shard in shards.values() for info in shard.tensors]
     found, _ = normalize(read_config_values(directory), shards, None, directory)
     config = parse_config(found.raw, where=str(directory / CONFIG_NAME))

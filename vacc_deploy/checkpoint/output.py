@@ -26,7 +26,7 @@ from vacc_deploy.checkpoint.output_rules import (
 )
 from vacc_deploy.checkpoint.text_file import unwritable
 from vacc_deploy.errors import OutputError
-from vacc_deploy.permissions import is_denied
+from vacc_deploy.permissions import is_denied, real_path
 from vacc_deploy.results import format_bytes
 
 _MARKER = f"{RUN_FILE_PREFIX}partial"
@@ -34,7 +34,7 @@ _MARKER = f"{RUN_FILE_PREFIX}partial"
 
 def partial_path(output_dir: Path) -> Path:
     """Return the directory in which a run makes ``output_dir``."""
-    target = output_dir.resolve()
+    target = real_path(output_dir)
     return target.with_name(f"{target.name}.partial")
 
 
@@ -65,7 +65,7 @@ def output_directory(
             Or it is finished and cannot be renamed, which the message says: nothing is lost then.
     """
     check_output(output_dir, overwrite=overwrite, inputs=inputs)
-    target, partial = output_dir.resolve(), partial_path(output_dir)
+    target, partial = real_path(output_dir), partial_path(output_dir)
     lock, finished = _claim(partial, say), False
     try:
         _recover_replaced(target)
@@ -160,7 +160,7 @@ def _let_go(partial: Path, lock: Lock, *, is_kept: bool) -> None:
 
 def _unnamed(output_dir: Path, partial: Path, err: OSError) -> OutputError:
     """Return the error of a finished output that cannot be renamed."""
-    target = output_dir.resolve()
+    target = real_path(output_dir)
     steps = [shlex.join(["mv", str(partial), str(target)])]
     if target.is_dir():
         words = ["rm", "-r"] if any(target.iterdir()) else ["rmdir"]
@@ -208,7 +208,7 @@ def remove_leftovers(output_dir: Path) -> None:
 
     Needs no lock: once the new output stands, nobody has another use for these.
     """
-    target = output_dir.resolve()
+    target = real_path(output_dir)
     _remove_run_files(target)
     for aside in _replaced(target):
         if target.exists() and not foreign_files(aside):
