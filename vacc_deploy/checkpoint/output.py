@@ -96,6 +96,9 @@ def output_directory(
         if not finished:
             _let_go(partial, lock, is_kept=keeps is not None and keeps())
         lock.close()
+        # Some file systems let nobody remove a file that is open, as the marker was until now.
+        if finished and target.is_dir():
+            _remove_run_files(target)
 
 
 def _full(output_dir: Path, partial: Path, *, is_kept: bool) -> OutputError:
@@ -217,9 +220,11 @@ def remove_leftovers(output_dir: Path) -> None:
 
 
 def _remove_run_files(directory: Path) -> None:
+    """Remove the run's own files; one that stays does no harm to a finished output."""
     for path in directory.glob(f"{RUN_FILE_PREFIX}*"):
         if path.is_symlink() or not path.is_dir():
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _replaced(target: Path) -> list[Path]:

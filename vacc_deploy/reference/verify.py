@@ -17,7 +17,7 @@ from vacc_deploy.checkpoint.damages import find_damages
 from vacc_deploy.checkpoint.manifest import model_name, read_manifest
 from vacc_deploy.checkpoint.output import MANIFEST_NAME
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.errors import CheckpointError, UnsupportedModelError, UsageError
+from vacc_deploy.errors import CheckpointError, UnsupportedModelError, UsageError, add_sentence
 from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.models.vacc_config import check_vacc_config
 from vacc_deploy.permissions import explain_closed, real_path
@@ -289,6 +289,8 @@ def _open_recorded_reference(deployed_dir: Path) -> Checkpoint:
         return Checkpoint.open(directory)
     except (CheckpointError, UnsupportedModelError) as err:
         raise CheckpointError(
-            f"{deployed_dir} was made from {directory}, which cannot be read: {err} Or give "
-            "another copy of the float model with --reference DIR."
+            add_sentence(
+                f"{deployed_dir} was made from {directory}, which cannot be read: {err}",
+                "Or give another copy of the float model with --reference DIR.",
+            )
         ) from err
