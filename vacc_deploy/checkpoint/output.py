@@ -17,7 +17,7 @@ from vacc_deploy.checkpoint.file_system import (
     sync_directory,
     sync_path,
 )
-from vacc_deploy.checkpoint.lock import Lock, is_lock_file, lock_directory
+from vacc_deploy.checkpoint.lock import Lock, describe_running, is_lock_file, lock_directory
 from vacc_deploy.checkpoint.output_rules import (
     MANIFEST_NAME,
     RUN_FILE_PREFIX,
@@ -36,6 +36,11 @@ def partial_path(output_dir: Path) -> Path:
     """Return the directory in which a run makes ``output_dir``."""
     target = real_path(output_dir)
     return target.with_name(f"{target.name}.partial")
+
+
+def find_writer(partial: Path) -> str:
+    """Return the error of a partial directory that another run is writing now, or nothing."""
+    return describe_running(partial, partial / _MARKER)
 
 
 @contextmanager
