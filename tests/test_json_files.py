@@ -23,7 +23,10 @@ def test_read_bounded_takes_a_file_up_to_its_limit(tmp_path):
     ("content", "message"),
     [
         (b"", "is not valid JSON: it is empty."),
-        (b'{"a": ', "is not valid JSON: Expecting value"),
+        (
+            b'{"a": ',
+            "is not valid JSON: Expecting value: line 1 column 7 (char 6). Correct the file, or",
+        ),
         (b'"\xff"', "is not valid JSON: 'utf-8' codec can't decode"),
         (b"[" * 10000, "is not valid JSON: maximum recursion depth"),
         (b'{"error": "Access to model is restricted"}', "is the answer of a server that was saved"),

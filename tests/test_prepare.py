@@ -245,8 +245,8 @@ def test_a_side_file_of_gigabytes_is_refused(tmp_path):
     with (source / "vocab.json").open("wb") as file:
         file.truncate((256 << 20) + 1)  # sparse: takes no space
     assert refused(weights=source, output=tmp_path / "out") == (
-        f"{source / 'vocab.json'} holds 268,435,457 bytes, expected at most 268,435,456. Download "
-        "it again."
+        f"{source / 'vocab.json'} holds 268,435,457 bytes, expected at most 268,435,456. Restore "
+        "the file from the model's original repository."
     )
 
 

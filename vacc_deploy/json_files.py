@@ -102,7 +102,9 @@ def read_json(path: Path, *, limit_bytes: int) -> Any:
     try:
         return json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as err:
-        raise CheckpointError(f"{path} is not valid JSON: {err}. Download it again.") from err
+        raise CheckpointError(
+            f"{path} is not valid JSON: {err}. Correct the file, or download it again."
+        ) from err
 
 
 def dump_json(values: Mapping[str, Any]) -> str:

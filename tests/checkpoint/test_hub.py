@@ -329,7 +329,8 @@ def test_a_repository_that_nobody_has_is_no_directory_either(tmp_path, server):
         "Error: There is no directory deepseekai/DeepSeek-R1-Distill-Qwen-7B (did you mean "
         "Distill-Qwen-7B?). deepseekai/DeepSeek-R1-Distill-Qwen-7B is not in the Hugging Face cache"
     )
-    assert "(no such repository; for a private one set HF_TOKEN).\n" in result.stderr
+    assert "(there is no repository of this name, or it is private).\n" in result.stderr
+    assert "\nCheck the name. For a private one set HF_TOKEN to a token" in result.stderr
     assert "\n  vacc-deploy prepare DeepSeek-R1-Distill-Qwen-7B\n" in result.stderr
 
 
@@ -458,7 +459,16 @@ def test_a_variable_that_the_library_cannot_read(tmp_path, name):
     result = run(tmp_path, "prepare", "--model", NAME, **{name: "soon"})
     assert result.returncode == 1 and "Traceback" not in result.stderr
     assert "huggingface_hub cannot be loaded: invalid literal for int()" in result.stderr
-    assert name in result.stderr
+    assert name in result.stderr.partition("these are set: ")[2]
+    assert result.stderr.endswith(". Correct the one that is wrong.\n")
+
+
+def test_a_library_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(CheckpointError, match=r"cannot be loaded: .*huggingface_hub") as caught:
+        hub.find_in_cache(REPOSITORY)
+    advice = "Install it again:\n  python3 -m pip install --force-reinstall huggingface_hub"
+    assert str(caught.value).endswith(advice)
 
 
 def test_a_socks_proxy_ends_in_the_message_of_every_failed_download(tmp_path):

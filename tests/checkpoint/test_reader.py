@@ -98,7 +98,9 @@ def test_read_rows_equals_the_library(tmp_path):
 @pytest.mark.parametrize("row", [-1, 272, 10_000])
 def test_read_rows_outside_the_matrix_never_reads_another_tensor(tmp_path, row):
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "m"))
-    with pytest.raises(CheckpointError, match=f"{EMBEDDING} has 272 rows, there is no row {row}"):
+    with pytest.raises(
+        CheckpointError, match=f"{EMBEDDING} has 272 rows, but an id asks for row {row}"
+    ):
         checkpoint.read_rows(EMBEDDING, [0, row])
 
 

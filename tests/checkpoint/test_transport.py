@@ -4,9 +4,11 @@ import errno
 import json
 import os
 import ssl
+import types
 
 import pytest
 from click.testing import CliRunner
+from huggingface_hub.errors import GatedRepoError
 
 from vacc_deploy.checkpoint import hub
 from vacc_deploy.checkpoint.transport import explain_failure
@@ -127,6 +129,13 @@ def test_answers_of_the_hub(monkeypatch, code, cure):
         f"it answers {code}: {code} Error for url: https://x",
         cure,
     )
+
+
+def test_a_repository_that_its_owner_has_closed():
+    response = types.SimpleNamespace(status_code=403, headers={}, request=None)
+    reason, cure = explain_failure(GatedRepoError("gated", response=response), ENDPOINT)
+    assert reason == "its owner has to grant you access"
+    assert cure.startswith("Ask for access on the page of the repository.")
 
 
 def test_a_token_that_is_none():

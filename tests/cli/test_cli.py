@@ -62,9 +62,11 @@ def test_prepare_prints_its_result_on_stdout_and_progress_on_stderr(tmp_path):
     assert result.exit_code == 0
     assert result.stdout.startswith(f"Prepared Mine in {out}\n")
     progress = result.stderr.splitlines()
-    assert len(progress) == 2
-    assert progress[1].startswith("Placing weights: 239.")
-    assert progress[1].endswith("0.0 s left  model-00002-of-00002.safetensors")
+    assert len(progress) == 4
+    assert progress[1].startswith("Checking weights: 237.")
+    assert progress[3].startswith("Placing weights: 239.")
+    for line in (progress[1], progress[3]):
+        assert line.endswith("0.0 s left  model-00002-of-00002.safetensors")
 
 
 def test_prepare_json_is_exactly_one_object(tmp_path):
@@ -351,7 +353,8 @@ def stopped(path, wait, number, *arguments):
     command = [sys.executable, "-c", code, *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
     with subprocess.Popen(command, **pipes) as process:
-        assert process.stderr.readline() == "ready\n"
+        while (line := process.stderr.readline()) != "ready\n":
+            assert line, "the command ended"
         began = time.monotonic()
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=20)
@@ -361,7 +364,7 @@ def stopped(path, wait, number, *arguments):
 
 
 SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-PLACE_SHARD = "vacc_deploy.prepare.place_shard"
+PLACE_SHARD = "vacc_deploy.checkpoint.place.place_shard"
 
 
 @SIGNALS

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from checkpoint_builders import write_checkpoint
+from checkpoint_builders import read_tensors, write_checkpoint, write_weights
 from click.testing import CliRunner
 from onnx.reference import ReferenceEvaluator
 from texts import read_json
@@ -334,9 +334,10 @@ def test_command_prints_one_json_object(directories, tmp_path):
 
 
 def test_command_graph_without_agreement_is_printed_and_exits_3(tmp_path):
+    source = write_checkpoint(tmp_path / "source", num_layers=1)
+    prepared = prepare(source, output=tmp_path / "vacc", link_mode="copy").output_dir
     broken = {"model.norm.weight": torch.full((64,), float("nan"), dtype=torch.bfloat16)}
-    source = write_checkpoint(tmp_path / "source", num_layers=1, extra_tensors=broken)
-    prepared = prepare(weights=source, output=tmp_path / "vacc").output_dir
+    write_weights(prepared, read_tensors(prepared) | broken)
     lengths = ("--seq-len", 16, "--max-seq-len", 32, "--stage", "prefill")
     outcome = run(prepared, "--output", tmp_path / "out", *lengths)
     assert outcome.exit_code == 3, outcome.output

@@ -230,7 +230,7 @@ def test_a_model_of_one_layer_is_predicted_too(tmp_path, gptq):
 
 
 def test_a_sample_names_a_weight_that_is_not_finite(tmp_path, gptq):
-    weight = torch.ones(160, 64, dtype=torch.bfloat16)
+    weight = torch.linspace(-1, 1, 160 * 64).view(160, 64).bfloat16()
     weight[3] = torch.nan
     broken = {"model.layers.0.mlp.up_proj.weight": weight}
     source = write_checkpoint(tmp_path / "model", extra_tensors=broken)

@@ -325,7 +325,8 @@ def test_quantize_non_finite_weight_names_tensor_and_row(tmp_path, text, method,
     message = fails(QuantizationError, source, options)
     assert message == (
         f"{name} in {source}: row 137 holds NaN or infinity. Download the file "
-        "model.safetensors again."
+        "model.safetensors again. If the new one holds the same, the training or the merge that "
+        "wrote it went wrong: make the model again."
     )
 
 
@@ -335,7 +336,9 @@ def test_quantize_non_finite_activations_name_the_linear(tmp_path, text):
     norm[3] = 3e38  # finite, unlike what is computed with it
     source = make_source(tmp_path / "model", extra_tensors={name: norm})
     assert fails(QuantizationError, source, gptq_options(text)) == (
-        "The inputs of model.layers.0.self_attn.q_proj: the activations hold NaN or infinity."
+        "The inputs of model.layers.0.self_attn.q_proj: the activations hold NaN or infinity. "
+        "Weights before it are damaged, or far too large: vacc-deploy verify reads all of them and "
+        "names the damaged ones."
     )
 
 

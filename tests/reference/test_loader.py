@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from checkpoint_builders import LLAMA3_ROPE, read_tensors, write_checkpoint
 from reference_logits import decoder_logits, edit_json, make_directory, make_tokens
 from texts import read_json
@@ -106,6 +107,20 @@ def test_load_model_changed_source_file_is_refused_and_not_run(tmp_path, form, n
     assert not marker.exists()
 
 
+def test_a_tensor_that_transformers_leaves_without_values_is_named(tmp_path, monkeypatch):
+    build = transformers.AutoModelForCausalLM.from_config
+
+    def build_with_more(config, **options):
+        model = build(config, **options)
+        model.register_buffer("more", torch.empty(1, device="meta"), persistent=False)
+        return model
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_config", build_with_more)
+    message = f"the installed transformers {transformers.__version__} leaves more without values"
+    with pytest.raises(CheckpointError, match=message):
+        load_model(write_checkpoint(tmp_path / "m"))
+
+
 def test_check_source_files_names_all_that_are_wrong(tmp_path):
     directory = make_directory(tmp_path)
     check_source_files(directory)
@@ -114,9 +129,9 @@ def test_check_source_files_names_all_that_are_wrong(tmp_path):
     with pytest.raises(CheckpointError) as err:
         check_source_files(directory)
     assert str(err.value) == (
-        f"{directory}: modeling_qwen2_vacc.py, quantization_vacc.py missing or not the file this "
-        "version of vacc-deploy carries. Loading would run it as code, so it is refused. Make "
-        "the directory again with prepare or quantize of this version."
+        f"{directory}: each of these files is missing or differs from that of this version of "
+        "vacc-deploy: modeling_qwen2_vacc.py, quantization_vacc.py. Loading would run it as code, "
+        "so it is refused. Make the directory again with prepare or quantize of this version."
     )
 
 

@@ -142,5 +142,5 @@ def test_read_windows_token_beyond_the_vocabulary(tmp_path):
     source = write_checkpoint(tmp_path / "m", vocab_size=256)
     (tmp_path / "text.txt").write_text("<｜User｜>" + "a" * 40, "utf-8")
     options = {"max_tokens": 64, "sequence_length": 64}
-    with pytest.raises(CheckpointError, match=r"gives id 258, the model has 256: they do not"):
+    with pytest.raises(CheckpointError, match="gives the id 258, but the model has vocab_size 256"):
         read_windows(Checkpoint.open(source), tmp_path / "text.txt", **options)

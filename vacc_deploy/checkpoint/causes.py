@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections import defaultdict
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from vacc_deploy.json_files import STAND_IN_BYTES, name_stand_in, read_json
 from vacc_deploy.models.catalog import known_model
 from vacc_deploy.models.config import CONFIG_NAME
 from vacc_deploy.models.parse import parse_config, read_config_values
-from vacc_deploy.permissions import explain_dangling
+from vacc_deploy.permissions import explain_dangling, explain_unreadable
 
 if TYPE_CHECKING:
     from vacc_deploy.checkpoint.reader import Checkpoint
@@ -53,7 +54,10 @@ def explain(checkpoint: Checkpoint, problems: list[str]) -> str:
     if cause := _find_cause(checkpoint):
         found = [problem for problem in problems if problem not in cause]
         examples = f"\nFound:\n{list_problems(found, limit=_EXAMPLES)}" if found else ""
-        return f"{directory} is not a usable checkpoint. {cause}{examples}"
+        head = (
+            "" if cause.startswith(str(directory)) else f"{directory} is not a usable checkpoint. "
+        )
+        return f"{head}{cause}{examples}"
     advice = _download(directory) or _DOWNLOAD_AGAIN
     # Whole files of other contents: a download might bring the same ones.
     if checkpoint.tensors:
@@ -67,9 +71,8 @@ def explain(checkpoint: Checkpoint, problems: list[str]) -> str:
 def explain_no_weights(directory: Path) -> str:
     """Return the message for a directory without safetensors."""
     names = _names(directory)
-    dangling = [explain_dangling(directory / name) for name in names if _is_weights(name)]
-    if any(dangling):
-        return next(filter(None, dangling))
+    if dangling := _explain_links(directory, filter(_is_weights, names)):
+        return dangling
     unfinished = find_unfinished(directory / _SINGLE_FILE)
     if unfinished:
         return (
@@ -107,8 +110,11 @@ def describe_missing(path: Path) -> str:
 
 
 def _names(directory: Path) -> list[str]:
-    with os.scandir(directory) as entries:
-        return sorted(entry.name for entry in islice(entries, _MAX_NAMES))
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(entry.name for entry in islice(entries, _MAX_NAMES))
+    except OSError as err:
+        raise CheckpointError(explain_unreadable(directory, err)) from err
 
 
 def _is_weights(name: str) -> bool:
@@ -143,7 +149,10 @@ def _find_cause(checkpoint: Checkpoint) -> str:
 def _indexed_files(directory: Path) -> set[str]:
     """Return the files that the index names; none without an index."""
     path = directory / _INDEX_NAME
-    raw = read_json(path, limit_bytes=_MAX_INDEX_BYTES) if path.is_file() else None
+    try:
+        raw = read_json(path, limit_bytes=_MAX_INDEX_BYTES) if path.is_file() else None
+    except CheckpointError:  # it lies beside a single file, and so nobody has read it
+        raw = None
     weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
     files = weight_map.values() if isinstance(weight_map, dict) else ()
     return {file for file in files if isinstance(file, str) and "/" not in file}
@@ -173,6 +182,11 @@ def _move_away(path: Path) -> str:
     return shlex.join(["mv", str(path), f"{path}.old"])
 
 
+def _count(names: list[str]) -> str:
+    plural = "" if len(names) == 1 else "s"
+    return f"{len(names)} weight file{plural} ({_listed(names)})"
+
+
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _EXAMPLES} more" if len(names) > _EXAMPLES else ""
     return f"{', '.join(names[:_EXAMPLES])}{more}"
@@ -195,15 +209,16 @@ def _explain_stand_ins(directory: Path, used: list[str]) -> str:
     if "git lfs pull" in what:
         pull = shlex.join(["git", "-C", str(directory), "lfs", "pull"])
         return (
-            f"{len(names)} of its weight files are Git LFS pointers, not the files themselves "
-            f"({_listed(names)}). In a clone of the repository run:\n  {pull}"
+            f"Git LFS pointers stand in place of {_count(names)}. In a clone of the repository "
+            f"run:\n  {pull}"
         )
-    return f"{_listed(names)}: the file {what}"
+    return f"{_listed(names)}: it {what}"
 
 
-def _explain_links(directory: Path, missing: list[str]) -> str:
-    links = [name for name in missing if (directory / name).is_symlink()]
-    return explain_dangling(directory / links[0]) if links else ""
+def _explain_links(directory: Path, names: Iterable[str]) -> str:
+    """Return which of some files is a link that leads nowhere, or nothing."""
+    found = next(filter(None, (explain_dangling(directory / name) for name in names)), "")
+    return f"{found} {_download(directory)}".rstrip() if found else ""
 
 
 def _explain_other_index(directory: Path, missing: list[str]) -> str:
@@ -290,9 +305,10 @@ def _explain_mixed_shards(checkpoint: Checkpoint) -> str:
 
 def _explain_download(directory: Path, missing: list[str]) -> str:
     advice = _download(directory) or _DOWNLOAD_AGAIN
-    verb = "is" if len(missing) == 1 else "are"
-    what = f"{len(missing)} of its weight files {verb} missing ({_listed(missing)})"
-    return f"{what}: the download was interrupted, or not all of it was copied. {advice}"
+    return (
+        f"It lacks {_count(missing)}: the download was interrupted, or not all of it was copied. "
+        f"{advice}"
+    )
 
 
 def _download(directory: Path) -> str:

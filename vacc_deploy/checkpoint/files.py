@@ -58,7 +58,7 @@ def side_files(directory: Path, *, with_config: bool) -> list[Path]:
         if path.stat().st_size > MAX_SIDE_FILE_BYTES:
             raise CheckpointError(
                 f"{path} holds {path.stat().st_size:,} bytes, expected at most "
-                f"{MAX_SIDE_FILE_BYTES:,}. Download it again."
+                f"{MAX_SIDE_FILE_BYTES:,}. Restore the file from the model's original repository."
             )
         if stand_in and path.name not in DOCUMENTS:
             raise CheckpointError(f"{path} {stand_in}")

@@ -192,9 +192,15 @@ def _library() -> Any:
         from huggingface_hub import constants, snapshot_download  # noqa: F401
     except Exception as err:
         names = ", ".join(sorted(name for name in os.environ if name.startswith("HF_")))
+        advice = "Install it again:\n  python3 -m pip install --force-reinstall huggingface_hub"
+        # What cannot be imported is not installed; else it is a variable that it cannot read.
+        if names and not isinstance(err, ImportError):
+            advice = (
+                f"It reads the variables that begin with HF_, and these are set: {names}. Correct "
+                "the one that is wrong."
+            )
         raise CheckpointError(
-            f"The Python package huggingface_hub cannot be loaded: {err}. It reads variables that "
-            f"begin with HF_{f'; set are {names}' if names else ''}. Correct the one that is wrong."
+            f"The Python package huggingface_hub cannot be loaded: {err}. {advice}"
         ) from err
     return huggingface_hub
 

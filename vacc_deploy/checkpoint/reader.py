@@ -102,8 +102,9 @@ class Checkpoint:
         if outside:
             # A token id above the embedding would read the tensor stored behind it.
             raise CheckpointError(
-                f"{name} has {num_rows} rows, there is no row {outside[0]}. Does the tokenizer "
-                "belong to this model?"
+                f"{name} has {num_rows} rows, but an id asks for row {outside[0]}: the tokenizer "
+                "does not belong to this model. Restore the tokenizer files from the model's "
+                "original repository."
             )
         row_bytes = info.num_bytes // num_rows
         spans = [(row * row_bytes, row_bytes) for row in rows]

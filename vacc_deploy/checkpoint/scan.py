@@ -84,20 +84,21 @@ def scan_tensor(info: TensorInfo) -> TensorFacts:
     return facts
 
 
-def looks_sound(info: TensorInfo) -> bool:
-    """Return whether the first, the middle and the last row hold different, finite values.
+def looks_filled(info: TensorInfo) -> bool:
+    """Return whether the first, the middle and the last row hold different values each.
 
-    A tensor that is all zero, constant or zero at its end does not look sound. One that is broken
-    between these rows may.
+    A tensor that is all zero, constant or zero at its end does not look filled. NaN counts as
+    another value.
     """
     num_rows = _no_facts(info).num_rows
     rows = sorted({0, num_rows // 2, num_rows - 1})
     facts = _no_facts(info)
     for _, read in _read_rows(info, [(row, 1) for row in rows]):
         values = _as_used(read, info)
-        _add_rows(facts, 0, values, _bits_of(info))
-        if facts.num_zero_rows or facts.broken_by or _is_constant(values, values.flat[0]):
-            return False
+        if _is_constant(values, values.flat[0]):
+            _add_rows(facts, 0, values, _bits_of(info))
+            if not facts.broken_by:
+                return False
     return True
 
 

@@ -10,11 +10,12 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo
 from vacc_deploy.checkpoint.manifest import name_source, read_manifest
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.checkpoint.scan import INFINITY, TensorFacts, looks_sound, scan_tensor
+from vacc_deploy.checkpoint.scan import INFINITY, TensorFacts, looks_filled, scan_tensor
 from vacc_deploy.errors import MAX_LISTED, CheckpointError, list_problems
 from vacc_deploy.formats.dtypes import DTYPES, used_dtype
 from vacc_deploy.models.config import EMBEDDING, LAYER_LINEARS, LM_HEAD
@@ -72,7 +73,7 @@ def check_weights(
 
     Args:
         checkpoint: the directory; all of its tensors are read, or ...
-        progress: learns of every byte read.
+        progress: learns of every file.
         whole: ... of each linear three rows, and the others whole.
 
     Raises:
@@ -157,13 +158,18 @@ def _scan(
     ordered = sorted(infos, key=lambda name: (infos[name].path.name, infos[name].offset))
     total = sum(infos[name].num_bytes for name in ordered if is_read(kinds[name]))
     progress.start("Checking weights", total, "bytes")
-    for name in ordered:
-        info = infos[name]
-        if is_read(kinds[name]):
-            yield name, scan_tensor(info)
-            progress.advance(info.num_bytes)
-        elif not looks_sound(info):
-            yield name, scan_tensor(info)
+    for file, names in groupby(ordered, key=lambda name: infos[name].path.name):
+        num_bytes = 0
+        for name in names:
+            if is_read(kinds[name]):
+                yield name, scan_tensor(infos[name])
+                num_bytes += infos[name].num_bytes
+            elif not looks_filled(infos[name]):
+                facts = scan_tensor(infos[name])
+                # NaN is found, with its row, when the layer is read.
+                if not facts.broken_by:
+                    yield name, facts
+        progress.advance(num_bytes, file)
     progress.finish()
 
 

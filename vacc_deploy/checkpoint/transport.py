@@ -127,9 +127,15 @@ def _hub(chain: Sequence[BaseException]) -> Explanation | None:
         if isinstance(link, OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE forbids downloads", "To allow them, run: unset HF_HUB_OFFLINE"
         if isinstance(link, GatedRepoError):
-            return "its owner grants access on its page; then set HF_TOKEN", ""
+            return (
+                "its owner has to grant you access",
+                "Ask for access on the page of the repository. Then set HF_TOKEN to your token.",
+            )
         if isinstance(link, RepositoryNotFoundError):
-            return "no such repository; for a private one set HF_TOKEN", ""
+            return (
+                "there is no repository of this name, or it is private",
+                "Check the name. For a private one set HF_TOKEN to a token that may read it.",
+            )
         code = getattr(getattr(link, "response", None), "status_code", None)
         if isinstance(code, int) and code >= 400:
             return f"it answers {code}: {_first_line(link)}", _advise_on(code)

@@ -45,10 +45,10 @@ def prepare_command(**options: Any) -> None:
     """Put the compiler's files beside the weights of a model.
 
     SOURCE is a checkpoint directory, the id of a repository (owner/name) or the name of a known
-    model. A repository is taken from the Hugging Face cache, else downloaded.
+    model. A repository is taken from the cache of Hugging Face or ModelScope, else downloaded.
 
-    The result is a new directory: weights (linked, not copied), tokenizer, the three source files
-    and config_vacc.json made from the model's own config.json.
+    The result is a new directory: weights (linked, not copied), tokenizer, and for Qwen the three
+    source files and config_vacc.json, which is made from the model's own config.json.
 
     \b
     Examples:

@@ -219,7 +219,8 @@ def _read_rope(reader: ConfigReader, *, is_qwen2: bool) -> tuple[float, RopeScal
     scaling = {**parameters, **older}
     if any(isinstance(value, dict) for value in scaling.values()):
         raise UnsupportedModelError(
-            f"{reader.where} has one rotary rule for each kind of layer, expected one for all."
+            f"{reader.where} has a rotary rule of its own for each kind of layer, expected one for "
+            "all layers. The compiled graph has one only, so vacc-deploy cannot handle this model."
         )
     inner, outer = scaling.get("rope_theta"), reader.raw.get("rope_theta")
     if None not in (inner, outer) and inner != outer:
@@ -335,6 +336,8 @@ def _check_layer_types(config: ModelConfig) -> list[str]:
     expected = ["full_attention"] * num_full + ["sliding_attention"] * (count - num_full)
     if stated is not None and stated != expected:
         return [
-            "layer_types: not what use_sliding_window, sliding_window and max_window_layers say"
+            "layer_types: by use_sliding_window, sliding_window and max_window_layers it is "
+            f"full_attention for the first {num_full} of the {count} layers and sliding_attention "
+            "for the others; the list says something else"
         ]
     return []

@@ -36,6 +36,11 @@ from vacc_deploy.solver.linear import (
 from vacc_deploy.solver.records import LinearRecord, QuantizedLinear
 from vacc_deploy.solver.stage_sums import HeldOut, StageStatistics
 
+_DAMAGED_BEFORE = (
+    "Weights before it are damaged, or far too large: vacc-deploy verify reads all of them and "
+    "names the damaged ones."
+)
+
 # Held-out tokens on which GPTQ and rounding are compared; enough for two digits of the ratio.
 MAX_HELD_OUT_TOKENS = 512
 
@@ -110,12 +115,12 @@ def quantize_linear(
 
 
 @contextmanager
-def _locating(tensor: str) -> Iterator[None]:
-    """Name the tensor in an error that the mathematics raise."""
+def _locating(tensor: str, advice: str = "") -> Iterator[None]:
+    """Name the tensor in an error that the mathematics raise, and what to do about it."""
     try:
         yield
     except QuantizationError as err:
-        err.locate(tensor)
+        err.locate(tensor, advice=advice)
         raise
 
 
@@ -224,7 +229,7 @@ class LayerQuantizer:
             return
         # The next stage begins its own sums, while those of this one are used up.
         statistics, self._statistics = self._statistics, StageStatistics()
-        with _locating(f"The inputs of {linear_name(layer.index, names[0])}"):
+        with _locating(f"The inputs of {linear_name(layer.index, names[0])}", _DAMAGED_BEFORE):
             prepared = self._prepare(statistics)
         del statistics
         for name in names:

@@ -45,7 +45,11 @@ def locate_file(err: QuantizationError, checkpoint: Checkpoint) -> None:
     """Add the file to an error about a weight of ``checkpoint``, and what to do about it."""
     if err.tensor in checkpoint.tensors:
         file = checkpoint.info(err.tensor).path.name
-        err.locate(file=str(checkpoint.directory), advice=f"Download the file {file} again.")
+        advice = (
+            f"Download the file {file} again. If the new one holds the same, the training or the "
+            "merge that wrote it went wrong: make the model again."
+        )
+        err.locate(file=str(checkpoint.directory), advice=advice)
 
 
 def read_layers(checkpoint: Checkpoint, compute: Compute) -> Iterator[LayerWeights]:

@@ -85,9 +85,9 @@ def check_source_files(directory: Path) -> None:
     changed = [name for name in SOURCE_FILES if not is_own_source(directory / name)]
     if changed:
         raise CheckpointError(
-            f"{directory}: {', '.join(changed)} missing or not the file this version of "
-            "vacc-deploy carries. Loading would run it as code, so it is refused. Make the "
-            "directory again with prepare or quantize of this version."
+            f"{directory}: each of these files is missing or differs from that of this version of "
+            f"vacc-deploy: {', '.join(changed)}. Loading would run it as code, so it is refused. "
+            "Make the directory again with prepare or quantize of this version."
         )
 
 
@@ -139,6 +139,7 @@ def _load_tensors(checkpoint: Checkpoint, layout: str, dtype: torch.dtype) -> An
     transformers would read the files by rules of its own, which differ between its versions. Of a
     layout with codes the linears are swapped first.
     """
+    import transformers
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with _config_errors(checkpoint.directory / CONFIG_NAME):
@@ -160,8 +161,9 @@ def _load_tensors(checkpoint: Checkpoint, layout: str, dtype: torch.dtype) -> An
     empty = [name for name, tensor in tensors if tensor.is_meta]
     if empty:
         raise CheckpointError(
-            f"{checkpoint.directory}: {', '.join(empty[:10])} could not be filled with the "
-            "installed transformers. Install the version that README names."
+            f"{checkpoint.directory}: the installed transformers {transformers.__version__} leaves "
+            f"{', '.join(empty[:10])} without values. Install a version that docs/compatibility.md "
+            "lists, for example: python3 -m pip install 'transformers==4.57.1'"
         )
     return model
 

@@ -83,8 +83,9 @@ def check_ids(checkpoint: Checkpoint, ids: list[int]) -> None:
     """
     if ids and max(ids) >= checkpoint.config.vocab_size:
         raise CheckpointError(
-            f"The tokenizer of {checkpoint.directory} gives id {max(ids)}, the model has "
-            f"{checkpoint.config.vocab_size}: they do not belong together."
+            f"The tokenizer of {checkpoint.directory} gives the id {max(ids)}, but the model has "
+            f"vocab_size {checkpoint.config.vocab_size}: the two do not belong together. Restore "
+            "the tokenizer files from the model's original repository."
         )
 
 
