@@ -454,6 +454,13 @@ def test_half_a_snapshot_is_finished_where_the_hub_answers(tmp_path, server):
     assert SHARDS[1] in fetched(server) and SHARDS[0] not in fetched(server)
 
 
+def test_what_the_library_prints_while_it_is_loaded_is_no_part_of_the_json(tmp_path):
+    endpoint = "http://127.0.0.1:99999"
+    result = run(tmp_path, "prepare", "--model", NAME, "--json", endpoint=endpoint)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "huggingface_hub cannot be loaded" in json.loads(result.stdout)["error"]["message"]
+
+
 @pytest.mark.parametrize("name", ["HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"])
 def test_a_variable_that_the_library_cannot_read(tmp_path, name):
     result = run(tmp_path, "prepare", "--model", NAME, **{name: "soon"})
