@@ -8,6 +8,7 @@ from vacc_deploy.errors import (
     StoppedError,
     UsageError,
     VaccDeployError,
+    add_sentence,
     list_problems,
 )
 
@@ -42,3 +43,9 @@ def test_exit_codes():
 def test_list_problems_is_sorted_and_cut():
     assert list_problems([]) == ""
     assert list_problems(["b", "a", "c"], limit=2) == "  - a\n  - b\n  - and 1 more"
+
+
+def test_nothing_stands_behind_a_command_on_its_line():
+    assert add_sentence("It is full.", "Free space.") == "It is full. Free space."
+    assert add_sentence("Run:\n  mv a b", "Or wait.") == "Run:\n  mv a b\nOr wait."
+    assert add_sentence("Run:\n  mv a b", "") == "Run:\n  mv a b"

@@ -29,9 +29,13 @@ def test_read_bounded_takes_a_file_up_to_its_limit(tmp_path):
         ),
         (b'"\xff"', "is not valid JSON: 'utf-8' codec can't decode"),
         (b"[" * 10000, "is not valid JSON: maximum recursion depth"),
+        (b'{"error": "Access to model is restricted"}', "is the answer of a server that was saved"),
+        (b"Entry not found", "is the answer of a server that was saved under this name: 'Entry"),
+        (b"Invalid username or password.", "is the answer of a server that was saved"),
+        (b'<?xml version="1.0"?>', "is the answer of a server that was saved under this name"),
         (b" " * 20001, "holds more than 20,000 bytes, too many for such a file. Check the path."),
     ],
-    ids=["empty", "cut", "not-utf8", "deep", "large"],
+    ids=["empty", "cut", "not-utf8", "deep", "error", "entry", "password", "xml", "large"],
 )
 def test_read_json_refuses_what_is_no_json(tmp_path, content, message):
     path = tmp_path / "a.json"
@@ -46,6 +50,11 @@ def test_read_json_reads_a_byte_order_mark_and_names_a_missing_file(tmp_path):
     assert read_json(tmp_path / "a.json", limit_bytes=100) == {"a": 1}
     with pytest.raises(CheckpointError, match="b.json cannot be read: No such file or directory."):
         read_json(tmp_path / "b.json", limit_bytes=100)
+
+
+def test_a_vocabulary_that_begins_like_an_answer_is_none(tmp_path):
+    (tmp_path / "a.json").write_bytes(b'{"error": 5, "not found": 6}')
+    assert read_json(tmp_path / "a.json", limit_bytes=100) == {"error": 5, "not found": 6}
 
 
 def test_dump_json_literal_text():

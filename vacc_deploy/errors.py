@@ -146,3 +146,9 @@ def list_problems(problems: Iterable[str], *, limit: int = MAX_LISTED) -> str:
     if len(ordered) > limit:
         lines.append(f"  - and {len(ordered) - limit} more")
     return "\n".join(lines)
+
+
+def add_sentence(message: str, sentence: str) -> str:
+    """Return ``message`` and what follows it: on a line of its own behind a line with a command."""
+    is_command = message.rpartition("\n")[2].startswith("  ")
+    return f"{message}{chr(10) if is_command else ' '}{sentence}".rstrip()

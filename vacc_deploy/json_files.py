@@ -6,6 +6,7 @@ Also names what stands in place of a file that was never downloaded.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,14 @@ from vacc_deploy.permissions import explain_unreadable
 
 _LFS_POINTER = b"version https://git-lfs"
 _PAGE_STARTS = (b"<!doctype html", b"<html")
+# How the answers of hubs, mirrors and stores begin where a file cannot be had. A vocabulary holds
+# numbers, so a text behind the key tells it from one.
+_ANSWERS = re.compile(
+    rb"\{\s*\"(?:error|detail)\"\s*:\s*[\"{]|<\?xml|<error>|entry not found|repository not found"
+    rb"|(?:404:? )?not found|invalid username or password|access to model|unauthorized|forbidden"
+    rb"|too many requests|internal server error|bad gateway",
+    re.IGNORECASE,
+)
 # Enough of a file to tell what stands in its place.
 STAND_IN_BYTES = 512
 
@@ -30,7 +39,14 @@ def name_stand_in(head: bytes) -> str:
             "is a Git LFS pointer, not the file itself. In a clone of its repository run: "
             "git lfs pull"
         )
-    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:14].lower().startswith(_PAGE_STARTS):
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if _ANSWERS.match(text):
+        line = text.splitlines()[0].decode("utf-8", "replace")
+        return (
+            f"is the answer of a server that was saved under this name: {line[:80]!r}. Download "
+            "the file again with a program that logs in, such as hf download."
+        )
+    if text[:14].lower().startswith(_PAGE_STARTS):
         return (
             "is a web page that was saved under this name, for example that of a login or of an "
             "error. Download the file again with a program that logs in, such as hf download."

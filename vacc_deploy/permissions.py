@@ -12,6 +12,14 @@ from pathlib import Path
 _DENIED = (errno.EACCES, errno.EPERM)
 
 
+def real_path(path: Path) -> Path:
+    """Return ``path`` with its links followed, also where they lead in a circle.
+
+    ``Path.resolve`` fails there in some releases of Python. What opens the path says why it cannot.
+    """
+    return Path(os.path.realpath(path))
+
+
 def is_denied(err: BaseException | None) -> bool:
     """Return whether an error is the system's word for a missing permission."""
     return isinstance(err, OSError) and err.errno in _DENIED
@@ -43,12 +51,26 @@ def explain_dangling(path: Path) -> str:
     """Return the sentences of an error: ``path`` is a link to nothing; empty where it is not."""
     if not path.is_symlink() or path.exists():
         return ""
+    what = f"{path} is a link to {os.readlink(path)}"
+    if is_circle(path):
+        return f"{what}, which leads back to itself. Remove it, then download the file again."
     directory = shlex.quote(str(path.parent))
     return (
-        f"{path} is a link to {os.readlink(path)}, which does not exist: the directory was copied "
+        f"{what}, which does not exist: the directory was copied "
         "without the files that its links lead to, as from the Hugging Face cache. Copy it again "
-        f"from there with: cp -rL SOURCE {directory}. Or download the file again."
+        # Without the option cp refuses to write where such a link stands.
+        f"from there with: cp -rL --remove-destination SOURCE/. {directory}\n"
+        "Or download the file again."
     )
+
+
+def is_circle(path: Path) -> bool:
+    """Return whether the links of ``path`` lead in a circle."""
+    try:
+        path.stat()
+    except OSError as err:
+        return err.errno == errno.ELOOP
+    return False
 
 
 def explain_denied(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -95,7 +96,18 @@ def test_a_link_that_leads_nowhere(tmp_path, name):
         prepare(directory, output=tmp_path / "out")
     text = str(caught.value)
     assert text.startswith(f"{directory / name} is a link to ../../blobs/abc, which does not exist")
-    assert f"cp -rL SOURCE {directory}." in text
+    # The command is one that cp carries out: it does not write through such a link by itself.
+    line = next(line for line in text.split(": ") if line.startswith("cp -rL")).splitlines()[0]
+    whole = write_checkpoint(tmp_path / "whole")
+    subprocess.run(shlex.split(line.replace("SOURCE", str(whole))), check=True)
+    prepare(directory, output=tmp_path / "out")
+
+
+def test_a_link_to_itself(tmp_path):
+    directory = write_checkpoint(tmp_path / "m")
+    (directory / SINGLE_FILE).unlink()
+    (directory / SINGLE_FILE).symlink_to(SINGLE_FILE)
+    assert "leads back to itself. Remove it, then download" in message_of(directory)
 
 
 def test_a_shard_that_is_such_a_link(tmp_path):
@@ -263,7 +275,7 @@ def test_an_adapter_with_a_config_copied_in(tmp_path, file, with_adapter_config)
     if with_adapter_config:
         write_json(directory / "adapter_config.json", {"base_model_name_or_path": "some/Model"})
     text = message_of(directory)
-    assert f"{directory} is a LoRA adapter, not a whole model. Merge it into its base" in text
+    assert f"{directory} is a LoRA adapter, not a whole model. " in text
     assert "merge_and_unload" in text and AGAIN not in text
     # peft reads one name only.
     renames = [line for line in text.splitlines() if line.startswith("  mv ")]
@@ -284,14 +296,18 @@ def test_a_model_and_its_adapter_that_were_never_merged(tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "title", "can_merge"),
-    [("LORA", "LoRA", True), ("IA3", "IA3", True), ("PROMPT_TUNING", "PROMPT_TUNING", False)],
+    [
+        ("LORA", "a LoRA", True),
+        ("IA3", "an IA3", True),
+        ("PROMPT_TUNING", "a PROMPT_TUNING", False),
+    ],
 )
 def test_kinds_of_adapters(tmp_path, kind, title, can_merge):
     values = {"peft_type": kind, "base_model_name_or_path": "some/Model"}
     write_json(tmp_path / "adapter_config.json", values)
     (tmp_path / "adapter_model.safetensors").touch()
     text = recognize(tmp_path).to_text()
-    assert text.startswith(f"{tmp_path} is a {title} adapter, not a whole model.")
+    assert text.startswith(f"{tmp_path} is {title} adapter, not a whole model.")
     assert ("merge_and_unload" in text) == can_merge
     assert ("cannot be merged into them. Give its base model 'some/Model'" in text) != can_merge
 

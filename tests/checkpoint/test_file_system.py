@@ -47,6 +47,22 @@ def refused(function, *args, **options):
     return str(caught.value)
 
 
+@pytest.mark.parametrize("times", [1, 99])
+def test_a_marker_that_cannot_be_removed_spoils_no_finished_output(tmp_path, monkeypatch, times):
+    rest = iter(range(times))
+
+    def is_refused(path, *_):
+        return "out/.vacc-deploy-" in str(path) and next(rest, None) is not None
+
+    refuse(monkeypatch, "unlink", errno.EBUSY, only=is_refused)
+    assert write(tmp_path / "out") == []
+    left = [name for name in names(tmp_path / "out") if name.startswith(".")]
+    assert bool(left) == (times > 1)
+    monkeypatch.undo()
+    assert write(tmp_path / "out", overwrite=True) == []
+    assert names(tmp_path / "out") == ["a", MANIFEST_NAME]
+
+
 # ---- fsync -------------------------------------------------------------------------------------
 
 

@@ -44,6 +44,11 @@ def write_with(tmp_path, more, *, without=(), **changes):
         ({"W_q": torch.uint8, "meta": torch.uint8}, "HQQ"),
         ({"weight_packed": torch.int32, "weight_scale": torch.float16}, "compressed-tensors"),
         ({"weight": torch.int8, "weight_scale": torch.float32}, "integers"),
+        ({"weight": torch.uint8, "weight_scale_2": torch.float32}, "FP4 of ModelOpt"),
+        ({"weight_blocks": torch.uint8, "weight_scales": torch.uint8}, "MXFP4"),
+        ({"weight_qdata": torch.int8, "weight_scale": torch.float32}, "torchao or quanto"),
+        ({"weight._data": torch.int8, "weight._scale": torch.float32}, "torchao or quanto"),
+        ({"centroids.weight": torch.float16, "indices": torch.int32}, "VPTQ"),
     ],
 )
 def test_weights_that_others_have_quantized(tmp_path, more, named):
@@ -108,6 +113,13 @@ def test_a_classifier_has_no_head_for_the_next_token(tmp_path, stated):
     assert "it has no head for the next token" in text and AGAIN not in text
     named = "a model that scores texts (score.weight)"
     assert ("a Qwen2ForSequenceClassification" if "Sequence" in stated[0] else named) in text
+
+
+def test_a_model_that_was_saved_without_its_head(tmp_path):
+    directory = write_with(tmp_path, {}, without=["lm_head.weight"], architectures=["Qwen2Model"])
+    text = message_of(directory)
+    assert "holds a Qwen2Model, which is a model without its head" in text
+    assert "Save it once more as the class ...ForCausalLM" in text and AGAIN not in text
 
 
 def test_a_model_for_more_than_text_is_named(tmp_path):

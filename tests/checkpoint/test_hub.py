@@ -435,6 +435,13 @@ def test_half_a_snapshot_and_no_hub(tmp_path, environment, lost):
         assert f"{REPOSITORY} is not whole in the Hugging Face cache, and a dry run" in dry.stderr
 
 
+def test_deepseeks_own_names_tell_how_many_shards_there_are(tmp_path):
+    names = [f"model-0000{number}-of-000002.safetensors" for number in (1, 2)]
+    directory = write_checkpoint(tmp_path, shard_names=names, with_index=False)
+    (directory / names[1]).unlink()
+    assert hub.find_missing(directory) == [names[1]]
+
+
 def test_half_a_snapshot_is_finished_where_the_hub_answers(tmp_path, server):
     folder = tmp_path / "hf" / "hub" / f"models--{REPOSITORY.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True)
@@ -445,6 +452,13 @@ def test_half_a_snapshot_is_finished_where_the_hub_answers(tmp_path, server):
     result = run(tmp_path, "prepare", "--model", NAME, endpoint=at(server))
     assert result.returncode == 0, result.stderr
     assert SHARDS[1] in fetched(server) and SHARDS[0] not in fetched(server)
+
+
+def test_what_the_library_prints_while_it_is_loaded_is_no_part_of_the_json(tmp_path):
+    endpoint = "http://127.0.0.1:99999"
+    result = run(tmp_path, "prepare", "--model", NAME, "--json", endpoint=endpoint)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "huggingface_hub cannot be loaded" in json.loads(result.stdout)["error"]["message"]
 
 
 @pytest.mark.parametrize("name", ["HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"])

@@ -2,6 +2,7 @@
 
 import pytest
 from checkpoint_builders import write_checkpoint
+from huggingface_hub._local_folder import get_local_download_paths
 
 from vacc_deploy.checkpoint.reader import SINGLE_FILE, Checkpoint
 from vacc_deploy.errors import CheckpointError
@@ -45,6 +46,9 @@ def test_left_overs_beside_what_is_whole_do_not_matter(tmp_path, name):
         "NAME.download",
         "NAME.tmp",
         "NAME.aria2",
+        "NAME.xltd",
+        "NAME.baiduyun.p.downloading",
+        "HUB",
         ".cache/huggingface/download/NAME.abc=.0123.incomplete",
         "._____temp/NAME",
     ],
@@ -55,6 +59,8 @@ def test_an_unfinished_file_in_place_of_one(tmp_path, left, shards):
     name = SECOND if shards == 2 else SINGLE_FILE
     (directory / name).unlink()
     path = directory / left.replace("NAME", name)
+    if left == "HUB":  # as the library itself names it
+        path = get_local_download_paths(directory, name).incomplete_path("0123")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     text = message_of(directory)

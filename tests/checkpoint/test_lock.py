@@ -14,7 +14,7 @@ from texts import ROOT
 
 from vacc_deploy.checkpoint import lock as module
 from vacc_deploy.checkpoint.file_system import this_host
-from vacc_deploy.checkpoint.output import MANIFEST_NAME, output_directory
+from vacc_deploy.checkpoint.output import MANIFEST_NAME, find_writer, output_directory
 from vacc_deploy.errors import OutputError
 
 UNSUPPORTED = (
@@ -240,3 +240,17 @@ def test_flock_still_tells_a_run_from_one_that_was_killed(partial):
         fcntl.flock(marker, fcntl.LOCK_EX)
         assert "Another run is writing" in refused(partial)
     write(partial)
+
+
+def test_who_only_looks_is_told_of_a_run_at_work_and_stops_none(partial, monkeypatch):
+    assert find_writer(partial) == ""
+    with output_directory(partial.with_name("out")) as folder:
+        expected = f"Another run is writing {partial}. Wait for it to end."
+        assert find_writer(partial) == find_writer(partial) == expected
+        (folder / MANIFEST_NAME).write_text("{}")
+    leave(partial)  # killed
+    assert find_writer(partial) == ""
+    leave(partial, host="elsewhere")
+    assert find_writer(partial).startswith(f"Another run is writing {partial}: process ")
+    refuse(monkeypatch, "flock", errno.ENOSYS)
+    assert "on the host elsewhere" in find_writer(partial)

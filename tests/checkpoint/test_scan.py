@@ -47,10 +47,18 @@ def test_the_first_broken_row(tmp_path, monkeypatch, dtype, value, word, chunk):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_the_largest_and_the_smallest_numbers_are_sound(tmp_path, dtype):
-    limits = torch.finfo(dtype)
+    # float64 is used as float32, whatever it can hold.
+    limits = torch.finfo(torch.float32 if dtype == torch.float64 else dtype)
     tensor = torch.tensor([[limits.max, limits.min], [limits.smallest_normal, 1]], dtype=dtype)
     facts = scan_tensor(store(tmp_path, tensor))
     assert facts.broken_row is None and not facts.num_zero_rows
+
+
+def test_float64_is_judged_as_the_float32_that_it_becomes(tmp_path):
+    tensor = normal(4, 8, dtype=torch.float64)
+    tensor[1], tensor[2, 3] = 1e-60, 1e300
+    facts = scan_tensor(store(tmp_path, tensor))
+    assert (facts.broken_row, facts.broken_by, facts.first_zero_row) == (2, "infinity", 1)
 
 
 @pytest.mark.parametrize("chunk", [64, 1 << 20])

@@ -51,6 +51,16 @@ def test_nan_and_infinity_are_a_fault_everywhere(tmp_path, name, value):
     assert bool(found.faults) == (name not in MATRICES[2:])  # the run itself finds those of linears
 
 
+def test_float64_beyond_float32_is_a_fault(tmp_path):
+    tensors = {name: t.double() for name, t in build_tensors(build_config()).items()}
+    tensors["model.norm.weight"][3] = 1e300
+    directory = write_checkpoint(tmp_path / "m", extra_tensors=tensors)
+    assert fault_of(Checkpoint.open(directory)) == (
+        "model.norm.weight in model.safetensors: row 3 holds infinity, or more than float32 can, "
+        "in which it is used"
+    )
+
+
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("name", [*MATRICES, *VECTORS])
 def test_a_tensor_of_zeros(tmp_path, name, whole):

@@ -1,5 +1,6 @@
 """Where C-Eval's tables may be: folders, single files, and archives made by other programs."""
 
+import gzip
 import os
 import shutil
 import zipfile
@@ -151,6 +152,9 @@ def test_links_are_not_followed_out_of_the_folder(tmp_path):
     (folder / "val/law_val.csv").unlink()
     (folder / "val/law_val.csv").symlink_to(outside / "val/law_val.csv")
     check_refused(folder, "val/law_val.csv is a link that leads out of the folder, and is not foll")
+    (folder / "val/law_val.csv").unlink()
+    (folder / "val/law_val.csv").symlink_to("law_val.csv")
+    check_refused(folder, "val/law_val.csv is not an ordinary file")
     linked = tmp_path / "linked"
     linked.symlink_to(outside)
     assert subjects(linked) == EXPECTED
@@ -228,3 +232,9 @@ def test_parquet_as_the_hub_serves_it(tmp_path):
     assert subjects(path) == ["逻辑学"] * 2
     assert subjects(tmp_path / "law") == ["法学"] * 4
     check_refused(unread, "is a test table")
+
+
+def test_a_packed_table(tmp_path):
+    path = tmp_path / "law_val.csv.gz"
+    path.write_bytes(gzip.compress(TABLE.encode()))
+    assert subjects(path) == ["法学"]

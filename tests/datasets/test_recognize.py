@@ -90,6 +90,13 @@ def test_a_sound_file_of_another_kind_is_named_with_the_option_that_is_right(kin
             assert text.startswith(f"{path} is ") and text.endswith(f" Give {option}."), text
 
 
+def test_a_text_that_ends_in_zero_bytes_was_not_whole(tmp_path):
+    path = tmp_path / "chat.jsonl"
+    path.write_bytes(b'{"text": "a"}\n' + bytes(500))
+    text = problem("chat", path)
+    assert "is a text that ends in zero bytes" in text and text.endswith("Download it again.")
+
+
 def test_the_whole_message(samples, tmp_path):
     path = tmp_path / "alpaca.json"
     assert problem("c4", path) == (
@@ -114,6 +121,16 @@ def test_the_whole_message(samples, tmp_path):
         (b'[{"passage": [], "id": 1}]', "JSON data with the keys passage, id", "or as chat"),
         ("通常文本".encode("gb18030"), "text that is not UTF-8", "iconv -f GB18030 -t UTF-8 "),
         ("text".encode("utf-16"), "UTF-16 text", "iconv -f UTF-16 -t UTF-8 "),
+        ("text".encode("utf-32"), "UTF-32 text", "iconv -f UTF-32 -t UTF-8 "),
+        ("a line\n".encode("utf-16-le"), "UTF-16LE text", "iconv -f UTF-16LE -t UTF-8 "),
+        ("a line\n".encode("utf-16-be"), "UTF-16BE text", "iconv -f UTF-16BE -t UTF-8 "),
+        (
+            '[{"text": "通常"}]'.encode("gb18030"),
+            "JSON data that are not UTF-8",
+            "iconv -f GB18030",
+        ),
+        (b"\x04\x22\x4d\x18\x64\xff\0", "lz4 data", "Unpack it with lz4 -dk "),
+        (b"PARE\x15\0\xff", "an encrypted Parquet file", "Write it without encryption"),
     ],
 )
 def test_what_no_reader_takes_is_named_and_never_to_be_downloaded(tmp_path, data, what, advice):

@@ -1,5 +1,6 @@
 """Runs that are stopped or fail: what they keep, and what they say."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -69,6 +70,10 @@ def test_without_resume_finished_layers_are_not_destroyed(model, output, gptq, e
     with pytest.raises(OutputError) as caught:
         quantize(model, options=gptq, output=output)
     assert str(caught.value) == problem
+    with (partial / ".vacc-deploy-partial").open() as marker:  # as a run that is still at work
+        fcntl.flock(marker, fcntl.LOCK_EX)
+        with pytest.raises(OutputError, match=f"Another run is writing {partial}"):
+            quantize(model, options=gptq, output=output)
     plan = quantize(model, options=gptq, output=output, dry_run=True)
     assert plan.notes == (f"without --dry-run this is refused: {problem}",)
     for going_on in ({"resume": True}, {"overwrite": True}):

@@ -21,6 +21,7 @@ from vacc_deploy.calibration.conversations import JOINED, DocumentEncoder
 from vacc_deploy.calibration.split import CALIBRATION, Split, split_shares
 from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.errors import CalibrationError, UsageError, list_problems
+from vacc_deploy.permissions import real_path
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.text.tokenizer import Tokenizer
 
@@ -225,7 +226,7 @@ def _check_request(
         )
     seen = set()
     for source in sources:
-        path = source.path.resolve()
+        path = real_path(source.path)
         if path in seen:
             raise UsageError(
                 f"{source.path} is given twice as a calibration source. Raise its weight instead."

@@ -52,7 +52,8 @@ def explain_adapter(path: Path) -> tuple[str, Path | None]:
     kind = kind if isinstance(kind, str) and re.fullmatch(r"\w{1,40}", kind) else "LORA"
     title = "LoRA" if kind == "LORA" else kind
     named = f"its base model {base!r:.200}" if isinstance(base, str) and base else "its base model"
-    what = f"{path} is a {title} adapter, not a whole model."
+    article = "an" if title[0] in "AEIO" else "a"
+    what = f"{path} is {article} {title} adapter, not a whole model."
     if kind in _NOT_MERGEABLE:
         return (
             f"{what} An adapter of this kind is no change of the weights and cannot be merged into "
@@ -62,11 +63,11 @@ def explain_adapter(path: Path) -> tuple[str, Path | None]:
     merged = path if path.name not in ("", "..") else Path(os.path.abspath(path))
     merged = merged.with_name(f"{merged.name}-merged")
     rename, weights, expected = "", path / "model.safetensors", path / _ADAPTER_WEIGHTS
+    if not (path / ADAPTER_CONFIG).is_file():
+        what += f" Its {ADAPTER_CONFIG} is not here: copy it from where it was trained."
     if not expected.is_file() and weights.is_file():
         # peft looks for its own file name.
         rename = f"\n  {shlex.join(['mv', str(weights), str(expected)])}"
-    if not (path / ADAPTER_CONFIG).is_file():
-        rename = f" Its {ADAPTER_CONFIG} is not here: copy it from where it was trained.{rename}"
     return (
         f"{what} Merge it into {named} first (with the Python package peft):{rename}\n"
         f"  {shlex.join(['python3', '-c', _MERGE, str(path), str(merged)])}\n"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vacc_deploy.errors import OutputError
 from vacc_deploy.models.config import CONFIG_NAME
+from vacc_deploy.permissions import real_path
 
 HUGGING_FACE, MODELSCOPE = "the Hugging Face cache", "ModelScope's cache"
 # Where ModelScope keeps unfinished files.
@@ -62,8 +63,8 @@ def modelscope_places(repository: str) -> Iterator[Path]:
 
 def modelscope_models(path: Path) -> list[Path]:
     """Return the models in a ModelScope cache, none where ``path`` is no such cache."""
-    known = {folder.resolve() for folder in _model_folders(modelscope_cache())}
-    is_cache, found = path.resolve() in known, set[Path]()
+    known = {real_path(folder) for folder in _model_folders(modelscope_cache())}
+    is_cache, found = real_path(path) in known, set[Path]()
     for folder in _model_folders(path):
         is_cache = is_cache or (folder / MODELSCOPE_TEMPORARY).is_dir()
         inner = (folder / owner for owner in _names(folder) if not owner.startswith("."))
@@ -73,7 +74,7 @@ def modelscope_models(path: Path) -> list[Path]:
             models = [place / name]
             if name == "snapshots" and "--" in place.name and folder.name == "models":
                 models = [place / name / revision for revision in _names(place / name)]
-                is_cache = is_cache or folder.parent.resolve() in known
+                is_cache = is_cache or real_path(folder.parent) in known
             found |= {model for model in models if (model / CONFIG_NAME).is_file()}
     signs = ((model / sign).exists() for model in found for sign in MODELSCOPE_SIGNS)
     return sorted(found) if is_cache or any(signs) else []
@@ -82,12 +83,12 @@ def modelscope_models(path: Path) -> list[Path]:
 def cache_of(path: Path) -> str:
     """Return the name of the cache in which ``path`` lies, an empty text where it lies in none."""
     path = Path(os.path.abspath(path))
-    path = path.parent.resolve() / path.name
+    path = real_path(path.parent) / path.name
     places = (path, *path.parents)
     is_model = any(p.name.startswith("models--") and (p / "snapshots").is_dir() for p in places)
-    if is_model or _hugging_face_cache().resolve() in places:
+    if is_model or real_path(_hugging_face_cache()) in places:
         return HUGGING_FACE
-    is_inside = modelscope_cache().resolve() in places
+    is_inside = real_path(modelscope_cache()) in places
     return MODELSCOPE if is_inside or _modelscope_name(path) else ""
 
 
@@ -116,7 +117,7 @@ def _modelscope_name(path: Path) -> str:
     folder = path.parent.parent
     if path.parent.name == "snapshots" and "--" in folder.name and folder.parent.name == "models":
         return folder.name.rpartition("--")[2]
-    is_here = any(folder == place.resolve() for place in _model_folders(modelscope_cache()))
+    is_here = any(folder == real_path(place) for place in _model_folders(modelscope_cache()))
     is_elsewhere = folder.name in ("hub", "models") and "modelscope" in folder.parts
     return path.name.replace(_DOT, ".") if is_here or is_elsewhere else ""
 

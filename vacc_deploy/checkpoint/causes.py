@@ -7,7 +7,6 @@ is one: a link that leads nowhere, an unfinished download, another index, anothe
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable
@@ -18,11 +17,15 @@ from typing import TYPE_CHECKING
 from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG, explain_adapter, is_adapter_file
 from vacc_deploy.checkpoint.caches import MODELSCOPE_SIGNS
 from vacc_deploy.checkpoint.foreign import explain_foreign_tensors, explain_training_state
+from vacc_deploy.checkpoint.header import read_header
 from vacc_deploy.checkpoint.leftovers import find_control_file, find_unfinished
+from vacc_deploy.checkpoint.normalize import normalize
+from vacc_deploy.checkpoint.shard_names import find_sets
 from vacc_deploy.errors import MAX_LISTED, CheckpointError, list_problems, name_some
 from vacc_deploy.json_files import STAND_IN_BYTES, name_stand_in, read_json
 from vacc_deploy.models.catalog import known_model
-from vacc_deploy.models.parse import read_config_values
+from vacc_deploy.models.config import CONFIG_NAME
+from vacc_deploy.models.parse import parse_config, read_config_values
 from vacc_deploy.permissions import explain_dangling, explain_unreadable
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ MAX_INDEX_BYTES = 64 << 20
 _MAX_NAMES = 10_000
 # Of what was found, beside the cause: an example, not a list.
 _EXAMPLES = 3
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+_META_FILES = "consolidated"
 _DOWNLOAD_AGAIN = "Download the files named again from the model's repository, then rerun."
 
 
@@ -93,8 +96,10 @@ def explain_no_weights(directory: Path) -> str:
 
 def find_weight_files(directory: Path) -> list[str]:
     """Return the files that count where no index names them: an adapter's do not."""
-    names = filter(_is_weights, _names(directory))
-    return sorted(name for name in names if (directory / name).is_file())
+    names = [name for name in _names(directory) if _is_weights(name)]
+    names = [name for name in names if (directory / name).is_file()]
+    # The same weights under Meta's names, as some repositories have them beside the usual files.
+    return [name for name in names if not name.startswith(_META_FILES)] or names
 
 
 def describe_missing(path: Path) -> str:
@@ -139,7 +144,8 @@ def _find_cause(checkpoint: Checkpoint) -> str:
     is_part = bool(checkpoint.config.expected_tensors().keys() - checkpoint.tensors.keys())
     return (
         (_explain_single_file(directory) if is_part else "")
-        or _explain_mixed_shards(directory)
+        or _explain_mixed_shards(checkpoint)
+        or _explain_stale_index(checkpoint)
         or explain_foreign_tensors(directory, infos, architectures)
     )
 
@@ -170,25 +176,14 @@ def missing_files(directory: Path) -> list[str]:
         return []
     named = _indexed_files(directory)
     if not (directory / INDEX_NAME).is_file():
-        sets = _shard_sets(find_weight_files(directory))
+        sets = find_sets(find_weight_files(directory))
         if len(sets) == 1:
-            ((stem, count),) = sets
-            numbers = range(1, min(count, _MAX_NAMES) + 1)
-            named = {f"{stem}-{number:05d}-of-{count:05d}.safetensors" for number in numbers}
+            named = set(sets[0].all_names())
     return sorted(name for name in named if not (directory / name).is_file())
 
 
-def _shard_sets(names: Iterable[str]) -> dict[tuple[str, int], set[int]]:
-    """Return the numbers of the shards of each saving, by its stem and its number of shards."""
-    sets = defaultdict[tuple[str, int], set[int]](set)
-    for name in names:
-        if match := _SHARD.fullmatch(name):
-            sets[match[1], int(match[3])].add(int(match[2]))
-    return dict(sets)
-
-
-def _describe_set(stem: str, count: int, numbers: set[int]) -> str:
-    return f"{stem}-...-of-{count:05d} ({len(numbers)} of {count} files)"
+def _move_away(path: Path) -> str:
+    return shlex.join(["mv", str(path), f"{path}.old"])
 
 
 def _count(names: list[str]) -> str:
@@ -228,18 +223,39 @@ def _explain_links(directory: Path, names: Iterable[str]) -> str:
 def _explain_other_index(directory: Path, missing: list[str]) -> str:
     """Return that the index is another saving's than the shards beside it, where that is so."""
     named = _indexed_files(directory)
-    sets = _shard_sets(name for name in find_weight_files(directory) if name not in named)
-    whole = {key: numbers for key, numbers in sets.items() if len(numbers) == key[1]}
-    if not whole:
+    sets = find_sets(name for name in find_weight_files(directory) if name not in named)
+    whole = next((found for found in sets if found.is_whole), None)
+    if whole is None:
         return ""
-    (stem, count), numbers = next(iter(whole.items()))
-    path = directory / INDEX_NAME
-    words = ["mv", str(path), f"{path}.old"]
     return (
         f"{INDEX_NAME} belongs to another saving than the weight files: it names {len(named)} "
-        f"files, of which {len(missing)} are missing, and {_describe_set(stem, count, numbers)} "
+        f"files, {len(missing)} of them missing, and {whole.describe()} "
         "stand here complete. Download the index that belongs to these files; or move it away, and "
-        f"every weight file here counts and is checked:\n  {shlex.join(words)}"
+        f"every weight file here counts and is checked:\n  {_move_away(directory / INDEX_NAME)}"
+    )
+
+
+def _explain_stale_index(checkpoint: Checkpoint) -> str:
+    """Return that the index alone is wrong, where the files hold the whole model without it."""
+    directory, shards = checkpoint.directory, dict(checkpoint.shards)
+    if not checkpoint.has_index:
+        return ""
+    # It may also leave out some of the files.
+    for name in find_weight_files(directory):
+        try:
+            shards[name] = shards.get(name) or read_header(directory / name)
+        except CheckpointError:
+            return ""
+    stored = [info.name for shard in shards.values() for info in shard.tensors]
+    found, _ = normalize(read_config_values(directory), shards, None, directory)
+    config = parse_config(found.raw, where=str(directory / CONFIG_NAME))
+    shapes = {name: info.shape for name, info in found.tensors.items()}
+    if found.problems or len(stored) > len(set(stored)) or shapes != config.expected_tensors():
+        return ""
+    return (
+        f"{INDEX_NAME} does not fit the weight files, as after a merge or a conversion that left "
+        "the old one; the files hold the whole model without it. Move it away, and every weight "
+        f"file here counts and is checked:\n  {_move_away(directory / INDEX_NAME)}"
     )
 
 
@@ -249,27 +265,38 @@ def _explain_single_file(directory: Path) -> str:
     beside = [name for name in named if (directory / name).is_file() and name != SINGLE_FILE]
     if not (directory / SINGLE_FILE).is_file() or not named or len(beside) < len(named):
         return ""
-    path = directory / SINGLE_FILE
     return (
         f"{SINGLE_FILE} is not the whole model, but hides the {len(named)} files that "
         f"{INDEX_NAME} names: every loader takes the single file first. If those are the model, "
-        f"move it away:\n  {shlex.join(['mv', str(path), f'{path}.old'])}"
+        f"move it away:\n  {_move_away(directory / SINGLE_FILE)}"
     )
 
 
-def _explain_mixed_shards(directory: Path) -> str:
-    """Return that shards of several savings lie together without an index, where they do."""
+def _explain_mixed_shards(checkpoint: Checkpoint) -> str:
+    """Return that a tensor is stored twice and why, where no index says which file counts."""
+    directory = checkpoint.directory
     if (directory / INDEX_NAME).is_file() or (directory / SINGLE_FILE).is_file():
         return ""
-    names = find_weight_files(directory)
-    sets = _shard_sets(names)
-    if len(sets) < 2:
-        return ""
-    listed = "; ".join(_describe_set(*key, sets[key]) for key in sorted(sets)[:MAX_LISTED])
-    return (
-        f"It holds the weight files of {len(sets)} savings, and no index that says which count: "
-        f"{listed}. Move all but those of one complete saving away."
-    )
+    sets = find_sets(find_weight_files(directory))
+    if len(sets) > 1:
+        listed = "; ".join(found.describe() for found in sets[:MAX_LISTED])
+        return (
+            f"It holds the weight files of {len(sets)} savings, and no index that says which "
+            f"count: {listed}. Move all but those of one complete saving away."
+        )
+    contents = defaultdict[frozenset[str], list[str]](list)
+    for name, shard in checkpoint.shards.items():
+        contents[frozenset(info.name for info in shard.tensors)].append(name)
+    for names in contents.values():
+        if len(names) > 1:
+            # A browser writes the second copy as NAME (1).safetensors.
+            first, *others = sorted(names, key=lambda name: (len(name), name))
+            moves = "".join(f"\n  {_move_away(directory / name)}" for name in others)
+            return (
+                f"{name_some(names, _EXAMPLES)} hold the same tensors, as copies of one file do. "
+                f"Keep one of them, for example {first}, and move the others away:{moves}"
+            )
+    return ""
 
 
 # ---- downloads ---------------------------------------------------------------------------------

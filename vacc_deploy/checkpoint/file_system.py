@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vacc_deploy.errors import OutputError
+from vacc_deploy.permissions import real_path
 from vacc_deploy.results import format_bytes
 
 # Receives a note for the user: one sentence, which begins in lower case.
@@ -92,7 +93,7 @@ def check_space(output: Path, needed_bytes: int) -> None:
         OutputError: gives the bytes needed and free.
     """
     try:
-        usage = shutil.disk_usage(output.resolve().parent)
+        usage = shutil.disk_usage(real_path(output).parent)
     except OSError as err:
         if err.errno not in UNSUPPORTED:
             raise

@@ -13,7 +13,7 @@ from vacc_deploy.checkpoint.writer import WrittenFile, write_bytes
 from vacc_deploy.errors import CheckpointError, OutputError
 from vacc_deploy.json_files import STAND_IN_BYTES, name_stand_in
 from vacc_deploy.models.config import CONFIG_NAME
-from vacc_deploy.permissions import explain_dangling, explain_unreadable
+from vacc_deploy.permissions import explain_dangling, explain_unreadable, real_path
 
 LINK_MODES = ("auto", "hardlink", "symlink", "copy")
 MAX_SIDE_FILE_BYTES = 256 << 20
@@ -87,7 +87,7 @@ def place_shard(
     Raises:
         OutputError: the file system refuses the link asked for.
     """
-    source, target = shard.path.resolve(), directory / shard.path.name
+    source, target = real_path(shard.path), directory / shard.path.name
     # Bound by size and header: hashing the data would read gigabytes that are not copied.
     linked = LinkedFile(target.name, shard.file_bytes, shard.header_sha256)
     if link_mode == "copy":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vacc_deploy.checkpoint.adapters import explain_adapter_tensors
 from vacc_deploy.checkpoint.header import TensorInfo
+from vacc_deploy.models.config import LM_HEAD
 
 _START_AGAIN = "Start from the float checkpoint that it was made from."
 # Parts of the names of files and folders that a training leaves.
@@ -29,6 +30,10 @@ _FORMATS = (
     (re.compile(r".*\.weight_scale_inv"), "FP8 in blocks"),
     (re.compile(r".*\.(?:W_q|W_q_meta)"), "HQQ"),
     (re.compile(r".*\.(?:codebooks|Qidxs.*)"), "AQLM or QuIP#"),
+    (re.compile(r".*\.(?:centroids\.weight|res_centroids\.weight)"), "VPTQ"),
+    (re.compile(r".*\.weight_scale_2"), "FP4 of ModelOpt"),
+    (re.compile(r".*\.weight_(?:blocks|scales)"), "MXFP4"),
+    (re.compile(r".*\.weight(?:_qdata|\._data)"), "torchao or quanto"),
     (re.compile(r".*\.(?:weight_packed|weight_zero_point|weight_shape)"), "compressed-tensors"),
 )
 _INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32")
@@ -128,9 +133,14 @@ def _name_quantizer(infos: list[TensorInfo]) -> str:
 
 def _explain_other_head(directory: Path, names: list[str], architectures: object) -> str:
     stated = [str(name) for name in architectures] if isinstance(architectures, list) else []
+    if stated and stated[0].endswith("Model") and not any(n.endswith(LM_HEAD) for n in names):
+        return (
+            f"{directory} holds a {stated[0]:.100}, which is a model without its head for the next "
+            "token. Save it once more as the class ...ForCausalLM, or download the whole model."
+        )
     other = [name for name in stated if not name.endswith(("ForCausalLM", "Model"))]
     scores = [name for name in names if _CLASSIFIER.fullmatch(name)]
-    if not scores and not other or any(name.endswith("lm_head.weight") for name in names):
+    if not scores and not other or any(name.endswith(LM_HEAD) for name in names):
         return ""
     what = f"a {other[0]:.100}" if other else f"a model that scores texts ({scores[0]})"
     return (

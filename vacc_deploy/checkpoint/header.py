@@ -127,6 +127,8 @@ def read_header(path: Path) -> ShardHeader:
                 raise CheckpointError(f"{path}: it {stand_in}")
             file.seek(len(prefix))
             length = int.from_bytes(prefix, "little")
+            if not file_bytes:
+                raise ValueError("it is empty (0 bytes), as where a download failed at once")
             if len(prefix) < 8 or length > file_bytes - 8:
                 what = "truncated or not a safetensors file" if file_bytes else "empty"
                 raise ValueError(

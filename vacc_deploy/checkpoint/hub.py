@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -179,8 +180,10 @@ def find_missing(directory: Path | None, *, only_config: bool = False) -> list[s
 def _library() -> Any:
     """Return the module huggingface_hub, which reads its variables while it is loaded."""
     try:
-        import huggingface_hub
-        from huggingface_hub import constants, snapshot_download  # noqa: F401
+        # It prints what fails while it is loaded, which would stand before a JSON object.
+        with redirect_stdout(sys.stderr):
+            import huggingface_hub
+            from huggingface_hub import constants, snapshot_download  # noqa: F401
     except Exception as err:
         names = ", ".join(sorted(name for name in os.environ if name.startswith("HF_")))
         advice = "Install it again:\n  python3 -m pip install --force-reinstall huggingface_hub"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from itertools import islice
 from pathlib import Path
 
@@ -9,7 +11,12 @@ from pathlib import Path
 # control file is there, the file has its full size, but not its content.
 _CONTROL_FILES = {".aria2": "aria2c", ".st": "axel"}
 # The downloader writes here, and gives the file its own name when it is finished.
-_UNFINISHED = (".part", ".partial", ".incomplete", ".crdownload", ".download", ".tmp", ".aria2")
+_UNFINISHED = (
+    *(".part", ".partial", ".incomplete", ".crdownload", ".download", ".tmp", ".aria2", ".st"),
+    # Of Thunder, Baidu, Opera, WinSCP and of clients of BitTorrent.
+    *(".xltd", ".td", ".downloading", ".baiduyun.p.downloading", ".opdownload", ".filepart"),
+    *(".!ut", ".!qB", ".bc!"),
+)
 # Where Hugging Face and ModelScope keep unfinished files of a download into a directory.
 _FOLDERS = (".cache/huggingface/download", "._____temp")
 _MAX_NAMES = 10_000
@@ -33,10 +40,17 @@ def find_unfinished(path: Path) -> Path | None:
         candidate = path.with_name(f"{path.name}{ending}")
         if candidate.is_file():
             return candidate
+    starts = (path.name, _hub_name(path.name))
     for folder in _FOLDERS:
         # Hugging Face puts a hash behind the name, ModelScope nothing.
         for candidate in islice((path.parent / folder).glob("*"), _MAX_NAMES):
             unfinished = candidate.name.endswith(".incomplete") or folder == "._____temp"
-            if unfinished and candidate.name.startswith(path.name):
+            if unfinished and candidate.name.startswith(starts):
                 return candidate
     return None
+
+
+def _hub_name(name: str) -> str:
+    """Return how the hub's library begins the name of an unfinished file: with a hash."""
+    digest = hashlib.sha1(f"{name}.metadata".encode(), usedforsecurity=False).digest()
+    return base64.urlsafe_b64encode(digest).decode()

@@ -26,6 +26,7 @@ from vacc_deploy.results import format_seconds
 
 # Of the means that exists: another process has it. Any other error says that it does not exist.
 _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+_TAKEN_BY_ANOTHER = "Another run is writing {}. Wait for it to end."
 _NAME = re.compile(r"\.vacc-deploy-lock-([1-9][0-9]{0,5})")
 _MAX_LOCK_BYTES = 4096
 # Each failed try means that another run was faster.
@@ -72,9 +73,7 @@ def lock_directory(directory: Path, marker: Path) -> Lock:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as err:
             if err.errno in _TAKEN:
-                raise OutputError(
-                    f"Another run is writing {directory}. Wait for it to end."
-                ) from err
+                raise OutputError(_TAKEN_BY_ANOTHER.format(directory)) from err
             file = _create_file(directory)
             return Lock(descriptor, file, _describe(file, err))
         # The marker was removed between open and flock: the lock is on a file without a name.
@@ -86,6 +85,30 @@ def lock_directory(directory: Path, marker: Path) -> Lock:
     except BaseException:
         os.close(descriptor)
         raise
+
+
+def describe_running(directory: Path, marker: Path) -> str:
+    """Return the error of a directory that another run is writing just now, or an empty text.
+
+    Takes no lock: it may be wrong a moment later.
+    """
+    try:
+        descriptor = os.open(marker, os.O_RDONLY)
+    except OSError:  # nobody has begun to write there, or who claims the lock says why he cannot
+        return ""
+    try:
+        # Shared: two that only look are in nobody's way.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as err:
+        if err.errno in _TAKEN:
+            return _TAKEN_BY_ANOTHER.format(directory)
+    finally:
+        os.close(descriptor)
+    try:
+        _refuse_living(directory, _lock_files(directory))
+    except OutputError as err:
+        return str(err)
+    return ""
 
 
 def _describe(file: Path, err: OSError) -> str:

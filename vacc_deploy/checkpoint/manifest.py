@@ -23,6 +23,7 @@ from vacc_deploy.formats.layouts import LAYOUTS, VAMC
 from vacc_deploy.json_files import dump_json, read_json
 from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.models.settle import Applied
+from vacc_deploy.permissions import real_path
 
 FORMAT_VERSION = 1
 # What quantize says of every linear; it has the options too.
@@ -107,7 +108,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
 
 def relative_source(source_dir: Path, output_dir: Path) -> str:
     """Return the way from the output to its source, so that both can be moved together."""
-    return Path(os.path.relpath(source_dir.resolve(), output_dir.resolve())).as_posix()
+    return Path(os.path.relpath(real_path(source_dir), real_path(output_dir))).as_posix()
 
 
 def stored_layout(directory: Path, config: ModelConfig) -> str:
@@ -148,6 +149,6 @@ def model_name(directory: Path) -> str:
     last = name.rstrip("/").rpartition("/")[2] if isinstance(name, str) else ""
     if _MODEL_NAME.fullmatch(last):
         return last
-    path = directory.resolve()
+    path = real_path(directory)
     ending = next((e for e in _ENDINGS if path.name.endswith(e)), "")
     return snapshot_name(path) or path.name.removesuffix(ending).removesuffix("-vacc")

@@ -17,7 +17,7 @@ from vacc_deploy.checkpoint.file_system import (
     sync_directory,
     sync_path,
 )
-from vacc_deploy.checkpoint.lock import Lock, is_lock_file, lock_directory
+from vacc_deploy.checkpoint.lock import Lock, describe_running, is_lock_file, lock_directory
 from vacc_deploy.checkpoint.output_rules import (
     MANIFEST_NAME,
     RUN_FILE_PREFIX,
@@ -26,7 +26,7 @@ from vacc_deploy.checkpoint.output_rules import (
 )
 from vacc_deploy.checkpoint.text_file import unwritable
 from vacc_deploy.errors import OutputError
-from vacc_deploy.permissions import is_denied
+from vacc_deploy.permissions import is_denied, real_path
 from vacc_deploy.results import format_bytes
 
 _MARKER = f"{RUN_FILE_PREFIX}partial"
@@ -34,8 +34,13 @@ _MARKER = f"{RUN_FILE_PREFIX}partial"
 
 def partial_path(output_dir: Path) -> Path:
     """Return the directory in which a run makes ``output_dir``."""
-    target = output_dir.resolve()
+    target = real_path(output_dir)
     return target.with_name(f"{target.name}.partial")
+
+
+def find_writer(partial: Path) -> str:
+    """Return the error of a partial directory that another run is writing now, or nothing."""
+    return describe_running(partial, partial / _MARKER)
 
 
 @contextmanager
@@ -65,7 +70,7 @@ def output_directory(
             Or it is finished and cannot be renamed, which the message says: nothing is lost then.
     """
     check_output(output_dir, overwrite=overwrite, inputs=inputs)
-    target, partial = output_dir.resolve(), partial_path(output_dir)
+    target, partial = real_path(output_dir), partial_path(output_dir)
     lock, finished = _claim(partial, say), False
     try:
         _recover_replaced(target)
@@ -96,6 +101,9 @@ def output_directory(
         if not finished:
             _let_go(partial, lock, is_kept=keeps is not None and keeps())
         lock.close()
+        # Some file systems let nobody remove a file that is open, as the marker was until now.
+        if finished and target.is_dir():
+            _remove_run_files(target)
 
 
 def _full(output_dir: Path, partial: Path, *, is_kept: bool) -> OutputError:
@@ -160,7 +168,7 @@ def _let_go(partial: Path, lock: Lock, *, is_kept: bool) -> None:
 
 def _unnamed(output_dir: Path, partial: Path, err: OSError) -> OutputError:
     """Return the error of a finished output that cannot be renamed."""
-    target = output_dir.resolve()
+    target = real_path(output_dir)
     steps = [shlex.join(["mv", str(partial), str(target)])]
     if target.is_dir():
         words = ["rm", "-r"] if any(target.iterdir()) else ["rmdir"]
@@ -208,7 +216,7 @@ def remove_leftovers(output_dir: Path) -> None:
 
     Needs no lock: once the new output stands, nobody has another use for these.
     """
-    target = output_dir.resolve()
+    target = real_path(output_dir)
     _remove_run_files(target)
     for aside in _replaced(target):
         if target.exists() and not foreign_files(aside):
@@ -217,9 +225,11 @@ def remove_leftovers(output_dir: Path) -> None:
 
 
 def _remove_run_files(directory: Path) -> None:
+    """Remove the run's own files; one that stays does no harm to a finished output."""
     for path in directory.glob(f"{RUN_FILE_PREFIX}*"):
         if path.is_symlink() or not path.is_dir():
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _replaced(target: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from vacc_deploy.checkpoint.file_system import check_name
 from vacc_deploy.checkpoint.text_file import check_parent, unwritable
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
 from vacc_deploy.json_files import read_json
+from vacc_deploy.permissions import real_path
 
 MANIFEST_NAME = "vacc_deploy.json"
 MAX_MANIFEST_BYTES = 16 << 20
@@ -37,14 +38,14 @@ def check_output(
         OutputError: says which rule is broken and what to do.
     """
     check_name(output_dir.absolute(), _ADDED_BYTES)
-    target = output_dir.resolve()
+    target = real_path(output_dir)
     for source in inputs:
-        if source.resolve() == target or target in source.resolve().parents:
+        if real_path(source) == target or target in real_path(source).parents:
             raise OutputError(
                 f"The output {output_dir} is the input {source} or contains it. Choose another "
                 "--output."
             )
-        if source.resolve() in target.parents:
+        if real_path(source) in target.parents:
             raise OutputError(
                 f"The output {output_dir} lies inside the input {source}, which is never changed. "
                 "Choose another --output."

@@ -13,6 +13,7 @@ from vacc_deploy.checkpoint.normalize import ABSENT_ENTRIES
 from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
 from vacc_deploy.checkpoint.side_files import GENERATED, SideFile
 from vacc_deploy.checkpoint.writer import WrittenFile, write_index_map, write_shard
+from vacc_deploy.permissions import real_path
 from vacc_deploy.progress import Progress
 
 # How a weight file comes that the output holds in another form than the source.
@@ -39,7 +40,7 @@ class Placement:
         """
         self._checkpoint, self._output, self._link_mode = checkpoint, output_dir, link_mode
         self._changed = checkpoint.changed_shards()
-        device = output_dir.resolve().parent.stat().st_dev
+        device = real_path(output_dir).parent.stat().st_dev
         self.planned: list[tuple[str, int, str]] = []
         for name, shard in checkpoint.shards.items():
             is_near = shard.path.stat().st_dev == device

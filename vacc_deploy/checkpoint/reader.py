@@ -29,7 +29,7 @@ from vacc_deploy.json_files import read_json
 from vacc_deploy.models.config import CONFIG_NAME, LM_HEAD, ModelConfig
 from vacc_deploy.models.parse import parse_config, read_config_values
 from vacc_deploy.models.settle import Applied, preview_config
-from vacc_deploy.permissions import explain_closed
+from vacc_deploy.permissions import explain_closed, real_path
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +123,7 @@ class Checkpoint:
 
         A file may be a link into another directory, as in the hub's cache.
         """
-        files = sorted(path.resolve() for path in self.directory.iterdir() if path.is_file())
+        files = sorted(real_path(path) for path in self.directory.iterdir() if path.is_file())
         return (self.directory, *files)
 
     @property

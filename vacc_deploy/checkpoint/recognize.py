@@ -24,7 +24,7 @@ from vacc_deploy.formats.layouts import LAYOUTS, VAMC
 from vacc_deploy.json_files import read_bounded
 from vacc_deploy.models.catalog import known_model, near_names
 from vacc_deploy.models.config import CONFIG_NAME
-from vacc_deploy.permissions import explain_unreadable
+from vacc_deploy.permissions import explain_unreadable, is_circle, real_path
 from vacc_deploy.results import command
 
 # Names in one directory that are looked at: a folder of a million files is no model.
@@ -83,7 +83,8 @@ def recognize(path: Path, *, needs_float: bool = False) -> Finding | None:
 def recognize_missing(path: Path) -> Finding:
     """Return what can be meant by a path that does not exist: names that are like it."""
     if path.is_symlink():
-        return Finding(f"{path} is a link to {os.readlink(path)}, which does not exist.")
+        where = "leads back to itself" if is_circle(path) else "does not exist"
+        return Finding(f"{path} is a link to {os.readlink(path)}, which {where}.")
     # The first name that is wrong may be that of a directory above.
     first, rest = path.absolute(), list[str]()
     while not first.parent.is_dir():
@@ -330,5 +331,5 @@ def _recorded_source(path: Path) -> Path | None:
     stated = source.get("path") if isinstance(source, dict) else None
     if not isinstance(stated, str):
         return None
-    directory = Path(os.path.normpath(path.resolve() / stated))
+    directory = Path(os.path.normpath(real_path(path) / stated))
     return directory if directory.is_dir() else None

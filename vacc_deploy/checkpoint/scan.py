@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vacc_deploy.checkpoint.header import TensorInfo
 from vacc_deploy.checkpoint.stored import CHUNK_BYTES, fill
-from vacc_deploy.formats.dtypes import DTYPES
+from vacc_deploy.formats.dtypes import DTYPES, used_dtype
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,6 @@ _FLOATS = {
     "BF16": _Bits(0x7FFF, 0x7F80),
     "F16": _Bits(0x7FFF, 0x7C00),
     "F32": _Bits(0x7FFF_FFFF, 0x7F80_0000),
-    "F64": _Bits(0x7FFF_FFFF_FFFF_FFFF, 0x7FF0_0000_0000_0000),
 }
 
 
@@ -77,10 +76,11 @@ def scan_tensor(info: TensorInfo) -> TensorFacts:
     facts, first = _no_facts(info), None
     at_once = max(1, CHUNK_BYTES // _row_bytes(info))
     spans = [(s, min(at_once, facts.num_rows - s)) for s in range(0, facts.num_rows, at_once)]
-    for start, values in _read_rows(info, spans):
+    for start, read in _read_rows(info, spans):
+        values = _as_used(read, info)
         first = values.flat[0] if first is None else first
         facts.is_constant = facts.is_constant and _is_constant(values, first)
-        _add_rows(facts, start, values, _FLOATS.get(info.dtype))
+        _add_rows(facts, start, values, _bits_of(info))
     return facts
 
 
@@ -93,9 +93,10 @@ def looks_filled(info: TensorInfo) -> bool:
     num_rows = _no_facts(info).num_rows
     rows = sorted({0, num_rows // 2, num_rows - 1})
     facts = _no_facts(info)
-    for _, values in _read_rows(info, [(row, 1) for row in rows]):
+    for _, read in _read_rows(info, [(row, 1) for row in rows]):
+        values = _as_used(read, info)
         if _is_constant(values, values.flat[0]):
-            _add_rows(facts, 0, values, _FLOATS.get(info.dtype))
+            _add_rows(facts, 0, values, _bits_of(info))
             if not facts.broken_by:
                 return False
     return True
@@ -129,6 +130,23 @@ def _read_rows(info: TensorInfo, spans: list[tuple[int, int]]) -> Iterator[tuple
             piece = memoryview(buffer)[: count * row_bytes]
             fill(file, piece, info)
             yield start, np.frombuffer(piece, word).reshape(count, -1)
+
+
+def _bits_of(info: TensorInfo) -> _Bits | None:
+    return _FLOATS.get(used_dtype(info.dtype))
+
+
+def _as_used(values: np.ndarray, info: TensorInfo) -> np.ndarray:
+    """Return the bits of the values in the dtype in which they are used: float64 as float32.
+
+    What float32 cannot hold is infinity in it, and zero below its smallest number.
+    """
+    import numpy as np
+
+    if info.dtype == used_dtype(info.dtype):
+        return values
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return values.view("<f8").astype("<f4").view("<u4")
 
 
 def _is_constant(values: np.ndarray, value: np.generic) -> bool:

@@ -15,9 +15,9 @@ from itertools import groupby
 from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo
 from vacc_deploy.checkpoint.manifest import name_source, read_manifest
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.checkpoint.scan import TensorFacts, looks_filled, scan_tensor
+from vacc_deploy.checkpoint.scan import INFINITY, TensorFacts, looks_filled, scan_tensor
 from vacc_deploy.errors import CheckpointError, list_problems, name_some
-from vacc_deploy.formats.dtypes import DTYPES
+from vacc_deploy.formats.dtypes import DTYPES, used_dtype
 from vacc_deploy.models.config import EMBEDDING, LAYER_LINEARS, LM_HEAD
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.results import command
@@ -60,6 +60,8 @@ class Findings:
 
     def add_fault(self, info: TensorInfo, problem: str) -> None:
         """Add a fault of one tensor, under the name by which its file knows it."""
+        if problem.endswith(INFINITY) and info.dtype != used_dtype(info.dtype):
+            problem += ", or more than float32 can, in which it is used"
         self.faults.append(f"{info.stored_name} in {info.path.name}: {problem}")
         self.files.add(info.path.name)
 

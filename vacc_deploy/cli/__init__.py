@@ -28,7 +28,7 @@ from vacc_deploy.cli.quantize import quantize_command
 from vacc_deploy.cli.signals import SignalGuard, Terminated
 from vacc_deploy.cli.verify import verify_command
 from vacc_deploy.cli.yaml import yaml_command
-from vacc_deploy.errors import StoppedError, UsageError, VaccDeployError
+from vacc_deploy.errors import StoppedError, UsageError, VaccDeployError, add_sentence
 from vacc_deploy.permissions import explain_denied, is_denied
 from vacc_deploy.results import escape_controls
 
@@ -108,7 +108,7 @@ class ErrorGroup(click.Group):
                 raise click.UsageError(f"{err.message}. {advice}", err.ctx) from err
             raise
         except VaccDeployError as err:
-            message = f"{err} {err.hint}".rstrip()
+            message = add_sentence(str(err), err.hint)
             raise CommandFailure(err, message, err.exit_code, ctx.meta) from err
         except OSError as err:
             # click ends quietly where the pipe's reader has gone, as in `| head`.

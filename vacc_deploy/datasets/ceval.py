@@ -27,7 +27,7 @@ from vacc_deploy.datasets.ceval_tables import (
     open_archive,
     read_member,
 )
-from vacc_deploy.datasets.files import Document, compute_sha256, unreadable
+from vacc_deploy.datasets.files import Document, compute_sha256, open_data, unreadable
 from vacc_deploy.datasets.odd import Entry, OddRecordError, Tally, check_text, keep_sound
 from vacc_deploy.datasets.parquet import PARQUET_MAGIC, read_rows
 from vacc_deploy.errors import CalibrationError
@@ -85,7 +85,7 @@ def _read_entries(path: Path) -> Iterator[Entry]:
         return
     with path.open("rb") as file:
         is_parquet = file.read(4) == PARQUET_MAGIC
-    if is_parquet or path.suffix.lower() == f".{CSV}":
+    if is_parquet or _unpacked_name(path).suffix.lower() == f".{CSV}":
         yield from _read_file(path, _one_table(path, PARQUET if is_parquet else CSV), "")
         return
     with open_archive(path) as (archive, tables):
@@ -95,9 +95,14 @@ def _read_entries(path: Path) -> Iterator[Entry]:
             yield from _read_csv(data, table, f"{path}, {member}", f"{member}, ")
 
 
+def _unpacked_name(path: Path) -> Path:
+    """Return the path without the ending of packed data."""
+    return path.with_suffix("") if path.suffix.lower() in (".gz", ".zst") else path
+
+
 def _one_table(path: Path, form: str) -> Table:
     """Return which table a file is, by its name and the folders around it."""
-    table = find_table(name_with_folders(path))
+    table = find_table(name_with_folders(_unpacked_name(path)))
     example = f"accountant_val.{form}"
     if table is None or table.subject not in SUBJECTS:
         raise CalibrationError(
@@ -120,7 +125,7 @@ def _read_file(path: Path, table: Table, prefix: str) -> Iterator[Entry]:
         for where, row in read_rows(path, _EXPECTED, _WANTED):
             yield f"{prefix}{where}", (table.subject, row)
         return
-    with path.open("rb") as file:
+    with open_data(path) as file:
         data = check_size(file.read(MAX_TABLE_BYTES + 1), str(path))
     yield from _read_csv(data, table, str(path), prefix)
 

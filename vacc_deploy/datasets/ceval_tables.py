@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from vacc_deploy.datasets.files import unreadable
 from vacc_deploy.errors import CalibrationError
+from vacc_deploy.permissions import real_path
 
 MAX_ARCHIVE_BYTES = 64 << 20  # the published file holds 1.5 MB
 MAX_MEMBERS = 4096  # it has 159
@@ -208,7 +209,7 @@ def list_tables(folder: Path) -> list[Table]:
     roots, num_bytes = _roots(folder), 0
     for table in tables:
         path = folder / table.name
-        target = path.resolve()
+        target = real_path(path)
         if not any(target.is_relative_to(root) for root in roots):
             raise CalibrationError(
                 f"{path} is a link that leads out of the folder, and is not followed. Put a copy "
@@ -233,7 +234,7 @@ def name_with_folders(path: Path) -> str:
 
 def _roots(folder: Path) -> tuple[Path, ...]:
     """Return the folders that links may lead to: the hub's cache links to files of its own."""
-    root = folder.resolve()
+    root = real_path(folder)
     cache = next((place for place in root.parents if place.name == "snapshots"), None)
     return (root,) if cache is None else (root, cache.parent / "blobs")
 

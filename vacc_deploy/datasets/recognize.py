@@ -74,7 +74,9 @@ _STARTS: tuple[tuple[bytes, str, str], ...] = (
     (b"ARROW1", "an Arrow file", "{arrow}"),
     (b"\xff\xff\xff\xff", "an Arrow file", "{arrow}"),
     (b"\xfd7zXZ\0", "xz data", "Unpack it with xz -dk {file}, then give the new file."),
+    (b"\x04\x22\x4d\x18", "lz4 data", "Unpack it with lz4 -dk {file}, then give the new file."),
     (b"BZh", "bzip2 data", "Unpack it with bunzip2 -k {file}, then give the new file."),
+    (b"PARE", "an encrypted Parquet file", "Write it without encryption, then give that file."),
     (b"7z\xbc\xaf", "a 7z archive", _UNPACK),
     (b"Rar!", "a RAR archive", _UNPACK),
     (b"%PDF", "a PDF document", _SAVE_TEXT),
@@ -99,6 +101,8 @@ _ZIP_NAMES = (
     (rb"(?:xl/workbook|ppt/presentation)\.xml", "an office document", "", _SAVE_TEXT),
     (rb"data\.pkl", "a PyTorch file of weights", "", _NO_TEXT),
 )
+_MANY_ZEROS = 16  # at the end of a text
+_CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1f\x7f]")
 _RECORD_START = re.compile(r"\s*(?:\[\s*)?\{")
 _KEY = re.compile(r'\s*(?:,\s*)?"((?:[^"\\]|\\.)*)"\s*:\s*')
 
@@ -186,12 +190,33 @@ def _recognize_bytes(head: bytes, path: Path) -> Recognized | None:
         return Recognized("a tar archive", advice=_UNPACK)
     if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < 100_000_000:
         return Recognized("a safetensors file of weights", advice=_NO_TEXT)
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return Recognized("UTF-16 text", advice=_convert(path, "UTF-16"), is_text=True)
+    if encoding := _wide_encoding(head):
+        what = f"{encoding} text"
+        return Recognized(what, advice=_convert(path, encoding), is_text=True)
+    text = head.rstrip(b"\0")
+    if len(head) - len(text) >= _MANY_ZEROS and _is_text(text) and not _CONTROLS.search(text):
+        what = "a text that ends in zero bytes, as an interrupted download does"
+        return Recognized(what, advice="Download it again.")
     if b"\0" in head:
         what = f"binary data that begin with {head[:8]!r}"
         return Recognized(what, advice="Check the path.")
     return _recognize_text(head, path)
+
+
+def _wide_encoding(head: bytes) -> str:
+    """Return the encoding of a text whose characters have two or four bytes each, or nothing."""
+    for marks, encoding in (
+        ((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "UTF-32"),  # one begins like that of UTF-16
+        ((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "UTF-16"),
+    ):
+        if head.startswith(marks):
+            return encoding
+    # Without a mark: every other byte of a letter is zero.
+    for start, encoding in ((1, "UTF-16LE"), (0, "UTF-16BE")):
+        other = head[1 - start :: 2]
+        if len(head) >= 8 and not head[start:64:2].strip(b"\0") and _is_text(other[:32]):
+            return encoding
+    return ""
 
 
 def _is_text(head: bytes) -> bool:
@@ -208,7 +233,9 @@ def _recognize_text(head: bytes, path: Path) -> Recognized | None:
     for start, what in _TEXT_STARTS:
         if text[:40].lower().startswith(start):
             return Recognized(what, advice=_DOWNLOAD, is_text=True)
-    if match := _RECORD_START.match(text):
+    if (match := _RECORD_START.match(text)) and not _is_text(head.partition(b"\n")[0]):
+        return Recognized("JSON data that are not UTF-8", advice=_convert(path, "GB18030"))
+    if match:
         return _recognize_records(*_first_keys(text, match.end()))
     if not text or text.startswith("["):
         return None

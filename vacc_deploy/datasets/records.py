@@ -90,5 +90,5 @@ def _read_array(path: Path, expected: str) -> list[Any]:
     except (ValueError, RecursionError) as err:
         raise CalibrationError(
             f"{path} is not valid JSON: {err}. Expected an array of objects with {expected}. "
-            "Download it again."
+            "Correct it, or download it again."
         ) from err

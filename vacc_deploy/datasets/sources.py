@@ -22,6 +22,7 @@ from vacc_deploy.datasets.odd import Tally, keep_sound, read_field
 from vacc_deploy.datasets.records import read_entries
 from vacc_deploy.datasets.traces import split_traces
 from vacc_deploy.errors import CalibrationError, UsageError
+from vacc_deploy.permissions import real_path
 
 MAX_TRACES_BYTES = 256 << 20
 TEXT_PIECE_CHARS = 1 << 14  # about 4,000 tokens of English
@@ -42,7 +43,7 @@ class CalibrationSource:
     @property
     def name(self) -> str:
         """The name of the file or folder, without the directory."""
-        return self.path.name or self.path.resolve().name
+        return self.path.name or real_path(self.path).name
 
     def compute_sha256(self) -> str:
         """Return the sha256 of the file, or of the tables of a folder, in hex."""

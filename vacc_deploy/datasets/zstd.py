@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
+import shlex
 from pathlib import Path
 from typing import IO, Any, cast
 
 from vacc_deploy.datasets.extras import find_package, load_package
 from vacc_deploy.errors import CalibrationError
 
-# Of a frame, and of a frame to skip, which some packers write first.
-ZSTD_MAGICS = (b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18")
+# Of a frame, and of the 16 kinds of frames to skip, which some packers write first.
+ZSTD_MAGICS = (b"\x28\xb5\x2f\xfd", *(bytes((kind, 0x2A, 0x4D, 0x18)) for kind in range(80, 96)))
 # The window that the program zstd accepts by itself; a frame may ask for 4 GiB.
 MAX_WINDOW_BYTES = 1 << 27
 # Four bytes may stand for a block of 128 KiB: so much packed data makes at most 32 MiB.
@@ -69,6 +70,8 @@ class _Unpacked(io.RawIOBase):
         try:
             data: bytes = self._decoder.decompress(self._packed)
         except self._package.ZstdError as err:
+            if "too much memory" in str(err):
+                raise self._too_wide() from err
             raise self._damaged(str(err).removeprefix("zstd decompressor error: ")) from err
         self._is_inside, self._packed = not self._decoder.eof, b""
         if self._decoder.eof:
@@ -78,8 +81,15 @@ class _Unpacked(io.RawIOBase):
     def _begin(self) -> Any:
         return self._package.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).decompressobj()
 
+    def _too_wide(self) -> CalibrationError:
+        unpack = shlex.join(["zstd", "-dk", "--long=31", str(self._path)])
+        return CalibrationError(
+            f"{self._path} holds zstd data for a window of more than {MAX_WINDOW_BYTES >> 20} MiB, "
+            f"which takes as much memory. Unpack it, then give the new file:\n  {unpack}"
+        )
+
     def _damaged(self, problem: str) -> CalibrationError:
         return CalibrationError(
-            f"{self._path} holds zstd data that are cut off, damaged or made for a window of more "
-            f"than {MAX_WINDOW_BYTES >> 20} MiB: {problem}. Download it again."
+            f"{self._path} holds zstd data that are cut off or damaged: {problem}. Download it "
+            "again."
         )

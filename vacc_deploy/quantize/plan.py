@@ -22,6 +22,7 @@ from vacc_deploy.formats.layouts import INT8, LAYOUTS
 from vacc_deploy.models.config import LAYER_LINEARS, ModelConfig
 from vacc_deploy.models.directory_config import check_format
 from vacc_deploy.models.vacc_config import check_vacc_config, ways_to_the_card
+from vacc_deploy.permissions import real_path
 from vacc_deploy.progress import SILENT, KeptLayers, Progress
 from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.quantize.finish import output_bytes
@@ -279,9 +280,9 @@ def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:
     Raises:
         OutputError: the working directory lies in a cache, too.
     """
-    named = checkpoint_dir if checkpoint_dir.name not in ("", "..") else checkpoint_dir.resolve()
+    named = checkpoint_dir if checkpoint_dir.name not in ("", "..") else real_path(checkpoint_dir)
     # Not all links resolved: a link that stands elsewhere gives its own name.
-    if repository := snapshot_name(named.parent.resolve() / named.name):
+    if repository := snapshot_name(real_path(named.parent) / named.name):
         return default_output(Path(_output_name(repository, formats)))
     place = Path() if cache_of(named) else named.parent
     return default_output(place / _output_name(named.name, formats))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.checkpoint.damages import find_damages
-from vacc_deploy.checkpoint.output import MANIFEST_NAME, partial_path
+from vacc_deploy.checkpoint.output import MANIFEST_NAME, find_writer, partial_path
 from vacc_deploy.checkpoint.output_rules import MAX_MANIFEST_BYTES
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
 from vacc_deploy.json_files import read_json
@@ -90,7 +90,8 @@ def find_obstacle(standing: Standing, *, resume: bool, overwrite: bool) -> str:
     if isinstance(standing, Foreign) and not (standing.lost and resume):
         return standing.reason
     if isinstance(standing, Run) and not resume:
-        return (
+        # It is no interrupted one where it is still at work.
+        return find_writer(standing.partial) or (
             f"{standing.partial} holds {standing.finished} of {standing.num_layers} finished "
             "layers of an interrupted run. Give --resume to go on from there, or --overwrite to "
             "begin again."

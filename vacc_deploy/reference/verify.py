@@ -17,10 +17,10 @@ from vacc_deploy.checkpoint.damages import find_damages
 from vacc_deploy.checkpoint.manifest import model_name, read_manifest
 from vacc_deploy.checkpoint.output import MANIFEST_NAME
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.errors import CheckpointError, UnsupportedModelError, UsageError
+from vacc_deploy.errors import CheckpointError, UnsupportedModelError, UsageError, add_sentence
 from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.models.vacc_config import check_vacc_config
-from vacc_deploy.permissions import explain_closed
+from vacc_deploy.permissions import explain_closed, real_path
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.compare import LayerError, check_pair, compare_on_tokens, same_weights
 from vacc_deploy.reference.dead_side import find_dead_sides
@@ -260,7 +260,7 @@ def _next_command(deployed_dir: Path, config: ModelConfig) -> str:
     # The lengths that yaml takes by default must fit, as those of every published model do.
     if config.quantization_format or config.max_position_embeddings < _COMPILED_LENGTH:
         return ""
-    return command("yaml", deployed_dir, "--output", f"{deployed_dir.resolve().name}.yaml")
+    return command("yaml", deployed_dir, "--output", f"{real_path(deployed_dir).name}.yaml")
 
 
 def _open_reference(reference_dir: Path | None, deployed_dir: Path) -> Checkpoint:
@@ -280,7 +280,7 @@ def _open_recorded_reference(deployed_dir: Path) -> Checkpoint:
             f"{MANIFEST_NAME}). Give --reference DIR."
         )
     # The manifest holds the way from the output, links resolved, to its source.
-    directory = Path(os.path.normpath(deployed_dir.resolve() / path))
+    directory = Path(os.path.normpath(real_path(deployed_dir) / path))
     if not explain_closed(directory) and not directory.is_dir():
         raise CheckpointError(
             f"{deployed_dir} was made from {directory}, which is not there. Give --reference DIR."
@@ -289,6 +289,8 @@ def _open_recorded_reference(deployed_dir: Path) -> Checkpoint:
         return Checkpoint.open(directory)
     except (CheckpointError, UnsupportedModelError) as err:
         raise CheckpointError(
-            f"{deployed_dir} was made from {directory}, which cannot be read: {err} Or give "
-            "another copy of the float model with --reference DIR."
+            add_sentence(
+                f"{deployed_dir} was made from {directory}, which cannot be read: {err}",
+                "Or give another copy of the float model with --reference DIR.",
+            )
         ) from err
