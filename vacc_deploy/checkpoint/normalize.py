@@ -202,19 +202,21 @@ def _drop_absent_entries(found: Found) -> str:
 
 
 def _drop_left_over_quantization(found: Found) -> str:
-    """Leave out a ``quantization_config`` where every weight is a float of its own name."""
-    stated = found.raw.get("quantization_config")
+    """Leave out what is said of quantized weights where every weight is a float of its own name."""
+    stated, bits = found.raw.get("quantization_config"), found.raw.get("quantization_bit")
     is_float = all(
         info.dtype in STORED_FLOATS and name.endswith((".weight", ".bias"))
         for name, info in found.tensors.items()
     )
-    if not stated or found.raw.get("quantization_bit") or not is_float:
+    if not (is_float and (stated is not None or bits)):
         return ""
-    del found.raw["quantization_config"]
+    for key in ("quantization_config", "quantization_bit"):
+        found.raw.pop(key, None)
     method = stated.get("quant_method") if isinstance(stated, dict) else stated
+    key, value = ("quantization_bit", bits) if stated is None else ("quantization_config", method)
     return (
-        f"config.json has a quantization_config ({method!r:.40}), but every weight is a float: it "
-        "is left over from a base model and left out."
+        f"config.json has a {key} ({value!r:.40}), but every weight is a float: it is left over "
+        "from a base model and left out."
     )
 
 
@@ -266,7 +268,8 @@ RULES = (
     ),
     Rule(
         "left-over-quantization",
-        "A `quantization_config` over float weights only, as a merge leaves it, is left out.",
+        "A `quantization_config` or `quantization_bit` over float weights only, as a merge leaves "
+        "it, is left out.",
         _drop_left_over_quantization,
     ),
     Rule("float64", "Weights in float64 are read as float32.", _read_float64),

@@ -167,15 +167,14 @@ def examine(directory: Path) -> tuple[Checkpoint, list[str]]:
         raise CheckpointError(f"{directory} {state}. Give a checkpoint directory.")
     raw, where = read_config_values(directory), str(directory / CONFIG_NAME)
     # What is wrong with the configuration itself comes before what is wrong with the weights.
-    preview_config(raw, where=where)
+    preview = preview_config(raw, where=where)
     # Without an index every weight file of the directory counts.
     weight_map = _read_index(directory)
     names = sorted(set(weight_map.values())) if weight_map else _find_files(directory)
     shards, problems = _read_shards(directory, names, weight_map)
     if problems:
         # Without a shard all of its tensors would be reported too.
-        config = parse_config(raw, where=where)
-        return Checkpoint(directory, config, shards, {}, weight_map is not None), problems
+        return Checkpoint(directory, preview, shards, {}, weight_map is not None), problems
     found, applied = normalize(raw, shards, weight_map, directory)
     config = parse_config(found.raw, where=where)
     problems += found.problems

@@ -42,13 +42,28 @@ _RUN_FLAGS: dict[str, Any] = {
     "_flash_attn_2_enabled": False,
     "use_flash_attention_2": False,
 }
+# Numbers of a training; what a trained model computes does not depend on them.
+_TRAINING_NUMBERS = ("attention_dropout", "initializer_range")
+# Where transformers looks for the configuration of a part of the model.
+_PARTS = ("text_config", "decoder", "generator", "text_encoder")
+# Of these a null is no value for any loader, and an absent key is the default of the class.
+_NEVER_NULL = (
+    *("attention_bias", "head_dim", "hidden_act", "max_position_embeddings", "max_window_layers"),
+    *("mlp_bias", "rms_norm_eps", "rope_theta", "tie_word_embeddings", "use_sliding_window"),
+    *(*_TRAINING_NUMBERS, "return_dict", "use_cache", "use_return_dict"),
+)
 _ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 _ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # What each rule does, for the documentation.
 CONFIG_RULES = {
     "run-flags": "Flags of a run in `config.json` (`output_attentions`, `return_dict`, `use_cache` "
-    "false, `_attn_implementation` and the like) are left out.",
+    "false, `_attn_implementation` and the like), and numbers of a training that are none, are "
+    "left out.",
+    "null-values": "A `null` where loaders want a value (`rope_theta`, `use_cache`) counts as not "
+    "stated.",
+    "parts": "The configuration of a larger model's parts (`text_config`) is left out: this model "
+    "is one of them.",
     "foreign-code": "An `auto_map` in `config.json` is left out: its code does not travel along.",
     "architecture": "`architectures` in `config.json` names the class with a head, where a part of "
     "the model (`LlamaModel`) or a wrapper of it was saved.",
@@ -95,10 +110,32 @@ class Settler:
             for key, harmless in _RUN_FLAGS.items()
             if self.values.get(key) is not None and self.values[key] != harmless
         ]
+        flags += [
+            key
+            for key in _TRAINING_NUMBERS
+            if type(self.values.get(key)) not in (int, float, type(None))
+        ]
         if not flags:
             return
         listed = ", ".join(f"{key} {self.values.pop(key)!r:.40}" for key in flags)
         self.note("run-flags", f"left out {listed}: set for a run, no part of the model.")
+
+    def drop_nulls(self) -> None:
+        """Take out each null that stands for a value which every loader wants."""
+        keys = [key for key in _NEVER_NULL if self.values.get(key, key) is None]
+        for key in keys:
+            del self.values[key]
+        if keys:
+            self.note("null-values", f"{', '.join(keys)}: null counts as not stated.")
+
+    def drop_parts(self) -> None:
+        """Take out the configurations of the parts of a larger model."""
+        keys = [key for key in _PARTS if self.values.get(key) is not None]
+        for key in keys:
+            del self.values[key]
+        if keys:
+            what = "it describes a part" if len(keys) == 1 else "they describe parts"
+            self.note("parts", f"left out {', '.join(keys)}: {what} of another model.")
 
     def drop_foreign_code(self) -> None:
         """Take out an ``auto_map``: the code that it names does not travel with the weights."""
@@ -124,7 +161,7 @@ class Settler:
         for key in keys:
             stated = self.values[key]
             name = stated.removeprefix("torch.") if isinstance(stated, str) else stated
-            if name not in FLOAT_DTYPE_BYTES:
+            if not isinstance(name, str) or name not in FLOAT_DTYPE_BYTES:
                 # float64, auto and the like: what most of the weights are stored in.
                 name = stored
             if name is not None and name != stated:
@@ -141,7 +178,9 @@ class Settler:
             entries = stated if isinstance(stated, list) else [stated]
             ids = [_settle_id(entry, limit, token_id) for entry in entries[:1000]]
             kept = list(dict.fromkeys(value for value in ids if value is not None))
-            settled = kept if isinstance(stated, list) else next(iter(kept), None)
+            # A model may have several ends, but one begin and one padding.
+            is_list = isinstance(stated, list) and key == "eos_token_id"
+            settled = kept if is_list else next(iter(kept), None)
             if kept and settled == stated and type(settled) is type(stated):
                 continue
             if kept:
@@ -177,7 +216,9 @@ def settle_config(
         token_id: the checkpoint's tokenizer, asked only where an id is a text.
     """
     settler = Settler(values, CONFIG_NAME)
+    settler.drop_nulls()
     settler.drop_run_flags()
+    settler.drop_parts()
     settler.drop_foreign_code()
     settler.name_architecture()
     settler.name_dtype(stored_dtype)
@@ -188,7 +229,8 @@ def settle_config(
 def preview_config(values: Mapping[str, Any], *, where: str) -> ModelConfig:
     """Return what ``config.json`` says, as far as the weights do not decide it.
 
-    They decide whether a ``quantization_config`` that is not ours is left over.
+    They decide whether a ``quantization_config`` or ``quantization_bit`` that is not ours is left
+    over.
 
     Args:
         values: the file as parsed.
@@ -200,6 +242,8 @@ def preview_config(values: Mapping[str, Any], *, where: str) -> ModelConfig:
     stated = settled.get("quantization_config")
     if stated and recognize(stated) is None:
         del settled["quantization_config"]
+    if settled.get("quantization_bit") != 8:
+        settled.pop("quantization_bit", None)
     return parse_config(settled, where=where)
 
 
