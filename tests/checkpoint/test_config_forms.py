@@ -106,3 +106,32 @@ def test_json_that_is_nested_too_deeply_is_an_error(tmp_path, name):
         return
     with pytest.raises(CheckpointError, match="nested more than 100 deep, which no loader reads"):
         prepare(source, output=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("stated", "settled", "rules"),
+    [
+        (
+            {"do_sample": "true", "temperature": "0.6", "top_k": "50", "top_p": 0.9},
+            {"do_sample": True, "temperature": 0.6, "top_k": 50, "top_p": 0.9},
+            ["sampling-values"] * 3,
+        ),
+        ({"do_sample": True, "temperature": 0.0}, {"do_sample": False}, ["greedy"]),
+        ({"do_sample": 1, "top_k": "-1"}, {"do_sample": True, "top_k": 0}, ["sampling-values"] * 2),
+        ({"temperature": 0}, {"temperature": 0}, []),
+        ({"temperature": "1" * 5000, "top_p": "nan"}, {"temperature": "1" * 5000}, []),
+        ({"pad_token_id": [EOS_ID]}, {"pad_token_id": EOS_ID}, ["token-ids"]),
+    ],
+)
+def test_what_generation_config_says_is_read_by_every_loader(tmp_path, stated, settled, rules):
+    source = write_checkpoint(tmp_path / "m", model_type="llama")
+    write_json(source / "generation_config.json", stated)
+    out = prepare(source, output=tmp_path / "out").output_dir
+    written = read_json(out / "generation_config.json")
+    assert {key: written[key] for key in settled} == settled
+    entries = read_json(out / "vacc_deploy.json")["normalized"]
+    expected = [*rules, "top-k"] if stated.get("top_k") == "-1" else rules
+    assert [entry["rule"] for entry in entries] == expected
+    if all(not isinstance(value, str) for value in written.values()):
+        model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+        model.generate(TOKENS, max_new_tokens=2)

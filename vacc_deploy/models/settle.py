@@ -8,7 +8,9 @@ note where it changes a value; a value that is fine stays as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from vacc_deploy.formats.dtypes import FLOAT_DTYPE_BYTES
@@ -44,6 +46,7 @@ _RUN_FLAGS: dict[str, Any] = {
 }
 # Numbers of a training; what a trained model computes does not depend on them.
 _TRAINING_NUMBERS = ("attention_dropout", "initializer_range")
+_SAMPLING_NUMBERS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 # Where transformers looks for the configuration of a part of the model.
 _PARTS = ("text_config", "decoder", "generator", "text_encoder")
 # Of these a null is no value for any loader, and an absent key is the default of the class.
@@ -71,6 +74,9 @@ CONFIG_RULES = {
     "know.",
     "token-ids": "`bos_token_id`, `eos_token_id` and `pad_token_id` of both configuration files "
     "become whole numbers within the vocabulary (a text becomes its id), or are left out.",
+    "sampling-values": "Numbers and flags of sampling in `generation_config.json` that are texts "
+    '(`"0.6"`, `"true"`) are read as what they say.',
+    "greedy": "`do_sample` with a `temperature` of 0, which loaders refuse, is read as greedy.",
     "top-k": "A negative `top_k` in `generation_config.json` is read as 0, no limit.",
 }
 
@@ -194,6 +200,23 @@ class Settler:
                     f"{vocab_size}).",
                 )
 
+    def read_sampling_texts(self) -> None:
+        """Read numbers and flags that are texts; what is neither stays as it is."""
+        for key in ("do_sample", *_SAMPLING_NUMBERS):
+            stated = self.values.get(key)
+            value = _read_flag(stated) if key == "do_sample" else _read_number(stated)
+            if value is not None:
+                self.values[key] = value
+                self.note("sampling-values", f"{key} {stated!r:.40} is read as {value!r}.")
+
+    def settle_greedy(self) -> None:
+        """Turn sampling off where the temperature leaves nothing to draw."""
+        stated: Any = self.values.get("temperature")
+        if self.values.get("do_sample") is True and type(stated) in (int, float) and stated == 0:
+            del self.values["temperature"]
+            self.values["do_sample"] = False
+            self.note("greedy", f"do_sample with temperature {stated} is read as do_sample false.")
+
     def settle_top_k(self) -> None:
         """Write 0, which transformers reads as no limit, for a negative ``top_k``."""
         stated: Any = self.values.get("top_k")
@@ -251,8 +274,28 @@ def settle_generation(values: Mapping[str, Any], vocab_size: int, token_id: Toke
     """Return the values of ``generation_config.json`` likewise."""
     settler = Settler(values, GENERATION_CONFIG_NAME)
     settler.settle_ids(vocab_size, token_id)
+    settler.read_sampling_texts()
+    settler.settle_greedy()
     settler.settle_top_k()
     return settler
+
+
+def _read_flag(stated: Any) -> bool | None:
+    """Return the flag that a text or a number says; None for what is a flag or says none."""
+    words = {"true": True, "false": False, "1": True, "0": False}
+    is_number = type(stated) is int
+    return words.get(str(stated)[:8].lower()) if is_number or isinstance(stated, str) else None
+
+
+def _read_number(stated: Any) -> int | float | None:
+    """Return the number that a text says; None for what is no text or says none."""
+    if not isinstance(stated, str) or len(stated) > 12 or not stated.isascii():
+        return None
+    with suppress(ValueError):
+        value = float(stated)
+        if isfinite(value):
+            return int(value) if value.is_integer() and "." not in stated else value
+    return None
 
 
 def _settle_id(entry: Any, limit: int, token_id: TokenId) -> int | None:
