@@ -17,6 +17,8 @@ _LFS_POINTER = b"version https://git-lfs"
 _PAGE_STARTS = (b"<!doctype html", b"<html")
 # Enough of a file to tell what stands in its place.
 STAND_IN_BYTES = 512
+# What some editors and shells put in front of UTF-8.
+UTF8_MARK = b"\xef\xbb\xbf"
 # Lists and objects within each other. Published files have up to eight; Python's own functions end
 # with an error somewhat above this.
 MAX_DEPTH = 100
@@ -33,7 +35,7 @@ def name_stand_in(head: bytes) -> str:
             "is a Git LFS pointer, not the file itself. In a clone of its repository run: "
             "git lfs pull"
         )
-    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:14].lower().startswith(_PAGE_STARTS):
+    if head.removeprefix(UTF8_MARK).lstrip()[:14].lower().startswith(_PAGE_STARTS):
         return (
             "is a web page that was saved under this name, for example that of a login or of an "
             "error. Download the file again with a program that logs in, such as hf download."

@@ -56,6 +56,7 @@ _NEVER_NULL = (
     *(*_TRAINING_NUMBERS, "return_dict", "use_cache", "use_return_dict"),
 )
 _ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
+BYTE_ORDER_MARK = "byte-order-mark"  # the rule of checkpoint.side_files
 _ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # What each rule does, for the documentation.
@@ -78,6 +79,8 @@ CONFIG_RULES = {
     '(`"0.6"`, `"true"`) are read as what they say.',
     "greedy": "`do_sample` with a `temperature` of 0, which loaders refuse, is read as greedy.",
     "top-k": "A negative `top_k` in `generation_config.json` is read as 0, no limit.",
+    BYTE_ORDER_MARK: "A byte order mark at the beginning of a JSON file, of `merges.txt` or of a "
+    "chat template, which other loaders refuse, is left out.",
 }
 
 
