@@ -31,7 +31,7 @@ OTHERS = [
     ({"bos_token_id": [EOS_ID], "pad_token_id": [EOS_ID, 1]}, "token-ids"),
     ({"quantization_config": {}}, "left-over-quantization"),
     ({"quantization_bit": 4}, "left-over-quantization"),
-    ({"quantization_bit": 8, "quantization_config": {"bits": 8}}, "left-over-quantization"),
+    ({"quantization_bit": "8", "quantization_config": {"bits": 8}}, "left-over-quantization"),
 ]
 
 

@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vacc_deploy.checkpoint.generation_config import token_lookup
 from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo
-from vacc_deploy.checkpoint.stored import read_tensor, stored_bytes
+from vacc_deploy.checkpoint.stored import same_values
+from vacc_deploy.checkpoint.tensor_names import (
+    Renaming,
+    drop_wrappers,
+    published_names,
+    settle_prefixes,
+)
 from vacc_deploy.formats.dtypes import DTYPES, STORED_FLOATS, used_dtype
 from vacc_deploy.models.config import EMBEDDING, LM_HEAD
 from vacc_deploy.models.settle import Applied, settle_config
 
-ABSENT_ENTRIES = "absent-entries"
-# Modules that only wrap others; their names stand anywhere in a tensor's name.
-_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# In every checkpoint of these architectures; what stands in front of it is the prefix.
-_ANCHOR = "layers.0.input_layernorm.weight"
-_BODY = ("layers.", "embed_tokens.", "norm.", "rotary_emb.")
+ABSENT_ENTRIES, INDEX_NAMES = "absent-entries", "index-names"
 # Buffers that loaders compute anew, and heads that are for training or scoring.
 _SPARE = re.compile(
     r"(?:.*\.)?rotary_emb\.\w+"
@@ -55,19 +56,24 @@ class Found:
     spare: dict[str, TensorInfo] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def rename(self, change: Callable[[str], str]) -> int:
-        """Use every tensor under a changed name; return how many have changed."""
-        renamed, count = dict[str, TensorInfo](), 0
-        for name, info in self.tensors.items():
-            new = change(name)
-            count += new != name
-            if new in renamed:
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Use tensors under other names; ``names`` has the new name of each that changes.
+
+        Of two equal tensors under one name one is used; two different ones are a problem.
+        """
+        renamed = {name: info for name, info in self.tensors.items() if name not in names}
+        for name, new in names.items():
+            info = self.tensors[name]
+            if new not in renamed:
+                renamed[new] = replace(info, name=new)
+            elif same_values(renamed[new], info):
+                self.spare[name] = info
+            else:
                 self.problems.append(
-                    f"{new} is stored twice, as {renamed[new].stored_name} and {info.stored_name}"
+                    f"{new} is stored twice, as {renamed[new].stored_name} and {info.stored_name}, "
+                    "with different values"
                 )
-            renamed[new] = replace(info, name=new)
         self.tensors = renamed
-        return count
 
     def says_one(self, absent: str, stored: str) -> bool:
         """Return whether a file's metadata say that one tensor is stored under another's name."""
@@ -95,39 +101,35 @@ class Rule:
     apply: Callable[[Found], str]
 
 
-def _drop_wrappers(found: Found) -> str:
-    dropped = Counter[str]()
+def _rename_by(rule: Callable[[Collection[str]], Renaming]) -> Callable[[Found], str]:
+    """Return the function of a rule that changes names."""
 
-    def change(name: str) -> str:
-        parts = name.split(".")
-        dropped.update(_WRAPPERS.intersection(parts))
-        return ".".join(part for part in parts if part not in _WRAPPERS)
+    def apply(found: Found) -> str:
+        names, note = rule(found.tensors)
+        found.rename(names)
+        return note if names else ""
 
-    count = found.rename(change)
-    wrappers = ", ".join(sorted(dropped))
-    return f"left {wrappers} out of the names of {count:,} tensors." if count else ""
+    return apply
 
 
-def _settle_prefix(found: Found) -> str:
-    anchors = [name for name in found.tensors if f".{name}".endswith(f".{_ANCHOR}")]
-    heads = [name for name in found.tensors if f".{name}".endswith(f".{LM_HEAD}")]
-    # Of two models in one file neither is the one to take.
-    prefix = anchors[0].removesuffix(_ANCHOR) if len(anchors) == 1 else "model."
-    head = heads[0] if len(heads) == 1 else LM_HEAD
-
-    def change(name: str) -> str:
-        if name == head:
-            return LM_HEAD
-        rest = name.removeprefix(prefix)
-        is_body = name.startswith(prefix) and rest.startswith(_BODY)
-        return f"model.{rest}" if is_body else name
-
-    if not found.rename(change):
+def _settle_index_names(found: Found) -> str:
+    """Write an index entry under the name that its tensor has in the file."""
+    weight_map = found.weight_map or {}
+    stored = {info.name: info.stored_name for info in found.tensors.values()}
+    held = {*stored.values(), *(info.stored_name for info in found.spare.values())}
+    # A name that a file holds is the right one, whatever it would become.
+    other = {
+        name: stored[new]
+        for name, new in published_names(weight_map).items()
+        if name not in held and new in stored and stored[new] not in weight_map
+    }
+    if not other:
         return ""
-    if prefix != "model.":
-        stated = f"begin with {prefix!r}, not" if prefix else "do not begin with"
-        return f"the names of the tensors {stated} 'model.'; they are read as if they did."
-    return f"{head} is read as {LM_HEAD}."
+    found.weight_map = {other.get(name, name): file for name, file in weight_map.items()}
+    return (
+        f"the index lists {len(other):,} tensors under other names than the files; those of the "
+        "files count."
+    )
 
 
 def _drop_spare_tensors(found: Found) -> str:
@@ -208,7 +210,8 @@ def _drop_left_over_quantization(found: Found) -> str:
         info.dtype in STORED_FLOATS and name.endswith((".weight", ".bias"))
         for name, info in found.tensors.items()
     )
-    if not (is_float and (stated is not None or bits)):
+    # With 8 bits it is a directory of ours, which lacks its codes.
+    if not (is_float and (stated is not None or bits)) or bits == 8:
         return ""
     for key in ("quantization_config", "quantization_bit"):
         found.raw.pop(key, None)
@@ -230,13 +233,20 @@ RULES = (
         "wrappers",
         "Parts of tensor names that wrappers leave (`module`, `_orig_mod`, "
         "`_fsdp_wrapped_module`, `_checkpoint_wrapped_module`) are left out.",
-        _drop_wrappers,
+        _rename_by(drop_wrappers),
     ),
     Rule(
         "prefix",
         "Tensor names without `model.`, or with another prefix in its place "
-        "(`base_model.model.model.`, `language_model.model.`), are read as if they began so.",
-        _settle_prefix,
+        "(`base_model.model.model.`, `language_model.model.`), are read as if they began so; also "
+        "where some names have it and others not.",
+        _rename_by(settle_prefixes),
+    ),
+    Rule(
+        INDEX_NAMES,
+        "An index that has the same tensors under names of another of these forms is read as the "
+        "files have them.",
+        _settle_index_names,
     ),
     Rule(
         "spare-tensors",
@@ -301,18 +311,6 @@ def normalize(
     settler = settle_config(found.raw, _most_stored(found.tensors), token_lookup(directory))
     found.raw = settler.values
     return found, (*applied, *settler.applied)
-
-
-def same_values(left: TensorInfo, right: TensorInfo) -> bool:
-    """Return whether two stored tensors are the same matrix, whatever their dtypes."""
-    if left.shape != right.shape:
-        return False
-    if left.dtype == right.dtype:
-        # In step, piece by piece: neither is ever whole in memory.
-        pieces = zip(stored_bytes(left), stored_bytes(right), strict=True)
-        return all(mine.tobytes() == its.tobytes() for mine, its in pieces)
-    # float64 holds the values of every other float.
-    return bool((read_tensor(left).double() == read_tensor(right).double()).all())
 
 
 def _most_stored(tensors: Mapping[str, TensorInfo]) -> str | None:
