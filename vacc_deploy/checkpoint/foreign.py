@@ -126,13 +126,18 @@ def _name_quantizer(infos: list[TensorInfo]) -> str:
     return "integers" if dtypes.intersection(_INTEGERS) else ""
 
 
-def _explain_other_head(directory: Path, names: list[str], architectures: object) -> str:
+def names_scorer(architectures: object) -> str:
+    """Return the first of the ``architectures`` of a config.json that has no head for tokens."""
     stated = [str(name) for name in architectures] if isinstance(architectures, list) else []
-    other = [name for name in stated if not name.endswith(("ForCausalLM", "Model"))]
+    return next((n for n in stated if not n.endswith(("ForCausalLM", "Model"))), "")
+
+
+def _explain_other_head(directory: Path, names: list[str], architectures: object) -> str:
+    other = names_scorer(architectures)
     scores = [name for name in names if _CLASSIFIER.fullmatch(name)]
     if not scores and not other or any(name.endswith("lm_head.weight") for name in names):
         return ""
-    what = f"a {other[0]:.100}" if other else f"a model that scores texts ({scores[0]})"
+    what = f"a {other:.100}" if other else f"a model that scores texts ({scores[0]})"
     return (
         f"{directory} holds {what}: it has no head for the next token, and so writes no text. Give "
         "a checkpoint of the class ...ForCausalLM."

@@ -7,7 +7,6 @@ published form. What such a checkpoint means is decided here, once, from the dat
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from typing import Any
 
 from vacc_deploy.checkpoint.generation_config import token_lookup
 from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo
+from vacc_deploy.checkpoint.spare_tensors import find_spare, find_zero_biases, is_spare
 from vacc_deploy.checkpoint.stored import same_values
 from vacc_deploy.checkpoint.tensor_names import (
     Renaming,
@@ -24,16 +24,10 @@ from vacc_deploy.checkpoint.tensor_names import (
     settle_prefixes,
 )
 from vacc_deploy.formats.dtypes import DTYPES, STORED_FLOATS, used_dtype
-from vacc_deploy.models.config import EMBEDDING, LM_HEAD
-from vacc_deploy.models.settle import Applied, settle_config
+from vacc_deploy.models.config import CONFIG_NAME, EMBEDDING, LM_HEAD
+from vacc_deploy.models.settle import Applied, preview_config, settle_config
 
 ABSENT_ENTRIES, INDEX_NAMES = "absent-entries", "index-names"
-# Buffers that loaders compute anew, and heads that are for training or scoring.
-_SPARE = re.compile(
-    r"(?:.*\.)?rotary_emb\.\w+"
-    r"|.*\.self_attn\.(?:masked_bias|bias)|(?:.*\.)?position_ids"
-    r"|(?:.*\.)?(?:v_head|value_head|score|reward_head|regression_head)\..*"
-)
 
 
 @dataclass
@@ -133,13 +127,24 @@ def _settle_index_names(found: Found) -> str:
 
 
 def _drop_spare_tensors(found: Found) -> str:
-    names = [name for name in found.tensors if _SPARE.fullmatch(name)]
+    names = find_spare(found.tensors, found.raw.get("architectures"))
     for name in names:
         found.take_out(name)
     if not names:
         return ""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more}: tensors that no loader reads are left out."
+    listed = ", ".join(f"{name:.80}" for name in names[:3])
+    return f"{listed}{more}: tensors that no loader reads are left out."
+
+
+def _drop_zero_biases(found: Found) -> str:
+    config = preview_config(found.raw, where=CONFIG_NAME)
+    names = find_zero_biases(found.tensors, config.expected_tensors())
+    for name in names:
+        found.take_out(name)
+    if not names:
+        return ""
+    return f"{len(names):,} biases, which this architecture does not have, are zero and left out."
 
 
 def _settle_head_only(found: Found) -> str:
@@ -195,7 +200,7 @@ def _drop_absent_entries(found: Found) -> str:
     absent = []
     for name in found.weight_map.keys() - stored:
         is_head = name.endswith(LM_HEAD) and is_tied
-        if is_head or name in found.tensors or _SPARE.fullmatch(name):
+        if is_head or name in found.tensors or is_spare(name):
             absent.append(name)
     for name in absent:
         del found.weight_map[name]
@@ -250,9 +255,15 @@ RULES = (
     ),
     Rule(
         "spare-tensors",
-        "Rotary tables, causal masks and the heads of reward models (`v_head`, `score`), which no "
-        "loader reads, are left out.",
+        "Rotary tables, causal masks, scales of a key-value cache, and heads for training, "
+        "drafting or scoring (`v_head`, `mtp`, `score`), which no loader reads, are left out.",
         _drop_spare_tensors,
+    ),
+    Rule(
+        "zero-biases",
+        "Biases that the architecture does not have, as converters write them for every linear, "
+        "are left out if they are zero.",
+        _drop_zero_biases,
     ),
     Rule(
         "head-only",

@@ -37,6 +37,8 @@ MAX_INDEX_BYTES = 64 << 20
 # A file of the directory itself: no path, no drive, no NUL.
 _PLAIN_NAME = re.compile(r"(?!\.)[^/\\:\0]*\.safetensors", re.DOTALL)
 
+_LAYER = re.compile(r"model\.layers\.([0-9]{1,6})\.")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -306,7 +308,17 @@ def _compare_with_config(config: ModelConfig, tensors: dict[str, TensorInfo]) ->
         elif info.dtype not in dtypes:
             got = f"{name} in {info.path.name} is {info.dtype}"
             problems.append(f"{got}, expected {' or '.join(dtypes)}")
+    num_layers, extra = config.num_hidden_layers, dict[str, TensorInfo]()
     for name, info in tensors.items():
-        if name not in expected:
+        layer = _LAYER.match(name)
+        if layer and int(layer[1]) >= num_layers:
+            extra[layer[1]] = info
+        elif name not in expected:
             problems.append(f"{name} in {info.path.name} belongs to no part of this config.json")
+    if extra:
+        last = max(extra, key=int)
+        problems.append(
+            f"model.layers.{last} in {extra[last].path.name} is a layer more than config.json has: "
+            f"got num_hidden_layers {num_layers}, the weights have {int(last) + 1} layers"
+        )
     return problems

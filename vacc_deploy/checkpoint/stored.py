@@ -84,6 +84,11 @@ def read_pieces(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[memory
                 yield buffer[:count]
 
 
+def is_zero(info: TensorInfo) -> bool:
+    """Return whether every byte of a tensor is zero."""
+    return not any(piece.tobytes().strip(b"\0") for piece in stored_bytes(info))
+
+
 def same_values(left: TensorInfo, right: TensorInfo) -> bool:
     """Return whether two stored tensors are the same matrix, whatever their dtypes."""
     if left.shape != right.shape:

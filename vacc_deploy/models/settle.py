@@ -139,7 +139,8 @@ class Settler:
 
     def drop_parts(self) -> None:
         """Take out the configurations of the parts of a larger model."""
-        keys = [key for key in _PARTS if self.values.get(key) is not None]
+        is_known = self.values.get("model_type") in tuple(_ARCHITECTURES)
+        keys = [key for key in _PARTS if is_known and self.values.get(key) is not None]
         for key in keys:
             del self.values[key]
         if keys:
