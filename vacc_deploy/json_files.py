@@ -26,6 +26,11 @@ _ANSWERS = re.compile(
 )
 # Enough of a file to tell what stands in its place.
 STAND_IN_BYTES = 512
+# What some editors and shells put in front of UTF-8.
+UTF8_MARK = b"\xef\xbb\xbf"
+# Lists and objects within each other. Published files have up to eight; Python's own functions end
+# with an error somewhat above this.
+MAX_DEPTH = 100
 
 
 def name_stand_in(head: bytes) -> str:
@@ -39,7 +44,7 @@ def name_stand_in(head: bytes) -> str:
             "is a Git LFS pointer, not the file itself. In a clone of its repository run: "
             "git lfs pull"
         )
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    text = head.removeprefix(UTF8_MARK).lstrip()
     if _ANSWERS.match(text):
         line = text.splitlines()[0].decode("utf-8", "replace")
         return (
@@ -94,17 +99,37 @@ def read_json(path: Path, *, limit_bytes: int) -> Any:
     """Parse a small JSON file of at most ``limit_bytes``.
 
     Raises:
-        CheckpointError: the file is missing, too large, not UTF-8 or not JSON.
+        CheckpointError: the file is missing, too large, not UTF-8, not JSON or nested too deeply.
     """
     data = read_bounded(path, limit_bytes)
     if not data:
         raise CheckpointError(f"{path} is not valid JSON: it is empty. Download it again.")
     try:
-        return json.loads(data.decode("utf-8-sig"))
+        value = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as err:
         raise CheckpointError(
             f"{path} is not valid JSON: {err}. Correct the file, or download it again."
         ) from err
+    if _is_deeper(value, MAX_DEPTH):
+        raise CheckpointError(
+            f"{path} has lists or objects nested more than {MAX_DEPTH} deep, which no loader "
+            "reads. Restore the file from the model's original repository."
+        )
+    return value
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    """Return whether lists and objects are nested more than ``limit`` deep."""
+    level = [value]
+    for _ in range(limit + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (list, dict))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (list, dict))
+        ]
+    return bool(level)
 
 
 def dump_json(values: Mapping[str, Any]) -> str:

@@ -198,6 +198,8 @@ def test_dtype_bytes_are_those_of_the_library(tmp_path):
     path = tmp_path / "a.safetensors"
     # Those that the package reads into no dtype of torch.
     others = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+    others |= {"F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz"}
+    others |= {"F8_E5M2FNUZ": "float8_e5m2fnuz"}
     others |= {f"U{bits}": f"uint{bits}" for bits in (16, 32, 64)}
     dtypes = {c: getattr(torch, others[c]) if c in others else torch_dtype(c) for c in DTYPES}
     save_file({code: torch.zeros(2, dtype=dtype) for code, dtype in dtypes.items()}, path)

@@ -4,11 +4,13 @@ import hashlib
 import json
 
 import pytest
+import torch
 from checkpoint_builders import write_checkpoint, write_json
 from doubles import Recorder
 from texts import read_json, sha256
 from token_fixtures import TEXT, added_token, their_ids, train_backend, write_files
 from tokenizer_builders import write_tokenizer
+from transformers import AutoModelForCausalLM
 
 from vacc_deploy.checkpoint.files import side_files
 from vacc_deploy.checkpoint.reader import Checkpoint
@@ -129,3 +131,34 @@ def test_templates_do_not_matter_for_what_is_written(tmp_path):
     write_tokenizer(source, config=config)
     assert plan_side_files(Checkpoint.open(source), with_config=False).notes == ()
     assert json.loads((source / "tokenizer_config.json").read_text()) == config
+
+
+@pytest.mark.parametrize("kind", ["plain", "slow"])
+def test_byte_order_marks_are_read_and_left_out(tmp_path, kind):
+    if kind == "slow":
+        source = make_source(tmp_path / "src", kind)
+    else:
+        source = write_checkpoint(tmp_path / "src", model_type="llama", shards=2)
+    template = "{{ messages[0].content }}"
+    (source / "chat_template.jinja").write_text(template)
+    clean = {path.name: path.read_bytes() for path in source.iterdir()}
+    marked = {name for name in clean if not name.endswith(".safetensors")}
+    expected = Tokenizer.from_dir(source).encode(TEXT, add_bos=False)
+    for name in marked:
+        (source / name).write_bytes(b"\xef\xbb\xbf" + clean[name])
+    tokenizer = Tokenizer.from_dir(source)
+    assert tokenizer.encode(TEXT, add_bos=False) == expected
+    turns = [{"role": "user", "content": "Hi"}]
+    assert tokenizer.render_chat(turns, add_generation_prompt=False) == "Hi"
+    plan = prepare(source, output=tmp_path / "out", dry_run=True)
+    result = prepare(source, output=tmp_path / "out")
+    assert plan.notes == result.notes
+    (note,) = [note for note in result.notes if note.endswith("(rule byte-order-mark).")]
+    assert all(name in note for name in marked)
+    written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert {name: written[name] for name in marked} == {name: clean[name] for name in marked}
+    again = prepare(tmp_path / "out", output=tmp_path / "again")
+    assert not any("byte-order-mark" in note for note in again.notes)
+    if kind == "plain":
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+        assert their_ids(tmp_path / "out") == expected

@@ -28,6 +28,7 @@ def state(directory, stated):
         ({}, (0.6, 0.95, 0)),
         ({"temperature": 0.7, "top_p": 0.8, "top_k": 20}, (0.7, 0.8, 20)),
         ({"temperature": 0, "top_p": 1}, (0.6, 1.0, 0)),
+        ({"temperature": "0.7", "top_p": "1", "top_k": "20"}, (0.7, 1.0, 20)),
         ({"temperature": None, "top_k": None}, (0.6, 0.95, 0)),
     ],
 )
@@ -62,6 +63,17 @@ def test_read_sampling_refuses_values_out_of_range(tmp_path, text, message):
         (R1, {"temperature": 1.5, "top_p": 0.5}, Sampling(1.5, 0.5, 0, 0)),
         (R1 | {"repetition_penalty": 1.1}, {}, Sampling(0.6, 0.95, 0, 0, 1.1)),
         (R1, {"greedy": True}, None),
+        # A temperature of 0 leaves nothing to draw; texts are what they say.
+        (R1 | {"temperature": 0}, {}, None),
+        (R1 | {"temperature": "0.0"}, {}, None),
+        (R1 | {"temperature": 0}, {"temperature": 0.8}, Sampling(0.8, 0.95, 0, 0)),
+        (
+            R1 | {"do_sample": "true", "repetition_penalty": "1.1"},
+            {},
+            Sampling(0.6, 0.95, 0, 0, 1.1),
+        ),
+        (R1 | {"do_sample": 1}, {}, Sampling(0.6, 0.95, 0, 0)),
+        (R1 | {"do_sample": "False"}, {}, None),
         # Without do_sample the model is greedy, unless the user gives a value of sampling.
         ({"temperature": 0.6}, {}, None),
         ({}, {"seed": 3}, None),

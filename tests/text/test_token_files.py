@@ -112,6 +112,8 @@ def test_added_tokens_json_counts_beside_added_tokens_decoder(tmp_path):
         ({"pad_token": "[PAD]", "eos_token": END}, None, [END, "[PAD]"]),
         ({"additional_special_tokens": ["<think>", "</think>"]}, None, ["<think>", "</think>"]),
         ({"extra_special_tokens": {"tool_token": "<tool>"}}, None, ["<tool>"]),
+        ({"model_specific_special_tokens": {"tool_token": "<tool>"}}, None, ["<tool>"]),
+        ({"pad_token": "", "eos_token": END}, {"pad_token": ""}, [END]),
         ({"eos_token": "<s>"}, {"eos_token": END}, [END]),
         ({}, {"additional_special_tokens": ["<tool>"], "eos_token": END}, [END, "<tool>"]),
         (

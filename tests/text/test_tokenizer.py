@@ -308,10 +308,16 @@ def test_contradicting_tokenizer_config_is_refused(tmp_path, changes, text):
         load(tmp_path, **changes)
 
 
-def test_add_bos_without_a_bos_is_refused(tmp_path):
-    backend = build_backend(post_processor_bos=False)
-    with pytest.raises(CheckpointError, match="add_bos_token is true, but bos_token names no"):
-        load(tmp_path, backend, bos_token=None)
+def test_add_bos_without_a_bos_puts_none_and_says_so(tmp_path):
+    tokenizer = load(tmp_path, build_backend(post_processor_bos=False), bos_token=None)
+    assert (tokenizer.adds_bos, tokenizer.bos_id) == (False, None)
+    assert tokenizer.notes == (
+        "add_bos_token in tokenizer_config.json is true, but bos_token names no token: no BOS is "
+        "put in front of a text, as in transformers.",
+    )
+    # One that the post-processor puts is a BOS.
+    tokenizer = load(tmp_path, bos_token=None)
+    assert (tokenizer.adds_bos, tokenizer.notes) == (True, ())
 
 
 def test_tokenizer_config_must_be_an_object(tmp_path):

@@ -131,18 +131,25 @@ def _name_quantizer(infos: list[TensorInfo]) -> str:
     return "integers" if dtypes.intersection(_INTEGERS) else ""
 
 
-def _explain_other_head(directory: Path, names: list[str], architectures: object) -> str:
+def names_scorer(architectures: object) -> str:
+    """Return the first of the ``architectures`` of a config.json that has no head for tokens."""
     stated = [str(name) for name in architectures] if isinstance(architectures, list) else []
-    if stated and stated[0].endswith("Model") and not any(n.endswith(LM_HEAD) for n in names):
+    return next((n for n in stated if not n.endswith(("ForCausalLM", "Model"))), "")
+
+
+def _explain_other_head(directory: Path, names: list[str], architectures: object) -> str:
+    stated = architectures[0] if isinstance(architectures, list) and architectures else ""
+    is_part = isinstance(stated, str) and stated.endswith("Model")
+    if is_part and not any(name.endswith(LM_HEAD) for name in names):
         return (
-            f"{directory} holds a {stated[0]:.100}, which is a model without its head for the next "
+            f"{directory} holds a {stated:.100}, which is a model without its head for the next "
             "token. Save it once more as the class ...ForCausalLM, or download the whole model."
         )
-    other = [name for name in stated if not name.endswith(("ForCausalLM", "Model"))]
+    other = names_scorer(architectures)
     scores = [name for name in names if _CLASSIFIER.fullmatch(name)]
     if not scores and not other or any(name.endswith(LM_HEAD) for name in names):
         return ""
-    what = f"a {other[0]:.100}" if other else f"a model that scores texts ({scores[0]})"
+    what = f"a {other:.100}" if other else f"a model that scores texts ({scores[0]})"
     return (
         f"{directory} holds {what}: it has no head for the next token, and so writes no text. Give "
         "a checkpoint of the class ...ForCausalLM."

@@ -7,35 +7,28 @@ published form. What such a checkpoint means is decided here, once, from the dat
 
 from __future__ import annotations
 
-import math
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vacc_deploy.checkpoint.generation_config import token_lookup
 from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo
-from vacc_deploy.checkpoint.stored import read_values, stored_bytes
+from vacc_deploy.checkpoint.spare_tensors import find_spare, find_zero_biases, is_spare
+from vacc_deploy.checkpoint.stored import same_values
+from vacc_deploy.checkpoint.tensor_names import (
+    Renaming,
+    drop_wrappers,
+    published_names,
+    settle_prefixes,
+)
 from vacc_deploy.errors import name_some
 from vacc_deploy.formats.dtypes import DTYPES, STORED_FLOATS, used_dtype
-from vacc_deploy.models.config import EMBEDDING, LM_HEAD
-from vacc_deploy.models.settle import Applied, settle_config
+from vacc_deploy.models.config import CONFIG_NAME, EMBEDDING, LM_HEAD
+from vacc_deploy.models.settle import Applied, preview_config, settle_config
 
-ABSENT_ENTRIES = "absent-entries"
-_VALUES_AT_ONCE = 1 << 20  # of two heads that are compared
-# Modules that only wrap others; their names stand anywhere in a tensor's name.
-_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-# In every checkpoint of these architectures; what stands in front of it is the prefix.
-_ANCHOR = "layers.0.input_layernorm.weight"
-_BODY = ("layers.", "embed_tokens.", "norm.", "rotary_emb.")
-# Buffers that loaders compute anew, and heads that are for training or scoring.
-_SPARE = re.compile(
-    r"(?:.*\.)?rotary_emb\.\w+"
-    r"|.*\.self_attn\.(?:masked_bias|bias)|(?:.*\.)?position_ids"
-    r"|(?:.*\.)?(?:v_head|value_head|score|reward_head|regression_head)\..*"
-)
+ABSENT_ENTRIES, INDEX_NAMES = "absent-entries", "index-names"
 
 
 @dataclass
@@ -58,19 +51,24 @@ class Found:
     spare: dict[str, TensorInfo] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def rename(self, change: Callable[[str], str]) -> int:
-        """Use every tensor under a changed name; return how many have changed."""
-        renamed, count = dict[str, TensorInfo](), 0
-        for name, info in self.tensors.items():
-            new = change(name)
-            count += new != name
-            if new in renamed:
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Use tensors under other names; ``names`` has the new name of each that changes.
+
+        Of two equal tensors under one name one is used; two different ones are a problem.
+        """
+        renamed = {name: info for name, info in self.tensors.items() if name not in names}
+        for name, new in names.items():
+            info = self.tensors[name]
+            if new not in renamed:
+                renamed[new] = replace(info, name=new)
+            elif same_values(renamed[new], info):
+                self.spare[name] = info
+            else:
                 self.problems.append(
-                    f"{new} is stored twice, as {renamed[new].stored_name} and {info.stored_name}"
+                    f"{new} is stored twice, as {renamed[new].stored_name} and {info.stored_name}, "
+                    "with different values"
                 )
-            renamed[new] = replace(info, name=new)
         self.tensors = renamed
-        return count
 
     def says_one(self, absent: str, stored: str) -> bool:
         """Return whether a file's metadata say that one tensor is stored under another's name."""
@@ -85,51 +83,57 @@ class Found:
         self.spare[name] = self.tensors.pop(name)
 
 
-def _drop_wrappers(found: Found) -> str:
-    """Leave out the parts of names that ``_WRAPPERS`` leave."""
-    dropped = Counter[str]()
+def _rename_by(rule: Callable[[Collection[str]], Renaming]) -> Callable[[Found], str]:
+    """Return the function of a rule that changes names."""
 
-    def change(name: str) -> str:
-        parts = name.split(".")
-        dropped.update(_WRAPPERS.intersection(parts))
-        return ".".join(part for part in parts if part not in _WRAPPERS)
+    def apply(found: Found) -> str:
+        names, note = rule(found.tensors)
+        found.rename(names)
+        return note if names else ""
 
-    count = found.rename(change)
-    wrappers = ", ".join(sorted(dropped))
-    return f"left {wrappers} out of the names of {count:,} tensors." if count else ""
+    return apply
 
 
-def _settle_prefix(found: Found) -> str:
-    """Read names without ``model.``, or with another prefix in its place, as if they began so."""
-    anchors = [name for name in found.tensors if f".{name}".endswith(f".{_ANCHOR}")]
-    heads = [name for name in found.tensors if f".{name}".endswith(f".{LM_HEAD}")]
-    # Of two models in one file neither is the one to take.
-    prefix = anchors[0].removesuffix(_ANCHOR) if len(anchors) == 1 else "model."
-    head = heads[0] if len(heads) == 1 else LM_HEAD
-
-    def change(name: str) -> str:
-        if name == head:
-            return LM_HEAD
-        rest = name.removeprefix(prefix)
-        is_body = name.startswith(prefix) and rest.startswith(_BODY)
-        return f"model.{rest}" if is_body else name
-
-    if not found.rename(change):
+def _settle_index_names(found: Found) -> str:
+    """Write an index entry under the name that its tensor has in the file."""
+    weight_map = found.weight_map or {}
+    stored = {info.name: info.stored_name for info in found.tensors.values()}
+    held = {*stored.values(), *(info.stored_name for info in found.spare.values())}
+    # A name that a file holds is the right one, whatever it would become.
+    other = {
+        name: stored[new]
+        for name, new in published_names(weight_map).items()
+        if name not in held and new in stored and stored[new] not in weight_map
+    }
+    if not other:
         return ""
-    if prefix != "model.":
-        stated = f"begin with {prefix!r}, not" if prefix else "do not begin with"
-        return f"the names of the tensors {stated} 'model.'; they are read as if they did."
-    return f"{head} is read as {LM_HEAD}."
+    found.weight_map = {other.get(name, name): file for name, file in weight_map.items()}
+    return (
+        f"the index lists {len(other):,} tensors under other names than the files; those of the "
+        "files count."
+    )
 
 
 def _drop_spare_tensors(found: Found) -> str:
-    """Leave out what no loader reads: see ``_SPARE``."""
-    names = [name for name in found.tensors if _SPARE.fullmatch(name)]
+    """Leave out what no loader reads."""
+    names = find_spare(found.tensors, found.raw.get("architectures"))
     for name in names:
         found.take_out(name)
     if not names:
         return ""
-    return f"{name_some(names, 3)}: tensors that no loader reads are left out."
+    listed = name_some([f"{name:.80}" for name in names], 3)
+    return f"{listed}: tensors that no loader reads are left out."
+
+
+def _drop_zero_biases(found: Found) -> str:
+    """Leave out biases of zero that the architecture does not have."""
+    config = preview_config(found.raw, where=CONFIG_NAME)
+    names = find_zero_biases(found.tensors, config.expected_tensors())
+    for name in names:
+        found.take_out(name)
+    if not names:
+        return ""
+    return f"{len(names):,} biases, which this architecture does not have, are zero and left out."
 
 
 def _settle_head_only(found: Found) -> str:
@@ -185,7 +189,7 @@ def _drop_absent_entries(found: Found) -> str:
     absent = []
     for name in found.weight_map.keys() - stored:
         is_head = name.endswith(LM_HEAD) and is_tied
-        if is_head or name in found.tensors or _SPARE.fullmatch(name):
+        if is_head or name in found.tensors or is_spare(name):
             absent.append(name)
     for name in absent:
         del found.weight_map[name]
@@ -194,19 +198,22 @@ def _drop_absent_entries(found: Found) -> str:
 
 
 def _drop_left_over_quantization(found: Found) -> str:
-    """Leave out a ``quantization_config`` where every weight is a float of its own name."""
-    stated = found.raw.get("quantization_config")
+    """Leave out what is said of quantized weights where every weight is a float of its own name."""
+    stated, bits = found.raw.get("quantization_config"), found.raw.get("quantization_bit")
     is_float = all(
         info.dtype in STORED_FLOATS and name.endswith((".weight", ".bias"))
         for name, info in found.tensors.items()
     )
-    if not stated or found.raw.get("quantization_bit") or not is_float:
+    # With 8 bits it is a directory of ours, which lacks its codes.
+    if not (is_float and (stated is not None or bits)) or bits == 8:
         return ""
-    del found.raw["quantization_config"]
+    for key in ("quantization_config", "quantization_bit"):
+        found.raw.pop(key, None)
     method = stated.get("quant_method") if isinstance(stated, dict) else stated
+    key, value = ("quantization_bit", bits) if stated is None else ("quantization_config", method)
     return (
-        f"config.json has a quantization_config ({method!r:.40}), but every weight is a float: it "
-        "is left over from a base model and left out."
+        f"config.json has a {key} ({value!r:.40}), but every weight is a float: it is left over "
+        "from a base model and left out."
     )
 
 
@@ -218,9 +225,11 @@ def _read_float64(found: Found) -> str:
 # Each changes what was found and returns a sentence that tells what; an empty text where it does
 # not apply. The names stand in notes and manifests; docs/prepare.md says what each does.
 RULES: dict[str, Callable[[Found], str]] = {
-    "wrappers": _drop_wrappers,
-    "prefix": _settle_prefix,
+    "wrappers": _rename_by(drop_wrappers),
+    "prefix": _rename_by(settle_prefixes),
+    INDEX_NAMES: _settle_index_names,
     "spare-tensors": _drop_spare_tensors,
+    "zero-biases": _drop_zero_biases,
     "head-only": _settle_head_only,
     "embedding-only": _settle_embedding_only,
     "two-heads": _settle_two_heads,
@@ -255,23 +264,6 @@ def normalize(
     settler = settle_config(found.raw, _most_stored(found.tensors), token_lookup(directory))
     found.raw = settler.values
     return found, (*applied, *settler.applied)
-
-
-def same_values(left: TensorInfo, right: TensorInfo) -> bool:
-    """Return whether two stored tensors are the same matrix of floats, whatever their dtypes."""
-    if left.shape != right.shape or not {left.dtype, right.dtype} <= set(STORED_FLOATS):
-        return False
-    # Piece by piece: neither is ever whole in memory.
-    if left.dtype == right.dtype:
-        pieces = zip(stored_bytes(left), stored_bytes(right), strict=True)
-        return all(mine.tobytes() == its.tobytes() for mine, its in pieces)
-    count = math.prod(left.shape)
-    for start in range(0, count, _VALUES_AT_ONCE):
-        stop = min(start + _VALUES_AT_ONCE, count)
-        # float64 holds the values of every other float.
-        if (read_values(left, start, stop).double() != read_values(right, start, stop)).any():
-            return False
-    return True
 
 
 def _most_stored(tensors: Mapping[str, TensorInfo]) -> str | None:

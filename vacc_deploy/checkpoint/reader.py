@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 # A file of the directory itself: no path, no drive, no NUL.
 _PLAIN_NAME = re.compile(r"(?!\.)[^/\\:\0]*\.safetensors", re.DOTALL)
 
+_LAYER = re.compile(r"model\.layers\.([0-9]{1,6})\.")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -168,14 +170,14 @@ def examine(directory: Path) -> tuple[Checkpoint, list[str]]:
         raise CheckpointError(f"{directory} {state}. Give a checkpoint directory.")
     raw, where = read_config_values(directory), str(directory / CONFIG_NAME)
     # What is wrong with the configuration itself comes before what is wrong with the weights.
-    previewed = preview_config(raw, where=where)
+    preview = preview_config(raw, where=where)
     # Without an index every weight file of the directory counts.
     weight_map = _read_index(directory)
     names = sorted(set(weight_map.values())) if weight_map else _find_files(directory)
     shards, problems = _read_shards(directory, names, weight_map)
     if problems:
         # Without a shard all of its tensors would be reported too.
-        return Checkpoint(directory, previewed, shards, {}, weight_map is not None), problems
+        return Checkpoint(directory, preview, shards, {}, weight_map is not None), problems
     found, applied = normalize(raw, shards, weight_map, directory)
     config = parse_config(found.raw, where=where)
     problems += found.problems
@@ -307,7 +309,17 @@ def _compare_with_config(config: ModelConfig, tensors: dict[str, TensorInfo]) ->
         elif info.dtype not in dtypes:
             got = f"{name} in {info.path.name} is {info.dtype}"
             problems.append(f"{got}, expected {' or '.join(dtypes)}")
+    num_layers, extra = config.num_hidden_layers, dict[str, TensorInfo]()
     for name, info in tensors.items():
-        if name not in expected:
+        layer = _LAYER.match(name)
+        if layer and int(layer[1]) >= num_layers:
+            extra[layer[1]] = info
+        elif name not in expected:
             problems.append(f"{name} in {info.path.name} belongs to no part of this config.json")
+    if extra:
+        last = max(extra, key=int)
+        problems.append(
+            f"model.layers.{last} in {extra[last].path.name} is a layer more than config.json has: "
+            f"got num_hidden_layers {num_layers}, the weights have {int(last) + 1} layers"
+        )
     return problems

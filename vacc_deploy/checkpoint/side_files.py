@@ -7,14 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from vacc_deploy.checkpoint.files import copy_file, side_files
+from vacc_deploy.checkpoint.files import DOCUMENTS, MAX_SIDE_FILE_BYTES, copy_file, side_files
 from vacc_deploy.checkpoint.generation_config import read_generation_config
-from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.checkpoint.reader import INDEX_NAME, Checkpoint
 from vacc_deploy.checkpoint.writer import WrittenFile, write_bytes
 from vacc_deploy.errors import CheckpointError, TokenConflictError
-from vacc_deploy.json_files import dump_json
+from vacc_deploy.json_files import UTF8_MARK, dump_json, read_bounded
 from vacc_deploy.models.config import CONFIG_NAME, GENERATION_CONFIG_NAME
-from vacc_deploy.models.settle import Applied
+from vacc_deploy.models.settle import BYTE_ORDER_MARK, Applied
 from vacc_deploy.text.files import MERGES_NAME, SENTENCEPIECE_NAME, TOKENIZER_NAME, VOCAB_NAME
 from vacc_deploy.text.token_files import settle_tokens
 
@@ -37,7 +37,11 @@ class SideFile(NamedTuple):
 
     @classmethod
     def copied(cls, path: Path, how: str = "copy") -> SideFile:
-        """Return a file that is copied byte for byte."""
+        """Return a file that is copied byte for byte, but for a byte order mark."""
+        if _has_mark(path):
+            return cls.generated(
+                path.name, read_bounded(path, MAX_SIDE_FILE_BYTES)[len(UTF8_MARK) :]
+            )
         return cls(path.name, path.stat().st_size, how, partial(copy_file, path))
 
     @classmethod
@@ -92,7 +96,22 @@ def plan_side_files(checkpoint: Checkpoint, *, with_config: bool) -> SidePlan:
     paths = side_files(directory, with_config=with_config)
     files = [SideFile.copied(path) for path in paths if path.name not in texts]
     files += [SideFile.generated(name, text) for name, text in texts.items()]
-    return SidePlan(tuple(files), (*checkpoint.applied, *applied), notes)
+    index = [directory / INDEX_NAME] if with_config and checkpoint.has_index else []
+    rules = (*checkpoint.applied, *applied, *_drop_marks([*paths, *index]))
+    return SidePlan(tuple(files), rules, notes)
+
+
+def _has_mark(path: Path) -> bool:
+    """Return whether a file that programs read begins with a byte order mark."""
+    with path.open("rb") as file:
+        return path.name not in DOCUMENTS and file.read(len(UTF8_MARK)) == UTF8_MARK
+
+
+def _drop_marks(paths: list[Path]) -> list[Applied]:
+    """Return the rule by which ``SideFile.copied`` leaves byte order marks out, if it does."""
+    names = ", ".join(path.name for path in paths if _has_mark(path))
+    note = f"left the byte order mark at the beginning of {names} out."
+    return [Applied(BYTE_ORDER_MARK, note)] if names else []
 
 
 def _settle_tokenizer(directory: Path) -> tuple[bytes | None, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from vacc_deploy.checkpoint.header import TensorInfo
 from vacc_deploy.errors import CheckpointError
-from vacc_deploy.formats.dtypes import DTYPES, torch_dtype
+from vacc_deploy.formats.dtypes import DTYPES, STORED_FLOATS, torch_dtype
 
 if TYPE_CHECKING:
     import torch
 
 # Small enough to be hashed and written while it is still in the cache.
 CHUNK_BYTES = 1 << 20
+_PIECE_ELEMENTS = 1 << 20
 
 
 def read_tensor(info: TensorInfo) -> torch.Tensor:
@@ -96,6 +98,36 @@ def read_pieces(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[memory
             while left > 0 and (count := file.readinto(buffer[:left])):
                 left -= count
                 yield buffer[:count]
+
+
+def is_zero(info: TensorInfo) -> bool:
+    """Return whether every byte of a tensor is zero."""
+    return not any(piece.tobytes().strip(b"\0") for piece in stored_bytes(info))
+
+
+def same_values(left: TensorInfo, right: TensorInfo) -> bool:
+    """Return whether two stored tensors are the same matrix, whatever their dtypes."""
+    if left.shape != right.shape:
+        return False
+    if left.dtype == right.dtype:
+        # In step, piece by piece: neither is ever whole in memory.
+        pieces = zip(stored_bytes(left), stored_bytes(right), strict=True)
+        return all(mine.tobytes() == its.tobytes() for mine, its in pieces)
+    if not {left.dtype, right.dtype} <= set(STORED_FLOATS):
+        return False
+    return all(
+        # float64 holds the values of every other float.
+        bool((mine.double() == its.double()).all())
+        for mine, its in zip(_pieces(left), _pieces(right), strict=True)
+    )
+
+
+def _pieces(info: TensorInfo) -> Iterator[torch.Tensor]:
+    """Yield the elements of a tensor, some at a time."""
+    count, size = math.prod(info.shape), DTYPES[info.dtype].num_bytes
+    for start in range(0, count, _PIECE_ELEMENTS):
+        length = min(_PIECE_ELEMENTS, count - start)
+        yield read_spans(info, (length,), [(start * size, length * size)])
 
 
 def shortened(info: TensorInfo) -> CheckpointError:

@@ -57,7 +57,8 @@ class ConfigReader:
         limit = _LIMITS.get(key, 1 << 24)
         # True is an int in Python. A bad value becomes 1, not 0: others are divided by it.
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
-            self.problems.append(f"{key}: got {value!r}, expected a whole number from 1 to {limit}")
+            expected = f"expected a whole number from 1 to {limit}"
+            self.problems.append(f"{key}: got {value!r:.80}, {expected}")
             return 1
         return value
 
@@ -69,7 +70,7 @@ class ConfigReader:
         good = isinstance(value, (int, float)) and not isinstance(value, bool)
         # The upper bound refuses infinity, and whole numbers that float() cannot hold.
         if not good or not 0 < value <= sys.float_info.max:
-            self.problems.append(f"{key}: got {value!r}, expected a positive number")
+            self.problems.append(f"{key}: got {value!r:.80}, expected a positive number")
             return 1.0
         return float(value)
 
@@ -77,7 +78,7 @@ class ConfigReader:
         """Return true or false."""
         value = self._value(key, default)
         if not isinstance(value, bool):
-            self.problems.append(f"{key}: got {value!r}, expected true or false")
+            self.problems.append(f"{key}: got {value!r:.80}, expected true or false")
             return default
         return value
 
@@ -85,7 +86,7 @@ class ConfigReader:
         """Return an object; an empty one where it is absent."""
         value: Any = self._value(key, {})
         if not isinstance(value, dict):
-            self.problems.append(f"{key}: got {value!r}, expected an object")
+            self.problems.append(f"{key}: got {value!r:.80}, expected an object")
             return {}
         return value
 
@@ -163,7 +164,7 @@ def _read_values(reader: ConfigReader) -> ModelConfig:
     model_type = reader.raw.get("model_type")
     if model_type not in SUPPORTED_MODEL_TYPES:
         raise UnsupportedModelError(
-            f"{reader.where} has model_type {model_type!r}, expected one of "
+            f"{reader.where} has model_type {model_type!r:.80}, expected one of "
             f"{', '.join(SUPPORTED_MODEL_TYPES)}.{_describe_kind(reader.raw)} vacc-deploy handles "
             "DeepSeek-R1-Distill models and other checkpoints of these two architectures."
         )
@@ -224,19 +225,20 @@ def _read_rope(reader: ConfigReader, *, is_qwen2: bool) -> tuple[float, RopeScal
         )
     inner, outer = scaling.get("rope_theta"), reader.raw.get("rope_theta")
     if None not in (inner, outer) and inner != outer:
-        reader.problems.append(f"rope_theta: got {outer!r} and, in the rotary rule, {inner!r}")
+        both = f"{outer!r:.80} and, in the rotary rule, {inner!r:.80}"
+        reader.problems.append(f"rope_theta: got {both}")
     rope_theta = reader.number("rope_theta", 10000.0, scaling if outer is None else reader.raw)
     # "type" is the name that rope_type had before.
     types = [s.get("rope_type", s.get("type", "default")) for s in (older, parameters) if s]
     rope_type = types[0] if types else "default"
     if types[1:] and types[1] != rope_type:
         reader.problems.append(
-            f"rope_scaling has type {rope_type!r}, rope_parameters has {types[1]!r}"
+            f"rope_scaling has type {rope_type!r:.80}, rope_parameters has {types[1]!r:.80}"
         )
     supported = SUPPORTED_ROPE_TYPES[: 2 if is_qwen2 else 3]
     if rope_type not in supported:
         raise UnsupportedModelError(
-            f"{reader.where} asks for rotary scaling of type {rope_type!r}, expected one of "
+            f"{reader.where} asks for rotary scaling of type {rope_type!r:.80}, expected one of "
             f"{', '.join(supported)}. The compiled graph would not compute what the "
             "model computes: remove rope_scaling to use the trained context length only."
         )
@@ -266,7 +268,7 @@ def _read_dtype(reader: ConfigReader) -> str:
     value = reader.raw.get("torch_dtype") or reader.raw.get("dtype") or "float32"
     if not isinstance(value, str) or value not in FLOAT_DTYPE_BYTES:
         reader.problems.append(
-            f"torch_dtype: got {value!r}, expected {', '.join(FLOAT_DTYPE_BYTES)}"
+            f"torch_dtype: got {value!r:.80}, expected {', '.join(FLOAT_DTYPE_BYTES)}"
         )
         return "float32"
     return value
@@ -276,7 +278,7 @@ def _read_quantization(reader: ConfigReader) -> str:
     # Before the quantization_config: that of an int8 directory is only a guard.
     bits = reader.raw.get("quantization_bit") or 0
     if bits not in (0, 8):
-        reader.problems.append(f"quantization_bit: got {bits!r}, expected 8 or none")
+        reader.problems.append(f"quantization_bit: got {bits!r:.80}, expected 8 or none")
         return ""
     if bits:
         return INT8
@@ -287,8 +289,8 @@ def _read_quantization(reader: ConfigReader) -> str:
     if layout is None:
         method = stated.get("quant_method") if isinstance(stated, dict) else stated
         raise UnsupportedModelError(
-            f"{reader.where} has a quantization_config (quant_method {method!r}): the weights are "
-            "quantized already. Start from the float checkpoint."
+            f"{reader.where} has a quantization_config (quant_method {method!r:.80}): the weights "
+            "are quantized already. Start from the float checkpoint."
         )
     return layout
 
@@ -314,10 +316,10 @@ def _find_contradictions(config: ModelConfig) -> list[str]:
     elif config.head_dim % 2:
         problems.append(f"head_dim {config.head_dim} is odd; rotary needs pairs")
     if raw.get("hidden_act", "silu") != "silu":
-        problems.append(f"hidden_act: got {raw['hidden_act']!r}, expected 'silu'")
+        problems.append(f"hidden_act: got {raw['hidden_act']!r:.80}, expected 'silu'")
     if raw.get("pretraining_tp", 1) not in (None, 1):
         problems.append(
-            f"pretraining_tp: got {raw['pretraining_tp']!r}, expected 1 (a rule of vamc)"
+            f"pretraining_tp: got {raw['pretraining_tp']!r:.80}, expected 1 (a rule of vamc)"
         )
     if config.model_type == "qwen2":
         problems += _check_layer_types(config)
@@ -330,7 +332,7 @@ def _check_layer_types(config: ModelConfig) -> list[str]:
     stated, first = raw.get("layer_types"), raw.get("max_window_layers", 28)
     count = config.num_hidden_layers
     if isinstance(first, bool) or not isinstance(first, int):
-        return [f"max_window_layers: got {first!r}, expected a whole number"]
+        return [f"max_window_layers: got {first!r:.80}, expected a whole number"]
     # The first max_window_layers layers see all tokens, those behind them a window.
     num_full = count if config.sliding_window is None else min(max(first, 0), count)
     expected = ["full_attention"] * num_full + ["sliding_attention"] * (count - num_full)

@@ -8,7 +8,9 @@ note where it changes a value; a value that is fine stays as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from vacc_deploy.formats.dtypes import FLOAT_DTYPE_BYTES
@@ -42,11 +44,35 @@ _RUN_FLAGS: dict[str, Any] = {
     "_flash_attn_2_enabled": False,
     "use_flash_attention_2": False,
 }
+# Numbers of a training; what a trained model computes does not depend on them.
+_TRAINING_NUMBERS = ("attention_dropout", "initializer_range")
+_SAMPLING_NUMBERS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+# Where transformers looks for the configuration of a part of the model.
+_PARTS = ("text_config", "decoder", "generator", "text_encoder")
+# Of these a null is no value for any loader, and an absent key is the default of the class.
+_NEVER_NULL = (
+    *("attention_bias", "head_dim", "hidden_act", "max_position_embeddings", "max_window_layers"),
+    *("mlp_bias", "rms_norm_eps", "rope_theta", "tie_word_embeddings", "use_sliding_window"),
+    *(*_TRAINING_NUMBERS, "return_dict", "use_cache", "use_return_dict"),
+)
 _ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
+BYTE_ORDER_MARK = "byte-order-mark"  # the rule of checkpoint.side_files
 _ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # docs/prepare.md says what each rule does.
-CONFIG_RULES = ("run-flags", "foreign-code", "architecture", "dtype-name", "token-ids", "top-k")
+CONFIG_RULES = (
+    "run-flags",
+    "null-values",
+    "parts",
+    "foreign-code",
+    "architecture",
+    "dtype-name",
+    "token-ids",
+    "sampling-values",
+    "greedy",
+    "top-k",
+    BYTE_ORDER_MARK,
+)
 
 
 @dataclass(frozen=True)
@@ -84,10 +110,33 @@ class Settler:
             for key, harmless in _RUN_FLAGS.items()
             if self.values.get(key) is not None and self.values[key] != harmless
         ]
+        flags += [
+            key
+            for key in _TRAINING_NUMBERS
+            if type(self.values.get(key)) not in (int, float, type(None))
+        ]
         if not flags:
             return
         listed = ", ".join(f"{key} {self.values.pop(key)!r:.40}" for key in flags)
         self.note("run-flags", f"left out {listed}: set for a run, no part of the model.")
+
+    def drop_nulls(self) -> None:
+        """Take out each null that stands for a value which every loader wants."""
+        keys = [key for key in _NEVER_NULL if self.values.get(key, key) is None]
+        for key in keys:
+            del self.values[key]
+        if keys:
+            self.note("null-values", f"{', '.join(keys)}: null counts as not stated.")
+
+    def drop_parts(self) -> None:
+        """Take out the configurations of the parts of a larger model."""
+        is_known = self.values.get("model_type") in tuple(_ARCHITECTURES)
+        keys = [key for key in _PARTS if is_known and self.values.get(key) is not None]
+        for key in keys:
+            del self.values[key]
+        if keys:
+            what = "it describes a part" if len(keys) == 1 else "they describe parts"
+            self.note("parts", f"left out {', '.join(keys)}: {what} of another model.")
 
     def drop_foreign_code(self) -> None:
         """Take out an ``auto_map``: the code that it names does not travel with the weights."""
@@ -130,7 +179,9 @@ class Settler:
             entries = stated if isinstance(stated, list) else [stated]
             ids = [_settle_id(entry, limit, token_id) for entry in entries[:1000]]
             kept = list(dict.fromkeys(value for value in ids if value is not None))
-            settled = kept if isinstance(stated, list) else next(iter(kept), None)
+            # A model may have several ends, but one begin and one padding.
+            is_list = isinstance(stated, list) and key == "eos_token_id"
+            settled = kept if is_list else next(iter(kept), None)
             # Not by equality alone: 7.0 equals 7, and true equals 1.
             if kept and settled == stated and all(type(entry) is int for entry in entries):
                 continue
@@ -144,6 +195,23 @@ class Settler:
                     f"left out {key} {stated!r:.80}: it is no id of this model (vocab_size "
                     f"{vocab_size}).",
                 )
+
+    def read_sampling_texts(self) -> None:
+        """Read numbers and flags that are texts; what is neither stays as it is."""
+        for key in ("do_sample", *_SAMPLING_NUMBERS):
+            stated = self.values.get(key)
+            value = _read_flag(stated) if key == "do_sample" else _read_number(stated)
+            if value is not None:
+                self.values[key] = value
+                self.note("sampling-values", f"{key} {stated!r:.40} is read as {value!r}.")
+
+    def settle_greedy(self) -> None:
+        """Turn sampling off where the temperature leaves nothing to draw."""
+        stated: Any = self.values.get("temperature")
+        if self.values.get("do_sample") is True and type(stated) in (int, float) and stated == 0:
+            del self.values["temperature"]
+            self.values["do_sample"] = False
+            self.note("greedy", f"do_sample with temperature {stated} is read as do_sample false.")
 
     def settle_top_k(self) -> None:
         """Write 0, which transformers reads as no limit, for a negative ``top_k``."""
@@ -167,7 +235,9 @@ def settle_config(
         token_id: the checkpoint's tokenizer, asked only where an id is a text.
     """
     settler = Settler(values, CONFIG_NAME)
+    settler.drop_nulls()
     settler.drop_run_flags()
+    settler.drop_parts()
     settler.drop_foreign_code()
     settler.name_architecture()
     settler.name_dtype(stored_dtype)
@@ -178,7 +248,8 @@ def settle_config(
 def preview_config(values: Mapping[str, Any], *, where: str) -> ModelConfig:
     """Return what ``config.json`` says, as far as the weights do not decide it.
 
-    They decide whether a ``quantization_config`` that is not ours is left over.
+    They decide whether a ``quantization_config`` or ``quantization_bit`` that is not ours is left
+    over.
 
     Args:
         values: the file as parsed.
@@ -190,6 +261,8 @@ def preview_config(values: Mapping[str, Any], *, where: str) -> ModelConfig:
     stated = settled.get("quantization_config")
     if stated and recognize(stated) is None:
         del settled["quantization_config"]
+    if settled.get("quantization_bit") != 8:
+        settled.pop("quantization_bit", None)
     return parse_config(settled, where=where)
 
 
@@ -197,8 +270,28 @@ def settle_generation(values: Mapping[str, Any], vocab_size: int, token_id: Toke
     """Return the values of ``generation_config.json`` likewise."""
     settler = Settler(values, GENERATION_CONFIG_NAME)
     settler.settle_ids(vocab_size, token_id)
+    settler.read_sampling_texts()
+    settler.settle_greedy()
     settler.settle_top_k()
     return settler
+
+
+def _read_flag(stated: Any) -> bool | None:
+    """Return the flag that a text or a number says; None for what is a flag or says none."""
+    words = {"true": True, "false": False, "1": True, "0": False}
+    is_number = type(stated) is int
+    return words.get(str(stated)[:8].lower()) if is_number or isinstance(stated, str) else None
+
+
+def _read_number(stated: Any) -> int | float | None:
+    """Return the number that a text says; None for what is no text or says none."""
+    if not isinstance(stated, str) or len(stated) > 12 or not stated.isascii():
+        return None
+    with suppress(ValueError):
+        value = float(stated)
+        if isfinite(value):
+            return int(value) if value.is_integer() and "." not in stated else value
+    return None
 
 
 def _settle_id(entry: Any, limit: int, token_id: TokenId) -> int | None:

@@ -10,7 +10,7 @@ from typing import Any
 import tokenizers
 
 from vacc_deploy.errors import CheckpointError
-from vacc_deploy.json_files import read_bounded, read_json
+from vacc_deploy.json_files import UTF8_MARK, read_bounded, read_json
 
 TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
@@ -36,8 +36,8 @@ def damaged(path: Path, what: str, advice: str = RESTORE) -> CheckpointError:
 
 
 def read_large(path: Path) -> bytes:
-    """Return the bytes of a file that holds a vocabulary."""
-    data = read_bounded(path, MAX_TOKENIZER_BYTES, advice=RESTORE)
+    """Return the bytes of a file that holds a vocabulary, without a byte order mark."""
+    data = read_bounded(path, MAX_TOKENIZER_BYTES, advice=RESTORE).removeprefix(UTF8_MARK)
     if not data:
         raise damaged(path, "it is empty")
     return data

@@ -41,7 +41,7 @@ def _read_template(checkpoint_dir: Path, config: Mapping[str, Any]) -> ChatTempl
         # UTF-8 takes four bytes a character at the most.
         data = read_bounded(path, 4 * MAX_TEMPLATE_CHARS, advice=RESTORE)
         try:
-            return ChatTemplate(data.decode("utf-8"), path)
+            return ChatTemplate(data.decode("utf-8-sig"), path)
         except UnicodeDecodeError as err:
             raise damaged(path, f"it is not UTF-8: {err}") from err
     found = _choose_template(config.get("chat_template"), checkpoint_dir / TOKENIZER_CONFIG_NAME)

@@ -20,6 +20,7 @@ from vacc_deploy.text.files import (
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
     VOCAB_NAME,
+    library_errors,
     load_backend,
     read_large,
     read_object,
@@ -86,6 +87,12 @@ def settle_tokens(directory: Path) -> SettledTokens:
         backend = load_backend(generated, path)
         ledger.check(backend)
     notes += [*ledger.notes(), *special.notes, *_note_outside(backend, model_config)]
+    is_bos_wanted = config.get("add_bos_token") is True and "bos_token" not in tokens
+    if is_bos_wanted and probe_leading_id(backend, path) is None:
+        notes.append(
+            f"add_bos_token in {TOKENIZER_CONFIG_NAME} is true, but bos_token names no token: no "
+            "BOS is put in front of a text, as in transformers."
+        )
     return SettledTokens(backend, config, tokens, generated, tuple(notes))
 
 
@@ -115,6 +122,18 @@ def _post_processor(
         "pair": text("A", 0) + text("B", 1),
         "special_tokens": {bos: {"id": bos, "ids": [ids[bos]], "tokens": [bos]}},
     }
+
+
+def probe_leading_id(backend: tokenizers.Tokenizer, path: Path) -> int | None:
+    """Return the id that the post-processor of ``tokenizer.json`` puts in front of a text.
+
+    Args:
+        backend: the library's tokenizer.
+        path: named where the library fails.
+    """
+    with library_errors(path):
+        bare, dressed = (backend.encode("a", add_special_tokens=add).ids for add in (False, True))
+    return None if dressed[:1] == bare[:1] else int(dressed[0])
 
 
 def _note_outside(backend: tokenizers.Tokenizer, model_config: Mapping[str, Any]) -> list[str]:

@@ -26,6 +26,7 @@ NAMES = (
     *("pad_token", "cls_token", "mask_token"),
 )
 _EXTRA_KEYS = ("extra_special_tokens", "additional_special_tokens")
+_NAMED_KEY = "model_specific_special_tokens"  # as transformers 5 saves roles of one model alone
 MATCHING = ("single_word", "lstrip", "rstrip", "normalized")
 FLAGS = (*MATCHING, "special")
 # More than any vocabulary has; the library takes four times as many. Nine digits are quick to read.
@@ -152,12 +153,13 @@ def _roles(values: Mapping[str, Any], path: Path) -> Iterator[tuple[str, Stateme
     for role, value in values.items():
         # Beside the known roles transformers takes every text under a key of this form.
         is_other = role.endswith("_token") and isinstance(value, str) and value
-        if is_other or (role in NAMES and value is not None):
+        # An empty text names no token.
+        if is_other or (role in NAMES and value not in (None, "")):
             yield role, _parse(value, path, role)
-    named = values.get(_EXTRA_KEYS[0])
-    if isinstance(named, dict):
-        for role, value in named.items():
-            yield role, _parse(value, path, f"{_EXTRA_KEYS[0]} {role}")
+    for key in (_EXTRA_KEYS[0], _NAMED_KEY):
+        named = values.get(key)
+        for role, value in named.items() if isinstance(named, dict) else ():
+            yield role, _parse(value, path, f"{key} {role}")
 
 
 def _extra(values: Mapping[str, Any], path: Path) -> Iterator[Statement]:

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tokenizers
-
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.text.chat_template import ChatTemplate
 from vacc_deploy.text.files import (
@@ -23,7 +21,7 @@ from vacc_deploy.text.files import (
     library_errors,
 )
 from vacc_deploy.text.template_files import TEMPLATE_JSON_NAME, TEMPLATE_NAME, find_template
-from vacc_deploy.text.token_files import SettledTokens, settle_tokens
+from vacc_deploy.text.token_files import SettledTokens, probe_leading_id, settle_tokens
 
 
 class Tokenizer:
@@ -53,8 +51,7 @@ class Tokenizer:
             raise damaged(directory / TOKENIZER_NAME, "its vocabulary is empty")
         self.bos_token, self.bos_id = self._special(settled.special, "bos_token")
         self.eos_token, self.eos_id = self._special(settled.special, "eos_token")
-        with library_errors(directory / TOKENIZER_NAME):
-            leading = _probe_leading_id(backend)
+        leading = probe_leading_id(backend, directory / TOKENIZER_NAME)
         if self.bos_id is None and leading is not None:
             self.bos_id, self.bos_token = leading, backend.id_to_token(leading)
         self.adds_bos: bool = self._read_adds_bos(settled.config, leading)
@@ -194,12 +191,5 @@ class Tokenizer:
         path = self._directory / TOKENIZER_CONFIG_NAME
         if not isinstance(value, bool):
             raise damaged(path, f"add_bos_token is {value!r:.80}, expected true or false")
-        if value and self.bos_id is None:
-            raise damaged(path, "add_bos_token is true, but bos_token names no token")
-        return value
-
-
-def _probe_leading_id(backend: tokenizers.Tokenizer) -> int | None:
-    """Return the id that the post-processor of ``tokenizer.json`` puts in front of a text."""
-    bare, dressed = (backend.encode("a", add_special_tokens=dress).ids for dress in (False, True))
-    return None if dressed[:1] == bare[:1] else int(dressed[0])
+        # Without a BOS there is none to put; `settle_tokens` has told it.
+        return value and self.bos_id is not None

@@ -180,7 +180,7 @@ def _read_vocab(path: Path) -> dict[str, int]:
 def _read_merges(path: Path, vocab: Mapping[str, int]) -> list[str]:
     """Return the merges, each two tokens with a space between them."""
     try:
-        text = read_large(path).decode("utf-8-sig")
+        text = read_large(path).decode("utf-8")
     except UnicodeDecodeError as err:
         raise damaged(path, f"it is not UTF-8: {err}") from err
     merges = []
