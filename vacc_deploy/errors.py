@@ -20,7 +20,7 @@ A message says what is wrong, where, what was got and expected, and what to do n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 MAX_LISTED = 10
 
@@ -131,6 +131,12 @@ class StoppedError(VaccDeployError):
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signum
+
+
+def name_some(names: Sequence[str], limit: int = MAX_LISTED) -> str:
+    """Return ``names`` in one line, cut at ``limit`` with "and N more"."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return f"{', '.join(names[:limit])}{more}"
 
 
 def list_problems(problems: Iterable[str], *, limit: int = MAX_LISTED) -> str:

@@ -27,7 +27,7 @@ from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.checkpoint.request import find_source, read_request
 from vacc_deploy.checkpoint.side_files import GENERATED, SideFile, plan_side_files
 from vacc_deploy.checkpoint.soundness import check_weights
-from vacc_deploy.errors import CheckpointError
+from vacc_deploy.errors import CheckpointError, name_some
 from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.catalog import (
     ARCHITECTURE_FIELDS,
@@ -86,10 +86,9 @@ class PrepareResult:
             sizes = [size for _, size in members if size is not None]
             # A sum that lacks a file would be a wrong one.
             total = f", {format_bytes(sum(sizes))}" if len(sizes) == len(members) else ""
-            names = ", ".join(name for name, _ in members[:6])
-            more = f" and {len(members) - 6} more" if len(members) > 6 else ""
+            names = name_some([name for name, _ in members], 6)
             plural = "" if len(members) == 1 else "s"
-            lines.append((how, f"{len(members)} file{plural}{total}: {names}{more}"))
+            lines.append((how, f"{len(members)} file{plural}{total}: {names}"))
         head = "Would prepare" if self.dry_run else "Prepared"
         text = f"{head} {self.model} in {self.output_dir}\n{format_pairs(lines)}"
         text += "".join(f"\nNote: {note}" for note in self.notes)

@@ -165,6 +165,18 @@ def test_a_single_file_that_hides_the_shards(tmp_path):
     Checkpoint.open(directory)
 
 
+def test_a_whole_single_file_of_another_config_hides_nothing(tmp_path):
+    directory = write_checkpoint(tmp_path / "m", shards=2)
+    whole = load_file(directory / FIRST) | load_file(directory / SECOND)
+    save_file(whole, directory / SINGLE_FILE)
+    config = build_config(overrides={"intermediate_size": 96})
+    write_json(directory / "config.json", config)
+    text = message_of(directory)
+    assert (
+        "hides" not in text and "Do config.json and the weights belong to the same model?" in text
+    )
+
+
 def test_a_whole_single_file_wins_over_a_left_over_index(tmp_path):
     directory = write_checkpoint(tmp_path / "m")
     write_json(directory / INDEX_NAME, {"weight_map": {"model.norm.weight": FIRST}})
@@ -188,6 +200,13 @@ def test_a_missing_shard_is_an_interrupted_download(tmp_path, with_index):
     text = message_of(directory)
     assert f"It lacks 1 weight file ({SECOND}): the download was interrupted, or not" in text
     assert AGAIN in text
+
+
+def test_a_missing_shard_is_told_before_a_quantization_config_that_may_be_left_over(tmp_path):
+    stated = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    directory = write_checkpoint(tmp_path / "m", shards=2, config_overrides=stated)
+    (directory / SECOND).unlink()
+    assert f"It lacks 1 weight file ({SECOND})" in message_of(directory)
 
 
 @pytest.mark.parametrize(

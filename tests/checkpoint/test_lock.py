@@ -46,7 +46,7 @@ def refused(partial, **options):
 def leave(partial, number=1, **owner):
     """Leave what a run that was killed leaves: the marker and a lock file."""
     host, space = this_host()
-    values = {"host": host, "space": space, "pid": 1 << 22, "start": "1", "begun": 1, **owner}
+    values = {"host": host, "space": space, "pid": 1 << 22, "start": "1", **owner}
     partial.mkdir(exist_ok=True)
     (partial / ".vacc-deploy-partial").touch()
     path = partial / f".vacc-deploy-lock-{number}"
@@ -94,7 +94,8 @@ def test_the_lock_file_names_its_owner_and_keeps_a_second_run_away(partial, monk
 
 def test_of_another_host_the_message_says_what_to_do_if_the_run_is_gone(partial, monkeypatch):
     refuse(monkeypatch, "flock", errno.EOPNOTSUPP)
-    path = leave(partial, host="other", begun=int(module.time.time()) - 7200)
+    path = leave(partial, host="other")
+    os.utime(path, (0, module.time.time() - 7200))
     assert refused(partial) == (
         f"Another run is writing {partial}: process {1 << 22} on the host other, begun 2 h 00 min "
         "ago. Wait for it to end. If it is gone, remove its lock file, then rerun:\n"

@@ -235,6 +235,13 @@ def test_two_heads_of_a_float_and_an_int8_directory_are_one_truth(tmp_path):
     assert note.startswith("config.json ties the head to the embedding, but lm_head.weight is stor")
 
 
+def test_a_second_head_that_is_no_float_is_named(tmp_path):
+    config, tensors = published(tied=True)
+    tensors[HEAD] = torch.zeros(tensors[EMBEDDING].shape, dtype=torch.uint16)
+    with pytest.raises(CheckpointError, match=f"{HEAD} in .* is U16, expected"):
+        Checkpoint.open(write_found(tmp_path / "m", config, tensors))
+
+
 def test_changed_shards_are_written_and_the_others_linked(tmp_path):
     config, tensors = published("llama", tied=True)
     tensors[HEAD] = tensors.pop(EMBEDDING)  # the last one: the second file
@@ -278,7 +285,7 @@ def test_the_generation_config_is_settled_too(tmp_path):
         assert model.generation_config.eos_token_id == [ASSISTANT_ID, EOS_ID]
 
 
-@pytest.mark.parametrize("value", [272, -1, 1 << 40, True, "none", 1.5, [], {}, [272]])
+@pytest.mark.parametrize("value", [272, -1, True, "none", "\ud800", 1.5, [], {}, [272]])
 def test_a_token_id_outside_the_vocabulary_is_left_out(tmp_path, value):
     config, tensors = published()
     source = write_found(tmp_path / "m", {**config, "pad_token_id": value}, tensors)

@@ -115,6 +115,13 @@ def test_documents_that_wait_for_the_verdict_are_bounded(tmp_path, monkeypatch):
         read(tmp_path / "a", with_odd(400, 7, 7, 7, at=0))
 
 
+def test_a_document_that_waits_is_counted_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(odd, "MAX_WAITING_CHARS", 1000)
+    records = [7, {"text": "t" * 600}, 7, *({"text": "t"} for _ in range(97))]
+    documents, tally = read(tmp_path / "a", records, kind="c4")
+    assert len(documents) == 98 and tally.num_skipped == 2
+
+
 def test_a_damaged_line_is_odd_but_a_cut_last_line_is_an_error(tmp_path):
     path, tally = tmp_path / "a.jsonl", Tally()
     sound = json.dumps({"text": "t"}) + "\n"

@@ -220,9 +220,7 @@ def test_weights_without_probabilities_are_an_error(tmp_path):
         with pytest.raises(CheckpointError) as caught:
             generate(directory, prompt="hi", options=options)
         assert f"{directory} gives infinite or undefined probabilities" in str(caught.value)
-        assert "model.embed_tokens.weight in model.safetensors: row 0 holds inf" in str(
-            caught.value
-        )
+        assert "model.embed_tokens.weight in model.safetensors: row 0" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,7 @@ def test_damaged_statements_are_refused(tmp_path, config, text):
         ('{"<think>": "5"}', "'<think>' has the id '5', expected a number"),
         ('{"<think>": true}', "has the id True, expected a number"),
         ('{"<think>": -1}', "has the id -1, expected a number"),
+        ('{"<think>": 1000000000000}', "has the id 1000000000000, expected a number"),
         ('{"": 5}', "a token is '', expected a token"),
         ('["<think>"]', "it holds list, expected a JSON object"),
     ],

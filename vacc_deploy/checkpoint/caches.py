@@ -20,7 +20,7 @@ HUGGING_FACE, MODELSCOPE = "the Hugging Face cache", "ModelScope's cache"
 # Where ModelScope keeps unfinished files.
 MODELSCOPE_TEMPORARY = "._____temp"
 # What ModelScope writes beside a model's files. One of them is a pickle; none of them is read.
-_MODELSCOPE_SIGNS = (".msc", ".mv", ".mdl")
+MODELSCOPE_SIGNS = (".msc", ".mv", ".mdl")
 _DOT = "___"
 # Names in one directory that are looked at.
 _MAX_NAMES = 10_000
@@ -76,7 +76,7 @@ def modelscope_models(path: Path) -> list[Path]:
                 models = [place / name / revision for revision in _names(place / name)]
                 is_cache = is_cache or real_path(folder.parent) in known
             found |= {model for model in models if (model / CONFIG_NAME).is_file()}
-    signs = ((model / sign).exists() for model in found for sign in _MODELSCOPE_SIGNS)
+    signs = ((model / sign).exists() for model in found for sign in MODELSCOPE_SIGNS)
     return sorted(found) if is_cache or any(signs) else []
 
 
@@ -84,24 +84,22 @@ def cache_of(path: Path) -> str:
     """Return the name of the cache in which ``path`` lies, an empty text where it lies in none."""
     path = Path(os.path.abspath(path))
     path = real_path(path.parent) / path.name
-    for place in (path, *path.parents):
-        if place.name.startswith("models--") and (place / "snapshots").is_dir():
-            return HUGGING_FACE
-    if any(real_path(cache) in (path, *path.parents) for cache in _hugging_face_caches()):
-        return HUGGING_FACE
-    cache = real_path(modelscope_cache())
     places = (path, *path.parents)
-    return MODELSCOPE if cache in places or _modelscope_name(path) else ""
+    is_model = any(p.name.startswith("models--") and (p / "snapshots").is_dir() for p in places)
+    if is_model or real_path(_hugging_face_cache()) in places:
+        return HUGGING_FACE
+    is_inside = real_path(modelscope_cache()) in places
+    return MODELSCOPE if is_inside or _modelscope_name(path) else ""
 
 
-def _hugging_face_caches() -> list[Path]:
+def _hugging_face_cache() -> Path:
     """Return the folder of the hub's cache. This must not need its library, which loads slowly."""
     environ = os.environ
     home = environ.get("HF_HOME") or os.path.join(
         environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
     )
     given = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
-    return [Path(os.path.expanduser(os.path.expandvars(given or os.path.join(home, "hub"))))]
+    return Path(os.path.expanduser(os.path.expandvars(given or os.path.join(home, "hub"))))
 
 
 def snapshot_name(path: Path) -> str:

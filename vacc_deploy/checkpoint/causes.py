@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG, explain_adapter, is_adapter_file
+from vacc_deploy.checkpoint.caches import MODELSCOPE_SIGNS
 from vacc_deploy.checkpoint.foreign import explain_foreign_tensors, explain_training_state
 from vacc_deploy.checkpoint.header import read_header
 from vacc_deploy.checkpoint.leftovers import find_control_file, find_unfinished
 from vacc_deploy.checkpoint.normalize import normalize
 from vacc_deploy.checkpoint.shard_names import find_sets
-from vacc_deploy.errors import MAX_LISTED, CheckpointError, list_problems
+from vacc_deploy.errors import MAX_LISTED, CheckpointError, list_problems, name_some
 from vacc_deploy.json_files import STAND_IN_BYTES, name_stand_in, read_json
 from vacc_deploy.models.catalog import known_model
 from vacc_deploy.models.config import CONFIG_NAME
@@ -30,14 +31,14 @@ from vacc_deploy.permissions import explain_dangling, explain_unreadable
 if TYPE_CHECKING:
     from vacc_deploy.checkpoint.reader import Checkpoint
 
-_SINGLE_FILE, _INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
-_MAX_INDEX_BYTES = 64 << 20
+SINGLE_FILE = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+MAX_INDEX_BYTES = 64 << 20
 _MAX_NAMES = 10_000
 # Of what was found, beside the cause: an example, not a list.
 _EXAMPLES = 3
 _META_FILES = "consolidated"
 _DOWNLOAD_AGAIN = "Download the files named again from the model's repository, then rerun."
-_MODELSCOPE_SIGNS = (".msc", ".mv", ".mdl")
 
 
 def explain(checkpoint: Checkpoint, problems: list[str]) -> str:
@@ -73,7 +74,7 @@ def explain_no_weights(directory: Path) -> str:
     names = _names(directory)
     if dangling := _explain_links(directory, filter(_is_weights, names)):
         return dangling
-    unfinished = find_unfinished(directory / _SINGLE_FILE)
+    unfinished = find_unfinished(directory / SINGLE_FILE)
     if unfinished:
         return (
             f"{directory} holds no weights yet: {unfinished} is an unfinished download. "
@@ -90,7 +91,7 @@ def explain_no_weights(directory: Path) -> str:
             "save_pretrained on a machine you trust, or download the safetensors revision."
         )
     advice = _download(directory) or "Download the weights into it."
-    return f"{directory} holds neither {_SINGLE_FILE} nor {_INDEX_NAME}. {advice}"
+    return f"{directory} holds neither {SINGLE_FILE} nor {INDEX_NAME}. {advice}"
 
 
 def find_weight_files(directory: Path) -> list[str]:
@@ -126,7 +127,7 @@ def _is_weights(name: str) -> bool:
 
 def _find_cause(checkpoint: Checkpoint) -> str:
     directory = checkpoint.directory
-    missing = _missing_files(directory)
+    missing = missing_files(directory)
     used = _used_files(directory)
     if cause := _explain_stand_ins(directory, used) or _explain_links(directory, missing):
         return cause
@@ -138,8 +139,11 @@ def _find_cause(checkpoint: Checkpoint) -> str:
     infos = [info for shard in checkpoint.shards.values() for info in shard.tensors]
     # As it stands in the file: the rules name another class.
     architectures = read_config_values(directory).get("architectures")
+    if checkpoint.config.quantization_format:  # ours: its codes and scales are as they should be
+        return ""
+    is_part = bool(checkpoint.config.expected_tensors().keys() - checkpoint.tensors.keys())
     return (
-        _explain_single_file(directory)
+        (_explain_single_file(directory) if is_part else "")
         or _explain_mixed_shards(checkpoint)
         or _explain_stale_index(checkpoint)
         or explain_foreign_tensors(directory, infos, architectures)
@@ -148,9 +152,9 @@ def _find_cause(checkpoint: Checkpoint) -> str:
 
 def _indexed_files(directory: Path) -> set[str]:
     """Return the files that the index names; none without an index."""
-    path = directory / _INDEX_NAME
+    path = directory / INDEX_NAME
     try:
-        raw = read_json(path, limit_bytes=_MAX_INDEX_BYTES) if path.is_file() else None
+        raw = read_json(path, limit_bytes=MAX_INDEX_BYTES) if path.is_file() else None
     except CheckpointError:  # it lies beside a single file, and so nobody has read it
         raw = None
     weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
@@ -160,18 +164,18 @@ def _indexed_files(directory: Path) -> set[str]:
 
 def _used_files(directory: Path) -> list[str]:
     """Return the weight files that are here and count."""
-    if (directory / _SINGLE_FILE).is_file():
-        return [_SINGLE_FILE]
+    if (directory / SINGLE_FILE).is_file():
+        return [SINGLE_FILE]
     named = _indexed_files(directory)
     return [name for name in find_weight_files(directory) if not named or name in named]
 
 
-def _missing_files(directory: Path) -> list[str]:
+def missing_files(directory: Path) -> list[str]:
     """Return the weight files that should be here: by the index, or by the names of the others."""
-    if (directory / _SINGLE_FILE).is_file():
+    if (directory / SINGLE_FILE).is_file():
         return []
     named = _indexed_files(directory)
-    if not (directory / _INDEX_NAME).is_file():
+    if not (directory / INDEX_NAME).is_file():
         sets = find_sets(find_weight_files(directory))
         if len(sets) == 1:
             named = set(sets[0].all_names())
@@ -184,12 +188,7 @@ def _move_away(path: Path) -> str:
 
 def _count(names: list[str]) -> str:
     plural = "" if len(names) == 1 else "s"
-    return f"{len(names)} weight file{plural} ({_listed(names)})"
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _EXAMPLES} more" if len(names) > _EXAMPLES else ""
-    return f"{', '.join(names[:_EXAMPLES])}{more}"
+    return f"{len(names)} weight file{plural} ({name_some(names, _EXAMPLES)})"
 
 
 def _explain_stand_ins(directory: Path, used: list[str]) -> str:
@@ -212,7 +211,7 @@ def _explain_stand_ins(directory: Path, used: list[str]) -> str:
             f"Git LFS pointers stand in place of {_count(names)}. In a clone of the repository "
             f"run:\n  {pull}"
         )
-    return f"{_listed(names)}: it {what}"
+    return f"{name_some(names, _EXAMPLES)}: it {what}"
 
 
 def _explain_links(directory: Path, names: Iterable[str]) -> str:
@@ -229,10 +228,10 @@ def _explain_other_index(directory: Path, missing: list[str]) -> str:
     if whole is None:
         return ""
     return (
-        f"{_INDEX_NAME} belongs to another saving than the weight files: it names {len(named)} "
+        f"{INDEX_NAME} belongs to another saving than the weight files: it names {len(named)} "
         f"files, {len(missing)} of them missing, and {whole.describe()} "
         "stand here complete. Download the index that belongs to these files; or move it away, and "
-        f"every weight file here counts and is checked:\n  {_move_away(directory / _INDEX_NAME)}"
+        f"every weight file here counts and is checked:\n  {_move_away(directory / INDEX_NAME)}"
     )
 
 
@@ -254,29 +253,29 @@ def _explain_stale_index(checkpoint: Checkpoint) -> str:
     if found.problems or len(stored) > len(set(stored)) or shapes != config.expected_tensors():
         return ""
     return (
-        f"{_INDEX_NAME} does not fit the weight files, as after a merge or a conversion that left "
+        f"{INDEX_NAME} does not fit the weight files, as after a merge or a conversion that left "
         "the old one; the files hold the whole model without it. Move it away, and every weight "
-        f"file here counts and is checked:\n  {_move_away(directory / _INDEX_NAME)}"
+        f"file here counts and is checked:\n  {_move_away(directory / INDEX_NAME)}"
     )
 
 
 def _explain_single_file(directory: Path) -> str:
     """Return that a single file hides a complete set of shards, where it does."""
     named = _indexed_files(directory)
-    beside = [name for name in named if (directory / name).is_file() and name != _SINGLE_FILE]
-    if not (directory / _SINGLE_FILE).is_file() or not named or len(beside) < len(named):
+    beside = [name for name in named if (directory / name).is_file() and name != SINGLE_FILE]
+    if not (directory / SINGLE_FILE).is_file() or not named or len(beside) < len(named):
         return ""
     return (
-        f"{_SINGLE_FILE} is not the whole model, but hides the {len(named)} files that "
-        f"{_INDEX_NAME} names: every loader takes the single file first. If those are the model, "
-        f"move it away:\n  {_move_away(directory / _SINGLE_FILE)}"
+        f"{SINGLE_FILE} is not the whole model, but hides the {len(named)} files that "
+        f"{INDEX_NAME} names: every loader takes the single file first. If those are the model, "
+        f"move it away:\n  {_move_away(directory / SINGLE_FILE)}"
     )
 
 
 def _explain_mixed_shards(checkpoint: Checkpoint) -> str:
     """Return that a tensor is stored twice and why, where no index says which file counts."""
     directory = checkpoint.directory
-    if (directory / _INDEX_NAME).is_file() or (directory / _SINGLE_FILE).is_file():
+    if (directory / INDEX_NAME).is_file() or (directory / SINGLE_FILE).is_file():
         return ""
     sets = find_sets(find_weight_files(directory))
     if len(sets) > 1:
@@ -294,8 +293,8 @@ def _explain_mixed_shards(checkpoint: Checkpoint) -> str:
             first, *others = sorted(names, key=lambda name: (len(name), name))
             moves = "".join(f"\n  {_move_away(directory / name)}" for name in others)
             return (
-                f"{_listed(names)} hold the same tensors, as copies of one file do. Keep one of "
-                f"them, for example {first}, and move the others away:{moves}"
+                f"{name_some(names, _EXAMPLES)} hold the same tensors, as copies of one file do. "
+                f"Keep one of them, for example {first}, and move the others away:{moves}"
             )
     return ""
 
@@ -318,7 +317,7 @@ def _download(directory: Path) -> str:
     if path.parent.name == "snapshots" and folder.startswith("models--"):
         repository = folder.removeprefix("models--").replace("--", "/")
         return f"Run:\n  {shlex.join(['hf', 'download', repository])}"
-    if any((path / sign).exists() for sign in _MODELSCOPE_SIGNS):
+    if any((path / sign).exists() for sign in MODELSCOPE_SIGNS):
         repository = f"{path.parent.name}/{path.name}".replace("___", ".")
         words = ["modelscope", "download", "--model", repository, "--local_dir", str(directory)]
         return f"Run, if {repository} is its repository:\n  {shlex.join(words)}"

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.checkpoint.caches import modelscope_places
+from vacc_deploy.checkpoint.causes import find_weight_files, missing_files
 from vacc_deploy.checkpoint.files import SIDE_FILES
 from vacc_deploy.checkpoint.manifest import model_name
 from vacc_deploy.checkpoint.reader import INDEX_NAME, MAX_INDEX_BYTES, SINGLE_FILE, Checkpoint
 from vacc_deploy.checkpoint.recognize import ADAPTER_CONFIG, recognize
-from vacc_deploy.checkpoint.shard_names import find_sets
 from vacc_deploy.checkpoint.transport import explain_failure
-from vacc_deploy.errors import MAX_LISTED, CheckpointError
+from vacc_deploy.errors import CheckpointError, name_some
 from vacc_deploy.json_files import read_bounded, read_json
 from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
 from vacc_deploy.models.parse import parse_config, read_config_values
@@ -162,28 +162,19 @@ def find_missing(directory: Path | None, *, only_config: bool = False) -> list[s
     """Return the names of the files that an unfinished snapshot lacks."""
     if directory is None or not directory.is_dir():
         return []
-    if not any((directory / name).is_file() for name in (CONFIG_NAME, ADAPTER_CONFIG)):
-        missing = [CONFIG_NAME]
-    else:
-        missing = []
+    configs = (CONFIG_NAME, ADAPTER_CONFIG)
+    # Of each group one file is enough.
+    groups = (configs,) if only_config else (configs, _TOKENIZERS)
+    missing = [g[0] for g in groups if not any((directory / name).is_file() for name in g)]
     if only_config:
         return missing
-    if not any((directory / name).is_file() for name in _TOKENIZERS):
-        missing.append(_TOKENIZERS[0])
-    return missing + [name for name in _shards(directory) if not (directory / name).is_file()]
-
-
-def _shards(directory: Path) -> list[str]:
-    """Return the names of all weight files of a snapshot, as far as it tells them."""
     try:
-        index = read_json(directory / INDEX_NAME, limit_bytes=MAX_INDEX_BYTES)
-        return sorted({str(name) for name in index["weight_map"].values()})
-    except (CheckpointError, TypeError, KeyError, AttributeError):
-        pass
-    found = [path.name for path in directory.glob("*.safetensors")]
-    if sets := find_sets(found):
-        return max(sets, key=lambda shards: int(shards.total)).all_names() or found
-    return found or [f"{SINGLE_FILE} or {INDEX_NAME}"]
+        weights = missing_files(directory)
+    except CheckpointError:
+        weights = [INDEX_NAME]
+    if not weights and not find_weight_files(directory):
+        weights = [f"{SINGLE_FILE} or {INDEX_NAME}"]
+    return missing + weights
 
 
 def _library() -> Any:
@@ -285,8 +276,7 @@ def _advise(repository: str, err: BaseException, again: Callable[[Path | str], s
     missing = find_missing(snapshot)
     whole, lacking, newline = "", "", "\n" if cure else ""
     if missing:
-        more = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
-        whole, lacking = "whole ", f"{snapshot} lacks {', '.join(missing[:MAX_LISTED])}{more}.\n"
+        whole, lacking = "whole ", f"{snapshot} lacks {name_some(missing)}.\n"
     return (
         f"{repository} is not {whole}in the Hugging Face cache ({constants.HF_HUB_CACHE}) and "
         f"cannot be downloaded from {constants.ENDPOINT} ({reason}).\n"

@@ -1,7 +1,7 @@
 """Let one run at a time write in a directory, also where the file system has no locks.
 
 The means is ``flock`` on the marker of the directory. Where the system has no such call, it is a
-file that only one run can create, with host, process and time. Such files are numbered: who finds
+file that only one run can create, with host and process. Such files are numbered: who finds
 that the owner of number n is gone creates number n + 1, which again only one run can. Nobody
 removes the file of another before it has its own, so two runs never both take over.
 """
@@ -153,7 +153,6 @@ def _write(file: Path) -> None:
             "space": space,
             "pid": os.getpid(),
             "start": _start_of(os.getpid()),
-            "begun": int(time.time()),
         }
         os.write(descriptor, json.dumps(owner).encode())
         sync_file(descriptor, file)
@@ -179,14 +178,13 @@ def _refuse_living(directory: Path, files: list[Path]) -> None:
         owner = read_json(file, limit_bytes=_MAX_LOCK_BYTES)
     except (CheckpointError, FileNotFoundError):
         owner = None
-    if not file.exists():  # its owner has just ended
+    try:
+        begun = file.stat().st_mtime
+    except FileNotFoundError:  # its owner has just ended
         return
     owner = owner if isinstance(owner, dict) else {}
     if _is_gone(owner):
         return
-    begun = owner.get("begun")
-    if not isinstance(begun, int):
-        begun = file.stat().st_mtime
     age = format_seconds(max(time.time() - begun, 0.0))
     is_here = (owner.get("host"), owner.get("space")) == this_host()
     who = "a process that has not yet given its name"

@@ -7,6 +7,7 @@ published form. What such a checkpoint means is decided here, once, from the dat
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,12 +17,14 @@ from typing import Any
 
 from vacc_deploy.checkpoint.generation_config import token_lookup
 from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo
-from vacc_deploy.checkpoint.stored import read_tensor, stored_bytes
+from vacc_deploy.checkpoint.stored import read_values, stored_bytes
+from vacc_deploy.errors import name_some
 from vacc_deploy.formats.dtypes import DTYPES, STORED_FLOATS, used_dtype
 from vacc_deploy.models.config import EMBEDDING, LM_HEAD
 from vacc_deploy.models.settle import Applied, settle_config
 
 ABSENT_ENTRIES = "absent-entries"
+_VALUES_AT_ONCE = 1 << 20  # of two heads that are compared
 # Modules that only wrap others; their names stand anywhere in a tensor's name.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 # In every checkpoint of these architectures; what stands in front of it is the prefix.
@@ -82,20 +85,8 @@ class Found:
         self.spare[name] = self.tensors.pop(name)
 
 
-@dataclass(frozen=True)
-class Rule:
-    """One rule: its name in notes and manifests, what it does, and the function that does it.
-
-    The function changes what was found, and returns a sentence that tells what; empty where the
-    rule does not apply.
-    """
-
-    name: str
-    summary: str
-    apply: Callable[[Found], str]
-
-
 def _drop_wrappers(found: Found) -> str:
+    """Leave out the parts of names that ``_WRAPPERS`` leave."""
     dropped = Counter[str]()
 
     def change(name: str) -> str:
@@ -109,6 +100,7 @@ def _drop_wrappers(found: Found) -> str:
 
 
 def _settle_prefix(found: Found) -> str:
+    """Read names without ``model.``, or with another prefix in its place, as if they began so."""
     anchors = [name for name in found.tensors if f".{name}".endswith(f".{_ANCHOR}")]
     heads = [name for name in found.tensors if f".{name}".endswith(f".{LM_HEAD}")]
     # Of two models in one file neither is the one to take.
@@ -131,13 +123,13 @@ def _settle_prefix(found: Found) -> str:
 
 
 def _drop_spare_tensors(found: Found) -> str:
+    """Leave out what no loader reads: see ``_SPARE``."""
     names = [name for name in found.tensors if _SPARE.fullmatch(name)]
     for name in names:
         found.take_out(name)
     if not names:
         return ""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more}: tensors that no loader reads are left out."
+    return f"{name_some(names, 3)}: tensors that no loader reads are left out."
 
 
 def _settle_head_only(found: Found) -> str:
@@ -223,54 +215,19 @@ def _read_float64(found: Found) -> str:
     return f"{count:,} tensors are float64; they are read as float32." if count else ""
 
 
-RULES = (
-    Rule(
-        "wrappers",
-        "Parts of tensor names that wrappers leave (`module`, `_orig_mod`, "
-        "`_fsdp_wrapped_module`, `_checkpoint_wrapped_module`) are left out.",
-        _drop_wrappers,
-    ),
-    Rule(
-        "prefix",
-        "Tensor names without `model.`, or with another prefix in its place "
-        "(`base_model.model.model.`, `language_model.model.`), are read as if they began so.",
-        _settle_prefix,
-    ),
-    Rule(
-        "spare-tensors",
-        "Rotary tables, causal masks and the heads of reward models (`v_head`, `score`), which no "
-        "loader reads, are left out.",
-        _drop_spare_tensors,
-    ),
-    Rule(
-        "head-only",
-        "Where only `lm_head.weight` of a tied model is stored, it is the embedding too.",
-        _settle_head_only,
-    ),
-    Rule(
-        "embedding-only",
-        "Where the metadata of a weight file say that the head is the embedding, it is tied.",
-        _settle_embedding_only,
-    ),
-    Rule(
-        "two-heads",
-        "Where `config.json` ties the head and one is stored: if both are equal, it is left out; "
-        "if they differ, the stored one is used everywhere, and `tie_word_embeddings` is false.",
-        _settle_two_heads,
-    ),
-    Rule(
-        ABSENT_ENTRIES,
-        "Index entries of tensors that are stored nowhere and that no loader misses (a tied head) "
-        "are left out.",
-        _drop_absent_entries,
-    ),
-    Rule(
-        "left-over-quantization",
-        "A `quantization_config` over float weights only, as a merge leaves it, is left out.",
-        _drop_left_over_quantization,
-    ),
-    Rule("float64", "Weights in float64 are read as float32.", _read_float64),
-)
+# Each changes what was found and returns a sentence that tells what; an empty text where it does
+# not apply. The names stand in notes and manifests; docs/prepare.md says what each does.
+RULES: dict[str, Callable[[Found], str]] = {
+    "wrappers": _drop_wrappers,
+    "prefix": _settle_prefix,
+    "spare-tensors": _drop_spare_tensors,
+    "head-only": _settle_head_only,
+    "embedding-only": _settle_embedding_only,
+    "two-heads": _settle_two_heads,
+    ABSENT_ENTRIES: _drop_absent_entries,
+    "left-over-quantization": _drop_left_over_quantization,
+    "float64": _read_float64,
+}
 
 
 def normalize(
@@ -294,22 +251,27 @@ def normalize(
     aliases = {k: v for shard in shards.values() for k, v in shard.metadata.items()}
     index = dict(weight_map) if weight_map is not None else None
     found = Found(dict(raw), tensors, index, aliases)
-    applied = [Applied(rule.name, note) for rule in RULES if (note := rule.apply(found))]
+    applied = [Applied(name, note) for name, rule in RULES.items() if (note := rule(found))]
     settler = settle_config(found.raw, _most_stored(found.tensors), token_lookup(directory))
     found.raw = settler.values
     return found, (*applied, *settler.applied)
 
 
 def same_values(left: TensorInfo, right: TensorInfo) -> bool:
-    """Return whether two stored tensors are the same matrix, whatever their dtypes."""
-    if left.shape != right.shape:
+    """Return whether two stored tensors are the same matrix of floats, whatever their dtypes."""
+    if left.shape != right.shape or not {left.dtype, right.dtype} <= set(STORED_FLOATS):
         return False
+    # Piece by piece: neither is ever whole in memory.
     if left.dtype == right.dtype:
-        # In step, piece by piece: neither is ever whole in memory.
         pieces = zip(stored_bytes(left), stored_bytes(right), strict=True)
         return all(mine.tobytes() == its.tobytes() for mine, its in pieces)
-    # float64 holds the values of every other float.
-    return bool((read_tensor(left).double() == read_tensor(right).double()).all())
+    count = math.prod(left.shape)
+    for start in range(0, count, _VALUES_AT_ONCE):
+        stop = min(start + _VALUES_AT_ONCE, count)
+        # float64 holds the values of every other float.
+        if (read_values(left, start, stop).double() != read_values(right, start, stop)).any():
+            return False
+    return True
 
 
 def _most_stored(tensors: Mapping[str, TensorInfo]) -> str | None:

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.checkpoint.causes import (
+    INDEX_NAME,
+    MAX_INDEX_BYTES,
+    SINGLE_FILE,
     describe_missing,
     explain,
     explain_no_weights,
@@ -31,9 +34,6 @@ from vacc_deploy.permissions import explain_closed, real_path
 if TYPE_CHECKING:
     import torch
 
-SINGLE_FILE = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
-MAX_INDEX_BYTES = 64 << 20
 # A file of the directory itself: no path, no drive, no NUL.
 _PLAIN_NAME = re.compile(r"(?!\.)[^/\\:\0]*\.safetensors", re.DOTALL)
 
@@ -168,15 +168,14 @@ def examine(directory: Path) -> tuple[Checkpoint, list[str]]:
         raise CheckpointError(f"{directory} {state}. Give a checkpoint directory.")
     raw, where = read_config_values(directory), str(directory / CONFIG_NAME)
     # What is wrong with the configuration itself comes before what is wrong with the weights.
-    preview_config(raw, where=where)
+    previewed = preview_config(raw, where=where)
     # Without an index every weight file of the directory counts.
     weight_map = _read_index(directory)
     names = sorted(set(weight_map.values())) if weight_map else _find_files(directory)
     shards, problems = _read_shards(directory, names, weight_map)
     if problems:
         # Without a shard all of its tensors would be reported too.
-        config = parse_config(raw, where=where)
-        return Checkpoint(directory, config, shards, {}, weight_map is not None), problems
+        return Checkpoint(directory, previewed, shards, {}, weight_map is not None), problems
     found, applied = normalize(raw, shards, weight_map, directory)
     config = parse_config(found.raw, where=where)
     problems += found.problems

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vacc_deploy.checkpoint.header import TensorInfo
-from vacc_deploy.checkpoint.stored import CHUNK_BYTES, shortened
+from vacc_deploy.checkpoint.stored import CHUNK_BYTES, fill
 from vacc_deploy.formats.dtypes import DTYPES, used_dtype
 
 if TYPE_CHECKING:
@@ -128,8 +128,7 @@ def _read_rows(info: TensorInfo, spans: list[tuple[int, int]]) -> Iterator[tuple
         for start, count in spans:
             file.seek(info.offset + start * row_bytes)
             piece = memoryview(buffer)[: count * row_bytes]
-            if not _fill(file, piece):
-                raise shortened(info)
+            fill(file, piece, info)
             yield start, np.frombuffer(piece, word).reshape(count, -1)
 
 
@@ -148,16 +147,6 @@ def _as_used(values: np.ndarray, info: TensorInfo) -> np.ndarray:
         return values
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         return values.view("<f8").astype("<f4").view("<u4")
-
-
-def _fill(file: BinaryIO, view: memoryview) -> bool:
-    """Read until ``view`` is full; return whether the file was long enough."""
-    while view:
-        count = file.readinto(view)  # type: ignore[attr-defined]
-        if not count:
-            return False
-        view = view[count:]
-    return True
 
 
 def _is_constant(values: np.ndarray, value: np.generic) -> bool:

@@ -16,7 +16,7 @@ from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo
 from vacc_deploy.checkpoint.manifest import name_source, read_manifest
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.checkpoint.scan import INFINITY, TensorFacts, looks_filled, scan_tensor
-from vacc_deploy.errors import MAX_LISTED, CheckpointError, list_problems
+from vacc_deploy.errors import CheckpointError, list_problems, name_some
 from vacc_deploy.formats.dtypes import DTYPES, used_dtype
 from vacc_deploy.models.config import EMBEDDING, LAYER_LINEARS, LM_HEAD
 from vacc_deploy.progress import SILENT, Progress
@@ -90,9 +90,7 @@ def check_weights(
 
 def advise(checkpoint: Checkpoint, files: Iterable[str]) -> str:
     """Return what to do about damaged weight files, sentences."""
-    ordered = sorted(files)
-    more = f" and {len(ordered) - MAX_LISTED} more" if len(ordered) > MAX_LISTED else ""
-    names, directory = f"{', '.join(ordered[:MAX_LISTED])}{more}", checkpoint.directory
+    directory = checkpoint.directory
     made_by = (read_manifest(directory) or {}).get("command")
     source = name_source(directory).removeprefix(": ")
     if made_by in ("prepare", "quantize") and source:
@@ -102,8 +100,8 @@ def advise(checkpoint: Checkpoint, files: Iterable[str]) -> str:
             f"them again into it. Then run:\n  {again}"
         )
     return (
-        f"Download again: {names}. If the new files hold the same, the training or the merge that "
-        "wrote them went wrong: make the model again."
+        f"Download again: {name_some(sorted(files))}. If the new files hold the same, the training "
+        "or the merge that wrote them went wrong: make the model again."
     )
 
 
@@ -126,10 +124,7 @@ def find_unsound(
             found.add_fault(checkpoint.tensors[name], problem)
         elif remark := _remark_of(name, kinds[name], known):
             remarks[remark].append(name)
-    found.remarks += [
-        f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {remark}"
-        for remark, names in remarks.items()
-    ]
+    found.remarks += [f"{name_some(names, 1)}: {remark}" for remark, names in remarks.items()]
     return found
 
 

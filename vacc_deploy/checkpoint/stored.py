@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.checkpoint.header import TensorInfo
 from vacc_deploy.errors import CheckpointError
-from vacc_deploy.formats.dtypes import torch_dtype
+from vacc_deploy.formats.dtypes import DTYPES, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,12 @@ def read_tensor(info: TensorInfo) -> torch.Tensor:
         CheckpointError: the file became shorter since its header was read.
     """
     return read_spans(info, info.shape, [(0, info.num_bytes)])
+
+
+def read_values(info: TensorInfo, start: int, stop: int) -> torch.Tensor:
+    """Return some values of a tensor, flat: those from ``start`` up to ``stop``."""
+    size = DTYPES[info.dtype].num_bytes
+    return read_spans(info, (stop - start,), [(start * size, (stop - start) * size)])
 
 
 def read_spans(
@@ -44,14 +51,23 @@ def read_spans(
     with info.path.open("rb", buffering=0) as file:
         for start, num_bytes in spans:
             file.seek(info.offset + start)
-            piece, view = view[:num_bytes], view[num_bytes:]
-            while piece:
-                # One call reads at most 2 GiB on Linux.
-                count = file.readinto(piece)
-                if not count:
-                    raise shortened(info)
-                piece = piece[count:]
+            fill(file, view[:num_bytes], info)
+            view = view[num_bytes:]
     return tensor
+
+
+def fill(file: FileIO, view: memoryview, info: TensorInfo) -> None:
+    """Read until ``view`` is full.
+
+    Raises:
+        CheckpointError: the file became shorter since its header was read.
+    """
+    while view:
+        # One call reads at most 2 GiB on Linux.
+        count = file.readinto(view)
+        if not count:
+            raise shortened(info)
+        view = view[count:]
 
 
 def stored_bytes(info: TensorInfo) -> Iterator[memoryview]:

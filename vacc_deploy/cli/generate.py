@@ -110,7 +110,7 @@ def generate_command(
     source = locate(directory, again=again, downloading=downloading, say=say)
     responder = Responder(source.directory, max_new_tokens=max_new_tokens, options=options)
     for note in responder.notes:
-        click.echo(escape_controls(f"Note: {note}"), err=True)
+        say(note)
     if interactive:
         chat(responder, show=_show)
     else:

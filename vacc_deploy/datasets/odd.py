@@ -99,6 +99,7 @@ def keep_sound(
             if isinstance(value, OddRecordError):
                 raise value
             waiting.append(convert(value))
+            num_chars += _count_chars(waiting[-1])
         except OddRecordError as err:
             tally.skip(where, err)
             if err.is_cut and tally.num_skipped < tally.num_read:
@@ -110,7 +111,6 @@ def keep_sound(
             yield from waiting
             waiting, num_chars = [], 0
             continue
-        num_chars += _count_chars(waiting[-1]) if waiting else 0
         if tally.num_read >= PATIENCE or num_chars > MAX_WAITING_CHARS:
             raise tally.refuse(path)
     if tally.is_over or 0 < tally.num_read == tally.num_skipped:

@@ -45,19 +45,8 @@ _RUN_FLAGS: dict[str, Any] = {
 _ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 _ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
-# What each rule does, for the documentation.
-CONFIG_RULES = {
-    "run-flags": "Flags of a run in `config.json` (`output_attentions`, `return_dict`, `use_cache` "
-    "false, `_attn_implementation` and the like) are left out.",
-    "foreign-code": "An `auto_map` in `config.json` is left out: its code does not travel along.",
-    "architecture": "`architectures` in `config.json` names the class with a head, where a part of "
-    "the model (`LlamaModel`) or a wrapper of it was saved.",
-    "dtype-name": "A dtype such as `torch.bfloat16`, `auto` or `float64` gets a name that loaders "
-    "know.",
-    "token-ids": "`bos_token_id`, `eos_token_id` and `pad_token_id` of both configuration files "
-    "become whole numbers within the vocabulary (a text becomes its id), or are left out.",
-    "top-k": "A negative `top_k` in `generation_config.json` is read as 0, no limit.",
-}
+# docs/prepare.md says what each rule does.
+CONFIG_RULES = ("run-flags", "foreign-code", "architecture", "dtype-name", "token-ids", "top-k")
 
 
 @dataclass(frozen=True)
@@ -124,7 +113,7 @@ class Settler:
         for key in keys:
             stated = self.values[key]
             name = stated.removeprefix("torch.") if isinstance(stated, str) else stated
-            if name not in FLOAT_DTYPE_BYTES:
+            if not isinstance(name, str) or name not in FLOAT_DTYPE_BYTES:
                 # float64, auto and the like: what most of the weights are stored in.
                 name = stored
             if name is not None and name != stated:
@@ -142,7 +131,8 @@ class Settler:
             ids = [_settle_id(entry, limit, token_id) for entry in entries[:1000]]
             kept = list(dict.fromkeys(value for value in ids if value is not None))
             settled = kept if isinstance(stated, list) else next(iter(kept), None)
-            if kept and settled == stated and type(settled) is type(stated):
+            # Not by equality alone: 7.0 equals 7, and true equals 1.
+            if kept and settled == stated and all(type(entry) is int for entry in entries):
                 continue
             if kept:
                 self.values[key] = settled

@@ -237,6 +237,9 @@ def _planned_result(
     """Return what is known before the work: sizes, memory, calibration."""
     checkpoint, options, rows = plan.checkpoint, plan.options, plan.rows
     rounded = LAYER_LINEARS[-1:] if options.effort == FAST else ()  # down_proj
+    warnings = remarks
+    if rows:
+        warnings += (*rows.warnings, *budget_warnings(checkpoint.config, rows, rounded))
     return QuantizeResult(
         model=model_name(checkpoint.directory),
         output_dir=output_dir,
@@ -245,15 +248,9 @@ def _planned_result(
         output_bytes=plan.output_bytes,
         formats=options.formats,
         calibration=describe_calibration(checkpoint.config, rows, rounded) if rows else None,
-        warnings=remarks + (_warnings(checkpoint.config, rows, rounded) if rows else ()),
+        warnings=warnings,
         notes=notes,
     )
-
-
-def _warnings(
-    config: ModelConfig, rows: CalibrationRows, rounded: tuple[str, ...]
-) -> tuple[str, ...]:
-    return (*rows.warnings, *budget_warnings(config, rows, rounded))
 
 
 def _open_float(checkpoint_dir: Path, formats: tuple[str, ...]) -> Checkpoint:

@@ -12,7 +12,7 @@ from typing import Any
 
 import tokenizers
 
-from vacc_deploy.errors import TokenConflictError
+from vacc_deploy.errors import TokenConflictError, name_some
 from vacc_deploy.text.files import (
     MODEL_CONFIG_NAME,
     TOKENIZER_CONFIG_NAME,
@@ -245,5 +245,4 @@ def count_tokens(items: list[str]) -> str:
 
 def list_tokens(items: list[str]) -> str:
     """Return the first ones, and how many more there are."""
-    more = f" and {len(items) - _MAX_LISTED} more" if len(items) > _MAX_LISTED else ""
-    return f"{', '.join(item[:80] for item in items[:_MAX_LISTED])}{more}"
+    return name_some([item[:80] for item in items], _MAX_LISTED)

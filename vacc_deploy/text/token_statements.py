@@ -28,6 +28,8 @@ NAMES = (
 _EXTRA_KEYS = ("extra_special_tokens", "additional_special_tokens")
 MATCHING = ("single_word", "lstrip", "rstrip", "normalized")
 FLAGS = (*MATCHING, "special")
+# More than any vocabulary has; the library takes four times as many. Nine digits are quick to read.
+_MAX_ID = 10**9
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,6 @@ def read_numbered(directory: Path, config: Mapping[str, Any]) -> list[Statement]
         raise damaged(path, f"{DECODER_KEY} is {type(decoder).__name__}, expected an object")
     stated = []
     for key, value in decoder.items():
-        # Nine digits: more than any vocabulary has, and quick to read.
         if not (key.isascii() and key.isdecimal() and len(key) <= 9) or not isinstance(value, dict):
             raise damaged(path, f"{DECODER_KEY} has the entry {key!r:.40}, expected id and token")
         content = check_content(value.get("content"), path, f"{DECODER_KEY} {key}")
@@ -88,7 +89,7 @@ def read_numbered(directory: Path, config: Mapping[str, Any]) -> list[Statement]
     listed = []
     for content, token_id in read_object(path).items():
         check_content(content, path, "a token")
-        if type(token_id) is not int or token_id < 0:
+        if type(token_id) is not int or not 0 <= token_id < _MAX_ID:
             raise damaged(path, f"{content!r:.80} has the id {token_id!r:.40}, expected a number")
         listed.append(Statement(content, token_id, None, ADDED_TOKENS_NAME))
     return [*sorted(stated, key=_by_id), *sorted(listed, key=_by_id)]

@@ -156,7 +156,10 @@ class Tokenizer:
 
     def token_id(self, token: str) -> int | None:
         """Return the id of one token, None where the vocabulary does not have it."""
-        return self._backend.token_to_id(token)
+        try:
+            return self._backend.token_to_id(token)
+        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
+            return None
 
     def answer_end_id(self) -> int | None:
         """Return the id with which the model ends an answer.
