@@ -79,7 +79,7 @@ class FakeModel:
         self.rows = torch.tensor(rows)
         self.generation_config = SimpleNamespace(eos_token_id=eos_token_id)
 
-    def generate(self, ids, *, attention_mask, generation_config):
+    def generate(self, ids, *, attention_mask, generation_config, logits_processor):
         ends, pad = generation_config.eos_token_id, generation_config.pad_token_id
         self.seen = (ids.tolist(), attention_mask.tolist(), ends, pad)
         return torch.cat((ids, self.rows), dim=1)
@@ -215,7 +215,24 @@ def test_the_history_is_rendered_without_the_thinking_of_earlier_turns(tmp_path)
 
 def test_weights_without_probabilities_are_an_error(tmp_path):
     table = torch.full((272, 64), float("inf"), dtype=torch.bfloat16)
-    tensors = {"model.embed_tokens.weight": table}
-    directory = make_directory(tmp_path, form="float", extra_tensors=tensors)
-    with pytest.raises(CheckpointError, match="cannot write an answer. Check the weights with"):
-        generate(directory, prompt="hi", options=SamplingOptions(temperature=1.0))
+    directory = write_checkpoint(tmp_path / "m", extra_tensors={"model.embed_tokens.weight": table})
+    for options in (SamplingOptions(temperature=1.0), SamplingOptions(greedy=True)):
+        with pytest.raises(CheckpointError) as caught:
+            generate(directory, prompt="hi", options=options)
+        assert f"{directory} gives infinite or undefined probabilities" in str(caught.value)
+        assert "model.embed_tokens.weight in model.safetensors: row 0" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("model.norm.weight", float("nan"), "row 0 holds NaN"),
+        ("lm_head.weight", 0.0, "all of its values are zero"),
+    ],
+)
+def test_a_model_that_knows_nothing_writes_no_answer(tmp_path, name, value, problem):
+    # Greedily its first token would be written again and again.
+    tensor = torch.full((64,) if "norm" in name else (272, 64), value, dtype=torch.bfloat16)
+    directory = write_checkpoint(tmp_path / "m", extra_tensors={name: tensor})
+    with pytest.raises(CheckpointError, match=f"cannot write an answer.*\n.*{name}.*{problem}"):
+        generate(directory, prompt="hi")

@@ -163,7 +163,7 @@ class OwnAnswers:
         # 15 hex digits are 60 bits; torch.manual_seed takes 64.
         seed = int(hash_json([self._seed, prompts])[:15], 16)
         advice = "Check the weights with vacc-deploy verify, or use --answers data."
-        with probability_errors(self._checkpoint.directory, advice):
+        with probability_errors(self._checkpoint.directory, lambda: advice):
             answers = continue_prompts(
                 self._model,
                 self._tokenizer,

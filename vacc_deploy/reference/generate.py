@@ -9,18 +9,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.errors import UsageError
+from vacc_deploy.checkpoint.soundness import advise, find_unsound
+from vacc_deploy.errors import UsageError, list_problems
 from vacc_deploy.reference.loader import activation_dtype, load_model
 from vacc_deploy.reference.sampling import (
     Sampling,
     SamplingOptions,
+    check_scores,
     choose_sampling,
     describe_sampling,
     probability_errors,
@@ -190,7 +192,7 @@ class Responder:
             # Loading is not timed: tokens/s is the rate of writing alone.
             started = time.monotonic()
             directory = self._checkpoint.directory
-            with probability_errors(directory, "Check the weights with vacc-deploy verify."):
+            with probability_errors(directory, partial(_name_damage, self._checkpoint)):
                 (answer,) = continue_prompts(
                     model,
                     self._tokenizer,
@@ -224,6 +226,15 @@ def generate(
     return responder.answer(prompt, on_text=on_text)
 
 
+def _name_damage(checkpoint: Checkpoint) -> str:
+    """Return which weights keep a model from writing, and what to do."""
+    found = find_unsound(checkpoint)
+    if not found.faults:
+        return "Check the weights with vacc-deploy verify."
+    listed = list_problems(found.faults)
+    return f"Its weights are damaged:\n{listed}\n{advise(checkpoint, found.files)}"
+
+
 def _user(prompt: str) -> dict[str, str]:
     return {"role": "user", "content": prompt}
 
@@ -253,7 +264,7 @@ def continue_prompts(
     Returns:
         the new ids of each prompt, up to and including the first that ends an answer.
     """
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, LogitsProcessorList
 
     streamer = {"streamer": TokenStreamer(on_token)} if on_token else {}
     ends = eos_ids(model, tokenizer)
@@ -284,6 +295,7 @@ def continue_prompts(
             torch.tensor(padded, device=device),
             attention_mask=torch.tensor(mask, device=device),
             generation_config=model.generation_config,
+            logits_processor=LogitsProcessorList([check_scores]),
             **streamer,
         )
     answers = []

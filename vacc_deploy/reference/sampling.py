@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vacc_deploy.checkpoint.generation_config import read_generation_config
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.models.config import GENERATION_CONFIG_NAME
+
+if TYPE_CHECKING:
+    import torch
 
 # What DeepSeek advises for R1 models: at temperature 0 they repeat themselves without end.
 DEFAULT_SAMPLING: dict[str, Any] = {"temperature": 0.6, "top_p": 0.95, "top_k": 0}
@@ -130,18 +133,37 @@ def read_sampling(directory: Path, but: Collection[str] = ()) -> dict[str, Any]:
     }
 
 
+class NoProbabilitiesError(CheckpointError):
+    """A model's scores are NaN or infinite, or every token has the same."""
+
+
+def check_scores(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Return the scores [prompts, vocabulary]; for use as a logits processor of transformers.
+
+    Greedily the first token would be taken of such scores, and nobody would know.
+
+    Raises:
+        NoProbabilitiesError: they tell nothing of the next token.
+    """
+    largest, smallest = scores.amax(-1), scores.amin(-1)
+    # A comparison with NaN is false. -inf is a token that may not come.
+    if not bool((largest.isfinite() & (largest > smallest)).all()):
+        raise NoProbabilitiesError("The model gives infinite or undefined probabilities.")
+    return scores
+
+
 @contextmanager
-def probability_errors(directory: Path, advice: str) -> Iterator[None]:
-    """Turn what torch says of NaN among the probabilities into a ``CheckpointError``."""
+def probability_errors(directory: Path, advise: Callable[[], str]) -> Iterator[None]:
+    """Turn what is said of NaN among the probabilities into a ``CheckpointError``."""
     try:
         yield
-    except RuntimeError as err:
+    except (RuntimeError, NoProbabilitiesError) as err:
         # What torch.multinomial says of NaN, which has no class of its own.
-        if "probability tensor" not in str(err):
+        if isinstance(err, RuntimeError) and "probability tensor" not in str(err):
             raise
         raise CheckpointError(
             f"{directory} gives infinite or undefined probabilities, so it cannot write an "
-            f"answer. {advice}"
+            f"answer. {advise()}"
         ) from err
 
 
