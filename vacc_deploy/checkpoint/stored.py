@@ -29,12 +29,6 @@ def read_tensor(info: TensorInfo) -> torch.Tensor:
     return read_spans(info, info.shape, [(0, info.num_bytes)])
 
 
-def read_values(info: TensorInfo, start: int, stop: int) -> torch.Tensor:
-    """Return some values of a tensor, flat: those from ``start`` up to ``stop``."""
-    size = DTYPES[info.dtype].num_bytes
-    return read_spans(info, (stop - start,), [(start * size, (stop - start) * size)])
-
-
 def read_spans(
     info: TensorInfo, shape: tuple[int, ...], spans: Iterable[tuple[int, int]]
 ) -> torch.Tensor:
