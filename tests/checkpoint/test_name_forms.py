@@ -55,6 +55,15 @@ def test_some_names_may_have_another_prefix(tmp_path, kind, shards):
     assert check_form(tmp_path, source) == ["prefix"]
 
 
+def test_the_note_gives_a_name_that_differs(tmp_path):
+    source = write_form(tmp_path / "m", MIXED["bare-first-layer"])
+    (note,) = Checkpoint.open(source).notes
+    assert note == (
+        "9 names of tensors have another prefix than the others (layers.0.mlp.up_proj.weight); all "
+        "are read as if they began with 'model.' (rule prefix)."
+    )
+
+
 def test_a_layer_of_another_model_is_not_taken_for_a_missing_one(tmp_path):
     source = write_form(tmp_path / "m", lambda n: f"vision_tower.{n}" if LAST in n else n)
     with pytest.raises(CheckpointError, match=f"{LAST}input_layernorm.weight is missing"):

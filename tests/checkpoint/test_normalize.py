@@ -254,7 +254,22 @@ def test_changed_shards_are_written_and_the_others_linked(tmp_path):
     assert read_json(out / INDEX_NAME)["weight_map"][EMBEDDING] == names[1]
     dry = prepare(source, output=tmp_path / "other", dry_run=True)
     assert [how for name, _, how in dry.files if name in names] == ["hardlink", "changed"]
-    assert dry.notes == result.notes and not (tmp_path / "other").exists()
+    assert dry.notes == result.notes
+    weights = [[file for file in of.files if file[0] in names] for of in (dry, result)]
+    assert weights[0] == weights[1] and not (tmp_path / "other").exists()
+
+
+def test_sizes_of_a_dry_run_and_of_the_index_are_those_of_what_is_written(tmp_path):
+    config, tensors = published("llama")
+    double = {name: tensor.double() for name, tensor in tensors.items()}
+    source, out = write_found(tmp_path / "m", config, double, shards=2), tmp_path / "out"
+    dry = prepare(source, output=out, dry_run=True)
+    sizes = {name: size for name, size, how in dry.files if how == "changed"}
+    assert len(sizes) == 2
+    prepare(source, output=out)
+    assert sizes == {name: (out / name).stat().st_size for name in sizes}
+    total = sum(4 * tensor.numel() for tensor in tensors.values())
+    assert read_json(out / INDEX_NAME)["metadata"]["total_size"] == total
 
 
 def test_a_vendor_s_program_never_reads_a_form_that_it_may_misread(tmp_path):

@@ -133,7 +133,8 @@ def _drop_zero_biases(found: Found) -> str:
         found.take_out(name)
     if not names:
         return ""
-    return f"{len(names):,} biases, which this architecture does not have, are zero and left out."
+    listed = f"{names[0]:.80}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+    return f"{listed}: biases of zeros, which this architecture does not have, are left out."
 
 
 def _settle_head_only(found: Found) -> str:

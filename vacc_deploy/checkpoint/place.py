@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,8 @@ from vacc_deploy.checkpoint.manifest import LinkedFile
 from vacc_deploy.checkpoint.normalize import ABSENT_ENTRIES, INDEX_NAMES
 from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
 from vacc_deploy.checkpoint.side_files import GENERATED, SideFile
-from vacc_deploy.checkpoint.writer import WrittenFile, write_index_map, write_shard
+from vacc_deploy.checkpoint.writer import WrittenFile, shard_bytes, write_index_map, write_shard
+from vacc_deploy.formats.dtypes import DTYPES, used_dtype
 from vacc_deploy.permissions import real_path
 from vacc_deploy.progress import Progress
 
@@ -45,7 +47,10 @@ class Placement:
         for name, shard in checkpoint.shards.items():
             is_near = shard.path.stat().st_dev == device
             how = ("hardlink" if is_near else COPY) if link_mode == "auto" else link_mode
-            self.planned.append((name, shard.file_bytes, CHANGED if name in self._changed else how))
+            size = shard.file_bytes
+            if name in self._changed:
+                how, size = CHANGED, shard_bytes({i.name: i for i in self._changed[name]})
+            self.planned.append((name, size, how))
         check_space(output_dir, self._written_bytes(COPY, CHANGED))
 
     def _written_bytes(self, *ways: str, start: int = 0) -> int:
@@ -108,7 +113,7 @@ class Placement:
             return []
         # Odd names without an index: loaders find such shards only through one.
         stored = [
-            (info.name, file, info.num_bytes)
+            (info.name, file, math.prod(info.shape) * DTYPES[used_dtype(info.dtype)].num_bytes)
             for file, shard in checkpoint.shards.items()
             for info in self._changed.get(file, shard.tensors)
         ]

@@ -56,9 +56,14 @@ def settle_prefixes(names: Collection[str]) -> Renaming:
     if head != LM_HEAD:
         changed[head] = LM_HEAD
     if other:
-        example = min(other, key=len)
-        note = f"{len(other):,} names of tensors have another prefix than the others ({example:.80}"
-        return Renaming(changed, f"{note}); all are read as if they began with 'model.'.")
+        # Either these change, or all of the others do.
+        different = [old for old, new in other.items() if old != new] or list(main)
+        example = min(different, key=len)
+        note = (
+            f"{len(different):,} names of tensors have another prefix than the others "
+            f"({example:.80}); all are read as if they began with 'model.'."
+        )
+        return Renaming(changed, note)
     if prefix != "model.":
         stated = f"begin with {prefix!r:.80}, not" if prefix else "do not begin with"
         note = f"the names of the tensors {stated} 'model.'; they are read as if they did."

@@ -48,20 +48,35 @@ def write_shard(path: Path, tensors: Mapping[str, torch.Tensor | TensorInfo]) ->
         tensors: name to tensor; a ``TensorInfo`` is copied from its own file, byte for byte, or
             from float64 to float32.
     """
-    ordered = sorted(tensors, key=lambda name: (-_item_bytes(tensors[name]), name))
+    header, num_bytes = _make_header(tensors)
+    ordered = _in_order(tensors)
+    data = chain.from_iterable(_chunks(tensors[name]) for name in ordered)
+    record = write_bytes(path, chain([len(header).to_bytes(8, "little"), header], data))
+    return replace(record, tensors=tuple(ordered), tensor_bytes=num_bytes)
+
+
+def shard_bytes(tensors: Mapping[str, torch.Tensor | TensorInfo]) -> int:
+    """Return the size of the file that ``write_shard`` writes."""
+    header, num_bytes = _make_header(tensors)
+    return 8 + len(header) + num_bytes
+
+
+def _in_order(tensors: Mapping[str, torch.Tensor | TensorInfo]) -> list[str]:
+    return sorted(tensors, key=lambda name: (-_item_bytes(tensors[name]), name))
+
+
+def _make_header(tensors: Mapping[str, torch.Tensor | TensorInfo]) -> tuple[bytes, int]:
+    """Return the header of a file, and the bytes of all tensors behind it."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     position = 0
-    for name in ordered:
+    for name in _in_order(tensors):
         dtype, shape = _dtype_code(tensors[name]), list(tensors[name].shape)
         end = position + math.prod(shape) * _item_bytes(tensors[name])
         entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, end]}
         position = end
     header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     # The data begin at a multiple of 8, so that every tensor is aligned.
-    header += b" " * (-len(header) % 8)
-    data = chain.from_iterable(_chunks(tensors[name]) for name in ordered)
-    record = write_bytes(path, chain([len(header).to_bytes(8, "little"), header], data))
-    return replace(record, tensors=tuple(ordered), tensor_bytes=position)
+    return header + b" " * (-len(header) % 8), position
 
 
 def write_text(path: Path, text: str) -> WrittenFile:
