@@ -220,6 +220,25 @@ def test_a_cut_within_a_table_and_within_a_norm(tmp_path):
         assert fault_of(Checkpoint.open(directory)).startswith("b.safetensors is zero from byte ")
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_layer_that_adds_nothing_is_worth_a_remark(tmp_path, whole):
+    """Converters pad a model with such layers; its norms are as in every layer."""
+    tensors = {name: torch.zeros_like(t) for name, t in build_tensors(build_config()).items()}
+    padded = {f"{name}.weight": tensors[f"{name}.weight"] for name in LINEARS}
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "m", extra_tensors=padded))
+    found = find_unsound(checkpoint, whole=whole)
+    assert not found.faults and len(found.remarks) == 1
+    assert " and 6 more: all of its values are zero" in found.remarks[0]
+    # An output that is not zero needs what feeds it.
+    del padded[f"{LAYER}mlp.down_proj.weight"]
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "n", extra_tensors=padded))
+    faults = find_unsound(checkpoint, whole=whole).faults
+    assert sorted(fault.partition(" ")[0] for fault in faults) == [
+        f"{LAYER}mlp.gate_proj.weight",
+        f"{LAYER}mlp.up_proj.weight",
+    ]
+
+
 def test_padding_of_all_linears_is_no_cut(tmp_path):
     tensors = build_tensors(build_config(tied=True))
     for name, tensor in tensors.items():

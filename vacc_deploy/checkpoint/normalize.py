@@ -28,7 +28,9 @@ from vacc_deploy.formats.dtypes import DTYPES, STORED_FLOATS, used_dtype
 from vacc_deploy.models.config import CONFIG_NAME, EMBEDDING, LM_HEAD
 from vacc_deploy.models.settle import Applied, preview_config, settle_config
 
-ABSENT_ENTRIES, INDEX_NAMES = "absent-entries", "index-names"
+# The rules by which the source's index does not hold for the output.
+ABSENT_ENTRIES, INDEX_NAMES, INDEX_PLACES = "absent-entries", "index-names", "index-places"
+INDEX_RULES = {ABSENT_ENTRIES, INDEX_NAMES, INDEX_PLACES}
 
 
 @dataclass
@@ -198,6 +200,21 @@ def _drop_absent_entries(found: Found) -> str:
     return f"the index lists {names}, which no file holds and no loader misses." if absent else ""
 
 
+def _settle_index_places(found: Found) -> str:
+    """Let the files say where a tensor is, where the index knows all of them but not their places.
+
+    Loaders read every tensor of a file that the index names.
+    """
+    infos = (*found.tensors.values(), *found.spare.values())
+    held = {info.stored_name: info.path.name for info in infos}
+    weight_map = found.weight_map
+    if weight_map is None or weight_map == held or weight_map.keys() - held.keys():
+        return ""
+    count = sum(weight_map.get(name) != file for name, file in held.items())
+    found.weight_map = held
+    return f"the index does not have {count:,} tensors where the files have them; the files count."
+
+
 def _drop_left_over_quantization(found: Found) -> str:
     """Leave out what is said of quantized weights where every weight is a float of its own name."""
     stated, bits = found.raw.get("quantization_config"), found.raw.get("quantization_bit")
@@ -235,6 +252,7 @@ RULES: dict[str, Callable[[Found], str]] = {
     "embedding-only": _settle_embedding_only,
     "two-heads": _settle_two_heads,
     ABSENT_ENTRIES: _drop_absent_entries,
+    INDEX_PLACES: _settle_index_places,
     "left-over-quantization": _drop_left_over_quantization,
     "float64": _read_float64,
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 from vacc_deploy.checkpoint.file_system import Say, check_space
 from vacc_deploy.checkpoint.files import place_shard
 from vacc_deploy.checkpoint.manifest import LinkedFile
-from vacc_deploy.checkpoint.normalize import ABSENT_ENTRIES, INDEX_NAMES
+from vacc_deploy.checkpoint.normalize import INDEX_RULES
 from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
 from vacc_deploy.checkpoint.side_files import GENERATED, SideFile
 from vacc_deploy.checkpoint.writer import WrittenFile, shard_bytes, write_index_map, write_shard
@@ -107,7 +107,7 @@ class Placement:
         """Return the index, if there is to be one: the source's where it holds here too."""
         checkpoint = self._checkpoint
         rules = {applied.rule for applied in checkpoint.applied}
-        if checkpoint.has_index and not self._changed and not rules & {ABSENT_ENTRIES, INDEX_NAMES}:
+        if checkpoint.has_index and not self._changed and not rules & INDEX_RULES:
             return [SideFile.copied(checkpoint.directory / INDEX_NAME)]
         if set(checkpoint.shards) == {SINGLE_FILE}:
             return []

@@ -22,8 +22,9 @@ from vacc_deploy.models.config import EMBEDDING, LAYER_LINEARS, LM_HEAD
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.results import command
 
-# A layer whose two outputs are zero passes its input on: block expansion starts new layers so.
-_MAY_BE_ZERO = ("o_proj", "down_proj")
+# A layer whose two outputs are zero passes its input on: block expansion starts new layers so, and
+# converters pad a model with them. What feeds such an output does not matter.
+_FEEDS = {"o_proj": ("q_proj", "k_proj", "v_proj"), "down_proj": ("gate_proj", "up_proj")}
 _TABLE, _LINEAR, _NORM, _BIAS, _CODES, _SCALE = "table", "linear", "norm", "bias", "codes", "scale"
 # The last part of the name of a linear's tensor to what it is, in all layouts.
 _PARTS = {
@@ -111,16 +112,16 @@ def find_unsound(
     """Return what is wrong with the values; see ``check_weights``."""
     kinds = {name: kind for name in checkpoint.tensors if (kind := _kind_of(name))}
     facts = dict(_scan(checkpoint, kinds, progress, whole))
-    found, told = Findings(), set[str]()
+    found, told, idle = Findings(), set[str](), _find_idle(facts)
     # What quantize wrote is no download: the tensors that it copied are named one by one.
     made_by = (read_manifest(checkpoint.directory) or {}).get("command")
     for shard in checkpoint.shards.values() if made_by != "quantize" else ():
-        told |= _find_cut(shard, checkpoint, kinds, facts, found)
+        told |= _find_cut(shard, checkpoint, kinds, facts, idle=idle, found=found)
     remarks = defaultdict[str, list[str]](list)
     for name, known in facts.items():
         if name in told:
             continue
-        if problem := _fault_of(name, kinds[name], known):
+        if problem := _fault_of(kinds[name], known, is_idle=_module_of(name) in idle):
             found.add_fault(checkpoint.tensors[name], problem)
         elif remark := _remark_of(name, kinds[name], known):
             remarks[remark].append(name)
@@ -171,11 +172,22 @@ def _scan(
 # ---- the policy --------------------------------------------------------------------------------
 
 
-def _fault_of(name: str, kind: str, facts: TensorFacts) -> str:
+def _find_idle(facts: dict[str, TensorFacts]) -> set[str]:
+    """Return the linears that may be zero: outputs, and what feeds an output of zero."""
+    idle = set[str]()
+    for name, known in facts.items():
+        block, _, linear = _module_of(name).rpartition(".")
+        if linear in _FEEDS and not name.endswith(".bias"):
+            fed = _FEEDS[linear] if known.is_zero or known.is_constant else ()
+            idle |= {f"{block}.{each}" for each in (linear, *fed)}
+    return idle
+
+
+def _fault_of(kind: str, facts: TensorFacts, *, is_idle: bool) -> str:
     """Return why no model can work with a tensor, or nothing."""
     if facts.broken_by:
         return f"row {facts.broken_row} holds {facts.broken_by}"
-    may_be_zero = kind == _BIAS or _linear_of(name) in _MAY_BE_ZERO
+    may_be_zero = kind == _BIAS or is_idle
     if kind == _SCALE:
         return f"row {facts.first_zero_row} is a scale of zero" if facts.num_zero_rows else ""
     if facts.is_zero:
@@ -205,9 +217,14 @@ def _remark_of(name: str, kind: str, facts: TensorFacts) -> str:
     return ""
 
 
+def _module_of(name: str) -> str:
+    """Return the name of a tensor without its last part."""
+    return name.rpartition(".")[0]
+
+
 def _linear_of(name: str) -> str:
     """Return ``q_proj`` of the name of a tensor of such a linear."""
-    return name.split(".")[-2] if "." in name else ""
+    return _module_of(name).rpartition(".")[2]
 
 
 def _find_cut(
@@ -215,6 +232,8 @@ def _find_cut(
     checkpoint: Checkpoint,
     kinds: dict[str, str],
     facts: dict[str, TensorFacts],
+    *,
+    idle: set[str],
     found: Findings,
 ) -> set[str]:
     """Add the fault of a file whose end was never filled; return the tensors it speaks of.
@@ -231,7 +250,8 @@ def _find_cut(
             break
         if known.is_zero:
             start, told = info.offset, [*told, name]
-            num_dead += bool(_fault_of(name, kinds[name], known))
+            is_idle = _module_of(name) in idle
+            num_dead += bool(_fault_of(kinds[name], known, is_idle=is_idle))
             continue
         is_cut = _is_cut(name, kinds[name], known, facts)
         if known.trailing_zeros >= _CUT_VALUES:
