@@ -7,7 +7,6 @@ import stat
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,35 +145,72 @@ def prepare(
     checkpoint = _open_source(found.directory, known)
     name = known.name if known else found.name
     output_dir = output or default_output(Path(f"{name}-vacc"))
-    inputs = checkpoint.input_paths()
-    obstacles = check_output(output_dir, overwrite=overwrite, inputs=inputs, dry_run=dry_run)
-    placement = Placement(checkpoint, output_dir, link_mode)
-    beside = plan_side_files(checkpoint, with_config=True)
-    small_files = [*placement.plan_index(), *beside.files, *_vendor_files(checkpoint)]
-    notes = (*beside.to_notes(), *_model_notes(checkpoint))
-    found_out = [found.note] if found.note else []
-    result = partial(PrepareResult, name, found.directory, output_dir)
-    if dry_run:
-        listed = (*placement.planned, *(file[:3] for file in small_files), _MANIFEST)
-        closed = _mode_notes(checkpoint, placement.planned)
-        return result(listed, (*notes, *closed, *found_out, *obstacles), True)
-    notes += check_weights(checkpoint, progress)
-    say = found_out.append
-    with output_directory(output_dir, overwrite=overwrite, inputs=inputs, say=say) as folder:
-        files = placement.place(folder, progress, say)
-        files += [(file.write(folder), file.how) for file in small_files]
-        manifest = write_manifest(
-            folder,
-            command="prepare",
-            model=name,
-            source=_describe_source(found, output_dir),
-            options={"link_mode": link_mode},
-            normalized=beside.applied,
-            files=[file for file, _ in files],
+    obstacles = check_output(
+        output_dir, overwrite=overwrite, inputs=checkpoint.input_paths(), dry_run=dry_run
+    )
+    assembly = _Assembly(found, checkpoint, name, output_dir, link_mode)
+    return assembly.plan(obstacles) if dry_run else assembly.write(progress, overwrite=overwrite)
+
+
+class _Assembly:
+    """A prepared directory of which everything is decided and nothing is written."""
+
+    def __init__(
+        self, found: Source, checkpoint: Checkpoint, name: str, output_dir: Path, link_mode: str
+    ) -> None:
+        self._found, self._checkpoint, self._name = found, checkpoint, name
+        self._output_dir, self._link_mode = output_dir, link_mode
+        self._placement = Placement(checkpoint, output_dir, link_mode)
+        self._beside = plan_side_files(checkpoint, with_config=True)
+        self._small_files = [
+            *self._placement.plan_index(),
+            *self._beside.files,
+            *_vendor_files(checkpoint),
+        ]
+
+    def plan(self, obstacles: Sequence[str]) -> PrepareResult:
+        """Return what would be written, and why it would be refused."""
+        planned = self._placement.planned
+        listed = (*planned, *(file[:3] for file in self._small_files), _MANIFEST)
+        return self._result(listed, planned, obstacles, dry_run=True)
+
+    def write(self, progress: Progress, *, overwrite: bool) -> PrepareResult:
+        """Read all weights once, then write the directory."""
+        remarks, said = check_weights(self._checkpoint, progress), list[str]()
+        inputs = self._checkpoint.input_paths()
+        with output_directory(
+            self._output_dir, overwrite=overwrite, inputs=inputs, say=said.append
+        ) as folder:
+            files = self._placement.place(folder, progress, said.append)
+            files += [(file.write(folder), file.how) for file in self._small_files]
+            manifest = write_manifest(
+                folder,
+                command="prepare",
+                model=self._name,
+                source=_describe_source(self._found, self._output_dir),
+                options={"link_mode": self._link_mode},
+                normalized=self._beside.applied,
+                files=[file for file, _ in files],
+            )
+        written = tuple((f.name, f.num_bytes, how) for f, how in (*files, (manifest, GENERATED)))
+        # How the weights came there is known only now.
+        return self._result(written, written, [*remarks, *said])
+
+    def _result(
+        self,
+        files: tuple[tuple[str, int | None, str], ...],
+        placed: Sequence[tuple[str, int | None, str]],
+        more: Sequence[str],
+        *,
+        dry_run: bool = False,
+    ) -> PrepareResult:
+        found, notes = self._found, [*self._beside.to_notes(), *_model_notes(self._checkpoint)]
+        notes += _mode_notes(self._checkpoint, placed)
+        notes += [found.note] if found.note else []
+        notes += more
+        return PrepareResult(
+            self._name, found.directory, self._output_dir, files, tuple(notes), dry_run
         )
-    written = tuple((f.name, f.num_bytes, how) for f, how in (*files, (manifest, GENERATED)))
-    # How the weights came there is known only now.
-    return result(written, (*notes, *_mode_notes(checkpoint, written), *found_out))
 
 
 def _describe_source(source: Source, output_dir: Path) -> dict[str, str | None]:

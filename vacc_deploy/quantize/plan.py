@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,10 +101,8 @@ def plan_run(
         _say_ways(checkpoint, options, progress)
         standing = look_at(output_dir, options.formats)
         asked = {"resume": resume, "overwrite": overwrite, "dry_run": dry_run}
-        notes = _say_notes(checkpoint, progress)
+        notes = _say_notes(checkpoint, progress, is_default=output is None)
         notes += check_place(standing, output_dir, checkpoint.input_paths(), progress, **asked)
-        if output is None and (cache := cache_of(checkpoint_dir)):
-            notes += (f"the source lies in {cache}, so the output lies in the working directory.",)
         # A finished output needs no weights. Else before the hours: what is copied, and enough of
         # each linear to see that it is filled.
         if not (resume and isinstance(standing, Finished)):
@@ -115,11 +112,12 @@ def plan_run(
         # An interruption may also come before the first layer of a resumed run.
         kept.follow(lambda: left.finished, left.num_layers, has_begun=False)
     check_same(checkpoint, options, compute, ranks)
+    rows = None
     with warming_up(compute):
         # Rank 0 alone reads text; rounding needs none, and has one process.
-        needs_rows = ranks.rank == 0 and options.method != RTN
-        read = partial(read_calibration_rows, checkpoint, options, progress, dry_run=dry_run)
-        rows = ranks.share(read() if needs_rows else None)
+        if ranks.rank == 0 and options.method != RTN:
+            rows = read_calibration_rows(checkpoint, options, progress, dry_run=dry_run)
+        rows = ranks.share(rows)
     check_rows(rows, ranks)
     plan = Plan(checkpoint, options, rows, compute, output_bytes(checkpoint, options.formats))
     result = _planned_result(plan, output_dir, notes, remarks)
@@ -190,11 +188,16 @@ def _say_ways(checkpoint: Checkpoint, options: QuantizeOptions, progress: Progre
         progress.say(ways)
 
 
-def _say_notes(checkpoint: Checkpoint, progress: Progress) -> tuple[str, ...]:
-    """Refuse contradicting tokenizer files before hours of work; say and return what is noted."""
+def _say_notes(checkpoint: Checkpoint, progress: Progress, *, is_default: bool) -> tuple[str, ...]:
+    """Refuse contradicting tokenizer files before hours of work; say and return what is noted.
+
+    ``is_default``: nobody has said where the output goes.
+    """
     notes = plan_side_files(checkpoint, with_config=False).to_notes()
     for note in notes:
         progress.say(note)
+    if is_default and (cache := cache_of(checkpoint.directory)):
+        notes += (f"the source lies in {cache}, so the output lies in the working directory.",)
     return notes
 
 
