@@ -80,7 +80,11 @@ def test_verify_whose_reference_is_closed_names_the_option(source, place, closed
     text = refused(verify, deployed)
     target.chmod(0o755)
     assert text.startswith(f"{deployed} was made from {source}, which cannot be read: ")
-    assert text.endswith(" Or give another copy of the float model with --reference DIR.")
+    # A new line where a command line stands before it.
+    assert (
+        text.split()[-11:]
+        == "Or give another copy of the float model with --reference DIR.".split()
+    )
 
 
 @pytest.mark.parametrize(

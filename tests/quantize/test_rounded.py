@@ -140,7 +140,8 @@ def test_round_layers_non_finite_weight_names_the_first_row(tmp_path, monkeypatc
         next(layers)
     assert str(err.value) == (
         f"{UP.format(1)} in {checkpoint.directory}: row 33 holds NaN or infinity. Download the "
-        "file model.safetensors again."
+        "file model.safetensors again. If the new one holds the same, the training or the merge "
+        "that wrote it went wrong: make the model again."
     )
     assert not rounding_threads()
 
