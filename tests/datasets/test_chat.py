@@ -46,6 +46,7 @@ ASKED = ({"role": "user", "content": "q"},)
         ({"conversation": [{"human": "q", "assistant": "a"}]}, QA),
         # OpenAI.
         (messages(("user", "q"), ("assistant", "a")), QA),
+        ({"messages": json.dumps([*ASKED, {"role": "assistant", "content": "a"}])}, QA),
         (messages(("developer", "s"), ("user", "q"), ("assistant", "a")), SQA),
         (
             messages(
@@ -183,6 +184,7 @@ def test_the_marks_of_sky_t1_become_thoughts():
         ({"conversations": [{"from": 1, "value": "q"}]}, "has a turn of the unknown role '1'"),
         ({"conversations": "q"}, 'has no list of turns under "conversations": got str'),
         ({"messages": ["q"]}, 'holds str as turn 1 of "messages"'),
+        ({"messages": "[" * 99}, 'has no list of turns under "messages": got str'),
         (messages(("user", 42)), 'has no text under "content": got int'),
         (messages(("user", None)), 'has no text under "content": got NoneType'),
         (messages(("user", [{"type": "image_url"}])), "with a part that is no text: 'image_url'"),

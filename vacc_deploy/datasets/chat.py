@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +129,10 @@ def _holds_turns(values: list[Any]) -> bool:
 
 
 def _read_turns(items: Any, key: str) -> list[_Turn]:
+    if isinstance(items, str):
+        # Tables without nested columns hold the list as JSON text.
+        with suppress(ValueError, RecursionError):
+            items = json.loads(items)
     if not isinstance(items, list):
         raise OddRecordError(f'has no list of turns under "{key}": got {type(items).__name__}')
     turns: list[_Turn] = []
