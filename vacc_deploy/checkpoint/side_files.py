@@ -14,7 +14,7 @@ from vacc_deploy.checkpoint.writer import WrittenFile, write_bytes
 from vacc_deploy.errors import CheckpointError, TokenConflictError
 from vacc_deploy.json_files import UTF8_MARK, dump_json, read_bounded
 from vacc_deploy.models.config import CONFIG_NAME, GENERATION_CONFIG_NAME
-from vacc_deploy.models.settle import BYTE_ORDER_MARK, Applied
+from vacc_deploy.models.settle import BYTE_ORDER_MARK, TOKEN_FILES, Applied
 from vacc_deploy.text.files import MERGES_NAME, SENTENCEPIECE_NAME, TOKENIZER_NAME, VOCAB_NAME
 from vacc_deploy.text.token_files import settle_tokens
 
@@ -93,6 +93,8 @@ def plan_side_files(checkpoint: Checkpoint, *, with_config: bool) -> SidePlan:
     tokenizer, notes = _settle_tokenizer(directory)
     if tokenizer is not None:
         texts[TOKENIZER_NAME] = tokenizer
+        applied += tuple(Applied(TOKEN_FILES, note) for note in notes)
+        notes = ()
     paths = side_files(directory, with_config=with_config)
     files = [SideFile.copied(path) for path in paths if path.name not in texts]
     files += [SideFile.generated(name, text) for name, text in texts.items()]
