@@ -11,7 +11,7 @@ from tokenizer_builders import EOS_ID
 from transformers import AutoModelForCausalLM
 
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.errors import CheckpointError
+from vacc_deploy.errors import CheckpointError, UnsupportedModelError
 from vacc_deploy.models.settle import settle_config
 from vacc_deploy.prepare import prepare
 from vacc_deploy.reference.loader import load_model
@@ -60,6 +60,15 @@ def test_a_null_where_a_value_is_wanted_counts_as_not_stated(tmp_path, key):
 @pytest.mark.parametrize("model_type", ["qwen2", "llama"])
 def test_a_value_that_loaders_refuse_is_settled(tmp_path, changes, rule, model_type):
     assert set(check_everywhere(tmp_path, changes, model_type)) == {rule}
+
+
+def test_a_model_that_rounds_when_it_runs_is_no_float_model(tmp_path):
+    stated = {"quant_method": "bitnet", "linear_class": "autobitlinear"}
+    source = write_checkpoint(
+        tmp_path / "m", model_type="llama", config_overrides={"quantization_config": stated}
+    )
+    with pytest.raises(UnsupportedModelError, match=r"'bitnet'\): its linears round weights and"):
+        Checkpoint.open(source)
 
 
 @pytest.mark.parametrize("key", ["sliding_window", "rope_scaling", "pad_token_id", "torch_dtype"])

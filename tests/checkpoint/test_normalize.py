@@ -24,6 +24,7 @@ from vacc_deploy.errors import CheckpointError, UnsupportedModelError
 from vacc_deploy.graphs.compare import compare_graphs, run_reference
 from vacc_deploy.graphs.export import ExportOptions, export_onnx
 from vacc_deploy.prepare import prepare
+from vacc_deploy.progress import Progress
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.run import quantize
 from vacc_deploy.reference.loader import load_model
@@ -241,3 +242,17 @@ def test_a_broken_tokenizer_settles_what_needs_none(tmp_path):
     source = write_found(tmp_path / "m", {**config, "eos_token_id": [EOS_ID, ASSISTANT]}, tensors)
     (source / "tokenizer.json").write_text("{}")
     assert Checkpoint.open(source).config.raw["eos_token_id"] == [EOS_ID]
+
+
+def test_the_progress_of_a_changed_file_ends_at_its_total(tmp_path):
+    class Placing(Progress):
+        def start(self, description, total, unit):
+            self.total, self.done = total, 0
+
+        def advance(self, amount=1, note=""):
+            self.done += amount
+
+    source, _, _ = found_form("float64", tmp_path)
+    progress = Placing()
+    prepare(source, output=tmp_path / "out", progress=progress)
+    assert progress.done == progress.total

@@ -240,6 +240,19 @@ def test_a_foreign_partial_is_refused(tmp_path, kind):
     assert names(tmp_path) == ["out.partial"]
 
 
+def test_layers_that_another_command_can_resume_with_are_not_cleared(tmp_path):
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    for name in (MARKER, f"{RUN_FILE_PREFIX}shard-00001.json", "model-00001-of-00004.safetensors"):
+        (partial / name).write_text("{}")
+    text = message(write, tmp_path / "out")
+    assert "holds finished weight files (1) of an interrupted quantize" in text
+    assert "--overwrite" in text
+    assert len(names(partial)) == 3
+    write(tmp_path / "out", overwrite=True)
+    assert names(tmp_path) == ["out"]
+
+
 def test_a_concurrent_run_is_refused_and_disturbs_nothing(tmp_path):
     out = tmp_path / "out"
     with output_directory(out) as partial:

@@ -130,9 +130,8 @@ def read_header(path: Path) -> ShardHeader:
             if not file_bytes:
                 raise ValueError("it is empty (0 bytes), as where a download failed at once")
             if len(prefix) < 8 or length > file_bytes - 8:
-                what = "truncated or not a safetensors file" if file_bytes else "empty"
                 raise ValueError(
-                    f"the file is {what}: got {file_bytes:,} bytes, "
+                    f"the file is truncated or not a safetensors file: got {file_bytes:,} bytes, "
                     f"its header alone asks for {8 + length:,}"
                 )
             if length > MAX_HEADER_BYTES:

@@ -25,6 +25,7 @@ from vacc_deploy.checkpoint.tensor_names import (
 )
 from vacc_deploy.errors import name_some
 from vacc_deploy.formats.dtypes import DTYPES, STORED_FLOATS, used_dtype
+from vacc_deploy.formats.layouts import rounds_when_run
 from vacc_deploy.models.config import CONFIG_NAME, EMBEDDING, LM_HEAD
 from vacc_deploy.models.settle import Applied, preview_config, settle_config
 
@@ -223,7 +224,7 @@ def _drop_left_over_quantization(found: Found) -> str:
         for name, info in found.tensors.items()
     )
     # With 8 bits it is a directory of ours, which lacks its codes.
-    if not (is_float and (stated is not None or bits)) or bits == 8:
+    if not (is_float and (stated is not None or bits)) or bits == 8 or rounds_when_run(stated):
         return ""
     for key in ("quantization_config", "quantization_bit"):
         found.raw.pop(key, None)

@@ -30,6 +30,8 @@ from vacc_deploy.permissions import is_denied, real_path
 from vacc_deploy.results import format_bytes
 
 _MARKER = f"{RUN_FILE_PREFIX}partial"
+# Of a shard that a run can be resumed with.
+SHARD_RECORD_PREFIX = f"{RUN_FILE_PREFIX}shard-"
 
 
 def partial_path(output_dir: Path) -> Path:
@@ -71,6 +73,8 @@ def output_directory(
     """
     check_output(output_dir, overwrite=overwrite, inputs=inputs)
     target, partial = real_path(output_dir), partial_path(output_dir)
+    if keeps is None and not overwrite:
+        _refuse_kept(partial)
     lock, finished = _claim(partial, say), False
     try:
         _recover_replaced(target)
@@ -104,6 +108,16 @@ def output_directory(
         # Some file systems let nobody remove a file that is open, as the marker was until now.
         if finished and target.is_dir():
             _remove_run_files(target)
+
+
+def _refuse_kept(partial: Path) -> None:
+    """Refuse to clear what a run that can be resumed has finished."""
+    if count := len(list(partial.glob(f"{SHARD_RECORD_PREFIX}*.json"))):
+        raise OutputError(
+            find_writer(partial)
+            or f"{partial} holds finished weight files ({count}) of an interrupted quantize, which "
+            "--resume can go on with. Choose another --output, or give --overwrite to lose them."
+        )
 
 
 def _full(output_dir: Path, partial: Path, *, is_kept: bool) -> OutputError:

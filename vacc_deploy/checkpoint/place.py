@@ -72,14 +72,15 @@ class Placement:
         files = list[tuple[WrittenFile | LinkedFile, str]]()
         refuse = self._refusal(say)
         progress.start("Placing weights", sum(size for _, size, _ in self.planned), "bytes")
-        for number, (name, shard) in enumerate(self._checkpoint.shards.items()):
+        for number, (name, size, _) in enumerate(self.planned):
+            shard = self._checkpoint.shards[name]
             if name in self._changed:
                 tensors = {info.name: info for info in self._changed[name]}
                 files.append((write_shard(folder / name, tensors), CHANGED))
             else:
                 before_copy = partial(refuse, number)
                 files.append(place_shard(shard, folder, self._link_mode, before_copy=before_copy))
-            progress.advance(shard.file_bytes, name)
+            progress.advance(size, name)
         progress.finish()
         return files
 

@@ -173,6 +173,14 @@ def recognize(stated: Any) -> str | None:
     return None
 
 
+def rounds_when_run(stated: Any) -> bool:
+    """Return whether linears of this ``quantization_config`` also round weights stored as floats.
+
+    Source: ``AutoBitLinear`` of transformers.
+    """
+    return isinstance(stated, dict) and stated.get("quant_method") == "bitnet"
+
+
 def _without_version(stated: Any) -> Any:
     """Return a copy that names the tool without its version."""
     match stated:

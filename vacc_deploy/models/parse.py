@@ -9,7 +9,7 @@ from typing import Any
 
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError, list_problems
 from vacc_deploy.formats.dtypes import FLOAT_DTYPE_BYTES
-from vacc_deploy.formats.layouts import INT8, recognize
+from vacc_deploy.formats.layouts import INT8, recognize, rounds_when_run
 from vacc_deploy.json_files import read_json
 from vacc_deploy.models.config import (
     CONFIG_NAME,
@@ -288,9 +288,11 @@ def _read_quantization(reader: ConfigReader) -> str:
     layout = recognize(stated)
     if layout is None:
         method = stated.get("quant_method") if isinstance(stated, dict) else stated
+        why = "the weights are quantized already. Start from the float checkpoint."
+        if rounds_when_run(stated):
+            why = "its linears round weights and inputs whenever they run. Give another model."
         raise UnsupportedModelError(
-            f"{reader.where} has a quantization_config (quant_method {method!r:.80}): the weights "
-            "are quantized already. Start from the float checkpoint."
+            f"{reader.where} has a quantization_config (quant_method {method!r:.80}): {why}"
         )
     return layout
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from vacc_deploy.checkpoint.header import read_header
-from vacc_deploy.checkpoint.output import RUN_FILE_PREFIX
+from vacc_deploy.checkpoint.output import RUN_FILE_PREFIX, SHARD_RECORD_PREFIX
 from vacc_deploy.checkpoint.stored import read_tensor
 from vacc_deploy.checkpoint.text_file import replace_text
 from vacc_deploy.checkpoint.writer import WrittenFile, shard_name
@@ -135,7 +135,7 @@ def shard_path(formats: Sequence[str], layout: str, shard: int, num_layers: int)
 
 def record_name(shard: int) -> str:
     """Return the name of a shard's record; it has the number of the shard's own file name."""
-    return f"{RUN_FILE_PREFIX}shard-{shard + 1:05d}.json"
+    return f"{SHARD_RECORD_PREFIX}{shard + 1:05d}.json"
 
 
 def write_record(path: Path, values: dict[str, Any]) -> None:
