@@ -146,7 +146,7 @@ def test_every_figure_has_its_machine_command_and_date():
 
 
 def test_the_map_lists_the_layers_as_their_test_does():
-    rows = re.findall(r"^\| (\d) \| `(\w+)` \| .+ \|$", MAP, re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \| .+ \|$", MAP, re.MULTILINE)
     tree = ast.parse((ROOT / "tests/test_layering.py").read_text("utf-8"))
     (layers,) = (
         ast.literal_eval(node.value)

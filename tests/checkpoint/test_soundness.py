@@ -207,6 +207,16 @@ def test_a_cut_within_the_last_tensor_of_a_file(tmp_path, linear, rows, whole):
     assert fault.endswith(f"Zeros stand in 1 of its 1 tensors, the first is {name}")
 
 
+def test_one_dead_row_at_the_end_of_a_file_is_no_cut(tmp_path):
+    name, tensors = f"{LAYER}self_attn.v_proj.weight", build_tensors(build_config())
+    tensors[name][-1] = 0
+    directory = write_checkpoint(tmp_path / "m", shard_names=["a.safetensors"])
+    save_file({name: tensors.pop(name)}, directory / "b.safetensors")
+    save_file(tensors, directory / "a.safetensors")
+    found = find_unsound(Checkpoint.open(directory))
+    assert not found.faults and not found.remarks
+
+
 def test_a_cut_within_a_table_and_within_a_norm(tmp_path):
     tensors = build_tensors(build_config())
     for name, values in (("lm_head.weight", 100 * 64 + 32), ("model.norm.weight", 32)):

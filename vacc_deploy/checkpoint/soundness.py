@@ -278,6 +278,9 @@ def _is_cut(name: str, kind: str, facts: TensorFacts, others: dict[str, TensorFa
         return False
     if facts.trailing_zeros % facts.row_values >= _CUT_VALUES:
         return True
+    # A single row may be a dead output.
+    if facts.trailing_zero_rows == 1:
+        return False
     # Whole rows: so end all the linears of a padded model, and a table behind its last token.
     linear = _linear_of(name)
     alike = [f for n, f in others.items() if n != name and _linear_of(n) == linear]
