@@ -13,9 +13,9 @@ from typing import Any
 
 from vacc_deploy.assets import demo_model_dir
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.checkpoint.writer import shard_name, write_index, write_shard
 from vacc_deploy.demo.task import sample_problems
 from vacc_deploy.models.parse import parse_config
+from vacc_deploy.outputs.writer import shard_name, write_index, write_shard
 
 # The tokenizers at hand make about 80 tokens of a problem and its answer, on average.
 _TOKENS_PER_PROBLEM = 40

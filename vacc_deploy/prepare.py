@@ -13,21 +13,13 @@ from typing import Any
 from vacc_deploy.assets import SOURCE_FILES, source_file
 from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG
 from vacc_deploy.checkpoint.caches import default_output
-from vacc_deploy.checkpoint.hub import Source
-from vacc_deploy.checkpoint.manifest import (
-    name_source,
-    relative_source,
-    stored_layout,
-    write_manifest,
-)
-from vacc_deploy.checkpoint.output import MANIFEST_NAME, check_output, output_directory
-from vacc_deploy.checkpoint.place import CHANGED, COPY, Placement
+from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, name_source, stored_layout
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.checkpoint.request import find_source, read_request
-from vacc_deploy.checkpoint.side_files import GENERATED, SideFile, plan_side_files
 from vacc_deploy.checkpoint.soundness import check_weights
 from vacc_deploy.errors import CheckpointError, name_some
 from vacc_deploy.json_files import dump_json
+from vacc_deploy.lookup.hub import Source
+from vacc_deploy.lookup.request import find_source, read_request
 from vacc_deploy.models.catalog import (
     ARCHITECTURE_FIELDS,
     CatalogModel,
@@ -40,6 +32,10 @@ from vacc_deploy.models.vacc_config import (
     vacc_config,
     ways_to_the_card,
 )
+from vacc_deploy.outputs.manifests import relative_source, write_manifest
+from vacc_deploy.outputs.output import check_output, output_directory
+from vacc_deploy.outputs.place import CHANGED, COPY, Placement
+from vacc_deploy.outputs.side_files import GENERATED, SideFile, plan_side_files
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.results import command, format_bytes, format_pairs
 

@@ -8,12 +8,13 @@ import pytest
 from checkpoint_builders import write_checkpoint
 from click.testing import CliRunner
 
-from vacc_deploy.checkpoint import caches, hub
-from vacc_deploy.checkpoint.hub import fetch, find_in_modelscope
+from vacc_deploy.checkpoint import caches
 from vacc_deploy.checkpoint.manifest import model_name
-from vacc_deploy.checkpoint.recognize import recognize
 from vacc_deploy.cli import cli
 from vacc_deploy.errors import CheckpointError
+from vacc_deploy.lookup import hub
+from vacc_deploy.lookup.hub import fetch, find_in_modelscope
+from vacc_deploy.lookup.recognize import recognize
 
 REPOSITORY = "some-one/My.Model-1.5B"
 NAME = "My.Model-1.5B"

@@ -10,8 +10,8 @@ from checkpoint_builders import build_config, build_tensors, write_checkpoint, w
 from safetensors.torch import load_file, save_file
 
 from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
-from vacc_deploy.checkpoint.recognize import recognize
 from vacc_deploy.errors import CheckpointError
+from vacc_deploy.lookup.recognize import recognize
 from vacc_deploy.prepare import prepare
 from vacc_deploy.text.tokenizer import Tokenizer
 

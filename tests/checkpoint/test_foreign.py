@@ -8,8 +8,8 @@ from checkpoint_builders import build_config, build_tensors, write_checkpoint, w
 from safetensors.torch import save_file
 
 from vacc_deploy.checkpoint.reader import SINGLE_FILE, Checkpoint
-from vacc_deploy.checkpoint.recognize import recognize
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError
+from vacc_deploy.lookup.recognize import recognize
 
 UP = "model.layers.0.mlp.up_proj."
 AGAIN = "Download the files named again"

@@ -18,12 +18,12 @@ from texts import ROOT, read_json
 
 from vacc_deploy import __version__
 from vacc_deploy.assets import SOURCE_FILES
-from vacc_deploy.checkpoint import files
 from vacc_deploy.cli import ErrorGroup, cli, terminal
 from vacc_deploy.cli.options import emit
 from vacc_deploy.cli.prepare import LINK_MODES
 from vacc_deploy.cli.terminal import LineProgress
 from vacc_deploy.errors import OutputError
+from vacc_deploy.outputs import files
 
 COMMANDS = sorted(cli.commands)
 
@@ -198,7 +198,7 @@ def test_debug_shows_the_traceback_and_the_message_still_comes_last(tmp_path):
     result = invoke("prepare", "--weights", tmp_path / "none\x1b[2J", "--debug")
     assert result.exit_code == 1
     assert result.stderr.startswith("Traceback (most recent call last):")
-    assert "vacc_deploy/checkpoint/locate.py" in result.stderr and "\x1b" not in result.stderr
+    assert "vacc_deploy/lookup/locate.py" in result.stderr and "\x1b" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith(f"Error: {tmp_path / 'none'}\\x1b[2J ")
 
 
@@ -364,7 +364,7 @@ def stopped(path, wait, number, *arguments):
 
 
 SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-PLACE_SHARD = "vacc_deploy.checkpoint.place.place_shard"
+PLACE_SHARD = "vacc_deploy.outputs.place.place_shard"
 
 
 @SIGNALS

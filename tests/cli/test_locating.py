@@ -5,8 +5,8 @@ from checkpoint_builders import write_checkpoint
 from click.testing import CliRunner
 from reference_logits import edit_json
 
-from vacc_deploy.checkpoint import hub
 from vacc_deploy.cli import cli
+from vacc_deploy.lookup import hub
 
 
 def invoke(*args):

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from vacc_deploy.checkpoint.manifest import stored_layout
-from vacc_deploy.checkpoint.output import MANIFEST_NAME, check_output
+from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, stored_layout
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.cli import cli
 from vacc_deploy.demo import run as run_module
 from vacc_deploy.demo.run import INT8_DIR, PREPARED_DIR, demo, write_yaml
 from vacc_deploy.demo.task import is_held_out
 from vacc_deploy.errors import OutputError
+from vacc_deploy.outputs.output import check_output
 from vacc_deploy.vamc.compile_file import load_compile_file
 
 

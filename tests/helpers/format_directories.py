@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from vacc_deploy.assets import source_file
-from vacc_deploy.checkpoint.files import copy_file, side_files
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.checkpoint.writer import shard_name, write_index, write_shard, write_text
 from vacc_deploy.formats.int8 import quantize_rounding
 from vacc_deploy.formats.linears import linear_tensors
 from vacc_deploy.models.directory_config import format_files, format_source_files
+from vacc_deploy.outputs.files import copy_file, side_files
+from vacc_deploy.outputs.writer import shard_name, write_index, write_shard, write_text
 
 
 def write_format(source: Path, layout: str, output: Path) -> Path:

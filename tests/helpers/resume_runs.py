@@ -14,8 +14,8 @@ import pytest
 import texts
 from doubles import StopAfter
 
-from vacc_deploy.checkpoint import output as output_module
-from vacc_deploy.checkpoint import text_file
+from vacc_deploy.outputs import output as output_module
+from vacc_deploy.outputs import text_file
 from vacc_deploy.quantize import finish, records, run, shards
 from vacc_deploy.quantize import plan as plan_module
 from vacc_deploy.quantize.options import QuantizeOptions

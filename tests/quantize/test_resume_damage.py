@@ -18,7 +18,7 @@ from resume_runs import (
 from texts import read_json
 
 from vacc_deploy.checkpoint.fingerprint import fingerprint_file
-from vacc_deploy.checkpoint.output import MANIFEST_NAME
+from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import OutputError
 from vacc_deploy.formats.layouts import VAMC

@@ -9,7 +9,7 @@ from checkpoint_builders import write_checkpoint
 from resume_runs import RTN, contents
 from texts import read_json
 
-from vacc_deploy.checkpoint.output import MANIFEST_NAME
+from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import OutputError
 from vacc_deploy.formats.layouts import FORMATS, VAMC

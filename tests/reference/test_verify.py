@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tokenizer_builders import BOS_ID, byte_ids
 from transformers import AutoModelForCausalLM
 
-from vacc_deploy.checkpoint.output import MANIFEST_NAME
+from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
 from vacc_deploy.cli import cli
 from vacc_deploy.errors import (
     CalibrationError,

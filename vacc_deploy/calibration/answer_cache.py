@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.checkpoint.text_file import replace_text
 from vacc_deploy.errors import OutputError
+from vacc_deploy.outputs.text_file import replace_text
 from vacc_deploy.permissions import explain_unwritable
 from vacc_deploy.progress import SILENT, Progress
 

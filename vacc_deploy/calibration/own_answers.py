@@ -19,11 +19,11 @@ import torch
 from vacc_deploy import __version__
 from vacc_deploy.calibration.answer_cache import AnswerCache, default_directory, hash_json
 from vacc_deploy.checkpoint.fingerprint import fingerprint_file, fingerprint_weights
-from vacc_deploy.checkpoint.manifest import library_versions
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import UsageError
 from vacc_deploy.models.config import CONFIG_NAME, GENERATION_CONFIG_NAME
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME
+from vacc_deploy.outputs.manifests import library_versions
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.generate import continue_prompts
 from vacc_deploy.reference.loader import activation_dtype, load_model

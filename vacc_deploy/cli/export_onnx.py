@@ -67,11 +67,11 @@ def export_onnx_command(
 
     Example: vacc-deploy export-onnx DeepSeek-R1-Distill-Qwen-1.5B-vacc-int8 --output onnx
     """
-    from vacc_deploy.checkpoint.locate import locate
-    from vacc_deploy.checkpoint.output import check_output
     from vacc_deploy.cli.terminal import quiet_transformers, terminal_progress
     from vacc_deploy.graphs.export import check_repository, export_onnx
     from vacc_deploy.graphs.result import ExportOptions
+    from vacc_deploy.lookup.locate import locate
+    from vacc_deploy.outputs.output import check_output
 
     quiet_transformers()
     options = ExportOptions(stage, seq_len, max_seq_len, opset, not strip_functions)

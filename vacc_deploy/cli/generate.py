@@ -98,9 +98,9 @@ def generate_command(
     _check_way(directory, prompt, prompt_file, interactive)
     prompts = [prompt] if prompt is not None else _read_prompts(prompt_file)
 
-    from vacc_deploy.checkpoint.locate import locate
     from vacc_deploy.cli.chat import chat
     from vacc_deploy.cli.terminal import quiet_transformers
+    from vacc_deploy.lookup.locate import locate
     from vacc_deploy.reference.generate import Responder
     from vacc_deploy.reference.sampling import SamplingOptions
 

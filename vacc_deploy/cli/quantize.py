@@ -65,9 +65,9 @@ def quantize_command(
       vacc-deploy quantize DeepSeek-R1-Distill-Qwen-7B-vacc \\
           --calibration c4=c4-train.00000-of-01024.json.gz --calibration ceval=ceval-exam.zip
     """
-    from vacc_deploy.checkpoint.locate import locate
     from vacc_deploy.cli.launcher import join_ranks
     from vacc_deploy.cli.terminal import quiet_transformers, terminal_progress
+    from vacc_deploy.lookup.locate import locate
     from vacc_deploy.progress import SILENT
     from vacc_deploy.quantize.plan import check_before_download, check_before_weights
     from vacc_deploy.quantize.run import quantize

@@ -78,8 +78,8 @@ def verify_command(
 
     Example: vacc-deploy verify DeepSeek-R1-Distill-Qwen-7B-vacc-int8
     """
-    from vacc_deploy.checkpoint.locate import find_repository, locate
     from vacc_deploy.cli.terminal import terminal_progress
+    from vacc_deploy.lookup.locate import find_repository, locate
     from vacc_deploy.reference.verify import verify
     from vacc_deploy.reference.windows import check_text
 

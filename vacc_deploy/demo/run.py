@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.assets import demo_model_dir
-from vacc_deploy.checkpoint.manifest import write_manifest
-from vacc_deploy.checkpoint.output import MANIFEST_NAME, output_directory
-from vacc_deploy.checkpoint.writer import WrittenFile
+from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
 from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.demo.task import THINK_START, Problem, sample_problems, share_correct
 from vacc_deploy.formats.layouts import VAMC
 from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.models.parse import read_config
+from vacc_deploy.outputs.manifests import write_manifest
+from vacc_deploy.outputs.output import output_directory
+from vacc_deploy.outputs.writer import WrittenFile
 from vacc_deploy.prepare import prepare
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.quantize.options import QuantizeOptions

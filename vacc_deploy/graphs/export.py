@@ -15,11 +15,8 @@ from typing import Any
 import torch
 
 from vacc_deploy.assets import default_text_file
-from vacc_deploy.checkpoint.file_system import check_space
-from vacc_deploy.checkpoint.manifest import model_name, relative_source, write_manifest
-from vacc_deploy.checkpoint.output import check_output, output_directory
+from vacc_deploy.checkpoint.manifest import model_name
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.checkpoint.writer import record_file
 from vacc_deploy.errors import CheckpointError, UsageError, list_problems
 from vacc_deploy.graphs.compare import Agreement, compare_graphs, run_reference
 from vacc_deploy.graphs.result import ExportedGraph, ExportOptions, ExportResult
@@ -35,6 +32,10 @@ from vacc_deploy.graphs.trace import (
 )
 from vacc_deploy.models.config import LAYER_LINEARS, ModelConfig
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, check_for_compiler, needs_vacc_config
+from vacc_deploy.outputs.file_system import check_space
+from vacc_deploy.outputs.manifests import relative_source, write_manifest
+from vacc_deploy.outputs.output import check_output, output_directory
+from vacc_deploy.outputs.writer import record_file
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.loader import load_model
 from vacc_deploy.reference.windows import check_ids

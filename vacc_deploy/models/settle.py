@@ -56,7 +56,7 @@ _NEVER_NULL = (
     *(*_TRAINING_NUMBERS, "return_dict", "use_cache", "use_return_dict"),
 )
 _ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
-# The rules of checkpoint.side_files.
+# The rules of outputs.side_files.
 BYTE_ORDER_MARK, TOKEN_FILES = "byte-order-mark", "token-files"
 _ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 

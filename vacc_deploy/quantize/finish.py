@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.assets import source_file
-from vacc_deploy.checkpoint.file_system import sync_directory
-from vacc_deploy.checkpoint.files import copy_file
-from vacc_deploy.checkpoint.manifest import relative_source, write_manifest
-from vacc_deploy.checkpoint.output import MANIFEST_NAME
+from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.checkpoint.side_files import SidePlan, plan_side_files
-from vacc_deploy.checkpoint.writer import WrittenFile, write_index, write_text
 from vacc_deploy.formats.linears import stored_linear_bytes
 from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.directory_config import format_files, format_source_files
 from vacc_deploy.models.settle import Applied
+from vacc_deploy.outputs.file_system import sync_directory
+from vacc_deploy.outputs.files import copy_file
+from vacc_deploy.outputs.manifests import relative_source, write_manifest
+from vacc_deploy.outputs.side_files import SidePlan, plan_side_files
+from vacc_deploy.outputs.writer import WrittenFile, write_index, write_text
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.records import Run
 from vacc_deploy.quantize.result import REPORT_NAME, TIMING_NAME, QuantizeResult

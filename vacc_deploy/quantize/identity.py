@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from vacc_deploy import __version__
-from vacc_deploy.checkpoint.files import side_files
 from vacc_deploy.checkpoint.fingerprint import fingerprint_file, fingerprint_weights
-from vacc_deploy.checkpoint.manifest import library_versions
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME
+from vacc_deploy.outputs.files import side_files
+from vacc_deploy.outputs.manifests import library_versions
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.system import processor_name

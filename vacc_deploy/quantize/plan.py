@@ -9,11 +9,8 @@ from typing import TYPE_CHECKING
 
 from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
 from vacc_deploy.checkpoint.caches import cache_of, default_output, snapshot_name
-from vacc_deploy.checkpoint.file_system import check_space
 from vacc_deploy.checkpoint.manifest import model_name, name_source, stored_layout
-from vacc_deploy.checkpoint.output import check_output, partial_path
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.checkpoint.side_files import plan_side_files
 from vacc_deploy.checkpoint.soundness import check_weights
 from vacc_deploy.datasets.sources import check_source
 from vacc_deploy.errors import CheckpointError, OutputError, UsageError
@@ -21,6 +18,9 @@ from vacc_deploy.formats.layouts import INT8, LAYOUTS
 from vacc_deploy.models.config import LAYER_LINEARS, ModelConfig
 from vacc_deploy.models.directory_config import check_format
 from vacc_deploy.models.vacc_config import check_vacc_config, ways_to_the_card
+from vacc_deploy.outputs.file_system import check_space
+from vacc_deploy.outputs.output import check_output, partial_path
+from vacc_deploy.outputs.side_files import plan_side_files
 from vacc_deploy.permissions import real_path
 from vacc_deploy.progress import SILENT, KeptLayers, Progress
 from vacc_deploy.quantize.compute import choose_compute

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from vacc_deploy.checkpoint.file_system import UNSUPPORTED
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import OutputError
 from vacc_deploy.models.config import EMBEDDING
+from vacc_deploy.outputs.file_system import UNSUPPORTED
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.system import available_memory_bytes
 

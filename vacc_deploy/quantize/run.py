@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vacc_deploy.checkpoint.output import output_directory, remove_leftovers
+from vacc_deploy.outputs.output import output_directory, remove_leftovers
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import SILENT, KeptLayers, Progress
 from vacc_deploy.quantize.calibrated import calibrate_along

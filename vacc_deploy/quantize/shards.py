@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vacc_deploy.checkpoint.file_system import sync_directory
 from vacc_deploy.checkpoint.header import TensorInfo
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.checkpoint.writer import WrittenFile, write_shard
 from vacc_deploy.formats.layouts import INT8
 from vacc_deploy.formats.linears import linear_tensors
 from vacc_deploy.models.config import EMBEDDING, FINAL_NORM, LAYER_LINEARS, LM_HEAD, linear_name
+from vacc_deploy.outputs.file_system import sync_directory
+from vacc_deploy.outputs.writer import WrittenFile, write_shard
 from vacc_deploy.progress import Progress
 from vacc_deploy.quantize.calibrated import calibrate_layers
 from vacc_deploy.quantize.compute import Compute

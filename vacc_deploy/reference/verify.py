@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.assets import default_text_file
-from vacc_deploy.checkpoint.damages import find_damages
-from vacc_deploy.checkpoint.manifest import model_name, read_manifest
-from vacc_deploy.checkpoint.output import MANIFEST_NAME
+from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, model_name, read_manifest
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError, UsageError, add_sentence
 from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.models.vacc_config import check_vacc_config
+from vacc_deploy.outputs.damages import find_damages
 from vacc_deploy.permissions import explain_closed, real_path
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.compare import LayerError, check_pair, compare_on_tokens, same_weights

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.checkpoint.text_file import replace_text
 from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.catalog import MODELS, plain_sizes
 from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, needs_vacc_config, vacc_config
+from vacc_deploy.outputs.text_file import replace_text
 from vacc_deploy.vamc.compile_file import FILE_HEAD, LARGE_MODEL_PARAMETERS, make_compile_file
 from vacc_deploy.vamc.options import DTYPES, CompileOptions
 from vacc_deploy.vamc.target import catalog_target

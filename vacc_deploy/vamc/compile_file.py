@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.checkpoint.text_file import replace_text
 from vacc_deploy.errors import CompileFileError, UsageError, list_problems
 from vacc_deploy.formats.layouts import INT8
 from vacc_deploy.models.catalog import PLAIN, tensor_parallel_rule
 from vacc_deploy.models.config import ModelConfig
+from vacc_deploy.outputs.text_file import replace_text
 from vacc_deploy.results import format_pairs
 from vacc_deploy.vamc.cards import Card, MemoryPlan, plan_memory
 from vacc_deploy.vamc.keys import nest

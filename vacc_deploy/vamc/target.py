@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vacc_deploy.assets import SOURCE_FILES, is_own_source
-from vacc_deploy.checkpoint.locate import find_repository, locate
 from vacc_deploy.checkpoint.manifest import model_name, read_manifest, stored_layout
 from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
 from vacc_deploy.errors import CheckpointError, list_problems
 from vacc_deploy.formats.layouts import LAYOUTS, VAMC
+from vacc_deploy.lookup.locate import find_repository, locate
 from vacc_deploy.models.catalog import CatalogModel, known_model
 from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
 from vacc_deploy.models.parse import read_object

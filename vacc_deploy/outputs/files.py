@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vacc_deploy.checkpoint.file_system import FULL, Say, ignore
 from vacc_deploy.checkpoint.header import ShardHeader
-from vacc_deploy.checkpoint.manifest import LinkedFile
 from vacc_deploy.checkpoint.stored import read_pieces
-from vacc_deploy.checkpoint.writer import WrittenFile, write_bytes
 from vacc_deploy.errors import CheckpointError, OutputError
 from vacc_deploy.json_files import STAND_IN_BYTES, name_stand_in
 from vacc_deploy.models.config import CONFIG_NAME
+from vacc_deploy.outputs.file_system import FULL, Say, ignore
+from vacc_deploy.outputs.manifests import LinkedFile
+from vacc_deploy.outputs.writer import WrittenFile, write_bytes
 from vacc_deploy.permissions import explain_dangling, explain_unreadable, real_path
 
 LINK_MODES = ("auto", "hardlink", "symlink", "copy")

@@ -9,7 +9,9 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vacc_deploy.checkpoint.file_system import (
+from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
+from vacc_deploy.errors import OutputError
+from vacc_deploy.outputs.file_system import (
     FULL,
     Say,
     describe_unsynced,
@@ -17,15 +19,9 @@ from vacc_deploy.checkpoint.file_system import (
     sync_directory,
     sync_path,
 )
-from vacc_deploy.checkpoint.lock import Lock, describe_running, is_lock_file, lock_directory
-from vacc_deploy.checkpoint.output_rules import (
-    MANIFEST_NAME,
-    RUN_FILE_PREFIX,
-    check_output,
-    foreign_files,
-)
-from vacc_deploy.checkpoint.text_file import unwritable
-from vacc_deploy.errors import OutputError
+from vacc_deploy.outputs.lock import Lock, describe_running, is_lock_file, lock_directory
+from vacc_deploy.outputs.output_rules import RUN_FILE_PREFIX, check_output, foreign_files
+from vacc_deploy.outputs.text_file import unwritable
 from vacc_deploy.permissions import is_denied, real_path
 from vacc_deploy.results import format_bytes
 

@@ -4,10 +4,10 @@ import pytest
 from checkpoint_builders import write_checkpoint
 from huggingface_hub.utils import validate_repo_id
 
-from vacc_deploy.checkpoint import locate as module
-from vacc_deploy.checkpoint.hub import Source
-from vacc_deploy.checkpoint.locate import find_repository, locate
 from vacc_deploy.errors import CheckpointError, UsageError
+from vacc_deploy.lookup import locate as module
+from vacc_deploy.lookup.hub import Source
+from vacc_deploy.lookup.locate import find_repository, locate
 from vacc_deploy.models.catalog import MODELS
 
 SEVEN = "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"

@@ -7,9 +7,9 @@ import pytest
 from checkpoint_builders import write_checkpoint
 from doubles import Recorder
 
-from vacc_deploy.checkpoint.damages import find_damages
 from vacc_deploy.checkpoint.fingerprint import fingerprint_file
-from vacc_deploy.checkpoint.output import MANIFEST_NAME
+from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
+from vacc_deploy.outputs.damages import find_damages
 from vacc_deploy.prepare import prepare
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.run import quantize

@@ -8,19 +8,19 @@ import pytest
 import torch
 from closed_files import as_user, open_directory
 
-from vacc_deploy.checkpoint import output as module
-from vacc_deploy.checkpoint import text_file
-from vacc_deploy.checkpoint.file_system import check_space, host_tag
-from vacc_deploy.checkpoint.output import (
-    MANIFEST_NAME,
+from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
+from vacc_deploy.errors import OutputError
+from vacc_deploy.outputs import output as module
+from vacc_deploy.outputs import text_file
+from vacc_deploy.outputs.file_system import check_space, host_tag
+from vacc_deploy.outputs.output import (
     RUN_FILE_PREFIX,
     check_output,
     clear_partial,
     output_directory,
 )
-from vacc_deploy.checkpoint.text_file import replace_text
-from vacc_deploy.checkpoint.writer import write_shard
-from vacc_deploy.errors import OutputError
+from vacc_deploy.outputs.text_file import replace_text
+from vacc_deploy.outputs.writer import write_shard
 
 MARKER = ".vacc-deploy-partial"
 

@@ -8,14 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from vacc_deploy.checkpoint.header import read_header
 from vacc_deploy.checkpoint.reader import INDEX_NAME
-from vacc_deploy.checkpoint.writer import (
-    shard_name,
-    write_bytes,
-    write_index,
-    write_shard,
-    write_text,
-)
 from vacc_deploy.errors import CheckpointError
+from vacc_deploy.outputs.writer import shard_name, write_bytes, write_index, write_shard, write_text
 
 MIXED = {
     # Names beyond ASCII, and with what JSON escapes.

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from vacc_deploy.checkpoint.file_system import Say, ignore
-from vacc_deploy.checkpoint.hub import Source, fetch
-from vacc_deploy.checkpoint.recognize import ARCHIVES, PICKLES, recognize, recognize_missing
 from vacc_deploy.errors import CheckpointError, UsageError
+from vacc_deploy.lookup.hub import Source, fetch
+from vacc_deploy.lookup.recognize import ARCHIVES, PICKLES, recognize, recognize_missing
 from vacc_deploy.models.catalog import ORGANIZATION, known_model, near_names
 from vacc_deploy.models.config import ModelConfig
+from vacc_deploy.outputs.file_system import Say, ignore
 
 # The hub's own rule for owner/name, of which each part begins and ends with a letter or digit.
 _PART = r"\w(?:[\w.-]{0,94}\w)?"

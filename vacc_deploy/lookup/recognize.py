@@ -17,13 +17,13 @@ from pathlib import Path
 from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG, explain_adapter, is_adapter_file
 from vacc_deploy.checkpoint.caches import modelscope_models
 from vacc_deploy.checkpoint.foreign import explain_training_state
-from vacc_deploy.checkpoint.manifest import read_manifest
-from vacc_deploy.checkpoint.output import MANIFEST_NAME, RUN_FILE_PREFIX
+from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from vacc_deploy.errors import MAX_LISTED, CheckpointError
 from vacc_deploy.formats.layouts import LAYOUTS, VAMC
 from vacc_deploy.json_files import read_bounded
 from vacc_deploy.models.catalog import known_model, near_names
 from vacc_deploy.models.config import CONFIG_NAME
+from vacc_deploy.outputs.output import RUN_FILE_PREFIX
 from vacc_deploy.permissions import explain_unreadable, is_circle, real_path
 from vacc_deploy.results import command
 

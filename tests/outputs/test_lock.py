@@ -12,10 +12,11 @@ import pytest
 from faults import error, refuse
 from texts import ROOT
 
-from vacc_deploy.checkpoint import lock as module
-from vacc_deploy.checkpoint.file_system import this_host
-from vacc_deploy.checkpoint.output import MANIFEST_NAME, find_writer, output_directory
+from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
 from vacc_deploy.errors import OutputError
+from vacc_deploy.outputs import lock as module
+from vacc_deploy.outputs.file_system import this_host
+from vacc_deploy.outputs.output import find_writer, output_directory
 
 UNSUPPORTED = (
     *(errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF, errno.EIO),
@@ -221,7 +222,7 @@ def test_a_run_with_locks_respects_the_lock_file_of_one_without(partial):
 def test_a_killed_process_leaves_a_lock_that_the_next_one_takes_over(partial, monkeypatch):
     program = (
         "import fcntl, os, pathlib, signal, sys\n"
-        "from vacc_deploy.checkpoint.output import output_directory\n"
+        "from vacc_deploy.outputs.output import output_directory\n"
         "def flock(*args): raise OSError(38, 'Function not implemented')\n"
         "fcntl.flock = flock\n"
         "with output_directory(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)\n"

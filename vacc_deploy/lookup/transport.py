@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
-from vacc_deploy.checkpoint.file_system import FULL
+from vacc_deploy.outputs.file_system import FULL
 
 # What is wrong, a clause; what to do, a sentence or an empty text.
 Explanation = tuple[str, str]

@@ -12,12 +12,13 @@ from checkpoint_builders import write_checkpoint
 from faults import error, refuse, refuse_sync
 from onnx import TensorProto, helper, numpy_helper
 
-from vacc_deploy.checkpoint import file_system
-from vacc_deploy.checkpoint.file_system import check_space, sync_directory
-from vacc_deploy.checkpoint.output import MANIFEST_NAME, check_output, output_directory
-from vacc_deploy.checkpoint.text_file import replace_text
+from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
 from vacc_deploy.errors import OutputError
 from vacc_deploy.graphs import trace
+from vacc_deploy.outputs import file_system
+from vacc_deploy.outputs.file_system import check_space, sync_directory
+from vacc_deploy.outputs.output import check_output, output_directory
+from vacc_deploy.outputs.text_file import replace_text
 from vacc_deploy.prepare import prepare
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.run import quantize

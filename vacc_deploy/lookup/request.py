@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from vacc_deploy.checkpoint.caches import default_output
-from vacc_deploy.checkpoint.hub import Source, fetch
-from vacc_deploy.checkpoint.locate import find_repository, locate
 from vacc_deploy.checkpoint.manifest import read_manifest
-from vacc_deploy.checkpoint.output import check_output
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError, UsageError
+from vacc_deploy.lookup.hub import Source, fetch
+from vacc_deploy.lookup.locate import find_repository, locate
 from vacc_deploy.models.catalog import CatalogModel, find_model, known_model
+from vacc_deploy.outputs.output import check_output
 from vacc_deploy.results import command
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from checkpoint_builders import write_checkpoint, write_json
 
-from vacc_deploy.checkpoint.recognize import recognize, recognize_missing
 from vacc_deploy.errors import CheckpointError
+from vacc_deploy.lookup.recognize import recognize, recognize_missing
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SEVEN = "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"

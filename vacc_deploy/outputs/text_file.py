@@ -8,7 +8,8 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-from vacc_deploy.checkpoint.file_system import (
+from vacc_deploy.errors import OutputError
+from vacc_deploy.outputs.file_system import (
     UNSUPPORTED,
     Say,
     check_name,
@@ -17,8 +18,7 @@ from vacc_deploy.checkpoint.file_system import (
     ignore,
     sync_directory,
 )
-from vacc_deploy.checkpoint.writer import remove_abandoned, write_text
-from vacc_deploy.errors import OutputError
+from vacc_deploy.outputs.writer import remove_abandoned, write_text
 from vacc_deploy.permissions import explain_unwritable, is_denied
 
 # A file system that has no rename, or none onto a name that is taken.

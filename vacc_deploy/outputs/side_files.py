@@ -7,14 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from vacc_deploy.checkpoint.files import DOCUMENTS, MAX_SIDE_FILE_BYTES, copy_file, side_files
 from vacc_deploy.checkpoint.generation_config import read_generation_config
 from vacc_deploy.checkpoint.reader import INDEX_NAME, Checkpoint
-from vacc_deploy.checkpoint.writer import WrittenFile, write_bytes
 from vacc_deploy.errors import CheckpointError, TokenConflictError
 from vacc_deploy.json_files import UTF8_MARK, dump_json, read_bounded
 from vacc_deploy.models.config import CONFIG_NAME, GENERATION_CONFIG_NAME
 from vacc_deploy.models.settle import BYTE_ORDER_MARK, TOKEN_FILES, Applied
+from vacc_deploy.outputs.files import DOCUMENTS, MAX_SIDE_FILE_BYTES, copy_file, side_files
+from vacc_deploy.outputs.writer import WrittenFile, write_bytes
 from vacc_deploy.text.files import MERGES_NAME, SENTENCEPIECE_NAME, TOKENIZER_NAME, VOCAB_NAME
 from vacc_deploy.text.token_files import settle_tokens
 

@@ -14,8 +14,8 @@ import pytest
 from checkpoint_builders import build_config, write_checkpoint
 from texts import ROOT
 
-from vacc_deploy.checkpoint import hub
 from vacc_deploy.errors import CheckpointError
+from vacc_deploy.lookup import hub
 
 NAME = "DeepSeek-R1-Distill-Tiny"
 REPOSITORY = f"deepseek-ai/{NAME}"

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from vacc_deploy.checkpoint.file_system import Say, check_space
-from vacc_deploy.checkpoint.files import place_shard
-from vacc_deploy.checkpoint.manifest import LinkedFile
 from vacc_deploy.checkpoint.normalize import INDEX_RULES
 from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
-from vacc_deploy.checkpoint.side_files import GENERATED, SideFile
-from vacc_deploy.checkpoint.writer import WrittenFile, shard_bytes, write_index_map, write_shard
 from vacc_deploy.formats.dtypes import DTYPES, used_dtype
+from vacc_deploy.outputs.file_system import Say, check_space
+from vacc_deploy.outputs.files import place_shard
+from vacc_deploy.outputs.manifests import LinkedFile
+from vacc_deploy.outputs.side_files import GENERATED, SideFile
+from vacc_deploy.outputs.writer import WrittenFile, shard_bytes, write_index_map, write_shard
 from vacc_deploy.permissions import real_path
 from vacc_deploy.progress import Progress
 

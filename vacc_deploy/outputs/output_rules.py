@@ -6,14 +6,13 @@ import os
 import shlex
 from pathlib import Path
 
-from vacc_deploy.checkpoint.file_system import check_name
-from vacc_deploy.checkpoint.text_file import check_parent, unwritable
+from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
 from vacc_deploy.json_files import read_json
+from vacc_deploy.outputs.file_system import check_name
+from vacc_deploy.outputs.text_file import check_parent, unwritable
 from vacc_deploy.permissions import real_path
 
-MANIFEST_NAME = "vacc_deploy.json"
-MAX_MANIFEST_BYTES = 16 << 20
 # The names of what a run writes in its partial directory for itself begin so. These files are
 # removed right after the last rename; a kill in between leaves them in the output.
 RUN_FILE_PREFIX = ".vacc-deploy-"

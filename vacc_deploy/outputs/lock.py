@@ -19,9 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.checkpoint.file_system import is_running, sync_file, this_host
 from vacc_deploy.errors import CheckpointError, OutputError
 from vacc_deploy.json_files import read_json
+from vacc_deploy.outputs.file_system import is_running, sync_file, this_host
 from vacc_deploy.results import format_seconds
 
 # Of the means that exists: another process has it. Any other error says that it does not exist.

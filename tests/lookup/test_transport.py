@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 from huggingface_hub.errors import GatedRepoError
 
-from vacc_deploy.checkpoint import hub
-from vacc_deploy.checkpoint.transport import explain_failure
 from vacc_deploy.cli import cli
+from vacc_deploy.lookup import hub
+from vacc_deploy.lookup.transport import explain_failure
 
 ENDPOINT = "https://huggingface.co"
 PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "all_proxy", "https_proxy", "http_proxy")

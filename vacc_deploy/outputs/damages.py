@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.checkpoint.files import DOCUMENTS
 from vacc_deploy.checkpoint.fingerprint import fingerprint_file
 from vacc_deploy.checkpoint.header import read_header
-from vacc_deploy.checkpoint.manifest import read_manifest
-from vacc_deploy.checkpoint.output import MANIFEST_NAME
+from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from vacc_deploy.checkpoint.reader import INDEX_NAME
 from vacc_deploy.errors import CheckpointError
+from vacc_deploy.outputs.files import DOCUMENTS
 from vacc_deploy.progress import SILENT, Progress
 
 _COMMANDS = ("prepare", "quantize", "demo")  # that write a manifest

@@ -12,11 +12,11 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vacc_deploy.checkpoint.file_system import host_tag, is_running, sync_file
 from vacc_deploy.checkpoint.header import TensorInfo
 from vacc_deploy.checkpoint.reader import INDEX_NAME
 from vacc_deploy.checkpoint.stored import CHUNK_BYTES, read_tensor, stored_bytes
 from vacc_deploy.formats.dtypes import DTYPES, dtype_code, used_dtype
+from vacc_deploy.outputs.file_system import host_tag, is_running, sync_file
 
 if TYPE_CHECKING:
     import torch

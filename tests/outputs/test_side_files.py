@@ -12,10 +12,10 @@ from token_fixtures import TEXT, added_token, their_ids, train_backend, write_fi
 from tokenizer_builders import write_tokenizer
 from transformers import AutoModelForCausalLM
 
-from vacc_deploy.checkpoint.files import side_files
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.checkpoint.side_files import plan_side_files
 from vacc_deploy.errors import TokenConflictError
+from vacc_deploy.outputs.files import side_files
+from vacc_deploy.outputs.side_files import plan_side_files
 from vacc_deploy.prepare import prepare
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.run import quantize

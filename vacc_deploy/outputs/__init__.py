@@ -1,0 +1,1 @@
+"""Outputs that appear whole or not at all: what is written, where, and its manifest."""
