@@ -148,7 +148,7 @@ def check_scores(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     largest, smallest = scores.amax(-1), scores.amin(-1)
     # A comparison with NaN is false. -inf is a token that may not come.
     if not bool((largest.isfinite() & (largest > smallest)).all()):
-        raise NoProbabilitiesError("The model gives infinite or undefined probabilities.")
+        raise NoProbabilitiesError("no probabilities")  # its caller says of which directory
     return scores
 
 
@@ -162,8 +162,8 @@ def probability_errors(directory: Path, advise: Callable[[], str]) -> Iterator[N
         if isinstance(err, RuntimeError) and "probability tensor" not in str(err):
             raise
         raise CheckpointError(
-            f"{directory} gives infinite or undefined probabilities, so it cannot write an "
-            f"answer. {advise()}"
+            f"{directory} gives probabilities that are infinite, undefined or all the same, so "
+            f"it cannot write an answer. {advise()}"
         ) from err
 
 
