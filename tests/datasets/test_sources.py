@@ -138,7 +138,9 @@ def test_missing_directory_empty_and_special_files_are_refused(tmp_path, kind):
     is_folder_read = kind in sources.FOLDER_KINDS
     message = "has no table such as" if is_folder_read else "is an empty directory. Give"
     check_refused(kind, tmp_path, message)
-    check_refused(kind, tmp_path / "e.dat", r"e.dat is empty \(0 bytes\)", b"")
+    check_refused(
+        kind, tmp_path / "e.dat", r"e.dat is empty \(0 bytes\)[.] Download or write it", b""
+    )
     os.mkfifo(tmp_path / "pipe")
     check_refused(kind, tmp_path / "pipe", "pipe is not an ordinary file")
 

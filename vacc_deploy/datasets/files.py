@@ -52,7 +52,7 @@ def check_file(path: Path, *, or_directory: bool = False) -> None:
             f"{path} is not an ordinary file. Give the path of a calibration file."
         )
     if state.st_size == 0:
-        raise CalibrationError(f"{path} is empty (0 bytes). Download it again.")
+        raise CalibrationError(f"{path} is empty (0 bytes). Download or write it again.")
 
 
 def advise_utf8(path: Path, reason: str = "", *, encoding: str = "GB18030") -> str:
