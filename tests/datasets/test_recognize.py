@@ -232,6 +232,8 @@ def test_a_directory_is_answered_with_the_file_in_it(tmp_path, samples):
         )
     path.unlink()
     assert problem("c4", folder) == f"{folder} is a directory. Give the data file in it."
+    message = f"{folder / 'en'} is an empty directory. Give the path of a data file."
+    assert problem("c4", folder / "en") == message
 
 
 @pytest.mark.parametrize("names", [("val/law_val.csv",), ("law/val-00000-of-00001.parquet",)])

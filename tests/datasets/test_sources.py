@@ -113,6 +113,17 @@ def test_parse_source_refuses_what_it_does_not_know(text, message):
         parse_source(text)
 
 
+@pytest.mark.parametrize("word", ["two", "1,5", "50%", ""])
+def test_a_weight_that_is_no_number_is_named(tmp_path, word):
+    path = tmp_path / "a.json"
+    path.write_text("{}")
+    message = f"a.json:{word} does not exist, but .*a.json does.*expected a number above zero"
+    with pytest.raises(UsageError, match=message):
+        parse_source(f"c4={path}:{word}")
+    path.rename(tmp_path / f"a.json:{word}")
+    assert parse_source(f"c4={path}:{word}").path == tmp_path / f"a.json:{word}"
+
+
 # ---- files in general --------------------------------------------------------------------------
 
 
@@ -125,9 +136,11 @@ def test_unknown_kind_is_a_usage_error(tmp_path):
 def test_missing_directory_empty_and_special_files_are_refused(tmp_path, kind):
     check_refused(kind, tmp_path / "nothing.here", "nothing.here does not exist")
     is_folder_read = kind in sources.FOLDER_KINDS
-    message = "has no table such as" if is_folder_read else "is a directory. Give the data file in"
+    message = "has no table such as" if is_folder_read else "is an empty directory. Give"
     check_refused(kind, tmp_path, message)
-    check_refused(kind, tmp_path / "e.dat", r"e.dat is empty \(0 bytes\)", b"")
+    check_refused(
+        kind, tmp_path / "e.dat", r"e.dat is empty \(0 bytes\)[.] Download or write it", b""
+    )
     os.mkfifo(tmp_path / "pipe")
     check_refused(kind, tmp_path / "pipe", "pipe is not an ordinary file")
 
@@ -315,7 +328,9 @@ def test_text_and_traces_may_be_gzip(tmp_path):
 def test_text_that_is_not_utf8_names_the_byte(tmp_path, position):
     data, message = b"a" * position, f"byte at byte {position:,}[.]"
     check_refused("text", tmp_path / "t", f"invalid start {message}", data + b"\xff" + b"a" * 10)
-    check_refused("text", tmp_path / "t", f"at byte {position:,}[.]", data + "数".encode()[:2])
+    check_refused("text", tmp_path / "t", "iconv -f GB18030 -t UTF-8 .*t.utf8", data + b"\xff ")
+    message = f"at byte {position:,}[.] The file ends in the middle of a character[.] Copy or"
+    check_refused("text", tmp_path / "t", message, data + "数".encode()[:2])
 
 
 # ---- traces ------------------------------------------------------------------------------------

@@ -126,9 +126,14 @@ def test_read_windows_character_cut_at_the_read_limit_is_fine(read, first):
         (b"too short", "gives 9 tokens (at most 2048 used), expected at least 16. Use a longer"),
         (
             b"abc\xff" + b"d" * 99,
-            "is not UTF-8 text: invalid start byte, byte 3. Convert it to UTF-8.",
+            "is not UTF-8 text: invalid start byte, byte 3. Convert it, then give the new file:\n"
+            "  iconv -f GB18030 -t UTF-8 ",
         ),
-        (b"a" * 40 + "中".encode()[:2], "is not UTF-8 text: unexpected end of data, byte 40."),
+        (
+            b"a" * 40 + "中".encode()[:2],
+            "is not UTF-8 text: unexpected end of data, byte 40. The file "
+            "ends in the middle of a character. Copy or download it again.",
+        ),
         (None, "cannot be read: No such file or directory."),
     ],
 )

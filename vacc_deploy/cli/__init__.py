@@ -156,8 +156,8 @@ def cli() -> None:
     The way of a model:
       prepare      put the compiler's files beside the weights
       quantize     write per-channel int8 weights
-      yaml         write the compile file for vamc
       verify       prove on this CPU that the result computes what the float model computed
+      yaml         write the compile file for vamc
       export-onnx  write the graphs that are compiled, run them on this CPU
 
     Example: vacc-deploy demo

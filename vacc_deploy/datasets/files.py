@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
+import shlex
 import stat
 import zlib
 from collections.abc import Iterator
@@ -42,13 +44,29 @@ def check_file(path: Path, *, or_directory: bool = False) -> None:
     if stat.S_ISDIR(state.st_mode):
         if or_directory:
             return
+        if os.access(path, os.R_OK) and not os.listdir(path):
+            raise CalibrationError(f"{path} is an empty directory. Give the path of a data file.")
         raise CalibrationError(f"{path} is a directory. Give the data file in it.")
     if not stat.S_ISREG(state.st_mode):
         raise CalibrationError(
             f"{path} is not an ordinary file. Give the path of a calibration file."
         )
     if state.st_size == 0:
-        raise CalibrationError(f"{path} is empty (0 bytes). Download it again.")
+        raise CalibrationError(f"{path} is empty (0 bytes). Download or write it again.")
+
+
+def advise_utf8(path: Path, reason: str = "", *, encoding: str = "GB18030") -> str:
+    """Return what to do with a text that is not UTF-8; the encoding is only the likeliest one.
+
+    Args:
+        path: the file.
+        reason: what the decoder of Python says.
+        encoding: what the text may be in.
+    """
+    if reason == "unexpected end of data":
+        return "The file ends in the middle of a character. Copy or download it again."
+    line = shlex.join(["iconv", "-f", encoding, "-t", "UTF-8", str(path)])
+    return f"Convert it, then give the new file:\n  {line} > {shlex.quote(path.name + '.utf8')}"
 
 
 def unreadable(path: Path, err: OSError) -> CalibrationError:

@@ -17,7 +17,7 @@ from pathlib import Path
 from vacc_deploy.datasets.ceval import CHOICES
 from vacc_deploy.datasets.chat import is_chat
 from vacc_deploy.datasets.extras import find_package, how_to_install
-from vacc_deploy.datasets.files import GZIP_MAGIC, LFS_POINTER
+from vacc_deploy.datasets.files import GZIP_MAGIC, LFS_POINTER, advise_utf8
 from vacc_deploy.datasets.parquet import PARQUET_MAGIC, list_columns
 from vacc_deploy.datasets.traces import ASSISTANT, USER
 from vacc_deploy.datasets.zstd import ZSTD_MAGICS, unpack_head
@@ -192,7 +192,7 @@ def _recognize_bytes(head: bytes, path: Path) -> Recognized | None:
         return Recognized("a safetensors file of weights", advice=_NO_TEXT)
     if encoding := _wide_encoding(head):
         what = f"{encoding} text"
-        return Recognized(what, advice=_convert(path, encoding), is_text=True)
+        return Recognized(what, advice=advise_utf8(path, encoding=encoding), is_text=True)
     text = head.rstrip(b"\0")
     if len(head) - len(text) >= _MANY_ZEROS and _is_text(text) and not _CONTROLS.search(text):
         what = "a text that ends in zero bytes, as an interrupted download does"
@@ -234,7 +234,9 @@ def _recognize_text(head: bytes, path: Path) -> Recognized | None:
         if text[:40].lower().startswith(start):
             return Recognized(what, advice=_DOWNLOAD, is_text=True)
     if (match := _RECORD_START.match(text)) and not _is_text(head.partition(b"\n")[0]):
-        return Recognized("JSON data that are not UTF-8", advice=_convert(path, "GB18030"))
+        return Recognized(
+            "JSON data that are not UTF-8", advice=advise_utf8(path, encoding="GB18030")
+        )
     if match:
         return _recognize_records(*_first_keys(text, match.end()))
     if not text or text.startswith("["):
@@ -245,7 +247,9 @@ def _recognize_text(head: bytes, path: Path) -> Recognized | None:
     if USER in text and ASSISTANT in text:
         return Recognized("a file of R1 traces", kind="traces", is_text=True)
     if not _is_text(head):
-        return Recognized("text that is not UTF-8", advice=_convert(path, "GB18030"), is_text=True)
+        return Recognized(
+            "text that is not UTF-8", advice=advise_utf8(path, encoding="GB18030"), is_text=True
+        )
     return Recognized("plain text", kind="text", is_text=True)
 
 
@@ -295,9 +299,3 @@ def _fill_in(advice: str, path: Path) -> str:
 def _convert_with(packages: str, code: str, path: Path, target: str) -> str:
     line = shlex.join(["python3", "-c", code, str(path), target])
     return f"Convert it, which needs {packages}:\n  {line}\nThen give the new file {RECORD_KEYS}"
-
-
-def _convert(path: Path, encoding: str) -> str:
-    """Return how to convert a text; the encoding is only the likeliest one."""
-    line = shlex.join(["iconv", "-f", encoding, "-t", "UTF-8", str(path)])
-    return f"Convert it, then give the new file:\n  {line} > {shlex.quote(path.name + '.utf8')}"

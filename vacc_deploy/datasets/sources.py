@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from vacc_deploy.datasets import chat
 from vacc_deploy.datasets.ceval import hash_folder, read_ceval
 from vacc_deploy.datasets.explain import explain_no_text, explain_other_kind
-from vacc_deploy.datasets.files import Document, check_file, compute_sha256, open_data
+from vacc_deploy.datasets.files import Document, advise_utf8, check_file, compute_sha256, open_data
 from vacc_deploy.datasets.odd import Tally, keep_sound, read_field
 from vacc_deploy.datasets.records import read_entries
 from vacc_deploy.datasets.traces import split_traces
@@ -78,6 +78,11 @@ def parse_source(text: str) -> CalibrationSource:
     if "\0" in path_text:
         raise UsageError(f"Calibration source {text!r} has a zero byte in its path.")
     path, weight_text = _split_weight(path_text)
+    if not weight_text and (path_without := _drop_word(path)):
+        raise UsageError(
+            f"Calibration source {text!r}: {path} does not exist, but {path_without} does. What "
+            "stands behind the colon is no weight, expected a number above zero such as 2 or 0.5."
+        )
     weight = float(weight_text or 1)
     if not 0 < weight < math.inf:
         raise UsageError(
@@ -98,6 +103,12 @@ def _split_weight(text: str) -> tuple[Path, str]:
         return Path(text), ""
     # The whole text first: a file may have a colon and a number in its name.
     return (Path(head), tail) if head and not os.path.exists(text) else (Path(text), "")
+
+
+def _drop_word(path: Path) -> str:
+    """Return ``path`` without ``:WORD`` at its end, where only that exists; else nothing."""
+    head, _, word = str(path).rpartition(":")
+    return head if "/" not in word and os.path.exists(head) and not os.path.exists(path) else ""
 
 
 def _explain_unnamed(text: str) -> str | None:
@@ -222,8 +233,8 @@ def _read_utf8(path: Path, *, limit_bytes: int | None = None) -> Iterator[str]:
                 # Bytes of a character that began before this block stand in front of it.
                 byte = position + err.start - (len(err.object) - len(data))
                 raise CalibrationError(
-                    f"{path} is not UTF-8 text: {err.reason} at byte {byte:,}. Convert the file to "
-                    "UTF-8."
+                    f"{path} is not UTF-8 text: {err.reason} at byte {byte:,}. "
+                    + advise_utf8(path, err.reason)
                 ) from err
             position += len(data)
             if limit_bytes is not None and position > limit_bytes:

@@ -12,7 +12,7 @@ import torch
 
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.datasets.explain import explain_no_text
-from vacc_deploy.datasets.files import open_data
+from vacc_deploy.datasets.files import advise_utf8, open_data
 from vacc_deploy.errors import CalibrationError, CheckpointError
 from vacc_deploy.text.tokenizer import Tokenizer
 
@@ -111,5 +111,6 @@ def _read_ids(tokenizer: Tokenizer, path: Path, max_tokens: int) -> tuple[list[i
                     return ids, is_whole
     except UnicodeDecodeError as err:
         raise CalibrationError(
-            f"{path} is not UTF-8 text: {err.reason}, byte {err.start:,}. Convert it to UTF-8."
+            f"{path} is not UTF-8 text: {err.reason}, byte {err.start:,}. "
+            + advise_utf8(path, err.reason)
         ) from err
