@@ -172,7 +172,7 @@ class QuantizeResult:
             pairs += [
                 ("linears", f"{totals['num_gptq']} by gptq, {totals['num_rtn']} by rounding (rtn)"),
                 ("output error", f"{ratio:.3f} relative to RTN, on held-out tokens"),
-                ("codes cut at ±127", totals["num_saturated"]),
+                ("codes cut", f"{totals['num_saturated']} at ±127"),
             ]
         if self.seconds is not None:
             pairs.append(("time", format_seconds(self.seconds)))
