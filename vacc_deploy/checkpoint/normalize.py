@@ -213,7 +213,9 @@ def _settle_index_places(found: Found) -> str:
         return ""
     count = sum(weight_map.get(name) != file for name, file in held.items())
     found.weight_map = held
-    return f"the index does not have {count:,} tensors where the files have them; the files count."
+    return (
+        f"the index and the files do not agree on the place of {count:,} tensors; the files count."
+    )
 
 
 def _drop_left_over_quantization(found: Found) -> str:
