@@ -163,12 +163,7 @@ def demo(
         _write_texts(partial, Tokenizer.from_dir(prepared))
         quantize(
             prepared,
-            options=QuantizeOptions(
-                method=GPTQ,
-                sources=(CalibrationSource("text", partial / CALIBRATION_FILE, 1.0),),
-                num_samples=32,
-                sequence_length=256,
-            ),
+            options=_quantize_options(partial / CALIBRATION_FILE),
             output=deployed,
             progress=progress,
         )
@@ -198,6 +193,11 @@ def demo(
         failures=verified.failures,
         seconds=time.monotonic() - clock.started,
     )
+
+
+def _quantize_options(text: Path) -> QuantizeOptions:
+    source = CalibrationSource("text", text, 1.0)
+    return QuantizeOptions(GPTQ, sources=(source,), num_samples=32, sequence_length=256)
 
 
 def answer_problems(

@@ -9,7 +9,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from vacc_deploy.errors import OutputError
@@ -45,11 +45,16 @@ def sync_file(descriptor: int, path: Path) -> str:
     try:
         os.fsync(descriptor)
     except OSError as err:
-        if err.errno not in UNSUPPORTED:
-            err.filename = str(path)
-            raise
-        return os.strerror(err.errno)
+        return _name_lack(err, path, UNSUPPORTED)
     return ""
+
+
+def _name_lack(err: OSError, path: Path, unsupported: Collection[int]) -> str:
+    """Return what a file system lacks, if that is what an error says; else raise it with a name."""
+    if err.errno is None or err.errno not in unsupported:
+        err.filename = str(path)
+        raise err
+    return os.strerror(err.errno)
 
 
 def sync_path(path: Path) -> str:
@@ -71,10 +76,7 @@ def sync_directory(directory: Path) -> str:
         finally:
             os.close(descriptor)
     except OSError as err:
-        if err.errno not in _NO_DIRECTORY_SYNC:
-            err.filename = str(directory)
-            raise
-        return os.strerror(err.errno)
+        return _name_lack(err, directory, _NO_DIRECTORY_SYNC)
     return ""
 
 

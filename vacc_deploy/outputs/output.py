@@ -86,9 +86,7 @@ def output_directory(
         except OSError as err:
             finished = True  # it lacks its name only
             lock.remove_file()
-            if keeps is None:
-                _remove_run_files(partial)
-            raise _unnamed(output_dir, partial, err) from err
+            raise _unnamed(output_dir, partial, err, is_ours_alone=keeps is None) from err
         finished = True
         sync_directory(target.parent)
         remove_leftovers(target)
@@ -176,8 +174,13 @@ def _let_go(partial: Path, lock: Lock, *, is_kept: bool) -> None:
     lock.remove_file()
 
 
-def _unnamed(output_dir: Path, partial: Path, err: OSError) -> OutputError:
-    """Return the error of a finished output that cannot be renamed."""
+def _unnamed(output_dir: Path, partial: Path, err: OSError, *, is_ours_alone: bool) -> OutputError:
+    """Return the error of a finished output that cannot be renamed; let the user move it.
+
+    ``is_ours_alone``: no run goes on with it, so the files of this run are of no more use.
+    """
+    if is_ours_alone:
+        _remove_run_files(partial)
     target = real_path(output_dir)
     steps = [shlex.join(["mv", str(partial), str(target)])]
     if target.is_dir():

@@ -82,7 +82,7 @@ def _finish_format(
     }
     files.append(write_text(directory / REPORT_NAME, dump_json(report)))
     # Last, since it lists every other file.
-    return _write_manifest(checkpoint, directory, result, options, files, beside.applied)
+    return _write_manifest(checkpoint, directory, result, options, files, normalized=beside.applied)
 
 
 def _write_manifest(
@@ -91,6 +91,7 @@ def _write_manifest(
     result: QuantizeResult,
     options: QuantizeOptions,
     files: Sequence[WrittenFile],
+    *,
     normalized: Sequence[Applied] = (),
 ) -> WrittenFile:
     return write_manifest(
