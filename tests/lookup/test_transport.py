@@ -183,3 +183,13 @@ def test_an_interruption_is_no_failure(monkeypatch):
     monkeypatch.setattr(hub, "_download", fails)
     with pytest.raises(KeyboardInterrupt):
         hub.fetch("some-one/model")
+
+
+def test_a_mistake_of_our_own_is_no_failed_download(tmp_path, monkeypatch):
+    def mistaken(*args, **settings):
+        raise TypeError("ours")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **settings: tmp_path)
+    monkeypatch.setattr(hub, "find_missing", mistaken)
+    with pytest.raises(TypeError, match="ours"):
+        hub.fetch("some-one/model")

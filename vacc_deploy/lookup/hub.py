@@ -124,19 +124,11 @@ def fetch(
 
 def find_in_cache(repository: str) -> Source | None:
     """Return a complete snapshot of ``repository`` from the cache, or None."""
-    snapshot_download = _library().snapshot_download
     try:
         # Without the patterns a snapshot of our own download counts as incomplete: the repository
         # holds files (figures, .gitattributes) that were never asked for.
-        directory = Path(
-            snapshot_download(
-                repository,
-                allow_patterns=_NEEDED,
-                ignore_patterns=_UNREAD,
-                local_files_only=True,
-            )
-        )
-    except Exception:  # whatever it is: the download that follows meets it again, and says so
+        directory = _snapshot_of(repository, _NEEDED, local_files_only=True)
+    except _LibraryError:  # the download that follows meets it again, and says so
         return None
     return Source(directory, repository, directory.name) if _is_whole(directory) else None
 
@@ -210,9 +202,28 @@ def _snapshot(repository: str) -> Path | None:
     return directory if commit.isalnum() and directory.is_dir() else None
 
 
+class _LibraryError(Exception):
+    """An error of huggingface_hub or of what it uses, which is its cause."""
+
+
+def _call(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call a function of huggingface_hub.
+
+    The one place that catches whatever it raises: the errors of its HTTP libraries, of the system
+    and of bad settings have no common class.
+
+    Raises:
+        _LibraryError: from the error.
+    """
+    try:
+        return function(*args, **options)
+    except Exception as err:
+        raise _LibraryError from err
+
+
 def _ask_hub(repository: str) -> None:
-    """Raise the library's error where the hub cannot be reached or lacks the repository."""
-    _library().HfApi().model_info(repository, revision="main")
+    """Fail where the hub cannot be reached or lacks the repository; see ``_call``."""
+    _call(_library().HfApi().model_info, repository, revision="main")
 
 
 def _name(repository: str) -> str:
@@ -239,13 +250,13 @@ def _read_config(
 
 def _tensor_names(directory: Path, repository: str) -> Collection[str]:
     """Return the names of a repository's tensors before it is downloaded; none if not known."""
-    # Whatever fails: the download will tell.
-    with suppress(Exception):
+    # Without an index, or with a damaged one, the download will tell.
+    with suppress(_LibraryError, CheckpointError, TypeError, KeyError):
         _download(repository, [INDEX_NAME])
         return list(read_json(directory / INDEX_NAME, limit_bytes=MAX_INDEX_BYTES)["weight_map"])
-    with suppress(Exception):
-        api = _library().HfApi()
-        return list(api.parse_safetensors_file_metadata(repository, SINGLE_FILE).tensors)
+    with suppress(_LibraryError):
+        read = _library().HfApi().parse_safetensors_file_metadata
+        return list(_call(read, repository, SINGLE_FILE).tensors)
     return ()
 
 
@@ -259,13 +270,20 @@ def _download_whole(
         if find_missing(directory, only_config=patterns is not _PATTERNS):
             _ask_hub(repository)
         return directory
-    except Exception as err:  # of three libraries: each has errors of its own kinds
-        raise CheckpointError(prefix + _advise(repository, err, again)) from err
+    except _LibraryError as err:
+        cause = err.__cause__ or err
+        raise CheckpointError(prefix + _advise(repository, cause, again)) from cause
 
 
 def _download(repository: str, patterns: list[str]) -> Path:
-    snapshot_download = _library().snapshot_download
-    return Path(snapshot_download(repository, allow_patterns=patterns, ignore_patterns=_UNREAD))
+    """Return the snapshot with the files of ``patterns``, downloaded if need be; see ``_call``."""
+    return _snapshot_of(repository, patterns, local_files_only=False)
+
+
+def _snapshot_of(repository: str, patterns: list[str], *, local_files_only: bool) -> Path:
+    options: dict[str, Any] = {"allow_patterns": patterns, "ignore_patterns": _UNREAD}
+    options["local_files_only"] = local_files_only
+    return Path(_call(_library().snapshot_download, repository, **options))
 
 
 def _advise(repository: str, err: BaseException, again: Callable[[Path | str], str]) -> str:
