@@ -3,7 +3,7 @@
 import pytest
 import torch
 from checkpoint_builders import build_config, build_tensors, write_checkpoint, write_json
-from reference_logits import decoder_logits, make_tokens
+from found_forms import assert_means
 from safetensors.torch import load_file, save_file
 from texts import read_json
 from transformers import AutoModelForCausalLM
@@ -13,7 +13,6 @@ from vacc_deploy.checkpoint.tensor_names import published_names
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.prepare import prepare
 
-TOKENS = make_tokens()
 PUBLISHED = build_tensors(build_config(model_type="llama"))
 FIRST, LAST = "model.layers.0.", "model.layers.1."
 
@@ -28,11 +27,7 @@ def check_form(tmp_path, source):
     """Prepare a form; compare its logits, ours and theirs, with those of the published one."""
     clean = write_checkpoint(tmp_path / "clean", model_type="llama")
     out = prepare(source, output=tmp_path / "out").output_dir
-    stock = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
-    with torch.inference_mode():
-        expected = decoder_logits(clean, TOKENS)
-        assert torch.equal(decoder_logits(source, TOKENS), expected)
-        assert torch.allclose(stock(TOKENS).logits, expected, atol=1e-4)
+    assert_means(clean, source, out)
     assert not Checkpoint.open(out).applied
     return [rule.rule for rule in Checkpoint.open(source).applied]
 

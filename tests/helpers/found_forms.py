@@ -1,11 +1,17 @@
 """Checkpoints in the forms that trainers leave, each beside the clean model that it means."""
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
 import torch
 from checkpoint_builders import build_config, build_tensors, write_json, write_weights
-from reference_logits import make_tokens
+from reference_logits import decoder_logits, make_tokens
 from safetensors.torch import load_file, save_file
 from texts import read_json
 from tokenizer_builders import ASSISTANT, ASSISTANT_ID, BOS_ID, EOS_ID, write_tokenizer
+from transformers import AutoModelForCausalLM
 
 from vacc_deploy.checkpoint.reader import INDEX_NAME
 
@@ -33,7 +39,7 @@ def published(model_type="qwen2", **options):
     return config, build_tensors(config)
 
 
-def renamed(tensors, change):
+def renamed(change, tensors):
     return {change(name): tensor for name, tensor in tensors.items()}
 
 
@@ -60,87 +66,136 @@ def other_head(tensors):
     return torch.flip(tensors[EMBEDDING], [0]).contiguous()
 
 
+@dataclass(frozen=True)
+class Form:
+    """A form of checkpoint, as changes of the published one.
+
+    Attributes:
+        rules: the names of the rules that read it.
+        config: keys of ``config.json`` that differ.
+        tensors: makes its tensors of the published ones.
+        index: changes its weight map in place.
+        clean_config, clean_tensors: the same of the clean model that it means.
+        tied, shards, metadata: of the checkpoint, and of its weight file.
+    """
+
+    rules: Sequence[str]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Callable[[dict], dict] = dict
+    index: Callable[[dict], Any] | None = None
+    clean_config: Mapping[str, Any] = field(default_factory=dict)
+    clean_tensors: Callable[[dict], dict] = dict
+    tied: bool = False
+    shards: int = 1
+    metadata: Mapping[str, str] | None = None
+
+
+def as_head_only(tensors):
+    return {HEAD if name == EMBEDDING else name: tensor for name, tensor in tensors.items()}
+
+
+def misplace(weight_map):
+    weight_map[EMBEDDING] = "model-00002-of-00002.safetensors"
+    del weight_map["model.layers.0.mlp.up_proj.weight"]
+
+
+SPARE = {
+    "v_head.summary.weight": torch.ones(1, 64),
+    "score.weight": torch.ones(1, 64),
+    "model.layers.1.self_attn.rotary_emb.cos_cached": torch.ones(1, 1, 8, 16),
+    "model.layers.1.self_attn.rotary_emb.inv_freq": torch.ones(8),
+    "model.layers.1.self_attn.masked_bias": torch.ones(1),
+    "model.layers.1.self_attn.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool),
+}
+RUN_FLAGS = {
+    **dict.fromkeys(("output_attentions", "output_hidden_states", "torchscript"), True),
+    **dict.fromkeys(("return_dict", "use_cache"), False),
+    "attn_implementation": "sdpa",
+    "pretraining_tp": 2,
+}
+LEFT_OVER = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+WRAPPED = ("data-parallel", "compiled", "wrapped")
+FORMS = {
+    **{
+        kind: Form(["wrappers" if kind in WRAPPED else "prefix"], tensors=partial(renamed, change))
+        for kind, change in PREFIXES.items()
+    },
+    "two-heads": Form(["two-heads"], {"tie_word_embeddings": True}),
+    "equal-heads": Form(
+        ["two-heads"], tensors=lambda t: {**t, HEAD: t[EMBEDDING].clone()}, tied=True
+    ),
+    "equal-heads-f32": Form(
+        ["two-heads"], tensors=lambda t: {**t, HEAD: t[EMBEDDING].float()}, tied=True
+    ),
+    "head-only": Form(["head-only"], tensors=as_head_only, tied=True, metadata={EMBEDDING: HEAD}),
+    "alias-tied": Form(
+        ["embedding-only"],
+        {"tie_word_embeddings": False},
+        tied=True,
+        metadata={HEAD: EMBEDDING},
+    ),
+    "absent-entry": Form(
+        ["absent-entries"],
+        index=lambda places: places.update({HEAD: "model-00002-of-00002.safetensors"}),
+        tied=True,
+        shards=2,
+    ),
+    "index-places": Form(["index-places"], index=misplace, shards=2),
+    "spare": Form(["spare-tensors"], tensors=lambda t: t | SPARE),
+    "left-over": Form(["left-over-quantization"], LEFT_OVER),
+    "float64": Form(
+        ["float64", "dtype-name"],
+        {"torch_dtype": "float64"},
+        tensors=lambda t: {name: tensor.double() for name, tensor in t.items()},
+        clean_config={"torch_dtype": "float32"},
+        clean_tensors=lambda t: {name: tensor.float() for name, tensor in t.items()},
+    ),
+    "mixed": Form([], tensors=lambda t: {n: x.float() if x.ndim == 1 else x for n, x in t.items()}),
+    "run-flags": Form(["run-flags"], RUN_FLAGS),
+    "pad-id": Form(["token-ids"], {"pad_token_id": 272}),
+    "eos-text": Form(
+        ["token-ids"],
+        {"eos_token_id": [str(EOS_ID), ASSISTANT]},
+        clean_config={"eos_token_id": [EOS_ID, ASSISTANT_ID]},
+    ),
+    "dtype-prefix": Form(["dtype-name"], {"torch_dtype": "torch.bfloat16"}),
+    "base-class": Form(["architecture"], {"architectures": ["Qwen2Model"]}),
+    "base-class-of-llama": Form(["architecture"], {"architectures": ["LlamaModel"]}),
+    "auto-map": Form(
+        ["foreign-code"], {"auto_map": {"AutoModelForCausalLM": "modeling_other.Model"}}
+    ),
+}
+
+
 def found_form(kind, directory, model_type="qwen2"):
     """Write one form as it was found; return its directory, the clean model's, and its rules."""
-    tied = kind in ("head-only", "equal-heads", "equal-heads-f32", "absent-entry", "alias-tied")
-    config, tensors = published(model_type, tied=tied)
-    options, clean_config, clean = {}, dict(config), dict(tensors)
-    if kind in PREFIXES:
-        tensors = renamed(tensors, PREFIXES[kind])
-        compiled = {"data-parallel", "compiled", "wrapped"}
-        rules = ["wrappers"] if kind in compiled else ["prefix"]
-    elif kind == "two-heads":
-        config = {**config, "tie_word_embeddings": True}
-        rules = ["two-heads"]
-    elif kind.startswith("equal-heads"):
-        head = tensors[EMBEDDING].float() if kind.endswith("f32") else tensors[EMBEDDING].clone()
-        tensors, rules = {**tensors, HEAD: head}, ["two-heads"]
-    elif kind == "head-only":
-        tensors[HEAD] = tensors.pop(EMBEDDING)
-        options, rules = {"metadata": {EMBEDDING: HEAD}}, ["head-only"]
-    elif kind == "alias-tied":
-        config = {**config, "tie_word_embeddings": False}
-        options, rules = {"metadata": {HEAD: EMBEDDING}}, ["embedding-only"]
-    elif kind == "absent-entry":
-        options, rules = {"shards": 2}, ["absent-entries"]
-    elif kind == "index-places":
-        options, rules = {"shards": 2}, ["index-places"]
-    elif kind == "spare":
-        layer = "model.layers.1.self_attn."
-        spare = {
-            "v_head.summary.weight": torch.ones(1, 64),
-            "score.weight": torch.ones(1, 64),
-            f"{layer}rotary_emb.cos_cached": torch.ones(1, 1, 8, 16),
-            f"{layer}rotary_emb.inv_freq": torch.ones(8),
-            f"{layer}masked_bias": torch.ones(1),
-            f"{layer}bias": torch.ones(1, 1, 8, 8, dtype=torch.bool),
-        }
-        tensors, rules = {**tensors, **spare}, ["spare-tensors"]
-    elif kind == "left-over":
-        stated = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-        config, rules = {**config, "quantization_config": stated}, ["left-over-quantization"]
-    elif kind == "float64":
-        tensors = {name: tensor.double() for name, tensor in tensors.items()}
-        clean = {name: tensor.float() for name, tensor in clean.items()}
-        config = {**config, "torch_dtype": "float64"}
-        clean_config["torch_dtype"], rules = "float32", ["float64", "dtype-name"]
-    elif kind == "mixed":
-        tensors = {n: t.float() if t.ndim == 1 else t for n, t in tensors.items()}
-        rules = []
-    elif kind == "run-flags":
-        flags = {"output_attentions": True, "output_hidden_states": True, "return_dict": False}
-        flags |= {"use_cache": False, "torchscript": True, "attn_implementation": "sdpa"}
-        flags["pretraining_tp"] = 2
-        config, rules = {**config, **flags}, ["run-flags"]
-    elif kind == "base-class":
-        name = "Qwen2Model" if model_type == "qwen2" else "LlamaModel"
-        config, rules = {**config, "architectures": [name]}, ["architecture"]
-    elif kind == "auto-map":
-        code = {"AutoModelForCausalLM": "modeling_other.Model"}
-        config, rules = {**config, "auto_map": code}, ["foreign-code"]
-    elif kind == "pad-id":
-        config, rules = {**config, "pad_token_id": 272}, ["token-ids"]
-    elif kind == "eos-text":
-        config, rules = {**config, "eos_token_id": [str(EOS_ID), ASSISTANT]}, ["token-ids"]
-        clean_config["eos_token_id"] = [EOS_ID, ASSISTANT_ID]
-    elif kind == "dtype-prefix":
-        config, rules = {**config, "torch_dtype": "torch.bfloat16"}, ["dtype-name"]
-    source = write_found(directory / "found", config, tensors, **options)
-    if kind == "absent-entry":
+    form = FORMS[kind]
+    config, tensors = published(model_type, tied=form.tied)
+    source = write_found(
+        directory / "found",
+        config | form.config,
+        form.tensors(tensors),
+        metadata=form.metadata,
+        shards=form.shards,
+    )
+    if form.index:
         index = read_json(source / INDEX_NAME)
-        index["weight_map"][HEAD] = "model-00002-of-00002.safetensors"
+        form.index(index["weight_map"])
         write_json(source / INDEX_NAME, index)
-    if kind == "index-places":
-        index = read_json(source / INDEX_NAME)
-        index["weight_map"][EMBEDDING] = "model-00002-of-00002.safetensors"
-        del index["weight_map"]["model.layers.0.mlp.up_proj.weight"]
-        write_json(source / INDEX_NAME, index)
-    return source, write_found(directory / "clean", clean_config, clean), rules
+    clean = write_found(
+        directory / "clean", config | form.clean_config, form.clean_tensors(tensors)
+    )
+    return source, clean, list(form.rules)
 
 
-FORMS = [
-    *PREFIXES,
-    *("two-heads", "equal-heads", "equal-heads-f32", "head-only", "alias-tied", "absent-entry"),
-    *("spare", "left-over", "float64", "mixed", "run-flags", "pad-id", "eos-text", "dtype-prefix"),
-    *("base-class", "auto-map", "index-places"),
-]
+def assert_means(clean, *directories):
+    """Compare our logits of directories, and stock transformers' of the last, with the clean ones.
+
+    The last one is prepared, of the type llama.
+    """
+    with torch.inference_mode():
+        expected = decoder_logits(clean, TOKENS)
+        for directory in directories:
+            assert torch.equal(decoder_logits(directory, TOKENS), expected), directory
+        stock = AutoModelForCausalLM.from_pretrained(directories[-1], dtype=torch.float32)
+        assert torch.allclose(stock(TOKENS).logits, expected, atol=1e-4)
