@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-from vacc_deploy.errors import OutputError
+from vacc_deploy.errors import CheckpointError, OutputError
 from vacc_deploy.models.config import CONFIG_NAME
-from vacc_deploy.permissions import real_path
+from vacc_deploy.permissions import explain_unreadable, real_path
 
 HUGGING_FACE, MODELSCOPE = "the Hugging Face cache", "ModelScope's cache"
 # Where ModelScope keeps unfinished files.
@@ -22,8 +23,20 @@ MODELSCOPE_TEMPORARY = "._____temp"
 # What ModelScope writes beside a model's files. One of them is a pickle; none of them is read.
 MODELSCOPE_SIGNS = (".msc", ".mv", ".mdl")
 _DOT = "___"
+_HUB_FOLDER = "models--"
 # Names in one directory that are looked at.
 _MAX_NAMES = 10_000
+
+
+def hub_folder(repository: str) -> str:
+    """Return the name that the hub's cache gives the folder of a repository."""
+    return f"{_HUB_FOLDER}{repository.replace('/', '--')}"
+
+
+def hub_repository(name: str) -> str:
+    """Return the repository whose folder in the hub's cache has this name; empty for another."""
+    is_folder = name.startswith(_HUB_FOLDER)
+    return name.removeprefix(_HUB_FOLDER).replace("--", "/") if is_folder else ""
 
 
 def modelscope_cache() -> Path:
@@ -85,7 +98,7 @@ def cache_of(path: Path) -> str:
     path = Path(os.path.abspath(path))
     path = real_path(path.parent) / path.name
     places = (path, *path.parents)
-    is_model = any(p.name.startswith("models--") and (p / "snapshots").is_dir() for p in places)
+    is_model = any(hub_repository(p.name) and (p / "snapshots").is_dir() for p in places)
     if is_model or real_path(_hugging_face_cache()) in places:
         return HUGGING_FACE
     is_inside = real_path(modelscope_cache()) in places
@@ -107,9 +120,9 @@ def snapshot_name(path: Path) -> str:
 
     In the hub's cache: ``models--<owner>--<name>/snapshots/<commit>``.
     """
-    repository = path.parent.parent.name
-    if path.parent.name == "snapshots" and repository.startswith("models--"):
-        return repository.rpartition("--")[2]
+    repository = hub_repository(path.parent.parent.name)
+    if path.parent.name == "snapshots" and repository:
+        return repository.rpartition("/")[2]
     return _modelscope_name(path)
 
 
@@ -141,9 +154,21 @@ def _holds_files(directory: Path) -> bool:
     return any(any(directory.glob(pattern)) for pattern in ("*.*", "*/*.*"))
 
 
-def _names(directory: Path) -> list[str]:
+def list_names(directory: Path) -> list[str]:
+    """Return the names in a directory, at most ``_MAX_NAMES``: a folder of millions is no model.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     try:
         with os.scandir(directory) as entries:
             return [entry.name for entry in islice(entries, _MAX_NAMES)]
-    except OSError:
-        return []
+    except OSError as err:
+        raise CheckpointError(explain_unreadable(directory, err)) from err
+
+
+def _names(directory: Path) -> list[str]:
+    """Return the names in a part of a cache; none where there is no such part."""
+    with suppress(CheckpointError):
+        return list_names(directory)
+    return []

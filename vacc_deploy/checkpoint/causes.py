@@ -10,12 +10,11 @@ import os
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG, explain_adapter, is_adapter_file
-from vacc_deploy.checkpoint.caches import MODELSCOPE_SIGNS
+from vacc_deploy.checkpoint.caches import MODELSCOPE_SIGNS, hub_repository, list_names
 from vacc_deploy.checkpoint.foreign import explain_foreign_tensors, explain_training_state
 from vacc_deploy.checkpoint.header import read_header
 from vacc_deploy.checkpoint.leftovers import find_control_file, find_unfinished
@@ -26,7 +25,7 @@ from vacc_deploy.json_files import STAND_IN_BYTES, name_stand_in, read_json
 from vacc_deploy.models.catalog import known_model
 from vacc_deploy.models.config import CONFIG_NAME
 from vacc_deploy.models.parse import parse_config, read_config_values
-from vacc_deploy.permissions import explain_dangling, explain_unreadable
+from vacc_deploy.permissions import explain_dangling
 
 if TYPE_CHECKING:
     from vacc_deploy.checkpoint.reader import Checkpoint
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 SINGLE_FILE = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 64 << 20
-_MAX_NAMES = 10_000
 # Of what was found, beside the cause: an example, not a list.
 _EXAMPLES = 3
 _META_FILES = "consolidated"
@@ -71,7 +69,7 @@ def explain(checkpoint: Checkpoint, problems: list[str]) -> str:
 
 def explain_no_weights(directory: Path) -> str:
     """Return the message for a directory without safetensors."""
-    names = _names(directory)
+    names = sorted(list_names(directory))
     if dangling := _explain_links(directory, filter(_is_weights, names)):
         return dangling
     unfinished = find_unfinished(directory / SINGLE_FILE)
@@ -96,7 +94,7 @@ def explain_no_weights(directory: Path) -> str:
 
 def find_weight_files(directory: Path) -> list[str]:
     """Return the files that count where no index names them: an adapter's do not."""
-    names = [name for name in _names(directory) if _is_weights(name)]
+    names = [name for name in sorted(list_names(directory)) if _is_weights(name)]
     names = [name for name in names if (directory / name).is_file()]
     # The same weights under Meta's names, as some repositories have them beside the usual files.
     return [name for name in names if not name.startswith(_META_FILES)] or names
@@ -108,14 +106,6 @@ def describe_missing(path: Path) -> str:
         return f": it is a link to {os.readlink(path)}, which does not exist"
     unfinished = find_unfinished(path)
     return f": {unfinished} is its unfinished download" if unfinished else ""
-
-
-def _names(directory: Path) -> list[str]:
-    try:
-        with os.scandir(directory) as entries:
-            return sorted(entry.name for entry in islice(entries, _MAX_NAMES))
-    except OSError as err:
-        raise CheckpointError(explain_unreadable(directory, err)) from err
 
 
 def _is_weights(name: str) -> bool:
@@ -313,9 +303,8 @@ def _explain_download(directory: Path, missing: list[str]) -> str:
 def _download(directory: Path) -> str:
     """Return the command that downloads what is missing, where the repository is known."""
     path = Path(os.path.abspath(directory))
-    folder = path.parent.parent.name
-    if path.parent.name == "snapshots" and folder.startswith("models--"):
-        repository = folder.removeprefix("models--").replace("--", "/")
+    repository = hub_repository(path.parent.parent.name)
+    if path.parent.name == "snapshots" and repository:
         return f"Run:\n  {shlex.join(['hf', 'download', repository])}"
     if any((path / sign).exists() for sign in MODELSCOPE_SIGNS):
         repository = f"{path.parent.name}/{path.name}".replace("___", ".")

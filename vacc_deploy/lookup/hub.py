@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.checkpoint.caches import modelscope_places
+from vacc_deploy.checkpoint.caches import hub_folder, modelscope_places
 from vacc_deploy.checkpoint.causes import find_weight_files, missing_files
 from vacc_deploy.checkpoint.manifest import model_name
 from vacc_deploy.checkpoint.reader import INDEX_NAME, MAX_INDEX_BYTES, SINGLE_FILE, Checkpoint
@@ -193,7 +193,7 @@ def _library() -> Any:
 
 def _snapshot(repository: str) -> Path | None:
     """Return the snapshot of the branch main in the cache, whole or not."""
-    folder = Path(_library().constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    folder = Path(_library().constants.HF_HUB_CACHE) / hub_folder(repository)
     try:
         commit = read_bounded(folder / "refs" / "main", 1024).decode("ascii").strip()
     except (CheckpointError, UnicodeDecodeError):

@@ -11,11 +11,10 @@ import re
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG, explain_adapter, is_adapter_file
-from vacc_deploy.checkpoint.caches import modelscope_models
+from vacc_deploy.checkpoint.caches import hub_repository, list_names, modelscope_models
 from vacc_deploy.checkpoint.foreign import explain_training_state
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from vacc_deploy.errors import MAX_LISTED, CheckpointError
@@ -24,11 +23,9 @@ from vacc_deploy.json_files import read_bounded
 from vacc_deploy.models.catalog import known_model, near_names
 from vacc_deploy.models.config import CONFIG_NAME
 from vacc_deploy.outputs.output import RUN_FILE_PREFIX
-from vacc_deploy.permissions import explain_unreadable, is_circle, real_path
+from vacc_deploy.permissions import is_circle, real_path
 from vacc_deploy.results import command
 
-# Names in one directory that are looked at: a folder of a million files is no model.
-_MAX_NAMES = 10_000
 _MAX_SMALL_FILE = 1 << 20
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -92,7 +89,7 @@ def recognize_missing(path: Path) -> Finding:
         first = first.parent
     if not rest and (maker := _maker_of(path)):
         return Finding(f"{path} does not exist yet. Make it first:\n  {maker}")
-    near = difflib.get_close_matches(first.name, _names(first.parent), n=3, cutoff=0.7)
+    near = difflib.get_close_matches(first.name, list_names(first.parent), n=3, cutoff=0.7)
     places = [first.parent.joinpath(name, *rest) if rest else path.with_name(name) for name in near]
     instead: list[Path | str] = [place for place in places if place.exists()]
     instead += near_names(str(path), cutoff=0.7)
@@ -143,7 +140,7 @@ def _recognize_file(path: Path) -> Finding:
         )
     if name.startswith("adapter_") and (path.parent / ADAPTER_CONFIG).is_file():
         return _adapter(path.parent)
-    if name.endswith(PICKLES) and not any(map(_is_safetensors, _names(path.parent))):
+    if name.endswith(PICKLES) and not any(map(_is_safetensors, list_names(path.parent))):
         return Finding(
             f"{path} is a pickle file, which can run code when read, so it is refused. Convert it "
             "with transformers' save_pretrained on a machine you trust, or download the "
@@ -187,7 +184,7 @@ def _yaml(path: Path) -> Finding:
 
 
 def _recognize_directory(path: Path, needs_float: bool) -> Finding | None:
-    names = _names(path)
+    names = list_names(path)
     if not names:
         return Finding(f"{path} is empty. Download the model into it, or check the path.")
     if cache := _hub_cache(path, names):
@@ -246,22 +243,14 @@ def _shell(*words: object) -> str:
     return shlex.join(map(str, words))
 
 
-def _names(directory: Path) -> list[str]:
-    try:
-        with os.scandir(directory) as entries:
-            return [entry.name for entry in islice(entries, _MAX_NAMES)]
-    except OSError as err:
-        raise CheckpointError(explain_unreadable(directory, err)) from err
-
-
 def _hub_cache(path: Path, names: list[str]) -> Finding | None:
     """Recognize the hub's cache, a model's folder in it, and the three folders within that one."""
     whole = _named(path)
     folder = whole.parent if whole.name in ("snapshots", "refs", "blobs") else whole
-    if folder.name.startswith("models--") and (folder / "snapshots").is_dir():
+    if hub_repository(folder.name) and (folder / "snapshots").is_dir():
         return _model_in_cache(path, folder)
-    hub = path if any(name.startswith("models--") for name in names) else path / "hub"
-    folders = [hub / n for n in _names(hub) if n.startswith("models--")] if hub.is_dir() else []
+    hub = path if any(map(hub_repository, names)) else path / "hub"
+    folders = [hub / n for n in list_names(hub) if hub_repository(n)] if hub.is_dir() else []
     if not folders:
         return None
     found = [snapshots[0] for folder in sorted(folders) if (snapshots := _snapshots(folder))]
@@ -270,7 +259,7 @@ def _hub_cache(path: Path, names: list[str]) -> Finding | None:
 
 
 def _model_in_cache(path: Path, folder: Path) -> Finding:
-    repository = folder.name.removeprefix("models--").replace("--", "/")
+    repository = hub_repository(folder.name)
     what = f"{path} is the folder of {repository} in the Hugging Face cache."
     if found := _snapshots(folder):
         return Finding(what, tuple(found[:1]), "The checkpoint is its snapshot")
@@ -282,7 +271,7 @@ def _model_in_cache(path: Path, folder: Path) -> Finding:
 def _snapshots(folder: Path) -> list[Path]:
     """Return the snapshots in a model's folder of the cache; that of the branch main is first."""
     inside = folder / "snapshots"
-    names = sorted(_names(inside)) if inside.is_dir() else []
+    names = sorted(list_names(inside)) if inside.is_dir() else []
     main = ""
     if (folder / "refs" / "main").is_file():
         data = read_bounded(folder / "refs" / "main", _MAX_SMALL_FILE)
