@@ -18,7 +18,8 @@ _DEEPSPEED = re.compile(r"global_step\d+|zero_to_fp32\.py|(?:bf16_)?zero_pp_rank
 _MEGATRON = re.compile(r"mp_rank_\d+.*|iter_\d{7}|latest_checkpointed_iteration\.txt")
 _META = re.compile(r"consolidated\.\d+\.(?:pth|pt)|consolidated\.safetensors")
 _META_NAMES = re.compile(r"layers\.\d+\.(?:attention\.w[qkvo]|feed_forward\.w[123])\.weight")
-_CLASSIFIER = re.compile(r"(?:.*\.)?(?:score|classifier|qa_outputs)\.(?:weight|bias)")
+# A head that scores texts in place of one for the next token, or beside it.
+SCORES = re.compile(r"(?:.*\.)?(?:score|classifier|qa_outputs|reward_head|regression_head)\..*")
 # Names of tensors to the tool or format that writes them. The first that fits is taken.
 _FORMATS = (
     (re.compile(r".*\.(?:absmax|quant_map|bitsandbytes__\w+)"), "bitsandbytes (4 bit)"),
@@ -146,7 +147,7 @@ def _explain_other_head(directory: Path, names: list[str], architectures: object
             "token. Save it once more as the class ...ForCausalLM, or download the whole model."
         )
     other = names_scorer(architectures)
-    scores = [name for name in names if _CLASSIFIER.fullmatch(name)]
+    scores = [name for name in names if SCORES.fullmatch(name)]
     if not scores and not other or any(name.endswith(LM_HEAD) for name in names):
         return ""
     what = f"a {other:.100}" if other else f"a model that scores texts ({scores[0]})"

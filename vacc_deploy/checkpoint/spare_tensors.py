@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-from vacc_deploy.checkpoint.foreign import names_scorer
+from vacc_deploy.checkpoint.foreign import SCORES, names_scorer
 from vacc_deploy.checkpoint.header import TensorInfo
 from vacc_deploy.checkpoint.stored import is_zero
 from vacc_deploy.formats.dtypes import STORED_FLOATS
@@ -19,12 +19,11 @@ _SPARE = re.compile(
     r"|.*\.self_attn\.(?:.*\.)?[qkv]_scale"
     r"|(?:.*\.)?(?:v_head|value_head|critic|critic_head|q_head|medusa_heads?|mtp)\..*"
 )
-_SCORES = re.compile(r"(?:.*\.)?(?:score|classifier|reward_head|regression_head)\..*")
 
 
 def is_spare(name: str) -> bool:
     """Return whether a tensor of this name is one that no loader reads."""
-    return bool(_SPARE.fullmatch(name) or _SCORES.fullmatch(name))
+    return bool(_SPARE.fullmatch(name) or SCORES.fullmatch(name))
 
 
 def find_spare(names: Collection[str], architectures: object) -> list[str]:
@@ -36,7 +35,7 @@ def find_spare(names: Collection[str], architectures: object) -> list[str]:
     """
     # Without a head of its own a model that scores texts has none for the next token either.
     is_scorer = LM_HEAD not in names and bool(names_scorer(architectures))
-    return [n for n in names if is_spare(n) and not (is_scorer and _SCORES.fullmatch(n))]
+    return [n for n in names if is_spare(n) and not (is_scorer and SCORES.fullmatch(n))]
 
 
 def find_zero_biases(tensors: Mapping[str, TensorInfo], expected: Collection[str]) -> list[str]:
