@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.bounds import JSON_DEPTH
 from vacc_deploy.errors import CheckpointError, VaccDeployError
 from vacc_deploy.permissions import explain_unreadable
 
@@ -28,9 +29,6 @@ _ANSWERS = re.compile(
 STAND_IN_BYTES = 512
 # What some editors and shells put in front of UTF-8.
 UTF8_MARK = b"\xef\xbb\xbf"
-# Lists and objects within each other. Published files have up to eight; Python's own functions end
-# with an error somewhat above this.
-MAX_DEPTH = 100
 
 
 def name_stand_in(head: bytes) -> str:
@@ -110,9 +108,9 @@ def read_json(path: Path, *, limit_bytes: int) -> Any:
         raise CheckpointError(
             f"{path} is not valid JSON: {err}. Correct the file, or download it again."
         ) from err
-    if _is_deeper(value, MAX_DEPTH):
+    if _is_deeper(value, JSON_DEPTH):
         raise CheckpointError(
-            f"{path} has lists or objects nested more than {MAX_DEPTH} deep, which no loader "
+            f"{path} has lists or objects nested more than {JSON_DEPTH} deep, which no loader "
             "reads. Restore the file from the model's original repository."
         )
     return value
