@@ -1,0 +1,195 @@
+"""Measure the commands on checkpoints of great numbers and sizes.
+
+    python benchmarks/scale.py many WORK_DIR [--shards 1000] [--tensors 200000]
+    python benchmarks/scale.py sparse WORK_DIR [--gigabytes 100]
+    python benchmarks/scale.py shapes WORK_DIR [--layers 2]
+
+``many`` prepares checkpoints of very small tensors, the whole one and its half: a cost that grows
+faster than the number of tensors shows in the ratio. ``sparse`` prepares a checkpoint whose files
+are nearly all holes, with one page of values in each row, so that it takes a tenth of its size on
+the disk. ``shapes`` takes a model with the shapes of Llama-70B through the commands. Everything
+made is removed again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from measured import Measured, machine, run_measured
+from stand_ins import write_shaped, write_sums
+
+from vacc_deploy.models.catalog import MODELS
+from vacc_deploy.models.parse import parse_config
+
+_PAGE = 4096
+_TINY = {
+    "model_type": "qwen2",
+    "architectures": ["Qwen2ForCausalLM"],
+    "hidden_size": 4,
+    "intermediate_size": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 8,
+    "torch_dtype": "float32",
+}
+_TENSORS_PER_LAYER = 12
+# Rows as long as a configuration may have them: few pages of values fill many bytes.
+_WIDE = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 1 << 16,
+    "intermediate_size": 1 << 13,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "vocab_size": 256,
+    "torch_dtype": "float32",
+}
+
+
+@contextmanager
+def folder(path: Path) -> Iterator[Path]:
+    """Make a directory, and remove it at the end."""
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+def write_sparse(
+    directory: Path, values: Mapping[str, Any], num_layers: int, num_shards: int
+) -> tuple[int, int]:
+    """Write a checkpoint with one page of random values in each row, and holes between them.
+
+    Rows of up to a page are written whole.
+
+    Returns:
+        its tensors and their bytes.
+    """
+    import numpy as np
+
+    values = {**values, "num_hidden_layers": num_layers}
+    config = parse_config(values, where="the checkpoint")
+    (directory / "config.json").write_text(json.dumps(values, indent=2), "utf-8")
+    shapes, random = list(config.expected_tensors().items()), np.random.default_rng(0)
+    weight_map, total = {}, 0
+    per_shard = -(-len(shapes) // num_shards)
+    for index in range(num_shards):
+        name = f"model-{index + 1:05d}-of-{num_shards:05d}.safetensors"
+        entries, position = dict[str, Any](), 0
+        part = shapes[index * per_shard : (index + 1) * per_shard]
+        for tensor, shape in part:
+            size = 4 * int(np.prod(shape))
+            entries[tensor] = {
+                "dtype": "F32",
+                "shape": list(shape),
+                "data_offsets": [position, position + size],
+            }
+            weight_map[tensor], position = name, position + size
+        header = json.dumps(entries).encode()
+        header += b" " * (-len(header) % 8)
+        with (directory / name).open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            start = file.tell()
+            for tensor, shape in part:
+                row_bytes = 4 * shape[-1]
+                offset = start + entries[tensor]["data_offsets"][0]
+                for row in range(shape[0] if len(shape) > 1 else 1):
+                    file.seek(offset + row * row_bytes)
+                    count = min(row_bytes, _PAGE) // 4
+                    file.write(random.standard_normal(count, dtype="float32").tobytes())
+            file.truncate(start + position)
+        total += position
+    index_values = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index_values), "utf-8")
+    return len(weight_map), total
+
+
+def describe(name: str, measured: Measured) -> str:
+    """Return one line of the table."""
+    return (
+        f"{name:36}  {measured.cpu_seconds:8.1f} s user + system  {measured.seconds:8.1f} s  "
+        f"{measured.peak_bytes / 2**20:8.0f} MiB"
+    )
+
+
+def run(*arguments: object) -> Measured:
+    """Measure one command of the tool."""
+    return run_measured([sys.executable, "-m", "vacc_deploy", *map(str, arguments)])
+
+
+@click.group()
+def main() -> None:
+    """Measure great numbers and sizes."""
+
+
+@main.command()
+@click.argument("work_dir", type=click.Path(path_type=Path))
+@click.option("--shards", default=1000, show_default=True, help="Weight files of the whole one.")
+@click.option("--tensors", default=200_000, show_default=True, help="Tensors of the whole one.")
+def many(work_dir: Path, shards: int, tensors: int) -> None:
+    """Prepare many small tensors in many files, and half as many."""
+    click.echo(f"prepare, {machine()}")
+    taken = []
+    for part in (2, 1):
+        with folder(work_dir / f"many-{part}") as place:
+            (source := place / "source").mkdir()
+            layers = tensors // part // _TENSORS_PER_LAYER
+            count, _ = write_sparse(source, _TINY, layers, shards // part)
+            measured = run("prepare", source, "--output", place / "out", "--link-mode", "copy")
+            taken.append(measured.cpu_seconds)
+            click.echo(describe(f"{count:,} tensors in {shards // part:,} files", measured))
+    click.echo(f"time of the whole over that of its half: {taken[1] / taken[0]:.2f}")
+
+
+@main.command()
+@click.argument("work_dir", type=click.Path(path_type=Path))
+@click.option("--gigabytes", default=100, show_default=True, help="Size of the weights.")
+def sparse(work_dir: Path, gigabytes: int) -> None:
+    """Prepare a checkpoint of great size, nearly all holes."""
+    config = parse_config({**_WIDE, "num_hidden_layers": 1}, where="the checkpoint")
+    layer_bytes = 4 * config.num_parameters()
+    layers = max(1, round(gigabytes * 1e9 / layer_bytes))
+    click.echo(f"prepare, {machine()}")
+    with folder(work_dir / "sparse") as place:
+        (source := place / "source").mkdir()
+        count, total = write_sparse(source, _WIDE, layers, layers)
+        measured = run("prepare", source, "--output", place / "out")
+        click.echo(describe(f"{count} tensors, {total / 1e9:.1f} GB", measured))
+
+
+@main.command()
+@click.argument("work_dir", type=click.Path(path_type=Path))
+@click.option("--layers", default=2, show_default=True, help="Layers to keep.")
+def shapes(work_dir: Path, layers: int) -> None:
+    """Take a few layers with the shapes of Llama-70B through the commands."""
+    model = next(model for name, model in MODELS.items() if name.endswith("Llama-70B"))
+    click.echo(f"{model.name}, {layers} layers, {machine()}")
+    with folder(work_dir / "shapes") as place:
+        source, prepared, text = place / "source", place / "prepared", place / "text.txt"
+        write_shaped(source, model.config.raw, layers)
+        write_sums(text, 8 * 256)
+        # Little text, and no limits: random weights are to show time and memory only.
+        few = ("--calibration", f"text={text}", "--num-samples", 8, "--seq-len", 256)
+        unlimited = ("--max-kl", "inf", "--min-top1", 0)
+        steps: dict[str, tuple[object, ...]] = {
+            "prepare": ("prepare", source, "--output", prepared),
+            "quantize, rounded": ("quantize", prepared, "--output", place / "rounded"),
+            "quantize, calibrated": ("quantize", prepared, *few, "--output", place / "int8"),
+            "yaml": ("yaml", place / "int8", "--card", "VA16", "--output", place / "model.yaml"),
+            "verify": ("verify", place / "int8", *unlimited, "--max-tokens", 256),
+        }
+        for name, arguments in steps.items():
+            click.echo(describe(name, run(*arguments)))
+
+
+if __name__ == "__main__":
+    main()
