@@ -12,12 +12,22 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
-from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo
+from vacc_deploy.checkpoint.cut_files import (
+    BIAS,
+    CODES,
+    LINEAR,
+    NORM,
+    SCALE,
+    TABLE,
+    CutFinder,
+    module_of,
+)
+from vacc_deploy.checkpoint.header import TensorInfo
 from vacc_deploy.checkpoint.manifest import name_source, read_manifest
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.checkpoint.scan import INFINITY, TensorFacts, looks_filled, scan_tensor
 from vacc_deploy.errors import CheckpointError, list_problems, name_some
-from vacc_deploy.formats.dtypes import DTYPES, used_dtype
+from vacc_deploy.formats.dtypes import used_dtype
 from vacc_deploy.models.config import EMBEDDING, LAYER_LINEARS, LM_HEAD
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.results import command
@@ -25,24 +35,19 @@ from vacc_deploy.results import command
 # A layer whose two outputs are zero passes its input on: block expansion starts new layers so, and
 # converters pad a model with them. What feeds such an output does not matter.
 _FEEDS = {"o_proj": ("q_proj", "k_proj", "v_proj"), "down_proj": ("gate_proj", "up_proj")}
-_TABLE, _LINEAR, _NORM, _BIAS, _CODES, _SCALE = "table", "linear", "norm", "bias", "codes", "scale"
 # The last part of the name of a linear's tensor to what it is, in all layouts.
 _PARTS = {
-    "weight": _LINEAR,
-    "bias": _BIAS,
-    "qweight": _CODES,
-    "weight_packed": _CODES,
-    "scales": _SCALE,
-    "weight_scale": _SCALE,
+    "weight": LINEAR,
+    "bias": BIAS,
+    "qweight": CODES,
+    "weight_packed": CODES,
+    "scales": SCALE,
+    "weight_scale": SCALE,
 }
 # Rows of zeros that are worth a remark: more than one in twenty, and of a linear more than these
 # away from its end. Fewer are pruned or never trained, and those at the end are padding.
 _MANY_ZERO_ROWS = 0.05
 _INNER_ZERO_ROWS = 7
-# So many zeros at the end of a row are no chance: the row is cut.
-_CUT_VALUES = 4
-# Of a norm, which has single zeros in some models.
-_CUT_NORM_VALUES = 16
 
 
 @dataclass
@@ -115,13 +120,20 @@ def find_unsound(
     found, told, idle = Findings(), set[str](), _find_idle(facts)
     # What quantize wrote is no download: the tensors that it copied are named one by one.
     made_by = (read_manifest(checkpoint.directory) or {}).get("command")
-    for shard in checkpoint.shards.values() if made_by != "quantize" else ():
-        told |= _find_cut(shard, checkpoint, kinds, facts, idle=idle, found=found)
+    if made_by != "quantize":
+
+        def is_dead(name: str) -> bool:
+            return bool(_fault_of(kinds[name], facts[name], is_idle=module_of(name) in idle))
+
+        for cut in CutFinder(checkpoint.tensors, kinds, facts, is_dead).find(checkpoint.shards):
+            found.faults.append(cut.to_text())
+            found.files.add(cut.shard.path.name)
+            told |= set(cut.tensors)
     remarks = defaultdict[str, list[str]](list)
     for name, known in facts.items():
         if name in told:
             continue
-        if problem := _fault_of(kinds[name], known, is_idle=_module_of(name) in idle):
+        if problem := _fault_of(kinds[name], known, is_idle=module_of(name) in idle):
             found.add_fault(checkpoint.tensors[name], problem)
         elif remark := _remark_of(name, kinds[name], known):
             remarks[remark].append(name)
@@ -133,9 +145,9 @@ def _kind_of(name: str) -> str:
     """Return what a tensor is; empty for one whose values are not judged."""
     *path, part = name.split(".")
     if name in (EMBEDDING, LM_HEAD):
-        return _TABLE
+        return TABLE
     if path and path[-1].endswith("norm") and part == "weight":
-        return _NORM
+        return NORM
     return _PARTS.get(part, "") if path and path[-1] in LAYER_LINEARS else ""
 
 
@@ -145,11 +157,11 @@ def _scan(
     """Yield the facts of every tensor that is read whole, in the order of the files."""
 
     def is_read(kind: str) -> bool:
-        return whole or kind != _LINEAR
+        return whole or kind != LINEAR
 
     infos = {name: checkpoint.tensors[name] for name in kinds}
     for name, info in infos.items():
-        if kinds[name] == _SCALE:  # [out], [out, 1] or [1, out]: one for each output
+        if kinds[name] == SCALE:  # [out], [out, 1] or [1, out]: one for each output
             infos[name] = replace(info, shape=(math.prod(info.shape),))
     ordered = sorted(infos, key=lambda name: (infos[name].path.name, infos[name].offset))
     total = sum(infos[name].num_bytes for name in ordered if is_read(kinds[name]))
@@ -176,7 +188,7 @@ def _find_idle(facts: dict[str, TensorFacts]) -> set[str]:
     """Return the linears that may be zero: outputs, and what feeds an output of zero."""
     idle = set[str]()
     for name, known in facts.items():
-        block, _, linear = _module_of(name).rpartition(".")
+        block, _, linear = module_of(name).rpartition(".")
         if linear in _FEEDS and not name.endswith(".bias"):
             fed = _FEEDS[linear] if known.is_zero or known.is_constant else ()
             idle |= {f"{block}.{each}" for each in (linear, *fed)}
@@ -187,102 +199,31 @@ def _fault_of(kind: str, facts: TensorFacts, *, is_idle: bool) -> str:
     """Return why no model can work with a tensor, or nothing."""
     if facts.broken_by:
         return f"row {facts.broken_row} holds {facts.broken_by}"
-    may_be_zero = kind == _BIAS or is_idle
-    if kind == _SCALE:
+    may_be_zero = kind == BIAS or is_idle
+    if kind == SCALE:
         return f"row {facts.first_zero_row} is a scale of zero" if facts.num_zero_rows else ""
     if facts.is_zero:
         return "" if may_be_zero else "all of its values are zero"
-    if facts.is_constant and kind == _CODES:
+    if facts.is_constant and kind == CODES:
         return "" if may_be_zero else "all of its codes are the same"
     # A vector of one value is what a model starts with.
-    if facts.is_constant and kind in (_TABLE, _LINEAR):
+    if facts.is_constant and kind in (TABLE, LINEAR):
         return "all of its values are the same number"
     return ""
 
 
 def _remark_of(name: str, kind: str, facts: TensorFacts) -> str:
     """Return what a user should know of a tensor that a model can work with, or nothing."""
-    if facts.is_zero and kind == _LINEAR:
+    if facts.is_zero and kind == LINEAR:
         return (
             "all of its values are zero, so the part of the layer adds nothing. That is how block "
             "expansion begins a layer; otherwise it is a fault."
         )
     many = facts.num_zero_rows > _MANY_ZERO_ROWS * facts.num_rows
     inner = facts.num_zero_rows - facts.trailing_zero_rows
-    if kind == _TABLE and many or kind == _LINEAR and (many or inner > _INNER_ZERO_ROWS):
+    if kind == TABLE and many or kind == LINEAR and (many or inner > _INNER_ZERO_ROWS):
         return (
             f"{facts.num_zero_rows:,} of its {facts.num_rows:,} rows are zero, the first is row "
             f"{facts.first_zero_row:,}. A download with holes looks so, and so does a pruned model."
         )
     return ""
-
-
-def _module_of(name: str) -> str:
-    """Return the name of a tensor without its last part."""
-    return name.rpartition(".")[0]
-
-
-def _linear_of(name: str) -> str:
-    """Return ``q_proj`` of the name of a tensor of such a linear."""
-    return _module_of(name).rpartition(".")[2]
-
-
-def _find_cut(
-    shard: ShardHeader,
-    checkpoint: Checkpoint,
-    kinds: dict[str, str],
-    facts: dict[str, TensorFacts],
-    *,
-    idle: set[str],
-    found: Findings,
-) -> set[str]:
-    """Add the fault of a file whose end was never filled; return the tensors it speaks of.
-
-    A download that was given its space in advance and then interrupted leaves zeros to the end of
-    the file, mostly from the middle of a row on.
-    """
-    infos = {name: checkpoint.tensors[name] for name in kinds}
-    inside = [n for n, info in infos.items() if info.path == shard.path and info.num_bytes]
-    start, told, num_dead, is_cut = shard.file_bytes, list[str](), 0, False
-    for name in sorted(inside, key=lambda n: infos[n].offset, reverse=True):
-        info, known = infos[name], facts.get(name)
-        if known is None or info.offset + info.num_bytes != start:
-            break
-        if known.is_zero:
-            start, told = info.offset, [*told, name]
-            is_idle = _module_of(name) in idle
-            num_dead += bool(_fault_of(kinds[name], known, is_idle=is_idle))
-            continue
-        is_cut = _is_cut(name, kinds[name], known, facts)
-        if known.trailing_zeros >= _CUT_VALUES:
-            start -= known.trailing_zeros * DTYPES[info.dtype].num_bytes
-            told.append(name)
-        break
-    # A single one may have been zeroed by a program.
-    if not is_cut and num_dead < 2:
-        return set()
-    found.faults.append(
-        f"{shard.path.name} is zero from byte {start:,} of {shard.file_bytes:,} on: its download "
-        f"was interrupted. Zeros stand in {len(told)} of its {len(shard.tensors)} tensors, the "
-        f"first is {told[-1]}"
-    )
-    found.files.add(shard.path.name)
-    return set(told)
-
-
-def _is_cut(name: str, kind: str, facts: TensorFacts, others: dict[str, TensorFacts]) -> bool:
-    """Return whether the zeros at the end of a file's last tensor are missing data."""
-    if kind == _NORM:
-        return facts.trailing_zeros >= _CUT_NORM_VALUES
-    if kind not in (_LINEAR, _TABLE) or not facts.trailing_zero_rows:
-        return False
-    if facts.trailing_zeros % facts.row_values >= _CUT_VALUES:
-        return True
-    # A single row may be a dead output.
-    if facts.trailing_zero_rows == 1:
-        return False
-    # Whole rows: so end all the linears of a padded model, and a table behind its last token.
-    linear = _linear_of(name)
-    alike = [f for n, f in others.items() if n != name and _linear_of(n) == linear]
-    is_padded = any(f.trailing_zero_rows and not f.is_zero for f in alike)
-    return kind == _LINEAR and not is_padded
