@@ -40,6 +40,9 @@ _TINY = {
     "torch_dtype": "float32",
 }
 _TENSORS_PER_LAYER = 12
+# A configuration has at most 1,024 layers. The other tensors are those of a part for training.
+_LAYERS = 1000
+_SPARE = "mtp.layers.{}.weight"
 # Rows as long as a configuration may have them: few pages of values fill many bytes.
 _WIDE = {
     "model_type": "llama",
@@ -65,7 +68,11 @@ def folder(path: Path) -> Iterator[Path]:
 
 
 def write_sparse(
-    directory: Path, values: Mapping[str, Any], num_layers: int, num_shards: int
+    directory: Path,
+    values: Mapping[str, Any],
+    num_layers: int,
+    num_shards: int,
+    num_spare: int = 0,
 ) -> tuple[int, int]:
     """Write a checkpoint with one page of random values in each row, and holes between them.
 
@@ -79,7 +86,9 @@ def write_sparse(
     values = {**values, "num_hidden_layers": num_layers}
     config = parse_config(values, where="the checkpoint")
     (directory / "config.json").write_text(json.dumps(values, indent=2), "utf-8")
-    shapes, random = list(config.expected_tensors().items()), np.random.default_rng(0)
+    shapes = [*config.expected_tensors().items()]
+    shapes += [(_SPARE.format(index), (4,)) for index in range(num_spare)]
+    random = np.random.default_rng(0)
     weight_map, total = {}, 0
     per_shard = -(-len(shapes) // num_shards)
     for index in range(num_shards):
@@ -142,8 +151,9 @@ def many(work_dir: Path, shards: int, tensors: int) -> None:
     for part in (2, 1):
         with folder(work_dir / f"many-{part}") as place:
             (source := place / "source").mkdir()
-            layers = tensors // part // _TENSORS_PER_LAYER
-            count, _ = write_sparse(source, _TINY, layers, shards // part)
+            layers = min(_LAYERS, tensors // _TENSORS_PER_LAYER) // part
+            spare = max(0, tensors // part - layers * _TENSORS_PER_LAYER)
+            count, _ = write_sparse(source, _TINY, layers, shards // part, spare)
             measured = run("prepare", source, "--output", place / "out", "--link-mode", "copy")
             taken.append(measured.cpu_seconds)
             click.echo(describe(f"{count:,} tensors in {shards // part:,} files", measured))
