@@ -1,4 +1,4 @@
-.PHONY: check format test matrix matrix-short wheel demo yaml
+.PHONY: check format test fuzz matrix matrix-short wheel demo yaml
 
 check:
 	ruff format --check .
@@ -11,6 +11,11 @@ format:
 
 test: check
 	python -m pytest -n 2
+
+# Without the package atheris this says so and does nothing.
+FUZZ_SECONDS = 60
+fuzz:
+	python tests/fuzz --seconds $(FUZZ_SECONDS)
 
 # The rows of torch 2.1: make matrix OLD_TORCH="--old-torch python3.8 --old-torch python3.11"
 matrix:
