@@ -1,4 +1,4 @@
-.PHONY: check format test matrix matrix-short wheel demo yaml
+.PHONY: check format test matrix matrix-short wheel demo yaml bounds
 
 check:
 	ruff format --check .
@@ -28,3 +28,6 @@ demo:
 
 yaml:
 	vacc-deploy yaml --all --output yaml --build-in build_in
+
+bounds:
+	python tests/helpers/security_page.py
