@@ -1,4 +1,4 @@
-.PHONY: check format test fuzz matrix matrix-short wheel demo yaml
+.PHONY: check format test fuzz matrix matrix-short wheel demo yaml bounds
 
 check:
 	ruff format --check .
@@ -33,3 +33,6 @@ demo:
 
 yaml:
 	vacc-deploy yaml --all --output yaml --build-in build_in
+
+bounds:
+	python tests/helpers/security_page.py

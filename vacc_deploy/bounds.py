@@ -29,20 +29,110 @@ class Bound(int):
 
 
 # ---- weight files ------------------------------------------------------------------------------
+HEADER_BYTES = Bound(
+    100_000_000, "bytes", "the header of a safetensors file, as in its own library", "up to 30 kB"
+)
+HEADER_RANK = Bound(8, "dimensions", "the shape of a tensor", "1 or 2")
+# 1 TiB, more than any file of weights.
+HEADER_NUMBER = Bound(
+    1 << 40, "", "a dimension, an offset or a size in bytes of a tensor", "up to 5 GB"
+)
+INDEX_BYTES = Bound(64 << 20, "bytes", "model.safetensors.index.json", "up to 70 kB")
+# Also bounds what a name can make us list.
+SHARDS = Bound(10_000, "files", "the weight files that one name counts", "1 to 163")
+FOLDER_NAMES = Bound(
+    10_000,
+    "names",
+    "a directory or a cache that is searched; the rest is not looked at",
+    "under 100",
+)
 
 # ---- JSON and YAML -----------------------------------------------------------------------------
 JSON_DEPTH = Bound(
     100, "levels", "lists and objects within each other in a JSON file", "up to 8 levels"
 )
+YAML_BYTES = Bound(1 << 20, "bytes", "a compile file", "up to 2 kB")
+YAML_DEPTH = Bound(20, "levels", "lists and mappings within each other in a compile file", "4")
+YAML_VALUES = Bound(2000, "values", "a compile file, lists, mappings and keys included", "about 60")
+YAML_CHARACTERS = Bound(4096, "characters", "one value of a compile file", "up to 100")
 
 # ---- configuration -----------------------------------------------------------------------------
+CONFIG_BYTES = Bound(1 << 20, "bytes", "config.json and config_vacc.json", "about 1 kB")
+# They keep a damaged config from asking for terabytes.
+CONFIG_HIDDEN_SIZE = Bound(1 << 16, "", "hidden_size", "1,536 to 8,192")
+CONFIG_INTERMEDIATE_SIZE = Bound(1 << 18, "", "intermediate_size", "8,960 to 29,568")
+CONFIG_LAYERS = Bound(1 << 10, "", "num_hidden_layers", "28 to 80")
+CONFIG_HEADS = Bound(1 << 10, "", "num_attention_heads and num_key_value_heads", "2 to 64")
+CONFIG_VOCAB_SIZE = Bound(1 << 22, "", "vocab_size", "128,256 to 152,064")
+CONFIG_POSITIONS = Bound(1 << 24, "", "max_position_embeddings", "131,072")
+CONFIG_NUMBER = Bound(1 << 24, "", "another whole number of config.json", "up to 131,072")
+GENERATION_CONFIG_BYTES = Bound(1 << 20, "bytes", "generation_config.json", "200 bytes")
+ADAPTER_CONFIG_BYTES = Bound(1 << 20, "bytes", "adapter_config.json", "about 1 kB")
+SMALL_FILE_BYTES = Bound(1 << 20, "bytes", "a list of names or a reference in a cache", "41 bytes")
 
 # ---- tokenizers --------------------------------------------------------------------------------
+TOKENIZER_BYTES = Bound(
+    64 << 20, "bytes", "tokenizer.json, vocab.json and merges.txt", "2 to 17 MB"
+)
+TOKENIZER_CONFIG_BYTES = Bound(
+    8 << 20, "bytes", "tokenizer_config.json and the other small files of a tokenizer", "3 to 60 kB"
+)
+# Nine digits are quick to read; the library takes four times as many ids.
+TOKEN_ID = Bound(10**9, "", "the id of a token", "up to 152,000")
+PROMPT_BYTES = Bound(
+    16 << 20, "bytes", "a file of prompts, and what generate reads of a pipe", "few kB"
+)
 
 # ---- chat templates ----------------------------------------------------------------------------
 
 # ---- calibration files -------------------------------------------------------------------------
+RECORD_BYTES = Bound(16 << 20, "bytes", "a line or a record of JSON data", "up to 200 kB")
+ARRAY_BYTES = Bound(256 << 20, "bytes", "a JSON array of records", "44 MB (alpaca)")
+BLANK_BYTES = Bound(1 << 20, "bytes", "the blanks in front of JSON data", "none")
+TRACES_BYTES = Bound(256 << 20, "bytes", "a file of traces", "51 kB")
+WAITING_CHARACTERS = Bound(
+    64 << 20, "characters", "sound records that wait behind too many odd ones", "none"
+)
+POOL_BYTES = Bound(
+    1 << 28, "bytes", "the text of one source that is shuffled at once", "44 MB (alpaca)"
+)
+ZSTD_WINDOW_BYTES = Bound(
+    1 << 27, "bytes", "the window of zstd data, as in the program zstd", "8 MB"
+)
+CEVAL_ARCHIVE_BYTES = Bound(
+    64 << 20, "bytes", "the archive of C-Eval, or the tables of its folder", "1.5 MB"
+)
+CEVAL_FILES = Bound(4096, "files", "the archive of C-Eval, or its folder", "159")
+CEVAL_TABLE_BYTES = Bound(8 << 20, "bytes", "one unpacked table of C-Eval", "up to 172 kB")
+PARQUET_FOOTER_BYTES = Bound(64 << 20, "bytes", "the footer of a Parquet file", "1 to 100 kB")
+PARQUET_GROUP_BYTES = Bound(1 << 30, "bytes", "a row group of a Parquet file, unpacked", "0.3 GB")
+# Text packs to a tenth. What states far more than the file could hold is made to fill the memory.
+PARQUET_RATIO = Bound(
+    1000, "times the file", "a row group of a Parquet file above 16 MiB, unpacked", "10"
+)
+EXPLAINED_NAMES = Bound(
+    1000,
+    "names",
+    "a directory given in place of a data file; the rest is not looked at",
+    "under 100",
+)
+EXPLAINED_FILES = Bound(
+    20, "files", "that are opened in a directory given in place of a data file", "under 20"
+)
+TEXT_BYTES = Bound(64 << 20, "bytes", "what is read at once of a text for verify", "170 kB")
 
 # ---- outputs, manifests and records of a run ---------------------------------------------------
+SIDE_FILE_BYTES = Bound(
+    256 << 20, "bytes", "a small file that travels with the weights", "up to 17 MB"
+)
+MANIFEST_BYTES = Bound(
+    16 << 20, "bytes", "the manifest, the report or the timing file of a run", "10 to 400 kB"
+)
+RUN_RECORD_BYTES = Bound(
+    1 << 20, "bytes", "the record of a run or of one of its shards", "up to 200 kB"
+)
+RUN_LAYERS = Bound(1024, "layers", "the layers that the record of a run states", "28 to 80")
+LOCK_BYTES = Bound(4096, "bytes", "a lock file", "about 100 bytes")
+ANSWERS_BYTES = Bound(1 << 24, "bytes", "a file of saved answers", "130 kB")
 
 # ---- messages ----------------------------------------------------------------------------------

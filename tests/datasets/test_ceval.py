@@ -6,6 +6,7 @@ import zipfile
 
 import pytest
 
+from vacc_deploy.bounds import CEVAL_ARCHIVE_BYTES, CEVAL_FILES, CEVAL_TABLE_BYTES
 from vacc_deploy.datasets import ceval_tables
 from vacc_deploy.datasets.ceval import read_ceval
 from vacc_deploy.datasets.odd import Tally
@@ -127,7 +128,7 @@ def test_what_is_not_a_zip_is_refused(tmp_path, data, message):
         (["dev/alchemy_dev.csv"], "'alchemy' is not one of the 52 subjects"),
         (["dev/law_dev.csv", "a/dev/law_dev.csv"], "gives the dev questions of law a second time"),
         (
-            map(str, range(ceval_tables.MAX_MEMBERS + 1)),
+            map(str, range(CEVAL_FILES + 1)),
             "has 4,097 members, expected at most 4,096",
         ),
     ],
@@ -137,7 +138,7 @@ def test_other_members_than_those_published_are_refused(write_zip, names, messag
 
 
 def test_a_zip_bomb_is_refused_by_its_declared_size(write_zip, monkeypatch):
-    path = write_zip({"dev/law_dev.csv": b"0" * (ceval_tables.MAX_TABLE_BYTES + 1)})
+    path = write_zip({"dev/law_dev.csv": b"0" * (CEVAL_TABLE_BYTES + 1)})
     monkeypatch.setattr(zipfile.ZipFile, "open", None)  # nothing may be unpacked
     check_refused(path, "declares 8,388,609 bytes, expected at most 8,388,608")
 
@@ -152,7 +153,7 @@ def test_a_member_with_a_false_declared_size_is_an_error(write_zip):
 def test_too_large_an_archive_is_refused_unread(tmp_path):
     path = tmp_path / "c.zip"
     with path.open("wb") as file:
-        file.truncate(ceval_tables.MAX_ARCHIVE_BYTES + 1)  # sparse: takes no space
+        file.truncate(CEVAL_ARCHIVE_BYTES + 1)  # sparse: takes no space
     check_refused(path, "holds 67,108,865 bytes, .*which is far smaller")
 
 

@@ -17,6 +17,7 @@ from resume_runs import (
 )
 from texts import read_json
 
+from vacc_deploy.bounds import RUN_RECORD_BYTES
 from vacc_deploy.checkpoint.fingerprint import fingerprint_file
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
 from vacc_deploy.checkpoint.reader import Checkpoint
@@ -24,7 +25,7 @@ from vacc_deploy.errors import OutputError
 from vacc_deploy.formats.layouts import VAMC
 from vacc_deploy.progress import KeptLayers
 from vacc_deploy.quantize import run as run_module
-from vacc_deploy.quantize.records import MAX_RECORD_BYTES, RUN_NAME, record_name
+from vacc_deploy.quantize.records import RUN_NAME, record_name
 from vacc_deploy.quantize.result import TIMING_NAME
 from vacc_deploy.quantize.run import quantize
 
@@ -45,7 +46,7 @@ def cut(path):
 
 
 def swell(path):
-    path.write_text(json.dumps({"padding": " " * MAX_RECORD_BYTES}), "utf-8")
+    path.write_text(json.dumps({"padding": " " * RUN_RECORD_BYTES}), "utf-8")
 
 
 def no_object(path):

@@ -23,10 +23,10 @@ from tokenizer_builders import (
     write_tokenizer,
 )
 
+from vacc_deploy.bounds import TOKENIZER_BYTES
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.text import chat_template
 from vacc_deploy.text.chat_template import MAX_TEMPLATE_CHARS
-from vacc_deploy.text.files import MAX_TOKENIZER_BYTES
 from vacc_deploy.text.token_files import SettledTokens
 from vacc_deploy.text.tokenizer import Tokenizer
 
@@ -290,7 +290,7 @@ def test_empty_tokenizer_json_is_named_so(tmp_path):
 
 def test_oversized_tokenizer_json_is_refused(tmp_path):
     with (tmp_path / "tokenizer.json").open("wb") as file:
-        file.truncate(MAX_TOKENIZER_BYTES + 1)  # sparse: takes no space
+        file.truncate(TOKENIZER_BYTES + 1)  # sparse: takes no space
     with pytest.raises(CheckpointError, match="holds more than 67,108,864 bytes"):
         Tokenizer.from_dir(tmp_path)
 

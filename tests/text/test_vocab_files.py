@@ -5,8 +5,8 @@ import json
 import pytest
 from token_fixtures import TEXT, added_token, their_ids, their_tokenizer, train_backend, write_files
 
+from vacc_deploy.bounds import TOKENIZER_BYTES
 from vacc_deploy.errors import CheckpointError
-from vacc_deploy.text.files import MAX_TOKENIZER_BYTES
 from vacc_deploy.text.token_files import settle_tokens
 from vacc_deploy.text.tokenizer import Tokenizer
 
@@ -152,7 +152,7 @@ def test_damaged_merges_are_refused(tmp_path, content, text):
 def test_oversized_files_are_refused(tmp_path, name):
     directory = write_files(tmp_path, slow=True, model_type="qwen2")
     with (directory / name).open("wb") as file:
-        file.truncate(MAX_TOKENIZER_BYTES + 1)  # sparse: takes no space
+        file.truncate(TOKENIZER_BYTES + 1)  # sparse: takes no space
     with pytest.raises(CheckpointError, match=f"{name} holds more than 67,108,864 bytes"):
         Tokenizer.from_dir(directory)
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vacc_deploy.bounds import INDEX_BYTES
 from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG, explain_adapter, is_adapter_file
 from vacc_deploy.checkpoint.caches import MODELSCOPE_SIGNS, hub_repository, list_names
 from vacc_deploy.checkpoint.foreign import explain_foreign_tensors, explain_training_state
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 SINGLE_FILE = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-MAX_INDEX_BYTES = 64 << 20
 # Of what was found, beside the cause: an example, not a list.
 _EXAMPLES = 3
 _META_FILES = "consolidated"
@@ -144,7 +144,7 @@ def _indexed_files(directory: Path) -> set[str]:
     """Return the files that the index names; none without an index."""
     path = directory / INDEX_NAME
     try:
-        raw = read_json(path, limit_bytes=MAX_INDEX_BYTES) if path.is_file() else None
+        raw = read_json(path, limit_bytes=INDEX_BYTES) if path.is_file() else None
     except CheckpointError:  # it lies beside a single file, and so nobody has read it
         raw = None
     weight_map = raw.get("weight_map") if isinstance(raw, dict) else None

@@ -15,15 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.bounds import HEADER_BYTES, HEADER_NUMBER
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.dtypes import DTYPES
 from vacc_deploy.json_files import STAND_IN_BYTES, name_stand_in
 from vacc_deploy.permissions import explain_unreadable
-
-# The limit of the safetensors library itself. Without it a damaged length reads gigabytes.
-MAX_HEADER_BYTES = 100_000_000
-# Of a dimension and of an offset in bytes: 1 TiB, more than any file of weights.
-MAX_DIMENSION = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _is_size(value: Any) -> bool:
     # Not isinstance: JSON's true would count as 1.
-    return type(value) is int and 0 <= value <= MAX_DIMENSION
+    return type(value) is int and 0 <= value <= HEADER_NUMBER
 
 
 def _parse_entry(name: str, entry: Any, path: Path, data_start: int) -> TensorInfo:
@@ -134,7 +130,7 @@ def read_header(path: Path) -> ShardHeader:
                     f"the file is truncated or not a safetensors file: got {file_bytes:,} bytes, "
                     f"its header alone asks for {8 + length:,}"
                 )
-            if length > MAX_HEADER_BYTES:
+            if length > HEADER_BYTES:
                 raise ValueError(f"its header of {length:,} bytes is above the format's limit")
             header = file.read(length)
         entries = json.loads(header.decode("utf-8"), object_pairs_hook=_refuse_duplicates)

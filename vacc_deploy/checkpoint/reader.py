@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vacc_deploy.bounds import INDEX_BYTES
 from vacc_deploy.checkpoint.causes import (
     INDEX_NAME,
-    MAX_INDEX_BYTES,
     SINGLE_FILE,
     describe_missing,
     explain,
@@ -207,7 +207,7 @@ def _read_index(directory: Path) -> dict[str, str] | None:
     path = directory / INDEX_NAME
     if not path.is_file() or (directory / SINGLE_FILE).is_file():
         return None
-    raw = read_json(path, limit_bytes=MAX_INDEX_BYTES)
+    raw = read_json(path, limit_bytes=INDEX_BYTES)
     weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map. Download it again.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vacc_deploy.bounds import PROMPT_BYTES
 from vacc_deploy.cli.options import (
     CHECKPOINT,
     again_with,
@@ -22,7 +23,6 @@ from vacc_deploy.errors import UsageError
 from vacc_deploy.results import command, escape_controls
 from vacc_deploy.text.prompts import (
     LINES_SUFFIX,
-    MAX_PROMPT_BYTES,
     parse_prompt,
     read_prompt_file,
 )
@@ -154,7 +154,7 @@ def _read_prompts(path: Path | None) -> list[str]:
         return []
     if str(path) == "-":
         # One byte more than allowed tells a text that is too long, without reading all of it.
-        data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+        data = sys.stdin.buffer.read(PROMPT_BYTES + 1)
         return [parse_prompt(data, "stdin")]
     return read_prompt_file(path)
 

@@ -14,9 +14,9 @@ from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.bounds import CEVAL_TABLE_BYTES
 from vacc_deploy.datasets.ceval_tables import (
     CSV,
-    MAX_TABLE_BYTES,
     PARQUET,
     SUBJECTS,
     Table,
@@ -120,13 +120,13 @@ def _one_table(path: Path, form: str) -> Table:
 def _read_file(path: Path, table: Table, prefix: str) -> Iterator[Entry]:
     if table.form == PARQUET:
         num_bytes = path.stat().st_size
-        if num_bytes > MAX_TABLE_BYTES:
-            raise CalibrationError(f"{path} holds more than {MAX_TABLE_BYTES:,} bytes.")
+        if num_bytes > CEVAL_TABLE_BYTES:
+            raise CalibrationError(f"{path} holds more than {CEVAL_TABLE_BYTES:,} bytes.")
         for where, row in read_rows(path, _EXPECTED, _WANTED):
             yield f"{prefix}{where}", (table.subject, row)
         return
     with open_data(path) as file:
-        data = check_size(file.read(MAX_TABLE_BYTES + 1), str(path))
+        data = check_size(file.read(CEVAL_TABLE_BYTES + 1), str(path))
     yield from _read_csv(data, table, str(path), prefix)
 
 

@@ -16,13 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from vacc_deploy.bounds import CEVAL_ARCHIVE_BYTES, CEVAL_FILES, CEVAL_TABLE_BYTES
 from vacc_deploy.datasets.files import unreadable
 from vacc_deploy.errors import CalibrationError
 from vacc_deploy.permissions import real_path
 
-MAX_ARCHIVE_BYTES = 64 << 20  # the published file holds 1.5 MB
-MAX_MEMBERS = 4096  # it has 159
-MAX_TABLE_BYTES = 8 << 20  # its largest holds 172 kB
 # Subjects as the archive names them, and as the prompt does.
 _SUBJECTS = """
 accountant 注册会计师, advanced_mathematics 高等数学, art_studies 艺术学, basic_medicine 基础医学,
@@ -142,7 +140,7 @@ def open_archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, list[Table]]]:
         CalibrationError: it is no zip, or too large; see ``choose_tables``.
     """
     expected, num_bytes = "expected ceval-exam.zip of the C-Eval data set", path.stat().st_size
-    if num_bytes > MAX_ARCHIVE_BYTES:
+    if num_bytes > CEVAL_ARCHIVE_BYTES:
         raise CalibrationError(
             f"{path} holds {num_bytes:,} bytes, {expected}, which is far smaller. Check the path."
         )
@@ -154,19 +152,19 @@ def open_archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, list[Table]]]:
         ) from err
     with archive:
         members = archive.infolist()
-        if len(members) > MAX_MEMBERS:
+        if len(members) > CEVAL_FILES:
             raise CalibrationError(
-                f"{path} has {len(members):,} members, expected at most {MAX_MEMBERS:,}: this is "
+                f"{path} has {len(members):,} members, expected at most {CEVAL_FILES:,}: this is "
                 "not ceval-exam.zip. Check the path."
             )
         names = [member.filename for member in members if member.filename.lower().endswith(CSV)]
         tables = choose_tables(zip(names, names, strict=True), path)
         for table in tables:
             declared = archive.getinfo(table.name).file_size
-            if declared > MAX_TABLE_BYTES:
+            if declared > CEVAL_TABLE_BYTES:
                 raise CalibrationError(
                     f"{path}, member {table.name!r} declares {declared:,} bytes, expected at most "
-                    f"{MAX_TABLE_BYTES:,}. Use the published archive."
+                    f"{CEVAL_TABLE_BYTES:,}. Use the published archive."
                 )
         yield archive, tables
 
@@ -180,7 +178,7 @@ def read_member(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
     try:
         with archive.open(name) as file:
             # The declared size may be false, so the limit holds here too.
-            data = file.read(MAX_TABLE_BYTES + 1)
+            data = file.read(CEVAL_TABLE_BYTES + 1)
     except _ZIP_ERRORS as err:
         raise CalibrationError(f"{where} cannot be read: {err}. Download it again.") from err
     return check_size(data, where)
@@ -188,8 +186,8 @@ def read_member(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
 
 def check_size(data: bytes, where: str) -> bytes:
     """Return the bytes of a table unless they are too many."""
-    if len(data) > MAX_TABLE_BYTES:
-        raise CalibrationError(f"{where} holds more than {MAX_TABLE_BYTES:,} bytes.")
+    if len(data) > CEVAL_TABLE_BYTES:
+        raise CalibrationError(f"{where} holds more than {CEVAL_TABLE_BYTES:,} bytes.")
     return data
 
 
@@ -218,10 +216,10 @@ def list_tables(folder: Path) -> list[Table]:
         if not target.is_file():
             raise CalibrationError(f"{path} is not an ordinary file. Remove it or copy it again.")
         num_bytes += target.stat().st_size
-        if num_bytes > MAX_ARCHIVE_BYTES:
+        if num_bytes > CEVAL_ARCHIVE_BYTES:
             raise CalibrationError(
-                f"The tables of {folder} hold more than {MAX_ARCHIVE_BYTES:,} bytes, far more than "
-                "those of C-Eval. Check the path."
+                f"The tables of {folder} hold more than {CEVAL_ARCHIVE_BYTES:,} bytes, far more "
+                "than those of C-Eval. Check the path."
             )
     return tables
 
@@ -245,9 +243,9 @@ def _walk(folder: Path) -> Iterator[str]:
     for place, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         count += len(folders) + len(names)
-        if count > MAX_MEMBERS:
+        if count > CEVAL_FILES:
             raise CalibrationError(
-                f"{folder} holds more than {MAX_MEMBERS:,} files and folders: this is not the "
+                f"{folder} holds more than {CEVAL_FILES:,} files and folders: this is not the "
                 "unpacked C-Eval archive. Check the path."
             )
         inner = Path(place).relative_to(folder)

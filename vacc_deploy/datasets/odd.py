@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from vacc_deploy.bounds import WAITING_CHARACTERS
 from vacc_deploy.datasets.files import Document
 from vacc_deploy.errors import CalibrationError
 
@@ -18,7 +19,6 @@ SKIPPED_PERCENT = 5
 FEW_RECORDS = 10
 # Records after which the share of odd ones is judged at the latest; documents wait so long.
 PATIENCE = 10_000
-MAX_WAITING_CHARS = 64 << 20
 
 
 class OddRecordError(Exception):
@@ -111,7 +111,7 @@ def keep_sound(
             yield from waiting
             waiting, num_chars = [], 0
             continue
-        if tally.num_read >= PATIENCE or num_chars > MAX_WAITING_CHARS:
+        if tally.num_read >= PATIENCE or num_chars > WAITING_CHARACTERS:
             raise tally.refuse(path)
     if tally.is_over or 0 < tally.num_read == tally.num_skipped:
         raise tally.refuse(path)

@@ -12,16 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.bounds import PARQUET_FOOTER_BYTES, PARQUET_GROUP_BYTES, PARQUET_RATIO
 from vacc_deploy.datasets.extras import find_package, load_package
 from vacc_deploy.datasets.files import unreadable
 from vacc_deploy.datasets.odd import Entry, OddRecordError
 from vacc_deploy.errors import CalibrationError
 
 PARQUET_MAGIC = b"PAR1"
-MAX_FOOTER_BYTES = 64 << 20
-MAX_GROUP_BYTES = 1 << 30  # unpacked; 0.3 GB is usual
-# Text packs to a tenth. What states far more than the file could hold is made to fill the memory.
-MAX_RATIO, MIN_GROUP_BYTES = 1000, 16 << 20
+# Of a smaller file so much is read whatever its size.
+MIN_GROUP_BYTES = 16 << 20
 MAX_LISTED_COLUMNS = 12
 # Few: a nested value that a dictionary holds once may be repeated in each row of a batch.
 BATCH_ROWS = 8
@@ -104,17 +103,17 @@ def _check_footer(raw: Any, path: Path) -> None:
             f"{path} is a Parquet file that is cut off: it does not end with its footer. Download "
             "it again."
         )
-    if length > MAX_FOOTER_BYTES:
+    if length > PARQUET_FOOTER_BYTES:
         raise CalibrationError(
             f"{path} is a Parquet file with a footer of {length:,} bytes, expected at most "
-            f"{MAX_FOOTER_BYTES:,}. Check that this is the published file."
+            f"{PARQUET_FOOTER_BYTES:,}. Check that this is the published file."
         )
 
 
 def _check_group(num_bytes: int, number: int, path: Path) -> None:
     """Refuse a row group that states more bytes than are read, or than the file can hold."""
     # Not of its columns: pyarrow ends the process where it looks at those of a damaged file.
-    limit = min(MAX_GROUP_BYTES, max(MIN_GROUP_BYTES, path.stat().st_size * MAX_RATIO))
+    limit = min(PARQUET_GROUP_BYTES, max(MIN_GROUP_BYTES, path.stat().st_size * PARQUET_RATIO))
     if num_bytes > limit:
         raise CalibrationError(
             f"{path}, row group {number + 1} states {num_bytes:,} bytes, expected at most "

@@ -8,14 +8,11 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.bounds import ARRAY_BYTES, BLANK_BYTES, RECORD_BYTES
 from vacc_deploy.datasets.files import open_data
 from vacc_deploy.datasets.odd import Entry, OddRecordError
 from vacc_deploy.datasets.parquet import PARQUET_MAGIC, read_rows
 from vacc_deploy.errors import CalibrationError
-
-MAX_LINE_BYTES = 16 << 20
-MAX_ARRAY_BYTES = 256 << 20  # the published alpaca file holds 44 MB
-MAX_BLANK_BYTES = 1 << 20  # in front of an array
 
 
 def read_entries(path: Path, expected: str, columns: Collection[str]) -> Iterator[Entry]:
@@ -33,7 +30,7 @@ def read_entries(path: Path, expected: str, columns: Collection[str]) -> Iterato
         # Past a byte order mark and the blanks in front of an array's bracket.
         head = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
         blanks = 4096
-        while not head and blanks < MAX_BLANK_BYTES and (block := file.read(4096)):
+        while not head and blanks < BLANK_BYTES and (block := file.read(4096)):
             head, blanks = block.lstrip(), blanks + len(block)
     if head.startswith(PARQUET_MAGIC):
         yield from read_rows(path, expected, columns)
@@ -48,11 +45,11 @@ def _read_lines(path: Path, expected: str) -> Iterator[Entry]:
     number = 0
     with open_data(path) as file:
         # One byte more than allowed tells a line that is too long, without reading all of it.
-        while line := file.readline(MAX_LINE_BYTES + 1):
+        while line := file.readline(RECORD_BYTES + 1):
             number += 1
-            if len(line) > MAX_LINE_BYTES:
+            if len(line) > RECORD_BYTES:
                 raise CalibrationError(
-                    f"{path}, line {number} is longer than {MAX_LINE_BYTES:,} bytes, expected one "
+                    f"{path}, line {number} is longer than {RECORD_BYTES:,} bytes, expected one "
                     "JSON object a line. Check that this is the published file."
                 )
             if not line.isspace():
@@ -79,10 +76,10 @@ def _check_object(value: Any, expected: str) -> Any:
 
 def _read_array(path: Path, expected: str) -> list[Any]:
     with open_data(path) as file:
-        data = file.read(MAX_ARRAY_BYTES + 1)
-    if len(data) > MAX_ARRAY_BYTES:
+        data = file.read(ARRAY_BYTES + 1)
+    if len(data) > ARRAY_BYTES:
         raise CalibrationError(
-            f"{path} holds more than {MAX_ARRAY_BYTES:,} bytes in one JSON array. Give JSON lines "
+            f"{path} holds more than {ARRAY_BYTES:,} bytes in one JSON array. Give JSON lines "
             "(one object a line) or a part of it."
         )
     try:

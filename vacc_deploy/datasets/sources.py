@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from vacc_deploy.bounds import TRACES_BYTES
 from vacc_deploy.datasets import chat
 from vacc_deploy.datasets.ceval import hash_folder, read_ceval
 from vacc_deploy.datasets.explain import explain_no_text, explain_other_kind
@@ -24,7 +25,6 @@ from vacc_deploy.datasets.traces import split_traces
 from vacc_deploy.errors import CalibrationError, UsageError
 from vacc_deploy.permissions import real_path
 
-MAX_TRACES_BYTES = 256 << 20
 TEXT_PIECE_CHARS = 1 << 14  # about 4,000 tokens of English
 Documents: TypeAlias = Generator[Document, None, None]
 
@@ -215,7 +215,7 @@ def _read_text(path: Path, tally: Tally) -> Documents:
 
 
 def _read_traces(path: Path, tally: Tally) -> Documents:
-    yield from split_traces("".join(_read_utf8(path, limit_bytes=MAX_TRACES_BYTES)), path)
+    yield from split_traces("".join(_read_utf8(path, limit_bytes=TRACES_BYTES)), path)
 
 
 def _read_utf8(path: Path, *, limit_bytes: int | None = None) -> Iterator[str]:

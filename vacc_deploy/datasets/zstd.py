@@ -7,13 +7,12 @@ import shlex
 from pathlib import Path
 from typing import IO, Any, cast
 
+from vacc_deploy.bounds import ZSTD_WINDOW_BYTES
 from vacc_deploy.datasets.extras import find_package, load_package
 from vacc_deploy.errors import CalibrationError
 
 # Of a frame, and of the 16 kinds of frames to skip, which some packers write first.
 ZSTD_MAGICS = (b"\x28\xb5\x2f\xfd", *(bytes((kind, 0x2A, 0x4D, 0x18)) for kind in range(80, 96)))
-# The window that the program zstd accepts by itself; a frame may ask for 4 GiB.
-MAX_WINDOW_BYTES = 1 << 27
 # Four bytes may stand for a block of 128 KiB: so much packed data makes at most 32 MiB.
 PIECE_BYTES = 1 << 10
 
@@ -79,13 +78,13 @@ class _Unpacked(io.RawIOBase):
         return data
 
     def _begin(self) -> Any:
-        return self._package.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).decompressobj()
+        return self._package.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES).decompressobj()
 
     def _too_wide(self) -> CalibrationError:
         unpack = shlex.join(["zstd", "-dk", "--long=31", str(self._path)])
         return CalibrationError(
-            f"{self._path} holds zstd data for a window of more than {MAX_WINDOW_BYTES >> 20} MiB, "
-            f"which takes as much memory. Unpack it, then give the new file:\n  {unpack}"
+            f"{self._path} holds zstd data for a window of more than {ZSTD_WINDOW_BYTES >> 20} "
+            f"MiB, which takes as much memory. Unpack it, then give the new file:\n  {unpack}"
         )
 
     def _damaged(self, problem: str) -> CalibrationError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from vacc_deploy.bounds import SIDE_FILE_BYTES
 from vacc_deploy.checkpoint.header import ShardHeader
 from vacc_deploy.checkpoint.stored import read_pieces
 from vacc_deploy.errors import CheckpointError, OutputError
@@ -16,7 +17,6 @@ from vacc_deploy.outputs.writer import WrittenFile, write_bytes
 from vacc_deploy.permissions import explain_dangling, explain_unreadable, real_path
 
 LINK_MODES = ("auto", "hardlink", "symlink", "copy")
-MAX_SIDE_FILE_BYTES = 256 << 20
 # Files for people: no program reads them, so a user may edit them.
 DOCUMENTS = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "README.md")
 # Tokenizer and generation files. A list of names, so that nothing a stranger put into the directory
@@ -55,10 +55,10 @@ def side_files(directory: Path, *, with_config: bool) -> list[Path]:
                 stand_in = name_stand_in(file.read(STAND_IN_BYTES))
         except OSError as err:
             raise CheckpointError(explain_unreadable(path, err)) from err
-        if path.stat().st_size > MAX_SIDE_FILE_BYTES:
+        if path.stat().st_size > SIDE_FILE_BYTES:
             raise CheckpointError(
                 f"{path} holds {path.stat().st_size:,} bytes, expected at most "
-                f"{MAX_SIDE_FILE_BYTES:,}. Restore the file from the model's original repository."
+                f"{SIDE_FILE_BYTES:,}. Restore the file from the model's original repository."
             )
         if stand_in and path.name not in DOCUMENTS:
             raise CheckpointError(f"{path} {stand_in}")

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.bounds import LOCK_BYTES
 from vacc_deploy.errors import CheckpointError, OutputError
 from vacc_deploy.json_files import read_json
 from vacc_deploy.outputs.file_system import is_running, sync_file, this_host
@@ -28,7 +29,6 @@ from vacc_deploy.results import format_seconds
 _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 _TAKEN_BY_ANOTHER = "Another run is writing {}. Wait for it to end."
 _NAME = re.compile(r"\.vacc-deploy-lock-([1-9][0-9]{0,5})")
-_MAX_LOCK_BYTES = 4096
 # Each failed try means that another run was faster.
 _TRIES = 5
 
@@ -175,7 +175,7 @@ def _refuse_living(directory: Path, files: list[Path]) -> None:
         return
     file = files[-1]
     try:
-        owner = read_json(file, limit_bytes=_MAX_LOCK_BYTES)
+        owner = read_json(file, limit_bytes=LOCK_BYTES)
     except (CheckpointError, FileNotFoundError):
         owner = None
     try:

@@ -6,7 +6,8 @@ import os
 import shlex
 from pathlib import Path
 
-from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
+from vacc_deploy.bounds import MANIFEST_BYTES
+from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
 from vacc_deploy.json_files import read_json
 from vacc_deploy.outputs.file_system import check_name
@@ -106,7 +107,7 @@ def foreign_files(directory: Path) -> list[str]:
     differs from run to run lies beside the manifest, unlisted: ``<command>_timing.json``.
     """
     try:
-        manifest = read_json(directory / MANIFEST_NAME, limit_bytes=MAX_MANIFEST_BYTES)
+        manifest = read_json(directory / MANIFEST_NAME, limit_bytes=MANIFEST_BYTES)
     except CheckpointError:
         manifest = None
     manifest = manifest if isinstance(manifest, dict) else {}

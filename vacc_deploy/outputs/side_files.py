@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from vacc_deploy.bounds import SIDE_FILE_BYTES
 from vacc_deploy.checkpoint.generation_config import read_generation_config
 from vacc_deploy.checkpoint.reader import INDEX_NAME, Checkpoint
 from vacc_deploy.errors import CheckpointError, TokenConflictError
 from vacc_deploy.json_files import UTF8_MARK, dump_json, read_bounded
 from vacc_deploy.models.config import CONFIG_NAME, GENERATION_CONFIG_NAME
 from vacc_deploy.models.settle import BYTE_ORDER_MARK, TOKEN_FILES, Applied
-from vacc_deploy.outputs.files import DOCUMENTS, MAX_SIDE_FILE_BYTES, copy_file, side_files
+from vacc_deploy.outputs.files import DOCUMENTS, copy_file, side_files
 from vacc_deploy.outputs.writer import WrittenFile, write_bytes
 from vacc_deploy.text.files import MERGES_NAME, SENTENCEPIECE_NAME, TOKENIZER_NAME, VOCAB_NAME
 from vacc_deploy.text.token_files import settle_tokens
@@ -39,9 +40,7 @@ class SideFile(NamedTuple):
     def copied(cls, path: Path, how: str = "copy") -> SideFile:
         """Return a file that is copied byte for byte, but for a byte order mark."""
         if _has_mark(path):
-            return cls.generated(
-                path.name, read_bounded(path, MAX_SIDE_FILE_BYTES)[len(UTF8_MARK) :]
-            )
+            return cls.generated(path.name, read_bounded(path, SIDE_FILE_BYTES)[len(UTF8_MARK) :])
         return cls(path.name, path.stat().st_size, how, partial(copy_file, path))
 
     @classmethod

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from vacc_deploy.bounds import RUN_LAYERS, RUN_RECORD_BYTES
 from vacc_deploy.checkpoint.header import read_header
 from vacc_deploy.checkpoint.stored import read_tensor
 from vacc_deploy.errors import CheckpointError, OutputError
@@ -29,10 +30,6 @@ from vacc_deploy.solver.records import LinearRecord
 
 RUN_NAME = f"{RUN_FILE_PREFIX}run.json"
 RECORD_VERSION = 3
-# The directory may be a stranger's. A record of 7 linears with its scales has some 200 KiB.
-MAX_RECORD_BYTES = 1 << 20
-# Bounds how many records are looked for.
-MAX_LAYERS = 1024
 
 
 @dataclass(frozen=True)
@@ -162,7 +159,7 @@ def read_run(partial: Path, formats: tuple[str, ...]) -> Run | None:
             if _is_file(path):
                 raise ValueError(f"expected {RUN_NAME}")
             return None
-        run = _parse_run(partial, formats, read_json(path, limit_bytes=MAX_RECORD_BYTES))
+        run = _parse_run(partial, formats, read_json(path, limit_bytes=RUN_RECORD_BYTES))
         # By number, not by listing: a strange file beside them is never read.
         for shard in range(run.num_layers + 2):
             path = partial / record_name(shard)
@@ -190,8 +187,8 @@ def _parse_run(partial: Path, formats: tuple[str, ...], values: Any) -> Run:
     identity, num_layers, resumes = (values.get(k) for k in ("identity", "num_layers", "resumes"))
     if not isinstance(identity, dict) or type(num_layers) is not int or type(resumes) is not int:
         raise ValueError("it lacks the run's identity, number of layers or number of resumes")
-    if not 0 < num_layers <= MAX_LAYERS:
-        raise ValueError(f"{num_layers} layers, expected 1 to {MAX_LAYERS}")
+    if not 0 < num_layers <= RUN_LAYERS:
+        raise ValueError(f"{num_layers} layers, expected 1 to {RUN_LAYERS}")
     # Earlier versions did not say.
     overwrite = values.get("overwrite") is True
     return Run(partial, formats, identity, num_layers, overwrite, resumes)
@@ -200,7 +197,7 @@ def _parse_run(partial: Path, formats: tuple[str, ...], values: Any) -> Run:
 def _read_shard(path: Path, shard: int) -> ShardRecord:
     """Return a shard's record, one without files where it is damaged."""
     try:
-        values = read_json(path, limit_bytes=MAX_RECORD_BYTES)
+        values = read_json(path, limit_bytes=RUN_RECORD_BYTES)
     except CheckpointError:
         values = None
     if not isinstance(values, dict):

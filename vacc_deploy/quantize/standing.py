@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
+from vacc_deploy.bounds import MANIFEST_BYTES
+from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
 from vacc_deploy.json_files import read_json
 from vacc_deploy.outputs.damages import find_damages
@@ -73,7 +74,7 @@ def look_at(output_dir: Path, formats: tuple[str, ...]) -> Standing:
     if not all((output_dir / name).is_file() for name in (MANIFEST_NAME, TIMING_NAME)):
         return None
     try:
-        timing = read_json(output_dir / TIMING_NAME, limit_bytes=MAX_MANIFEST_BYTES)
+        timing = read_json(output_dir / TIMING_NAME, limit_bytes=MANIFEST_BYTES)
     except CheckpointError:
         return None
     identity = timing.get(IDENTITY_KEY) if isinstance(timing, dict) else None
@@ -136,7 +137,7 @@ def take_finished(
             "Give --overwrite, without --resume, to replace it, or choose another --output."
         )
     # Every format has the same linears in its report.
-    report = read_json(planned.main_dir / REPORT_NAME, limit_bytes=MAX_MANIFEST_BYTES)
+    report = read_json(planned.main_dir / REPORT_NAME, limit_bytes=MANIFEST_BYTES)
     return replace(
         planned,
         linears=tuple(LinearRecord(**record) for record in report["linears"]),

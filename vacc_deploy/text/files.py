@@ -9,6 +9,7 @@ from typing import Any
 
 import tokenizers
 
+from vacc_deploy.bounds import TOKENIZER_BYTES, TOKENIZER_CONFIG_BYTES
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.json_files import UTF8_MARK, read_bounded, read_json
 
@@ -25,8 +26,6 @@ TOKEN_FILES = (
     *(TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, ADDED_TOKENS_NAME, SPECIAL_TOKENS_NAME),
     *(VOCAB_NAME, MERGES_NAME),
 )
-MAX_TOKENIZER_BYTES = 64 << 20  # published files hold 4 to 17 MB
-MAX_TOKENIZER_CONFIG_BYTES = 8 << 20
 RESTORE = "Restore the file from the model's original repository."
 
 
@@ -37,7 +36,7 @@ def damaged(path: Path, what: str, advice: str = RESTORE) -> CheckpointError:
 
 def read_large(path: Path) -> bytes:
     """Return the bytes of a file that holds a vocabulary, without a byte order mark."""
-    data = read_bounded(path, MAX_TOKENIZER_BYTES, advice=RESTORE).removeprefix(UTF8_MARK)
+    data = read_bounded(path, TOKENIZER_BYTES, advice=RESTORE).removeprefix(UTF8_MARK)
     if not data:
         raise damaged(path, "it is empty")
     return data
@@ -47,7 +46,7 @@ def read_object(path: Path) -> Mapping[str, Any]:
     """Return the object of a small JSON file; an empty one where there is no such file."""
     if not path.is_file():
         return {}
-    value = read_json(path, limit_bytes=MAX_TOKENIZER_CONFIG_BYTES)
+    value = read_json(path, limit_bytes=TOKENIZER_CONFIG_BYTES)
     if not isinstance(value, dict):
         raise damaged(path, f"it holds {type(value).__name__}, expected a JSON object")
     return value
