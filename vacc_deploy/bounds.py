@@ -81,9 +81,40 @@ TOKENIZER_CONFIG_BYTES = Bound(
 TOKEN_ID = Bound(10**9, "", "the id of a token", "up to 152,000")
 PROMPT_BYTES = Bound(
     16 << 20, "bytes", "a file of prompts, and what generate reads of a pipe", "few kB"
+# Of the process in which the tokenizers library runs. Texts count as they are given.
+TOKENIZER_CPU_SECONDS = Bound(
+    5,
+    "seconds",
+    "to read a tokenizer and to use it, and so many a megabyte",
+    "under 0.1 a megabyte",
+)
+TOKENIZER_CPU_PER_MB = Bound(
+    8, "seconds a MB", "the same, of a vocabulary and of every text", "0.1 to 1"
+)
+TOKENIZER_MEMORY = Bound(
+    512 << 20, "bytes", "memory to read a tokenizer or to use it, and so many times its input", ""
+)
+TOKENIZER_MEMORY_TIMES = Bound(
+    200, "times the text", "the same, of a text; 20 of a vocabulary", "about 100"
 )
 
 # ---- chat templates ----------------------------------------------------------------------------
+TEMPLATE_CHARACTERS = Bound(1 << 18, "characters", "a chat template", "0.3 to 25 kB")
+TEMPLATE_CPU_SECONDS = Bound(
+    5, "seconds", "to compile a chat template and to render all conversations", "0.1"
+)
+TEMPLATE_CPU_PER_MB = Bound(
+    4, "seconds a MB", "the same, of conversations; one counts at least 512 bytes", "0.3"
+)
+TEMPLATE_MEMORY = Bound(
+    256 << 20, "bytes", "memory to compile a chat template or to render a conversation", "10 MB"
+)
+CONVERSATION_BYTES = Bound(
+    32 << 20, "bytes", "one conversation that a chat template gets", "up to 200 kB"
+)
+RENDERED_BYTES = Bound(
+    64 << 20, "bytes", "what a chat template may write for one conversation", "up to 200 kB"
+)
 
 # ---- calibration files -------------------------------------------------------------------------
 RECORD_BYTES = Bound(16 << 20, "bytes", "a line or a record of JSON data", "up to 200 kB")

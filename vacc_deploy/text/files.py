@@ -1,13 +1,10 @@
-"""The files of a tokenizer: their names, how they are read within bounds, and the library."""
+"""The files of a tokenizer: their names, and how they are read within bounds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import tokenizers
 
 from vacc_deploy.bounds import TOKENIZER_BYTES, TOKENIZER_CONFIG_BYTES
 from vacc_deploy.errors import CheckpointError
@@ -50,27 +47,3 @@ def read_object(path: Path) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise damaged(path, f"it holds {type(value).__name__}, expected a JSON object")
     return value
-
-
-def load_backend(data: bytes, path: Path) -> tokenizers.Tokenizer:
-    """Return the library's tokenizer of ``data``; ``path`` is named where it cannot be read."""
-    with library_errors(path):
-        try:
-            return tokenizers.Tokenizer.from_buffer(data)
-        except ValueError as err:
-            raise damaged(path, f"the tokenizers library says: {err}") from err
-
-
-@contextmanager
-def library_errors(path: Path) -> Iterator[None]:
-    """Turn what the tokenizers library raises for a damaged file into a ``CheckpointError``.
-
-    It raises a bare ``Exception``; the panic of its Rust code is a ``BaseException`` only. Every
-    other class passes through.
-    """
-    try:
-        yield
-    except BaseException as err:
-        if type(err) is Exception or type(err).__name__ == "PanicException":
-            raise damaged(path, f"the tokenizers library says: {err}") from err
-        raise
