@@ -54,7 +54,7 @@ _DTYPE = "float16"
 
 
 def _plain_config(config: ModelConfig) -> Values:
-    """Return the ``config.json`` of a layout that stock loaders read, without keys about loading."""
+    """Return the ``config.json`` for stock loaders, without keys about loading."""
     return {key: value for key, value in config.raw.items() if key not in _LOADING_KEYS}
 
 

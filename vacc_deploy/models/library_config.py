@@ -23,6 +23,8 @@ _OWN_KEYS = (
     *("use_sliding_window", "sliding_window", "max_window_layers", "layer_types"),
     *("insert_slice", "quantization_bit"),
 )
+# The keys of a ``config.json`` that say what is computed.
+ARCHITECTURE_KEYS = (*_OWN_KEYS, "model_type", "attention_bias", "mlp_bias", "pretraining_tp")
 
 
 def library_config(config: ModelConfig) -> dict[str, Any]:
