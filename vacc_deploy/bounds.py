@@ -69,6 +69,24 @@ CONFIG_NUMBER = Bound(1 << 24, "", "another whole number of config.json", "up to
 GENERATION_CONFIG_BYTES = Bound(1 << 20, "bytes", "generation_config.json", "200 bytes")
 ADAPTER_CONFIG_BYTES = Bound(1 << 20, "bytes", "adapter_config.json", "about 1 kB")
 SMALL_FILE_BYTES = Bound(1 << 20, "bytes", "a list of names or a reference in a cache", "41 bytes")
+CONFIG_BYTES = Bound(1 << 20, "bytes", "config.json or config_vacc.json", "under 3 KB")
+GENERATION_CONFIG_BYTES = Bound(1 << 20, "bytes", "generation_config.json", "under 1 KB")
+NUM_LAYERS = Bound(1 << 10, "layers", "num_hidden_layers", "up to 126")
+NUM_HEADS = Bound(1 << 10, "heads", "num_attention_heads, num_key_value_heads", "up to 128")
+HEAD_SIZE = Bound(1 << 13, "channels", "head_dim", "up to 256")
+HIDDEN_SIZE = Bound(1 << 16, "channels", "hidden_size", "up to 16,384")
+INTERMEDIATE_SIZE = Bound(1 << 18, "channels", "intermediate_size", "up to 53,248")
+VOCAB_SIZE = Bound(1 << 22, "tokens", "vocab_size", "up to 256,000")
+CONTEXT_TOKENS = Bound(
+    1 << 24, "tokens", "max_position_embeddings, sliding_window", "up to 4,194,304"
+)
+CONFIG_NUMBER = Bound(
+    10**30,
+    "",
+    "any number of the architecture (rope_theta, factor, rms_norm_eps), and one divided by it",
+    "1e-6 to 1e7",
+)
+END_TOKENS = Bound(1000, "ids", "the list eos_token_id", "up to 3 ids")
 
 # ---- tokenizers --------------------------------------------------------------------------------
 TOKENIZER_BYTES = Bound(
@@ -81,6 +99,7 @@ TOKENIZER_CONFIG_BYTES = Bound(
 TOKEN_ID = Bound(10**9, "", "the id of a token", "up to 152,000")
 PROMPT_BYTES = Bound(
     16 << 20, "bytes", "a file of prompts, and what generate reads of a pipe", "few kB"
+)
 # Of the process in which the tokenizers library runs. Texts count as they are given.
 TOKENIZER_CPU_SECONDS = Bound(
     5,
