@@ -289,6 +289,16 @@ def test_an_index_that_names_another_place_is_refused_unread(tmp_path, file):
     assert message.endswith("Nothing was read. Do not trust this checkpoint.")
 
 
+def test_an_index_that_names_a_file_no_system_can_have_is_refused_in_few_words(tmp_path):
+    directory = write_checkpoint(tmp_path / "m", shards=2)
+    change_index(directory, **{UP: "x" * 188 + ".safetensors"})
+    assert "is missing" in message_of(directory)
+    change_index(directory, **{UP: "x" * 189 + ".safetensors"})
+    message = message_of(directory)
+    assert f"{INDEX_NAME} names files that are not plain .safetensors names" in message
+    assert len(message) < 600
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [

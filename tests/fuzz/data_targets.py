@@ -4,6 +4,8 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
+import pyarrow.parquet  # noqa: F401 - what the readers would import later
+import zstandard  # noqa: F401
 from files import write
 from sandbox import FindingError
 

@@ -143,6 +143,12 @@ _PACKED = (
 )
 
 
+# Behind a sign that begins one: a text, a number, a word or a bracket; and what tells a key.
+_VALUE = re.compile(
+    rb'(?<=[:,\[{])\s*("(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*|true|false|null|[\[{])(\s*:)?'
+)
+
+
 # ---- JSON --------------------------------------------------------------------------------------
 
 
@@ -150,6 +156,8 @@ def _mutate_document(data: bytes, random) -> bytes:
     """Change a JSON document, one line of JSON lines, or mere bytes."""
     if data.lstrip()[:1] not in (b"{", b"["):
         return _mutate_bytes(data, random)
+    if random.random() < 0.6 and (match := _find_value(data, random)):
+        return data[: match.start(1)] + _splice(match, random) + data[match.end(1) :]
     try:
         return dump(_change_value(parse(data), random)).encode("utf-8", "surrogatepass")
     except (ValueError, RecursionError):
@@ -162,6 +170,25 @@ def _mutate_document(data: bytes, random) -> bytes:
         ([_mutate_document(lines[place], random)] * random.choice((1, 1, 1, 2, 30)), [])
     )
     return b"\n".join(lines)
+
+
+def _find_value(data: bytes, random) -> re.Match | None:
+    """Return a value, a key or an opening bracket, found without parsing the document."""
+    start = random.randrange(len(data))
+    return _VALUE.search(data, start, start + (1 << 14)) or _VALUE.search(data, 0, 1 << 14)
+
+
+def _splice(match: re.Match, random) -> bytes:
+    """Return what stands in place of what ``_find_value`` has found."""
+    found, other = match[1], random.choice(_ODD_JSON)
+    if match[2]:  # a key
+        key = random.choice(_ODD_KEYS) if random.random() < 0.7 else found
+        return key if random.random() < 0.5 else key + b":" + other + b"," + found
+    if found in (b"[", b"{"):
+        return found + (b"" if found == b"[" else random.choice(_ODD_KEYS) + b":") + other + b","
+    if found.isdigit() and len(found) < 20 and random.random() < 0.5:
+        return b"%d" % (int(found) + random.choice((-1, 1, 8, 1 << 20)))
+    return other
 
 
 def parse(data: bytes):
@@ -184,6 +211,10 @@ def dump(value) -> str:
         # Some programs escape other letters, and some write them as they are.
         return (_PLAIN if len(value) % 2 else _ESCAPED)(value)
     return json.dumps(value)
+
+
+_ODD_JSON = [dump(value).encode("utf-8", "surrogatepass") for value in _ODD]
+_ODD_KEYS = [dump(text).encode("utf-8", "surrogatepass") for text in _TEXTS]
 
 
 def _change_value(value, random):
@@ -228,7 +259,8 @@ def _other_value(value, random):
     if kind < 0.35 and isinstance(value, str):
         return _mutate_text(value, random)
     if kind < 0.5 and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return random.choice((value + 1, value - 1, value * 2, -value, value * 1.0, str(value)))
+        changes = (value + 1, value - 1, value * 2, -value, str(value))
+        return random.choice(changes) if abs(value) < 1e300 else float(value < 0)
     if kind < 0.55:
         return random.choice(([value], Pairs([["a", value]]), [value, value]))
     return random.choice(_ODD)

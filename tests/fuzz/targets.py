@@ -37,15 +37,17 @@ class Target:
         return [path.read_bytes() for folder in folders for path in sorted(folder.glob("*"))]
 
 
+# The tokenizers library runs in a process of its own, started anew where it has ended.
+_CHILD = ("subprocess.Popen", "os.posix_spawn", "signal.pthread_kill", "os.kill")
 # jinja compiles a template to code of Python, which its sandbox bounds.
-_COMPILES = ("compile", "exec")
+_COMPILES = ("compile", "exec", "signal.setitimer", "signal.signal")
 # The option is the user's own, and may name any directory.
 _LISTS = ("os.listdir", "os.scandir", "open")
 _ROWS = (
     *(("weight_targets", "header", 12), ("weight_targets", "checkpoint", 3)),
     *(("weight_targets", "config", 12), ("weight_targets", "generation_config", 12)),
     *(("weight_targets", "adapter", 8), ("weight_targets", "directory_names", 2)),
-    *(("text_targets", "tokenizer", 3), ("text_targets", "vocabulary", 2)),
+    *(("text_targets", "tokenizer", 3, _CHILD), ("text_targets", "vocabulary", 2, _CHILD)),
     *(("text_targets", "template", 4, _COMPILES), ("text_targets", "prompts", 10)),
     *(("data_targets", "c4", 6), ("data_targets", "alpaca", 6), ("data_targets", "chat", 8)),
     *(("data_targets", "text", 4), ("data_targets", "traces", 6)),

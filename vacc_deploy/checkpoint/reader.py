@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vacc_deploy.bounds import INDEX_BYTES
+from vacc_deploy.bounds import FILE_NAME_BYTES, INDEX_BYTES
 from vacc_deploy.checkpoint.causes import (
     INDEX_NAME,
     SINGLE_FILE,
@@ -212,9 +212,9 @@ def _read_index(directory: Path) -> dict[str, str] | None:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map. Download it again.")
     outside = [
-        f"{tensor} -> {file!r}"
+        f"{tensor:.80} -> {file!r:.80}"
         for tensor, file in weight_map.items()
-        if not (isinstance(file, str) and _PLAIN_NAME.fullmatch(file))
+        if not _is_plain(file)
     ]
     if outside:
         raise CheckpointError(
@@ -222,6 +222,12 @@ def _read_index(directory: Path) -> dict[str, str] | None:
             f"{list_problems(outside)}\nNothing was read. Do not trust this checkpoint."
         )
     return weight_map
+
+
+def _is_plain(name: Any) -> bool:
+    """Return whether an index names a file of its own directory, as every system can have it."""
+    is_name = isinstance(name, str) and bool(_PLAIN_NAME.fullmatch(name))
+    return is_name and len(name.encode("utf-8", "surrogatepass")) <= FILE_NAME_BYTES
 
 
 def _find_files(directory: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,14 +85,20 @@ def _list_files(
             problems.append(f"{below}{MANIFEST_NAME}: it lists {name!r}, outside of the directory")
         elif path.name in DOCUMENTS:
             continue
-        elif not path.is_file():
+        # Not Path.is_file, which fails for a name that is too long for a file.
+        elif not os.path.isfile(path):
             problems.append(f"{below}{name}: it is missing")
         elif (values := _parse_entry(entry)) is None:
             problems.append(f"{below}{name}: {MANIFEST_NAME} gives no hash of it")
         else:
             files.append(_Listed(path, f"{below}{name}", command, *values))
         # One format's directory has a manifest of its own. No output is nested deeper.
-        if path.name == MANIFEST_NAME and path.is_file() and path.parent != directory and not below:
+        if (
+            path.name == MANIFEST_NAME
+            and os.path.isfile(path)
+            and path.parent != directory
+            and not below
+        ):
             more = _list_nested(path.parent)
             files, problems = files + more[0], problems + more[1]
     weights = {path.name for path in (*directory.glob("*.safetensors"), directory / INDEX_NAME)}

@@ -137,10 +137,24 @@ def take_finished(
             "Give --overwrite, without --resume, to replace it, or choose another --output."
         )
     # Every format has the same linears in its report.
-    report = read_json(planned.main_dir / REPORT_NAME, limit_bytes=MANIFEST_BYTES)
-    return replace(
-        planned,
-        linears=tuple(LinearRecord(**record) for record in report["linears"]),
-        warnings=tuple(report["warnings"]),
-        already_finished=True,
+    path = planned.main_dir / REPORT_NAME
+    try:
+        linears, warnings = _read_report(read_json(path, limit_bytes=MANIFEST_BYTES))
+    except ValueError as err:
+        raise OutputError(
+            f"{path} is not what quantize writes: {err}. Give --overwrite, without --resume, to "
+            "replace the output, or choose another --output."
+        ) from err
+    return replace(planned, linears=linears, warnings=warnings, already_finished=True)
+
+
+def _read_report(report: Any) -> tuple[tuple[LinearRecord, ...], tuple[str, ...]]:
+    """Return the linears and the warnings of a report, which a manifest need not list."""
+    linears, warnings = (
+        report.get(key) if isinstance(report, dict) else None for key in ("linears", "warnings")
     )
+    if not isinstance(linears, list) or not isinstance(warnings, list):
+        raise ValueError("it lacks the linears or the warnings")
+    if not all(isinstance(warning, str) for warning in warnings):
+        raise ValueError("a warning is no text")
+    return tuple(map(LinearRecord.from_dict, linears)), tuple(warnings)

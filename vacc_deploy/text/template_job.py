@@ -52,9 +52,10 @@ def handle(request: Mapping[str, Any], body: bytes) -> tuple[dict[str, Any], byt
     except (MemoryError, RecursionError):
         raise
     except Exception as err:
-        # Where the template's own code failed: jinja puts its lines into the traceback.
-        steps = traceback.extract_tb(err.__traceback__)
-        lines = [step.lineno for step in steps if step.filename == "<template>"]
+        # Where the template's own code failed: jinja puts its lines into the traceback. Walked, not
+        # extracted: that would open the files of all the other code.
+        steps = traceback.walk_tb(err.__traceback__)
+        lines = [line for frame, line in steps if frame.f_code.co_filename == "<template>"]
         line = next(reversed(lines), None)
         if isinstance(err, jinja2.TemplateSyntaxError):
             line = err.lineno
