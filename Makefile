@@ -32,6 +32,7 @@ demo:
 	vacc-deploy demo --overwrite
 
 yaml:
+	rm -f yaml/*.yaml build_in/*/config_vacc.json
 	vacc-deploy yaml --all --output yaml --build-in build_in
 
 bounds:
