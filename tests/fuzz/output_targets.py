@@ -16,7 +16,7 @@ from vacc_deploy.lookup.transport import explain_failure
 from vacc_deploy.models.catalog import known_model, near_names
 from vacc_deploy.outputs.damages import find_damages
 from vacc_deploy.outputs.lock import describe_running
-from vacc_deploy.outputs.output_rules import foreign_files
+from vacc_deploy.outputs.proof import prove
 from vacc_deploy.progress import SILENT
 from vacc_deploy.vamc.compile_file import load_compile_file
 from vacc_deploy.vamc.yaml_text import dump_yaml, load_yaml, parse_yaml
@@ -27,7 +27,7 @@ def manifest(data: bytes, directory: Path) -> None:
     (directory / "inner").mkdir(exist_ok=True)
     write(directory / "notes.txt", b"Some text.\n")
     place(data, directory, "vacc_deploy.json", "inner/vacc_deploy.json")
-    foreign_files(directory)
+    prove(directory)
     read_manifest(directory)
     name_source(directory)
     if "/" in (name := model_name(directory)) or "\0" in name:

@@ -21,7 +21,8 @@ from vacc_deploy.errors import VaccDeployError
 SECONDS, SECONDS_A_MEGABYTE = 1.0, 1.0
 # Ten times the input, beside what the interpreter and its libraries take for themselves.
 MEMORY_FACTOR, MEMORY_BASE = 10, 64 << 20
-MESSAGE_CHARS = 8_000
+# A message is cut where it is printed; until then it may quote several names of a file.
+MESSAGE_CHARS = 50_000
 # Python imports a codec when a text first names it; json tries these by the first bytes of a file.
 for _name in ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"):
     codecs.lookup(_name)

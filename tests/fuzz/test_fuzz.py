@@ -99,7 +99,7 @@ def test_watch_sees_another_error_and_a_long_message(box):
         box.execute(lambda data, directory: {}["a"], b"")
 
     def complain(data, directory):
-        raise CheckpointError("a" * 10_000)
+        raise CheckpointError("a" * 50_001)
 
-    with pytest.raises(FindingError, match="message: 10,000 characters"):
+    with pytest.raises(FindingError, match="message: 50,001 characters"):
         box.execute(complain, b"")
