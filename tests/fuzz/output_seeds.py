@@ -30,6 +30,7 @@ def seeds() -> dict[str, list[bytes]]:
         "files": {"notes.txt": entry},
     }
     manifest |= {"source": {"path": "../a"}, "options": {"formats": ["vamc"]}, "versions": {}}
+    sealed = manifest | {"tool": {"name": "vacc-deploy", "version": "0"}, "seal": "right"}
     outer = manifest | {"files": {"notes.txt": entry, "inner/vacc_deploy.json": {"bytes": 2}}}
     run = {"version": 3, "identity": {"options": {"method": "rtn"}}, "num_layers": 1}
     run |= {"overwrite": False, "resumes": 0}
@@ -47,7 +48,7 @@ def seeds() -> dict[str, list[bytes]]:
     )
     plain = b"a: [1, 2.5, null, true, ~, 0x1F, 2020-01-01]\n'b c': \"x\\n\"\n"
     return {
-        "manifest": [join(dump(outer), dump(manifest)), dump(manifest)],
+        "manifest": [join(dump(sealed | outer), dump(sealed)), dump(manifest)],
         "compile_yaml": [compile_file, plain],
         "lock_file": [dump(owner), b"{}"],
         "answers": [dump({"answers": [[1, 2, 3], []], "sha256": "right"})],

@@ -2,9 +2,11 @@
 
 import json
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
 from files import clear, place, write
+from mutations import SEPARATOR
 from sandbox import FindingError
 
 from vacc_deploy.calibration.answer_cache import AnswerCache
@@ -17,6 +19,7 @@ from vacc_deploy.models.catalog import known_model, near_names
 from vacc_deploy.outputs.damages import find_damages
 from vacc_deploy.outputs.lock import describe_running
 from vacc_deploy.outputs.proof import prove
+from vacc_deploy.outputs.seal import seal_json
 from vacc_deploy.progress import SILENT
 from vacc_deploy.vamc.compile_file import load_compile_file
 from vacc_deploy.vamc.yaml_text import dump_yaml, load_yaml, parse_yaml
@@ -26,13 +29,28 @@ def manifest(data: bytes, directory: Path) -> None:
     """A manifest beside a small file, and in a directory below."""
     (directory / "inner").mkdir(exist_ok=True)
     write(directory / "notes.txt", b"Some text.\n")
-    place(data, directory, "vacc_deploy.json", "inner/vacc_deploy.json")
-    prove(directory)
+    parts = [_seal(part) for part in data.split(SEPARATOR, 1)]
+    place(SEPARATOR.join(parts), directory, "vacc_deploy.json", "inner/vacc_deploy.json")
+    states = prove(directory).states
+    if (
+        directory / "notes.txt" in states
+        and sha256(b"Some text.\n").hexdigest().encode() not in data
+    ):
+        raise FindingError("differs", "a file is proven by a manifest without its hash")
     read_manifest(directory)
     name_source(directory)
     if "/" in (name := model_name(directory)) or "\0" in name:
         raise FindingError("differs", f"the model's name is {name!r}")
     find_damages(directory)
+
+
+def _seal(data: bytes) -> bytes:
+    """Return a manifest with a sound seal where it has one: behind it the rest is believed."""
+    with suppress(ValueError, RecursionError, VaccDeployError):
+        values = json.loads(data)
+        if isinstance(values, dict) and values.pop("seal", None) == "right":
+            return seal_json(values).encode("utf-8", "backslashreplace")
+    return data
 
 
 def compile_yaml(data: bytes, directory: Path) -> None:
