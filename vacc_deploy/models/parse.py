@@ -7,16 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.bounds import (
-    CONFIG_BYTES,
-    CONFIG_HEADS,
-    CONFIG_HIDDEN_SIZE,
-    CONFIG_INTERMEDIATE_SIZE,
-    CONFIG_LAYERS,
-    CONFIG_NUMBER,
-    CONFIG_POSITIONS,
-    CONFIG_VOCAB_SIZE,
-)
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError, list_problems
 from vacc_deploy.formats.dtypes import FLOAT_DTYPE_BYTES
 from vacc_deploy.formats.layouts import INT8, recognize, rounds_when_run
@@ -30,14 +20,16 @@ from vacc_deploy.models.config import (
 )
 from vacc_deploy.permissions import explain_dangling
 
+MAX_CONFIG_BYTES = 1 << 20
+# Sizes far above any published model. They keep a damaged config from asking for terabytes.
 _LIMITS = {
-    "hidden_size": CONFIG_HIDDEN_SIZE,
-    "intermediate_size": CONFIG_INTERMEDIATE_SIZE,
-    "num_hidden_layers": CONFIG_LAYERS,
-    "num_attention_heads": CONFIG_HEADS,
-    "num_key_value_heads": CONFIG_HEADS,
-    "vocab_size": CONFIG_VOCAB_SIZE,
-    "max_position_embeddings": CONFIG_POSITIONS,
+    "hidden_size": 1 << 16,
+    "intermediate_size": 1 << 18,
+    "num_hidden_layers": 1 << 10,
+    "num_attention_heads": 1 << 10,
+    "num_key_value_heads": 1 << 10,
+    "vocab_size": 1 << 22,
+    "max_position_embeddings": 1 << 24,
 }
 
 
@@ -62,7 +54,7 @@ class ConfigReader:
     def integer(self, key: str, default: int | None = None) -> int:
         """Return a whole number from 1 to the key's limit; 1 where it is none."""
         value = self._value(key, default)
-        limit = _LIMITS.get(key, CONFIG_NUMBER)
+        limit = _LIMITS.get(key, 1 << 24)
         # True is an int in Python. A bad value becomes 1, not 0: others are divided by it.
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
             expected = f"expected a whole number from 1 to {limit}"
@@ -105,7 +97,7 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, too large, or not a JSON object.
     """
-    values = read_json(path, limit_bytes=CONFIG_BYTES)
+    values = read_json(path, limit_bytes=MAX_CONFIG_BYTES)
     if not isinstance(values, dict):
         raise CheckpointError(
             f"{path} holds {type(values).__name__}, expected a JSON object. Download it or run "
