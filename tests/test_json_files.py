@@ -28,7 +28,10 @@ def test_read_bounded_takes_a_file_up_to_its_limit(tmp_path):
             "is not valid JSON: Expecting value: line 1 column 7 (char 6). Correct the file, or",
         ),
         (b'"\xff"', "is not valid JSON: 'utf-8' codec can't decode"),
-        (b"[" * 10000, "is not valid JSON: maximum recursion depth"),
+        (
+            b"[" * 10000,
+            "cannot be read: it has lists or objects nested more than 100 deep.",
+        ),
         (b'{"error": "Access to model is restricted"}', "is the answer of a server that was saved"),
         (b"Entry not found", "is the answer of a server that was saved under this name: 'Entry"),
         (b"Invalid username or password.", "is the answer of a server that was saved"),

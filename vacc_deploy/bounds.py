@@ -32,6 +32,9 @@ class Bound(int):
 HEADER_BYTES = Bound(
     100_000_000, "bytes", "the header of a safetensors file, as in its own library", "up to 30 kB"
 )
+# Each takes some 800 bytes of memory.
+HEADER_TENSORS = Bound(1 << 18, "tensors", "the header of a safetensors file", "up to 723")
+TENSOR_NAME = Bound(512, "characters", "the name of a tensor, all of them printable", "up to 60")
 HEADER_RANK = Bound(8, "dimensions", "the shape of a tensor", "1 or 2")
 # 1 TiB, more than any file of weights.
 HEADER_NUMBER = Bound(
@@ -53,22 +56,25 @@ FOLDER_NAMES = Bound(
 JSON_DEPTH = Bound(
     100, "levels", "lists and objects within each other in a JSON file", "up to 8 levels"
 )
+# A reader knows the size of a text, not what its values take: an empty list is two bytes of text
+# and 72 of memory. Reckoned from the marks of the text, before any value is made.
+JSON_MEMORY = Bound(
+    8, "times the text", "memory of the values of a JSON file, above JSON_FREE_BYTES", "1 to 6"
+)
+VOCABULARY_MEMORY = Bound(
+    16, "times the text", "the same of the vocabulary of a tokenizer", "4 to 12"
+)
+JSON_FREE_BYTES = Bound(
+    16 << 20, "bytes", "memory of the values of a JSON file, whatever its size", "under 1 MB"
+)
+# The time to read a number grows with the square of its digits.
+JSON_DIGITS = Bound(400, "digits", "a whole number in a JSON file", "up to 12")
 YAML_BYTES = Bound(1 << 20, "bytes", "a compile file", "up to 2 kB")
 YAML_DEPTH = Bound(20, "levels", "lists and mappings within each other in a compile file", "4")
 YAML_VALUES = Bound(2000, "values", "a compile file, lists, mappings and keys included", "about 60")
 YAML_CHARACTERS = Bound(4096, "characters", "one value of a compile file", "up to 100")
 
 # ---- configuration -----------------------------------------------------------------------------
-CONFIG_BYTES = Bound(1 << 20, "bytes", "config.json and config_vacc.json", "about 1 kB")
-# They keep a damaged config from asking for terabytes.
-CONFIG_HIDDEN_SIZE = Bound(1 << 16, "", "hidden_size", "1,536 to 8,192")
-CONFIG_INTERMEDIATE_SIZE = Bound(1 << 18, "", "intermediate_size", "8,960 to 29,568")
-CONFIG_LAYERS = Bound(1 << 10, "", "num_hidden_layers", "28 to 80")
-CONFIG_HEADS = Bound(1 << 10, "", "num_attention_heads and num_key_value_heads", "2 to 64")
-CONFIG_VOCAB_SIZE = Bound(1 << 22, "", "vocab_size", "128,256 to 152,064")
-CONFIG_POSITIONS = Bound(1 << 24, "", "max_position_embeddings", "131,072")
-CONFIG_NUMBER = Bound(1 << 24, "", "another whole number of config.json", "up to 131,072")
-GENERATION_CONFIG_BYTES = Bound(1 << 20, "bytes", "generation_config.json", "200 bytes")
 ADAPTER_CONFIG_BYTES = Bound(1 << 20, "bytes", "adapter_config.json", "about 1 kB")
 SMALL_FILE_BYTES = Bound(1 << 20, "bytes", "a list of names or a reference in a cache", "41 bytes")
 CONFIG_BYTES = Bound(1 << 20, "bytes", "config.json or config_vacc.json", "under 3 KB")
@@ -139,20 +145,42 @@ RENDERED_BYTES = Bound(
 
 # ---- calibration files -------------------------------------------------------------------------
 RECORD_BYTES = Bound(16 << 20, "bytes", "a line or a record of JSON data", "up to 200 kB")
-ARRAY_BYTES = Bound(256 << 20, "bytes", "a JSON array of records", "44 MB (alpaca)")
-BLANK_BYTES = Bound(1 << 20, "bytes", "the blanks in front of JSON data", "none")
-TRACES_BYTES = Bound(256 << 20, "bytes", "a file of traces", "51 kB")
+BLANK_BYTES = Bound(1 << 20, "bytes", "blanks in a row in JSON data", "none")
+# Text packs to a third or a tenth of its size.
+UNPACK_RATIO = Bound(
+    100, "times", "gzip or zstd data, unpacked, above UNPACK_FREE_BYTES", "3 to 10"
+)
+UNPACK_FREE_BYTES = Bound(
+    64 << 20, "bytes", "what gzip or zstd data of any size may unpack to", "2 to 900 MB"
+)
+EMPTY_DOCUMENTS = Bound(
+    100_000, "documents", "without text before one with text; ten more for each of these", "none"
+)
+TRACES_BYTES = Bound(64 << 20, "bytes", "a file of traces", "51 kB")
 WAITING_CHARACTERS = Bound(
     64 << 20, "characters", "sound records that wait behind too many odd ones", "none"
 )
 POOL_BYTES = Bound(
     1 << 28, "bytes", "the text of one source that is shuffled at once", "44 MB (alpaca)"
 )
+# A short text takes more memory for what is around it than for its letters.
+POOL_TURNS = Bound(
+    1 << 18,
+    "turns",
+    "the texts and turns of one source that are shuffled at once",
+    "104,000",
+)
 ZSTD_WINDOW_BYTES = Bound(
     1 << 27, "bytes", "the window of zstd data, as in the program zstd", "8 MB"
 )
 CEVAL_ARCHIVE_BYTES = Bound(
-    64 << 20, "bytes", "the archive of C-Eval, or the tables of its folder", "1.5 MB"
+    16 << 20, "bytes", "the archive of C-Eval, or the tables of its folder", "1.5 MB"
+)
+CEVAL_DIRECTORY_BYTES = Bound(
+    1 << 20, "bytes", "the list of members in the archive of C-Eval", "18 kB"
+)
+CEVAL_UNPACKED_BYTES = Bound(
+    32 << 20, "bytes", "the tables of C-Eval that are read, unpacked", "0.6 MB"
 )
 CEVAL_FILES = Bound(4096, "files", "the archive of C-Eval, or its folder", "159")
 CEVAL_TABLE_BYTES = Bound(8 << 20, "bytes", "one unpacked table of C-Eval", "up to 172 kB")

@@ -8,7 +8,7 @@ import pytest
 from closed_files import OWNER, as_user, open_directory
 
 from vacc_deploy.bounds import RECORD_BYTES
-from vacc_deploy.datasets import KIND_NAMES, records, sources
+from vacc_deploy.datasets import KIND_NAMES, sources
 from vacc_deploy.datasets.sources import CalibrationSource, parse_source, read_documents
 from vacc_deploy.errors import CalibrationError, UsageError
 
@@ -186,11 +186,7 @@ def test_file_without_documents_is_refused(tmp_path, kind, data):
 
 @pytest.mark.parametrize("pack", [lambda data: data, gzip.compress])
 def test_a_file_over_the_limit_is_refused(tmp_path, monkeypatch, pack):
-    monkeypatch.setattr(records, "ARRAY_BYTES", 99)
     monkeypatch.setattr(sources, "TRACES_BYTES", 99)
-    array = json.dumps([{"instruction": "a", "output": "b"}] * 4).encode()
-    message = "large holds more than 99 bytes in one JSON array"
-    check_refused("alpaca", tmp_path / "large", message, pack(array))
     traces = marked("[U]a[A]b" * 9).encode()
     message = "large holds more than 99 bytes of text"
     check_refused("traces", tmp_path / "large", message, pack(traces))

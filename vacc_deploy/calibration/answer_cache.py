@@ -16,6 +16,7 @@ from typing import Any
 
 from vacc_deploy.bounds import ANSWERS_BYTES
 from vacc_deploy.errors import OutputError
+from vacc_deploy.json_files import parse_json
 from vacc_deploy.outputs.text_file import replace_text
 from vacc_deploy.permissions import explain_unwritable
 from vacc_deploy.progress import SILENT, Progress
@@ -116,10 +117,10 @@ class AnswerCache:
     def _parse(self, data: bytes, prompts: Sequence[Sequence[int]]) -> Answers | None:
         """Return the answers that a file holds, None where it is damaged."""
         try:
-            record = json.loads(data.decode("ascii"))
+            record = parse_json(data)
             answers = record["answers"]
             is_sealed = record["sha256"] == self._seal(prompts, answers)
-        except (ValueError, RecursionError, TypeError, LookupError):
+        except (ValueError, TypeError, LookupError):
             return None
         is_sound = is_sealed and isinstance(answers, list) and len(answers) == len(prompts)
         return answers if is_sound and all(map(self._is_answer, answers)) else None

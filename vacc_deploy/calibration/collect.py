@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from vacc_deploy.bounds import POOL_BYTES
+from vacc_deploy.bounds import POOL_BYTES, POOL_TURNS
 from vacc_deploy.calibration.conversations import DocumentEncoder
 from vacc_deploy.calibration.split import Split, hash_document, is_held_out
 from vacc_deploy.datasets.files import Document
@@ -102,7 +102,8 @@ class SourceTokens:
             for candidate in candidates:
                 if not self._buffer_of(candidate).missing:
                     # For a buffer that finds too few documents of its own.
-                    if spare_bytes < self._missing() * BYTES_PER_NEEDED_TOKEN:
+                    is_room = spare_bytes < self._missing() * BYTES_PER_NEEDED_TOKEN
+                    if is_room and len(spare) < POOL_TURNS:
                         spare.append(candidate)
                         spare_bytes += _count_bytes(candidate.document)
                     continue
@@ -184,15 +185,19 @@ class SourceTokens:
 def _read_pools(
     source: CalibrationSource, num_bytes: int, tally: Tally
 ) -> Generator[list[Document], None, None]:
-    """Yield the documents in lists, each of ``num_bytes`` of text or a little more."""
+    """Yield the documents in lists, each of ``num_bytes`` of text or a little more.
+
+    Of very short documents in lists of ``POOL_TURNS`` turns.
+    """
     with closing(read_documents(source, tally)) as documents:
-        pool, size = list[Document](), 0
+        pool, size, num_turns = list[Document](), 0, 0
         for document in documents:
             pool.append(document)
             size += _count_bytes(document)
-            if size >= num_bytes:
+            num_turns += 1 if isinstance(document, str) else len(document)
+            if size >= num_bytes or num_turns >= POOL_TURNS:
                 yield pool
-                pool, size = [], 0
+                pool, size, num_turns = [], 0, 0
         if pool:
             yield pool
 

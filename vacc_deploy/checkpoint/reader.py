@@ -18,7 +18,13 @@ from vacc_deploy.checkpoint.causes import (
     explain_no_weights,
     find_weight_files,
 )
-from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo, read_header
+from vacc_deploy.checkpoint.header import (
+    UNPRINTABLE,
+    ShardHeader,
+    TensorInfo,
+    is_tensor_name,
+    read_header,
+)
 from vacc_deploy.checkpoint.leftovers import find_control_file
 from vacc_deploy.checkpoint.normalize import normalize
 from vacc_deploy.checkpoint.stored import read_spans, read_tensor
@@ -35,7 +41,7 @@ if TYPE_CHECKING:
     import torch
 
 # A file of the directory itself: no path, no drive, no NUL.
-_PLAIN_NAME = re.compile(r"(?!\.)[^/\\:\0]*\.safetensors", re.DOTALL)
+_PLAIN_NAME = re.compile(r"(?!\.)[^/\\:\0]{0,243}\.safetensors")
 
 _LAYER = re.compile(r"model\.layers\.([0-9]{1,6})\.")
 
@@ -211,6 +217,8 @@ def _read_index(directory: Path) -> dict[str, str] | None:
     weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map. Download it again.")
+    if any(not is_tensor_name(tensor) for tensor in weight_map):
+        raise CheckpointError(f"{path} gives a tensor {UNPRINTABLE}. Download it again.")
     outside = [
         f"{tensor:.80} -> {file!r:.80}"
         for tensor, file in weight_map.items()
@@ -226,8 +234,8 @@ def _read_index(directory: Path) -> dict[str, str] | None:
 
 def _is_plain(name: Any) -> bool:
     """Return whether an index names a file of its own directory, as every system can have it."""
-    is_name = isinstance(name, str) and bool(_PLAIN_NAME.fullmatch(name))
-    return is_name and len(name.encode("utf-8", "surrogatepass")) <= FILE_NAME_BYTES
+    is_name = isinstance(name, str) and name.isprintable() and _PLAIN_NAME.fullmatch(name)
+    return bool(is_name) and len(name.encode("utf-8", "surrogatepass")) <= FILE_NAME_BYTES
 
 
 def _find_files(directory: Path) -> list[str]:

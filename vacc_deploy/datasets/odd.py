@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from vacc_deploy.bounds import WAITING_CHARACTERS
 from vacc_deploy.datasets.files import Document
-from vacc_deploy.errors import CalibrationError
+from vacc_deploy.errors import CalibrationError, shorten
 
 SKIPPED_PERCENT = 5
 # From so many records on a single odd one is skipped too, though it is more than 5 %.
@@ -133,7 +133,7 @@ def read_field(record: dict[str, Any], key: str, *, default: str | None = None) 
     value = record.get(key)
     value = default if value is None else value
     if value is None and key not in record:
-        keys = ", ".join(str(name)[:40] for name in sorted(record)[:10]) or "none"
+        keys = ", ".join(shorten(name, 40) for name in sorted(record)[:10]) or "none"
         raise OddRecordError(f'has no text under "{key}": got no such key (its keys: {keys})')
     return check_text(value, key)
 

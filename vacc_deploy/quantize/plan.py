@@ -131,7 +131,7 @@ def plan_run(
     # A dry run writes no answers, so it cannot know whether those of then were the same.
     known = None if dry_run and options.answers == OWN else identity
     if resume and left:
-        run = continue_run(left, known)
+        run = continue_run(left, known, checkpoint.config.num_hidden_layers)
     elif resume and isinstance(standing, Finished) and known is not None:
         result = take_finished(result, standing, known, progress)
     result = replace(result, already_finished=ranks.share(result.already_finished))

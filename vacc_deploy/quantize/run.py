@@ -125,7 +125,7 @@ def execute(
     with output_directory(
         result.output_dir, overwrite=run.overwrite, inputs=inputs, keeps=keeps, say=notes.append
     ):
-        begin_run(run, progress)
+        begin_run(run, checkpoint.config.linear_names(), progress)
         has_begun = True
         kept.follow(lambda: run.finished, run.num_layers, has_begun=True)
         files = write_shards(

@@ -12,15 +12,15 @@ from typing import Any
 
 from vacc_deploy.bounds import MANIFEST_BYTES
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
-from vacc_deploy.errors import CheckpointError, OutputError, list_problems
+from vacc_deploy.errors import CheckpointError, OutputError, list_problems, shorten
 from vacc_deploy.json_files import read_json
 from vacc_deploy.outputs.damages import find_damages
 from vacc_deploy.outputs.partial import find_writer, partial_path
 from vacc_deploy.progress import Progress
 from vacc_deploy.quantize.identity import differences
+from vacc_deploy.quantize.record_checks import read_linear
 from vacc_deploy.quantize.records import RUN_NAME, Run, read_run
 from vacc_deploy.quantize.result import REPORT_NAME, TIMING_NAME, QuantizeResult
-from vacc_deploy.solver.records import LinearRecord
 
 # A finished output holds the identity of its run in the timing file. The identity names processor
 # and threads, so in a file that the manifest lists it would make the bytes differ by machine; a
@@ -100,13 +100,20 @@ def find_obstacle(standing: Standing, *, resume: bool, overwrite: bool) -> str:
     return ""
 
 
-def continue_run(run: Run, identity: dict[str, Any] | None) -> Run:
+def continue_run(run: Run, identity: dict[str, Any] | None, num_layers: int) -> Run:
     """Return the interrupted run, resumed once more; ``identity`` None cannot be compared.
+
+    Args:
+        run: the interrupted run.
+        identity: of the run now.
+        num_layers: layers of the model.
 
     Raises:
         OutputError: it has other inputs, options or versions; every difference is named.
     """
     different = [] if identity is None else differences(run.identity, identity)
+    if run.num_layers != num_layers:
+        different.append(f"layers: {run.num_layers} then, {num_layers} now")
     if different:
         raise OutputError(
             f"{run.partial} was begun with other inputs, options or versions:\n"
@@ -138,23 +145,13 @@ def take_finished(
         )
     # Every format has the same linears in its report.
     path = planned.main_dir / REPORT_NAME
+    report = read_json(path, limit_bytes=MANIFEST_BYTES)
     try:
-        linears, warnings = _read_report(read_json(path, limit_bytes=MANIFEST_BYTES))
-    except ValueError as err:
+        linears = tuple(map(read_linear, report["linears"]))
+        warnings = tuple(shorten(warning, 1000) for warning in report["warnings"])
+    except (ValueError, TypeError, LookupError) as err:
         raise OutputError(
-            f"{path} is not what quantize writes: {err}. Give --overwrite, without --resume, to "
-            "replace the output, or choose another --output."
+            f"{path} is damaged: {shorten(err)}. Give --overwrite, without --resume, to replace "
+            f"{output_dir}, or choose another --output."
         ) from err
     return replace(planned, linears=linears, warnings=warnings, already_finished=True)
-
-
-def _read_report(report: Any) -> tuple[tuple[LinearRecord, ...], tuple[str, ...]]:
-    """Return the linears and the warnings of a report, which a manifest need not list."""
-    linears, warnings = (
-        report.get(key) if isinstance(report, dict) else None for key in ("linears", "warnings")
-    )
-    if not isinstance(linears, list) or not isinstance(warnings, list):
-        raise ValueError("it lacks the linears or the warnings")
-    if not all(isinstance(warning, str) for warning in warnings):
-        raise ValueError("a warning is no text")
-    return tuple(map(LinearRecord.from_dict, linears)), tuple(warnings)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-
-_MAY_BE_MISSING = ("error_gptq", "error_rtn", "dampening_frac")
 
 
 @dataclass(frozen=True)
@@ -38,28 +35,6 @@ class LinearRecord:
     correction: float = 0.0
     scale_shrink: float = 0.0
     num_pinned: int = 0
-
-    @classmethod
-    def from_dict(cls, values: Any) -> LinearRecord:
-        """Return the record that ``dataclasses.asdict`` has written into a file.
-
-        Raises:
-            ValueError: a value is missing, unknown, or of another type.
-        """
-        names = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or values.keys() - names:
-            raise ValueError(f"a record of a linear is {values!r:.80}")
-        for name in ("name", "method"):
-            if not isinstance(values.get(name), str):
-                raise ValueError(f"{name} is {values.get(name)!r:.80}, expected text")
-        for name in names & values.keys() - {"name", "method"}:
-            value = values[name]
-            is_number = type(value) is float and math.isfinite(value)
-            if name.startswith("num_"):
-                is_number = type(value) is int and 0 <= value < 1 << 63
-            if not is_number and not (value is None and name in _MAY_BE_MISSING):
-                raise ValueError(f"{name} is {value!r:.80}, expected a number")
-        return cls(**values)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from vacc_deploy.bounds import PROMPT_BYTES
 from vacc_deploy.errors import PromptError
-from vacc_deploy.json_files import read_bounded
+from vacc_deploy.json_files import is_unicode, parse_json, read_bounded
 
 LINES_SUFFIX = ".jsonl"
 _EXPECTED = 'expected {"prompt": "..."}'
@@ -61,8 +60,8 @@ def parse_prompt_lines(data: bytes, path: Path) -> list[str]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as err:
+            value = parse_json(line)
+        except ValueError as err:
             raise PromptError(
                 f"{path}, line {number} is not JSON: {err}; {_EXPECTED}. Correct the line."
             ) from err
@@ -70,6 +69,11 @@ def parse_prompt_lines(data: bytes, path: Path) -> list[str]:
         if not isinstance(prompt, str):
             raise PromptError(
                 f'{path}, line {number} has no text under "prompt", {_EXPECTED}. Correct the line.'
+            )
+        if not is_unicode(prompt):
+            raise PromptError(
+                f'{path}, line {number} has half of a character under "prompt", such as \\ud800 '
+                "alone. Correct the line."
             )
         if not prompt.strip():
             raise PromptError(
