@@ -109,20 +109,16 @@ PROMPT_BYTES = Bound(
     16 << 20, "bytes", "a file of prompts, and what generate reads of a pipe", "few kB"
 )
 # Of the process in which the tokenizers library runs. Texts count as they are given.
+# Of the process in which the tokenizers library runs. A text counts at least 512 bytes.
 TOKENIZER_CPU_SECONDS = Bound(
-    5,
-    "seconds",
-    "to read a tokenizer and to use it, and so many a megabyte",
-    "under 0.1 a megabyte",
+    5, "seconds", "to read a tokenizer and to use it; and one more for each MB of it", "0.1 to 0.7"
 )
-TOKENIZER_CPU_PER_MB = Bound(
-    8, "seconds a MB", "the same, of a vocabulary and of every text", "0.1 to 1"
-)
+TOKENIZER_CPU_PER_MB = Bound(4, "seconds a MB", "the same, for the texts that it gets", "0.1 to 1")
 TOKENIZER_MEMORY = Bound(
-    512 << 20, "bytes", "memory to read a tokenizer or to use it, and so many times its input", ""
+    512 << 20, "bytes", "memory to read a tokenizer and to use it", "50 to 160 MiB"
 )
 TOKENIZER_MEMORY_TIMES = Bound(
-    200, "times the text", "the same, of a text; 20 of a vocabulary", "about 100"
+    20, "times the file", "the same, above TOKENIZER_MEMORY; 15 times as much of a text", "14"
 )
 
 # ---- chat templates ----------------------------------------------------------------------------

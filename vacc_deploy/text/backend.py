@@ -22,9 +22,11 @@ from vacc_deploy.errors import CheckpointError
 from vacc_deploy.text.files import damaged
 from vacc_deploy.text.worker import Session, Worker, WorkerError
 
-_VOCABULARY_TIMES = 20  # memory of a vocabulary in the library, times its file
+# The library keeps up to 150 bytes for each byte of a text: tokens, places, origins.
+_TEXT_TIMES = 15 * TOKENIZER_MEMORY_TIMES
 _SMALLEST_BYTES = 512  # as which a short text counts
 _MISSING = object()
+_SAYS = "the tokenizers library says:"
 _worker = Worker("token_job.py", ("tokenizers",))
 
 
@@ -51,8 +53,8 @@ class Backend:
         self._session = Session(
             _worker,
             data,
-            seconds=TOKENIZER_CPU_SECONDS + TOKENIZER_CPU_PER_MB * len(data) / 1e6,
-            num_bytes=TOKENIZER_MEMORY + _VOCABULARY_TIMES * len(data),
+            seconds=TOKENIZER_CPU_SECONDS + len(data) / 1e6,
+            num_bytes=TOKENIZER_MEMORY + TOKENIZER_MEMORY_TIMES * len(data),
         )
         try:
             self._session.load()
@@ -108,7 +110,7 @@ class Backend:
                 head,
                 data,
                 seconds=size * TOKENIZER_CPU_PER_MB / 1e6,
-                num_bytes=TOKENIZER_MEMORY + TOKENIZER_MEMORY_TIMES * size,
+                num_bytes=TOKENIZER_MEMORY + _TEXT_TIMES * size,
                 limit=TOKENIZER_MEMORY,
             )
         except WorkerError as err:
@@ -116,7 +118,8 @@ class Backend:
         return answer
 
     def _damaged(self, err: WorkerError) -> CheckpointError:
-        return damaged(self._path, f"the tokenizers library says: {err}")
+        said = f"with it the tokenizers library {err}" if err.is_limit else f"{_SAYS} {err}"
+        return damaged(self._path, said)
 
     @cached_property
     def _added_ids(self) -> dict[str, int]:

@@ -73,9 +73,10 @@ class ChatTemplate:
             )
         except WorkerError as err:
             what = "cannot render a conversation" if self._session.is_loaded else "does not compile"
+            said = f"it {err}" if err.is_limit else str(err)
             place = f" (line {err.line})" if err.line else ""
             raise CheckpointError(
-                f"The chat template in {self.path} {what}{place}: {err}. Restore the file from "
+                f"The chat template in {self.path} {what}{place}: {said}. Restore the file from "
                 "the model's original repository."
             ) from err
         return text.decode("utf-8", "surrogatepass")

@@ -25,7 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 FILTERS = (
     *("capitalize", "count", "d", "default", "dictsort", "first", "indent", "int", "items"),
     *("join", "last", "length", "list", "lower", "map", "reject", "rejectattr", "replace", "safe"),
-    *("select", "selectattr", "sort", "string", "tojson", "trim", "unique", "upper"),
+    *("select", "selectattr", "sort", "string", "title", "tojson", "trim", "unique", "upper"),
 )
 TESTS = (
     *("boolean", "defined", "equalto", "false", "in", "iterable", "mapping", "none", "sequence"),

@@ -43,11 +43,16 @@ _ENVIRONMENT = {
 
 
 class WorkerError(Exception):
-    """A request failed; the text says how, a clause. ``line`` is that of a template."""
+    """A request failed; the text says how, a clause.
 
-    def __init__(self, text: str, line: int | None = None) -> None:
+    Attributes:
+        line: of a template, None where it is not known.
+        is_limit: whether it needed more than it may; the text begins with a verb then.
+    """
+
+    def __init__(self, text: str, *, line: int | None = None, is_limit: bool = False) -> None:
         super().__init__(text)
-        self.line = line
+        self.line, self.is_limit = line, is_limit
 
 
 class Worker:
@@ -85,14 +90,16 @@ class Worker:
             except _IdleError:  # it ended before it saw the request
                 reply, answer = self._exchange(frame, deadline, limit)
             except _EndedError as err:
-                raise WorkerError(_explain_end(err.code, seconds, num_bytes)) from None
+                raise WorkerError(
+                    _explain_end(err.code, seconds, num_bytes), is_limit=True
+                ) from None
         failed = reply.get("failed")
         if failed == "memory":
-            raise WorkerError(f"it needs more than {num_bytes >> 20} MiB of memory")
+            raise WorkerError(_too_much_memory(num_bytes), is_limit=True)
         if failed == "depth":
-            raise WorkerError("it calls itself without end (RecursionError)")
+            raise WorkerError("calls itself without end (RecursionError)", is_limit=True)
         if failed:
-            raise WorkerError(str(reply["text"]), reply["line"])
+            raise WorkerError(str(reply["text"]), line=reply["line"])
         return reply, answer
 
     def close(self) -> int:
@@ -249,12 +256,16 @@ class Session:
 
 
 def _explain_end(code: int, seconds: float, num_bytes: int) -> str:
-    """Return what ended a process in the middle of a request, a clause."""
+    """Return what ended a process in the middle of a request, a clause without its subject."""
     if code == _ENDED_BY_TIME:
-        return f"it needs more than {seconds:.0f} seconds"
+        return f"needs more than {seconds:.0f} seconds"
     if code == -signal.SIGABRT:  # as Rust ends a process that gets no memory
-        return f"it needs more than {num_bytes >> 20} MiB of memory"
-    return f"it ended its process ({signal.Signals(-code).name if code < 0 else f'code {code}'})"
+        return _too_much_memory(num_bytes)
+    return f"ended its process ({signal.Signals(-code).name if code < 0 else f'code {code}'})"
+
+
+def _too_much_memory(num_bytes: int) -> str:
+    return f"needs more than {num_bytes >> 20} MiB of memory"
 
 
 def _folder_of(library: str) -> str:
