@@ -5,12 +5,14 @@
 
 Each target runs in a process of its own. A finding is saved with its traceback below ``--work``,
 once for each place in the code, and the run goes on; at the end a table is printed, and the exit
-code is 1 if there was a finding. What the fuzzer adds to the corpus stays below ``--work`` too.
+code is 1 if there was a finding. What the fuzzer adds to the corpus stays below ``--work`` too, and
+another run with the same ``--work`` and another ``--seed`` goes on from there.
 """
 
 import argparse
 import hashlib
 import importlib.util
+import json
 import random
 import re
 import resource
@@ -50,13 +52,14 @@ def main() -> int:
     if options.child:
         return _fuzz(TARGETS[options.child], work, options)
     chosen = [TARGETS[name] for name in options.target or TARGETS]
-    rows = [_run_child(target, chosen, work, options) for target in chosen]
+    failed = [_run_child(target, chosen, work, options) for target in chosen]
+    rows = [*_read_totals(work).values()]
     sys.stdout.write(f"\n{_table(rows)}\nFindings, corpus and logs: {work}\n")
-    return int(any(row["findings"] or row["rc"] for row in rows))
+    return int(any(failed) or any(row["findings"] for row in rows))
 
 
-def _run_child(target: Target, chosen: list[Target], work: Path, options) -> dict:
-    """Run one target for its share, and return its row of the table."""
+def _run_child(target: Target, chosen: list[Target], work: Path, options) -> bool:
+    """Run one target for its share, count what it did, and return whether it failed."""
     command = [sys.executable, str(Path(__file__).parent), "--child", target.name]
     command += ["--work", str(work), "--seed", str(options.seed)]
     if options.runs:
@@ -72,19 +75,28 @@ def _run_child(target: Target, chosen: list[Target], work: Path, options) -> dic
     # libFuzzer's own figures; a process that was ended tells none.
     numbers = {name: int(value) for name, value in re.findall(r"stat::(\w+):\s+(\d+)", text)}
     told = [float(seconds) for seconds in re.findall(r"^told: (\S+)$", text, re.MULTILINE)]
-    row = {"target": target.name, "executions": numbers.get("number_of_executed_units", 0)}
-    row |= {"corpus": len(list((work / "corpus" / target.name).glob("*")))}
-    row |= {"findings": len(list((work / "findings" / target.name).glob("*.txt")))}
-    row |= {"peak": numbers.get("peak_rss_mb", 0), "slowest": max(told, default=0.0), "rc": rc}
-    sys.stderr.write(f"{_line(row)}\n")
-    return row
+    totals = _read_totals(work)
+    row = totals.setdefault(target.name, {"target": target.name})
+    row["executions"] = row.get("executions", 0) + numbers.get("number_of_executed_units", 0)
+    row["findings"] = len(list((work / "findings" / target.name).glob("*.txt")))
+    row["peak"] = max(row.get("peak", 0), numbers.get("peak_rss_mb", 0))
+    row["slowest"] = max(row.get("slowest", 0.0), *told, 0.0)
+    (work / "totals.json").write_text(json.dumps(totals, indent=2), "utf-8")
+    ended = f" (ended with {rc}: see {log})" if rc else ""
+    sys.stderr.write(f"{_line(row)}{ended}\n")
+    return rc != 0
+
+
+def _read_totals(work: Path) -> dict[str, dict]:
+    """Return the rows of the table, also of earlier runs with the same ``--work``."""
+    path = work / "totals.json"
+    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
 
 
 def _line(row: dict) -> str:
-    ended = f" (ended with {row['rc']}: see its log)" if row["rc"] else ""
     return (
         f"| {row['target']} | {row['executions']:,} | {row['findings']} | {row['peak']} MB | "
-        f"{row['slowest']:.2f} s |{ended}"
+        f"{row['slowest']:.2f} s |"
     )
 
 

@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).parents[2]
 
 
 def run_record(shard: int) -> dict:
-    record = {"name": f"model.layers.{shard}.mlp.up_proj", "method": "gptq", "error_gptq": 0.1}
+    record = {"name": f"model.layers.{max(shard, 1) - 1}.mlp.up_proj", "method": "gptq"}
+    record |= {"error_gptq": 0.1, "scale_shrink": 0.0, "num_pinned": 1}
     record |= {"error_rtn": 0.2, "dampening_frac": 0.01, "num_saturated": 0, "correction": 1.0}
     empty = b"\x02\0\0\0\0\0\0\0{}"
     file = [len(empty), hashlib.sha256(empty).hexdigest()]

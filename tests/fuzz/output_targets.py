@@ -125,8 +125,8 @@ def run_records(data: bytes, directory: Path) -> None:
         if len(standing.reason) > 2000:
             raise FindingError("message", f"{len(standing.reason)} characters")
     elif isinstance(standing, Run):
-        continue_run(standing, {"options": {"method": "rtn"}})
-        begin_run(standing, SILENT)
+        continue_run(standing, {"options": {"method": "rtn"}}, 1)
+        begin_run(standing, {"model.layers.0.mlp.up_proj": (1, 2)}, SILENT)
 
 
 def finished_run(data: bytes, directory: Path) -> None:

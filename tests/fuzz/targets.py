@@ -44,18 +44,18 @@ _COMPILES = ("compile", "exec", "signal.setitimer", "signal.signal")
 # The option is the user's own, and may name any directory.
 _LISTS = ("os.listdir", "os.scandir", "open")
 _ROWS = (
-    *(("weight_targets", "header", 12), ("weight_targets", "checkpoint", 3)),
-    *(("weight_targets", "config", 12), ("weight_targets", "generation_config", 12)),
-    *(("weight_targets", "adapter", 8), ("weight_targets", "directory_names", 2)),
-    *(("text_targets", "tokenizer", 3, _CHILD), ("text_targets", "vocabulary", 2, _CHILD)),
-    *(("text_targets", "template", 4, _COMPILES), ("text_targets", "prompts", 10)),
-    *(("data_targets", "c4", 6), ("data_targets", "alpaca", 6), ("data_targets", "chat", 8)),
-    *(("data_targets", "text", 4), ("data_targets", "traces", 6)),
-    *(("data_targets", "ceval_csv", 5), ("data_targets", "ceval_archive", 3)),
-    *(("data_targets", "parquet", 1), ("data_targets", "source_option", 10, _LISTS)),
-    *(("output_targets", "manifest", 6), ("output_targets", "compile_yaml", 3)),
-    *(("output_targets", "lock_file", 8, ("os.kill",)), ("output_targets", "answers", 5)),
-    *(("output_targets", "repository", 4), ("output_targets", "run_records", 3)),
-    ("output_targets", "finished_run", 3),
+    *(("weight_targets", "header", 240), ("weight_targets", "checkpoint", 30)),
+    *(("weight_targets", "config", 120), ("weight_targets", "generation_config", 160)),
+    *(("weight_targets", "adapter", 200), ("weight_targets", "directory_names", 30)),
+    *(("text_targets", "tokenizer", 12, _CHILD), ("text_targets", "vocabulary", 8, _CHILD)),
+    *(("text_targets", "template", 30, _COMPILES), ("text_targets", "prompts", 240)),
+    *(("data_targets", "c4", 100), ("data_targets", "alpaca", 100), ("data_targets", "chat", 100)),
+    *(("data_targets", "text", 200), ("data_targets", "traces", 280)),
+    *(("data_targets", "ceval_csv", 100), ("data_targets", "ceval_archive", 30)),
+    *(("data_targets", "parquet", 20), ("data_targets", "source_option", 120, _LISTS)),
+    *(("output_targets", "manifest", 30), ("output_targets", "compile_yaml", 12)),
+    *(("output_targets", "lock_file", 160, ("os.kill",)), ("output_targets", "answers", 120)),
+    *(("output_targets", "repository", 20), ("output_targets", "run_records", 30)),
+    ("output_targets", "finished_run", 30),
 )
 TARGETS = {name: Target(name, module, *rest) for module, name, *rest in _ROWS}

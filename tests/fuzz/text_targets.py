@@ -62,7 +62,7 @@ class _Here:
         try:
             reply, answer = template_job.handle({**head, "limit": limit}, data)
         except (MemoryError, RecursionError, _LateError, template_job.JobError) as err:
-            raise WorkerError(str(err)[:500], getattr(err, "line", None)) from err
+            raise WorkerError(str(err)[:500], line=getattr(err, "line", None)) from err
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         return {"used": 0.0, **reply}, answer
