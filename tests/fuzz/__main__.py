@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import platform
 import random
 import re
 import resource
@@ -43,8 +44,12 @@ def main() -> int:
     parser.add_argument("--runs", type=int, help="executions of all targets together")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work", type=Path, help="for findings and corpus; default: a new one")
+    parser.add_argument("--markdown", type=Path, help="only write the table of --work into a page")
     parser.add_argument("--child", choices=TARGETS, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.markdown:
+        _write_table(options.markdown, _table([*_read_totals(options.work).values()]))
+        return 0
     if importlib.util.find_spec("atheris") is None:
         sys.stderr.write(f"{_MISSING}\n")
         return 0
@@ -106,6 +111,14 @@ def _table(rows: list[dict]) -> str:
     peak, slowest = (max(row[key] for row in rows) for key in ("peak", "slowest"))
     last = f"| all | {total[0]:,} | {total[1]} | {peak} MB | {slowest:.2f} s |"
     return "\n".join([head, *map(_line, rows), last])
+
+
+def _write_table(page: Path, table: str) -> None:
+    marks = "<!-- fuzzing: begin -->\n", "\n<!-- fuzzing: end -->"
+    head, _, rest = page.read_text("utf-8").partition(marks[0])
+    about = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
+    tail = rest.partition(marks[1])[2]
+    page.write_text(f"{head}{marks[0]}On {about}:\n\n{table}{marks[1]}{tail}", "utf-8")
 
 
 # ---- one target --------------------------------------------------------------------------------

@@ -1,17 +1,21 @@
 """Every reader with its corpus, with every input that was a finding, and with near-valid inputs."""
 
+import importlib.util
+import subprocess
+import sys
+
 import pytest
 from files import clear
 from hypothesis import HealthCheck, Phase, given, settings
 from sandbox import FindingError, Sandbox
 from strategies import near_valid
-from targets import CORPUS, REGRESSIONS, TARGETS
+from targets import CORPUS, HERE, REGRESSIONS, TARGETS
 
 from vacc_deploy.errors import CheckpointError
 
 NAMES = sorted(TARGETS)
 _QUICK = settings(
-    max_examples=25,
+    max_examples=20,
     derandomize=True,
     database=None,
     deadline=None,
@@ -103,3 +107,33 @@ def test_watch_sees_another_error_and_a_long_message(box):
 
     with pytest.raises(FindingError, match="message: 50,001 characters"):
         box.execute(complain, b"")
+
+
+def runner():
+    spec = importlib.util.spec_from_file_location("fuzz_runner", HERE / "__main__.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_of_each_place_in_the_code_the_shortest_input_is_kept(tmp_path):
+    findings = runner().Findings(tmp_path)
+    for data in (b"abc", b"a", b"ab"):
+        try:
+            raise KeyError("b")
+        except KeyError as err:
+            findings.add(err, data)
+    (path,) = (path for path in tmp_path.iterdir() if not path.suffix)
+    assert path.read_bytes() == b"a" and "KeyError" in path.with_suffix(".txt").read_text()
+
+
+def test_the_fuzzer_runs_one_target_counts_and_goes_on(tmp_path):
+    pytest.importorskip("atheris")
+    command = [sys.executable, HERE, "--target", "adapter", "--runs", "30", "--work", tmp_path]
+    for executions in (30, 60):
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert f"| adapter | {executions} | 0 | " in done.stdout
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- fuzzing: begin -->\n-\n<!-- fuzzing: end -->\nb\n")
+    subprocess.run([*command, "--markdown", page], check=True)
+    assert "| all | 60 | 0 | " in page.read_text() and page.read_text().endswith("-->\nb\n")
