@@ -258,7 +258,7 @@ class Session:
 def _explain_end(code: int, seconds: float, num_bytes: int) -> str:
     """Return what ended a process in the middle of a request, a clause without its subject."""
     if code == _ENDED_BY_TIME:
-        return f"needs more than {seconds:.0f} seconds"
+        return f"needs more than {seconds:.0f} s of processor time"
     if code == -signal.SIGABRT:  # as Rust ends a process that gets no memory
         return _too_much_memory(num_bytes)
     return f"ended its process ({signal.Signals(-code).name if code < 0 else f'code {code}'})"
