@@ -446,7 +446,7 @@ def test_replace_text_is_whole_and_replaces_its_own_files_only(tmp_path, monkeyp
     for edited in (path.read_text(), f"{sealed}# a note\n", sealed.replace("模", "型")):
         path.write_text(edited)
         assert message(replace_text, path, "x", overwrite=True, head="# ours") == (
-            f"{path} was changed since vacc-deploy wrote it (or an earlier version wrote it), so "
+            f"{path} was changed since it was written, or is of an earlier version, so "
             "--overwrite will not replace it. Remove it yourself, or choose another --output."
         )
     path.write_text("# mine\n# ours")

@@ -1,5 +1,6 @@
 """What --overwrite may delete: the files of an output that are proven to be ours and unchanged."""
 
+import errno
 import json
 import os
 import shutil
@@ -293,10 +294,23 @@ def test_what_changes_after_the_last_look_is_kept_under_another_name(out, monkey
         (partial / "a.txt").write_text("new")
     (aside,) = out.parent.glob(".out.replaced-*")
     assert notes == [
-        f"{aside} holds an older output, which is kept, because it is not proven any more to be "
-        f"unchanged (a.txt: {CHANGED}). Move away what is yours, then remove it."
+        f"{aside} holds what stays of an older output (a.txt: {CHANGED}). Move away what is yours, "
+        "then remove it."
     ]
     assert len(contents(aside)) == 3 and (out / "a.txt").read_text() == "new"
+
+
+def test_what_cannot_be_removed_is_named(out, monkeypatch):
+    plain = os.unlink
+
+    def unlink(path, **options):
+        if path.name == "a.txt":
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        plain(path, **options)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    assert remove_proven(out) == ["a.txt: Operation not permitted"]
+    assert sorted(contents(out)) == ["a.txt", MANIFEST_NAME]
 
 
 def test_what_changes_between_its_proof_and_its_end_is_kept(out, monkeypatch):

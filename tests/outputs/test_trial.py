@@ -152,8 +152,13 @@ def test_a_file_system_that_renames_no_directory(tmp_path, monkeypatch, number, 
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("number", [errno.EXDEV, errno.EBUSY, errno.EPERM])
-@pytest.mark.parametrize("is_empty", [True, False])
+@pytest.mark.parametrize(
+    ("number", "is_empty"),
+    [
+        *((errno.EBUSY, True), (errno.EPERM, True)),
+        *((errno.EXDEV, False), (errno.EBUSY, False), (errno.EPERM, False)),
+    ],
+)
 def test_an_output_that_cannot_be_renamed(tmp_path, monkeypatch, number, is_empty):
     # So do overlays with what lies in a lower layer, and mounts that another path leads to.
     out = tmp_path / "out"
@@ -165,6 +170,14 @@ def test_an_output_that_cannot_be_renamed(tmp_path, monkeypatch, number, is_empt
         f"({os.strerror(number)}). Remove it yourself, or choose another --output."
     )
     assert (names(tmp_path), names(out)) == (["out"], before)
+
+
+def test_an_empty_directory_in_a_lower_layer_of_an_overlay_can_be_replaced(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    refuse(monkeypatch, "rename", errno.EXDEV, only=lambda source, _: Path(source) == out)
+    write(out)
+    assert (out / "a.txt").read_text() == "text"
 
 
 def test_the_longest_name_is_tried(tmp_path, monkeypatch):

@@ -212,7 +212,7 @@ def test_write_compile_file_is_whole_and_refuses_an_existing_one(tmp_path):
     assert path.read_text() == other.text
     edited = other.text.replace("./other", "./elsewhere")
     path.write_text(edited)
-    with pytest.raises(OutputError, match="was changed since vacc-deploy wrote it"):
+    with pytest.raises(OutputError, match="was changed since it was written"):
         write_compile_file(result, path, overwrite=True)
     assert path.read_text() == edited
     assert [p.name for p in path.parent.iterdir()] == ["a.yaml"]

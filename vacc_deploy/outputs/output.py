@@ -147,17 +147,16 @@ def _unnamed(output_dir: Path, partial: Path, err: OSError, *, is_ours_alone: bo
 def remove_leftovers(output_dir: Path, say: Say = ignore) -> None:
     """Remove what a run has still to remove after its last rename: its own files, an older output.
 
-    Needs no lock: once the new output stands, nobody has another use for these. An older output of
-    which not everything is proven any more stays, and ``say`` receives its name.
+    Needs no lock: once the new output stands, nobody has another use for these. ``say`` receives
+    the name of an older output of which something stays.
     """
     target = real_path(output_dir)
     _remove_run_files(target)
     for aside in find_replaced(target):
         if target.exists() and (problems := remove_proven(aside)):
             say(
-                f"{aside} holds an older output, which is kept, because it is not proven any more "
-                f"to be unchanged ({name_some(problems, 3)}). Move away what is yours, then remove "
-                "it."
+                f"{aside} holds what stays of an older output ({name_some(problems, 3)}). Move "
+                "away what is yours, then remove it."
             )
 
 

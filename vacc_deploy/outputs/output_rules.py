@@ -92,10 +92,14 @@ def _find_obstacle(output_dir: Path, progress: Progress, *, overwrite: bool) -> 
             f"{MANIFEST_NAME}), so --overwrite will not delete it. Remove it yourself, or choose "
             "another --output."
         )
-    if problems := prove(output_dir, progress).problems:
+    proof = prove(output_dir, progress)
+    if proof.problems:
         return (
             f"{output_dir} holds what is not proven to be ours and unchanged, so --overwrite will "
-            f"not delete it:\n{list_problems(problems)}\nMove these files away, or choose another "
-            "--output."
+            f"not delete it:\n{list_problems(proof.problems)}\nMove these files away, or choose "
+            "another --output."
         )
+    for directory in (output_dir, *proof.directories):
+        if not os.access(directory, os.W_OK | os.X_OK):  # its files could not be removed
+            return str(unwritable(directory / MANIFEST_NAME))
     return ""

@@ -96,7 +96,7 @@ def find_doubt(path: Path, text: str, head: str) -> str:
     if not data.startswith(head.encode()):
         return "was not written by vacc-deploy"
     if len(data) > MAX_TEXT_BYTES or not is_sealed_text(data):
-        return "was changed since vacc-deploy wrote it (or an earlier version wrote it)"
+        return "was changed since it was written, or is of an earlier version"
     return ""
 
 

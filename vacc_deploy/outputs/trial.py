@@ -6,6 +6,7 @@ the last renames need are looked at, and the renames themselves are tried.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -87,9 +88,6 @@ def check_place(output_dir: Path, target: Path, partial: Path) -> None:
                 f"{output_dir} cannot be written: {path} may not be changed (attribute {flags}). "
                 f"Choose another --output, or run: {undo}"
             )
-    if target.is_dir() and not os.access(target, os.W_OK | os.X_OK) and any(target.iterdir()):
-        # Its files could not be removed.
-        raise unwritable(target / "vacc_deploy.json")
 
 
 def _is_mount(output_dir: Path, mount: Path, *, is_target: bool) -> OutputError:
@@ -184,6 +182,9 @@ def _try_to_replace(output_dir: Path, target: Path) -> None:
     try:
         target.rename(aside)
     except OSError as err:
+        # An overlay does not rename what lies in a lower layer. An empty directory can be removed.
+        if err.errno == errno.EXDEV and not any(target.iterdir()):
+            return
         raise OutputError(
             f"{output_dir} exists, and the file system does not let it be renamed to make place "
             f"({err.strerror or err}). Remove it yourself, or choose another --output."

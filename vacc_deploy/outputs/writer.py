@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -18,6 +18,7 @@ from vacc_deploy.checkpoint.reader import INDEX_NAME
 from vacc_deploy.checkpoint.stored import CHUNK_BYTES, read_tensor, stored_bytes
 from vacc_deploy.formats.dtypes import DTYPES, dtype_code, used_dtype
 from vacc_deploy.outputs.file_system import host_tag, is_running, naming, sync_file
+from vacc_deploy.outputs.run_files import is_regular
 
 if TYPE_CHECKING:
     import torch
@@ -155,7 +156,8 @@ def _chunks(tensor: torch.Tensor | TensorInfo) -> Iterator[bytes | memoryview]:
 
 def remove_abandoned(path: Path) -> None:
     """Remove what processes of this host that were killed while they wrote ``path`` have left."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{host_tag()}*.partial"):
-        process = left.name.split(".")[-2]
-        if process.isdecimal() and not is_running(int(process)):
+    name = re.compile(rf"\.{re.escape(path.name)}\.{host_tag()}[0-9a-f]*\.([0-9]{{1,10}})\.partial")
+    for left in path.parent.iterdir():
+        match = name.fullmatch(left.name)
+        if match and is_regular(left) and not is_running(int(match[1])):
             left.unlink(missing_ok=True)
