@@ -220,3 +220,52 @@ def test_a_directory_that_changes_while_its_compile_file_is_made(source, tmp_pat
 
     monkeypatch.setattr(target, "stored_layout", find_layout)
     check_refused(tmp_path / "out/config_vacc.json", lambda: find_target(str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize("name", [SHARD, "tokenizer.json"])
+def test_export_of_a_directory_that_changes(source, tmp_path, monkeypatch, name):
+    from vacc_deploy.graphs import export
+
+    prepare(source, output=tmp_path / "out", link_mode="copy")
+    at = ChangeAt(partial(CHANGES["flip"], tmp_path / "out" / name), "Exporting", 1)
+    # The graphs themselves do not matter here.
+    monkeypatch.setattr(export, "_export_stage", lambda *a: export.ExportedGraph("prefill", ()))
+    monkeypatch.setattr(export, "run_reference", lambda *a: None)
+    monkeypatch.setattr(export, "compare_graphs", lambda *a: None)
+    options = export.ExportOptions(stage="prefill", sequence_length=32, with_functions=True)
+    run = partial(export.export_onnx, tmp_path / "out", output=tmp_path / "onnx", options=options)
+    check_refused(tmp_path / "out" / name, lambda: run(progress=at))
+    assert at.is_done and sorted(os.listdir(tmp_path)) == ["out", "src"]
+
+
+def test_every_rank_ends_where_the_source_of_one_changes(source, model, tmp_path):
+    """Each rank may read a copy of its own; after the last layer too no output appears."""
+    from quantize_runs import gptq_options, write_words
+    from rank_processes import run_ranks
+
+    options = gptq_options(write_words(tmp_path / "words.txt"))
+
+    def work(ranks):
+        mine = source if ranks.rank else model
+        if ranks.rank:
+            monkeypatch_last_layer(partial(CHANGES["append"], source / "tokenizer.json"))
+        quantize(mine, options=options, output=tmp_path / "out", ranks=ranks)
+
+    def monkeypatch_last_layer(change):
+        from vacc_deploy.quantize import calibrated
+
+        check = calibrated.check_same_source
+        calls = []
+
+        def late(checkpoint, ranks):
+            calls.append(1)
+            if len(calls) == NUM_LAYERS:
+                change()
+            check(checkpoint, ranks)
+
+        calibrated.check_same_source = late  # this process is forked
+
+    for outcome in run_ranks(2, work):
+        assert outcome.kind is CheckpointError
+        assert "src/tokenizer.json was changed while it was read" in outcome.text
+    assert not (tmp_path / "out").exists()

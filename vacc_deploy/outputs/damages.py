@@ -89,8 +89,9 @@ def _list_files(
             continue
         elif not path.is_file():
             problems.append(f"{below}{name}: it is missing")
-        elif explain_outside(path, directory) and links.explain_outside(path):
+        elif _leads_outside(path, directory, links):
             problems.append(f"{below}{name}: it is a link that leads out of the directory")
+            continue
         elif (values := _parse_entry(entry)) is None:
             problems.append(f"{below}{name}: {MANIFEST_NAME} gives no hash of it")
         else:
@@ -106,6 +107,12 @@ def _list_files(
                 f"{below}{name}: {command} did not write it, but a loader may read it. Move it away"
             )
     return files, problems
+
+
+def _leads_outside(path: Path, directory: Path, links: WeightLinks) -> bool:
+    """Return whether a file, or a folder on the way to it, is a link that is not followed."""
+    is_nested = path.parent != directory
+    return bool(explain_outside(path, directory) if is_nested else links.explain_outside(path))
 
 
 def _list_nested(directory: Path) -> tuple[list[_Listed], list[str]]:
