@@ -44,5 +44,8 @@ JSON_DEPTH = Bound(
 # ---- calibration files -------------------------------------------------------------------------
 
 # ---- outputs, manifests and records of a run ---------------------------------------------------
+LINK_STEPS = Bound(
+    8, "directories", "directories of links that were prepared from one another", "1 or 2"
+)
 
 # ---- messages ----------------------------------------------------------------------------------

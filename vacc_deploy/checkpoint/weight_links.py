@@ -6,13 +6,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from vacc_deploy.bounds import LINK_STEPS
 from vacc_deploy.checkpoint.manifest import read_manifest
 from vacc_deploy.errors import CheckpointError, name_some
 from vacc_deploy.links import explain_outside
 from vacc_deploy.permissions import real_path
-
-# Directories prepared from one another, each with links.
-_MAX_STEPS = 8
 
 
 class WeightLinks:
@@ -30,7 +28,7 @@ class WeightLinks:
         """Return the sentences of an error, or nothing; see ``links.explain_outside``."""
         outside, place = explain_outside(path), path
         target = real_path(path)
-        for _ in range(_MAX_STEPS):
+        for _ in range(LINK_STEPS + 1):
             # The source may be in a cache, or prepared itself.
             if not explain_outside(place):
                 return ""
