@@ -210,5 +210,8 @@ RUN_RECORD_BYTES = Bound(
 RUN_LAYERS = Bound(1024, "layers", "the layers that the record of a run states", "28 to 80")
 LOCK_BYTES = Bound(4096, "bytes", "a lock file", "about 100 bytes")
 ANSWERS_BYTES = Bound(1 << 24, "bytes", "a file of saved answers", "130 kB")
+LINK_STEPS = Bound(
+    8, "directories", "directories of links that were prepared from one another", "1 or 2"
+)
 
 # ---- messages ----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ the resident memory at one tensor where a mapped file grows with every page touc
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.dtypes import DTYPES
 from vacc_deploy.json_files import STAND_IN_BYTES, name_stand_in, parse_json
 from vacc_deploy.permissions import explain_unreadable
+from vacc_deploy.stamps import FileStamp, open_ordinary
 
 # What is wrong with a name that a message cannot print as it is.
 UNPRINTABLE = f"a name with control characters, or of more than {TENSOR_NAME} characters"
@@ -31,6 +33,7 @@ class TensorInfo:
         name: under which it is used.
         dtype: in which it is stored.
         stored_name: its name in the file.
+        stamp: of the file when its header was read; None where nobody has kept it.
     """
 
     name: str
@@ -40,6 +43,7 @@ class TensorInfo:
     offset: int
     num_bytes: int
     stored_name: str
+    stamp: FileStamp | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class ShardHeader:
     Attributes:
         metadata: texts of its ``__metadata__``. For a tensor that shares its memory with another
             one, safetensors' ``save_model`` notes here under which name it is stored.
+        stamp: of the file when its header was read.
     """
 
     path: Path
@@ -56,6 +61,7 @@ class ShardHeader:
     header_sha256: str
     tensors: tuple[TensorInfo, ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    stamp: FileStamp | None = None
 
 
 def _is_size(value: Any) -> bool:
@@ -68,7 +74,9 @@ def is_tensor_name(name: str) -> bool:
     return len(name) <= TENSOR_NAME and name.isprintable()
 
 
-def _parse_entry(name: str, entry: Any, path: Path, data_start: int) -> TensorInfo:
+def _parse_entry(
+    name: str, entry: Any, path: Path, data_start: int, stamp: FileStamp
+) -> TensorInfo:
     """Return one header entry; a ``ValueError`` says what is wrong with it."""
     what = f"tensor {name!r:.80}"
     if not is_tensor_name(name):
@@ -97,10 +105,10 @@ def _parse_entry(name: str, entry: Any, path: Path, data_start: int) -> TensorIn
             f"{what} {dtype} {shape} needs {expected:,} bytes, its data_offsets give "
             f"{end - begin:,}"
         )
-    return TensorInfo(name, dtype, tuple(shape), path, data_start + begin, expected, name)
+    return TensorInfo(name, dtype, tuple(shape), path, data_start + begin, expected, name, stamp)
 
 
-def _parse_header(header: bytes, path: Path, data_start: int) -> ShardHeader:
+def _parse_header(header: bytes, path: Path, data_start: int, stamp: FileStamp) -> ShardHeader:
     """Return what a header says, its tensors in the order of their bytes."""
     # Strict: what the library of safetensors would refuse is refused here.
     entries = parse_json(header, is_strict=True)
@@ -113,11 +121,13 @@ def _parse_header(header: bytes, path: Path, data_start: int) -> ShardHeader:
     if len(entries) > HEADER_TENSORS:
         raise ValueError(f"it has {len(entries):,} tensors, expected at most {HEADER_TENSORS:,}")
     # Each entry is given back as soon as it is checked: a header may have many.
-    tensors = [_parse_entry(name, entries.pop(name), path, data_start) for name in [*entries]]
+    tensors = [
+        _parse_entry(name, entries.pop(name), path, data_start, stamp) for name in [*entries]
+    ]
     # Of two at one offset the empty one goes first: behind the other it would seem to overlap.
     tensors.sort(key=lambda info: (info.offset, info.num_bytes))
     sha256 = hashlib.sha256(header).hexdigest()
-    return ShardHeader(path, 0, sha256, tuple(tensors), metadata)
+    return ShardHeader(path, 0, sha256, tuple(tensors), metadata, stamp)
 
 
 def _check_layout(tensors: Sequence[TensorInfo], data_start: int, file_bytes: int) -> None:
@@ -140,7 +150,9 @@ def read_header(path: Path) -> ShardHeader:
         CheckpointError: the file cannot be read, is truncated or contradicts itself.
     """
     try:
-        with path.open("rb") as file:
+        with open_ordinary(path) as file:
+            # Of what is open here: what reads the tensors later compares it.
+            stamp = FileStamp.of(os.fstat(file.fileno()))
             file_bytes = file.seek(0, 2)
             file.seek(0)
             # Eight bytes: the length of the header, which must fit the file before it is read.
@@ -159,7 +171,8 @@ def read_header(path: Path) -> ShardHeader:
             if length > HEADER_BYTES:
                 raise ValueError(f"its header of {length:,} bytes is above the format's limit")
             header = file.read(length)
-        shard = replace(_parse_header(header, path, 8 + length), file_bytes=file_bytes)
+        shard = _parse_header(header, path, 8 + length, stamp)
+        shard = replace(shard, file_bytes=file_bytes)
         _check_layout(shard.tensors, 8 + length, file_bytes)
     except OSError as err:
         raise CheckpointError(explain_unreadable(path, err)) from err
