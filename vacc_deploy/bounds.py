@@ -64,3 +64,6 @@ END_TOKENS = Bound(1000, "ids", "the list eos_token_id", "up to 3 ids")
 # ---- outputs, manifests and records of a run ---------------------------------------------------
 
 # ---- messages ----------------------------------------------------------------------------------
+MESSAGE_CHARACTERS = Bound(
+    4000, "characters", "an error, a warning or a note (its middle is left out)", "up to 600"
+)

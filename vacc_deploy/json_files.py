@@ -95,8 +95,14 @@ def read_bounded(
     return data
 
 
-def read_json(path: Path, *, limit_bytes: int) -> Any:
+def read_json(path: Path, *, limit_bytes: int, in_utf8: bool = False) -> Any:
     """Parse a small JSON file of at most ``limit_bytes``.
+
+    Args:
+        path: file to read.
+        limit_bytes: largest size that is accepted.
+        in_utf8: refuse half a character, which no text file can hold. Our own files hold some:
+            Python reads a byte of a path that is no UTF-8 as one.
 
     Raises:
         CheckpointError: the file is missing, too large, not UTF-8, not JSON, nested too deeply, or
@@ -116,7 +122,7 @@ def read_json(path: Path, *, limit_bytes: int) -> Any:
             f"{path} has lists or objects nested more than {JSON_DEPTH} deep, which no loader "
             "reads. Restore the file from the model's original repository."
         )
-    if _HALF_CHARACTER.search(data) and not _is_text(value):
+    if in_utf8 and _HALF_CHARACTER.search(data) and not _is_text(value):
         raise CheckpointError(
             f"{path} has a text with half of a character, such as \\ud800 alone, which no file can "
             "hold. Restore the file from the model's original repository."

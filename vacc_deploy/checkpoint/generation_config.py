@@ -67,7 +67,7 @@ def read_generation_config(
     path = directory / GENERATION_CONFIG_NAME
     if not path.is_file():
         return None, ()
-    values = read_json(path, limit_bytes=GENERATION_CONFIG_BYTES)
+    values = read_json(path, limit_bytes=GENERATION_CONFIG_BYTES, in_utf8=True)
     if not isinstance(values, dict):
         raise CheckpointError(
             f"{path} holds {type(values).__name__}, expected a JSON object. Restore the file from "
