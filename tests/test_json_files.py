@@ -71,10 +71,11 @@ def test_half_a_character_is_refused(tmp_path, text):
     path = tmp_path / "a.json"
     path.write_text(text, "utf-8")
     with pytest.raises(CheckpointError, match=r"a.json has a text with half of a character"):
-        read_json(path, limit_bytes=100)
+        read_json(path, limit_bytes=100, in_utf8=True)
+    read_json(path, limit_bytes=100)  # a manifest holds paths
 
 
 def test_a_character_written_as_two_escapes_is_read(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(r'["\ud83d\ude00", "\u00e4"]', "utf-8")
-    assert read_json(path, limit_bytes=100) == ["\U0001f600", "\u00e4"]
+    assert read_json(path, limit_bytes=100, in_utf8=True) == ["\U0001f600", "\u00e4"]

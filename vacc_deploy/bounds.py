@@ -215,3 +215,6 @@ LINK_STEPS = Bound(
 )
 
 # ---- messages ----------------------------------------------------------------------------------
+MESSAGE_CHARACTERS = Bound(
+    4000, "characters", "an error, a warning or a note (its middle is left out)", "up to 600"
+)

@@ -104,13 +104,17 @@ def read_bounded(
     return data
 
 
-def read_json(path: Path, *, limit_bytes: int, times: int = JSON_MEMORY) -> Any:
+def read_json(
+    path: Path, *, limit_bytes: int, times: int = JSON_MEMORY, in_utf8: bool = False
+) -> Any:
     """Parse a small JSON file of at most ``limit_bytes``.
 
     Args:
         path: file to read.
         limit_bytes: largest size that is accepted.
         times: see ``parse_json``.
+        in_utf8: refuse half a character, which no text file can hold. Our own files hold some:
+            Python reads a byte of a path that is no UTF-8 as one.
 
     Raises:
         CheckpointError: the file is missing, too large, not UTF-8, not JSON, over a bound of
@@ -129,7 +133,7 @@ def read_json(path: Path, *, limit_bytes: int, times: int = JSON_MEMORY) -> Any:
         raise CheckpointError(
             f"{path} is not valid JSON: {err}. Correct the file, or download it again."
         ) from err
-    if _HALF_CHARACTER.search(data) and not is_unicode(value):
+    if in_utf8 and _HALF_CHARACTER.search(data) and not is_unicode(value):
         raise CheckpointError(
             f"{path} has a text with half of a character, such as \\ud800 alone, which no file can "
             "hold. Restore the file from the model's original repository."

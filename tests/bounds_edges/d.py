@@ -10,6 +10,8 @@ from checkpoint_builders import build_config
 
 from vacc_deploy import bounds
 from vacc_deploy.checkpoint.generation_config import read_generation_config
+from vacc_deploy.cli.telling import cut_message
+from vacc_deploy.errors import VaccDeployError
 from vacc_deploy.models.parse import parse_config, read_object
 from vacc_deploy.models.settle import settle_generation
 
@@ -41,6 +43,12 @@ def _settle_ends(tmp_path: Path, over: bool) -> None:
     settle_generation({"eos_token_id": ids}, 5000, lambda token: None)
 
 
+def _cut(tmp_path: Path, over: bool) -> None:
+    text = "x" * (bounds.MESSAGE_CHARACTERS + over)
+    if cut_message(text) != text:
+        raise VaccDeployError("It was cut.")  # no reader: a message is shortened, not refused
+
+
 def _heads(over: int) -> dict[str, object]:
     heads = bounds.NUM_HEADS + over
     return {"num_attention_heads": heads, "num_key_value_heads": heads, "head_dim": 2}
@@ -62,4 +70,5 @@ EDGES = {
     "CONTEXT_TOKENS": _parse_window,
     "CONFIG_NUMBER": partial(_parse, lambda over: {"rope_theta": bounds.CONFIG_NUMBER + over}),
     "END_TOKENS": _settle_ends,
+    "MESSAGE_CHARACTERS": _cut,
 }

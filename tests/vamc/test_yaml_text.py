@@ -3,8 +3,8 @@ import time
 import pytest
 import yaml
 
-from vacc_deploy.errors import CompileFileError
 from vacc_deploy.bounds import YAML_BYTES
+from vacc_deploy.errors import CompileFileError
 from vacc_deploy.vamc.yaml_text import load_yaml, parse_yaml
 
 

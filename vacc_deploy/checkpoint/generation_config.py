@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vacc_deploy.bounds import GENERATION_CONFIG_BYTES
 from vacc_deploy.errors import CheckpointError, name_some
 from vacc_deploy.json_files import read_json
 from vacc_deploy.models.config import GENERATION_CONFIG_NAME
@@ -50,8 +51,6 @@ _UNUSED: dict[str, Any] = {
 if TYPE_CHECKING:
     from vacc_deploy.text.tokenizer import Tokenizer
 
-MAX_GENERATION_CONFIG_BYTES = 1 << 20
-
 
 def read_generation_config(
     directory: Path, vocab_size: int = 1 << 31
@@ -68,7 +67,7 @@ def read_generation_config(
     path = directory / GENERATION_CONFIG_NAME
     if not path.is_file():
         return None, ()
-    values = read_json(path, limit_bytes=MAX_GENERATION_CONFIG_BYTES)
+    values = read_json(path, limit_bytes=GENERATION_CONFIG_BYTES, in_utf8=True)
     if not isinstance(values, dict):
         raise CheckpointError(
             f"{path} holds {type(values).__name__}, expected a JSON object. Restore the file from "

@@ -28,7 +28,7 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, too large, or not a JSON object.
     """
-    values = read_json(path, limit_bytes=CONFIG_BYTES)
+    values = read_json(path, limit_bytes=CONFIG_BYTES, in_utf8=True)
     if not isinstance(values, dict):
         raise CheckpointError(
             f"{path} holds {type(values).__name__}, expected a JSON object. Download it or run "
