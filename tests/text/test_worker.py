@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from vacc_deploy.errors import CheckpointError
 from vacc_deploy.text import worker as worker_module
 from vacc_deploy.text.worker import Session, Worker, WorkerError
 
@@ -130,5 +131,17 @@ def test_it_gets_no_environment_and_writes_no_file(worker, monkeypatch):
 
 def test_a_process_that_cannot_be_started_is_an_error(worker, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(WorkerError, match="cannot be started"):
+    with pytest.raises(CheckpointError, match="run cannot be started: .*/nowhere/python.*Free"):
         render(worker)
+
+
+def test_reading_a_file_again_takes_no_time_of_its_own(worker):
+    sessions = [
+        Session(worker, b"{{ x }}%d" % n + b"{# #}" * 9000, seconds=5, num_bytes=1 << 28)
+        for n in range(5)
+    ]
+    for _ in range(3):
+        for session in sessions:
+            session.request({"op": "render"}, b"{}", seconds=0, num_bytes=1 << 28, limit=99)
+    for session in sessions:
+        assert 5 - session._seconds < 2 * session._load_seconds + 0.1

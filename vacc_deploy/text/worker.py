@@ -24,6 +24,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.errors import CheckpointError
+
 _FRAME = struct.Struct("<IQ")
 _PIECE = 1 << 16
 # A child waits for a core at times; one that is stopped waits for ever.
@@ -79,6 +81,7 @@ class Worker:
 
         Raises:
             WorkerError: the request failed, or took more than it may.
+            CheckpointError: there is no process to be had.
         """
         values = {**head, "seconds": seconds, "bytes": num_bytes, "limit": limit}
         packed = json.dumps(values).encode("ascii")
@@ -90,9 +93,8 @@ class Worker:
             except _IdleError:  # it ended before it saw the request
                 reply, answer = self._exchange(frame, deadline, limit)
             except _EndedError as err:
-                raise WorkerError(
-                    _explain_end(err.code, seconds, num_bytes), is_limit=True
-                ) from None
+                how = _explain_end(err.code, head.get("allowed", seconds), num_bytes)
+                raise WorkerError(how, is_limit=True) from None
         failed = reply.get("failed")
         if failed == "memory":
             raise WorkerError(_too_much_memory(num_bytes), is_limit=True)
@@ -169,7 +171,10 @@ class Worker:
                     start_new_session=True,
                 )
             except OSError as err:
-                raise WorkerError(f"the process for it cannot be started ({err})") from err
+                raise CheckpointError(
+                    "The process in which tokenizers and chat templates run cannot be started: "
+                    f"{err}. Free what the system lacks, such as memory or open files."
+                ) from err
             self._owner = os.getpid()
         return self._process
 
@@ -216,7 +221,8 @@ class Session:
             num_bytes: memory to load the file.
         """
         self._worker, self._data = worker, data
-        self._seconds, self._num_bytes = float(seconds), num_bytes
+        self._seconds = self._allowed = float(seconds)
+        self._num_bytes, self._load_seconds = num_bytes, 0.0
         self._key = hashlib.sha256(data).hexdigest()
         self.is_loaded, self.facts = False, dict[str, Any]()
 
@@ -227,7 +233,9 @@ class Session:
             WorkerError: see ``Worker.request``.
         """
         head = {"op": "load", "key": self._key}
+        before = self._seconds
         self.facts, _ = self._ask(head, self._data, num_bytes=self._num_bytes, limit=0)
+        self._load_seconds = before - self._seconds
         self.is_loaded = True
 
     def request(
@@ -237,9 +245,12 @@ class Session:
         if not self.is_loaded:
             self.load()
         self._seconds += seconds
+        self._allowed += seconds
         head = {**head, "key": self._key}
         reply, answer = self._ask(head, data, num_bytes=num_bytes, limit=limit)
         if reply.get("unknown"):
+            # The file was given up for others: that is no fault of its own.
+            self._seconds += self._load_seconds
             self.load()
             reply, answer = self._ask(head, data, num_bytes=num_bytes, limit=limit)
         return reply, answer
@@ -247,7 +258,8 @@ class Session:
     def _ask(
         self, head: Mapping[str, Any], data: bytes, *, num_bytes: int, limit: int
     ) -> tuple[dict[str, Any], bytes]:
-        seconds = max(self._seconds, 0.0)
+        # The message is to give what all requests together may take.
+        head, seconds = {**head, "allowed": self._allowed}, max(self._seconds, 0.0)
         reply, answer = self._worker.request(
             head, data, seconds=seconds, num_bytes=num_bytes, limit=limit
         )
