@@ -69,7 +69,7 @@ JSON_FREE_BYTES = Bound(
 )
 # The time to read a number grows with the square of its digits.
 JSON_DIGITS = Bound(400, "digits", "a whole number in a JSON file", "up to 12")
-YAML_BYTES = Bound(1 << 20, "bytes", "a compile file", "up to 2 kB")
+YAML_BYTES = Bound(64 << 10, "bytes", "a compile file", "up to 2 kB")
 YAML_DEPTH = Bound(20, "levels", "lists and mappings within each other in a compile file", "4")
 YAML_VALUES = Bound(2000, "values", "a compile file, lists, mappings and keys included", "about 60")
 YAML_CHARACTERS = Bound(4096, "characters", "one value of a compile file", "up to 100")
@@ -141,7 +141,7 @@ RENDERED_BYTES = Bound(
 
 # ---- calibration files -------------------------------------------------------------------------
 RECORD_BYTES = Bound(16 << 20, "bytes", "a line or a record of JSON data", "up to 200 kB")
-BLANK_BYTES = Bound(1 << 20, "bytes", "blanks in a row in JSON data", "none")
+BLANK_BYTES = Bound(1 << 18, "bytes", "blanks in a row in JSON data", "none")
 # Text packs to a third or a tenth of its size.
 UNPACK_RATIO = Bound(
     100, "times", "gzip or zstd data, unpacked, above UNPACK_FREE_BYTES", "3 to 10"
@@ -150,14 +150,11 @@ UNPACK_FREE_BYTES = Bound(
     64 << 20, "bytes", "what gzip or zstd data of any size may unpack to", "2 to 900 MB"
 )
 EMPTY_DOCUMENTS = Bound(
-    100_000, "documents", "without text before one with text; ten more for each of these", "none"
+    10_000, "documents", "without text before one with text; ten more for each of these", "none"
 )
 TRACES_BYTES = Bound(64 << 20, "bytes", "a file of traces", "51 kB")
 WAITING_CHARACTERS = Bound(
     64 << 20, "characters", "sound records that wait behind too many odd ones", "none"
-)
-POOL_BYTES = Bound(
-    1 << 28, "bytes", "the text of one source that is shuffled at once", "44 MB (alpaca)"
 )
 # A short text takes more memory for what is around it than for its letters.
 POOL_TURNS = Bound(
@@ -166,6 +163,8 @@ POOL_TURNS = Bound(
     "the texts and turns of one source that are shuffled at once",
     "104,000",
 )
+# A frame or a member takes time, also where it holds nothing.
+ZSTD_FRAMES = Bound(4096, "frames", "a MiB of zstd data, and 4096 more", "1 to 16")
 ZSTD_WINDOW_BYTES = Bound(
     1 << 27, "bytes", "the window of zstd data, as in the program zstd", "8 MB"
 )

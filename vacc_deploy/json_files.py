@@ -263,7 +263,7 @@ _STRICT = json.JSONDecoder(
 def _is_deeper(value: Any, limit: int) -> bool:
     """Return whether lists and objects are nested more than ``limit`` deep."""
     level = [value]
-    for _ in range(limit + 1):
+    for _ in range(limit):
         if not level:
             return False
         level = [

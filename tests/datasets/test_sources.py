@@ -365,3 +365,12 @@ def test_traces_that_are_none_are_refused(tmp_path, text, message):
 
 def test_the_names_that_messages_list_are_those_with_a_reader():
     assert tuple(sources.KINDS) == KIND_NAMES
+
+
+def test_traces_are_split_one_by_one(tmp_path):
+    """The first is there before the last is looked at, so a file of many tiny ones is no list."""
+    (tmp_path / "t").write_text(marked("[U]a[A]b" * 3 + "[U]c[A]d[A]e"), "utf-8")
+    documents = read_documents(CalibrationSource("traces", tmp_path / "t"))
+    assert [next(documents) for _ in range(3)] == [chat("a", "b")] * 3
+    with pytest.raises(CalibrationError, match="Questions and answers must take turns"):
+        next(documents)

@@ -84,6 +84,20 @@ def test_resume_makes_a_damaged_shard_again(model, output, partial, gptq, expect
     assert recorder.warnings[1:] == later
 
 
+def test_a_record_of_another_model_is_made_again(model, output, partial, tmp_path):
+    options = replace(RTN, formats=(VAMC,))
+    quantize(model, options=options, output=tmp_path / "whole")
+    interrupt(model, output, options, layers=2)
+    change_json(partial / record_name(1), lambda entry: entry.update(records=[]))
+    recorder = Recorder()
+    quantize(model, options=options, output=output, resume=True, progress=recorder)
+    files = [contents(directory) for directory in (output, tmp_path / "whole")]
+    # It names the source by its path from the output on.
+    assert all(found.pop(MANIFEST_NAME) for found in files) and files[0] == files[1]
+    assert "shard 2 of 5 is made again" in recorder.warnings[0]
+    assert f"{record_name(1)} is damaged: it has records of 0 linears" in recorder.warnings[0]
+
+
 def test_resume_removes_what_has_no_record(model, output, partial, gptq, expected, tmp_path):
     interrupt(model, output, gptq)
     (partial / shard_file(3)).write_bytes(b"half")
@@ -171,9 +185,24 @@ FOREIGN = {
     "another field": (FIRST, lambda entry: entry.update(colour=1), "it has the fields ['colour'"),
     "a field less": (SECOND, lambda entry: entry.pop("scales"), "it has the fields ['files'"),
     "another record": (SECOND, lambda entry: entry["records"][0].update(colour=1), "colour"),
-    "no number": (FIRST, lambda entry: entry.update(seconds=None), "float() argument"),
+    "no number": (FIRST, lambda entry: entry.update(seconds=None), "a number is None"),
     "another shard": (FIRST, lambda entry: entry.update(shard=2), "it is of shard 2, expected 1"),
-    "another kind": (FIRST, lambda entry: entry.update(files=[1]), "'list' object"),
+    "a forged size": (
+        FIRST,
+        lambda entry: entry["files"].update({shard_file(1): [-(10**300), "0" * 64]}),
+        f"the file '{shard_file(1)}' has the size -1000",
+    ),
+    "text for a number": (
+        SECOND,
+        lambda entry: entry["records"][0].update(dampening_frac="a"),
+        "a number is 'a'",
+    ),
+    "nested identity": (
+        RUN_NAME,
+        lambda run: run["identity"].update(model=["a"]),
+        "the identity has ['a'] as 'model'",
+    ),
+    "another kind": (FIRST, lambda entry: entry.update(files=[1]), "[1] stands in place"),
 }
 
 

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from vacc_deploy.bounds import POOL_BYTES, POOL_TURNS
+from vacc_deploy.bounds import POOL_TURNS
 from vacc_deploy.calibration.conversations import DocumentEncoder
 from vacc_deploy.calibration.split import Split, hash_document, is_held_out
 from vacc_deploy.datasets.files import Document
@@ -20,6 +20,8 @@ from vacc_deploy.progress import Progress
 # Documents are shuffled in pools, and put aside for later, of about 4 times the tokens needed.
 # English and Chinese text both come to about 4 bytes of UTF-8 a token.
 BYTES_PER_NEEDED_TOKEN = 4 * 4
+# The small sets are shuffled as a whole: their files are sorted by subject or by origin.
+WHOLE_POOL_BYTES = 1 << 28
 
 
 class Candidate(NamedTuple):
@@ -129,7 +131,7 @@ class SourceTokens:
     def _choose_documents(self, rng: random.Random) -> Generator[Candidate, None, None]:
         """Yield the documents that the split includes, in the order of the shuffle."""
         is_small_set = self.source.kind in CONVERSATION_KINDS
-        num_bytes = POOL_BYTES if is_small_set else self._missing() * BYTES_PER_NEEDED_TOKEN
+        num_bytes = WHOLE_POOL_BYTES if is_small_set else self._missing() * BYTES_PER_NEEDED_TOKEN
         # ``closing``: a file stays open no longer than it is read, though most end half way.
         with closing(_read_pools(self.source, num_bytes, self.tally)) as pools:
             for pool in pools:

@@ -108,8 +108,14 @@ def _parse_entry(
     return TensorInfo(name, dtype, tuple(shape), path, data_start + begin, expected, name, stamp)
 
 
+def _check_count(count: int) -> None:
+    if count > HEADER_TENSORS:
+        raise ValueError(f"it has {count:,} tensors, expected at most {HEADER_TENSORS:,}")
+
+
 def _parse_header(header: bytes, path: Path, data_start: int, stamp: FileStamp) -> ShardHeader:
     """Return what a header says, its tensors in the order of their bytes."""
+    _check_count(header.count(b'"data_offsets"'))  # before any of them takes memory
     # Strict: what the library of safetensors would refuse is refused here.
     entries = parse_json(header, is_strict=True)
     if not isinstance(entries, dict):
@@ -118,8 +124,7 @@ def _parse_header(header: bytes, path: Path, data_start: int, stamp: FileStamp) 
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError(f"its __metadata__ is not an object of texts: {metadata!r:.80}")
-    if len(entries) > HEADER_TENSORS:
-        raise ValueError(f"it has {len(entries):,} tensors, expected at most {HEADER_TENSORS:,}")
+    _check_count(len(entries))
     # Each entry is given back as soon as it is checked: a header may have many.
     tensors = [
         _parse_entry(name, entries.pop(name), path, data_start, stamp) for name in [*entries]

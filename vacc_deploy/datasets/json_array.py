@@ -80,8 +80,9 @@ class _Text:
                     raise ValueError(err.msg) from err
             except RecursionError as err:
                 raise ValueError("it is nested too deep") from err
-            # A number may go on behind what was read.
-            if problem is None and (end < len(self._text) or self._is_end):
+            # A number may go on behind what was read: of 1e-7 the reader takes the 1 where the text
+            # is cut behind the minus.
+            if problem is None and (end + len("e-") < len(self._text) or self._is_end):
                 self.position = end
                 check_json_depth(value)
                 return value

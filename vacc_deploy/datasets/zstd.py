@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import IO, Any, cast
 
-from vacc_deploy.bounds import ZSTD_WINDOW_BYTES
+from vacc_deploy.bounds import ZSTD_FRAMES, ZSTD_WINDOW_BYTES
 from vacc_deploy.datasets.extras import find_package, load_package
 from vacc_deploy.errors import CalibrationError
 
@@ -44,6 +44,7 @@ class _Unpacked(io.RawIOBase):
 
     def __init__(self, raw: IO[bytes], path: Path, package: Any) -> None:
         self._raw, self._path, self._package = raw, path, package
+        self._num_frames = self._num_bytes = 0
         self._decoder = self._begin()
         self._packed, self._ready = b"", memoryview(b"")
         self._is_inside = False  # a frame has begun and not ended
@@ -53,7 +54,9 @@ class _Unpacked(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._ready:
-            self._packed = self._packed or self._raw.read(PIECE_BYTES)
+            if not self._packed:
+                self._packed = self._raw.read(PIECE_BYTES)
+                self._num_bytes += len(self._packed)
             if not self._packed:
                 if self._is_inside:
                     raise self._damaged("they end in the middle of a frame")
@@ -78,6 +81,9 @@ class _Unpacked(io.RawIOBase):
         return data
 
     def _begin(self) -> Any:
+        self._num_frames += 1
+        if self._num_frames > ZSTD_FRAMES * (1 + (self._num_bytes >> 20)):
+            raise self._damaged(f"they are in {self._num_frames:,} frames, far more than any")
         return self._package.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES).decompressobj()
 
     def _too_wide(self) -> CalibrationError:

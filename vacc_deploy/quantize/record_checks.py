@@ -1,7 +1,6 @@
 """Check what a record of an interrupted run says, before anything of it is used.
 
-The partial directory may be a stranger's, or its disk may have failed. A record that says something
-impossible is damaged, and its shard is made again.
+The partial directory may be a stranger's, or its disk may have failed.
 """
 
 from __future__ import annotations
@@ -25,6 +24,24 @@ _METHODS = ("gptq", "rtn")
 _COUNTS = ("num_saturated", "num_pinned")
 _OPTIONAL = ("error_gptq", "error_rtn", "dampening_frac")
 _NUMBERS = (*_OPTIONAL, "correction", "scale_shrink")
+
+
+def read_identity(value: Any) -> dict[str, Any]:
+    """Return the identity of a run: names with plain values.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    if not isinstance(value, dict):
+        raise ValueError("it lacks the run's identity")
+    for name, plain in value.items():
+        if len(name) > TENSOR_NAME or not name.isprintable():
+            raise ValueError(f"the identity has the name {name!r:.80}")
+        is_plain = plain is None or isinstance(plain, (bool, int, float, str))
+        is_weight = name.startswith("calibration sources ") and name.endswith(" weight")
+        if not is_plain or (is_weight and not isinstance(plain, (int, float))):
+            raise ValueError(f"the identity has {plain!r:.80} as {name!r:.80}")
+    return value
 
 
 def read_number(value: Any) -> float:
@@ -61,7 +78,8 @@ def read_linear(value: Any) -> LinearRecord:
     """
     names = {item.name for item in fields(LinearRecord)}
     if not isinstance(value, dict) or value.keys() != names:
-        raise ValueError(f"the record of a linear is {value!r:.80}")
+        found = sorted(value) if isinstance(value, dict) else value
+        raise ValueError(f"the record of a linear is {found!r:.200}, expected {sorted(names)}")
     name, method = value["name"], value["method"]
     if not isinstance(name, str) or len(name) > TENSOR_NAME or method not in _METHODS:
         raise ValueError(f"the record of a linear is {value!r:.80}")

@@ -28,6 +28,7 @@ from vacc_deploy.outputs.writer import WrittenFile, shard_name
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.quantize.record_checks import (
     read_files,
+    read_identity,
     read_linear,
     read_number,
     read_seconds,
@@ -192,8 +193,9 @@ def _parse_run(partial: Path, formats: tuple[str, ...], values: Any) -> Run:
     if values.get("version") != RECORD_VERSION:
         raise ValueError(f"version {values.get('version')!r:.40}, expected {RECORD_VERSION}")
     identity, num_layers, resumes = (values.get(k) for k in ("identity", "num_layers", "resumes"))
-    if not isinstance(identity, dict) or type(num_layers) is not int or type(resumes) is not int:
-        raise ValueError("it lacks the run's identity, number of layers or number of resumes")
+    identity = read_identity(identity)
+    if type(num_layers) is not int or type(resumes) is not int:
+        raise ValueError("it lacks the number of layers or of resumes")
     if not 0 < num_layers <= RUN_LAYERS or not 0 <= resumes <= HEADER_NUMBER:
         raise ValueError(
             f"{num_layers!r:.40} layers and {resumes!r:.40} resumes, expected at most {RUN_LAYERS}"
@@ -215,17 +217,13 @@ def _read_shard(path: Path, shard: int) -> ShardRecord:
     names = {item.name for item in fields(ShardRecord)}
     if values.keys() != names:
         raise ValueError(f"it has the fields {sorted(values)!r:.200}, expected {sorted(names)}")
-    try:
-        if values["shard"] != shard:
-            raise ValueError(f"it is of shard {values['shard']!r:.40}")
-        return ShardRecord(
-            shard=shard,
-            seconds=read_number(values["seconds"]),
-            files=read_files(values["files"]),
-            records=tuple(map(read_linear, values["records"])),
-            scales=read_texts(values["scales"]),
-            linear_seconds=read_seconds(values["linear_seconds"]),
-        )
-    except (ValueError, TypeError):
-        # Its fields are those of this version, so what stands in them is damage.
-        return ShardRecord(shard)
+    if values["shard"] != shard:
+        raise ValueError(f"it is of shard {values['shard']!r:.40}, expected {shard}")
+    return ShardRecord(
+        shard=shard,
+        seconds=read_number(values["seconds"]),
+        files=read_files(values["files"]),
+        records=tuple(map(read_linear, values["records"])),
+        scales=read_texts(values["scales"]),
+        linear_seconds=read_seconds(values["linear_seconds"]),
+    )

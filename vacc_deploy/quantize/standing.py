@@ -18,7 +18,7 @@ from vacc_deploy.outputs.damages import find_damages
 from vacc_deploy.outputs.partial import find_writer, partial_path
 from vacc_deploy.progress import Progress
 from vacc_deploy.quantize.identity import differences
-from vacc_deploy.quantize.record_checks import read_linear
+from vacc_deploy.quantize.record_checks import read_identity, read_linear
 from vacc_deploy.quantize.records import RUN_NAME, Run, read_run
 from vacc_deploy.quantize.result import REPORT_NAME, TIMING_NAME, QuantizeResult
 
@@ -78,7 +78,10 @@ def look_at(output_dir: Path, formats: tuple[str, ...]) -> Standing:
     except CheckpointError:
         return None
     identity = timing.get(IDENTITY_KEY) if isinstance(timing, dict) else None
-    return Finished(identity) if isinstance(identity, dict) else None
+    try:
+        return Finished(read_identity(identity))
+    except ValueError:
+        return None
 
 
 def find_obstacle(standing: Standing, *, resume: bool, overwrite: bool) -> str:
