@@ -338,7 +338,8 @@ def next_arguments(base: Base, sandbox: Path) -> tuple[str, ...]:
     output, partial = work / command.output, work / f"{command.output}.partial"
     if command.is_set:
         return command.arguments
-    is_begun = any(partial.glob(".vacc-deploy-shard-*.json"))
+    # Before its first layer is finished a run has nothing to go on with.
+    is_begun = (partial / ".vacc-deploy-shard-00001.json").exists()
     is_whole = output.exists() and not base.old
     if command.is_resumable and (is_begun or is_whole):
         return (*command.arguments, "--resume")
