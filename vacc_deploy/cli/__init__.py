@@ -8,9 +8,9 @@ from __future__ import annotations
 import errno
 import io
 import os
-import signal
 import sys
 import traceback
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
@@ -25,7 +25,7 @@ from vacc_deploy.cli.models import models_command
 from vacc_deploy.cli.options import emit_error
 from vacc_deploy.cli.prepare import prepare_command
 from vacc_deploy.cli.quantize import quantize_command
-from vacc_deploy.cli.signals import SignalGuard, Terminated
+from vacc_deploy.cli.signals import SignalGuard, signal_of
 from vacc_deploy.cli.verify import verify_command
 from vacc_deploy.cli.yaml import yaml_command
 from vacc_deploy.errors import StoppedError, UsageError, VaccDeployError, add_sentence
@@ -73,10 +73,11 @@ class Interruption(CommandFailure):
             return
         if self.settings.get("json") and not self.settings.get("is_printed"):
             emit_error(type(self.err).__name__, self.message)
-        if sys.stderr.isatty():
-            # Behind ^C and an open bar, which has hidden the cursor.
-            click.echo("\x1b[?25h", err=True)
-        click.echo(escape_controls(self.message), file=file, err=True)
+        with suppress(OSError):  # the terminal may be gone
+            if sys.stderr.isatty():
+                # Behind ^C and an open bar, which has hidden the cursor.
+                click.echo("\x1b[?25h", err=True)
+            click.echo(escape_controls(self.message), file=file, err=True)
 
 
 # Steps of the vendor's programs that a user may look for here.
@@ -120,8 +121,7 @@ class ErrorGroup(click.Group):
                 message = explain_denied(Path(os.fsdecode(err.filename)))
             raise CommandFailure(err, message, 1, ctx.meta) from err
         except KeyboardInterrupt as err:
-            signum = signal.SIGTERM if isinstance(err, Terminated) else signal.SIGINT
-            raise self._interrupted(ctx, signum) from err
+            raise self._interrupted(ctx, signal_of(err)) from err
 
     def _interrupted(
         self, ctx: click.Context, signum: int, *, is_forced: bool = False
@@ -198,8 +198,7 @@ def main() -> None:
             err.show()
     except (click.Abort, KeyboardInterrupt) as err:
         # Before the command began. click makes its Abort of every interruption.
-        is_terminated = Terminated in (type(err), type(err.__cause__))
-        code = 143 if is_terminated else 130
+        code = 128 + signal_of(err if isinstance(err, KeyboardInterrupt) else err.__cause__)
         if guard.claim():
             click.echo("Interrupted.", err=True)
     except click.exceptions.Exit as err:

@@ -16,7 +16,7 @@ import click
 
 from vacc_deploy.cli.options import settings
 from vacc_deploy.cli.resuming import describe_kept, hinting_at_resume
-from vacc_deploy.cli.signals import Terminated
+from vacc_deploy.cli.signals import signal_of
 from vacc_deploy.errors import UsageError, VaccDeployError
 from vacc_deploy.progress import KeptLayers
 
@@ -167,6 +167,6 @@ def _exit_code(err: BaseException) -> int:
         return err.exit_code
     if isinstance(err, SystemExit) and isinstance(err.code, int):
         return err.code
-    if isinstance(err, Terminated):
-        return 143
-    return 130 if isinstance(err, (KeyboardInterrupt, click.Abort)) else 1
+    if isinstance(err, (KeyboardInterrupt, click.Abort)):
+        return 128 + signal_of(err)
+    return 1
