@@ -25,6 +25,8 @@ _ANSWERS = re.compile(
     rb"|too many requests|internal server error|bad gateway",
     re.IGNORECASE,
 )
+# Only an escape brings half of a surrogate pair into a text.
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 # Enough of a file to tell what stands in its place.
 STAND_IN_BYTES = 512
 # What some editors and shells put in front of UTF-8.
@@ -93,11 +95,18 @@ def read_bounded(
     return data
 
 
-def read_json(path: Path, *, limit_bytes: int) -> Any:
+def read_json(path: Path, *, limit_bytes: int, in_utf8: bool = False) -> Any:
     """Parse a small JSON file of at most ``limit_bytes``.
 
+    Args:
+        path: file to read.
+        limit_bytes: largest size that is accepted.
+        in_utf8: refuse half a character, which no text file can hold. Our own files hold some:
+            Python reads a byte of a path that is no UTF-8 as one.
+
     Raises:
-        CheckpointError: the file is missing, too large, not UTF-8, not JSON or nested too deeply.
+        CheckpointError: the file is missing, too large, not UTF-8, not JSON, nested too deeply, or
+            has half a character.
     """
     data = read_bounded(path, limit_bytes)
     if not data:
@@ -113,7 +122,30 @@ def read_json(path: Path, *, limit_bytes: int) -> Any:
             f"{path} has lists or objects nested more than {JSON_DEPTH} deep, which no loader "
             "reads. Restore the file from the model's original repository."
         )
+    if in_utf8 and _HALF_CHARACTER.search(data) and not _is_text(value):
+        raise CheckpointError(
+            f"{path} has a text with half of a character, such as \\ud800 alone, which no file can "
+            "hold. Restore the file from the model's original repository."
+        )
     return value
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether all texts of a value can be written as UTF-8."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_json(value: Any) -> bool:
+    """Return whether a value of Python's parser is JSON: that takes NaN and infinity too."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_deeper(value: Any, limit: int) -> bool:

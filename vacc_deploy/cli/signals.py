@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 # The last is what a closed terminal and a lost connection send.
@@ -62,7 +63,10 @@ class SignalGuard:
             # with nohup the end of the terminal.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._interrupt)
-        threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True).start()
+        with suppress(RuntimeError):  # no thread may be started: then Python's own part has to do
+            threading.Thread(
+                target=self._watch, args=(reader,), name="signals", daemon=True
+            ).start()
 
     def claim(self) -> bool:
         """Return whether the caller is the first to say how the command ends."""
