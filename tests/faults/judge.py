@@ -13,8 +13,6 @@ from pathlib import Path
 
 from runs import Command, Outcome, work_in
 
-from vacc_deploy.outputs.output_rules import RUN_FILE_PREFIX
-
 TIMING_NAME = "quantize_timing.json"  # times differ from run to run
 # An output, or what it is: state -> whether that is whole.
 OLD, NEW, NONE, ASIDE, HALF, SOME = "old", "new", "none", "aside", "half", "some"
@@ -32,6 +30,8 @@ _ADVICE = re.compile(
     r"Make|Leave|Add|Delete|Prepare)\b|\n  \S"
 )
 
+# Of what a run keeps for itself in its directory.
+RUN_FILE_PREFIX = ".vacc-deploy-"
 # What a killed run leaves beside a small file.
 _PARTIAL = re.compile(r"(^|/)\.[^/]+\.[0-9a-f]+\.\d+\.partial$")
 

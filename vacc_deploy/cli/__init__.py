@@ -25,7 +25,7 @@ import click
 from vacc_deploy import __version__
 from vacc_deploy.cli.demo import demo_command
 from vacc_deploy.cli.export_onnx import export_onnx_command
-from vacc_deploy.cli.failures import Interruption, failure_of, report_thread, signal_of
+from vacc_deploy.cli.failures import Interruption, failure_of, report_thread
 from vacc_deploy.cli.generate import generate_command
 from vacc_deploy.cli.models import models_command
 from vacc_deploy.cli.options import emit_error

@@ -21,7 +21,7 @@ from typing import IO, Any
 import click
 
 from vacc_deploy.cli.options import emit_error
-from vacc_deploy.cli.signals import Terminated
+from vacc_deploy.cli.signals import signal_of
 from vacc_deploy.cli.telling import cut_message, tell
 from vacc_deploy.errors import VaccDeployError, add_sentence
 from vacc_deploy.permissions import explain_denied, is_denied
@@ -184,8 +184,3 @@ def _locate(err: BaseException) -> str:
     with suppress(PackageNotFoundError):
         library += f" {version(library)}"
     return f"{ours}, within {library}"
-
-
-def signal_of(err: KeyboardInterrupt) -> int:
-    """Return which signal has interrupted a command."""
-    return signal.SIGTERM if isinstance(err, Terminated) else signal.SIGINT
