@@ -7,15 +7,9 @@ from __future__ import annotations
 
 import errno
 import io
-<<<<<<< HEAD
-import os
-import sys
-import traceback
-=======
 import sys
 import threading
 import warnings
->>>>>>> x-D
 from contextlib import suppress
 from itertools import takewhile
 from typing import Any
@@ -50,43 +44,6 @@ _EXTRA_ARGUMENTS = {
 }
 
 
-<<<<<<< HEAD
-class CommandFailure(click.ClickException):
-    """An expected failure on its way to the terminal."""
-
-    def __init__(self, err: Exception, message: str, exit_code: int, settings: dict[str, Any]):
-        super().__init__(message)
-        self.err, self.settings = err, settings
-        self.exit_code = exit_code  # type: ignore[misc]
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Print the message on stderr, and as an object on stdout under ``--json``."""
-        if self.settings.get("debug"):
-            text = "".join(traceback.format_exception(self.err))
-            click.echo(escape_controls(text), err=True)
-        if self.settings.get("json"):
-            emit_error(type(self.err).__name__, self.message)
-        click.echo(escape_controls(f"Error: {self.message}"), file=file, err=True)
-
-
-class Interruption(CommandFailure):
-    """An interrupted command on its way to the terminal."""
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Print what stays; the object on stdout only where the result is not there already."""
-        if self.settings.get("is_silent"):
-            return
-        if self.settings.get("json") and not self.settings.get("is_printed"):
-            emit_error(type(self.err).__name__, self.message)
-        with suppress(OSError):  # the terminal may be gone
-            if sys.stderr.isatty():
-                # Behind ^C and an open bar, which has hidden the cursor.
-                click.echo("\x1b[?25h", err=True)
-            click.echo(escape_controls(self.message), file=file, err=True)
-
-
-=======
->>>>>>> x-D
 # Steps of the vendor's programs that a user may look for here.
 _NOT_HERE = {
     "check": "yaml checks a directory and what it writes; verify compares the weights.",
@@ -119,15 +76,12 @@ class ErrorGroup(click.Group):
             raise
         except KeyboardInterrupt as err:
             raise self._interrupted(ctx, signal_of(err)) from err
-<<<<<<< HEAD
-=======
         except BaseException as err:
             # click ends quietly where the pipe's reader has gone, as in `| head`.
             if isinstance(err, OSError) and err.errno == errno.EPIPE:
                 raise
             # Libraries in Rust raise classes that are no Exception.
             raise failure_of(err, ctx.invoked_subcommand or "", ctx.meta) from err
->>>>>>> x-D
 
     def _interrupted(
         self, ctx: click.Context, signum: int, *, is_forced: bool = False
