@@ -82,7 +82,8 @@ class Fault:
             return self.words
         later = " and all later ones" if self.lasts else ""
         place = f" of *{self.about}" if self.about else ""
-        return f"{self.words} {'after' if self.is_after else 'at'} {self.call} {self.number}{place}{later}"
+        moment = f"{'after' if self.is_after else 'at'} {self.call} {self.number}"
+        return f"{self.words} {moment}{place}{later}"
 
 
 def fail(number: int) -> Act:

@@ -84,7 +84,8 @@ def without_run_files(snapshot: Mapping[str, str]) -> Snapshot:
 def _is_own(command: Command, name: str) -> bool:
     """Return whether a name beside the output is one that only its runs give."""
     output = re.escape(command.output)
-    names = rf"{output}(\.partial)?|\.{output}\.replaced-\d+|\.{output}\.[0-9a-f]+\.\d+\.partial"
+    names = rf"{output}(\.partial)?|\.{output}\.replaced-\d+|\.{output}\.trial-\d+-\d+"
+    names += rf"|\.{output}\.[0-9a-f]+\.\d+\.partial"
     return bool(command.output) and re.fullmatch(names, name) is not None
 
 

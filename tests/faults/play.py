@@ -283,11 +283,11 @@ def _is_left(base: Base, case: Case, after: Snapshot, verdict: Verdict) -> bool:
 
     Without, the next one is the undisturbed one that has been tried already.
     """
-    if case.change is not None:
-        return True
     names = [path.partition("/")[2] for path in after]
-    is_beside = any(re.match(r"\.?out.*(\.partial|\.replaced-\d+)$", name) for name in names)
-    is_as_before = after == base.snapshot and base.start != RESUME
+    is_beside = any(
+        re.match(r"\.?out.*(\.partial|\.replaced-\d+|\.trial-\d+-\d+)$", name) for name in names
+    )
+    is_as_before = after == base.snapshot and base.start != RESUME and case.change is None
     return is_beside or not (is_as_before or verdict.codes[-1] == 0)
 
 

@@ -7,17 +7,22 @@ left. So the suite tries few, of the commands that differ in how they write.
 import os
 import random
 import shutil
+import signal
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
-from fault import START, Fault, strike
+import runs
+from fault import START, Fault, send
 from kinds import KINDS, every_full_disk, is_tried
 from play import FRESH, OVERWRITE, READ, RESUME, Case, Stage, play
 from runs import COMMANDS
 
+from vacc_deploy.errors import OutputError
+from vacc_deploy.outputs import files
 from vacc_deploy.outputs import output as output_module
-from vacc_deploy.outputs import writer
 
 SEED = 11
 PREPARE, QUANTIZE, GOES_ON = (
@@ -95,14 +100,14 @@ def broken(change):
 def remove_the_older_output_first():
     def put_in_place(partial, target):
         if target.exists():
-            output_module.remove_path(target)
+            shutil.rmtree(target)
         os.rename(partial, target)
 
     output_module._put_in_place = put_in_place
 
 
 def write_half():
-    plain = writer.write_bytes
+    plain = files.write_bytes
 
     def half(path, chunks):
         written = plain(path, chunks)
@@ -110,54 +115,74 @@ def write_half():
             os.truncate(path, 100)
         return written
 
-    from vacc_deploy.outputs import files
-
     files.write_bytes = half
 
 
-def raise_what_nobody_expects():
-    def check(directory):
-        raise ValueError("never mind")
+def at_the_end(act):
+    """Return a change by which a run does something when its output stands."""
 
-    output_module.sync_directory = check
+    def change():
+        output_module.remove_leftovers = act
 
-
-def clear_too_much():
-    output_module.remove_leftovers = lambda target: shutil.rmtree(target.parent / "out-mine")
+    return change
 
 
-def read_what_is_outside():
-    def look(target):
-        (target.parent.parent / "outside" / "secret.txt").read_bytes()
-
-    output_module.remove_leftovers = look
+@at_the_end
+def clear_too_much(target, *_):
+    shutil.rmtree(target.parent / "out-mine")
 
 
-def wait_for_ever():
-    import time
+@at_the_end
+def read_what_is_outside(target, *_):
+    (target.parent.parent / "outside" / "secret.txt").read_bytes()
 
-    output_module.remove_leftovers = lambda target: time.sleep(1000)
+
+@at_the_end
+def print_a_traceback(*_):
+    sys.stderr.write("Traceback (most recent call last):\nValueError: never mind\n")
+
+
+@at_the_end
+def end_otherwise(*_):
+    sys.exit(7)
+
+
+@at_the_end
+def wait_for_ever(*_):
+    time.sleep(1000)
+
+
+@at_the_end
+def leave_something(target, *_):
+    target.with_name("out.partial").mkdir()
+
+
+@at_the_end
+def fail_without_a_word(*_):
+    raise OutputError("It failed.")
 
 
 @pytest.mark.parametrize(
-    ("change", "more", "problem"),
+    ("change", "problem"),
     [
-        (remove_the_older_output_first, [strike("SIGKILL", "rename", 1)], "loss: the older output"),
-        (write_half, [], "half: exit code 0"),
-        (raise_what_nobody_expects, [], "traceback: ValueError: never mind"),
-        (clear_too_much, [], "loss: work/out-mine/thesis.txt is gone"),
-        (read_what_is_outside, [], "escape: it opened"),
-        (wait_for_ever, [], "hang: still running after 2 s"),
+        (remove_the_older_output_first, "loss: the older output is gone"),
+        (write_half, "half: exit code 0"),
+        (clear_too_much, "loss: work/out-mine/thesis.txt is gone"),
+        (read_what_is_outside, "escape: it opened"),
+        (print_a_traceback, "traceback: ValueError: never mind"),
+        (end_otherwise, "code: 7"),
+        (wait_for_ever, "hang: still running after 2 s"),
+        (leave_something, "left: exit code 0"),
+        (fail_without_a_word, "message: it names no file"),
     ],
 )
-def test_the_harness_finds(stage, monkeypatch, change, more, problem):
-    import runs
-
+def test_the_harness_finds(stage, monkeypatch, change, problem):
     if change is wait_for_ever:
         monkeypatch.setattr(runs, "LIMIT_SECONDS", 2.0)
-    case = Case(
-        "x", COMMANDS["prepare"], OVERWRITE, faults=((broken(change), *more),), codes=(1, 137)
-    )
+    faults = [broken(change)]
+    if change is remove_the_older_output_first:
+        faults.append(Fault("rename", 1, send(signal.SIGKILL), "SIGKILL", about="/out.partial"))
+    case = Case("x", COMMANDS["prepare"], OVERWRITE, faults=(tuple(faults),), codes=(1, 137))
     verdict = play(stage, case)
     assert any(line.startswith(problem) for line in verdict.problems), verdict.to_text()
 
