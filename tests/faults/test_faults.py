@@ -154,7 +154,7 @@ def wait_for_ever(*_):
 
 @at_the_end
 def leave_something(target, *_):
-    target.with_name("out.partial").mkdir()
+    target.with_name("out.partial").mkdir(exist_ok=True)
 
 
 @at_the_end
