@@ -13,7 +13,9 @@ from typing import Any
 
 from vacc_deploy.bounds import JSON_DEPTH
 from vacc_deploy.errors import CheckpointError, VaccDeployError
+from vacc_deploy.links import explain_outside
 from vacc_deploy.permissions import explain_unreadable
+from vacc_deploy.stamps import open_ordinary
 
 _LFS_POINTER = b"version https://git-lfs"
 _PAGE_STARTS = (b"<!doctype html", b"<html")
@@ -67,6 +69,7 @@ def read_bounded(
     *,
     error: type[VaccDeployError] = CheckpointError,
     advice: str = "Check the path.",
+    is_users_own: bool = False,
 ) -> bytes:
     """Return the bytes of a file that holds at most ``limit_bytes``.
 
@@ -78,9 +81,13 @@ def read_bounded(
         limit_bytes: largest size that is accepted.
         error: class of what is raised where the file cannot be read, or is too large.
         advice: what to do about a file that is too large, a sentence.
+        is_users_own: whether the user has named this very file: then a link may lead anywhere, and
+            a pipe is read too.
     """
+    if not is_users_own and (outside := explain_outside(path)):
+        raise error(outside)
     try:
-        with path.open("rb") as file:
+        with path.open("rb") if is_users_own else open_ordinary(path) as file:
             data = file.read(limit_bytes + 1)
     except OSError as err:
         raise error(explain_unreadable(path, err, otherwise=advice)) from err

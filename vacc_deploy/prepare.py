@@ -13,6 +13,7 @@ from typing import Any
 from vacc_deploy.assets import SOURCE_FILES, source_file
 from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG
 from vacc_deploy.checkpoint.caches import default_output
+from vacc_deploy.checkpoint.changes import unchanged
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, name_source, stored_layout
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.checkpoint.soundness import check_weights
@@ -179,9 +180,10 @@ class _Assembly:
         """Claim the output, read all weights once, then write the directory."""
         said = list[str]()
         inputs = self._checkpoint.input_paths()
-        with output_directory(
+        output = output_directory(
             self._output_dir, overwrite=overwrite, inputs=inputs, say=said.append
-        ) as folder:
+        )
+        with output as folder, unchanged(self._checkpoint):
             remarks = check_weights(self._checkpoint, progress)
             files = self._placement.place(folder, progress, said.append)
             files += [(file.write(folder), file.how) for file in self._small_files]

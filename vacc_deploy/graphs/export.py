@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from vacc_deploy.assets import default_text_file
+from vacc_deploy.checkpoint.changes import unchanged
 from vacc_deploy.checkpoint.manifest import model_name
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, UsageError, list_problems
@@ -93,7 +94,8 @@ def export_onnx(
     try_output(output, **rules)  # before the model, which takes long to load
     model = load_model(checkpoint)
     say, inputs = progress.say, (directory,)
-    with output_directory(output, overwrite=overwrite, inputs=inputs, say=say) as partial:
+    folder = output_directory(output, overwrite=overwrite, inputs=inputs, say=say)
+    with folder as partial, unchanged(checkpoint):
         graphs, agreement = _export(model, prompt, shape, options, partial, progress=progress)
         _write_manifest(partial, result, options)
     return replace(

@@ -173,7 +173,7 @@ def _archive(path: Path) -> Finding:
 
 def _yaml(path: Path) -> Finding:
     what = f"{path} is a YAML file, as vamc reads it, not a checkpoint."
-    text = read_bounded(path, _MAX_SMALL_FILE).decode("utf-8", errors="replace")
+    text = read_bounded(path, _MAX_SMALL_FILE, is_users_own=True).decode("utf-8", errors="replace")
     stated = re.search(r"^[ \t]*checkpoint:[ \t]*['\"]?([^'\"\n]{1,1000})", text, re.MULTILINE)
     if stated and Path(stated[1].strip()).is_dir():
         return Finding(what, (Path(stated[1].strip()),), "It names this directory")

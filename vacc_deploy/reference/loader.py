@@ -22,6 +22,7 @@ from torch.nn.modules.module import (
 )
 
 from vacc_deploy.assets import SOURCE_FILES, asset_dir, is_own_source
+from vacc_deploy.checkpoint.changes import unchanged
 from vacc_deploy.checkpoint.generation_config import read_generation_config
 from vacc_deploy.checkpoint.manifest import stored_layout
 from vacc_deploy.checkpoint.reader import Checkpoint
@@ -54,6 +55,11 @@ def load_model(source: Path | Checkpoint, *, dtype: torch.dtype = torch.float32)
             configurations describe two models, or the installed transformers is too old for it.
     """
     checkpoint = Checkpoint.open(source) if isinstance(source, Path) else source
+    with unchanged(checkpoint):
+        return _load(checkpoint, dtype)
+
+
+def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     directory, config = checkpoint.directory, checkpoint.config
     _check_rope_is_known(checkpoint)
     generation, _ = read_generation_config(directory, config.vocab_size)
