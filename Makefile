@@ -27,4 +27,5 @@ demo:
 	vacc-deploy demo --overwrite
 
 yaml:
+	rm -f yaml/*.yaml build_in/*/config_vacc.json
 	vacc-deploy yaml --all --output yaml --build-in build_in

@@ -36,6 +36,24 @@ JSON_DEPTH = Bound(
 )
 
 # ---- configuration -----------------------------------------------------------------------------
+CONFIG_BYTES = Bound(1 << 20, "bytes", "config.json or config_vacc.json", "under 3 KB")
+GENERATION_CONFIG_BYTES = Bound(1 << 20, "bytes", "generation_config.json", "under 1 KB")
+NUM_LAYERS = Bound(1 << 10, "layers", "num_hidden_layers", "up to 126")
+NUM_HEADS = Bound(1 << 10, "heads", "num_attention_heads, num_key_value_heads", "up to 128")
+HEAD_SIZE = Bound(1 << 13, "channels", "head_dim", "up to 256")
+HIDDEN_SIZE = Bound(1 << 16, "channels", "hidden_size", "up to 16,384")
+INTERMEDIATE_SIZE = Bound(1 << 18, "channels", "intermediate_size", "up to 53,248")
+VOCAB_SIZE = Bound(1 << 22, "tokens", "vocab_size", "up to 256,000")
+CONTEXT_TOKENS = Bound(
+    1 << 24, "tokens", "max_position_embeddings, sliding_window", "up to 4,194,304"
+)
+CONFIG_NUMBER = Bound(
+    10**30,
+    "",
+    "any number of the architecture (rope_theta, factor, rms_norm_eps), and one divided by it",
+    "1e-6 to 1e7",
+)
+END_TOKENS = Bound(1000, "ids", "the list eos_token_id", "up to 3 ids")
 
 # ---- tokenizers --------------------------------------------------------------------------------
 
@@ -46,3 +64,6 @@ JSON_DEPTH = Bound(
 # ---- outputs, manifests and records of a run ---------------------------------------------------
 
 # ---- messages ----------------------------------------------------------------------------------
+MESSAGE_CHARACTERS = Bound(
+    4000, "characters", "an error, a warning or a note (its middle is left out)", "up to 600"
+)

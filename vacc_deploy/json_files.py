@@ -13,7 +13,9 @@ from typing import Any
 
 from vacc_deploy.bounds import JSON_DEPTH
 from vacc_deploy.errors import CheckpointError, VaccDeployError
+from vacc_deploy.links import explain_outside
 from vacc_deploy.permissions import explain_unreadable
+from vacc_deploy.stamps import open_ordinary
 
 _LFS_POINTER = b"version https://git-lfs"
 _PAGE_STARTS = (b"<!doctype html", b"<html")
@@ -25,6 +27,8 @@ _ANSWERS = re.compile(
     rb"|too many requests|internal server error|bad gateway",
     re.IGNORECASE,
 )
+# Only an escape brings half of a surrogate pair into a text.
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 # Enough of a file to tell what stands in its place.
 STAND_IN_BYTES = 512
 # What some editors and shells put in front of UTF-8.
@@ -65,6 +69,7 @@ def read_bounded(
     *,
     error: type[VaccDeployError] = CheckpointError,
     advice: str = "Check the path.",
+    is_users_own: bool = False,
 ) -> bytes:
     """Return the bytes of a file that holds at most ``limit_bytes``.
 
@@ -76,9 +81,13 @@ def read_bounded(
         limit_bytes: largest size that is accepted.
         error: class of what is raised where the file cannot be read, or is too large.
         advice: what to do about a file that is too large, a sentence.
+        is_users_own: whether the user has named this very file: then a link may lead anywhere, and
+            a pipe is read too.
     """
+    if not is_users_own and (outside := explain_outside(path)):
+        raise error(outside)
     try:
-        with path.open("rb") as file:
+        with path.open("rb") if is_users_own else open_ordinary(path) as file:
             data = file.read(limit_bytes + 1)
     except OSError as err:
         raise error(explain_unreadable(path, err, otherwise=advice)) from err
@@ -93,11 +102,18 @@ def read_bounded(
     return data
 
 
-def read_json(path: Path, *, limit_bytes: int) -> Any:
+def read_json(path: Path, *, limit_bytes: int, in_utf8: bool = False) -> Any:
     """Parse a small JSON file of at most ``limit_bytes``.
 
+    Args:
+        path: file to read.
+        limit_bytes: largest size that is accepted.
+        in_utf8: refuse half a character, which no text file can hold. Our own files hold some:
+            Python reads a byte of a path that is no UTF-8 as one.
+
     Raises:
-        CheckpointError: the file is missing, too large, not UTF-8, not JSON or nested too deeply.
+        CheckpointError: the file is missing, too large, not UTF-8, not JSON, nested too deeply, or
+            has half a character.
     """
     data = read_bounded(path, limit_bytes)
     if not data:
@@ -113,7 +129,30 @@ def read_json(path: Path, *, limit_bytes: int) -> Any:
             f"{path} has lists or objects nested more than {JSON_DEPTH} deep, which no loader "
             "reads. Restore the file from the model's original repository."
         )
+    if in_utf8 and _HALF_CHARACTER.search(data) and not _is_text(value):
+        raise CheckpointError(
+            f"{path} has a text with half of a character, such as \\ud800 alone, which no file can "
+            "hold. Restore the file from the model's original repository."
+        )
     return value
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether all texts of a value can be written as UTF-8."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_json(value: Any) -> bool:
+    """Return whether a value of Python's parser is JSON: that takes NaN and infinity too."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_deeper(value: Any, limit: int) -> bool:

@@ -213,14 +213,6 @@ def test_a_hint_is_shown_behind_the_message():
     assert CliRunner().invoke(group, ["full"]).stderr == f"Error: {message}\n"
 
 
-def test_a_programming_mistake_keeps_its_traceback():
-    def broken():
-        raise TypeError("ours")
-
-    group = ErrorGroup(commands={"broken": click.Command("broken", callback=broken)})
-    assert isinstance(CliRunner().invoke(group, ["broken"]).exception, TypeError)
-
-
 def test_no_escape_sequence_of_a_strangers_file_reaches_the_terminal(tmp_path):
     name = "\x1b[2Jmodel.\x9b31mred\u202e"
     source = write_checkpoint(tmp_path / "in", extra_tensors={name: torch.ones(1)})

@@ -151,7 +151,7 @@ def test_links_are_not_followed_out_of_the_folder(tmp_path):
     assert subjects(folder) == ["法学", "逻辑学"]
     (folder / "val/law_val.csv").unlink()
     (folder / "val/law_val.csv").symlink_to(outside / "val/law_val.csv")
-    check_refused(folder, "val/law_val.csv is a link that leads out of the folder, and is not foll")
+    check_refused(folder, "val/law_val.csv is a link to .*, outside of .*, and is not followed")
     (folder / "val/law_val.csv").unlink()
     (folder / "val/law_val.csv").symlink_to("law_val.csv")
     check_refused(folder, "val/law_val.csv is not an ordinary file")

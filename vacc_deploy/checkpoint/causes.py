@@ -22,10 +22,12 @@ from vacc_deploy.checkpoint.normalize import normalize
 from vacc_deploy.checkpoint.shard_names import find_sets
 from vacc_deploy.errors import MAX_LISTED, CheckpointError, list_problems, name_some
 from vacc_deploy.json_files import STAND_IN_BYTES, name_stand_in, read_json
+from vacc_deploy.links import explain_outside
 from vacc_deploy.models.catalog import known_model
 from vacc_deploy.models.config import CONFIG_NAME
 from vacc_deploy.models.parse import parse_config, read_config_values
 from vacc_deploy.permissions import explain_dangling
+from vacc_deploy.stamps import open_ordinary
 
 if TYPE_CHECKING:
     from vacc_deploy.checkpoint.reader import Checkpoint
@@ -186,7 +188,7 @@ def _explain_stand_ins(directory: Path, used: list[str]) -> str:
     found = dict[str, list[str]]()
     for name in used:
         try:
-            with (directory / name).open("rb") as file:
+            with open_ordinary(directory / name) as file:
                 what = name_stand_in(file.read(STAND_IN_BYTES))
         except OSError:
             continue
@@ -232,6 +234,8 @@ def _explain_stale_index(checkpoint: Checkpoint) -> str:
         return ""
     # It may also leave out some of the files.
     for name in find_weight_files(directory):
+        if name not in shards and explain_outside(directory / name):
+            return ""
         try:
             shards[name] = shards.get(name) or read_header(directory / name)
         except CheckpointError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.dtypes import DTYPES
 from vacc_deploy.json_files import STAND_IN_BYTES, name_stand_in
 from vacc_deploy.permissions import explain_unreadable
+from vacc_deploy.stamps import FileStamp, open_ordinary
 
 # The limit of the safetensors library itself. Without it a damaged length reads gigabytes.
 MAX_HEADER_BYTES = 100_000_000
@@ -34,6 +36,7 @@ class TensorInfo:
         name: under which it is used.
         dtype: in which it is stored.
         stored_name: its name in the file.
+        stamp: of the file when its header was read; None where nobody has kept it.
     """
 
     name: str
@@ -43,6 +46,7 @@ class TensorInfo:
     offset: int
     num_bytes: int
     stored_name: str
+    stamp: FileStamp | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class ShardHeader:
     Attributes:
         metadata: texts of its ``__metadata__``. For a tensor that shares its memory with another
             one, safetensors' ``save_model`` notes here under which name it is stored.
+        stamp: of the file when its header was read.
     """
 
     path: Path
@@ -59,6 +64,7 @@ class ShardHeader:
     header_sha256: str
     tensors: tuple[TensorInfo, ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    stamp: FileStamp | None = None
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -76,7 +82,9 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value <= MAX_DIMENSION
 
 
-def _parse_entry(name: str, entry: Any, path: Path, data_start: int) -> TensorInfo:
+def _parse_entry(
+    name: str, entry: Any, path: Path, data_start: int, stamp: FileStamp
+) -> TensorInfo:
     """Return one header entry; a ``ValueError`` says what is wrong with it."""
     if not isinstance(entry, dict):
         raise ValueError(f"tensor {name!r} is described by {type(entry).__name__}, not an object")
@@ -95,7 +103,7 @@ def _parse_entry(name: str, entry: Any, path: Path, data_start: int) -> TensorIn
             f"tensor {name!r} {dtype} {shape} needs {expected:,} bytes, its data_offsets give "
             f"{end - begin:,}"
         )
-    return TensorInfo(name, dtype, tuple(shape), path, data_start + begin, expected, name)
+    return TensorInfo(name, dtype, tuple(shape), path, data_start + begin, expected, name, stamp)
 
 
 def _check_layout(tensors: list[TensorInfo], data_start: int, file_bytes: int) -> None:
@@ -118,7 +126,9 @@ def read_header(path: Path) -> ShardHeader:
         CheckpointError: the file cannot be read, is truncated or contradicts itself.
     """
     try:
-        with path.open("rb") as file:
+        with open_ordinary(path) as file:
+            # Of what is open here: what reads the tensors later compares it.
+            stamp = FileStamp.of(os.fstat(file.fileno()))
             file_bytes = file.seek(0, 2)
             file.seek(0)
             # Eight bytes: the length of the header, which must fit the file before it is read.
@@ -142,7 +152,7 @@ def read_header(path: Path) -> ShardHeader:
             raise ValueError("its header is not a JSON object")
         metadata = entries.pop("__metadata__", None)
         metadata = metadata if isinstance(metadata, dict) else {}
-        tensors = [_parse_entry(name, e, path, 8 + length) for name, e in entries.items()]
+        tensors = [_parse_entry(name, e, path, 8 + length, stamp) for name, e in entries.items()]
         # Of two at one offset the empty one goes first: behind the other it would seem to overlap.
         tensors.sort(key=lambda info: (info.offset, info.num_bytes))
         _check_layout(tensors, 8 + length, file_bytes)
@@ -152,4 +162,5 @@ def read_header(path: Path) -> ShardHeader:
     except (ValueError, RecursionError) as err:
         raise CheckpointError(f"{path}: {err}. Download it again.") from err
     texts = {key: value for key, value in metadata.items() if isinstance(value, str)}
-    return ShardHeader(path, file_bytes, hashlib.sha256(header).hexdigest(), tuple(tensors), texts)
+    digest = hashlib.sha256(header).hexdigest()
+    return ShardHeader(path, file_bytes, digest, tuple(tensors), texts, stamp)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,9 @@ from vacc_deploy.checkpoint.causes import (
 from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo, read_header
 from vacc_deploy.checkpoint.leftovers import find_control_file
 from vacc_deploy.checkpoint.normalize import normalize
+from vacc_deploy.checkpoint.small_files import stamp_small_files
 from vacc_deploy.checkpoint.stored import read_spans, read_tensor
+from vacc_deploy.checkpoint.weight_links import WeightLinks
 from vacc_deploy.errors import CheckpointError, list_problems
 from vacc_deploy.formats.dtypes import STORED_FLOATS, used_dtype
 from vacc_deploy.formats.layouts import LAYOUTS
@@ -30,6 +32,7 @@ from vacc_deploy.models.config import CONFIG_NAME, LM_HEAD, ModelConfig
 from vacc_deploy.models.parse import parse_config, read_config_values
 from vacc_deploy.models.settle import Applied, preview_config
 from vacc_deploy.permissions import explain_closed, real_path
+from vacc_deploy.stamps import FileStamp, describe_odd
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +57,7 @@ class Checkpoint:
         has_index: whether ``model.safetensors.index.json`` exists.
         applied: the rules that have changed something.
         is_config_changed: whether ``config.json`` says something else than ``config``.
+        stamps: of the files beside the weights, by name, as they were before any was read.
     """
 
     directory: Path
@@ -63,6 +67,7 @@ class Checkpoint:
     has_index: bool
     applied: tuple[Applied, ...] = ()
     is_config_changed: bool = False
+    stamps: Mapping[str, FileStamp | None] = field(default_factory=dict)
 
     @classmethod
     def open(cls, directory: Path) -> Checkpoint:
@@ -168,6 +173,8 @@ def examine(directory: Path) -> tuple[Checkpoint, list[str]]:
     if not directory.is_dir():
         state = "is a file" if directory.exists() else "does not exist"
         raise CheckpointError(f"{directory} {state}. Give a checkpoint directory.")
+    # Before anything is read: what changes from here on is noticed.
+    stamps = stamp_small_files(directory)
     raw, where = read_config_values(directory), str(directory / CONFIG_NAME)
     # What is wrong with the configuration itself comes before what is wrong with the weights.
     preview = preview_config(raw, where=where)
@@ -191,6 +198,7 @@ def examine(directory: Path) -> tuple[Checkpoint, list[str]]:
         has_index=weight_map is not None,
         applied=applied,
         is_config_changed=found.raw != raw,
+        stamps=stamps,
     )
     return checkpoint, problems
 
@@ -238,16 +246,21 @@ def _read_shards(
     """Read every header; return those that are sound and the problems of the others.
 
     Raises:
-        CheckpointError: the system does not let this user read a file, which may be sound.
+        CheckpointError: the system does not let this user read a file, which may be sound; or a
+            file is a link that leads out of the directory.
     """
-    shards, problems, refused = {}, list[str](), list[str]()
+    shards, problems, refused, links = {}, list[str](), list[str](), WeightLinks()
     counts = Counter((weight_map or {}).values())
     for name in names:
         path = directory / name
         if not path.is_file():
             stated = f"({INDEX_NAME} puts {counts[name]} tensors in it)"
-            problems.append(f"{name} is missing {stated}{describe_missing(path)}")
+            odd = describe_odd(path)
+            what = f"is {odd}, not a file" if odd else "is missing"
+            problems.append(f"{name} {what} {stated}{describe_missing(path)}")
             continue
+        if outside := links.explain_outside(path):
+            raise CheckpointError(outside)
         if unfinished := find_control_file(path):
             problems.append(f"{name}: {unfinished}")
             continue

@@ -16,6 +16,7 @@ from vacc_deploy.cli.options import (
     downloading,
     emit,
     is_json,
+    print_out,
     say,
 )
 from vacc_deploy.errors import UsageError
@@ -185,4 +186,4 @@ def _answer(responder: Responder, prompts: list[str], *, is_one: bool) -> None:
 
 def _show(text: str) -> None:
     """Print text as it is, at once, but for control characters."""
-    click.echo(escape_controls(text), nl=False)
+    print_out(escape_controls(text), nl=False)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from vacc_deploy.cli.telling import tell
 from vacc_deploy.results import Result, command, escape_controls
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -100,7 +101,8 @@ def output_options(function: Function) -> Function:
 def settings() -> dict[str, Any]:
     """Return what all parts of the running command know of each other, by name.
 
-    ``json`` and ``debug`` are the options. ``what_stays`` returns the sentence on what an
+    ``json`` and ``debug`` are the options. ``kept`` is what follows the message of an unexpected
+    error. ``what_stays`` returns the sentence on what an
     interrupted command keeps; ``is_silent`` says that another process speaks for this one;
     ``is_printed`` that the result is on its way to stdout.
     """
@@ -124,7 +126,7 @@ def downloading() -> Iterator[None]:
 
 def say(note: str) -> None:
     """Print a note on stderr."""
-    click.echo(escape_controls(f"Note: {note}"), err=True)
+    tell(f"Note: {note}")
 
 
 def is_json() -> bool:
@@ -138,7 +140,7 @@ def emit(result: Result) -> None:
     if is_json():
         _emit_json(result.to_dict())
     else:
-        click.echo(escape_controls(result.to_text()))
+        print_out(escape_controls(result.to_text()))
 
 
 def emit_error(kind: str, message: str) -> None:
@@ -149,4 +151,13 @@ def emit_error(kind: str, message: str) -> None:
 def _emit_json(values: dict[str, Any]) -> None:
     """Print one JSON object on stdout; it reads back as ``values`` to the letter."""
     text = json.dumps(values, ensure_ascii=False, indent=2)
-    click.echo(escape_controls(text, escape=lambda char: json.dumps(char)[1:-1]))
+    print_out(escape_controls(text, escape=lambda char: json.dumps(char)[1:-1]))
+
+
+def print_out(text: str, *, nl: bool = True) -> None:
+    """Print on stdout; an error of the system names it."""
+    try:
+        click.echo(text, nl=nl)
+    except OSError as err:
+        err.filename = err.filename or "stdout"  # the system does not say what is full
+        raise

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from vacc_deploy.datasets.files import unreadable
 from vacc_deploy.errors import CalibrationError
-from vacc_deploy.permissions import real_path
+from vacc_deploy.links import explain_outside
 
 MAX_ARCHIVE_BYTES = 64 << 20  # the published file holds 1.5 MB
 MAX_MEMBERS = 4096  # it has 159
@@ -206,18 +206,14 @@ def list_tables(folder: Path) -> list[Table]:
     tables = choose_tables(
         ((name_with_folders(folder / name), name) for name in _walk(folder)), folder
     )
-    roots, num_bytes = _roots(folder), 0
+    num_bytes = 0
     for table in tables:
         path = folder / table.name
-        target = real_path(path)
-        if not any(target.is_relative_to(root) for root in roots):
-            raise CalibrationError(
-                f"{path} is a link that leads out of the folder, and is not followed. Put a copy "
-                "of the file in its place."
-            )
-        if not target.is_file():
+        if outside := explain_outside(path, folder):
+            raise CalibrationError(outside)
+        if not path.is_file():
             raise CalibrationError(f"{path} is not an ordinary file. Remove it or copy it again.")
-        num_bytes += target.stat().st_size
+        num_bytes += path.stat().st_size
         if num_bytes > MAX_ARCHIVE_BYTES:
             raise CalibrationError(
                 f"The tables of {folder} hold more than {MAX_ARCHIVE_BYTES:,} bytes, far more than "
@@ -230,13 +226,6 @@ def name_with_folders(path: Path) -> str:
     """Return the last three names of a path: they tell of which table a file is."""
     # Links are not resolved: in the hub's cache they lead to files that are named by a hash.
     return "/".join(Path(os.path.abspath(path)).parts[-3:])
-
-
-def _roots(folder: Path) -> tuple[Path, ...]:
-    """Return the folders that links may lead to: the hub's cache links to files of its own."""
-    root = real_path(folder)
-    cache = next((place for place in root.parents if place.name == "snapshots"), None)
-    return (root,) if cache is None else (root, cache.parent / "blobs")
 
 
 def _walk(folder: Path) -> Iterator[str]:

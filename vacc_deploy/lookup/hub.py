@@ -15,6 +15,7 @@ from vacc_deploy.checkpoint.caches import hub_folder, modelscope_places
 from vacc_deploy.checkpoint.causes import find_weight_files, missing_files
 from vacc_deploy.checkpoint.manifest import model_name
 from vacc_deploy.checkpoint.reader import INDEX_NAME, MAX_INDEX_BYTES, SINGLE_FILE, Checkpoint
+from vacc_deploy.checkpoint.small_files import SIDE_FILES
 from vacc_deploy.errors import CheckpointError, name_some
 from vacc_deploy.json_files import read_bounded, read_json
 from vacc_deploy.lookup.recognize import ADAPTER_CONFIG, recognize
@@ -22,7 +23,6 @@ from vacc_deploy.lookup.transport import explain_failure
 from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
 from vacc_deploy.models.parse import parse_config, read_config_values
 from vacc_deploy.models.settle import preview_config
-from vacc_deploy.outputs.files import SIDE_FILES
 
 _WEIGHTS = [CONFIG_NAME, "*.safetensors", "*.safetensors.index.json"]
 _PATTERNS = [*SIDE_FILES, *_WEIGHTS]

@@ -22,7 +22,7 @@ from vacc_deploy.formats.layouts import LAYOUTS, VAMC
 from vacc_deploy.json_files import read_bounded
 from vacc_deploy.models.catalog import known_model, near_names
 from vacc_deploy.models.config import CONFIG_NAME
-from vacc_deploy.outputs.output import RUN_FILE_PREFIX
+from vacc_deploy.outputs.run_files import MARKER
 from vacc_deploy.permissions import is_circle, real_path
 from vacc_deploy.results import command
 
@@ -173,7 +173,7 @@ def _archive(path: Path) -> Finding:
 
 def _yaml(path: Path) -> Finding:
     what = f"{path} is a YAML file, as vamc reads it, not a checkpoint."
-    text = read_bounded(path, _MAX_SMALL_FILE).decode("utf-8", errors="replace")
+    text = read_bounded(path, _MAX_SMALL_FILE, is_users_own=True).decode("utf-8", errors="replace")
     stated = re.search(r"^[ \t]*checkpoint:[ \t]*['\"]?([^'\"\n]{1,1000})", text, re.MULTILINE)
     if stated and Path(stated[1].strip()).is_dir():
         return Finding(what, (Path(stated[1].strip()),), "It names this directory")
@@ -214,7 +214,7 @@ def _is_safetensors(name: str) -> bool:
 
 def _other_files(path: Path, names: list[str], has_config: bool) -> Finding | None:
     """Recognize a directory by files that are no safetensors."""
-    if f"{RUN_FILE_PREFIX}partial" in names:
+    if MARKER in names:
         return Finding(
             f"{path} is what an unfinished run left. Run the same command again to finish it; "
             "quantize continues with --resume."

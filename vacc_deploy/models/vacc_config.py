@@ -90,7 +90,7 @@ def check_vacc_config(directory: Path, config: ModelConfig) -> None:
         is_stated = key in values or key not in expected
         if not is_stated or values.get(key) != expected.get(key):
             shown = repr(values[key]) if key in values else "nothing"
-            problems.add(f"{key}: got {shown:.200}, expected {expected.get(key)!r}")
+            problems.add(f"{key}: got {shown:.200}, expected {expected.get(key)!r:.200}")
     if problems:
         raise CheckpointError(
             f"{path} is not what vacc-deploy writes for this model, and vamc would compile what it "

@@ -11,8 +11,10 @@ from vacc_deploy.checkpoint.fingerprint import fingerprint_file
 from vacc_deploy.checkpoint.header import read_header
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from vacc_deploy.checkpoint.reader import INDEX_NAME
+from vacc_deploy.checkpoint.small_files import DOCUMENTS
+from vacc_deploy.checkpoint.weight_links import WeightLinks
 from vacc_deploy.errors import CheckpointError
-from vacc_deploy.outputs.files import DOCUMENTS
+from vacc_deploy.links import explain_outside
 from vacc_deploy.progress import SILENT, Progress
 
 _COMMANDS = ("prepare", "quantize", "demo")  # that write a manifest
@@ -76,6 +78,7 @@ def _list_files(
     if not isinstance(entries, dict):
         return [], [f"{below}{MANIFEST_NAME}: it lists no files"]
     command = command if command in _COMMANDS else "vacc-deploy"
+    links = WeightLinks()
     files, problems = list[_Listed](), list[str]()
     for name, entry in entries.items():
         path = directory / name
@@ -86,6 +89,9 @@ def _list_files(
             continue
         elif not path.is_file():
             problems.append(f"{below}{name}: it is missing")
+        elif _leads_outside(path, directory, links):
+            problems.append(f"{below}{name}: it is a link that leads out of the directory")
+            continue
         elif (values := _parse_entry(entry)) is None:
             problems.append(f"{below}{name}: {MANIFEST_NAME} gives no hash of it")
         else:
@@ -101,6 +107,12 @@ def _list_files(
                 f"{below}{name}: {command} did not write it, but a loader may read it. Move it away"
             )
     return files, problems
+
+
+def _leads_outside(path: Path, directory: Path, links: WeightLinks) -> bool:
+    """Return whether a file, or a folder on the way to it, is a link that is not followed."""
+    is_nested = path.parent != directory
+    return bool(explain_outside(path, directory) if is_nested else links.explain_outside(path))
 
 
 def _list_nested(directory: Path) -> tuple[list[_Listed], list[str]]:

@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import FileIO
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from vacc_deploy.checkpoint.header import TensorInfo
 from vacc_deploy.checkpoint.reader import INDEX_NAME
 from vacc_deploy.checkpoint.stored import CHUNK_BYTES, read_tensor, stored_bytes
 from vacc_deploy.formats.dtypes import DTYPES, dtype_code, used_dtype
-from vacc_deploy.outputs.file_system import host_tag, is_running, sync_file
+from vacc_deploy.outputs.file_system import host_tag, is_running, naming, sync_file
 
 if TYPE_CHECKING:
     import torch
@@ -88,18 +89,25 @@ def write_bytes(path: Path, chunks: Iterable[bytes | memoryview]) -> WrittenFile
     """Write ``chunks`` to a new file, hashed on the way, and wait until it is on the disk."""
     digest = hashlib.sha256()
     # x: neither over a file that is there nor through a link.
-    with path.open("xb") as file:
+    with path.open("xb", buffering=0) as file:
         for chunk in chunks:
-            file.write(chunk)
+            with naming(path):  # only what this file says, not what the chunks are read from
+                _write_all(file, chunk)
             digest.update(chunk)
-        file.flush()
         sync_file(file.fileno(), path)
         return WrittenFile(path.name, file.tell(), digest.hexdigest())
 
 
+def _write_all(file: FileIO, chunk: bytes | memoryview) -> None:
+    """Write all of ``chunk``; one call may write less."""
+    view = memoryview(chunk)
+    while view:
+        view = view[file.write(view) :]
+
+
 def record_file(path: Path) -> WrittenFile:
     """Return the record of a file that another library wrote, once it is on the disk."""
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         sync_file(file.fileno(), path)
         # 3.10 has no hashlib.file_digest.
         digest = hashlib.sha256()

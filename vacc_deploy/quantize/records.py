@@ -21,7 +21,7 @@ from vacc_deploy.errors import CheckpointError, OutputError
 from vacc_deploy.formats.layouts import INT8
 from vacc_deploy.formats.linears import codes_from
 from vacc_deploy.json_files import read_json
-from vacc_deploy.outputs.output import RUN_FILE_PREFIX, SHARD_RECORD_PREFIX
+from vacc_deploy.outputs.run_files import RUN_FILE_PREFIX, SHARD_RECORD_PREFIX
 from vacc_deploy.outputs.text_file import replace_text
 from vacc_deploy.outputs.writer import WrittenFile, shard_name
 from vacc_deploy.phases import PhaseClock

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vacc_deploy.checkpoint.header import read_header
 from vacc_deploy.errors import CheckpointError
-from vacc_deploy.outputs.output import clear_partial
+from vacc_deploy.outputs.partial import clear_partial
 from vacc_deploy.outputs.writer import WrittenFile, record_file
 from vacc_deploy.progress import Progress
 from vacc_deploy.quantize.records import (

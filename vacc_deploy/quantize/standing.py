@@ -14,7 +14,7 @@ from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from vacc_deploy.errors import CheckpointError, OutputError, list_problems
 from vacc_deploy.json_files import read_json
 from vacc_deploy.outputs.damages import find_damages
-from vacc_deploy.outputs.output import find_writer, partial_path
+from vacc_deploy.outputs.partial import find_writer, partial_path
 from vacc_deploy.progress import Progress
 from vacc_deploy.quantize.identity import differences
 from vacc_deploy.quantize.records import RUN_NAME, Run, read_run

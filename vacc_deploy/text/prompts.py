@@ -20,7 +20,9 @@ def read_prompt_file(path: Path) -> list[str]:
         PromptError: the file cannot be read, is blank, too large or not UTF-8, or a line is no
             object with a prompt.
     """
-    data = read_bounded(path, MAX_PROMPT_BYTES, error=PromptError, advice="Give a text file.")
+    data = read_bounded(
+        path, MAX_PROMPT_BYTES, error=PromptError, advice="Give a text file.", is_users_own=True
+    )
     return (
         parse_prompt_lines(data, path)
         if path.suffix == LINES_SUFFIX

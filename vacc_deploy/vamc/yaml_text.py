@@ -92,7 +92,9 @@ def load_yaml(path: Path) -> Any:
         CompileFileError: missing, too large, not UTF-8, or refused by ``parse_yaml``.
     """
     advice = "Give a compile file."
-    data = read_bounded(path, MAX_FILE_BYTES, error=CompileFileError, advice=advice)
+    data = read_bounded(
+        path, MAX_FILE_BYTES, error=CompileFileError, advice=advice, is_users_own=True
+    )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as err:
