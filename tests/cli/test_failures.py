@@ -176,3 +176,15 @@ def test_a_limit_on_memory_is_told():
         assert "may use 32768.0 GiB of addresses (ulimit -v)" in fail_with(err).stderr
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+@pytest.mark.parametrize("megabytes", [200, 600])
+def test_less_memory_than_torch_takes_is_told_before_it_is_loaded(megabytes):
+    script = f'ulimit -v {megabytes << 10}; "$@" generate /none --prompt x --json'
+    result = run(script)
+    assert result.returncode == 1
+    assert json.loads(result.stdout)["error"]["type"] == "MemoryError"
+    assert result.stderr.startswith(
+        "Error: Not enough memory (MemoryError: torch alone needs 768.0 MiB of addresses): "
+    )
+    assert run(f'ulimit -v {megabytes << 10}; "$@" generate --help').returncode == 0

@@ -26,7 +26,7 @@ from vacc_deploy.cli.telling import cut_message, tell
 from vacc_deploy.errors import VaccDeployError, add_sentence
 from vacc_deploy.permissions import explain_denied, is_denied
 from vacc_deploy.results import escape_controls, format_bytes
-from vacc_deploy.system import available_memory_bytes
+from vacc_deploy.system import available_memory_bytes, peak_address_bytes
 
 # How libraries say that memory is short; most have no class of their own for it.
 _NO_MEMORY = re.compile(
@@ -118,7 +118,15 @@ def is_memory_short(err: BaseException) -> bool:
         return True
     if isinstance(err, OSError) and err.errno is not None:
         return err.errno == errno.ENOMEM
-    return not isinstance(err, VaccDeployError) and bool(_NO_MEMORY.search(str(err)[:4000]))
+    if isinstance(err, VaccDeployError):
+        return False
+    # Short of addresses, libraries say all kinds of things, and no thread gets its stack.
+    return bool(_NO_MEMORY.search(str(err)[:4000])) or _is_at_address_limit()
+
+
+def _is_at_address_limit() -> bool:
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return limit != resource.RLIM_INFINITY and peak_address_bytes() > 0.8 * limit
 
 
 def report_thread(args: threading.ExceptHookArgs) -> None:
