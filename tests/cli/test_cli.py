@@ -355,7 +355,9 @@ def stopped(path, wait, number, *arguments):
     return process.returncode, stdout, stderr.strip()
 
 
-SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+SIGNALS = pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 PLACE_SHARD = "vacc_deploy.outputs.place.place_shard"
 
 
@@ -403,11 +405,12 @@ def test_a_stopped_command_that_writes_nothing_says_no_more_than_that(tmp_path, 
         assert stdout == ""
 
 
-def test_a_signal_that_was_ignored_from_the_start_stays_ignored(tmp_path):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])  # a shell's &, and nohup
+def test_a_signal_that_was_ignored_from_the_start_stays_ignored(name):
     code = (
-        "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        f"import os, signal\nsignal.signal(signal.{name}, signal.SIG_IGN)\n"
         "from vacc_deploy.cli import cli, main\n"
-        "@cli.command('work')\ndef work():\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        f"@cli.command('work')\ndef work():\n    os.kill(os.getpid(), signal.{name})\n"
         "    print('done')\nimport sys\nsys.argv = ['vacc-deploy', 'work']\nmain()\n"
     )
     result = run(code=code)

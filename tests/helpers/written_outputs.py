@@ -11,6 +11,7 @@ from vacc_deploy.outputs.writer import WrittenFile
 
 def list_files(directory, *, command="prepare", linked=(), source=None):
     """Write the manifest of every file in a directory, and of the manifests in those below it."""
+    (directory / MANIFEST_NAME).unlink(missing_ok=True)
     files = []
     for path in sorted(directory.iterdir()):
         name = f"{path.name}/{MANIFEST_NAME}" if path.is_dir() else path.name

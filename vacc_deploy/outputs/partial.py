@@ -44,7 +44,7 @@ def find_writer(partial: Path) -> str:
 
 def refuse_kept(partial: Path) -> None:
     """Refuse to clear what a run that can be resumed has finished."""
-    if count := len(list(partial.glob(f"{SHARD_RECORD_PREFIX}*.json"))):
+    if count := sum(map(is_run_file, partial.glob(f"{SHARD_RECORD_PREFIX}*.json"))):
         raise OutputError(
             find_writer(partial)
             or f"{partial} holds finished weight files ({count}) of an interrupted quantize, which "

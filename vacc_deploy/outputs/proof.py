@@ -76,7 +76,9 @@ def prove(directory: Path, progress: Progress = SILENT) -> Proof:
     proof, listed = Proof(), list[_Listed]()
     _list_directory(directory, "", proof, listed)
     names = Counter(state_of(file.path)[:2] for file in listed)
-    progress.start("Checking the older output", sum(map(_bytes_to_read, listed)), "bytes")
+    total = sum(map(_bytes_to_read, listed))
+    if total:
+        progress.start("Checking the older output", total, "bytes")
     for file in listed:
         if reason := _doubt(file, names):
             proof.problems.append(f"{file.name}: {reason}")
@@ -84,7 +86,8 @@ def prove(directory: Path, progress: Progress = SILENT) -> Proof:
             proof.states[file.path] = state_of(file.path)
         if size := _bytes_to_read(file):
             progress.advance(size, file.name)
-    progress.finish()
+    if total:
+        progress.finish()
     for path in _manifests(directory, proof):
         state = proof.states.pop(path) if path in proof.states else state_of(path)
         proof.states[path] = state  # now the last
