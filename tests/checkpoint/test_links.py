@@ -62,6 +62,17 @@ def test_a_link_out_of_the_directory(directory, tmp_path, name):
     assert "If not, remove the link." in text
 
 
+def test_several_links_are_named_at_once(directory, tmp_path):
+    store = shutil.copytree(directory, tmp_path / "store")
+    weights = sorted(path.name for path in store.glob("*.safetensors"))
+    for name in weights:
+        put_link(directory / name, store / name)
+    assert message_of(directory).endswith(f"\nThe same holds for {weights[1]}.")
+    put_link(directory / "config.json", store / "config.json")
+    put_link(directory / INDEX, store / INDEX)
+    assert message_of(directory).endswith(f"\nThe same holds for {INDEX}.")
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", SHARD])
 def test_its_command_puts_a_copy_in_place_of_the_link(directory, tmp_path, name):
     (directory / name).rename(tmp_path / "a file's")

@@ -23,7 +23,7 @@ from vacc_deploy.checkpoint.leftovers import find_control_file
 from vacc_deploy.checkpoint.normalize import normalize
 from vacc_deploy.checkpoint.small_files import stamp_small_files
 from vacc_deploy.checkpoint.stored import read_spans, read_tensor
-from vacc_deploy.checkpoint.weight_links import WeightLinks
+from vacc_deploy.checkpoint.weight_links import WeightLinks, join_outside
 from vacc_deploy.errors import CheckpointError, list_problems
 from vacc_deploy.formats.dtypes import STORED_FLOATS, used_dtype
 from vacc_deploy.formats.layouts import LAYOUTS
@@ -251,6 +251,8 @@ def _read_shards(
     """
     shards, problems, refused, links = {}, list[str](), list[str](), WeightLinks()
     counts = Counter((weight_map or {}).values())
+    if outside := join_outside({name: links.explain_outside(directory / name) for name in names}):
+        raise CheckpointError(outside)
     for name in names:
         path = directory / name
         if not path.is_file():
@@ -259,8 +261,6 @@ def _read_shards(
             what = f"is {odd}, not a file" if odd else "is missing"
             problems.append(f"{name} {what} {stated}{describe_missing(path)}")
             continue
-        if outside := links.explain_outside(path):
-            raise CheckpointError(outside)
         if unfinished := find_control_file(path):
             problems.append(f"{name}: {unfinished}")
             continue

@@ -8,6 +8,7 @@ from vacc_deploy.assets import SOURCE_FILES
 from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG
 from vacc_deploy.checkpoint.causes import INDEX_NAME
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, REPORT_NAME
+from vacc_deploy.checkpoint.weight_links import join_outside
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.links import explain_outside
 from vacc_deploy.models.config import CONFIG_NAME
@@ -45,10 +46,10 @@ def stamp_small_files(directory: Path) -> dict[str, FileStamp | None]:
     Raises:
         CheckpointError: one is a link that leads out of the directory, or no ordinary file.
     """
+    if outside := join_outside({name: explain_outside(directory / name) for name in _READ}):
+        raise CheckpointError(outside)
     for name in _READ:
         path = directory / name
-        if outside := explain_outside(path):
-            raise CheckpointError(outside)
         # A folder of licences is nobody's file.
         if odd := describe_odd(path, ("a directory",) if name in DOCUMENTS else ()):
             raise CheckpointError(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from vacc_deploy.checkpoint.manifest import read_manifest
-from vacc_deploy.errors import CheckpointError
+from vacc_deploy.errors import CheckpointError, name_some
 from vacc_deploy.links import explain_outside
 from vacc_deploy.permissions import real_path
 
@@ -44,6 +45,17 @@ class WeightLinks:
         if directory not in self._sources:
             self._sources[directory] = _read_source(directory)
         return self._sources[directory]
+
+
+def join_outside(messages: Mapping[str, str]) -> str:
+    """Return the message of all links that lead out of a directory; empty where none does.
+
+    Args:
+        messages: file name to what ``explain_outside`` says of it, or nothing.
+    """
+    names = [name for name, message in messages.items() if message]
+    others = f"\nThe same holds for {name_some(names[1:])}." if names[1:] else ""
+    return f"{messages[names[0]]}{others}" if names else ""
 
 
 def _read_source(directory: Path) -> Path | None:
