@@ -31,6 +31,8 @@ from runs import Command, Outcome, Running, build_inputs, copy_tree, load, run, 
 FRESH, OVERWRITE, RESUME = "fresh", "overwrite", "resume"
 # One that only reads.
 READ = "read"
+# The record of shard 1, which holds layer 0; the names count from one.
+_FIRST_LAYER = ".vacc-deploy-shard-00002.json"
 
 
 @dataclass(frozen=True)
@@ -207,9 +209,7 @@ class Base:
     def _interrupt(self, whole: Outcome) -> None:
         """Leave the partial directory of a run that was killed after its first layer."""
         renames = [path for call, path in whole.trace if call == "rename"]
-        records = [
-            number for number, path in enumerate(renames, 1) if ".vacc-deploy-shard-00001" in path
-        ]
+        records = [number for number, path in enumerate(renames, 1) if _FIRST_LAYER in path]
         assert records, renames
         killed = run(
             self.command.arguments,
@@ -339,7 +339,7 @@ def next_arguments(base: Base, sandbox: Path) -> tuple[str, ...]:
     if command.is_set:
         return command.arguments
     # Before its first layer is finished a run has nothing to go on with.
-    is_begun = (partial / ".vacc-deploy-shard-00001.json").exists()
+    is_begun = (partial / _FIRST_LAYER).exists()
     is_whole = output.exists() and not base.old
     if command.is_resumable and (is_begun or is_whole):
         return (*command.arguments, "--resume")
