@@ -1,6 +1,8 @@
 """Whatever is raised becomes one message and an exit code, in one place."""
 
+import errno
 import json
+import os
 import re
 import resource
 import subprocess
@@ -64,7 +66,10 @@ def test_a_full_disk_is_no_lack_of_memory():
     err = OSError(28, "No space left on device", "out of memory.bin")
     assert not is_memory_short(err)
     assert not is_memory_short(CheckpointError("m.safetensors: out of memory"))
-    assert fail_with(err).stderr == "Error: out of memory.bin: No space left on device.\n"
+    assert fail_with(err).stderr == (
+        "Error: out of memory.bin: No space left on device. Free space, or choose another "
+        "--output, then run the command again.\n"
+    )
 
 
 def test_nesting_and_threads_have_words_of_their_own():
@@ -145,7 +150,7 @@ def run(script, **options):
 def test_a_stdout_that_is_full_is_named(option):
     result = run(f'"$@" models {option} > /dev/full')
     assert result.returncode == 1
-    assert result.stderr == "Error: stdout: No space left on device.\n"
+    assert result.stderr.startswith("Error: stdout: No space left on device. Free space")
 
 
 def test_a_stderr_that_is_full_or_closed_changes_nothing():
@@ -188,3 +193,33 @@ def test_less_memory_than_torch_takes_is_told_before_it_is_loaded(megabytes):
         "Error: Not enough memory (MemoryError: torch alone needs 768.0 MiB of addresses): "
     )
     assert run(f'ulimit -v {megabytes << 10}; "$@" generate --help').returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "Free space"),
+        (errno.EIO, "The disk, or the connection to it, fails"),
+        (errno.EMFILE, "Raise the limit on open files (ulimit -n)"),
+        (errno.EFBIG, "Raise the limit on the size of files (ulimit -f)"),
+        (errno.EROFS, "Choose an --output on a file system that can be written"),
+        (errno.EXDEV, "Put this right"),
+    ],
+)
+def test_what_the_system_refuses_is_told_with_what_to_do(number, advice):
+    result = fail_with(OSError(number, os.strerror(number), "/m/out.partial/config.json"))
+    assert result.exit_code == 1
+    assert result.stderr.startswith(
+        f"Error: /m/out.partial/config.json: {os.strerror(number)}. {advice}"
+    )
+    assert result.stderr.endswith("run the command again.\n") or number == errno.EIO
+
+
+def test_an_error_on_an_open_file_names_the_file(tmp_path):
+    path = tmp_path / "config.json"
+    path.touch()
+    ours = {"__name__": "vacc_deploy.made_up"}
+    exec("def read(path, err):\n  with path.open() as file:\n    raise err", ours)
+    with pytest.raises(OSError, match="Input/output") as caught:
+        ours["read"](path, OSError(errno.EIO, os.strerror(errno.EIO)))
+    assert fail_with(caught.value).stderr.startswith(f"Error: {path}: Input/output error. The disk")

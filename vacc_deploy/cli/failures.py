@@ -7,6 +7,7 @@ here, without a traceback unless ``--debug`` asks for it.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import resource
@@ -22,7 +23,7 @@ import click
 from vacc_deploy.cli.options import emit_error
 from vacc_deploy.cli.telling import cut_message, tell
 from vacc_deploy.errors import VaccDeployError, add_sentence
-from vacc_deploy.permissions import explain_denied, is_denied
+from vacc_deploy.permissions import advise, explain_denied, is_denied
 from vacc_deploy.results import escape_controls, format_bytes
 from vacc_deploy.system import available_memory_bytes, peak_address_bytes
 
@@ -151,8 +152,23 @@ def _explain_memory(err: BaseException, command: str) -> str:
 def _explain_system(err: OSError) -> str:
     if is_denied(err) and err.filename:
         return explain_denied(Path(os.fsdecode(err.filename)))
-    where = f"{os.fsdecode(err.filename)}: " if isinstance(err.filename, (str, bytes)) else ""
-    return f"{where}{err.strerror or err}."
+    name = os.fsdecode(err.filename) if isinstance(err.filename, (str, bytes)) else _find_open(err)
+    where = f"{name}: " if name else ""
+    return f"{where}{err.strerror or err}. {advise(err)}"
+
+
+def _find_open(err: BaseException) -> str:
+    """Return the file that our innermost function had open, or nothing.
+
+    What fails on an open file gives no name.
+    """
+    name = ""
+    for frame, _ in traceback.walk_tb(err.__traceback__):
+        if str(frame.f_globals.get("__name__", "")).split(".")[0] == "vacc_deploy":
+            files = [v for v in frame.f_locals.values() if isinstance(v, io.IOBase)]
+            names = [getattr(file, "name", None) for file in files]
+            name = next((found for found in names if isinstance(found, str)), name)
+    return name
 
 
 def _explain_unexpected(err: BaseException) -> str:

@@ -75,7 +75,12 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str, say: Say 
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-    if reason := sync_directory(path.parent):
+    try:
+        reason = sync_directory(path.parent)
+    except OSError as err:
+        err.filename = str(path)
+        raise
+    if reason:
         say(describe_unsynced(path, reason))
 
 
