@@ -79,6 +79,7 @@ def seeds() -> dict[str, list[bytes]]:
         "config": [*configs, join(configs[0], configs[0])],
         "generation_config": [dump(sampling), dump(texts)],
         "adapter": [dump(adapter)],
+        "hub_cache": [b"0123abcd\n0123abcd\nffff", b"main\nmain"],
         "directory_names": [
             b"a-Q4.gguf\nREADME.md",
             b"checkpoint-10\ntrainer_state.json\noptimizer.pt",

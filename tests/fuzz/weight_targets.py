@@ -1,6 +1,7 @@
 """Targets that read weights, configurations and what lies beside them. None imports torch early."""
 
 import json
+import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -121,4 +122,21 @@ def directory_names(data: bytes, directory: Path) -> None:
     Checkpoint.open(directory)
 
 
-TARGETS = (header, checkpoint, config, generation_config, adapter, directory_names)
+def hub_cache(data: bytes, directory: Path) -> None:
+    """A model's folder in the hub's cache: what its branch names, and the names of snapshots."""
+    clear(directory)
+    folder = directory / "models--a--b"
+    for name in ("refs", "snapshots"):
+        (folder / name).mkdir(parents=True)
+    commit, *names = data.split(b"\n")[:20]
+    (folder / "refs" / "main").write_bytes(commit)
+    for name in names:
+        path = bytes(folder / "snapshots") + b"/" + name.replace(b"/", b"\\")[:250]
+        with suppress(OSError, ValueError):
+            os.mkdir(path)
+    for inner in (directory, folder, folder / "refs", folder / "snapshots"):
+        if finding := recognize(inner):
+            finding.to_text(str)
+
+
+TARGETS = (header, checkpoint, config, generation_config, adapter, directory_names, hub_cache)
