@@ -17,7 +17,7 @@ from vacc_deploy.demo import run as run_module
 from vacc_deploy.demo.run import INT8_DIR, PREPARED_DIR, demo, write_yaml
 from vacc_deploy.demo.task import is_held_out
 from vacc_deploy.errors import OutputError
-from vacc_deploy.outputs.output import check_output
+from vacc_deploy.outputs.output_rules import check_output
 from vacc_deploy.vamc.compile_file import load_compile_file
 
 
