@@ -143,12 +143,22 @@ def test_a_shard_whose_record_is_damaged_is_made_again(
 
 
 @pytest.mark.parametrize("name", [RUN_NAME, record_name(1)])
-def test_a_record_that_is_a_link_counts_for_none(model, output, partial, gptq, expected, name):
+def test_a_record_that_is_a_link_is_refused_and_nothing_is_lost(
+    model, output, partial, gptq, expected, name
+):
     interrupt(model, output, gptq, layers=2)
+    whole = (partial / name).read_bytes()
     link(partial / name)
+    before = contents(partial)
+    for resume in (True, False):
+        with pytest.raises(OutputError, match=f"not ours: {name} in it is no file"):
+            quantize(model, options=gptq, output=output, resume=resume, overwrite=not resume)
+    assert contents(partial) == before
+    (partial / name).unlink()
+    (partial / name).write_bytes(whole)
     quantize(model, options=gptq, output=output, resume=True)
     assert contents(output) == expected["gptq"]
-    assert read_json(output / TIMING_NAME)["resumes"] == 0
+    assert read_json(output / TIMING_NAME)["resumes"] == 1
 
 
 @pytest.mark.parametrize("damage", [cut, swell, no_object])

@@ -162,7 +162,8 @@ def trace_graph(model: Any, stage: str, shape: GraphShape, opset: int, work: Pat
     """
     with tempfile.TemporaryDirectory(dir=work) as folder:
         path = Path(folder) / "model.onnx"
-        with torch.no_grad(), compiled_as(model, stage), warnings.catch_warnings():
+        caught = warnings.catch_warnings()
+        with naming(path), torch.no_grad(), compiled_as(model, stage), caught:
             # Static sizes become constants on purpose; what they compute is compared afterwards.
             warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
             warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -36,8 +36,11 @@ def aside_path(target: Path) -> Path:
 
 
 def find_replaced(target: Path) -> list[Path]:
-    """Return the older outputs that have such a name, those with most in them first."""
-    paths = _find(target, _ASIDE)
+    """Return the older outputs that have such a name, those with most in them first.
+
+    What another user keeps closed is left alone.
+    """
+    paths = [path for path in _find(target, _ASIDE) if os.access(path, os.R_OK | os.X_OK)]
     return sorted(paths, key=lambda path: (-len(os.listdir(path)), path.name))
 
 
