@@ -115,6 +115,10 @@ POOL_TURNS = Bound(
     "the texts and turns of one source that are shuffled at once",
     "104,000",
 )
+# Of documents that differ every eighth or so is of use, whatever they are.
+USELESS_DOCUMENTS = Bound(
+    20_000, "documents", "in a row that find no room or are kept for evaluation", "under 200"
+)
 # A frame or a member takes time, also where it holds nothing.
 ZSTD_FRAMES = Bound(4096, "frames", "a MiB of zstd data, and 4096 more", "1 to 16")
 ZSTD_WINDOW_BYTES = Bound(

@@ -14,7 +14,8 @@ from doubles import Recorder
 
 from vacc_deploy import bounds
 from vacc_deploy.calibration.answer_cache import AnswerCache, hash_json
-from vacc_deploy.calibration.collect import _read_pools
+from vacc_deploy.calibration.collect import SourceTokens, _read_pools
+from vacc_deploy.calibration.split import Split, hash_document, is_held_out
 from vacc_deploy.checkpoint import adapters, caches, header, reader, shard_names
 from vacc_deploy.checkpoint.manifest import read_manifest
 from vacc_deploy.datasets import ceval_tables, explain, files, parquet
@@ -27,6 +28,7 @@ from vacc_deploy.lookup import recognize
 from vacc_deploy.outputs import lock
 from vacc_deploy.outputs.file_system import this_host
 from vacc_deploy.outputs.files import side_files
+from vacc_deploy.progress import SILENT
 from vacc_deploy.quantize.records import RUN_NAME, read_run
 from vacc_deploy.reference import windows
 from vacc_deploy.text.files import read_large, read_object
@@ -204,6 +206,29 @@ def pool_turns(tmp_path, over):
     path.write_text("".join(lines) + json.dumps({"messages": turns}) * over)
     pools = _read_pools(CalibrationSource("chat", path), 1 << 40, Tally())
     refuse(len(list(pools)) > 1)
+
+
+def useless_documents(tmp_path, over):
+    class Encoder:
+        batch_size = 1
+
+        def encode(self, documents):
+            return [[1]] * len(documents)
+
+    class InOrder:
+        def shuffle(self, pool):
+            pass
+
+    texts = [str(number) for number in range(100)]
+    held_out = next(text for text in texts if is_held_out(hash_document(text)))
+    fitted = next(text for text in texts if not is_held_out(hash_document(text)))
+    lines = [fitted] * (1 + bounds.USELESS_DOCUMENTS + over) + [held_out]
+    path = tmp_path / "data"
+    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    source = CalibrationSource("c4", path)
+    tokens = SourceTokens(source, Encoder(), Split("calibration", 0.0), 1, 1)
+    tokens.collect(InOrder(), SILENT)
+    refuse(tokens.documents_shared)
 
 
 def zstd_frames(tmp_path, over):
@@ -388,6 +413,7 @@ EDGES = {
     ),
     "WAITING_CHARACTERS": waiting_characters,
     "POOL_TURNS": pool_turns,
+    "USELESS_DOCUMENTS": useless_documents,
     "ZSTD_FRAMES": zstd_frames,
     "ZSTD_WINDOW_BYTES": zstd_window,
     "CEVAL_ARCHIVE_BYTES": ceval_archive,
