@@ -135,7 +135,9 @@ CEVAL_UNPACKED_BYTES = Bound(
 )
 CEVAL_FILES = Bound(4096, "files", "the archive of C-Eval, or its folder", "159")
 CEVAL_TABLE_BYTES = Bound(8 << 20, "bytes", "one unpacked table of C-Eval", "up to 172 kB")
-PARQUET_FOOTER_BYTES = Bound(64 << 20, "bytes", "the footer of a Parquet file", "1 to 100 kB")
+PARQUET_FOOTER_BYTES = Bound(16 << 20, "bytes", "the footer of a Parquet file", "1 to 100 kB")
+# Each takes a millisecond, also where it holds nothing.
+PARQUET_GROUPS = Bound(4096, "row groups", "a Parquet file", "1 to 1,000")
 PARQUET_GROUP_BYTES = Bound(1 << 30, "bytes", "a row group of a Parquet file, unpacked", "0.3 GB")
 # Text packs to a tenth. What states far more than the file could hold is made to fill the memory.
 PARQUET_RATIO = Bound(

@@ -22,6 +22,7 @@ from vacc_deploy.datasets import ceval_tables, explain, files, parquet
 from vacc_deploy.datasets.ceval import read_ceval
 from vacc_deploy.datasets.odd import OddRecordError, Tally, keep_sound
 from vacc_deploy.datasets.sources import CalibrationSource, read_documents
+from vacc_deploy.datasets.traces import ASSISTANT, BOS, USER
 from vacc_deploy.errors import CalibrationError, CheckpointError
 from vacc_deploy.json_files import check_json_memory, read_json
 from vacc_deploy.lookup import recognize
@@ -201,10 +202,9 @@ def waiting_characters(tmp_path, over):
 
 def pool_turns(tmp_path, over):
     path = tmp_path / "data"
-    turns = [{"role": role, "content": "a"} for role in ("user", "assistant")]
-    lines = [json.dumps({"messages": turns * 2048}) + "\n"] * (bounds.POOL_TURNS // 4096)
-    path.write_text("".join(lines) + json.dumps({"messages": turns}) * over)
-    pools = _read_pools(CalibrationSource("chat", path), 1 << 40, Tally())
+    text = (BOS + f"{USER}a{ASSISTANT}b" * 2048) * (bounds.POOL_TURNS // 4096)
+    path.write_text(text + f"{BOS}{USER}a{ASSISTANT}b" * over, "utf-8")
+    pools = _read_pools(CalibrationSource("traces", path), 1 << 40, Tally())
     refuse(len(list(pools)) > 1)
 
 
@@ -425,6 +425,9 @@ EDGES = {
     "CEVAL_UNPACKED_BYTES": ceval_unpacked,
     "PARQUET_FOOTER_BYTES": parquet_footer,
     "PARQUET_GROUP_BYTES": parquet_group,
+    "PARQUET_GROUPS": lambda tmp_path, over: parquet._check_groups(
+        bounds.PARQUET_GROUPS + over, tmp_path
+    ),
     "PARQUET_RATIO": parquet_ratio,
     "EXPLAINED_NAMES": explained_names,
     "EXPLAINED_FILES": explained_files,
