@@ -163,6 +163,10 @@ POOL_TURNS = Bound(
     "the texts and turns of one source that are shuffled at once",
     "104,000",
 )
+# Of documents that differ every eighth or so is of use, whatever they are.
+USELESS_DOCUMENTS = Bound(
+    20_000, "documents", "in a row that find no room or are kept for evaluation", "under 200"
+)
 # A frame or a member takes time, also where it holds nothing.
 ZSTD_FRAMES = Bound(4096, "frames", "a MiB of zstd data, and 4096 more", "1 to 16")
 ZSTD_WINDOW_BYTES = Bound(
@@ -179,7 +183,9 @@ CEVAL_UNPACKED_BYTES = Bound(
 )
 CEVAL_FILES = Bound(4096, "files", "the archive of C-Eval, or its folder", "159")
 CEVAL_TABLE_BYTES = Bound(8 << 20, "bytes", "one unpacked table of C-Eval", "up to 172 kB")
-PARQUET_FOOTER_BYTES = Bound(64 << 20, "bytes", "the footer of a Parquet file", "1 to 100 kB")
+PARQUET_FOOTER_BYTES = Bound(16 << 20, "bytes", "the footer of a Parquet file", "1 to 100 kB")
+# Each takes a millisecond, also where it holds nothing.
+PARQUET_GROUPS = Bound(4096, "row groups", "a Parquet file", "1 to 1,000")
 PARQUET_GROUP_BYTES = Bound(1 << 30, "bytes", "a row group of a Parquet file, unpacked", "0.3 GB")
 # Text packs to a tenth. What states far more than the file could hold is made to fill the memory.
 PARQUET_RATIO = Bound(

@@ -14,19 +14,22 @@ from doubles import Recorder
 
 from vacc_deploy import bounds
 from vacc_deploy.calibration.answer_cache import AnswerCache, hash_json
-from vacc_deploy.calibration.collect import _read_pools
+from vacc_deploy.calibration.collect import SourceTokens, _read_pools
+from vacc_deploy.calibration.split import Split, hash_document, is_held_out
 from vacc_deploy.checkpoint import adapters, caches, header, reader, shard_names
 from vacc_deploy.checkpoint.manifest import read_manifest
 from vacc_deploy.datasets import ceval_tables, explain, files, parquet
 from vacc_deploy.datasets.ceval import read_ceval
 from vacc_deploy.datasets.odd import OddRecordError, Tally, keep_sound
 from vacc_deploy.datasets.sources import CalibrationSource, read_documents
+from vacc_deploy.datasets.traces import ASSISTANT, BOS, USER
 from vacc_deploy.errors import CalibrationError, CheckpointError
 from vacc_deploy.json_files import check_json_memory, read_json
 from vacc_deploy.lookup import recognize
 from vacc_deploy.outputs import lock
 from vacc_deploy.outputs.file_system import this_host
 from vacc_deploy.outputs.files import side_files
+from vacc_deploy.progress import SILENT
 from vacc_deploy.quantize.records import RUN_NAME, read_run
 from vacc_deploy.reference import windows
 from vacc_deploy.text.files import read_large, read_object
@@ -199,11 +202,33 @@ def waiting_characters(tmp_path, over):
 
 def pool_turns(tmp_path, over):
     path = tmp_path / "data"
-    turns = [{"role": role, "content": "a"} for role in ("user", "assistant")]
-    lines = [json.dumps({"messages": turns * 2048}) + "\n"] * (bounds.POOL_TURNS // 4096)
-    path.write_text("".join(lines) + json.dumps({"messages": turns}) * over)
-    pools = _read_pools(CalibrationSource("chat", path), 1 << 40, Tally())
+    text = (BOS + f"{USER}a{ASSISTANT}b" * 2048) * (bounds.POOL_TURNS // 4096)
+    path.write_text(text + f"{BOS}{USER}a{ASSISTANT}b" * over, "utf-8")
+    pools = _read_pools(CalibrationSource("traces", path), 1 << 40, Tally())
     refuse(len(list(pools)) > 1)
+
+
+def useless_documents(tmp_path, over):
+    class Encoder:
+        batch_size = 1
+
+        def encode(self, documents):
+            return [[1]] * len(documents)
+
+    class InOrder:
+        def shuffle(self, pool):
+            pass
+
+    texts = [str(number) for number in range(100)]
+    held_out = next(text for text in texts if is_held_out(hash_document(text)))
+    fitted = next(text for text in texts if not is_held_out(hash_document(text)))
+    lines = [fitted] * (1 + bounds.USELESS_DOCUMENTS + over) + [held_out]
+    path = tmp_path / "data"
+    path.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    source = CalibrationSource("c4", path)
+    tokens = SourceTokens(source, Encoder(), Split("calibration", 0.0), 1, 1)
+    tokens.collect(InOrder(), SILENT)
+    refuse(tokens.documents_shared)
 
 
 def zstd_frames(tmp_path, over):
@@ -388,6 +413,7 @@ EDGES = {
     ),
     "WAITING_CHARACTERS": waiting_characters,
     "POOL_TURNS": pool_turns,
+    "USELESS_DOCUMENTS": useless_documents,
     "ZSTD_FRAMES": zstd_frames,
     "ZSTD_WINDOW_BYTES": zstd_window,
     "CEVAL_ARCHIVE_BYTES": ceval_archive,
@@ -399,6 +425,9 @@ EDGES = {
     "CEVAL_UNPACKED_BYTES": ceval_unpacked,
     "PARQUET_FOOTER_BYTES": parquet_footer,
     "PARQUET_GROUP_BYTES": parquet_group,
+    "PARQUET_GROUPS": lambda tmp_path, over: parquet._check_groups(
+        bounds.PARQUET_GROUPS + over, tmp_path
+    ),
     "PARQUET_RATIO": parquet_ratio,
     "EXPLAINED_NAMES": explained_names,
     "EXPLAINED_FILES": explained_files,

@@ -60,7 +60,7 @@ def test_load_yaml_tells_what_is_wrong_with_the_file(tmp_path):
     with pytest.raises(CompileFileError, match="is not UTF-8 text.*Save it as UTF-8"):
         load_yaml(path)
     path.write_bytes(b"#" * (YAML_BYTES + 1))
-    with pytest.raises(CompileFileError, match="more than 1,048,576 bytes"):
+    with pytest.raises(CompileFileError, match="more than 65,536 bytes"):
         load_yaml(path)
 
 

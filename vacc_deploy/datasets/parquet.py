@@ -12,11 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.bounds import PARQUET_FOOTER_BYTES, PARQUET_GROUP_BYTES, PARQUET_RATIO
+from vacc_deploy.bounds import (
+    PARQUET_FOOTER_BYTES,
+    PARQUET_GROUP_BYTES,
+    PARQUET_GROUPS,
+    PARQUET_RATIO,
+)
 from vacc_deploy.datasets.extras import find_package, load_package
 from vacc_deploy.datasets.files import unreadable
 from vacc_deploy.datasets.odd import Entry, OddRecordError
-from vacc_deploy.errors import CalibrationError
+from vacc_deploy.errors import REASON_SHOWN, CalibrationError, shorten
 
 PARQUET_MAGIC = b"PAR1"
 # Of a smaller file so much is read whatever its size.
@@ -42,11 +47,15 @@ def read_rows(path: Path, expected: str, columns: Collection[str]) -> Iterator[E
     with _open_file(path) as file:
         names = [name for name in file.schema_arrow.names if name.lower() in columns]
         if not names:
-            listed = ", ".join(map(str, file.schema_arrow.names[:MAX_LISTED_COLUMNS])) or "none"
+            listed = (
+                ", ".join(shorten(name) for name in file.schema_arrow.names[:MAX_LISTED_COLUMNS])
+                or "none"
+            )
             raise CalibrationError(
-                f"{path} is a Parquet file with the columns {listed[:400]}; expected {expected}. "
+                f"{path} is a Parquet file with the columns {listed:.400}; expected {expected}. "
                 "Check that the file is of the kind that you named."
             )
+        _check_groups(file.metadata.num_row_groups, path)
         number = 0
         for group in range(file.metadata.num_row_groups):
             _check_group(file.metadata.row_group(group).total_byte_size, group, path)
@@ -110,6 +119,15 @@ def _check_footer(raw: Any, path: Path) -> None:
         )
 
 
+def _check_groups(count: int, path: Path) -> None:
+    """Refuse a file of very many row groups."""
+    if count > PARQUET_GROUPS:
+        raise CalibrationError(
+            f"{path} is a Parquet file of {count:,} row groups, expected at most "
+            f"{PARQUET_GROUPS:,}. Write the file again with larger row groups, or give JSON lines."
+        )
+
+
 def _check_group(num_bytes: int, number: int, path: Path) -> None:
     """Refuse a row group that states more bytes than are read, or than the file can hold."""
     # Not of its columns: pyarrow ends the process where it looks at those of a damaged file.
@@ -130,4 +148,5 @@ def _to_values(row: Any) -> Any:
 
 
 def _first_line(err: Exception) -> str:
-    return (str(err).strip().splitlines() or [type(err).__name__])[0].rstrip(".")
+    line = (str(err).strip().splitlines() or [type(err).__name__])[0].rstrip(".")
+    return shorten(line, REASON_SHOWN)
