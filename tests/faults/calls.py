@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import signal
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from acts import error, strike, strike_after
@@ -30,11 +31,20 @@ _READ_ERRORS = {
 _SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGKILL": 137}
 
 
-def moment(base: Base, rng: random.Random, calls: Sequence[str]) -> tuple[str, int]:
-    """Return one call of an undisturbed run: its kind and number."""
-    counts = {call: base.count(call) for call in calls}
+def moment(
+    base: Base, rng: random.Random, calls: Sequence[str], *, before: str = ""
+) -> tuple[str, int]:
+    """Return one call of an undisturbed run: its kind and number.
+
+    ``before``: at the latest when the file of this name is finished.
+    """
+    trace = base.trace
+    ends = [n for n, (call, path) in enumerate(trace) if call == "close" and path.endswith(before)]
+    if before and ends:
+        trace = trace[: ends[-1] + 1]
+    counts = Counter(call for call, _ in trace)
     # Kinds that are rare count as much as those that are frequent.
-    call = rng.choice([call for call, count in counts.items() if count])
+    call = rng.choice([call for call in calls if counts[call]])
     return call, rng.randint(1, counts[call])
 
 

@@ -123,6 +123,8 @@ def state_of(command: Command, work: Snapshot, expected: Expected) -> str:
     # It may have been something else than an output from the beginning.
     if found and found in (old, below(below(expected.start, "work"), command.output)):
         return OLD
+    if expected.planted and found.keys() <= {""}:
+        return NONE
     if command.is_set:
         found = {path: what for path, what in found.items() if not _PARTIAL.search(path)}
         whole = [{*expected.old.items()}, *({*new.items()} for new in expected.new)]
