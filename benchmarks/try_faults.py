@@ -27,10 +27,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / folder) for folder in ("tests/faults", "tests/helpers", "")]
 
 import torch  # noqa: E402
-from kinds import KINDS, every_full_disk, is_tried  # noqa: E402
+from calls import every_full_disk  # noqa: E402
+from kinds import KINDS, is_tried  # noqa: E402
 from measured import machine  # noqa: E402
-from play import FRESH, OVERWRITE, READ, RESUME, Case, Stage, Verdict, play  # noqa: E402
+from play import Case, Verdict, play  # noqa: E402
 from runs import COMMANDS, Command  # noqa: E402
+from stage import FRESH, OVERWRITE, READ, RESUME, Stage  # noqa: E402
 
 # What the columns count: the first word of a problem.
 PROBLEMS = ("loss", "half", "stray", "left", "escape", "traceback", "code", "message", "hang")

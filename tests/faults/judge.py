@@ -117,11 +117,14 @@ def state_of(command: Command, work: Snapshot, expected: Expected) -> str:
     if not command.output:
         return NONE
     found = _without_planted(without_run_files(below(work, command.output)), expected)
-    if any(found == new for new in expected.new):
+    old = _without_planted(expected.old, expected)
+    if any(found == _without_planted(new, expected) for new in expected.new):
         return NEW
     # It may have been something else than an output from the beginning.
-    if found and found in (expected.old, below(below(expected.start, "work"), command.output)):
+    if found and found in (old, below(below(expected.start, "work"), command.output)):
         return OLD
+    if expected.planted and found.keys() <= {""}:
+        return NONE
     if command.is_set:
         found = {path: what for path, what in found.items() if not _PARTIAL.search(path)}
         whole = [{*expected.old.items()}, *({*new.items()} for new in expected.new)]
@@ -129,16 +132,14 @@ def state_of(command: Command, work: Snapshot, expected: Expected) -> str:
     if found:
         return HALF
     asides = [below(work, name) for name in work if re.fullmatch(r"\.out\.replaced-\d+", name)]
-    is_aside = expected.old in [_without_planted(without_run_files(a), expected) for a in asides]
+    is_aside = old in [_without_planted(without_run_files(a), expected) for a in asides]
     is_aside = is_aside and bool(expected.old)
     return ASIDE if is_aside else NONE
 
 
-def _without_planted(found: Snapshot, expected: Expected) -> Snapshot:
-    """Return what would be there without what somebody else has put there."""
-    old, planted = expected.old, expected.planted
-    own = {path: what for path, what in found.items() if planted.get(path) != what}
-    return own | {path: old[path] for path in found.keys() - own.keys() if path in old}
+def _without_planted(snapshot: Snapshot, expected: Expected) -> Snapshot:
+    """Return a snapshot without the paths at which somebody else has put something."""
+    return {path: what for path, what in snapshot.items() if path not in expected.planted}
 
 
 def find_problems(
@@ -163,8 +164,10 @@ def find_problems(
         others += [
             path for path in below(work, command.output) if command.is_set and _PARTIAL.search(path)
         ]
-        if outcome.code == 0 and others:
-            problems.append(f"left: exit code 0, but {others} lie beside the output")
+        said = outcome.stdout + outcome.stderr
+        unsaid = [name for name in others if name not in said]
+        if outcome.code == 0 and unsaid:
+            problems.append(f"left: exit code 0, but {unsaid} lie beside the output")
         if state == ASIDE and not any(name in outcome.stderr for name in others):
             problems.append(
                 f"loss: the older output has another name, of which nothing is said: {others}"

@@ -15,10 +15,13 @@ from pathlib import Path
 
 import pytest
 import runs
-from fault import START, Fault, send
-from kinds import KINDS, every_full_disk, is_tried
-from play import FRESH, OVERWRITE, READ, RESUME, Case, Stage, play
+from acts import send
+from calls import every_full_disk
+from fault import START, Fault
+from kinds import KINDS, is_tried
+from play import Case, play
 from runs import COMMANDS
+from stage import FRESH, OVERWRITE, READ, RESUME, Stage
 
 from vacc_deploy.errors import OutputError
 from vacc_deploy.outputs import files
