@@ -288,8 +288,12 @@ def test_resume_of_a_finished_but_damaged_output(model, output, gptq, expected):
         f"  - {shard_file(2)}: its content is not what quantize wrote (sha256 {got[:12]}..., "
         f"expected {wrote[:12]}...)\n"
         "  - tokenizer.json: it is missing\n"
-        "Give --overwrite, without --resume, to replace it, or choose another --output."
+        "Move the files that differ away, then give --overwrite, without --resume, to replace it, "
+        "or choose another --output."
     )
+    with pytest.raises(OutputError, match="not proven to be ours and unchanged"):
+        quantize(model, options=gptq, output=output, overwrite=True)
+    (output / shard_file(2)).unlink()
     quantize(model, options=gptq, output=output, overwrite=True)
     assert contents(output) == expected["gptq"]
 

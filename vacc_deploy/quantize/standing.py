@@ -137,14 +137,15 @@ def take_finished(
     """
     output_dir = planned.output_dir
     problems = differences(standing.identity, identity)
-    reason = "was made with other inputs, options or versions"
+    reason, first = "was made with other inputs, options or versions", "Give"
     # Hashing every file takes long: only where the identity is the same.
     if not problems:
         problems, reason = find_damages(output_dir, progress), "is damaged"
+        first = "Move the files that differ away, then give"  # --overwrite keeps them
     if problems:
         raise OutputError(
             f"{output_dir} exists and {reason}:\n{list_problems(problems, limit=len(problems))}\n"
-            "Give --overwrite, without --resume, to replace it, or choose another --output."
+            f"{first} --overwrite, without --resume, to replace it, or choose another --output."
         )
     # Every format has the same linears in its report.
     path = planned.main_dir / REPORT_NAME
