@@ -213,6 +213,7 @@ RUN_RECORD_BYTES = Bound(
     1 << 20, "bytes", "the record of a run or of one of its shards", "up to 200 kB"
 )
 RUN_LAYERS = Bound(1024, "layers", "the layers that the record of a run states", "28 to 80")
+SEALED_TEXT_BYTES = Bound(1 << 20, "bytes", "a text file that --overwrite may replace", "2 kB")
 LOCK_BYTES = Bound(4096, "bytes", "a lock file", "about 100 bytes")
 ANSWERS_BYTES = Bound(1 << 24, "bytes", "a file of saved answers", "130 kB")
 LINK_STEPS = Bound(

@@ -50,7 +50,7 @@ def explain(checkpoint: Checkpoint, problems: list[str]) -> str:
     """
     directory = checkpoint.directory
     if (directory / "quantize_report.json").is_file():
-        advice = "Run the vacc-deploy quantize that wrote the directory again, with --overwrite."
+        advice = "Move the directory away, then run the vacc-deploy quantize that wrote it again."
         return f"{directory} is not a usable checkpoint:\n{list_problems(problems)}\n{advice}"
     if cause := _find_cause(checkpoint):
         found = [problem for problem in problems if problem not in cause]

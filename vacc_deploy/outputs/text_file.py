@@ -8,6 +8,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from vacc_deploy.bounds import SEALED_TEXT_BYTES
 from vacc_deploy.errors import OutputError
 from vacc_deploy.outputs.file_system import (
     UNSUPPORTED,
@@ -28,8 +29,6 @@ from vacc_deploy.permissions import explain_unwritable, is_denied
 _NO_RENAME = (*UNSUPPORTED, errno.EEXIST, errno.ENOTEMPTY, errno.EXDEV)
 # Of the name beside a file while it is written: dots, random digits, the process, the ending.
 _ADDED_BYTES = 44
-# Above every file that is written so.
-MAX_TEXT_BYTES = 1 << 20
 
 
 def replace_text(path: Path, text: str, *, overwrite: bool, head: str, say: Say = ignore) -> None:
@@ -95,12 +94,12 @@ def find_doubt(path: Path, text: str, head: str) -> str:
     if not head:
         return ""
     with path.open("rb") as file:
-        data = file.read(MAX_TEXT_BYTES + 1)
+        data = file.read(SEALED_TEXT_BYTES + 1)
     if data == text.encode(errors="backslashreplace"):
         return ""
     if not data.startswith(head.encode()):
         return "was not written by vacc-deploy"
-    if len(data) > MAX_TEXT_BYTES or not is_sealed_text(data):
+    if len(data) > SEALED_TEXT_BYTES or not is_sealed_text(data):
         return "was changed since it was written, or is of an earlier version"
     return ""
 

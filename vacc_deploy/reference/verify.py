@@ -249,8 +249,9 @@ def _open_deployed(
 def _restore(directory: Path) -> str:
     """Return what to do about damaged files, a sentence for the notes."""
     return (
-        "nothing was compared, because figures of changed files mean nothing. Run the command that "
-        f"wrote {directory} again with --overwrite, or copy the files named here into it again."
+        "nothing was compared, because figures of changed files mean nothing. Copy the files named "
+        f"here into {directory} again, or move it away and run the command that wrote it again "
+        "(--overwrite deletes no file that was changed)."
     )
 
 

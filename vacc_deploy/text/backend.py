@@ -5,7 +5,6 @@ See ``worker`` for the process, and ``token_job`` for what it does there.
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -17,15 +16,16 @@ from vacc_deploy.bounds import (
     TOKENIZER_CPU_SECONDS,
     TOKENIZER_MEMORY,
     TOKENIZER_MEMORY_TIMES,
+    VOCABULARY_MEMORY,
 )
 from vacc_deploy.errors import CheckpointError
+from vacc_deploy.json_files import BeyondBoundError, parse_json
 from vacc_deploy.text.files import damaged
 from vacc_deploy.text.worker import Session, Worker, WorkerError
 
 # The library keeps up to 150 bytes for each byte of a text: tokens, places, origins.
 _TEXT_TIMES = 15 * TOKENIZER_MEMORY_TIMES
 _SMALLEST_BYTES = 512  # as which a short text counts
-_MISSING = object()
 _SAYS = "the tokenizers library says:"
 _worker = Worker("token_job.py", ("tokenizers",))
 
@@ -137,19 +137,11 @@ def parse_document(data: bytes, path: Path) -> dict[str, Any]:
         CheckpointError: it is not JSON, no object, or says one thing twice.
     """
     try:
-        document = json.loads(data, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as err:
+        document = parse_json(data, times=VOCABULARY_MEMORY, is_strict=True)
+    except BeyondBoundError as err:
+        raise damaged(path, str(err)) from err
+    except ValueError as err:
         raise damaged(path, f"it is not valid JSON: {err}") from err
     if not isinstance(document, dict):
         raise damaged(path, f"it holds {type(document).__name__}, expected a JSON object")
     return document
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object; of a key that stands twice two readers may take different values."""
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        left = dict(pairs)
-        twice = next(key for key, _ in pairs if left.pop(key, _MISSING) is _MISSING)
-        raise ValueError(f"the key {twice!r:.80} stands twice in one object")
-    return values

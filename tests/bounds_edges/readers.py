@@ -86,7 +86,7 @@ def header_tensors(tmp_path, over):
 def entry(shape, size, name="a"):
     values = {"dtype": "U8", "shape": shape, "data_offsets": [0, size]}
     with as_ours():
-        header._parse_entry(name, values, None, 8)
+        header._parse_entry(name, values, None, 8, None)
 
 
 def index_bytes(tmp_path, over):
