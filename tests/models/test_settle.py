@@ -34,10 +34,10 @@ def test_what_is_no_json_is_left_out_and_named(value):
     values, rules = settle(limits=value, rope_scaling={"factor": value})
     assert "limits" not in values and rules == ["not-a-number"]
     assert "rope_scaling" in values  # models.parse refuses it: without it the model is another
-    settler = settle_generation({"temperature": value}, 9, lambda token: None)
-    assert settler.values == {}
+    settler = settle_generation({"limits": value, "top_p": value}, 9, lambda token: None)
+    assert settler.values.keys() == {"top_p"}  # reference.sampling refuses it
     assert [applied.note for applied in settler.applied] == [
-        "generation_config.json: left out temperature: NaN and infinity are no JSON."
+        "generation_config.json: left out limits: NaN and infinity are no JSON."
     ]
 
 

@@ -298,7 +298,8 @@ def preview_config(values: Mapping[str, Any], *, where: str) -> ModelConfig:
 def settle_generation(values: Mapping[str, Any], vocab_size: int, token_id: TokenId) -> Settler:
     """Return the values of ``generation_config.json`` likewise."""
     settler = Settler(values, GENERATION_CONFIG_NAME)
-    settler.drop_not_json()
+    # What is drawn with is refused instead, by reference.sampling.
+    settler.drop_not_json(but=_SAMPLING_NUMBERS)
     settler.settle_ids(vocab_size, token_id)
     settler.read_sampling_texts()
     settler.settle_greedy()
