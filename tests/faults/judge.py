@@ -215,8 +215,10 @@ def _find_misstatements(outcome: Outcome, expected: Expected) -> list[str]:
         problems.append(f"traceback: {text.strip().splitlines()[-1][:200]}")
     if outcome.code not in (0, *expected.codes):
         problems.append(f"code: {outcome.code}, expected 0 or {sorted(expected.codes)}")
-    if len(text) > MAX_MESSAGE_BYTES:
-        problems.append(f"message: {len(text):,} bytes")
+    # Before it come the lines of progress.
+    size = len(text.rpartition("Error: ")[2]) if "Error: " in text else 0
+    if size > MAX_MESSAGE_BYTES:
+        problems.append(f"message: {size:,} bytes")
     if outcome.code in INTERRUPTED and "Interrupted." not in text:
         problems.append("message: nothing is said of the interruption")
     if outcome.code == 1 and "Traceback" not in text:

@@ -100,6 +100,12 @@ def test_an_older_output_that_does_not_get_its_name_back_is_named(stage, number,
     try_all(stage, [case])
 
 
+def test_an_older_output_that_cannot_be_removed_is_named(stage):
+    base = stage.base(COMMANDS["prepare"], OVERWRITE)
+    fault = error("EACCES", "rmdir", base.count("rmdir"), lasts=True)
+    try_all(stage, [Case("write error", COMMANDS["prepare"], OVERWRITE, faults=((fault,),))])
+
+
 # ---- the harness itself: it finds what is wrong -------------------------------------------------
 
 
