@@ -165,7 +165,7 @@ def _find_open(err: BaseException) -> str:
     for frame, _ in traceback.walk_tb(err.__traceback__):
         files = [value for value in frame.f_locals.values() if isinstance(value, io.IOBase)]
         names = [getattr(file, "name", None) for file in files]
-        name = next((found for found in names if isinstance(found, str)), name)
+        name = next((str(n) for n in names if isinstance(n, (str, os.PathLike))), name)
     return name
 
 
