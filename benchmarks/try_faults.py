@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -128,23 +129,25 @@ def main(
     kinds, names = kinds or tuple(KINDS), names or tuple(COMMANDS)
     cases = every(stage, names) if is_every else None
     began, tried, failed = time.monotonic(), 0, 0
-    while count is None or tried < count:
-        if count is None and not is_every and time.monotonic() - began > seconds:
-            break
-        case = draw(stage, rng, kinds, names) if cases is None else next(cases, None)
-        if case is None:
-            break
-        tried += 1
-        if number is not None and tried != number:
-            continue
-        verdict = play(stage, case, keep=number is not None)
-        table.add(verdict)
-        failed += bool(verdict.problems)
-        if verdict.problems:
-            click.echo(f"case {tried} of seed {seed}: {case.kind}, {verdict.to_text()}")
-        if tried == number:
-            click.echo(f"{verdict.to_text()}\nfiles in {home}")
-            sys.exit(bool(verdict.problems))
+    with suppress(KeyboardInterrupt):  # the table of what was tried until then
+        while count is None or tried < count:
+            is_over = time.monotonic() - began > seconds
+            if is_over and count is None and number is None and not is_every:
+                break
+            case = draw(stage, rng, kinds, names) if cases is None else next(cases, None)
+            if case is None:
+                break
+            tried += 1
+            if number not in (None, tried):
+                continue
+            verdict = play(stage, case, keep=number is not None)
+            table.add(verdict)
+            failed += bool(verdict.problems)
+            if verdict.problems or tried == number:
+                click.echo(f"case {tried} of seed {seed}: {case.kind}, {verdict.to_text()}")
+            if tried == number:
+                click.echo(f"files in {home}")
+                sys.exit(failed)
     shutil.rmtree(home)
     taken = time.monotonic() - began
     click.echo(f"\n{tried} cases of seed {seed} in {taken:.0f} s, {machine()}\n")

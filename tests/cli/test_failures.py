@@ -215,11 +215,12 @@ def test_what_the_system_refuses_is_told_with_what_to_do(number, advice):
     assert result.stderr.endswith("run the command again.\n") or number == errno.EIO
 
 
-def test_an_error_on_an_open_file_names_the_file(tmp_path):
+@pytest.mark.parametrize("opening", ["path.open()", "open(path)"])
+def test_an_error_on_an_open_file_names_the_file(tmp_path, opening):
     path = tmp_path / "config.json"
     path.touch()
     ours = {"__name__": "vacc_deploy.made_up"}
-    exec("def read(path, err):\n  with path.open() as file:\n    raise err", ours)
+    exec(f"def read(path, err):\n  with {opening} as file:\n    raise err", ours)
     with pytest.raises(OSError, match="Input/output") as caught:
         ours["read"](path, OSError(errno.EIO, os.strerror(errno.EIO)))
     assert fail_with(caught.value).stderr.startswith(f"Error: {path}: Input/output error. The disk")

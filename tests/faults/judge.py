@@ -168,7 +168,8 @@ def find_problems(
         unsaid = [name for name in others if name not in said]
         if outcome.code == 0 and unsaid:
             problems.append(f"left: exit code 0, but {unsaid} lie beside the output")
-        if state == ASIDE and not any(name in outcome.stderr for name in others):
+        asides = [name for name in others if ".replaced-" in name]
+        if state == ASIDE and not any(name in said for name in asides):
             problems.append(
                 f"loss: the older output has another name, of which nothing is said: {others}"
             )
@@ -214,8 +215,10 @@ def _find_misstatements(outcome: Outcome, expected: Expected) -> list[str]:
         problems.append(f"traceback: {text.strip().splitlines()[-1][:200]}")
     if outcome.code not in (0, *expected.codes):
         problems.append(f"code: {outcome.code}, expected 0 or {sorted(expected.codes)}")
-    if len(text) > MAX_MESSAGE_BYTES:
-        problems.append(f"message: {len(text):,} bytes")
+    # Before it come the lines of progress.
+    size = len(text.rpartition("Error: ")[2]) if "Error: " in text else 0
+    if size > MAX_MESSAGE_BYTES:
+        problems.append(f"message: {size:,} bytes")
     if outcome.code in INTERRUPTED and "Interrupted." not in text:
         problems.append("message: nothing is said of the interruption")
     if outcome.code == 1 and "Traceback" not in text:

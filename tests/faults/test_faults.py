@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import runs
-from acts import send
+from acts import error, send
 from calls import every_full_disk
 from fault import START, Fault
 from kinds import KINDS, is_tried
@@ -90,6 +90,20 @@ def test_nothing_is_lost_and_nothing_is_half(stage, kind):
 
 def test_a_full_disk_at_every_call_of_a_small_file(stage):
     try_all(stage, every_full_disk(stage.base(COMMANDS["yaml"], OVERWRITE)))
+
+
+@pytest.mark.parametrize(("number", "lasts"), [(3, True), (3, False), (5, True)])
+def test_an_older_output_that_does_not_get_its_name_back_is_named(stage, number, lasts):
+    # Renames 1 to 3 are trials; 4 and 5 put the new output in its place.
+    faults = (error("EDQUOT", "rename", number, lasts=lasts),)
+    case = Case("full disk", COMMANDS["prepare"], OVERWRITE, faults=(faults,))
+    try_all(stage, [case])
+
+
+def test_an_older_output_that_cannot_be_removed_is_named(stage):
+    base = stage.base(COMMANDS["prepare"], OVERWRITE)
+    fault = error("EACCES", "rmdir", base.count("rmdir"), lasts=True)
+    try_all(stage, [Case("write error", COMMANDS["prepare"], OVERWRITE, faults=((fault,),))])
 
 
 # ---- the harness itself: it finds what is wrong -------------------------------------------------

@@ -158,16 +158,15 @@ def _explain_system(err: OSError) -> str:
 
 
 def _find_open(err: BaseException) -> str:
-    """Return the file that our innermost function had open, or nothing.
+    """Return the file that the innermost function had open, or nothing.
 
     What fails on an open file gives no name.
     """
     name = ""
     for frame, _ in traceback.walk_tb(err.__traceback__):
-        if str(frame.f_globals.get("__name__", "")).split(".")[0] == "vacc_deploy":
-            files = [v for v in frame.f_locals.values() if isinstance(v, io.IOBase)]
-            names = [getattr(file, "name", None) for file in files]
-            name = next((found for found in names if isinstance(found, str)), name)
+        files = [value for value in frame.f_locals.values() if isinstance(value, io.IOBase)]
+        names = [getattr(file, "name", None) for file in files]
+        name = next((str(n) for n in names if isinstance(n, (str, os.PathLike))), name)
     return name
 
 

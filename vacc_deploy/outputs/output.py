@@ -137,10 +137,11 @@ def _unnamed(output_dir: Path, partial: Path, err: OSError, *, is_ours_alone: bo
     if target.is_dir():
         words = ["rm", "-r"] if any(target.iterdir()) else ["rmdir"]
         steps.insert(0, shlex.join([*words, str(target)]))
+    older = "".join(f" The older output lies in {aside}." for aside in find_replaced(target))
     return OutputError(
         f"{output_dir} is finished, but the file system does not let {partial} be renamed "
-        f"({err.strerror or err}). Nothing is lost: the whole output lies in {partial}. Put it in "
-        f"its place:\n  {' && '.join(steps)}"
+        f"({err.strerror or err}). Nothing is lost: the whole output lies in {partial}.{older} Put "
+        f"it in its place:\n  {' && '.join(steps)}"
     )
 
 

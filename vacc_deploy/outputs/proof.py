@@ -12,7 +12,6 @@ import stat
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,8 +113,12 @@ def remove_proven(directory: Path) -> list[str]:
         except OSError as err:
             proof.problems.append(f"{path.relative_to(directory)}: {err.strerror or err}")
     for inner in (*proof.directories, directory):
-        with suppress(OSError):  # what has come since stays
+        try:
             inner.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError as err:  # what has come since stays
+            proof.problems += [] if proof.problems else [f"{inner.name}: {err.strerror or err}"]
     return proof.problems
 
 

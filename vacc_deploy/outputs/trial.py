@@ -195,7 +195,21 @@ def _try_to_replace(output_dir: Path, target: Path) -> None:
     finally:
         # Also after an interruption: the user must not be without it.
         if aside.exists() and not target.exists():
+            _give_name_back(aside, target)
+
+
+def _give_name_back(aside: Path, target: Path) -> None:
+    try:
+        with suppress(OSError):  # what failed once may have been a moment's fault
             aside.rename(target)
+            return
+        aside.rename(target)
+    except OSError as err:
+        way = shlex.join(["mv", str(aside), str(target)])
+        raise OutputError(
+            f"{target} was renamed to {aside} as a trial, and the file system does not let it have "
+            f"its name back ({err.strerror or err}). Nothing of it is lost. Rename it:\n  {way}"
+        ) from err
 
 
 def clear_trials(target: Path) -> None:
