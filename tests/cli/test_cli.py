@@ -218,12 +218,10 @@ def test_no_escape_sequence_of_a_strangers_file_reaches_the_terminal(tmp_path):
     name = "\x1b[2Jmodel.\x9b31mred\u202e"
     source = write_checkpoint(tmp_path / "in", extra_tensors={name: torch.ones(1)})
     result = invoke("prepare", "--weights", source, "--json")
-    assert "\\x1b[2Jmodel.\\x9b31mred\\u202e in model.safetensors belongs to no part" in (
-        result.stderr
-    )
+    assert r"tensor '\x1b[2Jmodel.\x9b31mred\u202e' has a name with control" in result.stderr
     assert result.stderr.isascii()
     assert result.stdout.isascii()
-    assert name in json.loads(result.stdout)["error"]["message"]
+    assert ascii(name) in json.loads(result.stdout)["error"]["message"]
 
 
 @pytest.mark.parametrize("as_json", [False, True])

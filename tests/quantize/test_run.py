@@ -524,5 +524,5 @@ def test_a_quantized_source_names_the_float_one(tmp_path):
         quantize(deployed, options=QuantizeOptions("rtn"))
     assert str(caught.value).endswith(f"Give the float directory it was made from: {source}.")
     (deployed / "model-00002-of-00004.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="Run the vacc-deploy quantize that wrote"):
+    with pytest.raises(CheckpointError, match="run the vacc-deploy quantize that wrote"):
         Checkpoint.open(deployed)
