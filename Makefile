@@ -1,4 +1,4 @@
-.PHONY: check format test matrix matrix-short wheel demo yaml
+.PHONY: check format test fuzz matrix matrix-short wheel demo yaml bounds
 
 check:
 	ruff format --check .
@@ -11,6 +11,11 @@ format:
 
 test: check
 	python -m pytest -n 2
+
+# Without the package atheris this says so and does nothing.
+FUZZ_SECONDS = 60
+fuzz:
+	python tests/fuzz --seconds $(FUZZ_SECONDS)
 
 # The rows of torch 2.1: make matrix OLD_TORCH="--old-torch python3.8 --old-torch python3.11"
 matrix:
@@ -27,4 +32,8 @@ demo:
 	vacc-deploy demo --overwrite
 
 yaml:
+	rm -f yaml/*.yaml build_in/*/config_vacc.json
 	vacc-deploy yaml --all --output yaml --build-in build_in
+
+bounds:
+	python tests/helpers/security_page.py

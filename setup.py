@@ -58,6 +58,12 @@ setup(
             "compressed-tensors>=0.15",
             # As in the extra "data".
             *("pyarrow>=14.0.1", "zstandard>=0.22.0"),
+            "hypothesis>=6.100",
+        ],
+        # Where it has wheels; from source it needs clang.
+        "fuzz": [
+            'atheris>=2.3; platform_system == "Linux" and platform_machine == "x86_64" '
+            'and implementation_name == "cpython" and python_version < "3.15"'
         ],
         "dev": ["ruff==0.17.6", "mypy==2.4.1", "pre-commit>=4", "types-PyYAML"],
     },

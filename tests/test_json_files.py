@@ -28,7 +28,10 @@ def test_read_bounded_takes_a_file_up_to_its_limit(tmp_path):
             "is not valid JSON: Expecting value: line 1 column 7 (char 6). Correct the file, or",
         ),
         (b'"\xff"', "is not valid JSON: 'utf-8' codec can't decode"),
-        (b"[" * 10000, "is not valid JSON: maximum recursion depth"),
+        (
+            b"[" * 10000,
+            "cannot be read: it has lists or objects nested more than 100 deep.",
+        ),
         (b'{"error": "Access to model is restricted"}', "is the answer of a server that was saved"),
         (b"Entry not found", "is the answer of a server that was saved under this name: 'Entry"),
         (b"Invalid username or password.", "is the answer of a server that was saved"),
@@ -61,3 +64,18 @@ def test_dump_json_literal_text():
     text = dump_json({"b": "é", "a": None})
     assert text == '{\n  "b": "é",\n  "a": null\n}\n'
     assert json.loads(text) == {"b": "é", "a": None}
+
+
+@pytest.mark.parametrize("text", [r'{"\ud800": 1}', r'{"a": ["\uDFFF"]}', r'"\udc00\ud800"'])
+def test_half_a_character_is_refused(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text, "utf-8")
+    with pytest.raises(CheckpointError, match=r"a.json has a text with half of a character"):
+        read_json(path, limit_bytes=100, in_utf8=True)
+    read_json(path, limit_bytes=100)  # a manifest holds paths
+
+
+def test_a_character_written_as_two_escapes_is_read(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(r'["\ud83d\ude00", "\u00e4"]', "utf-8")
+    assert read_json(path, limit_bytes=100, in_utf8=True) == ["\U0001f600", "\u00e4"]

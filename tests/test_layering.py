@@ -15,9 +15,9 @@ PACKAGE = "vacc_deploy"
 
 # From the floor up. Within a folder modules import each other freely, but never in a circle.
 LAYERS = (
-    "bounds errors progress results assets phases system permissions",
-    "json_files formats datasets",
-    "text models solver",
+    "bounds errors links progress results assets phases stamps system permissions",
+    "json_files formats",
+    "datasets text models solver",
     "checkpoint",
     "outputs",
     "lookup",

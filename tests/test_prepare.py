@@ -463,10 +463,15 @@ def test_files_that_the_source_links_to_are_inputs_too(tmp_path, kind):
     if kind == "weights":
         prepare(weights=first, output=second, link_mode="symlink")
     else:
+        # The one way in which a link may lead out of a directory: to the blobs of a hub's cache.
+        name = INDEX if kind == "index" else "tokenizer.json"
+        cache = tmp_path / "models--x--y"
+        first, second = cache / "blobs", cache / "snapshots" / "0"
+        second.parent.mkdir(parents=True)
+        (tmp_path / "A").rename(first)
         shutil.copytree(first, second)
-        path = second / (INDEX if kind == "index" else "tokenizer.json")
-        path.unlink()
-        path.symlink_to(first / path.name)
+        (second / name).unlink()
+        (second / name).symlink_to(first / name)
     before = snapshot(tmp_path)
     options = {"weights": second, "output": first, "overwrite": True, "link_mode": "symlink"}
     text = refused(OutputError, **options)
@@ -475,11 +480,8 @@ def test_files_that_the_source_links_to_are_inputs_too(tmp_path, kind):
 
 
 def test_an_output_beside_the_files_that_the_source_links_to(tmp_path):
-    """As in a folder of many models' weights: its other entries are free."""
-    store = write_checkpoint(tmp_path / "store")
-    source = tmp_path / "src"
-    source.mkdir()
-    for path in store.iterdir():
-        (source / path.name).symlink_to(path)
-    prepare(weights=source, output=store / "out")
-    assert Checkpoint.open(store / "out")
+    """Its other entries are free."""
+    source = hub_cache(tmp_path)
+    out = source.parents[1] / "blobs" / "out"
+    prepare(weights=source, output=out)
+    assert Checkpoint.open(out)

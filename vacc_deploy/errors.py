@@ -23,6 +23,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 MAX_LISTED = 10
+# Characters of a name, or of what a library says, that a message shows.
+NAME_SHOWN, REASON_SHOWN = 80, 300
 
 
 class VaccDeployError(Exception):
@@ -131,6 +133,15 @@ class StoppedError(VaccDeployError):
     def __init__(self, message: str, signum: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signum
+
+
+def shorten(text: object, limit: int = NAME_SHOWN) -> str:
+    """Return what a stranger wrote as a message shows it: cut, and in one line.
+
+    Nothing in it can turn the direction of writing or look like a line of our own.
+    """
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[: limit + 1])
+    return shown if len(shown) <= limit else f"{shown[: limit - 3]}..."
 
 
 def name_some(names: Sequence[str], limit: int = MAX_LISTED) -> str:

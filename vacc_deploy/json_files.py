@@ -6,14 +6,18 @@ Also names what stands in place of a file that was never downloaded.
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.bounds import JSON_DEPTH
+from vacc_deploy.bounds import JSON_DEPTH, JSON_DIGITS, JSON_FREE_BYTES, JSON_MEMORY
 from vacc_deploy.errors import CheckpointError, VaccDeployError
+from vacc_deploy.links import explain_outside
 from vacc_deploy.permissions import explain_unreadable
+from vacc_deploy.stamps import open_ordinary
 
 _LFS_POINTER = b"version https://git-lfs"
 _PAGE_STARTS = (b"<!doctype html", b"<html")
@@ -25,6 +29,8 @@ _ANSWERS = re.compile(
     rb"|too many requests|internal server error|bad gateway",
     re.IGNORECASE,
 )
+# Only an escape brings half of a surrogate pair into a text.
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 # Enough of a file to tell what stands in its place.
 STAND_IN_BYTES = 512
 # What some editors and shells put in front of UTF-8.
@@ -65,6 +71,7 @@ def read_bounded(
     *,
     error: type[VaccDeployError] = CheckpointError,
     advice: str = "Check the path.",
+    is_users_own: bool = False,
 ) -> bytes:
     """Return the bytes of a file that holds at most ``limit_bytes``.
 
@@ -76,9 +83,13 @@ def read_bounded(
         limit_bytes: largest size that is accepted.
         error: class of what is raised where the file cannot be read, or is too large.
         advice: what to do about a file that is too large, a sentence.
+        is_users_own: whether the user has named this very file: then a link may lead anywhere, and
+            a pipe is read too.
     """
+    if not is_users_own and (outside := explain_outside(path)):
+        raise error(outside)
     try:
-        with path.open("rb") as file:
+        with path.open("rb") if is_users_own else open_ordinary(path) as file:
             data = file.read(limit_bytes + 1)
     except OSError as err:
         raise error(explain_unreadable(path, err, otherwise=advice)) from err
@@ -93,33 +104,168 @@ def read_bounded(
     return data
 
 
-def read_json(path: Path, *, limit_bytes: int) -> Any:
+def read_json(
+    path: Path, *, limit_bytes: int, times: int = JSON_MEMORY, in_utf8: bool = False
+) -> Any:
     """Parse a small JSON file of at most ``limit_bytes``.
 
+    Args:
+        path: file to read.
+        limit_bytes: largest size that is accepted.
+        times: see ``parse_json``.
+        in_utf8: refuse half a character, which no text file can hold. Our own files hold some:
+            Python reads a byte of a path that is no UTF-8 as one.
+
     Raises:
-        CheckpointError: the file is missing, too large, not UTF-8, not JSON or nested too deeply.
+        CheckpointError: the file is missing, too large, not UTF-8, not JSON, over a bound of
+            ``parse_json``, or has half a character.
     """
     data = read_bounded(path, limit_bytes)
     if not data:
         raise CheckpointError(f"{path} is not valid JSON: it is empty. Download it again.")
     try:
-        value = json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as err:
+        value = parse_json(data.removeprefix(UTF8_MARK), times=times)
+    except BeyondBoundError as err:
+        raise CheckpointError(
+            f"{path} cannot be read: {err}. Restore the file from the model's original repository."
+        ) from err
+    except ValueError as err:
         raise CheckpointError(
             f"{path} is not valid JSON: {err}. Correct the file, or download it again."
         ) from err
-    if _is_deeper(value, JSON_DEPTH):
+    if in_utf8 and _HALF_CHARACTER.search(data) and not is_unicode(value):
         raise CheckpointError(
-            f"{path} has lists or objects nested more than {JSON_DEPTH} deep, which no loader "
-            "reads. Restore the file from the model's original repository."
+            f"{path} has a text with half of a character, such as \\ud800 alone, which no file can "
+            "hold. Restore the file from the model's original repository."
         )
     return value
+
+
+def is_unicode(value: Any) -> bool:
+    """Return whether all texts of a value can be written as UTF-8: no half of a surrogate pair."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_json(value: Any) -> bool:
+    """Return whether a value of Python's parser is JSON: that takes NaN and infinity too."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
+class BeyondBoundError(ValueError):
+    """JSON that may be valid, and is not read because it is over a bound."""
+
+
+def parse_json(data: bytes | str, *, times: int = JSON_MEMORY, is_strict: bool = False) -> Any:
+    """Return the values of a JSON text; every JSON of a stranger is read by this function.
+
+    Args:
+        data: the text; bytes are UTF-8 without a byte order mark.
+        times: how much memory the values may take, in times of the text.
+        is_strict: refuse also what Python's reader takes and others do not: a key that appears
+            twice, NaN, infinity, -0 and half of a surrogate pair.
+
+    Raises:
+        BeyondBoundError: it is over a bound; says which in a clause.
+        ValueError: it is not JSON; says why.
+    """
+    text = data.decode("utf-8") if isinstance(data, bytes) else data
+    check_json_memory(text, times)
+    try:
+        value = _STRICT.decode(text) if is_strict else PLAIN_DECODER.decode(text)
+    except RecursionError as err:
+        raise BeyondBoundError(_TOO_DEEP) from err
+    check_json_depth(value)
+    if is_strict and ("\\ud" in text or "\\uD" in text) and not is_unicode(value):
+        raise ValueError("it has a text with half of a character, such as \\ud800 alone")
+    return value
+
+
+def check_json_depth(value: Any) -> None:
+    """Refuse lists and objects that are nested too deep.
+
+    Raises:
+        BeyondBoundError: they are.
+    """
+    if _is_deeper(value, JSON_DEPTH):
+        raise BeyondBoundError(_TOO_DEEP)
+
+
+def check_json_memory(text: str, times: int = JSON_MEMORY) -> None:
+    """Refuse a JSON text whose values would take far more memory than the text.
+
+    Raises:
+        BeyondBoundError: says how much.
+    """
+    reckoned = sum(cost * text.count(mark) for mark, cost in _MARKS.items())
+    allowed = times * len(text) + JSON_FREE_BYTES
+    if reckoned > allowed:
+        raise BeyondBoundError(
+            f"its values would take some {reckoned >> 20:,} MiB of memory, expected at most "
+            f"{allowed >> 20:,} MiB for a text of {len(text):,} characters"
+        )
+
+
+def _read_whole_number(text: str) -> int:
+    if len(text) > JSON_DIGITS:
+        raise BeyondBoundError(
+            f"it has a number of {len(text):,} digits, expected at most {JSON_DIGITS}"
+        )
+    return int(text)
+
+
+def _read_strict_number(text: str) -> int:
+    if text == "-0":
+        raise ValueError("it has the whole number -0")
+    return _read_whole_number(text)
+
+
+def _read_finite_number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("it has a number that is too large")
+    return value
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        # json takes the last of two equal keys, another reader may take the first.
+        counts = Counter(key for key, _ in pairs)
+        raise ValueError(f"key {counts.most_common(1)[0][0]!r:.80} appears twice")
+    return result
+
+
+_TOO_DEEP = f"it has lists or objects nested more than {JSON_DEPTH} deep"
+# What stands in a text for a value, and the bytes that it takes at about: of a list its own and the
+# place in the list around it; of a text half for each quotation mark.
+_MARKS = {"[": 64, "{": 200, '"': 24, ",": 32, ":": 24}
+PLAIN_DECODER = json.JSONDecoder(parse_int=_read_whole_number)
+_STRICT = json.JSONDecoder(
+    parse_int=_read_strict_number,
+    parse_float=_read_finite_number,
+    parse_constant=_refuse_constant,
+    object_pairs_hook=_refuse_duplicates,
+)
 
 
 def _is_deeper(value: Any, limit: int) -> bool:
     """Return whether lists and objects are nested more than ``limit`` deep."""
     level = [value]
-    for _ in range(limit + 1):
+    for _ in range(limit):
+        if not level:
+            return False
         level = [
             inner
             for outer in level

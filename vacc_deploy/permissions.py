@@ -10,6 +10,31 @@ import stat
 from pathlib import Path
 
 _DENIED = (errno.EACCES, errno.EPERM)
+# What to do where the system itself refuses or fails, by its number.
+_NO_SPACE = "Free space, or choose another --output, then run the command again."
+_FAILING = (
+    "The disk, or the connection to it, fails: look into the system's log (dmesg), then run the "
+    "command again, if need be with a copy on another disk."
+)
+_OPEN_FILES = "Raise the limit on open files (ulimit -n), then run the command again."
+_GONE = "Something else changed it meanwhile. Put it right, then run the command again."
+_ADVICE = {
+    errno.ENOSPC: _NO_SPACE,
+    errno.EDQUOT: _NO_SPACE,
+    errno.EIO: _FAILING,
+    errno.ESTALE: _FAILING,
+    errno.EMFILE: _OPEN_FILES,
+    errno.ENFILE: _OPEN_FILES,
+    errno.ENOENT: _GONE,
+    errno.ENOTDIR: _GONE,
+    errno.EISDIR: _GONE,
+    errno.EFBIG: "Raise the limit on the size of files (ulimit -f), or choose an --output on "
+    "a file system that holds larger ones, then run the command again.",
+    errno.EROFS: "Choose an --output on a file system that can be written, then run the command "
+    "again.",
+    errno.ENOLCK: "Choose an --output on a file system with locks, then run the command again.",
+    errno.EBUSY: "End what uses it, then run the command again.",
+}
 
 
 def real_path(path: Path) -> Path:
@@ -25,16 +50,22 @@ def is_denied(err: BaseException | None) -> bool:
     return isinstance(err, OSError) and err.errno in _DENIED
 
 
+def advise(err: OSError) -> str:
+    """Return what to do about an error of the system that is no missing permission, a sentence."""
+    return _ADVICE.get(err.errno or 0, "Put this right, then run the command again.")
+
+
 def explain_unreadable(path: Path, err: OSError, *, otherwise: str = "") -> str:
     """Return the sentences of an error: ``path`` cannot be read, why, and what to do.
 
     Args:
         path: file or directory that was to be read.
         err: what the system said.
-        otherwise: what to do where the reason is no missing permission, sentences.
+        otherwise: what to do where the reason is no missing permission, sentences; default: what
+            helps against what the system said.
     """
     if not is_denied(err):
-        return f"{path} cannot be read: {err.strerror or err}. {otherwise}".rstrip()
+        return f"{path} cannot be read: {err.strerror or err}. {otherwise or advise(err)}"
     closed = _find_closed_directory(path)
     place = closed or path
     reason, owner, is_own = _look(place, path)

@@ -13,6 +13,7 @@ from typing import Any
 from vacc_deploy.assets import SOURCE_FILES, source_file
 from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG
 from vacc_deploy.checkpoint.caches import default_output
+from vacc_deploy.checkpoint.changes import unchanged
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, name_source, stored_layout
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.checkpoint.soundness import check_weights
@@ -33,7 +34,8 @@ from vacc_deploy.models.vacc_config import (
     ways_to_the_card,
 )
 from vacc_deploy.outputs.manifests import relative_source, write_manifest
-from vacc_deploy.outputs.output import check_output, output_directory
+from vacc_deploy.outputs.output import output_directory
+from vacc_deploy.outputs.output_rules import check_output
 from vacc_deploy.outputs.place import CHANGED, COPY, Placement
 from vacc_deploy.outputs.side_files import GENERATED, SideFile, plan_side_files
 from vacc_deploy.progress import SILENT, Progress
@@ -142,7 +144,11 @@ def prepare(
     name = known.name if known else found.name
     output_dir = output or default_output(Path(f"{name}-vacc"))
     obstacles = check_output(
-        output_dir, overwrite=overwrite, inputs=checkpoint.input_paths(), dry_run=dry_run
+        output_dir,
+        overwrite=overwrite,
+        inputs=checkpoint.input_paths(),
+        dry_run=dry_run,
+        progress=progress,
     )
     assembly = _Assembly(found, checkpoint, name, output_dir, link_mode)
     return assembly.plan(obstacles) if dry_run else assembly.write(progress, overwrite=overwrite)
@@ -171,12 +177,14 @@ class _Assembly:
         return self._result(listed, planned, obstacles, dry_run=True)
 
     def write(self, progress: Progress, *, overwrite: bool) -> PrepareResult:
-        """Read all weights once, then write the directory."""
-        remarks, said = check_weights(self._checkpoint, progress), list[str]()
+        """Claim the output, read all weights once, then write the directory."""
+        said = list[str]()
         inputs = self._checkpoint.input_paths()
-        with output_directory(
+        output = output_directory(
             self._output_dir, overwrite=overwrite, inputs=inputs, say=said.append
-        ) as folder:
+        )
+        with output as folder, unchanged(self._checkpoint):
+            remarks = check_weights(self._checkpoint, progress)
             files = self._placement.place(folder, progress, said.append)
             files += [(file.write(folder), file.how) for file in self._small_files]
             manifest = write_manifest(

@@ -22,6 +22,11 @@ def peak_memory_bytes() -> int:
     return _read_bytes("self/status", "VmHWM")
 
 
+def peak_address_bytes() -> int:
+    """Return the most addresses this process has had, 0 where the kernel does not say."""
+    return _read_bytes("self/status", "VmPeak")
+
+
 def reset_peak_memory() -> None:
     """Let the peak begin again at what the process holds now, where the kernel allows that."""
     with suppress(OSError):

@@ -4,7 +4,8 @@ import pytest
 from closed_files import OWNER, as_user, open_directory
 from doubles import Recorder
 
-from vacc_deploy.calibration.answer_cache import MAX_BATCH_BYTES, AnswerCache, default_directory
+from vacc_deploy.bounds import ANSWERS_BYTES
+from vacc_deploy.calibration.answer_cache import AnswerCache, default_directory
 from vacc_deploy.errors import OutputError
 from vacc_deploy.progress import SILENT
 
@@ -55,7 +56,7 @@ def test_another_identity_is_another_file(tmp_path):
         lambda text: "7",
         lambda text: "{}",
         lambda text: "\x00\xe9",
-        lambda text: text + " " * MAX_BATCH_BYTES,
+        lambda text: text + " " * ANSWERS_BYTES,
     ],
 )
 def test_a_damaged_file_is_not_used_and_written_anew(tmp_path, damage):

@@ -10,11 +10,12 @@ from vacc_deploy.checkpoint.reader import Checkpoint
 @pytest.mark.parametrize("whole_bytes", [0, 1 << 20])
 def test_a_changed_bit_at_either_end_of_any_tensor_is_noticed(tmp_path, whole_bytes):
     source = write_checkpoint(tmp_path / "model")
-    checkpoint, path = Checkpoint.open(source), source / "model.safetensors"
-    plain = path.read_bytes()
+    path = source / "model.safetensors"
+    checkpoint, plain = Checkpoint.open(source), path.read_bytes()
 
     def fingerprint():
-        return fingerprint_weights(checkpoint, whole_bytes=whole_bytes)["model.safetensors"]
+        opened = Checkpoint.open(source)
+        return fingerprint_weights(opened, whole_bytes=whole_bytes)["model.safetensors"]
 
     first = fingerprint()
     for info in checkpoint.tensors.values():
@@ -35,5 +36,6 @@ def test_small_weights_are_read_whole_and_large_ones_in_pieces(tmp_path):
     data = bytearray(path.read_bytes())
     data[largest.offset + largest.num_bytes // 4] ^= 1  # between the first piece and the middle
     path.write_bytes(data)
+    checkpoint = Checkpoint.open(source)
     after = [fingerprint_weights(checkpoint, whole_bytes=size) for size in (0, 1 << 20)]
     assert after[0] == before[0] and after[1] != before[1]

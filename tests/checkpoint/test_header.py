@@ -127,7 +127,7 @@ TWICE = json.dumps(entry())
 MALFORMED = {
     "no-json": ("{", "Expecting property name"),
     "not-utf8": (b'{"\xff": 1}', "can't decode byte 0xff"),
-    "deep": ("[" * 100_000, "recursion"),
+    "deep": ("[" * 100_000, "nested more than 100 deep"),
     "list": ("[]", "its header is not a JSON object"),
     "duplicate": (f'{{"a":{TWICE},"a":{TWICE}}}', "key 'a' appears twice"),
     "duplicate-inside": ('{"a":{"shape":[2],"shape":[1]}}', "key 'shape' appears twice"),

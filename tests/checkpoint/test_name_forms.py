@@ -116,7 +116,7 @@ def test_an_index_of_other_names_that_names_another_file_too(tmp_path):
 
 
 def test_a_prefix_of_many_parts_is_cut_in_the_note(tmp_path):
-    source = write_form(tmp_path / "m", lambda n: "a." * 2000 + n)
+    source = write_form(tmp_path / "m", lambda n: "a." * 200 + n)
     (note,) = Checkpoint.open(source).notes
     assert len(note) < 250
 

@@ -130,13 +130,14 @@ def test_read_an_unknown_name(tmp_path):
 def test_a_file_that_shrinks_while_it_is_read(tmp_path, read):
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "m"))
     info = checkpoint.info("lm_head.weight")
+    size, left = info.path.stat().st_size, info.offset + 64
     with info.path.open("r+b") as file:
-        file.truncate(info.offset + 64)
+        file.truncate(left)
     with pytest.raises(CheckpointError) as caught:
         read(checkpoint)
     assert str(caught.value) == (
-        f"{info.path} ended 34,752 bytes before the end of lm_head.weight: it was changed while "
-        "being read."
+        f"{info.path} was changed while it was read: it had {size:,} bytes, and has {left:,}. Wait "
+        "until what writes it has ended, then rerun."
     )
 
 
@@ -287,6 +288,16 @@ def test_an_index_that_names_another_place_is_refused_unread(tmp_path, file):
     assert f"{INDEX_NAME} names files that are not plain .safetensors names" in message
     assert f"  - {UP} -> {file!r}" in message
     assert message.endswith("Nothing was read. Do not trust this checkpoint.")
+
+
+def test_an_index_that_names_a_file_no_system_can_have_is_refused_in_few_words(tmp_path):
+    directory = write_checkpoint(tmp_path / "m", shards=2)
+    change_index(directory, **{UP: "x" * 188 + ".safetensors"})
+    assert "is missing" in message_of(directory)
+    change_index(directory, **{UP: "x" * 189 + ".safetensors"})
+    message = message_of(directory)
+    assert f"{INDEX_NAME} names files that are not plain .safetensors names" in message
+    assert len(message) < 600
 
 
 @pytest.mark.parametrize(

@@ -190,8 +190,9 @@ def test_a_system_error_names_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", fsync)
     result = invoke("prepare", "--weights", source, "--output", tmp_path / "out", "--json")
     assert result.exit_code == 1
-    message = f"{tmp_path / 'out.partial'}: Input/output error."
-    assert json.loads(result.stdout)["error"] == {"type": "OSError", "message": message}
+    error = json.loads(result.stdout)["error"]
+    assert error["type"] == "OSError"
+    assert error["message"].startswith(f"{tmp_path / 'out.partial'}: Input/output error. The disk")
 
 
 def test_debug_shows_the_traceback_and_the_message_still_comes_last(tmp_path):
@@ -213,24 +214,14 @@ def test_a_hint_is_shown_behind_the_message():
     assert CliRunner().invoke(group, ["full"]).stderr == f"Error: {message}\n"
 
 
-def test_a_programming_mistake_keeps_its_traceback():
-    def broken():
-        raise TypeError("ours")
-
-    group = ErrorGroup(commands={"broken": click.Command("broken", callback=broken)})
-    assert isinstance(CliRunner().invoke(group, ["broken"]).exception, TypeError)
-
-
 def test_no_escape_sequence_of_a_strangers_file_reaches_the_terminal(tmp_path):
     name = "\x1b[2Jmodel.\x9b31mred\u202e"
     source = write_checkpoint(tmp_path / "in", extra_tensors={name: torch.ones(1)})
     result = invoke("prepare", "--weights", source, "--json")
-    assert "\\x1b[2Jmodel.\\x9b31mred\\u202e in model.safetensors belongs to no part" in (
-        result.stderr
-    )
+    assert r"tensor '\x1b[2Jmodel.\x9b31mred\u202e' has a name with control" in result.stderr
     assert result.stderr.isascii()
     assert result.stdout.isascii()
-    assert name in json.loads(result.stdout)["error"]["message"]
+    assert ascii(name) in json.loads(result.stdout)["error"]["message"]
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -363,7 +354,9 @@ def stopped(path, wait, number, *arguments):
     return process.returncode, stdout, stderr.strip()
 
 
-SIGNALS = pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+SIGNALS = pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 PLACE_SHARD = "vacc_deploy.outputs.place.place_shard"
 
 
@@ -411,11 +404,12 @@ def test_a_stopped_command_that_writes_nothing_says_no_more_than_that(tmp_path, 
         assert stdout == ""
 
 
-def test_a_signal_that_was_ignored_from_the_start_stays_ignored(tmp_path):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])  # a shell's &, and nohup
+def test_a_signal_that_was_ignored_from_the_start_stays_ignored(name):
     code = (
-        "import os, signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        f"import os, signal\nsignal.signal(signal.{name}, signal.SIG_IGN)\n"
         "from vacc_deploy.cli import cli, main\n"
-        "@cli.command('work')\ndef work():\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        f"@cli.command('work')\ndef work():\n    os.kill(os.getpid(), signal.{name})\n"
         "    print('done')\nimport sys\nsys.argv = ['vacc-deploy', 'work']\nmain()\n"
     )
     result = run(code=code)

@@ -80,7 +80,7 @@ def test_quantize_of_a_prepared_directory_says_to_prepare_again(tmp_path):
     damage(prepared, "model.norm.weight", float("inf"))
     code, text = run("quantize", prepared, "--method", "rtn")
     assert code == 1 and "model.norm.weight in model.safetensors: row 0 holds infinity" in text
-    assert f"\n  vacc-deploy prepare {source} --output {prepared} --overwrite" in text
+    assert f"\n  vacc-deploy prepare {source} --output {prepared}\n" in f"{text}\n"
 
 
 def test_quantize_warns_of_a_part_of_a_layer_that_adds_nothing(tmp_path):

@@ -1,6 +1,7 @@
 """Records of chats in the forms that people keep them in."""
 
 import json
+import time
 
 import pytest
 
@@ -219,3 +220,11 @@ def test_a_file_without_any_answer_is_an_error(tmp_path):
     path.write_text(json.dumps([share(("human", "q"))] * 3))
     with pytest.raises(CalibrationError, match="nothing in it but blank text or unanswered questi"):
         list(read_documents(CalibrationSource("chat", path)))
+
+
+def test_many_turns_of_one_role_take_time_by_their_number():
+    begun = time.process_time()
+    record = messages(*[("user", "a" * 60)] * 100_000, ("assistant", "b"))
+    question, answer = read_chat(record)
+    assert len(question["content"]) == 62 * 100_000 - 2 and answer["content"] == "b"
+    assert time.process_time() - begun < 5

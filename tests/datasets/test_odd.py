@@ -110,13 +110,13 @@ def test_whoever_stops_early_has_a_share_that_is_allowed(tmp_path):
 
 
 def test_documents_that_wait_for_the_verdict_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(odd, "MAX_WAITING_CHARS", 100)
+    monkeypatch.setattr(odd, "WAITING_CHARACTERS", 100)
     with pytest.raises(CalibrationError, match=r"Of the first 5\d records 3 are odd"):
         read(tmp_path / "a", with_odd(400, 7, 7, 7, at=0))
 
 
 def test_a_document_that_waits_is_counted_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(odd, "MAX_WAITING_CHARS", 1000)
+    monkeypatch.setattr(odd, "WAITING_CHARACTERS", 1000)
     records = [7, {"text": "t" * 600}, 7, *({"text": "t"} for _ in range(97))]
     documents, tally = read(tmp_path / "a", records, kind="c4")
     assert len(documents) == 98 and tally.num_skipped == 2

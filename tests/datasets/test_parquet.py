@@ -111,11 +111,11 @@ def test_a_file_damaged_anywhere_is_a_clear_error_or_is_read(tmp_path):
 
 def test_sizes_that_the_file_states_are_bounded_before_they_are_used(tmp_path, monkeypatch):
     path = write(tmp_path / "t.parquet", [{"text": "word " * 500}])
-    monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 5000)
+    monkeypatch.setattr(parquet, "PARQUET_GROUP_BYTES", 5000)
     message = "row group 1 states 7,.* bytes, expected at most 5,000. Write the file again with sm"
     with pytest.raises(CalibrationError, match=message):
         read("c4", path)
-    monkeypatch.setattr(parquet, "MAX_FOOTER_BYTES", 100)
+    monkeypatch.setattr(parquet, "PARQUET_FOOTER_BYTES", 100)
     with pytest.raises(CalibrationError, match="with a footer of .* bytes, expected at most 100"):
         read("c4", path)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from closed_files import OWNER, as_user, open_directory
 
-from vacc_deploy.datasets import KIND_NAMES, records, sources
+from vacc_deploy.bounds import RECORD_BYTES
+from vacc_deploy.datasets import KIND_NAMES, sources
 from vacc_deploy.datasets.sources import CalibrationSource, parse_source, read_documents
 from vacc_deploy.errors import CalibrationError, UsageError
 
@@ -185,11 +186,7 @@ def test_file_without_documents_is_refused(tmp_path, kind, data):
 
 @pytest.mark.parametrize("pack", [lambda data: data, gzip.compress])
 def test_a_file_over_the_limit_is_refused(tmp_path, monkeypatch, pack):
-    monkeypatch.setattr(records, "MAX_ARRAY_BYTES", 99)
-    monkeypatch.setattr(sources, "MAX_TRACES_BYTES", 99)
-    array = json.dumps([{"instruction": "a", "output": "b"}] * 4).encode()
-    message = "large holds more than 99 bytes in one JSON array"
-    check_refused("alpaca", tmp_path / "large", message, pack(array))
+    monkeypatch.setattr(sources, "TRACES_BYTES", 99)
     traces = marked("[U]a[A]b" * 9).encode()
     message = "large holds more than 99 bytes of text"
     check_refused("traces", tmp_path / "large", message, pack(traces))
@@ -228,7 +225,7 @@ def test_c4_bad_line_is_an_error_with_its_number(tmp_path, line, message):
 
 
 def test_c4_endless_line_is_not_read_to_its_end(tmp_path):
-    bomb = gzip.compress(b" " * (3 * records.MAX_LINE_BYTES), mtime=0)
+    bomb = gzip.compress(b" " * (3 * RECORD_BYTES), mtime=0)
     check_refused("c4", tmp_path / "bomb.gz", "line 1 is longer than 16,777,216 bytes", bomb)
 
 
@@ -368,3 +365,12 @@ def test_traces_that_are_none_are_refused(tmp_path, text, message):
 
 def test_the_names_that_messages_list_are_those_with_a_reader():
     assert tuple(sources.KINDS) == KIND_NAMES
+
+
+def test_traces_are_split_one_by_one(tmp_path):
+    """The first is there before the last is looked at, so a file of many tiny ones is no list."""
+    (tmp_path / "t").write_text(marked("[U]a[A]b" * 3 + "[U]c[A]d[A]e"), "utf-8")
+    documents = read_documents(CalibrationSource("traces", tmp_path / "t"))
+    assert [next(documents) for _ in range(3)] == [chat("a", "b")] * 3
+    with pytest.raises(CalibrationError, match="Questions and answers must take turns"):
+        next(documents)

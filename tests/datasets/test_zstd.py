@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
+from vacc_deploy.bounds import RECORD_BYTES
 from vacc_deploy.datasets import recognize, zstd
 from vacc_deploy.datasets.explain import explain_no_text
-from vacc_deploy.datasets.records import MAX_LINE_BYTES
 from vacc_deploy.datasets.sources import CalibrationSource, read_documents
 from vacc_deploy.errors import CalibrationError
 
@@ -79,7 +79,7 @@ def test_a_window_of_gigabytes_is_refused(tmp_path):
 
 
 def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
-    bomb = pack(b" " * (4 * MAX_LINE_BYTES))
+    bomb = pack(b" " * (4 * RECORD_BYTES))
     sizes, unpack = [], zstd._Unpacked._unpack
     monkeypatch.setattr(
         zstd._Unpacked, "_unpack", lambda self: sizes.append(unpack(self)) or sizes[-1]

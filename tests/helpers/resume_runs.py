@@ -138,14 +138,14 @@ def between_the_renames():
 
 def while_the_older_one_is_removed():
     """Kill when one file of the older output is removed."""
-    plain = output_module.remove_path
+    plain = Path.unlink
 
-    def remove(path):
-        plain(path)
-        if ".replaced-" in str(path):
+    def unlink(self, missing_ok=False):
+        plain(self, missing_ok=missing_ok)
+        if ".replaced-" in str(self):
             kill()
 
-    output_module.remove_path = remove
+    Path.unlink = unlink
 
 
 def is_record_of(shard):
@@ -184,7 +184,7 @@ POINTS = {
 AFTER_THE_RENAMES = at_call(
     output_module,
     "remove_leftovers",
-    lambda target: any(target.parent.glob(f".{target.name}.replaced-*")),
+    lambda target, *_: any(target.parent.glob(f".{target.name}.replaced-*")),
 )
 REPLACING = {
     "before the renames": at_call(output_module, "_put_in_place"),

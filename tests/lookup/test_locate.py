@@ -86,6 +86,10 @@ def test_what_is_taken_for_a_repository_is_one_by_the_hubs_own_rule(text):
     validate_repo_id(text)
 
 
+def test_a_text_that_is_too_long_for_a_file_is_no_repository():
+    assert find_repository("x" * 300) is None
+
+
 def test_an_almost_right_path_is_no_repository(asked, tmp_path):
     write_checkpoint(tmp_path / "models" / "tiny")
     text = refused("modles/tiny", again=lambda place: f"run {place}")

@@ -151,6 +151,7 @@ def test_a_quantized_source_is_refused_by_method():
 
 
 WHOLE = "expected a whole number from 1 to"
+WITHIN = "expected a number from 1e-30 to 1e+30"
 
 
 @pytest.mark.parametrize(
@@ -163,14 +164,21 @@ WHOLE = "expected a whole number from 1 to"
         ({"num_hidden_layers": -1}, f"num_hidden_layers: got -1, {WHOLE} 1024"),
         ({"vocab_size": 1 << 40}, f"vocab_size: got 1099511627776, {WHOLE} 4194304"),
         ({"intermediate_size": [1]}, f"intermediate_size: got [1], {WHOLE} 262144"),
-        ({"head_dim": 0}, f"head_dim: got 0, {WHOLE} 16777216"),
+        ({"head_dim": 0}, f"head_dim: got 0, {WHOLE} 8192"),
         ({"hidden_size": 66}, "hidden_size 66 is not a multiple of num_attention_heads 4"),
         ({"rms_norm_eps": 0}, "rms_norm_eps: got 0, expected a positive number"),
         ({"rms_norm_eps": "1e-6"}, "rms_norm_eps: got '1e-6', expected a positive number"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps: got nan, expected a positive number"),
-        ({"rope_theta": float("inf")}, "rope_theta: got inf, expected a positive number"),
+        ({"rope_theta": float("inf")}, f"rope_theta: got inf, {WITHIN}"),
         ({"rope_theta": True}, "rope_theta: got True, expected a positive number"),
-        ({"rope_theta": 10**400}, f"rope_theta: got {10**79}, expected a positive number"),
+        ({"rope_theta": 10**400}, f"rope_theta: got {10**79}, {WITHIN}"),
+        ({"rope_theta": 1e300}, f"rope_theta: got 1e+300, {WITHIN}"),
+        ({"rms_norm_eps": 1e-300}, f"rms_norm_eps: got 1e-300, {WITHIN}"),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 2, "x": [float("nan")]}},
+            "rope_scaling: got {'rope_type': 'linear', 'factor': 2, 'x': [nan]}, expected numbers "
+            "that JSON can write",
+        ),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings: got 1, expected true or false"),
         ({"torch_dtype": "int8"}, "torch_dtype: got 'int8', expected float32, float16, bfloat16"),
         ({"torch_dtype": [1]}, "torch_dtype: got [1], expected float32, float16, bfloat16"),

@@ -146,6 +146,7 @@ def test_check_vacc_config_without_the_file_and_for_llama(tmp_path):
     ("changes", "message"),
     [
         ({"rope_theta": 20000}, "rope_theta: got 20000.0, config.json has 10000.0"),
+        ({"rms_norm_eps": None}, "rms_norm_eps: got null, expected a number"),
         ({"num_hidden_layers": 1}, "num_hidden_layers: got 1, config.json has 2"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings: got True, config.json has False"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling: got RopeScaling("),

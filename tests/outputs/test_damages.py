@@ -124,11 +124,12 @@ def test_directories_of_several_formats_are_looked_into(copied):
     ("files", "problem"),
     [
         ([], "vacc_deploy.json: it lists no files"),
+        ({"x" * 300: {}, "y" * 300 + "/vacc_deploy.json": {}}, "xxx"),
         ({"../x": {}}, "vacc_deploy.json: it lists '../x', outside of the directory"),
         ({"/etc/hostname": {}}, "vacc_deploy.json: it lists '/etc/hostname', outside of"),
         ({"config.json": 5}, "config.json: vacc_deploy.json gives no hash of it"),
         ({"config.json": {"bytes": "5", "sha256": "0"}}, "config.json: vacc_deploy.json gives no"),
-        ({"config.json": {"bytes": 10**400, "sha256": "0"}}, "config.json: vacc_deploy.json gives"),
+        ({"config.json": {"bytes": 10**90, "sha256": "0"}}, "config.json: vacc_deploy.json gives"),
         ({"config.json": {"bytes": -1, "sha256": "0"}}, "config.json: vacc_deploy.json gives no"),
         ({"x\nPassed: y": {}}, "x\\nPassed: y: it is missing"),
         ({"config.json": {"bytes": 5}}, "config.json: vacc_deploy.json gives no hash of it"),

@@ -11,13 +11,16 @@ import pytest
 from checkpoint_builders import write_checkpoint
 from faults import error, refuse, refuse_sync
 from onnx import TensorProto, helper, numpy_helper
+from written_outputs import list_files
 
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
 from vacc_deploy.errors import OutputError
 from vacc_deploy.graphs import trace
-from vacc_deploy.outputs import file_system
+from vacc_deploy.outputs import file_system, trial
 from vacc_deploy.outputs.file_system import check_space, sync_directory
-from vacc_deploy.outputs.output import check_output, output_directory
+from vacc_deploy.outputs.output import output_directory
+from vacc_deploy.outputs.output_rules import check_output
+from vacc_deploy.outputs.seal import seal_text
 from vacc_deploy.outputs.text_file import replace_text
 from vacc_deploy.prepare import prepare
 from vacc_deploy.quantize.options import QuantizeOptions
@@ -34,7 +37,7 @@ def write(out, *, overwrite=False):
     notes = []
     with output_directory(out, overwrite=overwrite, say=notes.append) as folder:
         (folder / "a").write_text("new")
-        (folder / MANIFEST_NAME).write_text(json.dumps({"files": {"a": {}}}))
+        list_files(folder)
     return notes
 
 
@@ -215,10 +218,11 @@ def test_what_cannot_be_renamed_is_kept_and_the_command_is_given(
     out = tmp_path / "out"
     if before == "older":
         write(out)
-        (out / "a").write_text("old")
+        (out / "a").write_text("new")
     elif before == "empty":
         out.mkdir()
-    refuse(monkeypatch, "rename", number)
+    # Not the trial at the beginning.
+    refuse(monkeypatch, "rename", number, only=lambda source, _: str(source) == f"{out}.partial")
     text = refused(write, out, overwrite=True)
     first = {"nothing": "", "empty": f"rmdir {out} && ", "older": f"rm -r {out} && "}[before]
     assert text == (
@@ -227,7 +231,7 @@ def test_what_cannot_be_renamed_is_kept_and_the_command_is_given(
         f"in its place:\n  {first}mv {out}.partial {out}"
     )
     assert names(tmp_path / "out.partial") == ["a", MANIFEST_NAME]
-    assert before != "older" or (out / "a").read_text() == "old"
+    assert before != "older" or (out / "a").read_text() == "new"
     # The next run does not throw it away.
     text = f"{out}.partial is the finished output of an earlier run, which could not be renamed. "
     assert refused(write, out, overwrite=True).startswith(text)
@@ -238,7 +242,7 @@ def test_a_small_file_is_written_where_it_stands_if_it_cannot_be_renamed(
     tmp_path, monkeypatch, number
 ):
     path, notes = tmp_path / "a.yaml", []
-    path.write_text("# ours, old")
+    path.write_text(seal_text("# ours, old\n"))
     refuse(monkeypatch, "replace", number)
     replace_text(path, "# ours", overwrite=True, head="# ours", say=notes.append)
     assert path.read_text() == "# ours" and names(tmp_path) == ["a.yaml"]
@@ -260,7 +264,7 @@ def test_a_directory_that_cannot_be_made_is_one_error(tmp_path, monkeypatch, num
 def test_a_mount_point_is_refused_before_the_work(tmp_path, monkeypatch):
     out = tmp_path / "my out"
     out.mkdir()
-    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == out)
+    monkeypatch.setattr(trial, "mount_points", lambda: [tmp_path, out])
     assert refused(check_output, out, overwrite=False) == (
         f"{out} is a mount point, so the finished output cannot take its place. Choose a directory "
         f"in it, for example --output '{out}/model'."

@@ -16,7 +16,8 @@ from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
 from vacc_deploy.errors import OutputError
 from vacc_deploy.outputs import lock as module
 from vacc_deploy.outputs.file_system import this_host
-from vacc_deploy.outputs.output import find_writer, output_directory
+from vacc_deploy.outputs.output import output_directory
+from vacc_deploy.outputs.partial import find_writer
 
 UNSUPPORTED = (
     *(errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.EBADF, errno.EIO),

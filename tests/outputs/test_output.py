@@ -1,24 +1,24 @@
 import errno
 import fcntl
-import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
 from closed_files import as_user, open_directory
+from written_outputs import list_files
 
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
 from vacc_deploy.errors import OutputError
 from vacc_deploy.outputs import output as module
+from vacc_deploy.outputs import partial as partial_module
 from vacc_deploy.outputs import text_file
 from vacc_deploy.outputs.file_system import check_space, host_tag
-from vacc_deploy.outputs.output import (
-    RUN_FILE_PREFIX,
-    check_output,
-    clear_partial,
-    output_directory,
-)
+from vacc_deploy.outputs.output import output_directory
+from vacc_deploy.outputs.output_rules import check_output
+from vacc_deploy.outputs.partial import clear_partial
+from vacc_deploy.outputs.run_files import RUN_FILE_PREFIX
+from vacc_deploy.outputs.seal import seal_json, seal_text
 from vacc_deploy.outputs.text_file import replace_text
 from vacc_deploy.outputs.writer import write_shard
 
@@ -31,12 +31,11 @@ def message(function, *args, **options):
     return str(caught.value)
 
 
-def write(output_dir, content="new", *, overwrite=False, fail=None, inputs=(), command="x"):
+def write(output_dir, content="new", *, overwrite=False, fail=None, inputs=(), command="prepare"):
     """Write a directory of two files through the function under test."""
     with output_directory(output_dir, overwrite=overwrite, inputs=inputs) as partial:
         (partial / "a.txt").write_text(content)
-        manifest = {"command": command, "files": {"a.txt": {}}}
-        (partial / MANIFEST_NAME).write_text(json.dumps(manifest))
+        list_files(partial, command=command)
         if fail is not None:
             raise fail
 
@@ -177,7 +176,7 @@ def test_a_parent_without_permission(tmp_path, monkeypatch):
 
 def test_a_file_or_a_partial_that_another_user_keeps_closed_is_told_by_its_own_name():
     with open_directory() as folder:
-        (folder / "x.yaml").write_text("old")
+        (folder / "x.yaml").write_text(seal_text("old\n"))
         (folder / "out.partial").mkdir()
         (folder / "out.partial" / MARKER).touch(mode=0o600)
         folder.chmod(0o555)
@@ -187,11 +186,11 @@ def test_a_file_or_a_partial_that_another_user_keeps_closed_is_told_by_its_own_n
             texts = [
                 message(replace_text, folder / "x.yaml", "new", overwrite=True, head="old"),
                 message(replace_text, folder / "y.yaml", "new", overwrite=False, head=""),
-                message(module._claim, folder / "out.partial"),
+                message(partial_module.claim, folder / "out.partial"),
             ]
         folder.chmod(0o755)
         (folder / "out.partial").chmod(0o755)
-        assert (folder / "x.yaml").read_text() == "old"
+        assert (folder / "x.yaml").read_text() == seal_text("old\n")
         assert names(folder) == ["out.partial", "x.yaml"]
     places = (folder, folder, folder / "out.partial")
     for text, name, place in zip(
@@ -329,8 +328,11 @@ def test_files_of_the_user_in_an_output_are_never_deleted(tmp_path):
         (out / name).write_text("mine")
     (out / "runs").mkdir()
     assert message(write, out, overwrite=True) == (
-        f"{out} holds what {MANIFEST_NAME} does not list, so --overwrite will not delete it:\n"
-        "  - notes.md\n  - runs\n  - thesis.tex\nMove it away, or choose another --output."
+        f"{out} holds what is not proven to be ours and unchanged, so --overwrite will not delete "
+        f"it:\n  - notes.md: not listed in {MANIFEST_NAME}\n"
+        f"  - runs: a directory that is not listed in {MANIFEST_NAME}\n"
+        f"  - thesis.tex: not listed in {MANIFEST_NAME}\n"
+        "Move these files away, or choose another --output."
     )
     assert names(out) == ["a.txt", "notes.md", "runs", "thesis.tex", MANIFEST_NAME]
 
@@ -339,24 +341,34 @@ def test_the_times_of_the_command_that_made_an_output_are_ours_though_no_manifes
     tmp_path,
 ):
     out = tmp_path / "out"
-    write(out, command="bake")
-    (out / "bake_timing.json").write_text("{}")
-    write(out, command="bake", overwrite=True)
+    write(out, command="quantize")
+    times = out / "quantize_timing.json"
+    times.write_text(seal_json({"seconds": 1.5}))
+    write(out, command="quantize", overwrite=True)
     assert names(out) == ["a.txt", MANIFEST_NAME]
-    (out / "my_timing.json").write_text("{}")
-    assert "  - my_timing.json\n" in message(write, out, command="bake", overwrite=True)
+    for text in ("{}", "[]", "", seal_json({"seconds": 1.5}).replace("1.5", "2.5")):
+        times.write_text(text)
+        refused = message(write, out, overwrite=True)
+        assert "  - quantize_timing.json: changed since it was written\n" in refused
+    times.rename(out / "my_timing.json")
+    assert "  - my_timing.json: not listed" in message(write, out, overwrite=True)
 
 
 def test_what_a_run_wrote_for_itself_never_stays_in_an_output(tmp_path):
     out = tmp_path / "out"
     with output_directory(out) as partial:
         (partial / f"{RUN_FILE_PREFIX}run.json").write_text("{}")
-        (partial / MANIFEST_NAME).write_text(json.dumps({"files": {}}))
+        list_files(partial)
     assert names(out) == [MANIFEST_NAME]
     (out / f"{RUN_FILE_PREFIX}run.json").write_text("left by a kill")
     write(out, overwrite=True)
-    (out / f"{RUN_FILE_PREFIX}mine").mkdir()
-    assert f"  - {RUN_FILE_PREFIX}mine\n" in message(write, out, overwrite=True)
+    for name in ("notes.txt", "run.json.bak", "shard-1.json", "lock-0", "partial2"):
+        mine = out / f"{RUN_FILE_PREFIX}{name}"
+        mine.write_text("x")
+        assert f"  - {mine.name}: not listed" in message(write, out, overwrite=True)
+        mine.unlink()
+    (out / f"{RUN_FILE_PREFIX}run.json").mkdir()
+    assert f"  - {RUN_FILE_PREFIX}run.json: a directory" in message(write, out, overwrite=True)
 
 
 def test_a_cleared_partial_directory_keeps_what_is_named_and_loses_its_own_files_first(
@@ -368,8 +380,10 @@ def test_a_cleared_partial_directory_keeps_what_is_named_and_loses_its_own_files
     own = [f"{RUN_FILE_PREFIX}{name}" for name in ("run", "shard-1", "shard-2")]
     for name in (MARKER, *own, "a", "b", "int8/a", "int8/b", "fp16/a"):
         (partial / name).touch()
-    plain = module.remove_path
-    monkeypatch.setattr(module, "remove_path", lambda path: (removed.append(path), plain(path)))
+    plain = partial_module.remove_path
+    monkeypatch.setattr(
+        partial_module, "remove_path", lambda path: (removed.append(path), plain(path))
+    )
     clear_partial(partial, keep={own[0], own[1], "a", "int8/a"})
     assert removed[0].name == own[2]
     assert names(partial) == sorted([MARKER, own[0], own[1], "a", "int8"])
@@ -381,7 +395,8 @@ def test_a_manifest_that_lists_nothing_protects_everything(tmp_path, manifest):
     out = tmp_path / "out"
     write(out)
     (out / MANIFEST_NAME).write_text(manifest)
-    assert "  - a.txt\nMove it away" in message(write, out, overwrite=True)
+    text = message(write, out, overwrite=True)
+    assert f"  - {MANIFEST_NAME}: " in text and ", so it proves nothing of: a.txt\n" in text
 
 
 def test_a_directory_within_an_output_has_a_manifest_of_its_own(tmp_path):
@@ -390,16 +405,15 @@ def test_a_directory_within_an_output_has_a_manifest_of_its_own(tmp_path):
     def write_nested():
         with output_directory(out, overwrite=True) as partial:
             write(partial / "inner")
-            files = {f"inner/{MANIFEST_NAME}": {}}
-            (partial / MANIFEST_NAME).write_text(json.dumps({"files": files}))
+            list_files(partial)
 
     write_nested()
     write_nested()
     (out / "inner" / "mine").write_text("x")
-    assert "  - inner/mine\n" in message(write_nested)
+    assert "  - inner/mine: not listed" in message(write_nested)
     (out / "inner" / "mine").unlink()
     (out / "a.txt").mkdir()
-    assert "  - a.txt\n" in message(write_nested)
+    assert "  - a.txt: a directory" in message(write_nested)
 
 
 @pytest.mark.parametrize("place", [".", "..", "sub/.."])
@@ -419,14 +433,22 @@ def test_replace_text_is_whole_and_replaces_its_own_files_only(tmp_path, monkeyp
     fsync = module.os.fsync
     monkeypatch.setattr("os.fsync", lambda descriptor: (synced.append(1), fsync(descriptor)))
     (tmp_path / "a.yaml.partial").write_text("mine")
-    replace_text(path, "# ours\n模", overwrite=False, head="# ours")
-    assert path.read_text("utf-8") == "# ours\n模"
+    sealed = seal_text("# ours\n模\n")
+    replace_text(path, sealed, overwrite=False, head="# ours")
+    assert path.read_text("utf-8") == sealed
     assert synced
     assert path.stat().st_mode & 0o777 == (tmp_path / "a.yaml.partial").stat().st_mode & 0o777
     text = f"{path} exists already. Add --overwrite to replace it."
     assert message(replace_text, path, "x", overwrite=False, head="# ours") == text
-    replace_text(path, "# ours, new", overwrite=True, head="# ours")
-    assert path.read_text() == "# ours, new"
+    for _ in range(2):  # the same text again: nothing is lost
+        replace_text(path, "# ours, new", overwrite=True, head="# ours")
+        assert path.read_text() == "# ours, new"
+    for edited in (path.read_text(), f"{sealed}# a note\n", sealed.replace("模", "型")):
+        path.write_text(edited)
+        assert message(replace_text, path, "x", overwrite=True, head="# ours") == (
+            f"{path} was changed since it was written, or is of an earlier version, so "
+            "--overwrite will not replace it. Remove it yourself, or choose another --output."
+        )
     path.write_text("# mine\n# ours")
     assert message(replace_text, path, "x", overwrite=True, head="# ours") == (
         f"{path} was not written by vacc-deploy, so --overwrite will not replace it. Remove it "

@@ -17,6 +17,7 @@ from resume_runs import (
 )
 from texts import read_json
 
+from vacc_deploy.bounds import RUN_RECORD_BYTES
 from vacc_deploy.checkpoint.fingerprint import fingerprint_file
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
 from vacc_deploy.checkpoint.reader import Checkpoint
@@ -24,7 +25,7 @@ from vacc_deploy.errors import OutputError
 from vacc_deploy.formats.layouts import VAMC
 from vacc_deploy.progress import KeptLayers
 from vacc_deploy.quantize import run as run_module
-from vacc_deploy.quantize.records import MAX_RECORD_BYTES, RUN_NAME, record_name
+from vacc_deploy.quantize.records import RUN_NAME, record_name
 from vacc_deploy.quantize.result import TIMING_NAME
 from vacc_deploy.quantize.run import quantize
 
@@ -45,7 +46,7 @@ def cut(path):
 
 
 def swell(path):
-    path.write_text(json.dumps({"padding": " " * MAX_RECORD_BYTES}), "utf-8")
+    path.write_text(json.dumps({"padding": " " * RUN_RECORD_BYTES}), "utf-8")
 
 
 def no_object(path):
@@ -81,6 +82,20 @@ def test_resume_makes_a_damaged_shard_again(model, output, partial, gptq, expect
     assert reason in recorder.warnings[0]
     later = [f"going on after layer {shard - 1} instead of 2"] if shard else []
     assert recorder.warnings[1:] == later
+
+
+def test_a_record_of_another_model_is_made_again(model, output, partial, tmp_path):
+    options = replace(RTN, formats=(VAMC,))
+    quantize(model, options=options, output=tmp_path / "whole")
+    interrupt(model, output, options, layers=2)
+    change_json(partial / record_name(1), lambda entry: entry.update(records=[]))
+    recorder = Recorder()
+    quantize(model, options=options, output=output, resume=True, progress=recorder)
+    files = [contents(directory) for directory in (output, tmp_path / "whole")]
+    # It names the source by its path from the output on.
+    assert all(found.pop(MANIFEST_NAME) for found in files) and files[0] == files[1]
+    assert "shard 2 of 5 is made again" in recorder.warnings[0]
+    assert f"{record_name(1)} is damaged: it has records of 0 linears" in recorder.warnings[0]
 
 
 def test_resume_removes_what_has_no_record(model, output, partial, gptq, expected, tmp_path):
@@ -128,12 +143,22 @@ def test_a_shard_whose_record_is_damaged_is_made_again(
 
 
 @pytest.mark.parametrize("name", [RUN_NAME, record_name(1)])
-def test_a_record_that_is_a_link_counts_for_none(model, output, partial, gptq, expected, name):
+def test_a_record_that_is_a_link_is_refused_and_nothing_is_lost(
+    model, output, partial, gptq, expected, name
+):
     interrupt(model, output, gptq, layers=2)
+    whole = (partial / name).read_bytes()
     link(partial / name)
+    before = contents(partial)
+    for resume in (True, False):
+        with pytest.raises(OutputError, match=f"not ours: {name} in it is no file"):
+            quantize(model, options=gptq, output=output, resume=resume, overwrite=not resume)
+    assert contents(partial) == before
+    (partial / name).unlink()
+    (partial / name).write_bytes(whole)
     quantize(model, options=gptq, output=output, resume=True)
     assert contents(output) == expected["gptq"]
-    assert read_json(output / TIMING_NAME)["resumes"] == 0
+    assert read_json(output / TIMING_NAME)["resumes"] == 1
 
 
 @pytest.mark.parametrize("damage", [cut, swell, no_object])
@@ -170,9 +195,24 @@ FOREIGN = {
     "another field": (FIRST, lambda entry: entry.update(colour=1), "it has the fields ['colour'"),
     "a field less": (SECOND, lambda entry: entry.pop("scales"), "it has the fields ['files'"),
     "another record": (SECOND, lambda entry: entry["records"][0].update(colour=1), "colour"),
-    "no number": (FIRST, lambda entry: entry.update(seconds=None), "float() argument"),
+    "no number": (FIRST, lambda entry: entry.update(seconds=None), "a number is None"),
     "another shard": (FIRST, lambda entry: entry.update(shard=2), "it is of shard 2, expected 1"),
-    "another kind": (FIRST, lambda entry: entry.update(files=[1]), "'list' object"),
+    "a forged size": (
+        FIRST,
+        lambda entry: entry["files"].update({shard_file(1): [-(10**300), "0" * 64]}),
+        f"the file '{shard_file(1)}' has the size -1000",
+    ),
+    "text for a number": (
+        SECOND,
+        lambda entry: entry["records"][0].update(dampening_frac="a"),
+        "a number is 'a'",
+    ),
+    "nested identity": (
+        RUN_NAME,
+        lambda run: run["identity"].update(model=["a"]),
+        "the identity has ['a'] as 'model'",
+    ),
+    "another kind": (FIRST, lambda entry: entry.update(files=[1]), "[1] stands in place"),
 }
 
 
@@ -248,8 +288,12 @@ def test_resume_of_a_finished_but_damaged_output(model, output, gptq, expected):
         f"  - {shard_file(2)}: its content is not what quantize wrote (sha256 {got[:12]}..., "
         f"expected {wrote[:12]}...)\n"
         "  - tokenizer.json: it is missing\n"
-        "Give --overwrite, without --resume, to replace it, or choose another --output."
+        "Move the files that differ away, then give --overwrite, without --resume, to replace it, "
+        "or choose another --output."
     )
+    with pytest.raises(OutputError, match="not proven to be ours and unchanged"):
+        quantize(model, options=gptq, output=output, overwrite=True)
+    (output / shard_file(2)).unlink()
     quantize(model, options=gptq, output=output, overwrite=True)
     assert contents(output) == expected["gptq"]
 

@@ -184,7 +184,9 @@ WAITS = {
 
 
 @pytest.mark.parametrize("wait", WAITS)
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_ends_at_once_and_names_the_command(
     tmp_path, words, gptq, expected, model, number, code, wait
 ):

@@ -171,7 +171,7 @@ def test_round_layers_shortened_file_is_named(tmp_path):
     path = checkpoint.directory / "model.safetensors"
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size // 2)
-    with pytest.raises(CheckpointError, match="it was changed while being read"):
+    with pytest.raises(CheckpointError, match="was changed while it was read"):
         list(round_layers(checkpoint))
     assert not rounding_threads()
 

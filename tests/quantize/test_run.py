@@ -492,8 +492,10 @@ def test_quantize_carries_no_stranger_s_files(tmp_path):
 
 
 def test_quantize_files_that_the_source_links_to_are_inputs_too(tmp_path):
-    output = quantize(make_source(tmp_path / "real"), options=RTN).output_dir
-    source = make_source(tmp_path / "linked")
+    # A hub's cache: the one place outside of its directory to which a link is followed.
+    source = make_source(tmp_path / "models--x--y/snapshots/0")
+    output = tmp_path / "models--x--y" / "blobs"
+    quantize(make_source(tmp_path / "real"), options=RTN, output=output)
     (source / "model.safetensors").rename(output / "model.safetensors")
     (source / "model.safetensors").symlink_to(output / "model.safetensors")
     text = fails(OutputError, source, RTN, output=output, overwrite=True)
@@ -522,5 +524,5 @@ def test_a_quantized_source_names_the_float_one(tmp_path):
         quantize(deployed, options=QuantizeOptions("rtn"))
     assert str(caught.value).endswith(f"Give the float directory it was made from: {source}.")
     (deployed / "model-00002-of-00004.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="Run the vacc-deploy quantize that wrote"):
+    with pytest.raises(CheckpointError, match="run the vacc-deploy quantize that wrote"):
         Checkpoint.open(deployed)

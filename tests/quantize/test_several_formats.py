@@ -35,7 +35,7 @@ def test_several_formats_are_directories_of_their_own(model, output, gptq, expec
     assert f"Next: vacc-deploy verify {output / VAMC}" in result.to_text()
     quantize(model, options=options, output=output, overwrite=True)
     (output / VAMC / "mine").touch()
-    with pytest.raises(OutputError, match=f"  - {VAMC}/mine\n"):
+    with pytest.raises(OutputError, match=f"  - {VAMC}/mine: not listed"):
         quantize(model, options=options, output=output, overwrite=True)
 
 

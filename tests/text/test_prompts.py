@@ -2,8 +2,9 @@
 
 import pytest
 
+from vacc_deploy.bounds import PROMPT_BYTES
 from vacc_deploy.errors import PromptError
-from vacc_deploy.text.prompts import MAX_PROMPT_BYTES, parse_prompt, read_prompt_file
+from vacc_deploy.text.prompts import parse_prompt, read_prompt_file
 
 
 @pytest.mark.parametrize(
@@ -50,8 +51,8 @@ def test_a_missing_and_a_large_file_are_named(tmp_path):
     with pytest.raises(PromptError, match="nosuch.txt cannot be read: No such file"):
         read_prompt_file(tmp_path / "nosuch.txt")
     with (tmp_path / "large.txt").open("wb") as file:
-        file.truncate(MAX_PROMPT_BYTES + 1)
+        file.truncate(PROMPT_BYTES + 1)
     with pytest.raises(PromptError, match="large.txt holds more than 16,777,216 bytes"):
         read_prompt_file(tmp_path / "large.txt")
     with pytest.raises(PromptError, match="stdin holds more than 16,777,216 bytes"):
-        parse_prompt(b"a" * (MAX_PROMPT_BYTES + 1), "stdin")
+        parse_prompt(b"a" * (PROMPT_BYTES + 1), "stdin")

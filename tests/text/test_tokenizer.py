@@ -1,8 +1,6 @@
 import json
 import subprocess
 import sys
-from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import tokenizers
@@ -23,11 +21,8 @@ from tokenizer_builders import (
     write_tokenizer,
 )
 
+from vacc_deploy.bounds import TOKENIZER_BYTES
 from vacc_deploy.errors import CheckpointError, UsageError
-from vacc_deploy.text import chat_template
-from vacc_deploy.text.chat_template import MAX_TEMPLATE_CHARS
-from vacc_deploy.text.files import MAX_TOKENIZER_BYTES
-from vacc_deploy.text.token_files import SettledTokens
 from vacc_deploy.text.tokenizer import Tokenizer
 
 CHAT = [
@@ -155,118 +150,6 @@ def test_ids_equal_those_of_transformers(tmp_path, add_generation_prompt):
     )
 
 
-@pytest.mark.parametrize(
-    "template",
-    [
-        "  {% for message in messages %}\n  {% if loop.index0 == 1 %}{% continue %}{% endif %}\n"
-        "{{ message | tojson }}\n  {% endfor %}\nend\n",
-        "{% for m in messages %}{% if loop.index == 2 %}{% break %}{% endif %}"
-        "{{ m.role }}:{{ m['content'] | trim }}{{ eos_token }}{% endfor %}{{ '-' * 3 }}",
-        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{% set x = m.role %}"
-        "{{ x }}{% endgeneration %}{{ x }}{% else %}{{ m.content }}{% endif %}{% endfor %}",
-        "{{ bos_token }}{% if tools is none %}no tools{% endif %}{{ pad_token }}"
-        "{{ messages | tojson(indent=2) }}{{ '<é&>' | tojson }}",
-    ],
-    ids=["continue-tojson", "break-repeat", "generation-block", "variables"],
-)
-def test_rendering_equals_that_of_transformers(tmp_path, template):
-    tokenizer = load_template(tmp_path, template)
-    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
-    assert render(tokenizer) == theirs.apply_chat_template(CHAT, tokenize=False)
-
-
-def test_template_date_is_the_same_every_day(tmp_path):
-    tokenizer = load_template(tmp_path, "{{ strftime_now('%d %b %Y') }}")
-    assert render(tokenizer) == "26 Jul 2024"
-
-
-def test_template_may_come_from_a_list_or_from_files_or_be_missing(tmp_path):
-    named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
-    assert render(load_template(tmp_path / "list", named)) == "D"
-    named = {"tool_use": "T", "default": "D"}
-    assert render(load_template(tmp_path / "object", named)) == "D"
-    write_tokenizer(tmp_path / "json", config=tokenizer_config(chat_template=None))
-    (tmp_path / "json/chat_template.json").write_text('{"chat_template": "J"}', "utf-8")
-    assert render(Tokenizer.from_dir(tmp_path / "json")) == "J"
-    tokenizer = load_template(tmp_path / "none", None)
-    with pytest.raises(CheckpointError, match="has no chat template: neither chat_template.jinja"):
-        render(tokenizer)
-    # transformers 5 lets the .jinja file win over tokenizer_config.json.
-    write_tokenizer(tmp_path / "jinja")
-    (tmp_path / "jinja/chat_template.jinja").write_text("F", "utf-8")
-    # transformers 5 saves templates for other purposes in a folder.
-    (tmp_path / "jinja/additional_chat_templates").mkdir()
-    (tmp_path / "jinja/additional_chat_templates/rag.jinja").write_text("{% if %}", "utf-8")
-    assert render(Tokenizer.from_dir(tmp_path / "jinja")) == "F"
-
-
-@pytest.mark.parametrize(
-    ("template", "text"),
-    [
-        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
-        ("{{ ''.__class__.__base__ }}{{ raise_exception.__globals__['json'] }}", "SecurityError"),
-        ("{{ strftime_now.__self__.__class__.__init__.__globals__ }}", "SecurityError"),
-        ("{% set _ = messages.append({}) %}", "SecurityError"),
-        ("{{ messages.pop() }}", "SecurityError"),
-        ("{{ 'x' * 999999999999 }}", "SecurityError: a text or list of more than"),
-        ("{{ 999999999999 * [1] }}", "SecurityError: a text or list of more than"),
-        ("{{ 9 ** 9 ** 9 ** 9 }}", r"SecurityError: the operator \*\*"),
-        ("{% for i in range(999999999) %}x{% endfor %}", "OverflowError"),
-        ("{{ raise_exception('roles must alternate') }}", "TemplateError: roles must alternate"),
-        ("{{ messages[0].content + 1 }}", "TypeError"),
-        ("{{ messages[9].content }}", "UndefinedError"),
-        ("{{ 1 / 0 }}", "ZeroDivisionError"),
-        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
-    ],
-)
-def test_hostile_or_failing_template_is_an_error_that_names_the_file(tmp_path, template, text):
-    tokenizer = load_template(tmp_path, template)
-    with pytest.raises(CheckpointError, match=text) as caught:
-        render(tokenizer)
-    assert str(tmp_path / "tokenizer_config.json") in str(caught.value)
-    assert "cannot render" in str(caught.value)
-
-
-def test_template_that_writes_without_end_is_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(chat_template, "MAX_RENDERED_CHARS", 10_000)
-    loops = "{% for i in range(9999) %}" * 3 + "xxxx" + "{% endfor %}" * 3
-    with pytest.raises(CheckpointError, match="more than 10,000 characters written"):
-        render(load_template(tmp_path, loops))
-
-
-@pytest.mark.parametrize(
-    ("template", "text"),
-    [
-        ("{% if %}", r"does not compile \(line 1\): TemplateSyntaxError"),
-        ("\n{{ a ", r"does not compile \(line 2\)"),
-        ("{% for x in y %}" * 30 + "{% endfor %}" * 30, "does not compile"),
-        ("x" * (MAX_TEMPLATE_CHARS + 1), "holds 262,145 characters, expected at most"),
-        (17, "chat_template is int, expected text"),
-        ([{"name": "rag", "template": "x"}], r"no entry named default \(got: rag\)"),
-        ([{"name": "default"}], "chat_template is NoneType, expected text"),
-    ],
-)
-def test_unusable_template_is_an_error_where_it_is_used_only(tmp_path, template, text):
-    tokenizer = load_template(tmp_path, template)
-    assert tokenizer.has_chat_template
-    assert tokenizer.encode("Aa!", add_bos=True) == [BOS_ID, 32, 64, 0]
-    for use in (partial(render, tokenizer), tokenizer.answer_end_id):
-        with pytest.raises(CheckpointError, match=text) as caught:
-            use()
-        assert "tokenizer_config.json" in str(caught.value)
-
-
-def test_template_file_must_be_short_utf8(tmp_path):
-    write_tokenizer(tmp_path)
-    path = tmp_path / "chat_template.jinja"
-    path.write_bytes(b"\xff\xfe{{ x }}")
-    with pytest.raises(CheckpointError, match="jinja cannot be used: it is not UTF-8"):
-        render(Tokenizer.from_dir(tmp_path))
-    path.write_bytes("数".encode() * (2 * MAX_TEMPLATE_CHARS))
-    with pytest.raises(CheckpointError, match="holds more than 1,048,576 bytes"):
-        render(Tokenizer.from_dir(tmp_path))
-
-
 def test_missing_tokenizer_json_says_what_to_do(tmp_path):
     with pytest.raises(CheckpointError, match="tokenizer.json is missing. Download it"):
         Tokenizer.from_dir(tmp_path)
@@ -278,7 +161,9 @@ def test_missing_tokenizer_json_says_what_to_do(tmp_path):
 @pytest.mark.parametrize("content", [b" ", b"{", b"[]", b"\xff\xfe\x00", b"[" * 5000, b"null"])
 def test_damaged_tokenizer_json_is_refused(tmp_path, content):
     (tmp_path / "tokenizer.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match="tokenizer.json cannot be used: the tokenizers"):
+    with pytest.raises(
+        CheckpointError, match="tokenizer.json cannot be used: it (is not|has|holds)"
+    ):
         Tokenizer.from_dir(tmp_path)
 
 
@@ -290,7 +175,7 @@ def test_empty_tokenizer_json_is_named_so(tmp_path):
 
 def test_oversized_tokenizer_json_is_refused(tmp_path):
     with (tmp_path / "tokenizer.json").open("wb") as file:
-        file.truncate(MAX_TOKENIZER_BYTES + 1)  # sparse: takes no space
+        file.truncate(TOKENIZER_BYTES + 1)  # sparse: takes no space
     with pytest.raises(CheckpointError, match="holds more than 67,108,864 bytes"):
         Tokenizer.from_dir(tmp_path)
 
@@ -359,53 +244,3 @@ def test_tokenizer_without_an_unknown_token_is_a_checkpoint_error(tmp_path):
     assert tokenizer.encode("a a", add_bos=False) == [0, 0]
     with pytest.raises(CheckpointError, match=r"tokenizer.json cannot be used: .* Missing \[UNK\]"):
         tokenizer.encode("a b", add_bos=False)
-
-
-class PanicException(BaseException):
-    """As pyo3 names it."""
-
-
-def failing_backend(raised):
-    """Return a stand-in of the library's tokenizer that fails at the first text."""
-
-    def encode(*_, **__):
-        raise raised
-
-    settings = {"no_truncation": lambda: None, "no_padding": lambda: None}
-    return SimpleNamespace(get_vocab_size=lambda **_: 1, encode=encode, **settings)
-
-
-@pytest.mark.parametrize(
-    ("raised", "seen"),
-    [
-        (PanicException("index out of bounds"), CheckpointError),
-        (Exception("odd"), CheckpointError),
-        (KeyboardInterrupt(), KeyboardInterrupt),
-        (SystemExit(2), SystemExit),
-        (AttributeError("a mistake of ours"), AttributeError),
-    ],
-)
-def test_failures_of_the_library_are_converted_and_no_others(tmp_path, raised, seen):
-    with pytest.raises(seen):
-        settled = SettledTokens(failing_backend(raised), {}, {}, None, ())
-        Tokenizer(settled, directory=tmp_path, template=None)
-
-
-# ---- templates that grow ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("start", "step"),
-    [("'01'", "n.s + n.s"), ("'01'", "n.s ~ n.s ~ 1"), ("'01'", "n.s * 2"), ("[1]", "n.s + n.s")],
-)
-def test_template_that_doubles_is_stopped(tmp_path, monkeypatch, start, step):
-    monkeypatch.setattr(chat_template, "MAX_RENDERED_CHARS", 1000)
-    template = "{% set n = namespace(s=" + start + ") %}{% for i in range(28) %}"
-    template += "{% set n.s = " + step + " %}{% endfor %}done"
-    with pytest.raises(CheckpointError, match="a text or list of more than 1,000 items"):
-        render(load_template(tmp_path, template))
-
-
-def test_template_operators_still_work(tmp_path):
-    template = "{{ 'a' + 'b' }}{{ 1 + 2 }}{{ 'x' ~ 1 ~ none }}{{ [1] + [2] }}{{ 3 * 'z' }}"
-    assert render(load_template(tmp_path, template)) == "ab3x1None[1, 2]zzz"

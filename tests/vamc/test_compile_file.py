@@ -8,6 +8,7 @@ from vacc_deploy.errors import (
 )
 from vacc_deploy.models.catalog import ALIGN_QKV, MODELS, PLAIN, find_model, tensor_parallel_rule
 from vacc_deploy.models.parse import parse_config
+from vacc_deploy.outputs.seal import seal_text
 from vacc_deploy.vamc.cards import CARDS, GIB, plan_memory
 from vacc_deploy.vamc.committed import (
     committed_files,
@@ -206,9 +207,14 @@ def test_write_compile_file_is_whole_and_refuses_an_existing_one(tmp_path):
     assert f"vamc compile {path}" in written.to_text()
     with pytest.raises(OutputError, match="--overwrite"):
         write_compile_file(result, path)
-    path.write_text(f"{result.text.splitlines()[0]}\nold")
-    write_compile_file(result, path, overwrite=True)
-    assert path.read_text() == result.text
+    other = make_compile_file(Target("M", "./other", QWEN_7B.config))
+    write_compile_file(other, path, overwrite=True)
+    assert path.read_text() == other.text
+    edited = other.text.replace("./other", "./elsewhere")
+    path.write_text(edited)
+    with pytest.raises(OutputError, match="was changed since it was written"):
+        write_compile_file(result, path, overwrite=True)
+    assert path.read_text() == edited
     assert [p.name for p in path.parent.iterdir()] == ["a.yaml"]
 
 
@@ -242,13 +248,18 @@ def test_write_all_replaces_its_own_files_and_deletes_none(tmp_path):
     old.write_text("old")
     with pytest.raises(OutputError, match="was not written by vacc-deploy"):
         write_all(tmp_path)
-    old.write_text("# Compile file for vamc, written by vacc-deploy yaml.\nold")
+    assert [path.name for path in tmp_path.iterdir()] == [old.name]
+    old.write_text(seal_text("# Compile file for vamc, written by vacc-deploy yaml.\nold\n"))
     (tmp_path / "mine.yaml").write_text("mine")
     config = tmp_path / "b" / "DeepSeek-R1-Distill-Qwen-7B" / "config_vacc.json"
     config.parent.mkdir(parents=True)
-    config.write_text("old")
-    result = write_all(tmp_path, build_in=tmp_path / "b")
-    assert config.read_text() != "old"
+    config.write_text("{}")
+    with pytest.raises(OutputError, match="config_vacc.json is not what would be written"):
+        write_all(tmp_path, build_in=tmp_path / "b")
+    assert config.read_text() == "{}"
+    config.unlink()
+    for _ in range(2):
+        result = write_all(tmp_path, build_in=tmp_path / "b")
     assert len(result.files) == 16
     assert (tmp_path / "mine.yaml").read_text() == "mine"
     assert old.read_text() == committed_files()[old.name]

@@ -3,8 +3,9 @@ import time
 import pytest
 import yaml
 
+from vacc_deploy.bounds import YAML_BYTES
 from vacc_deploy.errors import CompileFileError
-from vacc_deploy.vamc.yaml_text import MAX_FILE_BYTES, load_yaml, parse_yaml
+from vacc_deploy.vamc.yaml_text import load_yaml, parse_yaml
 
 
 def test_parse_yaml_reads_plain_values():
@@ -58,8 +59,8 @@ def test_load_yaml_tells_what_is_wrong_with_the_file(tmp_path):
     path.write_bytes(b"a: \xff\n")
     with pytest.raises(CompileFileError, match="is not UTF-8 text.*Save it as UTF-8"):
         load_yaml(path)
-    path.write_bytes(b"#" * (MAX_FILE_BYTES + 1))
-    with pytest.raises(CompileFileError, match="more than 1,048,576 bytes"):
+    path.write_bytes(b"#" * (YAML_BYTES + 1))
+    with pytest.raises(CompileFileError, match="more than 65,536 bytes"):
         load_yaml(path)
 
 

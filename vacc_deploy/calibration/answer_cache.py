@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.bounds import ANSWERS_BYTES
 from vacc_deploy.errors import OutputError
+from vacc_deploy.json_files import parse_json
 from vacc_deploy.outputs.text_file import replace_text
 from vacc_deploy.permissions import explain_unwritable
 from vacc_deploy.progress import SILENT, Progress
 
-MAX_BATCH_BYTES = 1 << 24  # 8 answers of 2048 tokens take 130 kB
 _NAME_CHARS = 24  # 96 bits; a file's seal covers the whole hash and the prompts
 
 Answers = list[list[int]]
@@ -84,13 +85,13 @@ class AnswerCache:
         try:
             with path.open("rb") as file:
                 # One byte more than allowed tells a file that is too large.
-                data = file.read(MAX_BATCH_BYTES + 1)
+                data = file.read(ANSWERS_BYTES + 1)
         except FileNotFoundError:
             return None
         except OSError as err:
             problem = f"cannot be read ({err.strerror})"
         else:
-            answers = self._parse(data, prompts) if len(data) <= MAX_BATCH_BYTES else None
+            answers = self._parse(data, prompts) if len(data) <= ANSWERS_BYTES else None
             if answers is not None:
                 return answers
             problem = "is damaged"
@@ -116,10 +117,10 @@ class AnswerCache:
     def _parse(self, data: bytes, prompts: Sequence[Sequence[int]]) -> Answers | None:
         """Return the answers that a file holds, None where it is damaged."""
         try:
-            record = json.loads(data.decode("ascii"))
+            record = parse_json(data)
             answers = record["answers"]
             is_sealed = record["sha256"] == self._seal(prompts, answers)
-        except (ValueError, RecursionError, TypeError, LookupError):
+        except (ValueError, TypeError, LookupError):
             return None
         is_sound = is_sealed and isinstance(answers, list) and len(answers) == len(prompts)
         return answers if is_sound and all(map(self._is_answer, answers)) else None

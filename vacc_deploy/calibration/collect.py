@@ -9,8 +9,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from vacc_deploy.bounds import POOL_TURNS, USELESS_DOCUMENTS
 from vacc_deploy.calibration.conversations import DocumentEncoder
-from vacc_deploy.calibration.split import Split, hash_document, is_held_out
+from vacc_deploy.calibration.split import CALIBRATION, Split, hash_document, is_held_out
 from vacc_deploy.datasets.files import Document
 from vacc_deploy.datasets.odd import Tally
 from vacc_deploy.datasets.sources import CONVERSATION_KINDS, CalibrationSource, read_documents
@@ -99,14 +100,20 @@ class SourceTokens:
             CheckpointError: an id is not in the model's vocabulary, or the chat template fails.
         """
         batch, spare, spare_bytes = list[Candidate](), list[Candidate](), 0
+        num_useless = 0
         with closing(self._choose_documents(rng)) as candidates:
             for candidate in candidates:
                 if not self._buffer_of(candidate).missing:
+                    num_useless += 1
+                    if num_useless > USELESS_DOCUMENTS:
+                        break  # a file of copies of one text
                     # For a buffer that finds too few documents of its own.
-                    if spare_bytes < self._missing() * BYTES_PER_NEEDED_TOKEN:
+                    is_room = spare_bytes < self._missing() * BYTES_PER_NEEDED_TOKEN
+                    if is_room and len(spare) < POOL_TURNS:
                         spare.append(candidate)
                         spare_bytes += _count_bytes(candidate.document)
                     continue
+                num_useless = 0
                 batch.append(candidate)
                 # The model answers a whole batch at once; without it a batch is one document.
                 if len(batch) == self.encoder.batch_size:
@@ -129,6 +136,7 @@ class SourceTokens:
     def _choose_documents(self, rng: random.Random) -> Generator[Candidate, None, None]:
         """Yield the documents that the split includes, in the order of the shuffle."""
         is_small_set = self.source.kind in CONVERSATION_KINDS
+        num_useless = 0
         num_bytes = WHOLE_POOL_BYTES if is_small_set else self._missing() * BYTES_PER_NEEDED_TOKEN
         # ``closing``: a file stays open no longer than it is read, though most end half way.
         with closing(_read_pools(self.source, num_bytes, self.tally)) as pools:
@@ -138,7 +146,13 @@ class SourceTokens:
                 for document in pool:
                     digest = hash_document(document)
                     if self._split.includes(digest):
+                        num_useless = 0
                         yield Candidate(document, digest)
+                        continue
+                    num_useless += 1
+                    # Of an evaluation part every share is possible, also one in a million.
+                    if num_useless > USELESS_DOCUMENTS and self._split.part == CALIBRATION:
+                        return
 
     def _encode(self, batch: list[Candidate]) -> Iterator[tuple[Candidate, list[int]]]:
         encoded = self.encoder.encode([candidate.document for candidate in batch])
@@ -185,15 +199,19 @@ class SourceTokens:
 def _read_pools(
     source: CalibrationSource, num_bytes: int, tally: Tally
 ) -> Generator[list[Document], None, None]:
-    """Yield the documents in lists, each of ``num_bytes`` of text or a little more."""
+    """Yield the documents in lists, each of ``num_bytes`` of text or a little more.
+
+    Of very short documents in lists of ``POOL_TURNS`` turns.
+    """
     with closing(read_documents(source, tally)) as documents:
-        pool, size = list[Document](), 0
+        pool, size, num_turns = list[Document](), 0, 0
         for document in documents:
             pool.append(document)
             size += _count_bytes(document)
-            if size >= num_bytes:
+            num_turns += 1 if isinstance(document, str) else len(document)
+            if size >= num_bytes or num_turns >= POOL_TURNS:
                 yield pool
-                pool, size = [], 0
+                pool, size, num_turns = [], 0, 0
         if pool:
             yield pool
 

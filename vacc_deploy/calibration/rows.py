@@ -19,6 +19,7 @@ import numpy.typing as npt
 from vacc_deploy.calibration.collect import SourceTokens, TokenBuffer
 from vacc_deploy.calibration.conversations import JOINED, DocumentEncoder
 from vacc_deploy.calibration.split import CALIBRATION, Split, split_shares
+from vacc_deploy.datasets.changes import unchanged_sources
 from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.errors import CalibrationError, UsageError, list_problems
 from vacc_deploy.permissions import real_path
@@ -160,31 +161,36 @@ def build_rows(
     Raises:
         UsageError: no source, a source twice, sizes below 1 or too large, a share or part that does
             not exist, or a weight so small that its source gets no row.
-        CalibrationError: a file is damaged, or the sources hold too few tokens.
+        CalibrationError: a file is damaged or was changed meanwhile, or the sources hold too few
+            tokens.
         CheckpointError: an id is not below ``vocab_size``, or the chat template fails.
     """
     _check_request(sources, num_samples, sequence_length)
     split = Split(part, evaluation_share)
     shares = share_rows(sources, num_samples)
     held_out = split_shares(shares) if part == CALIBRATION else [0] * len(shares)
-    collected = []
-    for source, rows, held in zip(sources, shares, held_out, strict=True):
-        encoder = DocumentEncoder(source, tokenizer, vocab_size, writer=writer, progress=progress)
-        num_fit, num_held_out = (rows - held) * sequence_length, held * sequence_length
-        collected.append(SourceTokens(source, encoder, split, num_fit, num_held_out))
-    progress.start("Reading calibration text", num_samples * sequence_length, "tokens")
-    _collect(collected, seed, progress)
-    progress.finish()
-    mixed, row_sources = _arrange(collected, sequence_length, seed)
-    return CalibrationRows(
-        mixed,
-        num_held_out=sum(held_out),
-        row_sources=row_sources,
-        sources=tuple(_report(tokens, sequence_length) for tokens in collected),
-        seed=seed,
-        evaluation_share=evaluation_share,
-        answers=writer.describe() if writer else None,
-    )
+    # A file is read here, and hashed for the report: both have to be of one content.
+    with unchanged_sources(sources):
+        collected = []
+        for source, rows, held in zip(sources, shares, held_out, strict=True):
+            encoder = DocumentEncoder(
+                source, tokenizer, vocab_size, writer=writer, progress=progress
+            )
+            num_fit, num_held_out = (rows - held) * sequence_length, held * sequence_length
+            collected.append(SourceTokens(source, encoder, split, num_fit, num_held_out))
+        progress.start("Reading calibration text", num_samples * sequence_length, "tokens")
+        _collect(collected, seed, progress)
+        progress.finish()
+        mixed, row_sources = _arrange(collected, sequence_length, seed)
+        return CalibrationRows(
+            mixed,
+            num_held_out=sum(held_out),
+            row_sources=row_sources,
+            sources=tuple(_report(tokens, sequence_length) for tokens in collected),
+            seed=seed,
+            evaluation_share=evaluation_share,
+            answers=writer.describe() if writer else None,
+        )
 
 
 def share_rows(sources: Sequence[CalibrationSource], num_samples: int) -> list[int]:

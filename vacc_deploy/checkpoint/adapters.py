@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.bounds import ADAPTER_CONFIG_BYTES
 from vacc_deploy.json_files import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_MAX_BYTES = 1 << 20
 # What reads peft's adapter, adds it to its base model and saves the sum.
 _MERGE = (
     "import sys; from peft import AutoPeftModelForCausalLM as Model; "
@@ -95,5 +95,5 @@ def _read_values(path: Path) -> dict[str, Any]:
     file = path / ADAPTER_CONFIG
     if not file.is_file():
         return {}
-    values = read_json(file, limit_bytes=_MAX_BYTES)
+    values = read_json(file, limit_bytes=ADAPTER_CONFIG_BYTES)
     return values if isinstance(values, dict) else {}

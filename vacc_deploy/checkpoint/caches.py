@@ -13,6 +13,7 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+from vacc_deploy.bounds import FOLDER_NAMES
 from vacc_deploy.errors import CheckpointError, OutputError
 from vacc_deploy.models.config import CONFIG_NAME
 from vacc_deploy.permissions import explain_unreadable, real_path
@@ -24,8 +25,6 @@ MODELSCOPE_TEMPORARY = "._____temp"
 MODELSCOPE_SIGNS = (".msc", ".mv", ".mdl")
 _DOT = "___"
 _HUB_FOLDER = "models--"
-# Names in one directory that are looked at.
-_MAX_NAMES = 10_000
 
 
 def hub_folder(repository: str) -> str:
@@ -83,7 +82,7 @@ def modelscope_models(path: Path) -> list[Path]:
         inner = (folder / owner for owner in _names(folder) if not owner.startswith("."))
         pairs = ((place, name) for place in inner for name in _names(place))
         # A bound for all of them: a folder of a million files is no cache.
-        for place, name in islice(pairs, _MAX_NAMES):
+        for place, name in islice(pairs, FOLDER_NAMES):
             models = [place / name]
             if name == "snapshots" and "--" in place.name and folder.name == "models":
                 models = [place / name / revision for revision in _names(place / name)]
@@ -155,14 +154,14 @@ def _holds_files(directory: Path) -> bool:
 
 
 def list_names(directory: Path) -> list[str]:
-    """Return the names in a directory, at most ``_MAX_NAMES``: a folder of millions is no model.
+    """Return the names in a directory, at most ``FOLDER_NAMES``: a folder of millions is no model.
 
     Raises:
         CheckpointError: it cannot be read.
     """
     try:
         with os.scandir(directory) as entries:
-            return [entry.name for entry in islice(entries, _MAX_NAMES)]
+            return [entry.name for entry in islice(entries, FOLDER_NAMES)]
     except OSError as err:
         raise CheckpointError(explain_unreadable(directory, err)) from err
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vacc_deploy.bounds import INDEX_BYTES
 from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG, explain_adapter, is_adapter_file
 from vacc_deploy.checkpoint.caches import MODELSCOPE_SIGNS, hub_repository, list_names
 from vacc_deploy.checkpoint.foreign import explain_foreign_tensors, explain_training_state
@@ -22,17 +23,18 @@ from vacc_deploy.checkpoint.normalize import normalize
 from vacc_deploy.checkpoint.shard_names import find_sets
 from vacc_deploy.errors import MAX_LISTED, CheckpointError, list_problems, name_some
 from vacc_deploy.json_files import STAND_IN_BYTES, name_stand_in, read_json
+from vacc_deploy.links import explain_outside
 from vacc_deploy.models.catalog import known_model
 from vacc_deploy.models.config import CONFIG_NAME
 from vacc_deploy.models.parse import parse_config, read_config_values
 from vacc_deploy.permissions import explain_dangling
+from vacc_deploy.stamps import open_ordinary
 
 if TYPE_CHECKING:
     from vacc_deploy.checkpoint.reader import Checkpoint
 
 SINGLE_FILE = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-MAX_INDEX_BYTES = 64 << 20
 # Of what was found, beside the cause: an example, not a list.
 _EXAMPLES = 3
 _META_FILES = "consolidated"
@@ -48,7 +50,7 @@ def explain(checkpoint: Checkpoint, problems: list[str]) -> str:
     """
     directory = checkpoint.directory
     if (directory / "quantize_report.json").is_file():
-        advice = "Run the vacc-deploy quantize that wrote the directory again, with --overwrite."
+        advice = "Move the directory away, then run the vacc-deploy quantize that wrote it again."
         return f"{directory} is not a usable checkpoint:\n{list_problems(problems)}\n{advice}"
     if cause := _find_cause(checkpoint):
         found = [problem for problem in problems if problem not in cause]
@@ -144,7 +146,7 @@ def _indexed_files(directory: Path) -> set[str]:
     """Return the files that the index names; none without an index."""
     path = directory / INDEX_NAME
     try:
-        raw = read_json(path, limit_bytes=MAX_INDEX_BYTES) if path.is_file() else None
+        raw = read_json(path, limit_bytes=INDEX_BYTES) if path.is_file() else None
     except CheckpointError:  # it lies beside a single file, and so nobody has read it
         raw = None
     weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
@@ -186,7 +188,7 @@ def _explain_stand_ins(directory: Path, used: list[str]) -> str:
     found = dict[str, list[str]]()
     for name in used:
         try:
-            with (directory / name).open("rb") as file:
+            with open_ordinary(directory / name) as file:
                 what = name_stand_in(file.read(STAND_IN_BYTES))
         except OSError:
             continue
@@ -232,6 +234,8 @@ def _explain_stale_index(checkpoint: Checkpoint) -> str:
         return ""
     # It may also leave out some of the files.
     for name in find_weight_files(directory):
+        if name not in shards and explain_outside(directory / name):
+            return ""
         try:
             shards[name] = shards.get(name) or read_header(directory / name)
         except CheckpointError:

@@ -12,6 +12,7 @@ from pathlib import Path
 from vacc_deploy.checkpoint.header import ShardHeader
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.checkpoint.stored import read_pieces
+from vacc_deploy.stamps import FileStamp
 
 # Weights of at most this size are hashed whole; of larger ones three pieces of every tensor are.
 WHOLE_BYTES = 64 << 20
@@ -47,11 +48,17 @@ def _hash_shard(shard: ShardHeader, is_whole: bool) -> str:
         size, last = min(PIECE_BYTES, info.num_bytes), max(0, info.num_bytes - PIECE_BYTES)
         # The first, the middle and the last piece of the tensor.
         spans += [(info.offset + start, size) for start in (0, last // 2, last)]
-    return _hash(shard.path, spans, start=shard.header_sha256)
+    return _hash(shard.path, spans, shard.stamp, start=shard.header_sha256)
 
 
-def _hash(path: Path, spans: Iterable[tuple[int, int]], start: str = "") -> str:
+def _hash(
+    path: Path,
+    spans: Iterable[tuple[int, int]],
+    stamp: FileStamp | None = None,
+    *,
+    start: str = "",
+) -> str:
     digest = hashlib.sha256(start.encode())
-    for piece in read_pieces(path, spans):
+    for piece in read_pieces(path, spans, stamp):
         digest.update(piece)
     return digest.hexdigest()

@@ -7,6 +7,8 @@ import hashlib
 from itertools import islice
 from pathlib import Path
 
+from vacc_deploy.bounds import FOLDER_NAMES
+
 # The downloader gives the whole file its space at once and fills it from several places: while its
 # control file is there, the file has its full size, but not its content.
 _CONTROL_FILES = {".aria2": "aria2c", ".st": "axel"}
@@ -19,7 +21,6 @@ _UNFINISHED = (
 )
 # Where Hugging Face and ModelScope keep unfinished files of a download into a directory.
 _FOLDERS = (".cache/huggingface/download", "._____temp")
-_MAX_NAMES = 10_000
 
 
 def find_control_file(path: Path) -> str:
@@ -43,7 +44,7 @@ def find_unfinished(path: Path) -> Path | None:
     starts = (path.name, _hub_name(path.name))
     for folder in _FOLDERS:
         # Hugging Face puts a hash behind the name, ModelScope nothing.
-        for candidate in islice((path.parent / folder).glob("*"), _MAX_NAMES):
+        for candidate in islice((path.parent / folder).glob("*"), FOLDER_NAMES):
             unfinished = candidate.name.endswith(".incomplete") or folder == "._____temp"
             if unfinished and candidate.name.startswith(starts):
                 return candidate

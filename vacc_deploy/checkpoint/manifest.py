@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.bounds import MANIFEST_BYTES
 from vacc_deploy.checkpoint.caches import snapshot_name
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.layouts import LAYOUTS, VAMC
@@ -18,7 +19,6 @@ from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.permissions import real_path
 
 MANIFEST_NAME = "vacc_deploy.json"
-MAX_MANIFEST_BYTES = 16 << 20
 FORMAT_VERSION = 1
 # What quantize says of every linear; it has the options too.
 REPORT_NAME = "quantize_report.json"
@@ -37,7 +37,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     path = directory / MANIFEST_NAME
     if not path.is_file():
         return None
-    manifest = read_json(path, limit_bytes=MAX_MANIFEST_BYTES)
+    manifest = read_json(path, limit_bytes=MANIFEST_BYTES)
     if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} is not a manifest of format {FORMAT_VERSION}. Was it written by another "
@@ -60,7 +60,7 @@ def stored_layout(directory: Path, config: ModelConfig) -> str:
     manifest = read_manifest(directory)
     if manifest is None and (directory / REPORT_NAME).is_file():
         # The report says the same of a directory that has lost its manifest.
-        report = read_json(directory / REPORT_NAME, limit_bytes=MAX_MANIFEST_BYTES)
+        report = read_json(directory / REPORT_NAME, limit_bytes=MANIFEST_BYTES)
         manifest = report if isinstance(report, dict) else {}
     options = (manifest or {}).get("options")
     formats = options.get("formats") if isinstance(options, dict) else None

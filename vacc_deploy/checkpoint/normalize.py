@@ -276,7 +276,7 @@ def normalize(
         directory: where the checkpoint lies, for its tokenizer.
 
     Raises:
-        CheckpointError: a file became shorter since its header was read.
+        CheckpointError: a file was changed since its header was read.
     """
     tensors = {info.name: info for shard in shards.values() for info in shard.tensors}
     aliases = {k: v for shard in shards.values() for k, v in shard.metadata.items()}

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from vacc_deploy.bounds import FILE_NAME_BYTES, INDEX_BYTES
 from vacc_deploy.checkpoint.causes import (
     INDEX_NAME,
-    MAX_INDEX_BYTES,
     SINGLE_FILE,
     describe_missing,
     explain,
     explain_no_weights,
     find_weight_files,
 )
-from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo, read_header
+from vacc_deploy.checkpoint.header import (
+    UNPRINTABLE,
+    ShardHeader,
+    TensorInfo,
+    is_tensor_name,
+    read_header,
+)
 from vacc_deploy.checkpoint.leftovers import find_control_file
 from vacc_deploy.checkpoint.normalize import normalize
+from vacc_deploy.checkpoint.small_files import stamp_small_files
 from vacc_deploy.checkpoint.stored import read_spans, read_tensor
+from vacc_deploy.checkpoint.weight_links import WeightLinks, join_outside
 from vacc_deploy.errors import CheckpointError, list_problems
 from vacc_deploy.formats.dtypes import STORED_FLOATS, used_dtype
 from vacc_deploy.formats.layouts import LAYOUTS
@@ -30,12 +38,13 @@ from vacc_deploy.models.config import CONFIG_NAME, LM_HEAD, ModelConfig
 from vacc_deploy.models.parse import parse_config, read_config_values
 from vacc_deploy.models.settle import Applied, preview_config
 from vacc_deploy.permissions import explain_closed, real_path
+from vacc_deploy.stamps import FileStamp, describe_odd
 
 if TYPE_CHECKING:
     import torch
 
 # A file of the directory itself: no path, no drive, no NUL.
-_PLAIN_NAME = re.compile(r"(?!\.)[^/\\:\0]*\.safetensors", re.DOTALL)
+_PLAIN_NAME = re.compile(r"(?!\.)[^/\\:\0]{0,243}\.safetensors")
 
 _LAYER = re.compile(r"model\.layers\.([0-9]{1,6})\.")
 
@@ -54,6 +63,7 @@ class Checkpoint:
         has_index: whether ``model.safetensors.index.json`` exists.
         applied: the rules that have changed something.
         is_config_changed: whether ``config.json`` says something else than ``config``.
+        stamps: of the files beside the weights, by name, as they were before any was read.
     """
 
     directory: Path
@@ -63,6 +73,7 @@ class Checkpoint:
     has_index: bool
     applied: tuple[Applied, ...] = ()
     is_config_changed: bool = False
+    stamps: Mapping[str, FileStamp | None] = field(default_factory=dict)
 
     @classmethod
     def open(cls, directory: Path) -> Checkpoint:
@@ -168,6 +179,8 @@ def examine(directory: Path) -> tuple[Checkpoint, list[str]]:
     if not directory.is_dir():
         state = "is a file" if directory.exists() else "does not exist"
         raise CheckpointError(f"{directory} {state}. Give a checkpoint directory.")
+    # Before anything is read: what changes from here on is noticed.
+    stamps = stamp_small_files(directory)
     raw, where = read_config_values(directory), str(directory / CONFIG_NAME)
     # What is wrong with the configuration itself comes before what is wrong with the weights.
     preview = preview_config(raw, where=where)
@@ -191,6 +204,7 @@ def examine(directory: Path) -> tuple[Checkpoint, list[str]]:
         has_index=weight_map is not None,
         applied=applied,
         is_config_changed=found.raw != raw,
+        stamps=stamps,
     )
     return checkpoint, problems
 
@@ -207,14 +221,16 @@ def _read_index(directory: Path) -> dict[str, str] | None:
     path = directory / INDEX_NAME
     if not path.is_file() or (directory / SINGLE_FILE).is_file():
         return None
-    raw = read_json(path, limit_bytes=MAX_INDEX_BYTES)
+    raw = read_json(path, limit_bytes=INDEX_BYTES)
     weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map. Download it again.")
+    if any(not is_tensor_name(tensor) for tensor in weight_map):
+        raise CheckpointError(f"{path} gives a tensor {UNPRINTABLE}. Download it again.")
     outside = [
-        f"{tensor} -> {file!r}"
+        f"{tensor:.80} -> {file!r:.80}"
         for tensor, file in weight_map.items()
-        if not (isinstance(file, str) and _PLAIN_NAME.fullmatch(file))
+        if not _is_plain(file)
     ]
     if outside:
         raise CheckpointError(
@@ -222,6 +238,12 @@ def _read_index(directory: Path) -> dict[str, str] | None:
             f"{list_problems(outside)}\nNothing was read. Do not trust this checkpoint."
         )
     return weight_map
+
+
+def _is_plain(name: Any) -> bool:
+    """Return whether an index names a file of its own directory, as every system can have it."""
+    is_name = isinstance(name, str) and name.isprintable() and _PLAIN_NAME.fullmatch(name)
+    return bool(is_name) and len(name.encode("utf-8", "surrogatepass")) <= FILE_NAME_BYTES
 
 
 def _find_files(directory: Path) -> list[str]:
@@ -238,15 +260,20 @@ def _read_shards(
     """Read every header; return those that are sound and the problems of the others.
 
     Raises:
-        CheckpointError: the system does not let this user read a file, which may be sound.
+        CheckpointError: the system does not let this user read a file, which may be sound; or a
+            file is a link that leads out of the directory.
     """
-    shards, problems, refused = {}, list[str](), list[str]()
+    shards, problems, refused, links = {}, list[str](), list[str](), WeightLinks()
     counts = Counter((weight_map or {}).values())
+    if outside := join_outside({name: links.explain_outside(directory / name) for name in names}):
+        raise CheckpointError(outside)
     for name in names:
         path = directory / name
         if not path.is_file():
             stated = f"({INDEX_NAME} puts {counts[name]} tensors in it)"
-            problems.append(f"{name} is missing {stated}{describe_missing(path)}")
+            odd = describe_odd(path)
+            what = f"is {odd}, not a file" if odd else "is missing"
+            problems.append(f"{name} {what} {stated}{describe_missing(path)}")
             continue
         if unfinished := find_control_file(path):
             problems.append(f"{name}: {unfinished}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from vacc_deploy.checkpoint.header import TensorInfo
-from vacc_deploy.checkpoint.stored import CHUNK_BYTES, fill
+from vacc_deploy.checkpoint.stored import CHUNK_BYTES, fill, open_stored
 from vacc_deploy.formats.dtypes import DTYPES, used_dtype
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def scan_tensor(info: TensorInfo) -> TensorFacts:
     """Read a tensor whole; memory holds a MiB, or one row where that is more.
 
     Raises:
-        CheckpointError: the file became shorter since its header was read.
+        CheckpointError: the file was changed since its header was read.
     """
     facts, first = _no_facts(info), None
     at_once = max(1, CHUNK_BYTES // _row_bytes(info))
@@ -124,7 +124,7 @@ def _read_rows(info: TensorInfo, spans: list[tuple[int, int]]) -> Iterator[tuple
 
     row_bytes, word = _row_bytes(info), np.dtype(f"<u{DTYPES[info.dtype].num_bytes}")
     buffer = bytearray(row_bytes * max((count for _, count in spans), default=0))
-    with info.path.open("rb", buffering=0) as file:
+    with open_stored(info.path, info.stamp) as file:
         for start, count in spans:
             file.seek(info.offset + start * row_bytes)
             piece = memoryview(buffer)[: count * row_bytes]

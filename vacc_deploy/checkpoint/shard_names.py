@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from vacc_deploy.bounds import SHARDS
+
 # DeepSeek's own files are model-00001-of-000002.safetensors: the two numbers differ in width.
 _SHARD = re.compile(r"(.+)-(\d{5,6})-of-(\d{5,6})\.safetensors")
-# More files than any model has; also bounds what a name can make us list.
-_MAX_SHARDS = 10_000
 
 
 class ShardSet(NamedTuple):
@@ -36,7 +36,7 @@ class ShardSet(NamedTuple):
     def all_names(self) -> list[str]:
         """Return the names of all files of the saving; none of far too many."""
         count = int(self.total)
-        numbers = range(1, count + 1) if count <= _MAX_SHARDS else ()
+        numbers = range(1, count + 1) if count <= SHARDS else ()
         return [
             f"{self.stem}-{number:0{self.digits}}-of-{self.total}.safetensors" for number in numbers
         ]

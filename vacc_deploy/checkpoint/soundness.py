@@ -100,10 +100,10 @@ def advise(checkpoint: Checkpoint, files: Iterable[str]) -> str:
     made_by = (read_manifest(directory) or {}).get("command")
     source = name_source(directory).removeprefix(": ")
     if made_by in ("prepare", "quantize") and source:
-        again = command(str(made_by), source, "--output", directory, "--overwrite")
+        again = command(str(made_by), source, "--output", directory)
         return (
             f"{directory} was made from {source}. If the weights are damaged there too, download "
-            f"them again into it. Then run:\n  {again}"
+            f"them again into it. Move {directory} away, then run:\n  {again}"
         )
     return (
         f"Download again: {name_some(sorted(files))}. If the new files hold the same, the training "

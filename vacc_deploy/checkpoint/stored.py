@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from vacc_deploy.checkpoint.header import TensorInfo
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.dtypes import DTYPES, STORED_FLOATS, torch_dtype
+from vacc_deploy.permissions import explain_unreadable
+from vacc_deploy.stamps import FileStamp, compare_stamps, explain_change, find_change, open_ordinary
 
 if TYPE_CHECKING:
     import torch
@@ -20,11 +24,40 @@ CHUNK_BYTES = 1 << 20
 _PIECE_ELEMENTS = 1 << 20
 
 
+@contextmanager
+def open_stored(path: Path, stamp: FileStamp | None = None) -> Iterator[FileIO]:
+    """Open a file that was checked, and see before and after that it is still the same.
+
+    Args:
+        path: the file.
+        stamp: what it had when it was checked; default the one that it has now.
+
+    Raises:
+        CheckpointError: it was changed, or cannot be read.
+    """
+    try:
+        opened = open_ordinary(path, buffering=0)
+    except OSError as err:
+        change = find_change(path, stamp) if stamp else ""
+        message = explain_change(path, change) if change else explain_unreadable(path, err)
+        raise CheckpointError(message) from err
+    with opened as file:
+        expected = stamp or FileStamp.of(os.fstat(file.fileno()))
+        _compare(file.fileno(), path, expected)
+        yield cast(FileIO, file)
+        _compare(file.fileno(), path, expected)
+
+
+def _compare(descriptor: int, path: Path, expected: FileStamp) -> None:
+    if change := compare_stamps(path, expected, FileStamp.of(os.fstat(descriptor))):
+        raise CheckpointError(explain_change(path, change))
+
+
 def read_tensor(info: TensorInfo) -> torch.Tensor:
     """Return one tensor on the CPU in its stored dtype, in memory of its own.
 
     Raises:
-        CheckpointError: the file became shorter since its header was read.
+        CheckpointError: the file was changed since its header was read.
     """
     return read_spans(info, info.shape, [(0, info.num_bytes)])
 
@@ -44,7 +77,7 @@ def read_spans(
     tensor = torch.empty(shape, dtype=torch_dtype(info.dtype))
     # The tensor's own bytes, flat: what is read lands in them, with no copy between.
     view = memoryview(tensor.view(-1).view(torch.uint8).numpy().data)
-    with info.path.open("rb", buffering=0) as file:
+    with open_stored(info.path, info.stamp) as file:
         for start, num_bytes in spans:
             file.seek(info.offset + start)
             fill(file, view[:num_bytes], info)
@@ -56,7 +89,7 @@ def fill(file: FileIO, view: memoryview, info: TensorInfo) -> None:
     """Read until ``view`` is full.
 
     Raises:
-        CheckpointError: the file became shorter since its header was read.
+        CheckpointError: the file was changed since its header was read.
     """
     while view:
         # One call reads at most 2 GiB on Linux.
@@ -70,23 +103,25 @@ def stored_bytes(info: TensorInfo) -> Iterator[memoryview]:
     """Yield the bytes of one tensor as ``read_pieces`` does.
 
     Raises:
-        CheckpointError: the file became shorter since its header was read.
+        CheckpointError: the file was changed since its header was read.
     """
     left = info.num_bytes
-    for piece in read_pieces(info.path, [(info.offset, left)]):
+    for piece in read_pieces(info.path, [(info.offset, left)], info.stamp):
         left -= len(piece)
         yield piece
     if left:
         raise shortened(info)
 
 
-def read_pieces(path: Path, spans: Iterable[tuple[int, int]]) -> Iterator[memoryview]:
-    """Yield the bytes at each (offset, size) of a file, as far as it goes.
+def read_pieces(
+    path: Path, spans: Iterable[tuple[int, int]], stamp: FileStamp | None = None
+) -> Iterator[memoryview]:
+    """Yield the bytes at each (offset, size) of a file, as far as it goes; see ``open_stored``.
 
     Every piece is the same buffer of ``CHUNK_BYTES``, filled anew: use it before taking the next.
     """
     buffer = memoryview(bytearray(CHUNK_BYTES))
-    with path.open("rb", buffering=0) as file:
+    with open_stored(path, stamp) as file:
         for offset, left in spans:
             file.seek(offset)
             while left > 0 and (count := file.readinto(buffer[:left])):
@@ -127,7 +162,5 @@ def _pieces(info: TensorInfo) -> Iterator[torch.Tensor]:
 def shortened(info: TensorInfo) -> CheckpointError:
     """Return the error of a file that ended before its tensor did."""
     missing = info.offset + info.num_bytes - info.path.stat().st_size
-    return CheckpointError(
-        f"{info.path} ended {missing:,} bytes before the end of {info.name}: it was changed while "
-        "being read."
-    )
+    change = f"it ended {missing:,} bytes before the end of {info.name}"
+    return CheckpointError(explain_change(info.path, change))

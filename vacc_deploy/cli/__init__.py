@@ -7,30 +7,28 @@ from __future__ import annotations
 
 import errno
 import io
-import os
-import signal
 import sys
-import traceback
+import threading
+import warnings
+from contextlib import suppress
 from itertools import takewhile
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
 
 from vacc_deploy import __version__
 from vacc_deploy.cli.demo import demo_command
 from vacc_deploy.cli.export_onnx import export_onnx_command
+from vacc_deploy.cli.failures import Interruption, failure_of, report_thread
 from vacc_deploy.cli.generate import generate_command
 from vacc_deploy.cli.models import models_command
 from vacc_deploy.cli.options import emit_error
 from vacc_deploy.cli.prepare import prepare_command
 from vacc_deploy.cli.quantize import quantize_command
-from vacc_deploy.cli.signals import SignalGuard, Terminated
+from vacc_deploy.cli.signals import SignalGuard, signal_of
 from vacc_deploy.cli.verify import verify_command
 from vacc_deploy.cli.yaml import yaml_command
-from vacc_deploy.errors import StoppedError, UsageError, VaccDeployError, add_sentence
-from vacc_deploy.permissions import explain_denied, is_denied
-from vacc_deploy.results import escape_controls
+from vacc_deploy.errors import StoppedError, UsageError
 
 # What a word more than a command takes was probably meant for.
 _EXTRA_ARGUMENTS = {
@@ -44,39 +42,6 @@ _EXTRA_ARGUMENTS = {
     "verify": "Give the float model with --reference REFERENCE.",
     "yaml": "Give the file to write with --output FILE.",
 }
-
-
-class CommandFailure(click.ClickException):
-    """An expected failure on its way to the terminal."""
-
-    def __init__(self, err: Exception, message: str, exit_code: int, settings: dict[str, Any]):
-        super().__init__(message)
-        self.err, self.settings = err, settings
-        self.exit_code = exit_code  # type: ignore[misc]
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Print the message on stderr, and as an object on stdout under ``--json``."""
-        if self.settings.get("debug"):
-            text = "".join(traceback.format_exception(self.err))
-            click.echo(escape_controls(text), err=True)
-        if self.settings.get("json"):
-            emit_error(type(self.err).__name__, self.message)
-        click.echo(escape_controls(f"Error: {self.message}"), file=file, err=True)
-
-
-class Interruption(CommandFailure):
-    """An interrupted command on its way to the terminal."""
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Print what stays; the object on stdout only where the result is not there already."""
-        if self.settings.get("is_silent"):
-            return
-        if self.settings.get("json") and not self.settings.get("is_printed"):
-            emit_error(type(self.err).__name__, self.message)
-        if sys.stderr.isatty():
-            # Behind ^C and an open bar, which has hidden the cursor.
-            click.echo("\x1b[?25h", err=True)
-        click.echo(escape_controls(self.message), file=file, err=True)
 
 
 # Steps of the vendor's programs that a user may look for here.
@@ -107,21 +72,16 @@ class ErrorGroup(click.Group):
             if advice and err.message.startswith("Got unexpected extra argument"):
                 raise click.UsageError(f"{err.message}. {advice}", err.ctx) from err
             raise
-        except VaccDeployError as err:
-            message = add_sentence(str(err), err.hint)
-            raise CommandFailure(err, message, err.exit_code, ctx.meta) from err
-        except OSError as err:
-            # click ends quietly where the pipe's reader has gone, as in `| head`.
-            if err.errno == errno.EPIPE:
-                raise
-            where = f"{err.filename}: " if err.filename else ""
-            message = f"{where}{err.strerror or err}."
-            if is_denied(err) and err.filename:
-                message = explain_denied(Path(os.fsdecode(err.filename)))
-            raise CommandFailure(err, message, 1, ctx.meta) from err
+        except (click.ClickException, click.Abort, click.exceptions.Exit, SystemExit):
+            raise
         except KeyboardInterrupt as err:
-            signum = signal.SIGTERM if isinstance(err, Terminated) else signal.SIGINT
-            raise self._interrupted(ctx, signum) from err
+            raise self._interrupted(ctx, signal_of(err)) from err
+        except BaseException as err:
+            # click ends quietly where the pipe's reader has gone, as in `| head`.
+            if isinstance(err, OSError) and err.errno == errno.EPIPE:
+                raise
+            # Libraries in Rust raise classes that are no Exception.
+            raise failure_of(err, ctx.invoked_subcommand or "", ctx.meta) from err
 
     def _interrupted(
         self, ctx: click.Context, signum: int, *, is_forced: bool = False
@@ -181,6 +141,10 @@ def main() -> None:
     """Run the command line; the console script's entry point."""
     guard = SignalGuard()
     guard.install()
+    threading.excepthook = report_thread
+    if not sys.warnoptions:
+        # Those of libraries are for programmers; ours are notes.
+        warnings.simplefilter("ignore")
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A path that is not valid UTF-8 is printed as its escape, which JSON reads too.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -191,21 +155,26 @@ def main() -> None:
         code = err.exit_code
         # Not where the guard is about to end this process, and says so itself.
         if guard.claim():
-            # Wrong usage is found before the option has been read.
-            arguments = takewhile(lambda argument: argument != "--", sys.argv[1:])
-            if isinstance(err, click.UsageError) and "--json" in arguments:
-                emit_error(UsageError.__name__, err.format_message())
-            err.show()
+            # A stdout or stderr that takes nothing does not change how the command ended.
+            with suppress(OSError):
+                _show(err)
     except (click.Abort, KeyboardInterrupt) as err:
         # Before the command began. click makes its Abort of every interruption.
-        is_terminated = Terminated in (type(err), type(err.__cause__))
-        code = 143 if is_terminated else 130
+        code = 128 + signal_of(err if isinstance(err, KeyboardInterrupt) else err.__cause__)
         if guard.claim():
             click.echo("Interrupted.", err=True)
     except click.exceptions.Exit as err:
         code = err.exit_code
     guard.claim()
     sys.exit(code)
+
+
+def _show(err: click.ClickException) -> None:
+    # Wrong usage is found before the option has been read.
+    arguments = takewhile(lambda argument: argument != "--", sys.argv[1:])
+    if isinstance(err, click.UsageError) and "--json" in arguments:
+        emit_error(UsageError.__name__, err.format_message())
+    err.show()
 
 
 __all__ = ["cli", "main"]

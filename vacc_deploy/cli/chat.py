@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vacc_deploy.cli.telling import tell
 from vacc_deploy.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def _take_turn(
     try:
         answer = responder.answer(line, history=history, on_text=show, advice=_NO_SPACE)
     except UsageError as err:
-        click.echo(str(err), err=True)
+        tell(str(err))
         return
     show(f"\n\n{answer.figures()}\n")
     history += [

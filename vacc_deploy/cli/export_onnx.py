@@ -71,7 +71,7 @@ def export_onnx_command(
     from vacc_deploy.graphs.export import check_repository, export_onnx
     from vacc_deploy.graphs.result import ExportOptions
     from vacc_deploy.lookup.locate import locate
-    from vacc_deploy.outputs.output import check_output
+    from vacc_deploy.outputs.output import try_output
 
     quiet_transformers()
     options = ExportOptions(stage, seq_len, max_seq_len, opset, not strip_functions)
@@ -79,7 +79,7 @@ def export_onnx_command(
         directory,
         again=partial(again_with, "directory"),
         may_download=not dry_run,
-        before_download=lambda name: check_output(output, overwrite=overwrite),
+        before_download=lambda name: try_output(output, overwrite=overwrite),
         check_config=partial(check_repository, directory, options=options),
         downloading=downloading,
         say=say,

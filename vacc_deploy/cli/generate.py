@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vacc_deploy.bounds import PROMPT_BYTES
 from vacc_deploy.cli.options import (
     CHECKPOINT,
     again_with,
@@ -16,13 +17,13 @@ from vacc_deploy.cli.options import (
     downloading,
     emit,
     is_json,
+    print_out,
     say,
 )
 from vacc_deploy.errors import UsageError
 from vacc_deploy.results import command, escape_controls
 from vacc_deploy.text.prompts import (
     LINES_SUFFIX,
-    MAX_PROMPT_BYTES,
     parse_prompt,
     read_prompt_file,
 )
@@ -154,7 +155,7 @@ def _read_prompts(path: Path | None) -> list[str]:
         return []
     if str(path) == "-":
         # One byte more than allowed tells a text that is too long, without reading all of it.
-        data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+        data = sys.stdin.buffer.read(PROMPT_BYTES + 1)
         return [parse_prompt(data, "stdin")]
     return read_prompt_file(path)
 
@@ -185,4 +186,4 @@ def _answer(responder: Responder, prompts: list[str], *, is_one: bool) -> None:
 
 def _show(text: str) -> None:
     """Print text as it is, at once, but for control characters."""
-    click.echo(escape_controls(text), nl=False)
+    print_out(escape_controls(text), nl=False)

@@ -16,7 +16,8 @@ import click
 
 from vacc_deploy.cli.options import settings
 from vacc_deploy.cli.resuming import describe_kept, hinting_at_resume
-from vacc_deploy.cli.signals import Terminated
+from vacc_deploy.cli.signals import signal_of
+from vacc_deploy.cli.telling import tell
 from vacc_deploy.errors import UsageError, VaccDeployError
 from vacc_deploy.progress import KeptLayers
 
@@ -156,8 +157,9 @@ def join_ranks(
             raise
         # The first one may not know what stays: only rank 0 enters the output's directory.
         hint = describe_kept(kept, way) if is_interrupted else getattr(err, "hint", "")
+        hint = hint or settings().get("kept", "")
         if hint:
-            click.echo(hint, err=True)
+            tell(hint)
         raise SystemExit(_exit_code(err)) from err
     ranks.leave()
 
@@ -167,6 +169,6 @@ def _exit_code(err: BaseException) -> int:
         return err.exit_code
     if isinstance(err, SystemExit) and isinstance(err.code, int):
         return err.code
-    if isinstance(err, Terminated):
-        return 143
-    return 130 if isinstance(err, (KeyboardInterrupt, click.Abort)) else 1
+    if isinstance(err, (KeyboardInterrupt, click.Abort)):
+        return 128 + signal_of(err)
+    return 1

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 from click.core import ParameterSource
 
-from vacc_deploy.results import Result, command, escape_controls
+from vacc_deploy.cli.telling import tell
+from vacc_deploy.results import Result, command, escape_controls, format_bytes
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+# Loading torch for a CPU takes nearly as much, and ends the process where it does not get it.
+_MIN_ADDRESS_BYTES = 768 << 20
+_WITH_TORCH = ("quantize", "verify", "generate", "export-onnx", "demo")
 
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 # A directory that is read, a repository or a model name: locate() says best what is wrong with one.
@@ -35,8 +42,25 @@ def _setting(name: str, text: str) -> Callable[[Function], Function]:
 
 def common_options(function: Function) -> Function:
     """Add ``--json`` and ``--debug``, which every command has."""
+
+    @wraps(function)
+    def checked(*args: Any, **given: Any) -> Any:
+        _check_address_space(str(click.get_current_context().info_name))
+        return function(*args, **given)
+
     as_json = _setting("json", "Print one JSON object instead of text.")
-    return as_json(_setting("debug", "Show the traceback of an error.")(function))
+    return as_json(_setting("debug", "Show the traceback of an error.")(cast(Function, checked)))
+
+
+def _check_address_space(command_name: str) -> None:
+    """Refuse a limit on this process that is too small for torch.
+
+    Raises:
+        MemoryError: says what is needed.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if command_name in _WITH_TORCH and 0 <= limit < _MIN_ADDRESS_BYTES:
+        raise MemoryError(f"torch alone needs {format_bytes(_MIN_ADDRESS_BYTES)} of addresses")
 
 
 def given_options(context: click.Context, names: Collection[str]) -> list[str]:
@@ -100,7 +124,8 @@ def output_options(function: Function) -> Function:
 def settings() -> dict[str, Any]:
     """Return what all parts of the running command know of each other, by name.
 
-    ``json`` and ``debug`` are the options. ``what_stays`` returns the sentence on what an
+    ``json`` and ``debug`` are the options. ``kept`` is what follows the message of an unexpected
+    error. ``what_stays`` returns the sentence on what an
     interrupted command keeps; ``is_silent`` says that another process speaks for this one;
     ``is_printed`` that the result is on its way to stdout.
     """
@@ -124,7 +149,7 @@ def downloading() -> Iterator[None]:
 
 def say(note: str) -> None:
     """Print a note on stderr."""
-    click.echo(escape_controls(f"Note: {note}"), err=True)
+    tell(f"Note: {note}")
 
 
 def is_json() -> bool:
@@ -138,7 +163,7 @@ def emit(result: Result) -> None:
     if is_json():
         _emit_json(result.to_dict())
     else:
-        click.echo(escape_controls(result.to_text()))
+        print_out(escape_controls(result.to_text()))
 
 
 def emit_error(kind: str, message: str) -> None:
@@ -149,4 +174,13 @@ def emit_error(kind: str, message: str) -> None:
 def _emit_json(values: dict[str, Any]) -> None:
     """Print one JSON object on stdout; it reads back as ``values`` to the letter."""
     text = json.dumps(values, ensure_ascii=False, indent=2)
-    click.echo(escape_controls(text, escape=lambda char: json.dumps(char)[1:-1]))
+    print_out(escape_controls(text, escape=lambda char: json.dumps(char)[1:-1]))
+
+
+def print_out(text: str, *, nl: bool = True) -> None:
+    """Print on stdout; an error of the system names it."""
+    try:
+        click.echo(text, nl=nl)
+    except OSError as err:
+        err.filename = err.filename or "stdout"  # the system does not say what is full
+        raise

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import click
-
+from vacc_deploy.cli.options import settings
 from vacc_deploy.errors import QuantizationError, VaccDeployError
 from vacc_deploy.progress import KeptLayers
 
@@ -27,9 +26,9 @@ def hinting_at_resume(kept: KeptLayers, launcher: Sequence[str]) -> Iterator[Non
             err.hint = describe_kept(kept, launcher, is_inputs_fault=is_inputs_fault)
         raise
     except Exception:
-        # An error without a hint of its own ends in a message of the system's, or a traceback.
-        if kept.has_begun and kept.finished:
-            click.echo(describe_kept(kept, launcher), err=True)
+        # An error without a hint of its own: one of the system, of Python or of a library.
+        if kept.has_begun:
+            settings()["kept"] = describe_kept(kept, launcher)
         raise
 
 

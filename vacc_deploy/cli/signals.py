@@ -1,4 +1,4 @@
-"""End a command at the first SIGINT or SIGTERM, also where Python has no say for a while."""
+"""End a command at the first of three signals, also where Python has no say for a while."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# The last is what a closed terminal and a lost connection send.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A command that is interrupted in Python ends by itself in less. After that a library has the main
 # thread: the Cholesky factor of 18,944 columns takes 45 seconds.
 PATIENCE_SECONDS = 1.2
@@ -23,6 +25,19 @@ class Interrupted(KeyboardInterrupt):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM; what a Ctrl-C passes through, it passes through too."""
+
+
+class HungUp(KeyboardInterrupt):
+    """SIGHUP; see ``Terminated``."""
+
+
+_ERRORS = {signal.SIGINT: Interrupted, signal.SIGTERM: Terminated, signal.SIGHUP: HungUp}
+
+
+def signal_of(err: BaseException | None) -> int:
+    """Return the signal that an interruption stands for."""
+    numbers = (number for number, kind in _ERRORS.items() if isinstance(err, kind))
+    return next(numbers, signal.SIGINT)
 
 
 class SignalGuard:
@@ -44,10 +59,14 @@ class SignalGuard:
         # Python's own part of a signal handler waits for the main thread; this does not.
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in SIGNALS:
-            # Whoever started this process in the background may have asked to ignore Ctrl-C.
+            # Whoever started this process may have asked to ignore one: in the background Ctrl-C,
+            # with nohup the end of the terminal.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._interrupt)
-        threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True).start()
+        with suppress(RuntimeError):  # no thread may be started: then Python's own part has to do
+            threading.Thread(
+                target=self._watch, args=(reader,), name="signals", daemon=True
+            ).start()
 
     def claim(self) -> bool:
         """Return whether the caller is the first to say how the command ends."""
@@ -55,10 +74,11 @@ class SignalGuard:
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
         for number in SIGNALS:  # one is enough; a second must not disturb the clearing up
-            signal.signal(number, lambda *_: None)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda *_: None)
         if self._claimed.locked():
             return  # the command is over
-        raise Interrupted if signum == signal.SIGINT else Terminated
+        raise _ERRORS[signal.Signals(signum)]
 
     def _watch(self, reader: int) -> None:
         signum = os.read(reader, 1)[0]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import click
 
+from vacc_deploy.cli.telling import cut_message, tell
 from vacc_deploy.progress import Progress
 from vacc_deploy.results import escape_controls, format_bytes, format_seconds
 
@@ -89,15 +90,15 @@ class LineProgress(Progress):
         line = f"{self._description}: {done} of {_amount(self._meter.total, self._unit)}"
         if left := self._meter.describe_left():
             line += f", {left}"
-        click.echo(escape_controls(f"{line}  {note}".rstrip()), err=True)
+        tell(f"{line}  {note}".rstrip())
 
     def say(self, message: str) -> None:
         """Print a note."""
-        click.echo(escape_controls(f"Note: {message}"), err=True)
+        tell(f"Note: {message}")
 
     def warn(self, message: str) -> None:
         """Print a warning."""
-        click.echo(escape_controls(f"Warning: {message}"), err=True)
+        tell(f"Warning: {message}")
 
 
 class _BarProgress(Progress):
@@ -159,7 +160,7 @@ class _BarProgress(Progress):
         self._print(f"Warning: {message}")
 
     def _print(self, line: str) -> None:
-        self._bar.console.print(escape_controls(line), highlight=False, markup=False)
+        self._bar.console.print(escape_controls(cut_message(line)), highlight=False, markup=False)
 
 
 def _amount(count: int, unit: str) -> str:

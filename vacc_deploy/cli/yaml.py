@@ -16,8 +16,8 @@ from vacc_deploy.cli.options import (
     given_options,
     is_json,
 )
+from vacc_deploy.cli.telling import tell
 from vacc_deploy.errors import UsageError
-from vacc_deploy.results import escape_controls
 from vacc_deploy.vamc.cards import CARDS
 from vacc_deploy.vamc.options import CALIBRATION_LENGTHS, DTYPES, OPTIMIZE_FOR, CompileOptions
 
@@ -132,7 +132,7 @@ def _write_one(options: dict[str, Any], output: Path | None, overwrite: bool) ->
     emit(result)
     if output is None and not is_json():
         for message in result.to_messages():
-            click.echo(escape_controls(message), err=True)
+            tell(message)
 
 
 def _parse_calibration(given: tuple[str, ...]) -> tuple[str, str] | None:

@@ -14,9 +14,9 @@ from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.bounds import CEVAL_TABLE_BYTES, CEVAL_UNPACKED_BYTES
 from vacc_deploy.datasets.ceval_tables import (
     CSV,
-    MAX_TABLE_BYTES,
     PARQUET,
     SUBJECTS,
     Table,
@@ -81,7 +81,7 @@ def hash_folder(folder: Path) -> str:
 def _read_entries(path: Path) -> Iterator[Entry]:
     if os.path.isdir(path):
         for table in list_tables(path):
-            yield from _read_file(path / table.name, table, f"table {table.name!r}, ")
+            yield from _read_file(path / table.name, table, f"table {table.name!r:.80}, ")
         return
     with path.open("rb") as file:
         is_parquet = file.read(4) == PARQUET_MAGIC
@@ -89,9 +89,18 @@ def _read_entries(path: Path) -> Iterator[Entry]:
         yield from _read_file(path, _one_table(path, PARQUET if is_parquet else CSV), "")
         return
     with open_archive(path) as (archive, tables):
+        num_bytes = 0
         for table in tables:
-            member = f"member {table.name!r}"
+            member = f"member {table.name!r:.80}"
             data = read_member(archive, table.name, f"{path}, {member}")
+            # Members may lie over one another: a small archive would unpack to one table after
+            # another of the largest size.
+            num_bytes += len(data)
+            if num_bytes > CEVAL_UNPACKED_BYTES:
+                raise CalibrationError(
+                    f"The tables of {path} hold more than {CEVAL_UNPACKED_BYTES:,} bytes, far more "
+                    "than those of C-Eval. Use the published archive."
+                )
             yield from _read_csv(data, table, f"{path}, {member}", f"{member}, ")
 
 
@@ -120,13 +129,13 @@ def _one_table(path: Path, form: str) -> Table:
 def _read_file(path: Path, table: Table, prefix: str) -> Iterator[Entry]:
     if table.form == PARQUET:
         num_bytes = path.stat().st_size
-        if num_bytes > MAX_TABLE_BYTES:
-            raise CalibrationError(f"{path} holds more than {MAX_TABLE_BYTES:,} bytes.")
+        if num_bytes > CEVAL_TABLE_BYTES:
+            raise CalibrationError(f"{path} holds more than {CEVAL_TABLE_BYTES:,} bytes.")
         for where, row in read_rows(path, _EXPECTED, _WANTED):
             yield f"{prefix}{where}", (table.subject, row)
         return
     with open_data(path) as file:
-        data = check_size(file.read(MAX_TABLE_BYTES + 1), str(path))
+        data = check_size(file.read(CEVAL_TABLE_BYTES + 1), str(path))
     yield from _read_csv(data, table, str(path), prefix)
 
 
@@ -145,8 +154,9 @@ def _read_csv(data: bytes, table: Table, where: str, prefix: str) -> Iterator[En
         missing = [name for name in COLUMNS if name not in header]
         if missing:
             raise CalibrationError(
-                f"{where} lacks the columns {', '.join(missing)}: got {', '.join(header)[:200]!r}, "
-                f"expected {_EXPECTED.removeprefix('the columns ')}."
+                f"{where} lacks the columns {', '.join(missing)}: got "
+                f"{', '.join(header[:20])!r:.200}, expected "
+                f"{_EXPECTED.removeprefix('the columns ')}."
             )
         for fields in reader:
             if fields:

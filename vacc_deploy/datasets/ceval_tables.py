@@ -6,7 +6,7 @@ its name or in the folders around it. The ``test`` tables have no answers and ar
 
 from __future__ import annotations
 
-import lzma
+import io
 import os
 import re
 import zipfile
@@ -14,15 +14,18 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import IO, NamedTuple, cast
 
+from vacc_deploy.bounds import (
+    CEVAL_ARCHIVE_BYTES,
+    CEVAL_DIRECTORY_BYTES,
+    CEVAL_FILES,
+    CEVAL_TABLE_BYTES,
+)
 from vacc_deploy.datasets.files import unreadable
-from vacc_deploy.errors import CalibrationError
-from vacc_deploy.permissions import real_path
+from vacc_deploy.errors import REASON_SHOWN, CalibrationError, shorten
+from vacc_deploy.links import explain_outside
 
-MAX_ARCHIVE_BYTES = 64 << 20  # the published file holds 1.5 MB
-MAX_MEMBERS = 4096  # it has 159
-MAX_TABLE_BYTES = 8 << 20  # its largest holds 172 kB
 # Subjects as the archive names them, and as the prompt does.
 _SUBJECTS = """
 accountant 注册会计师, advanced_mathematics 高等数学, art_studies 艺术学, basic_medicine 基础医学,
@@ -53,8 +56,9 @@ CSV, PARQUET = "csv", "parquet"
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
-    lzma.LZMAError,
     EOFError,
+    MemoryError,
+    OSError,  # an offset that no file has
     NotImplementedError,  # an unknown compression or version
     RuntimeError,  # an encrypted member
     ValueError,  # a name that is not UTF-8, an offset before the file
@@ -111,16 +115,16 @@ def choose_tables(names: Iterable[tuple[str, str]], path: Path) -> list[Table]:
         table = find_table(telling)
         if table is None or table.split == "test":
             continue
-        where = f"{path}, {name!r}"
+        where = f"{path}, {name!r:.80}"
         if table.subject not in SUBJECTS:
             raise CalibrationError(
-                f"{where}: {table.subject!r} is not one of the {len(SUBJECTS)} subjects of C-Eval. "
-                "Remove this file or use the published archive."
+                f"{where}: {table.subject!r:.80} is not one of the {len(SUBJECTS)} subjects of "
+                "C-Eval. Remove this file or use the published archive."
             )
         if table[:3] in chosen:
             raise CalibrationError(
                 f"{where} gives the {table.split} questions of {table.subject} a second time. "
-                f"Remove it, or {chosen[table[:3]].name!r}."
+                f"Remove it, or {chosen[table[:3]].name!r:.80}."
             )
         chosen[table[:3]] = table._replace(name=name)
     if not chosen:
@@ -142,33 +146,59 @@ def open_archive(path: Path) -> Iterator[tuple[zipfile.ZipFile, list[Table]]]:
         CalibrationError: it is no zip, or too large; see ``choose_tables``.
     """
     expected, num_bytes = "expected ceval-exam.zip of the C-Eval data set", path.stat().st_size
-    if num_bytes > MAX_ARCHIVE_BYTES:
+    if num_bytes > CEVAL_ARCHIVE_BYTES:
         raise CalibrationError(
             f"{path} holds {num_bytes:,} bytes, {expected}, which is far smaller. Check the path."
         )
-    try:
-        archive = zipfile.ZipFile(path)
-    except _ZIP_ERRORS as err:
-        raise CalibrationError(
-            f"{path} is not a readable zip archive: {err}; {expected}. Download it again."
-        ) from err
-    with archive:
-        members = archive.infolist()
-        if len(members) > MAX_MEMBERS:
+    with _ArchiveFile(path) as file:
+        try:
+            archive = zipfile.ZipFile(cast(IO[bytes], file))
+        except _ZIP_ERRORS as err:
             raise CalibrationError(
-                f"{path} has {len(members):,} members, expected at most {MAX_MEMBERS:,}: this is "
+                f"{path} is not a readable zip archive: {shorten(err, REASON_SHOWN)}; {expected}. "
+                "Download it again."
+            ) from err
+        members = archive.infolist()
+        if len(members) > CEVAL_FILES:
+            raise CalibrationError(
+                f"{path} has {len(members):,} members, expected at most {CEVAL_FILES:,}: this is "
                 "not ceval-exam.zip. Check the path."
             )
         names = [member.filename for member in members if member.filename.lower().endswith(CSV)]
         tables = choose_tables(zip(names, names, strict=True), path)
         for table in tables:
-            declared = archive.getinfo(table.name).file_size
-            if declared > MAX_TABLE_BYTES:
-                raise CalibrationError(
-                    f"{path}, member {table.name!r} declares {declared:,} bytes, expected at most "
-                    f"{MAX_TABLE_BYTES:,}. Use the published archive."
-                )
+            _check_member(archive.getinfo(table.name), path)
         yield archive, tables
+
+
+class _ArchiveFile(io.FileIO):
+    """A file that gives no more at once than the largest table.
+
+    ``zipfile`` reads the whole list of members before it can be asked how many there are.
+    """
+
+    limit = CEVAL_DIRECTORY_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        # Without a size it reads the end of the file, with the comment of the archive.
+        if size is not None and size > self.limit:
+            raise zipfile.BadZipFile(f"{size:,} bytes are to be read at once")
+        return super().read(-1 if size is None else size) or b""
+
+
+def _check_member(member: zipfile.ZipInfo, path: Path) -> None:
+    """Refuse a member that states too much, or whose packing has no bound when it is unpacked."""
+    where = f"{path}, member {member.filename!r:.80}"
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise CalibrationError(
+            f"{where} is packed by the method {member.compress_type}, expected deflate (8) or none "
+            "(0). Use the published archive."
+        )
+    if member.file_size > CEVAL_TABLE_BYTES:
+        raise CalibrationError(
+            f"{where} declares {member.file_size:,} bytes, expected at most "
+            f"{CEVAL_TABLE_BYTES:,}. Use the published archive."
+        )
 
 
 def read_member(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
@@ -180,16 +210,22 @@ def read_member(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
     try:
         with archive.open(name) as file:
             # The declared size may be false, so the limit holds here too.
-            data = file.read(MAX_TABLE_BYTES + 1)
+            # In pieces: the archive's own file gives no more at once.
+            pieces = []
+            while piece := file.read(1 << 16):
+                pieces.append(piece)
+                if len(pieces) << 16 > CEVAL_TABLE_BYTES + (1 << 16):
+                    break
     except _ZIP_ERRORS as err:
-        raise CalibrationError(f"{where} cannot be read: {err}. Download it again.") from err
-    return check_size(data, where)
+        reason = shorten(err, REASON_SHOWN)
+        raise CalibrationError(f"{where} cannot be read: {reason}. Download it again.") from err
+    return check_size(b"".join(pieces), where)
 
 
 def check_size(data: bytes, where: str) -> bytes:
     """Return the bytes of a table unless they are too many."""
-    if len(data) > MAX_TABLE_BYTES:
-        raise CalibrationError(f"{where} holds more than {MAX_TABLE_BYTES:,} bytes.")
+    if len(data) > CEVAL_TABLE_BYTES:
+        raise CalibrationError(f"{where} holds more than {CEVAL_TABLE_BYTES:,} bytes.")
     return data
 
 
@@ -206,22 +242,18 @@ def list_tables(folder: Path) -> list[Table]:
     tables = choose_tables(
         ((name_with_folders(folder / name), name) for name in _walk(folder)), folder
     )
-    roots, num_bytes = _roots(folder), 0
+    num_bytes = 0
     for table in tables:
         path = folder / table.name
-        target = real_path(path)
-        if not any(target.is_relative_to(root) for root in roots):
-            raise CalibrationError(
-                f"{path} is a link that leads out of the folder, and is not followed. Put a copy "
-                "of the file in its place."
-            )
-        if not target.is_file():
+        if outside := explain_outside(path, folder):
+            raise CalibrationError(outside)
+        if not path.is_file():
             raise CalibrationError(f"{path} is not an ordinary file. Remove it or copy it again.")
-        num_bytes += target.stat().st_size
-        if num_bytes > MAX_ARCHIVE_BYTES:
+        num_bytes += path.stat().st_size
+        if num_bytes > CEVAL_ARCHIVE_BYTES:
             raise CalibrationError(
-                f"The tables of {folder} hold more than {MAX_ARCHIVE_BYTES:,} bytes, far more than "
-                "those of C-Eval. Check the path."
+                f"The tables of {folder} hold more than {CEVAL_ARCHIVE_BYTES:,} bytes, far more "
+                "than those of C-Eval. Check the path."
             )
     return tables
 
@@ -232,22 +264,15 @@ def name_with_folders(path: Path) -> str:
     return "/".join(Path(os.path.abspath(path)).parts[-3:])
 
 
-def _roots(folder: Path) -> tuple[Path, ...]:
-    """Return the folders that links may lead to: the hub's cache links to files of its own."""
-    root = real_path(folder)
-    cache = next((place for place in root.parents if place.name == "snapshots"), None)
-    return (root,) if cache is None else (root, cache.parent / "blobs")
-
-
 def _walk(folder: Path) -> Iterator[str]:
     """Yield the paths of the files below a folder, from it on."""
     count = 0
     for place, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         count += len(folders) + len(names)
-        if count > MAX_MEMBERS:
+        if count > CEVAL_FILES:
             raise CalibrationError(
-                f"{folder} holds more than {MAX_MEMBERS:,} files and folders: this is not the "
+                f"{folder} holds more than {CEVAL_FILES:,} files and folders: this is not the "
                 "unpacked C-Eval archive. Check the path."
             )
         inner = Path(place).relative_to(folder)

@@ -10,10 +10,13 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from vacc_deploy.datasets.files import Document
 from vacc_deploy.datasets.odd import OddRecordError, check_text
+from vacc_deploy.errors import shorten
+from vacc_deploy.json_files import parse_json
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 _NAMES = {
@@ -78,7 +81,7 @@ def read_chat(record: Mapping[str, Any]) -> Document:
     elif TEXT in fields:
         return check_text(fields[TEXT], TEXT)
     else:
-        keys = ", ".join(name[:40] for name in sorted(record)[:10]) or "none"
+        keys = ", ".join(shorten(name, 40) for name in sorted(record)[:10]) or "none"
         raise OddRecordError(f"has the keys {keys}; expected {EXPECTED}")
     return _arrange(turns)
 
@@ -131,8 +134,8 @@ def _holds_turns(values: list[Any]) -> bool:
 def _read_turns(items: Any, key: str) -> list[_Turn]:
     if isinstance(items, str):
         # Tables without nested columns hold the list as JSON text.
-        with suppress(ValueError, RecursionError):
-            items = json.loads(items)
+        with suppress(ValueError):
+            items = parse_json(items)
     if not isinstance(items, list):
         raise OddRecordError(f'has no list of turns under "{key}": got {type(items).__name__}')
     turns: list[_Turn] = []
@@ -193,14 +196,10 @@ def _arrange(turns: list[_Turn]) -> Document:
     """
     turns = [turn for turn in turns if turn.content.strip() or turn.thought.strip()]
     system = "\n\n".join(turn.content for turn in turns if turn.role == SYSTEM)
-    merged: list[_Turn] = []
-    for turn in turns:
-        if turn.role == SYSTEM or (turn.role == ASSISTANT and not merged):
-            continue
-        if merged and merged[-1].role == turn.role:
-            merged[-1] = _merge(merged[-1], turn)
-        else:
-            merged.append(turn)
+    spoken = [turn for turn in turns if turn.role != SYSTEM]
+    merged = [_merge(list(group)) for _, group in groupby(spoken, key=lambda turn: turn.role)]
+    if merged and merged[0].role == ASSISTANT:
+        del merged[0]
     if _is_question(merged):
         merged.pop()
     if not merged:
@@ -212,11 +211,12 @@ def _arrange(turns: list[_Turn]) -> Document:
     return (*head, *({"role": turn.role, "content": text} for turn, text in pairs))
 
 
-def _merge(first: _Turn, second: _Turn) -> _Turn:
-    """Return two turns of one role as one."""
-    contents, thoughts = (first.content, second.content), (first.thought, second.thought)
-    join = "\n\n".join
-    return _Turn(first.role, join(filter(None, contents)), join(filter(None, thoughts)))
+def _merge(turns: list[_Turn]) -> _Turn:
+    """Return several turns of one role as one."""
+    # All at once: joined pair by pair the time would grow with the square of their number.
+    content = "\n\n".join(turn.content for turn in turns if turn.content)
+    thought = "\n\n".join(turn.thought for turn in turns if turn.thought)
+    return _Turn(turns[0].role, content, thought)
 
 
 def _write_thought(turn: _Turn) -> str:

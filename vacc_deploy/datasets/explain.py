@@ -12,11 +12,9 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from vacc_deploy.bounds import EXPLAINED_FILES, EXPLAINED_NAMES
 from vacc_deploy.datasets.ceval_tables import SUBJECTS, find_table, name_with_folders
 from vacc_deploy.datasets.recognize import RECORD_KEYS, TABLE, TITLES, Recognized, recognize
-
-MAX_LISTED = 1000  # entries of a directory that are looked at
-MAX_EXAMINED = 20  # files of it that are opened
 
 
 def explain_other_kind(kind: str, path: Path, *, weight: str = "") -> str | None:
@@ -63,7 +61,7 @@ def _explain_directory(kind: str, directory: Path, weight: str) -> str | None:
     """Return the error of a directory: which of its files to give, and as what."""
     paths = _candidates(directory)
     has_tables = any(map(_is_table, paths))
-    files = [(path, found) for path in paths[:MAX_EXAMINED] if (found := recognize(path))]
+    files = [(path, found) for path in paths[:EXPLAINED_FILES] if (found := recognize(path))]
     # A README or a list is text too, so text is named only where it was asked for.
     fitting = [item for item in files if kind and kind in (item[1].kind, *item[1].also)]
     others = [item for item in files if item[1].kind and not item[1].is_text]
@@ -88,7 +86,7 @@ def _is_table(path: Path) -> bool:
 
 def _candidates(directory: Path) -> list[Path]:
     """Return some files of a directory that may be data, in the order of their paths."""
-    paths = sorted(islice(_walk(directory), MAX_LISTED))
+    paths = sorted(islice(_walk(directory), EXPLAINED_NAMES))
     return [path for path in paths if path.is_file()]
 
 

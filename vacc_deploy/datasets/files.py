@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
 import shlex
 import stat
@@ -14,8 +15,9 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TypeAlias, cast
+from typing import IO, Any, TypeAlias, cast
 
+from vacc_deploy.bounds import UNPACK_FREE_BYTES, UNPACK_RATIO
 from vacc_deploy.datasets.zstd import ZSTD_MAGICS, open_zstd
 from vacc_deploy.errors import CalibrationError
 from vacc_deploy.permissions import explain_unreadable
@@ -89,10 +91,10 @@ def open_data(path: Path, *, unpack: bool = True) -> Iterator[IO[bytes]]:
             raw.seek(0)
             if magic.startswith(GZIP_MAGIC):
                 with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
-                    yield cast(IO[bytes], unpacked)
+                    yield _bounded(cast(IO[bytes], unpacked), raw, path)
             elif magic in ZSTD_MAGICS:
                 with open_zstd(raw, path) as unpacked_zstd:
-                    yield unpacked_zstd
+                    yield _bounded(unpacked_zstd, raw, path)
             else:
                 yield raw
     except (EOFError, zlib.error, gzip.BadGzipFile) as err:
@@ -101,6 +103,32 @@ def open_data(path: Path, *, unpack: bool = True) -> Iterator[IO[bytes]]:
         ) from err
     except OSError as err:
         raise unreadable(path, err) from err
+
+
+def _bounded(unpacked: IO[bytes], raw: IO[bytes], path: Path) -> IO[bytes]:
+    """Return the same data as a file that refuses to unpack a little to very much."""
+    return cast(IO[bytes], io.BufferedReader(_Metered(unpacked, raw, path), 1 << 16))
+
+
+class _Metered(io.RawIOBase):
+    """Compares what was unpacked so far with what was read for it."""
+
+    def __init__(self, unpacked: IO[bytes], raw: IO[bytes], path: Path) -> None:
+        self._unpacked, self._raw, self._path, self._num_bytes = unpacked, raw, path, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._unpacked.read(len(buffer))
+        self._num_bytes += len(data)
+        if self._num_bytes > UNPACK_FREE_BYTES + UNPACK_RATIO * self._raw.tell():
+            raise CalibrationError(
+                f"{self._path} unpacks to more than {UNPACK_RATIO} times its size: no text packs "
+                "so well. If you trust the file, unpack it, then give the new file."
+            )
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def compute_sha256(path: Path) -> str:

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from vacc_deploy.bounds import WAITING_CHARACTERS
 from vacc_deploy.datasets.files import Document
-from vacc_deploy.errors import CalibrationError
+from vacc_deploy.errors import CalibrationError, shorten
 
 SKIPPED_PERCENT = 5
 # From so many records on a single odd one is skipped too, though it is more than 5 %.
 FEW_RECORDS = 10
 # Records after which the share of odd ones is judged at the latest; documents wait so long.
 PATIENCE = 10_000
-MAX_WAITING_CHARS = 64 << 20
 
 
 class OddRecordError(Exception):
@@ -111,7 +111,7 @@ def keep_sound(
             yield from waiting
             waiting, num_chars = [], 0
             continue
-        if tally.num_read >= PATIENCE or num_chars > MAX_WAITING_CHARS:
+        if tally.num_read >= PATIENCE or num_chars > WAITING_CHARACTERS:
             raise tally.refuse(path)
     if tally.is_over or 0 < tally.num_read == tally.num_skipped:
         raise tally.refuse(path)
@@ -133,7 +133,7 @@ def read_field(record: dict[str, Any], key: str, *, default: str | None = None) 
     value = record.get(key)
     value = default if value is None else value
     if value is None and key not in record:
-        keys = ", ".join(str(name)[:40] for name in sorted(record)[:10]) or "none"
+        keys = ", ".join(shorten(name, 40) for name in sorted(record)[:10]) or "none"
         raise OddRecordError(f'has no text under "{key}": got no such key (its keys: {keys})')
     return check_text(value, key)
 

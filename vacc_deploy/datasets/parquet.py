@@ -12,16 +12,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.bounds import (
+    PARQUET_FOOTER_BYTES,
+    PARQUET_GROUP_BYTES,
+    PARQUET_GROUPS,
+    PARQUET_RATIO,
+)
 from vacc_deploy.datasets.extras import find_package, load_package
 from vacc_deploy.datasets.files import unreadable
 from vacc_deploy.datasets.odd import Entry, OddRecordError
-from vacc_deploy.errors import CalibrationError
+from vacc_deploy.errors import REASON_SHOWN, CalibrationError, shorten
 
 PARQUET_MAGIC = b"PAR1"
-MAX_FOOTER_BYTES = 64 << 20
-MAX_GROUP_BYTES = 1 << 30  # unpacked; 0.3 GB is usual
-# Text packs to a tenth. What states far more than the file could hold is made to fill the memory.
-MAX_RATIO, MIN_GROUP_BYTES = 1000, 16 << 20
+# Of a smaller file so much is read whatever its size.
+MIN_GROUP_BYTES = 16 << 20
 MAX_LISTED_COLUMNS = 12
 # Few: a nested value that a dictionary holds once may be repeated in each row of a batch.
 BATCH_ROWS = 8
@@ -43,11 +47,15 @@ def read_rows(path: Path, expected: str, columns: Collection[str]) -> Iterator[E
     with _open_file(path) as file:
         names = [name for name in file.schema_arrow.names if name.lower() in columns]
         if not names:
-            listed = ", ".join(map(str, file.schema_arrow.names[:MAX_LISTED_COLUMNS])) or "none"
+            listed = (
+                ", ".join(shorten(name) for name in file.schema_arrow.names[:MAX_LISTED_COLUMNS])
+                or "none"
+            )
             raise CalibrationError(
-                f"{path} is a Parquet file with the columns {listed[:400]}; expected {expected}. "
+                f"{path} is a Parquet file with the columns {listed:.400}; expected {expected}. "
                 "Check that the file is of the kind that you named."
             )
+        _check_groups(file.metadata.num_row_groups, path)
         number = 0
         for group in range(file.metadata.num_row_groups):
             _check_group(file.metadata.row_group(group).total_byte_size, group, path)
@@ -104,17 +112,26 @@ def _check_footer(raw: Any, path: Path) -> None:
             f"{path} is a Parquet file that is cut off: it does not end with its footer. Download "
             "it again."
         )
-    if length > MAX_FOOTER_BYTES:
+    if length > PARQUET_FOOTER_BYTES:
         raise CalibrationError(
             f"{path} is a Parquet file with a footer of {length:,} bytes, expected at most "
-            f"{MAX_FOOTER_BYTES:,}. Check that this is the published file."
+            f"{PARQUET_FOOTER_BYTES:,}. Check that this is the published file."
+        )
+
+
+def _check_groups(count: int, path: Path) -> None:
+    """Refuse a file of very many row groups."""
+    if count > PARQUET_GROUPS:
+        raise CalibrationError(
+            f"{path} is a Parquet file of {count:,} row groups, expected at most "
+            f"{PARQUET_GROUPS:,}. Write the file again with larger row groups, or give JSON lines."
         )
 
 
 def _check_group(num_bytes: int, number: int, path: Path) -> None:
     """Refuse a row group that states more bytes than are read, or than the file can hold."""
     # Not of its columns: pyarrow ends the process where it looks at those of a damaged file.
-    limit = min(MAX_GROUP_BYTES, max(MIN_GROUP_BYTES, path.stat().st_size * MAX_RATIO))
+    limit = min(PARQUET_GROUP_BYTES, max(MIN_GROUP_BYTES, path.stat().st_size * PARQUET_RATIO))
     if num_bytes > limit:
         raise CalibrationError(
             f"{path}, row group {number + 1} states {num_bytes:,} bytes, expected at most "
@@ -131,4 +148,5 @@ def _to_values(row: Any) -> Any:
 
 
 def _first_line(err: Exception) -> str:
-    return (str(err).strip().splitlines() or [type(err).__name__])[0].rstrip(".")
+    line = (str(err).strip().splitlines() or [type(err).__name__])[0].rstrip(".")
+    return shorten(line, REASON_SHOWN)

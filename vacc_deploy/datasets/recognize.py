@@ -21,6 +21,7 @@ from vacc_deploy.datasets.files import GZIP_MAGIC, LFS_POINTER, advise_utf8
 from vacc_deploy.datasets.parquet import PARQUET_MAGIC, list_columns
 from vacc_deploy.datasets.traces import ASSISTANT, USER
 from vacc_deploy.datasets.zstd import ZSTD_MAGICS, unpack_head
+from vacc_deploy.errors import shorten
 
 HEAD_BYTES = 64 << 10  # what is looked at, packed and unpacked
 # As messages call the kinds.
@@ -261,7 +262,7 @@ def _recognize_records(keys: list[str], is_whole: bool) -> Recognized | None:
         is_c4 = "url" in keys or "timestamp" in keys
         what = "a C4 file" if is_c4 else "JSON data with C4's key text"
         return Recognized(what, kind="c4", also=("chat",))
-    listed = ", ".join(key[:40] for key in keys[:5]) + (", ..." if len(keys) > 5 else "")
+    listed = ", ".join(shorten(key, 40) for key in keys[:5]) + (", ..." if len(keys) > 5 else "")
     if is_chat(keys, is_whole=is_whole):
         # Records with text beside a chat are read by both.
         also = ("c4",) if "text" in keys else ()

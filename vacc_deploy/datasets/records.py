@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.bounds import BLANK_BYTES, RECORD_BYTES
 from vacc_deploy.datasets.files import open_data
+from vacc_deploy.datasets.json_array import read_array
 from vacc_deploy.datasets.odd import Entry, OddRecordError
 from vacc_deploy.datasets.parquet import PARQUET_MAGIC, read_rows
 from vacc_deploy.errors import CalibrationError
-
-MAX_LINE_BYTES = 16 << 20
-MAX_ARRAY_BYTES = 256 << 20  # the published alpaca file holds 44 MB
-MAX_BLANK_BYTES = 1 << 20  # in front of an array
+from vacc_deploy.json_files import parse_json
 
 
 def read_entries(path: Path, expected: str, columns: Collection[str]) -> Iterator[Entry]:
@@ -33,37 +31,42 @@ def read_entries(path: Path, expected: str, columns: Collection[str]) -> Iterato
         # Past a byte order mark and the blanks in front of an array's bracket.
         head = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
         blanks = 4096
-        while not head and blanks < MAX_BLANK_BYTES and (block := file.read(4096)):
+        while not head and blanks < BLANK_BYTES and (block := file.read(4096)):
             head, blanks = block.lstrip(), blanks + len(block)
     if head.startswith(PARQUET_MAGIC):
         yield from read_rows(path, expected, columns)
     elif head.startswith(b"["):
-        for number, record in enumerate(_read_array(path, expected), start=1):
-            yield f"record {number}", _check_object(record, expected)
+        yield from _read_array(path, expected)
     else:
         yield from _read_lines(path, expected)
 
 
 def _read_lines(path: Path, expected: str) -> Iterator[Entry]:
-    number = 0
+    number = num_blanks = 0
     with open_data(path) as file:
         # One byte more than allowed tells a line that is too long, without reading all of it.
-        while line := file.readline(MAX_LINE_BYTES + 1):
+        while line := file.readline(RECORD_BYTES + 1):
             number += 1
-            if len(line) > MAX_LINE_BYTES:
+            if len(line) > RECORD_BYTES:
                 raise CalibrationError(
-                    f"{path}, line {number} is longer than {MAX_LINE_BYTES:,} bytes, expected one "
+                    f"{path}, line {number} is longer than {RECORD_BYTES:,} bytes, expected one "
                     "JSON object a line. Check that this is the published file."
                 )
-            if not line.isspace():
+            num_blanks = num_blanks + len(line) if line.isspace() else 0
+            if num_blanks > BLANK_BYTES:
+                raise CalibrationError(
+                    f"{path} has more than {BLANK_BYTES:,} bytes of blank lines in a row up to "
+                    f"line {number:,}. Check that this is the published file."
+                )
+            if not num_blanks:
                 yield f"line {number}", _parse_line(line, number, expected)
 
 
 def _parse_line(line: bytes, number: int, expected: str) -> Any:
     try:
         # A byte order mark can stand in front of the first line only.
-        value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-    except (ValueError, RecursionError) as err:
+        value = parse_json(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
+    except ValueError as err:
         # The last line of a sound file may lack its line end, but then it is whole.
         is_cut = not line.endswith(b"\n")
         reason = f"cannot be read: {err}; expected one JSON object a line, with {expected}"
@@ -77,18 +80,14 @@ def _check_object(value: Any, expected: str) -> Any:
     return OddRecordError(f"holds {type(value).__name__}, expected an object with {expected}")
 
 
-def _read_array(path: Path, expected: str) -> list[Any]:
+def _read_array(path: Path, expected: str) -> Iterator[Entry]:
+    number = 0
     with open_data(path) as file:
-        data = file.read(MAX_ARRAY_BYTES + 1)
-    if len(data) > MAX_ARRAY_BYTES:
-        raise CalibrationError(
-            f"{path} holds more than {MAX_ARRAY_BYTES:,} bytes in one JSON array. Give JSON lines "
-            "(one object a line) or a part of it."
-        )
-    try:
-        return list(json.loads(data.decode("utf-8-sig")))
-    except (ValueError, RecursionError) as err:
-        raise CalibrationError(
-            f"{path} is not valid JSON: {err}. Expected an array of objects with {expected}. "
-            "Correct it, or download it again."
-        ) from err
+        try:
+            for number, record in enumerate(read_array(file), start=1):
+                yield f"record {number}", _check_object(record, expected)
+        except ValueError as err:
+            raise CalibrationError(
+                f"{path} is not valid JSON behind record {number:,}: {err}. Expected an array of "
+                f"objects with {expected}. Correct it, or download it again."
+            ) from err

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from vacc_deploy.bounds import EMPTY_DOCUMENTS, TRACES_BYTES
 from vacc_deploy.datasets import chat
 from vacc_deploy.datasets.ceval import hash_folder, read_ceval
 from vacc_deploy.datasets.explain import explain_no_text, explain_other_kind
@@ -24,7 +25,6 @@ from vacc_deploy.datasets.traces import split_traces
 from vacc_deploy.errors import CalibrationError, UsageError
 from vacc_deploy.permissions import real_path
 
-MAX_TRACES_BYTES = 256 << 20
 TEXT_PIECE_CHARS = 1 << 14  # about 4,000 tokens of English
 Documents: TypeAlias = Generator[Document, None, None]
 
@@ -155,17 +155,22 @@ def check_source(source: CalibrationSource) -> None:
 
 
 def _read_file(source: CalibrationSource, tally: Tally) -> Documents:
-    is_empty = True
+    num_documents = 0
     # Closed at once where the caller stops early, not when the collector comes.
     with closing(KINDS[source.kind](source.path, tally)) as documents:
         for document in documents:
             turns = (document,) if isinstance(document, str) else (m["content"] for m in document)
             if any(turn and not turn.isspace() for turn in turns):
-                is_empty = False
+                num_documents += 1
                 yield document
-            else:
-                tally.num_empty += 1
-    if is_empty:
+                continue
+            tally.num_empty += 1
+            if tally.num_empty > EMPTY_DOCUMENTS + 10 * num_documents:
+                raise CalibrationError(
+                    f"{source.path} holds {tally.num_empty:,} documents without text, and "
+                    f"{num_documents:,} with text. Check the path."
+                )
+    if not num_documents:
         what = "blank text or unanswered questions" if source.kind == "chat" else "blank text"
         raise CalibrationError(
             f"{source.path} holds no {source.kind} document: nothing in it but {what}. "
@@ -215,7 +220,7 @@ def _read_text(path: Path, tally: Tally) -> Documents:
 
 
 def _read_traces(path: Path, tally: Tally) -> Documents:
-    yield from split_traces("".join(_read_utf8(path, limit_bytes=MAX_TRACES_BYTES)), path)
+    yield from split_traces("".join(_read_utf8(path, limit_bytes=TRACES_BYTES)), path)
 
 
 def _read_utf8(path: Path, *, limit_bytes: int | None = None) -> Iterator[str]:

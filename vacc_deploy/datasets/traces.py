@@ -6,7 +6,7 @@ The marks are taken off again, so that any checkpoint's own chat template can wr
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from vacc_deploy.datasets.files import Document, Message
@@ -18,8 +18,8 @@ _ROLES = {USER: "user", ASSISTANT: "assistant"}
 _MARKS = re.compile(f"({re.escape(USER)}|{re.escape(ASSISTANT)})")
 
 
-def split_traces(text: str, path: Path) -> Sequence[Document]:
-    """Return the conversations of a file, each of one or more questions with their answers.
+def split_traces(text: str, path: Path) -> Iterator[Document]:
+    """Yield the conversations of a file, each of one or more questions with their answers.
 
     A conversation begins at each BOS mark; in a file without any, at each user mark. Text before
     the first user mark of a conversation is its system prompt. A question without an answer at the
@@ -28,18 +28,25 @@ def split_traces(text: str, path: Path) -> Sequence[Document]:
     Raises:
         CalibrationError: there is no answered question, or two marks of one role in a row.
     """
-    if BOS in text:
-        pieces = text.split(BOS)
-    else:
-        head, *rest = text.split(USER)
-        pieces = [head, *(USER + piece for piece in rest)]
-    conversations = [turns for piece in pieces if (turns := _split_turns(piece, path))]
-    if not conversations:
+    is_empty = True
+    for piece in _split_pieces(text, BOS if BOS in text else USER):
+        if turns := _split_turns(piece, path):
+            is_empty = False
+            yield turns
+    if is_empty:
         raise CalibrationError(
             f"{path} holds no trace: expected {USER}question{ASSISTANT}answer, as R1 models write "
             "it. Give plain text as text=PATH."
         )
-    return conversations
+
+
+def _split_pieces(text: str, mark: str) -> Iterator[str]:
+    """Yield what stands before, between and behind the marks; a user mark stays in its piece."""
+    begin = 0
+    for match in re.finditer(re.escape(mark), text):
+        yield text[begin : match.start()]
+        begin = match.end() if mark == BOS else match.start()
+    yield text[begin:]
 
 
 def _split_turns(piece: str, path: Path) -> tuple[Message, ...]:

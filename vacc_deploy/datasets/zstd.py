@@ -7,13 +7,12 @@ import shlex
 from pathlib import Path
 from typing import IO, Any, cast
 
+from vacc_deploy.bounds import ZSTD_FRAMES, ZSTD_WINDOW_BYTES
 from vacc_deploy.datasets.extras import find_package, load_package
 from vacc_deploy.errors import CalibrationError
 
 # Of a frame, and of the 16 kinds of frames to skip, which some packers write first.
 ZSTD_MAGICS = (b"\x28\xb5\x2f\xfd", *(bytes((kind, 0x2A, 0x4D, 0x18)) for kind in range(80, 96)))
-# The window that the program zstd accepts by itself; a frame may ask for 4 GiB.
-MAX_WINDOW_BYTES = 1 << 27
 # Four bytes may stand for a block of 128 KiB: so much packed data makes at most 32 MiB.
 PIECE_BYTES = 1 << 10
 
@@ -45,6 +44,7 @@ class _Unpacked(io.RawIOBase):
 
     def __init__(self, raw: IO[bytes], path: Path, package: Any) -> None:
         self._raw, self._path, self._package = raw, path, package
+        self._num_frames = self._num_bytes = 0
         self._decoder = self._begin()
         self._packed, self._ready = b"", memoryview(b"")
         self._is_inside = False  # a frame has begun and not ended
@@ -54,7 +54,9 @@ class _Unpacked(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._ready:
-            self._packed = self._packed or self._raw.read(PIECE_BYTES)
+            if not self._packed:
+                self._packed = self._raw.read(PIECE_BYTES)
+                self._num_bytes += len(self._packed)
             if not self._packed:
                 if self._is_inside:
                     raise self._damaged("they end in the middle of a frame")
@@ -79,13 +81,16 @@ class _Unpacked(io.RawIOBase):
         return data
 
     def _begin(self) -> Any:
-        return self._package.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).decompressobj()
+        self._num_frames += 1
+        if self._num_frames > ZSTD_FRAMES * (1 + (self._num_bytes >> 20)):
+            raise self._damaged(f"they are in {self._num_frames:,} frames, far more than any")
+        return self._package.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES).decompressobj()
 
     def _too_wide(self) -> CalibrationError:
         unpack = shlex.join(["zstd", "-dk", "--long=31", str(self._path)])
         return CalibrationError(
-            f"{self._path} holds zstd data for a window of more than {MAX_WINDOW_BYTES >> 20} MiB, "
-            f"which takes as much memory. Unpack it, then give the new file:\n  {unpack}"
+            f"{self._path} holds zstd data for a window of more than {ZSTD_WINDOW_BYTES >> 20} "
+            f"MiB, which takes as much memory. Unpack it, then give the new file:\n  {unpack}"
         )
 
     def _damaged(self, problem: str) -> CalibrationError:

@@ -22,7 +22,7 @@ from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.models.parse import read_config
 from vacc_deploy.outputs.manifests import write_manifest
 from vacc_deploy.outputs.output import output_directory
-from vacc_deploy.outputs.writer import WrittenFile
+from vacc_deploy.outputs.writer import WrittenFile, write_text
 from vacc_deploy.prepare import prepare
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.quantize.options import QuantizeOptions
@@ -232,7 +232,7 @@ def _write_texts(directory: Path, tokenizer: Tokenizer) -> None:
             + f"{problem.completion}{tokenizer.eos_token}"
             for problem in problems
         ]
-        (directory / name).write_text("\n".join(texts), "utf-8")
+        write_text(directory / name, "\n".join(texts))
 
 
 def _question(problem: Problem) -> list[dict[str, str]]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from vacc_deploy.assets import default_text_file
+from vacc_deploy.checkpoint.changes import unchanged
 from vacc_deploy.checkpoint.manifest import model_name
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, UsageError, list_problems
@@ -34,7 +35,8 @@ from vacc_deploy.models.config import LAYER_LINEARS, ModelConfig
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, check_for_compiler, needs_vacc_config
 from vacc_deploy.outputs.file_system import check_space
 from vacc_deploy.outputs.manifests import relative_source, write_manifest
-from vacc_deploy.outputs.output import check_output, output_directory
+from vacc_deploy.outputs.output import output_directory, try_output
+from vacc_deploy.outputs.output_rules import check_output
 from vacc_deploy.outputs.writer import record_file
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.loader import load_model
@@ -78,7 +80,8 @@ def export_onnx(
     checkpoint = Checkpoint.open(directory)
     is_prepared = (directory / VACC_CONFIG_NAME).is_file()
     shape = _check_config(directory, checkpoint.config, options, is_prepared=is_prepared)
-    notes = check_output(output, overwrite=overwrite, inputs=(directory,), dry_run=dry_run)
+    rules: dict[str, Any] = {"overwrite": overwrite, "inputs": (directory,), "progress": progress}
+    notes = check_output(output, dry_run=dry_run, **rules)
     weight_bytes = _graph_bytes(checkpoint)
     # While a graph is written, the exporter's own file of it is there too.
     check_space(output, (len(options.stages) + 1) * weight_bytes)
@@ -88,9 +91,11 @@ def export_onnx(
     if dry_run:
         plan = [ExportedGraph(s, ((f"{s}.onnx", weight_bytes),)) for s in options.stages]
         return replace(result, graphs=tuple(plan))
+    try_output(output, **rules)  # before the model, which takes long to load
     model = load_model(checkpoint)
     say, inputs = progress.say, (directory,)
-    with output_directory(output, overwrite=overwrite, inputs=inputs, say=say) as partial:
+    folder = output_directory(output, overwrite=overwrite, inputs=inputs, say=say)
+    with folder as partial, unchanged(checkpoint):
         graphs, agreement = _export(model, prompt, shape, options, partial, progress=progress)
         _write_manifest(partial, result, options)
     return replace(

@@ -22,6 +22,7 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from vacc_deploy.errors import ExportError
+from vacc_deploy.outputs.file_system import naming
 
 STAGES = ("prefill", "decode")
 DOMAIN, OPERATOR = "Vastai", "QuantizedLinearPerChannel"
@@ -161,7 +162,8 @@ def trace_graph(model: Any, stage: str, shape: GraphShape, opset: int, work: Pat
     """
     with tempfile.TemporaryDirectory(dir=work) as folder:
         path = Path(folder) / "model.onnx"
-        with torch.no_grad(), compiled_as(model, stage), warnings.catch_warnings():
+        caught = warnings.catch_warnings()
+        with naming(path), torch.no_grad(), compiled_as(model, stage), caught:
             # Static sizes become constants on purpose; what they compute is compared afterwards.
             warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
             warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -287,17 +289,19 @@ def save_graph(model: Any, path: Path, max_inline_bytes: int) -> list[Path]:
     """
     stored = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     if stored <= max_inline_bytes:
-        onnx.save_model(model, path)
+        with naming(path):
+            onnx.save_model(model, path)
         return [path]
     data = path.with_name(f"{path.name}.data")
-    onnx.save_model(
-        model,
-        path,
-        save_as_external_data=True,
-        all_tensors_to_one_file=True,
-        location=data.name,
-        size_threshold=MIN_EXTERNAL_BYTES,
-    )
+    with naming(data):
+        onnx.save_model(
+            model,
+            path,
+            save_as_external_data=True,
+            all_tensors_to_one_file=True,
+            location=data.name,
+            size_threshold=MIN_EXTERNAL_BYTES,
+        )
     with suppress(OSError):  # where the file system gives every file the same mode
         data.chmod(path.stat().st_mode & 0o777)  # onnx makes it readable by its owner only
     return [path, data]
@@ -307,4 +311,5 @@ def strip_functions(path: Path) -> None:
     """Take the local functions out of a written model; its weights are not touched."""
     model = onnx.load(path, load_external_data=False)
     del model.functions[:]
-    onnx.save_model(model, path)
+    with naming(path):
+        onnx.save_model(model, path)

@@ -11,10 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.bounds import INDEX_BYTES
 from vacc_deploy.checkpoint.caches import hub_folder, modelscope_places
 from vacc_deploy.checkpoint.causes import find_weight_files, missing_files
 from vacc_deploy.checkpoint.manifest import model_name
-from vacc_deploy.checkpoint.reader import INDEX_NAME, MAX_INDEX_BYTES, SINGLE_FILE, Checkpoint
+from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
+from vacc_deploy.checkpoint.small_files import SIDE_FILES
 from vacc_deploy.errors import CheckpointError, name_some
 from vacc_deploy.json_files import read_bounded, read_json
 from vacc_deploy.lookup.recognize import ADAPTER_CONFIG, recognize
@@ -22,7 +24,6 @@ from vacc_deploy.lookup.transport import explain_failure
 from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
 from vacc_deploy.models.parse import parse_config, read_config_values
 from vacc_deploy.models.settle import preview_config
-from vacc_deploy.outputs.files import SIDE_FILES
 
 _WEIGHTS = [CONFIG_NAME, "*.safetensors", "*.safetensors.index.json"]
 _PATTERNS = [*SIDE_FILES, *_WEIGHTS]
@@ -253,7 +254,7 @@ def _tensor_names(directory: Path, repository: str) -> Collection[str]:
     # Without an index, or with a damaged one, the download will tell.
     with suppress(_LibraryError, CheckpointError, TypeError, KeyError):
         _download(repository, [INDEX_NAME])
-        return list(read_json(directory / INDEX_NAME, limit_bytes=MAX_INDEX_BYTES)["weight_map"])
+        return list(read_json(directory / INDEX_NAME, limit_bytes=INDEX_BYTES)["weight_map"])
     with suppress(_LibraryError):
         read = _library().HfApi().parse_safetensors_file_metadata
         return list(_call(read, repository, SINGLE_FILE).tensors)

@@ -91,10 +91,13 @@ def find_repository(text: str) -> str | None:
     """Return the repository of the hub that ``text`` stands for, or None where it is a path."""
     if model := known_model(text):
         return model.repository
+    # First: what is no id may be no name of a file either, for example too long for one.
+    if not _is_id(text):
+        return None
     # No misspelt model of the catalogue, no file, no path below a directory that is here.
     is_misspelt = text.lower().startswith(f"{ORGANIZATION}/deepseek-r1-distill-")
     is_path = text.lower().endswith(_FILES) or Path(text.partition("/")[0]).exists()
-    return text if _is_id(text) and not is_misspelt and not is_path else None
+    return None if is_misspelt or is_path else text
 
 
 def _is_misspelt_path(path: Path) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vacc_deploy.bounds import SMALL_FILE_BYTES
 from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG, explain_adapter, is_adapter_file
 from vacc_deploy.checkpoint.caches import hub_repository, list_names, modelscope_models
 from vacc_deploy.checkpoint.foreign import explain_training_state
@@ -22,11 +23,10 @@ from vacc_deploy.formats.layouts import LAYOUTS, VAMC
 from vacc_deploy.json_files import read_bounded
 from vacc_deploy.models.catalog import known_model, near_names
 from vacc_deploy.models.config import CONFIG_NAME
-from vacc_deploy.outputs.output import RUN_FILE_PREFIX
+from vacc_deploy.outputs.run_files import MARKER
 from vacc_deploy.permissions import is_circle, real_path
 from vacc_deploy.results import command
 
-_MAX_SMALL_FILE = 1 << 20
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _CHECKPOINT_FILES = {
@@ -173,7 +173,8 @@ def _archive(path: Path) -> Finding:
 
 def _yaml(path: Path) -> Finding:
     what = f"{path} is a YAML file, as vamc reads it, not a checkpoint."
-    text = read_bounded(path, _MAX_SMALL_FILE).decode("utf-8", errors="replace")
+    data = read_bounded(path, SMALL_FILE_BYTES, is_users_own=True)
+    text = data.decode("utf-8", errors="replace")
     stated = re.search(r"^[ \t]*checkpoint:[ \t]*['\"]?([^'\"\n]{1,1000})", text, re.MULTILINE)
     if stated and Path(stated[1].strip()).is_dir():
         return Finding(what, (Path(stated[1].strip()),), "It names this directory")
@@ -214,7 +215,7 @@ def _is_safetensors(name: str) -> bool:
 
 def _other_files(path: Path, names: list[str], has_config: bool) -> Finding | None:
     """Recognize a directory by files that are no safetensors."""
-    if f"{RUN_FILE_PREFIX}partial" in names:
+    if MARKER in names:
         return Finding(
             f"{path} is what an unfinished run left. Run the same command again to finish it; "
             "quantize continues with --resume."
@@ -274,7 +275,7 @@ def _snapshots(folder: Path) -> list[Path]:
     names = sorted(list_names(inside)) if inside.is_dir() else []
     main = ""
     if (folder / "refs" / "main").is_file():
-        data = read_bounded(folder / "refs" / "main", _MAX_SMALL_FILE)
+        data = read_bounded(folder / "refs" / "main", SMALL_FILE_BYTES)
         main = data.decode("ascii", errors="replace").strip()
     names.sort(key=lambda name: name != main)
     return [inside / name for name in names if (inside / name).is_dir()]

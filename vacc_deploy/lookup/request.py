@@ -12,7 +12,7 @@ from vacc_deploy.errors import CheckpointError, UnsupportedModelError, UsageErro
 from vacc_deploy.lookup.hub import Source, fetch
 from vacc_deploy.lookup.locate import find_repository, locate
 from vacc_deploy.models.catalog import CatalogModel, find_model, known_model
-from vacc_deploy.outputs.output import check_output
+from vacc_deploy.outputs.output import try_output
 from vacc_deploy.results import command
 
 
@@ -74,7 +74,7 @@ def find_source(
 
     def check(name: str) -> None:
         # Before a download of gigabytes, see that the result can be written.
-        check_output(output or default_output(Path(f"{name}-vacc")), overwrite=overwrite)
+        try_output(output or default_output(Path(f"{name}-vacc")), overwrite=overwrite)
 
     def command_line(place: Path | str) -> str:
         return f"{again(place)} --model {known.aliases[0]}" if known else again(place)

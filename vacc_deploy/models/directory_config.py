@@ -53,8 +53,8 @@ _LOADING_KEYS = {
 _DTYPE = "float16"
 
 
-def plain_config(config: ModelConfig) -> Values:
-    """Return the ``config.json`` for transformers' own classes, without keys about loading."""
+def _plain_config(config: ModelConfig) -> Values:
+    """Return the ``config.json`` for stock loaders, without keys about loading."""
     return {key: value for key, value in config.raw.items() if key not in _LOADING_KEYS}
 
 
@@ -67,7 +67,7 @@ def _with_float16(values: Mapping[str, Any]) -> Values:
 def _float16_config(layout: str, config: ModelConfig) -> Values:
     """Return a ``config.json`` of float16 values that announces the layout where it has a form."""
     stated = LAYOUTS[layout].config
-    values = _with_float16(plain_config(config))
+    values = _with_float16(_plain_config(config))
     return values if stated is None else {**values, "quantization_config": stated}
 
 

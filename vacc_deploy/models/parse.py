@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.bounds import CONFIG_BYTES
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError, list_problems
 from vacc_deploy.formats.dtypes import FLOAT_DTYPE_BYTES
 from vacc_deploy.formats.layouts import INT8, recognize, rounds_when_run
@@ -18,77 +18,8 @@ from vacc_deploy.models.config import (
     ModelConfig,
     RopeScaling,
 )
+from vacc_deploy.models.config_reader import ConfigReader
 from vacc_deploy.permissions import explain_dangling
-
-MAX_CONFIG_BYTES = 1 << 20
-# Sizes far above any published model. They keep a damaged config from asking for terabytes.
-_LIMITS = {
-    "hidden_size": 1 << 16,
-    "intermediate_size": 1 << 18,
-    "num_hidden_layers": 1 << 10,
-    "num_attention_heads": 1 << 10,
-    "num_key_value_heads": 1 << 10,
-    "vocab_size": 1 << 22,
-    "max_position_embeddings": 1 << 24,
-}
-
-
-class ConfigReader:
-    """Typed values of one config dictionary.
-
-    Attributes:
-        raw: dictionary as parsed.
-        where: name of the file for messages.
-        problems: what was wrong so far, one line each.
-    """
-
-    def __init__(self, raw: Mapping[str, Any], where: str) -> None:
-        """Begin with no problem."""
-        self.raw, self.where, self.problems = raw, where, list[str]()
-
-    def _value(self, key: str, default: Any, source: Mapping[str, Any] | None = None) -> Any:
-        """Return a value, the default where it is absent or null."""
-        value = (self.raw if source is None else source).get(key)
-        return default if value is None else value
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        """Return a whole number from 1 to the key's limit; 1 where it is none."""
-        value = self._value(key, default)
-        limit = _LIMITS.get(key, 1 << 24)
-        # True is an int in Python. A bad value becomes 1, not 0: others are divided by it.
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= limit:
-            expected = f"expected a whole number from 1 to {limit}"
-            self.problems.append(f"{key}: got {value!r:.80}, {expected}")
-            return 1
-        return value
-
-    def number(
-        self, key: str, default: float | None, source: Mapping[str, Any] | None = None
-    ) -> float:
-        """Return a positive number, of ``source`` where it is given; 1.0 where it is none."""
-        value = self._value(key, default, source)
-        good = isinstance(value, (int, float)) and not isinstance(value, bool)
-        # The upper bound refuses infinity, and whole numbers that float() cannot hold.
-        if not good or not 0 < value <= sys.float_info.max:
-            self.problems.append(f"{key}: got {value!r:.80}, expected a positive number")
-            return 1.0
-        return float(value)
-
-    def boolean(self, key: str, default: bool) -> bool:
-        """Return true or false."""
-        value = self._value(key, default)
-        if not isinstance(value, bool):
-            self.problems.append(f"{key}: got {value!r:.80}, expected true or false")
-            return default
-        return value
-
-    def mapping(self, key: str) -> Mapping[str, Any]:
-        """Return an object; an empty one where it is absent."""
-        value: Any = self._value(key, {})
-        if not isinstance(value, dict):
-            self.problems.append(f"{key}: got {value!r:.80}, expected an object")
-            return {}
-        return value
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -97,7 +28,7 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, too large, or not a JSON object.
     """
-    values = read_json(path, limit_bytes=MAX_CONFIG_BYTES)
+    values = read_json(path, limit_bytes=CONFIG_BYTES, in_utf8=True)
     if not isinstance(values, dict):
         raise CheckpointError(
             f"{path} holds {type(values).__name__}, expected a JSON object. Download it or run "
@@ -248,6 +179,9 @@ def _read_rope(reader: ConfigReader, *, is_qwen2: bool) -> tuple[float, RopeScal
     if rope_type == "linear":
         return rope_theta, RopeScaling("linear", factor)
     original = reader.number("original_max_position_embeddings", None, scaling)
+    if original < 1:
+        problem = f"original_max_position_embeddings: got {original}, expected at least 1"
+        reader.problems.append(problem)
     low = reader.number("low_freq_factor", None, scaling)
     high = reader.number("high_freq_factor", None, scaling)
     if high <= low:

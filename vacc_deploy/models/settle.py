@@ -7,15 +7,19 @@ note where it changes a value; a value that is fine stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+from vacc_deploy.bounds import END_TOKENS
+from vacc_deploy.errors import CheckpointError, name_some
 from vacc_deploy.formats.dtypes import FLOAT_DTYPE_BYTES
 from vacc_deploy.formats.layouts import recognize
+from vacc_deploy.json_files import is_json
 from vacc_deploy.models.config import CONFIG_NAME, GENERATION_CONFIG_NAME, ModelConfig
+from vacc_deploy.models.library_config import ARCHITECTURE_KEYS, ID_KEYS
 from vacc_deploy.models.parse import parse_config
 from vacc_deploy.models.vacc_config import AUTO_MAP
 
@@ -58,12 +62,12 @@ _NEVER_NULL = (
 _ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 # The rules of outputs.side_files.
 BYTE_ORDER_MARK, TOKEN_FILES = "byte-order-mark", "token-files"
-_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # docs/prepare.md says what each rule does.
 CONFIG_RULES = (
     "run-flags",
     "null-values",
+    "not-a-number",
     "parts",
     "foreign-code",
     "architecture",
@@ -130,6 +134,18 @@ class Settler:
         if keys:
             self.note("null-values", f"{', '.join(keys)}: null counts as not stated.")
 
+    def drop_not_json(self, but: Collection[str] = ()) -> None:
+        """Take out what holds NaN or infinity, except the keys ``but``.
+
+        Python reads and writes both, but they are no JSON, and other programs refuse the file.
+        """
+        keys = [k for k, value in self.values.items() if k not in but and not is_json(value)]
+        for key in keys:
+            del self.values[key]
+        if keys:
+            listed = name_some([f"{key:.80}" for key in keys])
+            self.note("not-a-number", f"left out {listed}: NaN and infinity are no JSON.")
+
     def drop_parts(self) -> None:
         """Take out the configurations of the parts of a larger model."""
         is_known = self.values.get("model_type") in tuple(_ARCHITECTURES)
@@ -172,14 +188,23 @@ class Settler:
                 self.note("dtype-name", f"{key} {stated!r:.40} is read as {name!r}.")
 
     def settle_ids(self, vocab_size: Any, token_id: TokenId) -> None:
-        """Make whole numbers within the vocabulary of the ids, or leave them out."""
+        """Make whole numbers within the vocabulary of the ids, or leave them out.
+
+        Raises:
+            CheckpointError: there are more of them than any model has.
+        """
         limit = vocab_size if type(vocab_size) is int else 1 << 31
-        for key in _ID_KEYS:
+        for key in ID_KEYS:
             stated = self.values.get(key)
             if stated is None:
                 continue
             entries = stated if isinstance(stated, list) else [stated]
-            ids = [_settle_id(entry, limit, token_id) for entry in entries[:1000]]
+            if len(entries) > END_TOKENS:
+                raise CheckpointError(
+                    f"{self._name}: {key} lists {len(entries):,} ids, more than the {END_TOKENS:,} "
+                    "that are read. Restore the file from the model's original repository."
+                )
+            ids = [_settle_id(entry, limit, token_id) for entry in entries]
             kept = list(dict.fromkeys(value for value in ids if value is not None))
             # A model may have several ends, but one begin and one padding.
             is_list = isinstance(stated, list) and key == "eos_token_id"
@@ -239,6 +264,8 @@ def settle_config(
     settler = Settler(values, CONFIG_NAME)
     settler.drop_nulls()
     settler.drop_run_flags()
+    # What the architecture needs is refused instead, by models.parse.
+    settler.drop_not_json(but=ARCHITECTURE_KEYS)
     settler.drop_parts()
     settler.drop_foreign_code()
     settler.name_architecture()
@@ -271,6 +298,8 @@ def preview_config(values: Mapping[str, Any], *, where: str) -> ModelConfig:
 def settle_generation(values: Mapping[str, Any], vocab_size: int, token_id: TokenId) -> Settler:
     """Return the values of ``generation_config.json`` likewise."""
     settler = Settler(values, GENERATION_CONFIG_NAME)
+    # What is drawn with is refused instead, by reference.sampling.
+    settler.drop_not_json(but=_SAMPLING_NUMBERS)
     settler.settle_ids(vocab_size, token_id)
     settler.read_sampling_texts()
     settler.settle_greedy()

@@ -81,6 +81,10 @@ def check_vacc_config(directory: Path, config: ModelConfig) -> None:
         f"{name}: got {mine!r}, {CONFIG_NAME} has {its!r}"
         for name, (mine, its) in differences.items()
     }
+    # Of these the configuration class takes a null for the value, where config.json's is settled.
+    for key in ("rms_norm_eps", "max_position_embeddings", "max_window_layers"):
+        if values.get(key, key) is None:
+            problems.add(f"{key}: got null, expected a number")
     expected = vacc_config(config, quantization_bit=config.quantization_bit)
     keys = ["auto_map", "_attn_implementation", "insert_slice", "sliding_window"]
     if config.sliding_window is not None:
@@ -90,7 +94,7 @@ def check_vacc_config(directory: Path, config: ModelConfig) -> None:
         is_stated = key in values or key not in expected
         if not is_stated or values.get(key) != expected.get(key):
             shown = repr(values[key]) if key in values else "nothing"
-            problems.add(f"{key}: got {shown:.200}, expected {expected.get(key)!r}")
+            problems.add(f"{key}: got {shown:.200}, expected {expected.get(key)!r:.200}")
     if problems:
         raise CheckpointError(
             f"{path} is not what vacc-deploy writes for this model, and vamc would compile what it "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,10 @@ from vacc_deploy.checkpoint.fingerprint import fingerprint_file
 from vacc_deploy.checkpoint.header import read_header
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from vacc_deploy.checkpoint.reader import INDEX_NAME
+from vacc_deploy.checkpoint.small_files import DOCUMENTS
+from vacc_deploy.checkpoint.weight_links import WeightLinks
 from vacc_deploy.errors import CheckpointError
-from vacc_deploy.outputs.files import DOCUMENTS
+from vacc_deploy.links import explain_outside
 from vacc_deploy.progress import SILENT, Progress
 
 _COMMANDS = ("prepare", "quantize", "demo")  # that write a manifest
@@ -76,6 +79,7 @@ def _list_files(
     if not isinstance(entries, dict):
         return [], [f"{below}{MANIFEST_NAME}: it lists no files"]
     command = command if command in _COMMANDS else "vacc-deploy"
+    links = WeightLinks()
     files, problems = list[_Listed](), list[str]()
     for name, entry in entries.items():
         path = directory / name
@@ -84,14 +88,23 @@ def _list_files(
             problems.append(f"{below}{MANIFEST_NAME}: it lists {name!r}, outside of the directory")
         elif path.name in DOCUMENTS:
             continue
-        elif not path.is_file():
+        # Not Path.is_file, which fails for a name that is too long for a file.
+        elif not os.path.isfile(path):
             problems.append(f"{below}{name}: it is missing")
+        elif _leads_outside(path, directory, links):
+            problems.append(f"{below}{name}: it is a link that leads out of the directory")
+            continue
         elif (values := _parse_entry(entry)) is None:
             problems.append(f"{below}{name}: {MANIFEST_NAME} gives no hash of it")
         else:
             files.append(_Listed(path, f"{below}{name}", command, *values))
         # One format's directory has a manifest of its own. No output is nested deeper.
-        if path.name == MANIFEST_NAME and path.is_file() and path.parent != directory and not below:
+        if (
+            path.name == MANIFEST_NAME
+            and os.path.isfile(path)
+            and path.parent != directory
+            and not below
+        ):
             more = _list_nested(path.parent)
             files, problems = files + more[0], problems + more[1]
     weights = {path.name for path in (*directory.glob("*.safetensors"), directory / INDEX_NAME)}
@@ -101,6 +114,12 @@ def _list_files(
                 f"{below}{name}: {command} did not write it, but a loader may read it. Move it away"
             )
     return files, problems
+
+
+def _leads_outside(path: Path, directory: Path, links: WeightLinks) -> bool:
+    """Return whether a file, or a folder on the way to it, is a link that is not followed."""
+    is_nested = path.parent != directory
+    return bool(explain_outside(path, directory) if is_nested else links.explain_outside(path))
 
 
 def _list_nested(directory: Path) -> tuple[list[_Listed], list[str]]:

@@ -9,7 +9,8 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vacc_deploy.errors import OutputError
@@ -19,6 +20,10 @@ from vacc_deploy.results import format_bytes
 # Receives a note for the user: one sentence, which begins in lower case.
 Say = Callable[[str], object]
 FULL = (errno.ENOSPC, errno.EDQUOT)
+# What the longest path below an output adds to its own: a file in two directories, half-written.
+_INNER_BYTES = 256
+# Which file it is and in which state: device, number, size, and the times of its last changes.
+State = tuple[int, int, int, int, int]
 # What systems answer where they have no such call. EIO is not among them: that is a failed disk.
 UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY)
 # Of a directory also these: some systems cannot open one, or cannot sync what is open to read only.
@@ -30,6 +35,17 @@ _NO_DIRECTORY_SYNC = (
 
 def ignore(note: str) -> None:
     """Take a note that nobody reads."""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an error of the system the name of the file: a failed ``write`` has none."""
+    try:
+        yield
+    except OSError as err:
+        if err.filename is None:
+            err.filename = str(path)
+        raise
 
 
 def sync_file(descriptor: int, path: Path) -> str:
@@ -111,15 +127,19 @@ def check_space(output: Path, needed_bytes: int) -> None:
 def check_name(path: Path, added_bytes: int) -> None:
     """Refuse a name to which the file system does not let ``added_bytes`` be added.
 
-    While an output is written it has a longer name.
+    While an output is written it has a longer name, and its files have names below it.
 
     Raises:
         OutputError: gives the longest name.
     """
-    try:
-        limit = os.pathconf(path.parent, "PC_NAME_MAX")
-    except (OSError, ValueError):
-        limit = 255
+    limit, longest_path = _limit(path.parent, "PC_NAME_MAX", 255), _limit("/", "PC_PATH_MAX", 4096)
+    length, longest = len(os.fsencode(path.absolute())), longest_path - _INNER_BYTES
+    if length > longest:
+        raise OutputError(
+            f"{path}: the whole path of the output has {length:,} bytes, expected at most "
+            f"{longest:,}, so that those of its files have at most {longest_path:,}. Choose a "
+            "shorter --output."
+        )
     length, longest = len(os.fsencode(path.name)), limit - added_bytes
     if length > longest:
         raise OutputError(
@@ -127,6 +147,19 @@ def check_name(path: Path, added_bytes: int) -> None:
             f"name has at most {limit} here, and the output has a longer one while it is written). "
             "Choose a shorter --output."
         )
+
+
+def _limit(path: Path | str, name: str, usual: int) -> int:
+    try:
+        return os.pathconf(path, name)
+    except (OSError, ValueError):
+        return usual
+
+
+def state_of(path: Path) -> State:
+    """Return the state of a file or a link; a link is not followed."""
+    state = path.lstat()
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 def host_tag() -> str:

@@ -3,44 +3,32 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
-from vacc_deploy.checkpoint.header import ShardHeader
+from vacc_deploy.bounds import SIDE_FILE_BYTES
+from vacc_deploy.checkpoint.header import ShardHeader, read_header
+from vacc_deploy.checkpoint.small_files import DOCUMENTS, SIDE_FILES
 from vacc_deploy.checkpoint.stored import read_pieces
 from vacc_deploy.errors import CheckpointError, OutputError
 from vacc_deploy.json_files import STAND_IN_BYTES, name_stand_in
+from vacc_deploy.links import explain_outside
 from vacc_deploy.models.config import CONFIG_NAME
 from vacc_deploy.outputs.file_system import FULL, Say, ignore
 from vacc_deploy.outputs.manifests import LinkedFile
 from vacc_deploy.outputs.writer import WrittenFile, write_bytes
 from vacc_deploy.permissions import explain_dangling, explain_unreadable, real_path
+from vacc_deploy.stamps import FileStamp, explain_change, find_change, open_ordinary
 
 LINK_MODES = ("auto", "hardlink", "symlink", "copy")
-MAX_SIDE_FILE_BYTES = 256 << 20
-# Files for people: no program reads them, so a user may edit them.
-DOCUMENTS = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "README.md")
-# Tokenizer and generation files. A list of names, so that nothing a stranger put into the directory
-# (code above all) travels along.
-SIDE_FILES = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    *DOCUMENTS,
-)
 
 
 def side_files(directory: Path, *, with_config: bool) -> list[Path]:
     """Return the files of ``directory`` that travel with the weights, sorted by name.
 
     Raises:
-        CheckpointError: one of them cannot be read, or is larger than such a file can be.
+        CheckpointError: one of them cannot be read, is larger than such a file can be, or is a
+            link that leads out of the directory.
     """
     names = (*SIDE_FILES, CONFIG_NAME) if with_config else SIDE_FILES
     for name in names:
@@ -50,24 +38,42 @@ def side_files(directory: Path, *, with_config: bool) -> list[Path]:
             raise CheckpointError(dangling)
     paths = sorted(directory / name for name in names if (directory / name).is_file())
     for path in paths:
+        if outside := explain_outside(path):
+            raise CheckpointError(outside)
         try:
-            with path.open("rb") as file:
+            with open_ordinary(path) as file:
                 stand_in = name_stand_in(file.read(STAND_IN_BYTES))
         except OSError as err:
             raise CheckpointError(explain_unreadable(path, err)) from err
-        if path.stat().st_size > MAX_SIDE_FILE_BYTES:
+        if path.stat().st_size > SIDE_FILE_BYTES:
             raise CheckpointError(
                 f"{path} holds {path.stat().st_size:,} bytes, expected at most "
-                f"{MAX_SIDE_FILE_BYTES:,}. Restore the file from the model's original repository."
+                f"{SIDE_FILE_BYTES:,}. Restore the file from the model's original repository."
             )
         if stand_in and path.name not in DOCUMENTS:
             raise CheckpointError(f"{path} {stand_in}")
     return paths
 
 
-def copy_file(source: Path, directory: Path) -> WrittenFile:
-    """Copy ``source`` into ``directory`` byte for byte, hashing it on the way."""
-    return write_bytes(directory / source.name, read_pieces(source, [(0, source.stat().st_size)]))
+def copy_file(source: Path, directory: Path, stamp: FileStamp | None = None) -> WrittenFile:
+    """Copy ``source`` into ``directory`` byte for byte, hashing it on the way.
+
+    Args:
+        source: the file.
+        directory: where the copy goes, under its name.
+        stamp: what the file had when it was checked; default the one that it has now.
+
+    Raises:
+        CheckpointError: it was changed.
+    """
+    # As many bytes as were checked, however many it may have by now.
+    num_bytes = source.stat().st_size if stamp is None else stamp.num_bytes
+    pieces = read_pieces(source, [(0, num_bytes)], stamp)
+    written = write_bytes(directory / source.name, pieces)
+    if written.num_bytes != num_bytes:
+        change = f"{written.num_bytes:,} of its {num_bytes:,} bytes could be read"
+        raise CheckpointError(explain_change(source, change))
+    return written
 
 
 def place_shard(
@@ -86,12 +92,34 @@ def place_shard(
 
     Raises:
         OutputError: the file system refuses the link asked for.
+        CheckpointError: the source is not what it was when it was checked.
     """
+    written, how = _place(shard, directory, link_mode, before_copy)
+    _compare_placed(shard, directory / shard.path.name, is_link=how != "copy")
+    return written, how
+
+
+def _compare_placed(shard: ShardHeader, target: Path, *, is_link: bool) -> None:
+    """Refuse a weight file that is not the one whose header was checked."""
+    change = find_change(target, shard.stamp) if is_link and shard.stamp else ""
+    if not change:
+        with suppress(CheckpointError):
+            placed = read_header(target)
+            if (placed.file_bytes, placed.header_sha256) == (shard.file_bytes, shard.header_sha256):
+                return
+        change = "its header is another one"
+    raise CheckpointError(explain_change(shard.path, change))
+
+
+def _place(
+    shard: ShardHeader, directory: Path, link_mode: str, before_copy: Say
+) -> tuple[WrittenFile | LinkedFile, str]:
+    """Link or copy one weight file; see ``place_shard``."""
     source, target = real_path(shard.path), directory / shard.path.name
     # Bound by size and header: hashing the data would read gigabytes that are not copied.
     linked = LinkedFile(target.name, shard.file_bytes, shard.header_sha256)
     if link_mode == "copy":
-        return copy_file(shard.path, directory), "copy"
+        return copy_file(shard.path, directory, shard.stamp), "copy"
     try:
         if link_mode == "symlink":
             os.symlink(source, target)
@@ -106,7 +134,7 @@ def place_shard(
         if link_mode != "auto":
             raise _cannot_link(source, directory, link_mode, reason) from err
     before_copy(reason)
-    return copy_file(shard.path, directory), "copy"
+    return copy_file(shard.path, directory, shard.stamp), "copy"
 
 
 def _cannot_link(source: Path, directory: Path, link_mode: str, reason: str) -> OutputError:

@@ -12,25 +12,26 @@ import errno
 import fcntl
 import json
 import os
-import re
 import shlex
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.bounds import LOCK_BYTES
 from vacc_deploy.errors import CheckpointError, OutputError
 from vacc_deploy.json_files import read_json
-from vacc_deploy.outputs.file_system import is_running, sync_file, this_host
+from vacc_deploy.outputs.file_system import is_running, naming, sync_file, this_host
+from vacc_deploy.outputs.run_files import LOCK_NAME, is_regular
 from vacc_deploy.results import format_seconds
 
 # Of the means that exists: another process has it. Any other error says that it does not exist.
 _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 _TAKEN_BY_ANOTHER = "Another run is writing {}. Wait for it to end."
-_NAME = re.compile(r"\.vacc-deploy-lock-([1-9][0-9]{0,5})")
-_MAX_LOCK_BYTES = 4096
 # Each failed try means that another run was faster.
 _TRIES = 5
+# A link is not followed, and a pipe that nobody writes to is not waited for.
+_NO_DETOUR = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Lock:
@@ -43,6 +44,16 @@ class Lock:
 
     def __init__(self, descriptor: int, file: Path | None = None, note: str = "") -> None:
         self._descriptor, self.file, self.note = descriptor, file, note
+        self._spare: int | None = os.open(os.devnull, os.O_RDONLY)
+
+    def free_descriptor(self) -> None:
+        """Give back a descriptor that is kept so that the directory can be listed and removed.
+
+        A run may have ended because it got no more of them.
+        """
+        if self._spare is not None:
+            os.close(self._spare)
+            self._spare = None
 
     def remove_file(self) -> None:
         """Remove the lock file, while the directory is still ours."""
@@ -52,22 +63,19 @@ class Lock:
 
     def close(self) -> None:
         """Give the ``flock`` back."""
+        self.free_descriptor()
         os.close(self._descriptor)
-
-
-def is_lock_file(path: Path) -> bool:
-    """Return whether ``path`` has the name of a lock file."""
-    return _NAME.fullmatch(path.name) is not None
 
 
 def lock_directory(directory: Path, marker: Path) -> Lock:
     """Lock ``directory`` by its ``marker``, a file that is created if need be.
 
     Raises:
-        OutputError: another run has the lock; says which, and what to do.
+        OutputError: another run has the lock; says which, and what to do. Or the marker is no file.
         OSError: the marker cannot be opened.
     """
-    descriptor = os.open(marker, os.O_CREAT | os.O_RDWR, 0o644)
+    _refuse_detour(marker)
+    descriptor = os.open(marker, os.O_CREAT | os.O_RDWR | _NO_DETOUR, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -93,7 +101,7 @@ def describe_running(directory: Path, marker: Path) -> str:
     Takes no lock: it may be wrong a moment later.
     """
     try:
-        descriptor = os.open(marker, os.O_RDONLY)
+        descriptor = os.open(marker, os.O_RDONLY | _NO_DETOUR)
     except OSError:  # nobody has begun to write there, or who claims the lock says why he cannot
         return ""
     try:
@@ -124,7 +132,7 @@ def _create_file(directory: Path) -> Path:
     for _ in range(_TRIES):
         files = _lock_files(directory)
         _refuse_living(directory, files)
-        number = int(_NAME.fullmatch(files[-1].name)[1]) + 1 if files else 1  # type: ignore[index]
+        number = int(LOCK_NAME.fullmatch(files[-1].name)[1]) + 1 if files else 1  # type: ignore[index]
         file = directory / f".vacc-deploy-lock-{number}"
         try:
             _write(file)
@@ -154,7 +162,8 @@ def _write(file: Path) -> None:
             "pid": os.getpid(),
             "start": _start_of(os.getpid()),
         }
-        os.write(descriptor, json.dumps(owner).encode())
+        with naming(file):
+            os.write(descriptor, json.dumps(owner).encode())
         sync_file(descriptor, file)
     except BaseException:
         file.unlink(missing_ok=True)
@@ -165,8 +174,23 @@ def _write(file: Path) -> None:
 
 def _lock_files(directory: Path) -> list[Path]:
     """Return the lock files in ``directory``, the newest last."""
-    found = [(match, path) for path in directory.iterdir() if (match := _NAME.fullmatch(path.name))]
+    paths = directory.iterdir()
+    found = [(match, path) for path in paths if (match := LOCK_NAME.fullmatch(path.name))]
+    for _, path in found:
+        _refuse_detour(path)
     return [path for _, path in sorted(found, key=lambda item: int(item[0][1]))]
+
+
+def _refuse_detour(path: Path) -> None:
+    """Refuse a link, a pipe or a directory where a file of the run's own is to be.
+
+    Raises:
+        OutputError: such a thing stands there.
+    """
+    if os.path.lexists(path) and not is_regular(path):
+        raise OutputError(
+            f"{path} is no file, and no run leaves such a thing. Remove it, then rerun."
+        )
 
 
 def _refuse_living(directory: Path, files: list[Path]) -> None:
@@ -175,7 +199,7 @@ def _refuse_living(directory: Path, files: list[Path]) -> None:
         return
     file = files[-1]
     try:
-        owner = read_json(file, limit_bytes=_MAX_LOCK_BYTES)
+        owner = read_json(file, limit_bytes=LOCK_BYTES)
     except (CheckpointError, FileNotFoundError):
         owner = None
     try:

@@ -15,8 +15,8 @@ from typing import Any
 
 from vacc_deploy import __version__
 from vacc_deploy.checkpoint.manifest import FORMAT_VERSION, MANIFEST_NAME
-from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.settle import Applied
+from vacc_deploy.outputs.seal import seal_json
 from vacc_deploy.outputs.writer import WrittenFile, write_text
 from vacc_deploy.permissions import real_path
 
@@ -67,7 +67,7 @@ def write_manifest(
         "normalized": [asdict(applied) for applied in normalized],
         "files": {file.name: _describe(file) for file in sorted(files, key=lambda f: f.name)},
     }
-    return write_text(directory / MANIFEST_NAME, dump_json(manifest))
+    return write_text(directory / MANIFEST_NAME, seal_json(manifest))
 
 
 def _describe(file: WrittenFile | LinkedFile) -> dict[str, Any]:

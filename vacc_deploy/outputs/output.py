@@ -2,43 +2,54 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import shlex
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
-from vacc_deploy.errors import OutputError
-from vacc_deploy.outputs.file_system import (
-    FULL,
-    Say,
-    describe_unsynced,
-    ignore,
-    sync_directory,
-    sync_path,
+from vacc_deploy.errors import OutputError, name_some
+from vacc_deploy.outputs.file_system import FULL, Say, ignore, sync_directory
+from vacc_deploy.outputs.output_rules import check_output
+from vacc_deploy.outputs.partial import (
+    claim,
+    clear_partial,
+    let_go,
+    partial_path,
+    refuse_kept,
 )
-from vacc_deploy.outputs.lock import Lock, describe_running, is_lock_file, lock_directory
-from vacc_deploy.outputs.output_rules import RUN_FILE_PREFIX, check_output, foreign_files
-from vacc_deploy.outputs.text_file import unwritable
-from vacc_deploy.permissions import is_denied, real_path
+from vacc_deploy.outputs.proof import remove_proven
+from vacc_deploy.outputs.run_files import is_run_file
+from vacc_deploy.outputs.trial import aside_path, clear_trials, find_replaced, try_renames
+from vacc_deploy.permissions import real_path
+from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.results import format_bytes
 
-_MARKER = f"{RUN_FILE_PREFIX}partial"
-# Of a shard that a run can be resumed with.
-SHARD_RECORD_PREFIX = f"{RUN_FILE_PREFIX}shard-"
 
+def try_output(
+    output_dir: Path,
+    *,
+    overwrite: bool,
+    inputs: tuple[Path, ...] = (),
+    progress: Progress = SILENT,
+) -> None:
+    """Refuse what ``check_output`` refuses, and try what only the end of a run needs.
 
-def partial_path(output_dir: Path) -> Path:
-    """Return the directory in which a run makes ``output_dir``."""
-    target = real_path(output_dir)
-    return target.with_name(f"{target.name}.partial")
+    For commands that work before they enter ``output_directory``. Nothing stays.
 
-
-def find_writer(partial: Path) -> str:
-    """Return the error of a partial directory that another run is writing now, or nothing."""
-    return describe_running(partial, partial / _MARKER)
+    Raises:
+        OutputError: see ``output_directory``.
+    """
+    check_output(output_dir, overwrite=overwrite, inputs=inputs, progress=progress)
+    target, partial = real_path(output_dir), partial_path(output_dir)
+    was_there = os.path.lexists(partial)
+    lock = claim(partial)
+    try:
+        _recover_replaced(target, ignore)
+        try_renames(output_dir, target)
+    finally:
+        let_go(partial, lock, is_kept=was_there)
+        lock.close()
 
 
 @contextmanager
@@ -70,14 +81,15 @@ def output_directory(
     check_output(output_dir, overwrite=overwrite, inputs=inputs)
     target, partial = real_path(output_dir), partial_path(output_dir)
     if keeps is None and not overwrite:
-        _refuse_kept(partial)
-    lock, finished = _claim(partial, say), False
+        refuse_kept(partial)
+    lock, finished = claim(partial, say), False
     try:
-        _recover_replaced(target)
-        if keeps is None:
-            clear_partial(partial)
+        _recover_replaced(target, say)
         # An older output may stand there again, or something else have come to, at both times.
         check_output(output_dir, overwrite=overwrite, inputs=inputs)
+        try_renames(output_dir, target)
+        if keeps is None:
+            clear_partial(partial)
         yield partial
         check_output(output_dir, overwrite=overwrite, inputs=inputs)
         sync_directory(partial)
@@ -89,7 +101,7 @@ def output_directory(
             raise _unnamed(output_dir, partial, err, is_ours_alone=keeps is None) from err
         finished = True
         sync_directory(target.parent)
-        remove_leftovers(target)
+        remove_leftovers(target, say)
     except OSError as err:
         if err.errno not in FULL:
             raise
@@ -97,21 +109,11 @@ def output_directory(
     finally:
         # Under the lock, and never after success: another run may own the name by then.
         if not finished:
-            _let_go(partial, lock, is_kept=keeps is not None and keeps())
+            let_go(partial, lock, is_kept=keeps is not None and keeps())
         lock.close()
         # Some file systems let nobody remove a file that is open, as the marker was until now.
         if finished and target.is_dir():
             _remove_run_files(target)
-
-
-def _refuse_kept(partial: Path) -> None:
-    """Refuse to clear what a run that can be resumed has finished."""
-    if count := len(list(partial.glob(f"{SHARD_RECORD_PREFIX}*.json"))):
-        raise OutputError(
-            find_writer(partial)
-            or f"{partial} holds finished weight files ({count}) of an interrupted quantize, which "
-            "--resume can go on with. Choose another --output, or give --overwrite to lose them."
-        )
 
 
 def _full(output_dir: Path, partial: Path, *, is_kept: bool) -> OutputError:
@@ -121,57 +123,6 @@ def _full(output_dir: Path, partial: Path, *, is_kept: bool) -> OutputError:
         f"file system refused more. {'What is finished' if is_kept else 'Nothing'} was kept. "
         "Free space or choose another --output."
     )
-
-
-def _claim(partial: Path, say: Say = ignore) -> Lock:
-    """Create the partial directory and return a lock on it."""
-    marker, was_there = partial / _MARKER, partial.exists()
-    names = [path.name for path in partial.iterdir()] if partial.is_dir() else []
-    # A run that was killed while it removed the directory has left nothing but its own files.
-    is_ours = marker.is_file() or all(name.startswith(RUN_FILE_PREFIX) for name in names)
-    if partial.exists() and not (partial.is_dir() and is_ours):
-        if MANIFEST_NAME in names:
-            raise OutputError(
-                f"{partial} is the finished output of an earlier run, which could not be renamed. "
-                "Give it the name that it was to have, or remove it, then rerun."
-            )
-        raise OutputError(f"{partial} exists and is not ours. Remove it, then rerun.")
-    try:
-        partial.mkdir(exist_ok=True)
-    except OSError as err:
-        if err.errno in FULL:
-            raise
-        raise unwritable(partial, err) from err
-    try:
-        lock = lock_directory(partial, marker)
-    except OSError as err:
-        if not was_there:
-            with suppress(OSError):
-                remove_path(partial)
-        if is_denied(err):  # another user may have left the directory
-            raise unwritable(marker, err) from err
-        raise
-    try:
-        # What the file system cannot do now it cannot do later: one note tells of all the files.
-        unsynced = sync_directory(partial) or sync_path(marker)
-    except BaseException:
-        _let_go(partial, lock, is_kept=was_there)
-        lock.close()
-        raise
-    if lock.note:
-        say(lock.note)
-    if unsynced:
-        say(describe_unsynced(partial.parent, unsynced))
-    return lock
-
-
-def _let_go(partial: Path, lock: Lock, *, is_kept: bool) -> None:
-    """Leave a partial directory after an error: removed, or free for the run that goes on."""
-    if not is_kept:
-        with suppress(OSError):
-            remove_path(partial)
-            return  # another run may own the name by now, and have a lock file there
-    lock.remove_file()
 
 
 def _unnamed(output_dir: Path, partial: Path, err: OSError, *, is_ours_alone: bool) -> OutputError:
@@ -186,83 +137,51 @@ def _unnamed(output_dir: Path, partial: Path, err: OSError, *, is_ours_alone: bo
     if target.is_dir():
         words = ["rm", "-r"] if any(target.iterdir()) else ["rmdir"]
         steps.insert(0, shlex.join([*words, str(target)]))
+    older = "".join(f" The older output lies in {aside}." for aside in find_replaced(target))
     return OutputError(
         f"{output_dir} is finished, but the file system does not let {partial} be renamed "
-        f"({err.strerror or err}). Nothing is lost: the whole output lies in {partial}. Put it in "
-        f"its place:\n  {' && '.join(steps)}"
+        f"({err.strerror or err}). Nothing is lost: the whole output lies in {partial}.{older} Put "
+        f"it in its place:\n  {' && '.join(steps)}"
     )
 
 
-def clear_partial(partial: Path, *, keep: Collection[str] = ()) -> None:
-    """Remove what a claimed partial directory holds but the files ``keep``, paths within it.
-
-    First go the run's own files, so that a half-cleared directory never claims finished work.
-    """
-    kept = {partial / name for name in (_MARKER, *keep)}
-    kept |= {path for path in partial.iterdir() if is_lock_file(path)}
-    # The directories of formats that hold such a file stay too.
-    kept |= {path.parent for path in kept}
-    for pattern in (f"{RUN_FILE_PREFIX}*", "*", "*/*"):
-        for path in list(partial.glob(pattern)):
-            # A link is never followed, whatever it claims to be.
-            if path.is_symlink() or path not in kept:
-                remove_path(path)
-        sync_directory(partial)
-
-
-def remove_path(path: Path) -> None:
-    """Remove a file, a link (not what it points to) or a directory with all it holds.
-
-    What shows whose a directory is goes last, should a kill cut this short.
-    """
-    if path.is_dir() and not path.is_symlink():
-        signs = (MANIFEST_NAME, _MARKER)
-        for inner in sorted(path.iterdir(), key=lambda p: (is_lock_file(p), p.name in signs)):
-            remove_path(inner)
-        path.rmdir()
-    else:
-        path.unlink(missing_ok=True)
-
-
-def remove_leftovers(output_dir: Path) -> None:
+def remove_leftovers(output_dir: Path, say: Say = ignore) -> None:
     """Remove what a run has still to remove after its last rename: its own files, an older output.
 
-    Needs no lock: once the new output stands, nobody has another use for these.
+    Needs no lock: once the new output stands, nobody has another use for these. ``say`` receives
+    the name of an older output of which something stays.
     """
     target = real_path(output_dir)
     _remove_run_files(target)
-    for aside in _replaced(target):
-        if target.exists() and not foreign_files(aside):
-            with suppress(OSError):
-                remove_path(aside)
+    for aside in find_replaced(target):
+        if target.exists() and (problems := remove_proven(aside)):
+            say(
+                f"{aside} holds what stays of an older output ({name_some(problems, 3)}). Move "
+                "away what is yours, then remove it."
+            )
 
 
 def _remove_run_files(directory: Path) -> None:
     """Remove the run's own files; one that stays does no harm to a finished output."""
-    for path in directory.glob(f"{RUN_FILE_PREFIX}*"):
-        if path.is_symlink() or not path.is_dir():
+    for path in directory.iterdir():
+        if is_run_file(path):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
 
 
-def _replaced(target: Path) -> list[Path]:
-    """Return the older outputs that were renamed to make place for ``target``."""
-    paths = sorted(target.parent.glob(f".{glob.escape(target.name)}.replaced-*"))
-    return [path for path in paths if path.is_dir() and not path.is_symlink()]
-
-
-def _recover_replaced(target: Path) -> None:
+def _recover_replaced(target: Path, say: Say) -> None:
     """Finish what a run killed while replacing an older output left; needs the lock.
 
     Killed between the two renames, the older output has no name of its own: it gets its name back.
     Killed after them, it is removed.
     """
-    for aside in _replaced(target):
-        if not target.exists() and (aside / MANIFEST_NAME).is_file():
+    clear_trials(target)
+    for aside in find_replaced(target):
+        if not os.path.lexists(target):
             aside.rename(target)
             sync_directory(target.parent)
     if target.exists():
-        remove_leftovers(target)
+        remove_leftovers(target, say)
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
@@ -270,7 +189,7 @@ def _put_in_place(partial: Path, target: Path) -> None:
 
     The run's own files go last: until then a killed run can tell what it was about.
     """
-    aside = target.with_name(f".{target.name}.replaced-{os.getpid()}")
+    aside = aside_path(target)
     try:
         # An empty directory needs no other name: the system lets a rename replace it.
         if target.exists() and any(target.iterdir()):

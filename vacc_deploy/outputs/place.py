@@ -109,7 +109,8 @@ class Placement:
         checkpoint = self._checkpoint
         rules = {applied.rule for applied in checkpoint.applied}
         if checkpoint.has_index and not self._changed and not rules & INDEX_RULES:
-            return [SideFile.copied(checkpoint.directory / INDEX_NAME)]
+            path = checkpoint.directory / INDEX_NAME
+            return [SideFile.copied(path, stamp=checkpoint.stamps.get(INDEX_NAME))]
         if set(checkpoint.shards) == {SINGLE_FILE}:
             return []
         # Odd names without an index: loaders find such shards only through one.

@@ -7,14 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from vacc_deploy.bounds import SIDE_FILE_BYTES
 from vacc_deploy.checkpoint.generation_config import read_generation_config
 from vacc_deploy.checkpoint.reader import INDEX_NAME, Checkpoint
+from vacc_deploy.checkpoint.small_files import DOCUMENTS
 from vacc_deploy.errors import CheckpointError, TokenConflictError
 from vacc_deploy.json_files import UTF8_MARK, dump_json, read_bounded
 from vacc_deploy.models.config import CONFIG_NAME, GENERATION_CONFIG_NAME
 from vacc_deploy.models.settle import BYTE_ORDER_MARK, TOKEN_FILES, Applied
-from vacc_deploy.outputs.files import DOCUMENTS, MAX_SIDE_FILE_BYTES, copy_file, side_files
+from vacc_deploy.outputs.files import copy_file, side_files
 from vacc_deploy.outputs.writer import WrittenFile, write_bytes
+from vacc_deploy.stamps import FileStamp, open_ordinary
 from vacc_deploy.text.files import MERGES_NAME, SENTENCEPIECE_NAME, TOKENIZER_NAME, VOCAB_NAME
 from vacc_deploy.text.token_files import settle_tokens
 
@@ -36,13 +39,14 @@ class SideFile(NamedTuple):
     write: Callable[[Path], WrittenFile]
 
     @classmethod
-    def copied(cls, path: Path, how: str = "copy") -> SideFile:
-        """Return a file that is copied byte for byte, but for a byte order mark."""
+    def copied(cls, path: Path, how: str = "copy", stamp: FileStamp | None = None) -> SideFile:
+        """Return a file that is copied byte for byte, but for a byte order mark.
+
+        ``stamp`` is the one that it had when it was read.
+        """
         if _has_mark(path):
-            return cls.generated(
-                path.name, read_bounded(path, MAX_SIDE_FILE_BYTES)[len(UTF8_MARK) :]
-            )
-        return cls(path.name, path.stat().st_size, how, partial(copy_file, path))
+            return cls.generated(path.name, read_bounded(path, SIDE_FILE_BYTES)[len(UTF8_MARK) :])
+        return cls(path.name, path.stat().st_size, how, partial(copy_file, path, stamp=stamp))
 
     @classmethod
     def generated(cls, name: str, text: str | bytes) -> SideFile:
@@ -96,7 +100,11 @@ def plan_side_files(checkpoint: Checkpoint, *, with_config: bool) -> SidePlan:
         applied += tuple(Applied(TOKEN_FILES, note) for note in notes)
         notes = ()
     paths = side_files(directory, with_config=with_config)
-    files = [SideFile.copied(path) for path in paths if path.name not in texts]
+    files = [
+        SideFile.copied(path, stamp=checkpoint.stamps.get(path.name))
+        for path in paths
+        if path.name not in texts
+    ]
     files += [SideFile.generated(name, text) for name, text in texts.items()]
     index = [directory / INDEX_NAME] if with_config and checkpoint.has_index else []
     rules = (*checkpoint.applied, *applied, *_drop_marks([*paths, *index]))
@@ -105,7 +113,7 @@ def plan_side_files(checkpoint: Checkpoint, *, with_config: bool) -> SidePlan:
 
 def _has_mark(path: Path) -> bool:
     """Return whether a file that programs read begins with a byte order mark."""
-    with path.open("rb") as file:
+    with open_ordinary(path) as file:
         return path.name not in DOCUMENTS and file.read(len(UTF8_MARK)) == UTF8_MARK
 
 

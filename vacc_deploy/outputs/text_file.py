@@ -8,16 +8,20 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from vacc_deploy.bounds import SEALED_TEXT_BYTES
 from vacc_deploy.errors import OutputError
 from vacc_deploy.outputs.file_system import (
     UNSUPPORTED,
     Say,
+    State,
     check_name,
     describe_unsynced,
     host_tag,
     ignore,
+    state_of,
     sync_directory,
 )
+from vacc_deploy.outputs.seal import is_sealed_text
 from vacc_deploy.outputs.writer import remove_abandoned, write_text
 from vacc_deploy.permissions import explain_unwritable, is_denied
 
@@ -33,8 +37,8 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str, say: Say 
     Args:
         path: the file; its directory exists.
         text: its content.
-        overwrite: an older file of ours may be replaced.
-        head: how a file of ours begins; with "" any file counts as ours.
+        overwrite: an older file of ours may be replaced, if nobody has changed it.
+        head: how a file of ours begins, which then ends with a seal; with "" every file is ours.
         say: receives what the file system could not do as usual.
 
     Raises:
@@ -47,19 +51,20 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str, say: Say 
             raise OutputError(f"{path} exists and is not a file. Choose another --output.")
         if not overwrite:
             raise OutputError(f"{path} exists already. Add --overwrite to replace it.")
-        with path.open("rb") as file:
-            is_ours = file.read(len(head.encode())) == head.encode()
-        if not is_ours:
+        if reason := find_doubt(path, text, head):
             raise OutputError(
-                f"{path} was not written by vacc-deploy, so --overwrite will not replace it. "
-                "Remove it yourself, or choose another --output."
+                f"{path} {reason}, so --overwrite will not replace it. Remove it yourself, or "
+                "choose another --output."
             )
+    before = _state_of(path)
     remove_abandoned(path)
     # Beside the target: a rename is atomic within one file system only.
     tag = f"{host_tag()}{secrets.token_hex(4)}"
     partial = path.with_name(f".{path.name}.{tag}.{os.getpid()}.partial")
     try:
         write_text(partial, text)
+        if head and _state_of(path) != before:
+            raise OutputError(f"{path} was changed just now, so it was not replaced. Run it again.")
         _rename(partial, path, text, say)
     except OSError as err:
         if is_denied(err):
@@ -69,8 +74,38 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str, say: Say 
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-    if reason := sync_directory(path.parent):
+    try:
+        reason = sync_directory(path.parent)
+    except OSError as err:
+        err.filename = str(path)
+        raise
+    if reason:
         say(describe_unsynced(path, reason))
+
+
+def find_doubt(path: Path, text: str, head: str) -> str:
+    """Return why a file may not be replaced by ``text``, a clause; nothing where it may.
+
+    Args:
+        path: an existing file.
+        text: what is to be written; a file that holds it already loses nothing.
+        head: see ``replace_text``.
+    """
+    if not head:
+        return ""
+    with path.open("rb") as file:
+        data = file.read(SEALED_TEXT_BYTES + 1)
+    if data == text.encode(errors="backslashreplace"):
+        return ""
+    if not data.startswith(head.encode()):
+        return "was not written by vacc-deploy"
+    if len(data) > SEALED_TEXT_BYTES or not is_sealed_text(data):
+        return "was changed since it was written, or is of an earlier version"
+    return ""
+
+
+def _state_of(path: Path) -> State | None:
+    return state_of(path) if os.path.lexists(path) else None
 
 
 def _rename(partial: Path, path: Path, text: str, say: Say) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import FileIO
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,8 @@ from vacc_deploy.checkpoint.header import TensorInfo
 from vacc_deploy.checkpoint.reader import INDEX_NAME
 from vacc_deploy.checkpoint.stored import CHUNK_BYTES, read_tensor, stored_bytes
 from vacc_deploy.formats.dtypes import DTYPES, dtype_code, used_dtype
-from vacc_deploy.outputs.file_system import host_tag, is_running, sync_file
+from vacc_deploy.outputs.file_system import host_tag, is_running, naming, sync_file
+from vacc_deploy.outputs.run_files import is_regular
 
 if TYPE_CHECKING:
     import torch
@@ -88,18 +90,25 @@ def write_bytes(path: Path, chunks: Iterable[bytes | memoryview]) -> WrittenFile
     """Write ``chunks`` to a new file, hashed on the way, and wait until it is on the disk."""
     digest = hashlib.sha256()
     # x: neither over a file that is there nor through a link.
-    with path.open("xb") as file:
+    with path.open("xb", buffering=0) as file:
         for chunk in chunks:
-            file.write(chunk)
+            with naming(path):  # only what this file says, not what the chunks are read from
+                _write_all(file, chunk)
             digest.update(chunk)
-        file.flush()
         sync_file(file.fileno(), path)
         return WrittenFile(path.name, file.tell(), digest.hexdigest())
 
 
+def _write_all(file: FileIO, chunk: bytes | memoryview) -> None:
+    """Write all of ``chunk``; one call may write less."""
+    view = memoryview(chunk)
+    while view:
+        view = view[file.write(view) :]
+
+
 def record_file(path: Path) -> WrittenFile:
     """Return the record of a file that another library wrote, once it is on the disk."""
-    with path.open("rb") as file:
+    with naming(path), path.open("rb") as file:
         sync_file(file.fileno(), path)
         # 3.10 has no hashlib.file_digest.
         digest = hashlib.sha256()
@@ -147,7 +156,8 @@ def _chunks(tensor: torch.Tensor | TensorInfo) -> Iterator[bytes | memoryview]:
 
 def remove_abandoned(path: Path) -> None:
     """Remove what processes of this host that were killed while they wrote ``path`` have left."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{host_tag()}*.partial"):
-        process = left.name.split(".")[-2]
-        if process.isdecimal() and not is_running(int(process)):
+    name = re.compile(rf"\.{re.escape(path.name)}\.{host_tag()}[0-9a-f]*\.([0-9]{{1,10}})\.partial")
+    for left in path.parent.iterdir():
+        match = name.fullmatch(left.name)
+        if match and is_regular(left) and not is_running(int(match[1])):
             left.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from vacc_deploy.quantize.layer_quantizer import LayerQuantizer, set_codes
 from vacc_deploy.quantize.layer_walk import LayerWalk, Streams, num_float_rows
 from vacc_deploy.quantize.layer_weights import read_layers
 from vacc_deploy.quantize.options import QuantizeOptions
-from vacc_deploy.quantize.ranks import ALONE, Ranks
+from vacc_deploy.quantize.ranks import ALONE, Ranks, check_same_source
 from vacc_deploy.quantize.row_buffers import HiddenRows, embed_rows
 from vacc_deploy.reference.decoder import DecoderLayer, Positions
 from vacc_deploy.solver.records import QuantizedLayer
@@ -56,6 +56,7 @@ def calibrate_layers(
 
     Raises:
         QuantizationError: a weight or an activation is not finite; names the tensor.
+        CheckpointError: the source of a rank was changed.
     """
     compute = compute.shared_by(ranks.local_count)
     make_quantizer = partial(
@@ -83,6 +84,7 @@ def calibrate_layers(
                 _replay(layer, walk, read_finished, compute, ranks)
             else:
                 quantized = _quantize(walk, index, make_quantizer(weights.read_exact))
+        check_same_source(checkpoint, ranks)
         if compute.synchronize is not None:
             compute.synchronize()  # the writers copy the codes on streams of their own
         # Nothing of this layer is left here when the next is asked for: the reader has the next
@@ -127,6 +129,7 @@ def calibrate_along(
 
     Raises:
         QuantizationError: a weight or an activation is not finite.
+        CheckpointError: the source of a rank was changed.
         RankLostError: another rank is gone.
     """
     num_finished = ranks.share(0)  # as rank 0 has read it

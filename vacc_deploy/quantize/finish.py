@@ -17,6 +17,7 @@ from vacc_deploy.models.settle import Applied
 from vacc_deploy.outputs.file_system import sync_directory
 from vacc_deploy.outputs.files import copy_file
 from vacc_deploy.outputs.manifests import relative_source, write_manifest
+from vacc_deploy.outputs.seal import seal_json
 from vacc_deploy.outputs.side_files import SidePlan, plan_side_files
 from vacc_deploy.outputs.writer import WrittenFile, write_index, write_text
 from vacc_deploy.quantize.options import QuantizeOptions
@@ -123,7 +124,8 @@ def _write_timing(run: Run, result: QuantizeResult) -> None:
         # A later --resume compares it with its own.
         IDENTITY_KEY: run.identity,
     }
-    write_text(run.partial / TIMING_NAME, dump_json(timing))
+    # With a seal, since no manifest has its hash: --overwrite deletes unchanged files only.
+    write_text(run.partial / TIMING_NAME, seal_json(timing))
 
 
 def output_bytes(checkpoint: Checkpoint, formats: Sequence[str]) -> int:

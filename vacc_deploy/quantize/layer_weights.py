@@ -56,7 +56,7 @@ def read_layers(checkpoint: Checkpoint, compute: Compute) -> Iterator[LayerWeigh
     """Yield the weights of every layer, reading one ahead in a thread.
 
     Raises:
-        CheckpointError: a file became shorter since its header was read.
+        CheckpointError: a file was changed since its header was read.
     """
     stream = torch.cuda.Stream(compute.device) if compute.device.type == "cuda" else None
     count = checkpoint.config.num_hidden_layers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
 from vacc_deploy.checkpoint.caches import cache_of, default_output, snapshot_name
@@ -19,7 +19,9 @@ from vacc_deploy.models.config import LAYER_LINEARS, ModelConfig
 from vacc_deploy.models.directory_config import check_format
 from vacc_deploy.models.vacc_config import check_vacc_config, ways_to_the_card
 from vacc_deploy.outputs.file_system import check_space
-from vacc_deploy.outputs.output import check_output, partial_path
+from vacc_deploy.outputs.output import try_output
+from vacc_deploy.outputs.output_rules import check_output
+from vacc_deploy.outputs.partial import partial_path
 from vacc_deploy.outputs.side_files import plan_side_files
 from vacc_deploy.permissions import real_path
 from vacc_deploy.progress import SILENT, KeptLayers, Progress
@@ -129,7 +131,7 @@ def plan_run(
     # A dry run writes no answers, so it cannot know whether those of then were the same.
     known = None if dry_run and options.answers == OWN else identity
     if resume and left:
-        run = continue_run(left, known)
+        run = continue_run(left, known, checkpoint.config.num_hidden_layers)
     elif resume and isinstance(standing, Finished) and known is not None:
         result = take_finished(result, standing, known, progress)
     result = replace(result, already_finished=ranks.share(result.already_finished))
@@ -225,7 +227,11 @@ def check_place(
     if resume and isinstance(standing, Finished):  # nothing will be written
         return ()
     may_replace = overwrite or (resume and isinstance(standing, Run) and standing.overwrite)
-    return check_output(output_dir, overwrite=may_replace, inputs=inputs, dry_run=dry_run)
+    rules: dict[str, Any] = {"overwrite": may_replace, "inputs": inputs, "progress": progress}
+    if dry_run:
+        return check_output(output_dir, dry_run=True, **rules)
+    try_output(output_dir, **rules)
+    return ()
 
 
 def _check_space(plan: Plan, output_dir: Path, left: Run | None, ranks: Ranks) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from vacc_deploy.checkpoint.changes import explain_changes, find_changes
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, UsageError, list_problems
 from vacc_deploy.quantize.compute import Compute
@@ -91,6 +92,18 @@ def check_same(
                 f"{list_problems(different, limit=len(different))}\n"
                 "Give every process the same files, options and installation."
             )
+
+
+def check_same_source(checkpoint: Checkpoint, ranks: Ranks) -> None:
+    """Refuse to go on where the source of any rank was changed since that rank opened it.
+
+    Raises:
+        CheckpointError: names every file of the first such rank.
+    """
+    found = find_changes(checkpoint)
+    told = ranks.collect(explain_changes(checkpoint.directory, found) if found else "")
+    if message := next(filter(None, told), ""):
+        raise CheckpointError(message)
 
 
 def check_rows(rows: CalibrationRows | None, ranks: Ranks) -> None:

@@ -15,24 +15,30 @@ from typing import Any
 
 import torch
 
+from vacc_deploy.bounds import HEADER_NUMBER, RUN_LAYERS, RUN_RECORD_BYTES
 from vacc_deploy.checkpoint.header import read_header
 from vacc_deploy.checkpoint.stored import read_tensor
 from vacc_deploy.errors import CheckpointError, OutputError
 from vacc_deploy.formats.layouts import INT8
 from vacc_deploy.formats.linears import codes_from
 from vacc_deploy.json_files import read_json
-from vacc_deploy.outputs.output import RUN_FILE_PREFIX, SHARD_RECORD_PREFIX
+from vacc_deploy.outputs.run_files import RUN_FILE_PREFIX, SHARD_RECORD_PREFIX
 from vacc_deploy.outputs.text_file import replace_text
 from vacc_deploy.outputs.writer import WrittenFile, shard_name
 from vacc_deploy.phases import PhaseClock
+from vacc_deploy.quantize.record_checks import (
+    read_files,
+    read_identity,
+    read_linear,
+    read_number,
+    read_seconds,
+    read_texts,
+    unpack_scale,
+)
 from vacc_deploy.solver.records import LinearRecord
 
 RUN_NAME = f"{RUN_FILE_PREFIX}run.json"
 RECORD_VERSION = 3
-# The directory may be a stranger's. A record of 7 linears with its scales has some 200 KiB.
-MAX_RECORD_BYTES = 1 << 20
-# Bounds how many records are looked for.
-MAX_LAYERS = 1024
 
 
 @dataclass(frozen=True)
@@ -115,10 +121,9 @@ class Run:
         layout = INT8 if INT8 in self.formats else self.formats[0]
         path = self.partial / shard_path(self.formats, layout, shard, self.num_layers)
         infos = {info.name: info for info in read_header(path).tensors}
-        packed, scale = self.shards[shard].scales.get(name), None
-        if packed is not None:
-            # A bytearray: torch warns of memory that must not be written to.
-            scale = torch.frombuffer(bytearray(base64.b64decode(packed)), dtype=torch.float16)
+        packed = self.shards[shard].scales.get(name)
+        # The record was checked against the model before the run went on.
+        scale = unpack_scale(packed, len(base64.b64decode(packed)) // 2) if packed else None
         return codes_from(layout, lambda tensor: read_tensor(infos[tensor]), name, scale)
 
 
@@ -162,7 +167,7 @@ def read_run(partial: Path, formats: tuple[str, ...]) -> Run | None:
             if _is_file(path):
                 raise ValueError(f"expected {RUN_NAME}")
             return None
-        run = _parse_run(partial, formats, read_json(path, limit_bytes=MAX_RECORD_BYTES))
+        run = _parse_run(partial, formats, read_json(path, limit_bytes=RUN_RECORD_BYTES))
         # By number, not by listing: a strange file beside them is never read.
         for shard in range(run.num_layers + 2):
             path = partial / record_name(shard)
@@ -186,12 +191,15 @@ def _parse_run(partial: Path, formats: tuple[str, ...], values: Any) -> Run:
     if not isinstance(values, dict):
         raise CheckpointError(f"{partial / RUN_NAME} holds no JSON object")
     if values.get("version") != RECORD_VERSION:
-        raise ValueError(f"version {values.get('version')!r}, expected {RECORD_VERSION}")
+        raise ValueError(f"version {values.get('version')!r:.40}, expected {RECORD_VERSION}")
     identity, num_layers, resumes = (values.get(k) for k in ("identity", "num_layers", "resumes"))
-    if not isinstance(identity, dict) or type(num_layers) is not int or type(resumes) is not int:
-        raise ValueError("it lacks the run's identity, number of layers or number of resumes")
-    if not 0 < num_layers <= MAX_LAYERS:
-        raise ValueError(f"{num_layers} layers, expected 1 to {MAX_LAYERS}")
+    identity = read_identity(identity)
+    if type(num_layers) is not int or type(resumes) is not int:
+        raise ValueError("it lacks the number of layers or of resumes")
+    if not 0 < num_layers <= RUN_LAYERS or not 0 <= resumes <= HEADER_NUMBER:
+        raise ValueError(
+            f"{num_layers!r:.40} layers and {resumes!r:.40} resumes, expected at most {RUN_LAYERS}"
+        )
     # Earlier versions did not say.
     overwrite = values.get("overwrite") is True
     return Run(partial, formats, identity, num_layers, overwrite, resumes)
@@ -200,7 +208,7 @@ def _parse_run(partial: Path, formats: tuple[str, ...], values: Any) -> Run:
 def _read_shard(path: Path, shard: int) -> ShardRecord:
     """Return a shard's record, one without files where it is damaged."""
     try:
-        values = read_json(path, limit_bytes=MAX_RECORD_BYTES)
+        values = read_json(path, limit_bytes=RUN_RECORD_BYTES)
     except CheckpointError:
         values = None
     if not isinstance(values, dict):
@@ -208,14 +216,14 @@ def _read_shard(path: Path, shard: int) -> ShardRecord:
     # Valid JSON with other fields is no damage: a version wrote it that does not say so.
     names = {item.name for item in fields(ShardRecord)}
     if values.keys() != names:
-        raise ValueError(f"it has the fields {sorted(values)}, expected {sorted(names)}")
+        raise ValueError(f"it has the fields {sorted(values)!r:.200}, expected {sorted(names)}")
     if values["shard"] != shard:
-        raise ValueError(f"it is of shard {values['shard']!r}, expected {shard}")
+        raise ValueError(f"it is of shard {values['shard']!r:.40}, expected {shard}")
     return ShardRecord(
         shard=shard,
-        seconds=float(values["seconds"]),
-        files={str(k): (int(size), str(sha)) for k, (size, sha) in values["files"].items()},
-        records=tuple(LinearRecord(**record) for record in values["records"]),
-        scales={str(k): str(text) for k, text in values["scales"].items()},
-        linear_seconds={str(k): float(s) for k, s in values["linear_seconds"].items()},
+        seconds=read_number(values["seconds"]),
+        files=read_files(values["files"]),
+        records=tuple(map(read_linear, values["records"])),
+        scales=read_texts(values["scales"]),
+        linear_seconds=read_seconds(values["linear_seconds"]),
     )

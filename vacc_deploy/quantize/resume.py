@@ -5,14 +5,17 @@ Of an interrupted run only what has a record counts, and of that only what still
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from vacc_deploy.checkpoint.header import read_header
 from vacc_deploy.errors import CheckpointError
-from vacc_deploy.outputs.output import clear_partial
+from vacc_deploy.formats.layouts import INT8
+from vacc_deploy.outputs.partial import clear_partial
 from vacc_deploy.outputs.writer import WrittenFile, record_file
 from vacc_deploy.progress import Progress
+from vacc_deploy.quantize.record_checks import find_problem
 from vacc_deploy.quantize.records import (
     RECORD_VERSION,
     RUN_NAME,
@@ -23,15 +26,16 @@ from vacc_deploy.quantize.records import (
 )
 
 
-def begin_run(run: Run, progress: Progress) -> None:
+def begin_run(run: Run, linears: Mapping[str, tuple[int, int]], progress: Progress) -> None:
     """Begin in a claimed partial directory; all that ``run`` does not name is removed from it.
 
     Args:
         run: a new run without shards, or an interrupted one; what is damaged is taken out.
+        linears: the linears of all layers, full name to [out, in].
         progress: shows the finished shards that are verified.
     """
     if run.shards:
-        _verify_shards(run, progress)
+        _verify_shards(run, linears, progress)
     # The run goes on at the first layer that is missing, and makes those behind it again.
     for shard in run.shards.keys() - {*range(run.finished + 1), run.num_layers + 1}:
         for name in run.shards.pop(shard).files:
@@ -49,7 +53,7 @@ def begin_run(run: Run, progress: Progress) -> None:
         (run.partial / layout).mkdir(exist_ok=True)
 
 
-def _verify_shards(run: Run, progress: Progress) -> None:
+def _verify_shards(run: Run, linears: Mapping[str, tuple[int, int]], progress: Progress) -> None:
     """Take the shards that are damaged out of ``run``, and note the files of the sound ones."""
     before, partial = run.finished, run.partial
     progress.start("Verifying finished shards", len(run.shards), "shards")
@@ -59,6 +63,11 @@ def _verify_shards(run: Run, progress: Progress) -> None:
         try:
             if shard.files.keys() != set(names):
                 raise CheckpointError(f"{partial / record_name(number)} is damaged")
+            own = {name: linears[name] for name in linears if int(name.split(".")[2]) + 1 == number}
+            needs_scales = INT8 not in run.formats
+            problem = find_problem(shard.records, shard.scales, own, needs_scales=needs_scales)
+            if problem:
+                raise CheckpointError(f"{partial / record_name(number)} is damaged: {problem}")
             found = {name: _verify(partial / name, *shard.files[name]) for name in names}
         except CheckpointError as err:
             progress.warn(f"shard {number + 1} of {run.num_layers + 2} is made again: {err}")

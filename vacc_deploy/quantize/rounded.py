@@ -38,7 +38,7 @@ def round_layers(checkpoint: Checkpoint, first: int = 0) -> Iterator[QuantizedLa
 
     Raises:
         QuantizationError: a weight is not finite; names the tensor, the row and the file.
-        CheckpointError: a file became shorter since its header was read.
+        CheckpointError: a file was changed since its header was read.
     """
     memory, begun = _CodeMemory(checkpoint.config), deque[_BegunLayer]()
     pool = ThreadPoolExecutor(num_cores(), thread_name_prefix="rounding")

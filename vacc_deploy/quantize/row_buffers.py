@@ -11,7 +11,7 @@ import torch
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import OutputError
 from vacc_deploy.models.config import EMBEDDING
-from vacc_deploy.outputs.file_system import UNSUPPORTED
+from vacc_deploy.outputs.file_system import UNSUPPORTED, naming
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.system import available_memory_bytes
 
@@ -111,7 +111,8 @@ def _map_file(shape: tuple[int, int, int], dtype: torch.dtype, spool_dir: Path) 
     descriptor, name = tempfile.mkstemp(prefix=".rows-", dir=spool_dir)
     try:
         try:
-            _reserve(descriptor, size * dtype.itemsize)
+            with naming(spool_dir):
+                _reserve(descriptor, size * dtype.itemsize)
         finally:
             os.close(descriptor)
         try:

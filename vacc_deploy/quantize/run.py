@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vacc_deploy.checkpoint.changes import check_unchanged, unchanged
 from vacc_deploy.outputs.output import output_directory, remove_leftovers
 from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import SILENT, KeptLayers, Progress
@@ -62,7 +63,8 @@ def quantize(
 
     Raises:
         UsageError: contradicting options.
-        CheckpointError: the source is damaged, quantized already or of too short a context.
+        CheckpointError: the source is damaged, quantized already or of too short a context; or it
+            was changed during the run.
         CalibrationError: calibration text is missing, damaged or too short.
         UnsupportedModelError: a format cannot hold this model.
         QuantizationError: a weight or an activation is not finite.
@@ -122,10 +124,13 @@ def execute(
         return run.finished > 0 if has_begun else isinstance(planned.standing, (Run, Foreign))
 
     inputs, notes = checkpoint.input_paths(), list(result.notes)
-    with output_directory(
+    output = output_directory(
         result.output_dir, overwrite=run.overwrite, inputs=inputs, keeps=keeps, say=notes.append
-    ):
-        begin_run(run, progress)
+    )
+    with output, unchanged(checkpoint):
+        # What was changed during the planning is told now and not after hours.
+        check_unchanged(checkpoint)
+        begin_run(run, checkpoint.config.linear_names(), progress)
         has_begun = True
         kept.follow(lambda: run.finished, run.num_layers, has_begun=True)
         files = write_shards(

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from vacc_deploy.checkpoint.changes import check_unchanged
 from vacc_deploy.checkpoint.header import TensorInfo
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.formats.layouts import INT8
@@ -55,6 +57,7 @@ class ShardSink:
         num_writers: int = NUM_WRITERS,
         write: Callable[[Path, Shard], WrittenFile] | None = None,
         to_host: Callable[[QuantizedLinear], QuantizedLinear] | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """Start the writers.
 
@@ -63,9 +66,11 @@ class ShardSink:
             num_writers: number of shards written at a time.
             write: writes one file; default ``write_shard``.
             to_host: brings a linear to the CPU; default ``copy_to_host``.
+            check: raises where a shard that is written must not be recorded.
         """
         self._run, self._num_writers = run, num_writers
         self._write_file, self._to_host = write or write_shard, to_host or copy_to_host
+        self._check = check
         self._pool = ThreadPoolExecutor(num_writers, thread_name_prefix="shard-writer")
         self._pending: set[Future[dict[str, WrittenFile]]] = set()
         self._calibrated: set[Future[dict[str, WrittenFile]]] = set()
@@ -152,6 +157,8 @@ class ShardSink:
         needs_scales = INT8 not in run.formats
         scales = {lin.name: pack_scale(lin.scale) for lin in linears} if needs_scales else {}
         sizes = {name: (file.num_bytes, file.sha256) for name, file in files.items()}
+        # A resumed run goes on with what is recorded: no record is of a changed source.
+        self._check()
         # Last: a record says that the files are on the disk.
         run.add(replace(record, files=sizes, scales=scales))
         return files
@@ -189,12 +196,14 @@ def write_shards(
 
     Raises:
         QuantizationError: a weight or an activation is not finite.
+        CheckpointError: the source was changed.
     """
     # Rounding is bound by reading and writing: the other cores are the writers'.
     threads = torch_threads(1) if rows is None else nullcontext()
     # The other ranks have to know which layers they only carry their rows through.
     ranks.share(run.finished)
-    with threads, ShardSink(run) as sink:
+    check = partial(check_unchanged, checkpoint)
+    with threads, ShardSink(run, check=check) as sink:
         _write_copies(checkpoint, run, sink)
         if run.finished == run.num_layers:
             return sink.finish()

@@ -10,16 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
-from vacc_deploy.errors import CheckpointError, OutputError, list_problems
+from vacc_deploy.bounds import MANIFEST_BYTES
+from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
+from vacc_deploy.errors import CheckpointError, OutputError, list_problems, shorten
 from vacc_deploy.json_files import read_json
 from vacc_deploy.outputs.damages import find_damages
-from vacc_deploy.outputs.output import find_writer, partial_path
+from vacc_deploy.outputs.partial import find_writer, partial_path
 from vacc_deploy.progress import Progress
 from vacc_deploy.quantize.identity import differences
+from vacc_deploy.quantize.record_checks import read_identity, read_linear
 from vacc_deploy.quantize.records import RUN_NAME, Run, read_run
 from vacc_deploy.quantize.result import REPORT_NAME, TIMING_NAME, QuantizeResult
-from vacc_deploy.solver.records import LinearRecord
 
 # A finished output holds the identity of its run in the timing file. The identity names processor
 # and threads, so in a file that the manifest lists it would make the bytes differ by machine; a
@@ -73,11 +74,14 @@ def look_at(output_dir: Path, formats: tuple[str, ...]) -> Standing:
     if not all((output_dir / name).is_file() for name in (MANIFEST_NAME, TIMING_NAME)):
         return None
     try:
-        timing = read_json(output_dir / TIMING_NAME, limit_bytes=MAX_MANIFEST_BYTES)
+        timing = read_json(output_dir / TIMING_NAME, limit_bytes=MANIFEST_BYTES)
     except CheckpointError:
         return None
     identity = timing.get(IDENTITY_KEY) if isinstance(timing, dict) else None
-    return Finished(identity) if isinstance(identity, dict) else None
+    try:
+        return Finished(read_identity(identity))
+    except ValueError:
+        return None
 
 
 def find_obstacle(standing: Standing, *, resume: bool, overwrite: bool) -> str:
@@ -99,13 +103,20 @@ def find_obstacle(standing: Standing, *, resume: bool, overwrite: bool) -> str:
     return ""
 
 
-def continue_run(run: Run, identity: dict[str, Any] | None) -> Run:
+def continue_run(run: Run, identity: dict[str, Any] | None, num_layers: int) -> Run:
     """Return the interrupted run, resumed once more; ``identity`` None cannot be compared.
+
+    Args:
+        run: the interrupted run.
+        identity: of the run now.
+        num_layers: layers of the model.
 
     Raises:
         OutputError: it has other inputs, options or versions; every difference is named.
     """
     different = [] if identity is None else differences(run.identity, identity)
+    if run.num_layers != num_layers:
+        different.append(f"layers: {run.num_layers} then, {num_layers} now")
     if different:
         raise OutputError(
             f"{run.partial} was begun with other inputs, options or versions:\n"
@@ -126,20 +137,25 @@ def take_finished(
     """
     output_dir = planned.output_dir
     problems = differences(standing.identity, identity)
-    reason = "was made with other inputs, options or versions"
+    reason, first = "was made with other inputs, options or versions", "Give"
     # Hashing every file takes long: only where the identity is the same.
     if not problems:
         problems, reason = find_damages(output_dir, progress), "is damaged"
+        first = "Move the files that differ away, then give"  # --overwrite keeps them
     if problems:
         raise OutputError(
             f"{output_dir} exists and {reason}:\n{list_problems(problems, limit=len(problems))}\n"
-            "Give --overwrite, without --resume, to replace it, or choose another --output."
+            f"{first} --overwrite, without --resume, to replace it, or choose another --output."
         )
     # Every format has the same linears in its report.
-    report = read_json(planned.main_dir / REPORT_NAME, limit_bytes=MAX_MANIFEST_BYTES)
-    return replace(
-        planned,
-        linears=tuple(LinearRecord(**record) for record in report["linears"]),
-        warnings=tuple(report["warnings"]),
-        already_finished=True,
-    )
+    path = planned.main_dir / REPORT_NAME
+    report = read_json(path, limit_bytes=MANIFEST_BYTES)
+    try:
+        linears = tuple(map(read_linear, report["linears"]))
+        warnings = tuple(shorten(warning, 1000) for warning in report["warnings"])
+    except (ValueError, TypeError, LookupError) as err:
+        raise OutputError(
+            f"{path} is damaged: {shorten(err)}. Give --overwrite, without --resume, to replace "
+            f"{output_dir}, or choose another --output."
+        ) from err
+    return replace(planned, linears=linears, warnings=warnings, already_finished=True)

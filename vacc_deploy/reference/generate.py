@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from vacc_deploy.checkpoint.generation_config import describe_unused, read_generation_config
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.checkpoint.soundness import advise, find_unsound
 from vacc_deploy.errors import UsageError, list_problems
@@ -104,7 +105,8 @@ class Responder:
     """A checkpoint that answers conversations; the model is loaded before the first answer.
 
     Attributes:
-        notes: by which rules the directory is read, and what to know of its token ids.
+        notes: by which rules the directory is read, what to know of its token ids, and what of
+            its generation config is not done.
     """
 
     def __init__(
@@ -130,7 +132,15 @@ class Responder:
         self._tokenizer = Tokenizer.from_dir(directory)
         self._sampling = choose_sampling(directory, options or SamplingOptions())
         self._max_new_tokens = max_new_tokens
-        self.notes = (*self._checkpoint.notes, *self._tokenizer.notes)
+        config = self._checkpoint.config
+        stated, applied = read_generation_config(directory, config.vocab_size)
+        unused = describe_unused(stated or {})
+        self.notes = (
+            *self._checkpoint.notes,
+            *self._tokenizer.notes,
+            *(rule.to_text() for rule in applied),
+            *([unused] if unused else []),
+        )
 
     @cached_property
     def _model(self) -> Any:

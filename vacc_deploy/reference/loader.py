@@ -16,9 +16,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from vacc_deploy.assets import SOURCE_FILES, asset_dir, is_own_source
+from vacc_deploy.checkpoint.changes import unchanged
 from vacc_deploy.checkpoint.generation_config import read_generation_config
 from vacc_deploy.checkpoint.manifest import stored_layout
 from vacc_deploy.checkpoint.reader import Checkpoint
@@ -26,7 +30,8 @@ from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.layouts import VAMC
 from vacc_deploy.formats.linears import codes_from
 from vacc_deploy.models.config import CONFIG_NAME
-from vacc_deploy.models.directory_config import plain_config
+from vacc_deploy.models.library_config import library_config, own_config
+from vacc_deploy.models.parse import read_object
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, check_vacc_config, needs_vacc_config
 
 # Always named: a configuration may name a kernel on the hub, which transformers would fetch.
@@ -50,20 +55,29 @@ def load_model(source: Path | Checkpoint, *, dtype: torch.dtype = torch.float32)
             configurations describe two models, or the installed transformers is too old for it.
     """
     checkpoint = Checkpoint.open(source) if isinstance(source, Path) else source
+    with unchanged(checkpoint):
+        return _load(checkpoint, dtype)
+
+
+def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     directory, config = checkpoint.directory, checkpoint.config
     _check_rope_is_known(checkpoint)
     generation, _ = read_generation_config(directory, config.vocab_size)
-    layout, is_prepared = stored_layout(directory, config), False
-    if needs_vacc_config(config) and (directory / VACC_CONFIG_NAME).is_file():
+    layout = stored_layout(directory, config)
+    is_prepared = needs_vacc_config(config) and (directory / VACC_CONFIG_NAME).is_file()
+    if is_prepared:
         check_vacc_config(directory, config)
-        is_prepared = True
     if layout == VAMC and dtype == torch.bfloat16:
         # As float weights, bfloat16 would round the int8 values: 8 digits of products of up to 18.
-        model = _load_tensors(checkpoint, layout, dtype)
-    elif is_prepared:
-        model = _load_own_code(directory, dtype)
+        is_prepared = False
     else:
-        model = _load_tensors(checkpoint, config.quantization_format, dtype)
+        layout = config.quantization_format
+    with _parameters_on_meta():
+        if is_prepared:
+            model = _build_own(checkpoint, dtype)
+        else:
+            model = _build_stock(checkpoint, layout, dtype)
+    _fill(model, checkpoint, layout, dtype)
     if generation and generation.get("eos_token_id") is not None:
         model.generation_config.eos_token_id = generation["eos_token_id"]
     return model.eval()
@@ -119,36 +133,43 @@ def _check_rope_is_known(checkpoint: Checkpoint) -> None:
         )
 
 
-def _load_own_code(directory: Path, dtype: torch.dtype) -> Any:
-    """Load through ``config_vacc.json``, as the compiler does.
+def _build_own(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+    """Build our modeling file's class through ``config_vacc.json``, as the compiler does.
 
     The classes are named here. ``trust_remote_code=True`` would run whatever file the directory's
     ``auto_map`` names, and its ``custom_generate/generate.py``.
     """
+    directory = checkpoint.directory
     check_source_files(directory)
     config_class = source_module("configuration_qwen2_vacc").Qwen2Config
     model_class = source_module("modeling_qwen2_vacc").Qwen2ForCausalLM
-    with _config_errors(directory / VACC_CONFIG_NAME):
-        config = config_class.from_pretrained(directory, _configuration_file=VACC_CONFIG_NAME)
-    return model_class.from_pretrained(directory, config=config, **_model_options(dtype))
+    path = directory / VACC_CONFIG_NAME
+    with _config_errors(path):
+        config = config_class(**own_config(read_object(path), checkpoint.config.vocab_size))
+    config._attn_implementation = _ATTENTION
+    return model_class._from_config(config, **_dtype_option(dtype))
 
 
-def _load_tensors(checkpoint: Checkpoint, layout: str, dtype: torch.dtype) -> Any:
-    """Build transformers' own class without weights, and read our tensors into it.
-
-    transformers would read the files by rules of its own, which differ between its versions. Of a
-    layout with codes the linears are swapped first.
-    """
-    import transformers
+def _build_stock(checkpoint: Checkpoint, layout: str, dtype: torch.dtype) -> Any:
+    """Build transformers' own class; of a layout with codes its linears are swapped."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with _config_errors(checkpoint.directory / CONFIG_NAME):
-        config = AutoConfig.for_model(**plain_config(checkpoint.config))
+        config = AutoConfig.for_model(**library_config(checkpoint.config))
     config._attn_implementation = _ATTENTION
-    with _parameters_on_meta():
-        model = AutoModelForCausalLM.from_config(config, **_dtype_option(dtype))
-        if layout:
-            source_module("quantization_vacc").replace_linears(model, dtype=dtype)
+    model = AutoModelForCausalLM.from_config(config, **_dtype_option(dtype))
+    if layout:
+        source_module("quantization_vacc").replace_linears(model, dtype=dtype)
+    return model
+
+
+def _fill(model: Any, checkpoint: Checkpoint, layout: str, dtype: torch.dtype) -> None:
+    """Read our tensors into an empty model.
+
+    transformers would read the files by rules of its own, which differ between its versions.
+    """
+    import transformers
+
     is_tied = checkpoint.config.tie_word_embeddings
     # A tied head is not read, so its name is missing; what else is missing is found on
     # the meta device below.
@@ -165,7 +186,6 @@ def _load_tensors(checkpoint: Checkpoint, layout: str, dtype: torch.dtype) -> An
             f"{', '.join(empty[:10])} without values. Install a version that docs/compatibility.md "
             "lists, for example: python3 -m pip install 'transformers==4.57.1'"
         )
-    return model
 
 
 def _read_state(checkpoint: Checkpoint, layout: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -200,10 +220,6 @@ def _config_errors(path: Path) -> Iterator[None]:
         ) from err
 
 
-def _model_options(dtype: torch.dtype) -> dict[str, Any]:
-    return {"use_safetensors": True, "attn_implementation": _ATTENTION, **_dtype_option(dtype)}
-
-
 def _dtype_option(dtype: torch.dtype) -> dict[str, torch.dtype]:
     """Return the option under the name that the installed transformers wants."""
     import transformers
@@ -214,17 +230,24 @@ def _dtype_option(dtype: torch.dtype) -> dict[str, torch.dtype]:
 
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Build modules whose parameters take no memory.
+    """Build modules whose parameters and int8 codes take no memory.
 
-    Buffers are left alone: the rotary ones are in no checkpoint, and transformers 4.43 cannot
+    Other buffers are left alone: the rotary ones are in no checkpoint, and transformers 4.43 cannot
     compute them on the meta device.
     """
 
     def move(_module: torch.nn.Module, _name: str, parameter: torch.nn.Parameter) -> Any:
         return torch.nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
-    handle = register_module_parameter_registration_hook(move)
+    def move_codes(_module: torch.nn.Module, _name: str, buffer: torch.Tensor) -> Any:
+        return buffer.to("meta") if buffer is not None and buffer.dtype == torch.int8 else buffer
+
+    handles = (
+        register_module_parameter_registration_hook(move),
+        register_module_buffer_registration_hook(move_codes),
+    )
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

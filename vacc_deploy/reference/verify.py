@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vacc_deploy.assets import default_text_file
+from vacc_deploy.checkpoint.changes import unchanged
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, model_name, read_manifest
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError, UsageError, add_sentence
@@ -28,6 +29,9 @@ from vacc_deploy.reference.next_tokens import NextTokenScores
 from vacc_deploy.reference.threads import threads_for
 from vacc_deploy.reference.windows import check_text, read_windows
 from vacc_deploy.results import command, format_pairs, format_table
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ def verify(
 
     Raises:
         CheckpointError: a directory is damaged, the two are not the same architecture, or
-            ``config_vacc.json`` describes another model.
+            ``config_vacc.json`` describes another model; or one was changed meanwhile.
         CalibrationError: the text cannot be read or is too short.
         UsageError: no reference is known.
     """
@@ -154,25 +158,43 @@ def verify(
     path = text_file or default_text_file()
     check_text(path)
     reference = _open_reference(reference_dir, deployed_dir)
-    deployed, damages = _open_deployed(deployed_dir, reference, progress)
-    result = VerifyResult(
-        model=model_name(deployed_dir),
-        deployed_dir=deployed_dir,
-        reference_dir=reference.directory,
-        text=path.name,
-        limits=limits,
-    )
-    if deployed is None or damages:
-        return replace(result, failures=tuple(damages), notes=(_restore(deployed_dir),))
-    size = {"max_tokens": max_tokens, "sequence_length": sequence_length}
-    tokens, notes = read_windows(deployed, path, **size)
-    notes += dict.fromkeys((*reference.notes, *deployed.notes))
-    has_manifest = read_manifest(deployed_dir) is not None
+    with unchanged(reference):
+        deployed, damages = _open_deployed(deployed_dir, reference, progress)
+        result = VerifyResult(
+            model=model_name(deployed_dir),
+            deployed_dir=deployed_dir,
+            reference_dir=reference.directory,
+            text=path.name,
+            limits=limits,
+        )
+        if deployed is None or damages:
+            return replace(result, failures=tuple(damages), notes=(_restore(deployed_dir),))
+        size = {"max_tokens": max_tokens, "sequence_length": sequence_length}
+        # A verdict about files that are others by now is none.
+        with unchanged(deployed):
+            tokens, notes = read_windows(deployed, path, **size)
+            return _compare(
+                reference, deployed, tokens, replace(result, notes=tuple(notes)), progress
+            )
+
+
+def _compare(
+    reference: Checkpoint,
+    deployed: Checkpoint,
+    tokens: torch.Tensor,
+    result: VerifyResult,
+    progress: Progress,
+) -> VerifyResult:
+    """Return the result with the figures and the verdict."""
+    notes = [*result.notes, *dict.fromkeys((*reference.notes, *deployed.notes))]
+    has_manifest = read_manifest(deployed.directory) is not None
     if not has_manifest:
-        notes.append(f"{deployed_dir} has no {MANIFEST_NAME}: its files could not be checked.")
+        notes.append(
+            f"{deployed.directory} has no {MANIFEST_NAME}: its files could not be checked."
+        )
     with threads_for(reference.config):
         scores, layers = compare_on_tokens(reference, deployed, tokens, progress)
-    failures, more = _judge(reference, deployed, scores, limits, progress)
+    failures, more = _judge(reference, deployed, scores, result.limits, progress)
     is_equal = not any(layer.relative_error for layer in layers)
     return replace(
         result,
@@ -181,7 +203,7 @@ def verify(
         same_weights=same_weights(reference, deployed, progress) if is_equal else "",
         failures=failures,
         notes=(*notes, *more),
-        next_command=_next_command(deployed_dir, deployed.config) if has_manifest else "",
+        next_command=_next_command(deployed.directory, deployed.config) if has_manifest else "",
     )
 
 
@@ -220,14 +242,16 @@ def _open_deployed(
             return None, damages
         raise
     check_pair(reference, deployed)
-    return deployed, find_damages(directory, progress) if is_listed else []
+    with unchanged(deployed):
+        return deployed, find_damages(directory, progress) if is_listed else []
 
 
 def _restore(directory: Path) -> str:
     """Return what to do about damaged files, a sentence for the notes."""
     return (
-        "nothing was compared, because figures of changed files mean nothing. Run the command that "
-        f"wrote {directory} again with --overwrite, or copy the files named here into it again."
+        "nothing was compared, because figures of changed files mean nothing. Copy the files named "
+        f"here into {directory} again, or move it away and run the command that wrote it again "
+        "(--overwrite deletes no file that was changed)."
     )
 
 

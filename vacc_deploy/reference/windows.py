@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
+from vacc_deploy.bounds import TEXT_BYTES
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.datasets.explain import explain_no_text
 from vacc_deploy.datasets.files import advise_utf8, open_data
 from vacc_deploy.errors import CalibrationError, CheckpointError
 from vacc_deploy.text.tokenizer import Tokenizer
 
-MAX_TEXT_BYTES = 64 << 20  # bounds what a large --max-tokens reads
 MIN_TOKENS = 16
 _FIRST_BYTES_PER_TOKEN = 16  # more than a token of any language stands for on average
 
@@ -101,13 +101,13 @@ def _read_ids(tokenizer: Tokenizer, path: Path, max_tokens: int) -> tuple[list[i
         with open_data(path) as file:
             while True:
                 num_bytes = max(_FIRST_BYTES_PER_TOKEN * max_tokens, len(data))
-                more = file.read(min(num_bytes, MAX_TEXT_BYTES))
+                more = file.read(min(num_bytes, TEXT_BYTES))
                 data, is_whole = data + more, not more
                 # The last character may be cut unless the text is whole.
                 text = codecs.getincrementaldecoder("utf-8-sig")().decode(data, final=is_whole)
                 # Without the BOS, which read_windows puts before each window.
                 ids = tokenizer.encode(text, add_bos=False)
-                if is_whole or len(ids) >= wanted or len(data) >= MAX_TEXT_BYTES:
+                if is_whole or len(ids) >= wanted or len(data) >= TEXT_BYTES:
                     return ids, is_whole
     except UnicodeDecodeError as err:
         raise CalibrationError(

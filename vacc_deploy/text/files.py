@@ -1,14 +1,12 @@
-"""The files of a tokenizer: their names, how they are read within bounds, and the library."""
+"""The files of a tokenizer: their names, and how they are read within bounds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import tokenizers
-
+from vacc_deploy.bounds import TOKENIZER_BYTES, TOKENIZER_CONFIG_BYTES
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.json_files import UTF8_MARK, read_bounded, read_json
 
@@ -25,8 +23,6 @@ TOKEN_FILES = (
     *(TOKENIZER_NAME, TOKENIZER_CONFIG_NAME, ADDED_TOKENS_NAME, SPECIAL_TOKENS_NAME),
     *(VOCAB_NAME, MERGES_NAME),
 )
-MAX_TOKENIZER_BYTES = 64 << 20  # published files hold 4 to 17 MB
-MAX_TOKENIZER_CONFIG_BYTES = 8 << 20
 RESTORE = "Restore the file from the model's original repository."
 
 
@@ -37,7 +33,7 @@ def damaged(path: Path, what: str, advice: str = RESTORE) -> CheckpointError:
 
 def read_large(path: Path) -> bytes:
     """Return the bytes of a file that holds a vocabulary, without a byte order mark."""
-    data = read_bounded(path, MAX_TOKENIZER_BYTES, advice=RESTORE).removeprefix(UTF8_MARK)
+    data = read_bounded(path, TOKENIZER_BYTES, advice=RESTORE).removeprefix(UTF8_MARK)
     if not data:
         raise damaged(path, "it is empty")
     return data
@@ -47,31 +43,7 @@ def read_object(path: Path) -> Mapping[str, Any]:
     """Return the object of a small JSON file; an empty one where there is no such file."""
     if not path.is_file():
         return {}
-    value = read_json(path, limit_bytes=MAX_TOKENIZER_CONFIG_BYTES)
+    value = read_json(path, limit_bytes=TOKENIZER_CONFIG_BYTES)
     if not isinstance(value, dict):
         raise damaged(path, f"it holds {type(value).__name__}, expected a JSON object")
     return value
-
-
-def load_backend(data: bytes, path: Path) -> tokenizers.Tokenizer:
-    """Return the library's tokenizer of ``data``; ``path`` is named where it cannot be read."""
-    with library_errors(path):
-        try:
-            return tokenizers.Tokenizer.from_buffer(data)
-        except ValueError as err:
-            raise damaged(path, f"the tokenizers library says: {err}") from err
-
-
-@contextmanager
-def library_errors(path: Path) -> Iterator[None]:
-    """Turn what the tokenizers library raises for a damaged file into a ``CheckpointError``.
-
-    It raises a bare ``Exception``; the panic of its Rust code is a ``BaseException`` only. Every
-    other class passes through.
-    """
-    try:
-        yield
-    except BaseException as err:
-        if type(err) is Exception or type(err).__name__ == "PanicException":
-            raise damaged(path, f"the tokenizers library says: {err}") from err
-        raise

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from vacc_deploy.bounds import PROMPT_BYTES
 from vacc_deploy.errors import PromptError
-from vacc_deploy.json_files import read_bounded
+from vacc_deploy.json_files import is_unicode, parse_json, read_bounded
 
 LINES_SUFFIX = ".jsonl"
-MAX_PROMPT_BYTES = 16 << 20
 _EXPECTED = 'expected {"prompt": "..."}'
 
 
@@ -20,7 +19,9 @@ def read_prompt_file(path: Path) -> list[str]:
         PromptError: the file cannot be read, is blank, too large or not UTF-8, or a line is no
             object with a prompt.
     """
-    data = read_bounded(path, MAX_PROMPT_BYTES, error=PromptError, advice="Give a text file.")
+    data = read_bounded(
+        path, PROMPT_BYTES, error=PromptError, advice="Give a text file.", is_users_own=True
+    )
     return (
         parse_prompt_lines(data, path)
         if path.suffix == LINES_SUFFIX
@@ -32,16 +33,14 @@ def parse_prompt(data: bytes, name: str) -> str:
     """Return text without its last line end.
 
     Args:
-        data: UTF-8, at most ``MAX_PROMPT_BYTES``.
+        data: UTF-8, at most ``PROMPT_BYTES``.
         name: where the data come from, for messages.
 
     Raises:
         PromptError: the text is blank, too large or not UTF-8.
     """
-    if len(data) > MAX_PROMPT_BYTES:
-        raise PromptError(
-            f"{name} holds more than {MAX_PROMPT_BYTES:,} bytes. Give a shorter text."
-        )
+    if len(data) > PROMPT_BYTES:
+        raise PromptError(f"{name} holds more than {PROMPT_BYTES:,} bytes. Give a shorter text.")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as err:
@@ -63,8 +62,8 @@ def parse_prompt_lines(data: bytes, path: Path) -> list[str]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as err:
+            value = parse_json(line)
+        except ValueError as err:
             raise PromptError(
                 f"{path}, line {number} is not JSON: {err}; {_EXPECTED}. Correct the line."
             ) from err
@@ -72,6 +71,11 @@ def parse_prompt_lines(data: bytes, path: Path) -> list[str]:
         if not isinstance(prompt, str):
             raise PromptError(
                 f'{path}, line {number} has no text under "prompt", {_EXPECTED}. Correct the line.'
+            )
+        if not is_unicode(prompt):
+            raise PromptError(
+                f'{path}, line {number} has half of a character under "prompt", such as \\ud800 '
+                "alone. Correct the line."
             )
         if not prompt.strip():
             raise PromptError(

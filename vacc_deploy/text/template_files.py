@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.bounds import TEMPLATE_CHARACTERS
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.json_files import read_bounded
-from vacc_deploy.text.chat_template import MAX_TEMPLATE_CHARS, ChatTemplate
+from vacc_deploy.text.chat_template import ChatTemplate
 from vacc_deploy.text.files import RESTORE, TOKENIZER_CONFIG_NAME, damaged, read_object
 
 TEMPLATE_NAME = "chat_template.jinja"
@@ -39,7 +40,7 @@ def _read_template(checkpoint_dir: Path, config: Mapping[str, Any]) -> ChatTempl
     path = checkpoint_dir / TEMPLATE_NAME
     if path.is_file():
         # UTF-8 takes four bytes a character at the most.
-        data = read_bounded(path, 4 * MAX_TEMPLATE_CHARS, advice=RESTORE)
+        data = read_bounded(path, 4 * TEMPLATE_CHARACTERS, advice=RESTORE)
         try:
             return ChatTemplate(data.decode("utf-8-sig"), path)
         except UnicodeDecodeError as err:

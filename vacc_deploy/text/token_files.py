@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tokenizers
-
+from vacc_deploy.errors import TokenConflictError
+from vacc_deploy.text.backend import Backend, parse_document
 from vacc_deploy.text.files import (
     MODEL_CONFIG_NAME,
+    RESTORE,
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
     VOCAB_NAME,
-    library_errors,
-    load_backend,
     read_large,
     read_object,
 )
@@ -43,7 +42,7 @@ class SettledTokens:
         notes: what a user should know about it, sentences.
     """
 
-    backend: tokenizers.Tokenizer
+    backend: Backend
     config: Mapping[str, Any]
     special: Mapping[str, str]
     generated: bytes | None
@@ -57,38 +56,42 @@ def settle_tokens(directory: Path) -> SettledTokens:
         TokenConflictError: two files, or a file and the library, disagree on an id.
         CheckpointError: there is no tokenizer, or a file of it is damaged.
     """
-    path, notes = directory / TOKENIZER_NAME, list[str]()
+    path, notes, dropout = directory / TOKENIZER_NAME, list[str](), ""
     config = read_object(directory / TOKENIZER_CONFIG_NAME)
     model_config = read_object(directory / MODEL_CONFIG_NAME)
     defaults: Mapping[str, str] = {}
     if is_built := not path.is_file():
         built = build_tokenizer(directory, config, model_config)
         document, defaults = built.document, built.defaults
-        backend = load_backend(_dump(document), directory / VOCAB_NAME)
+        backend = Backend(document, _dump(document), directory / VOCAB_NAME)
         notes.append(
             f"there is no {TOKENIZER_NAME}: it is made of vocab.json, merges.txt and the added "
             f"tokens, as {built.class_name} of transformers does."
         )
     else:
         data = read_large(path)
-        backend = load_backend(data, path)
-        document = json.loads(data)
+        document = parse_document(data, path)
+        if dropout := _take_dropout(document):
+            data = _dump(document)
+            notes.append(dropout)
+        backend = Backend(document, data, path)
     special = read_special(directory, config, defaults)
     tokens = {role: statement.content for role, statement in special.roles.items()}
     ledger = Ledger(directory, document, backend, set(tokens.values()), is_built=is_built)
+    _check_ids(directory, backend)
     ledger.take_numbered(read_numbered(directory, config))
     ledger.take_special(special, model_config)
     generated = None
-    if is_built or ledger.is_changed:
+    if is_built or ledger.is_changed or dropout:
         ledger.finish()
         if is_built:
             document["post_processor"] = _post_processor(config, tokens, ledger.ids)
         generated = _dump(document)
-        backend = load_backend(generated, path)
+        backend = Backend(document, generated, path)
         ledger.check(backend)
     notes += [*ledger.notes(), *special.notes, *_note_outside(backend, model_config)]
     is_bos_wanted = config.get("add_bos_token") is True and "bos_token" not in tokens
-    if is_bos_wanted and probe_leading_id(backend, path) is None:
+    if is_bos_wanted and probe_leading_id(backend) is None:
         notes.append(
             f"add_bos_token in {TOKENIZER_CONFIG_NAME} is true, but bos_token names no token: no "
             "BOS is put in front of a text, as in transformers."
@@ -124,30 +127,52 @@ def _post_processor(
     }
 
 
-def probe_leading_id(backend: tokenizers.Tokenizer, path: Path) -> int | None:
-    """Return the id that the post-processor of ``tokenizer.json`` puts in front of a text.
-
-    Args:
-        backend: the library's tokenizer.
-        path: named where the library fails.
-    """
-    with library_errors(path):
-        bare, dressed = (backend.encode("a", add_special_tokens=add).ids for add in (False, True))
-    return None if dressed[:1] == bare[:1] else int(dressed[0])
+def probe_leading_id(backend: Backend) -> int | None:
+    """Return the id that the post-processor of ``tokenizer.json`` puts in front of a text."""
+    bare, dressed = (backend.encode("a", special=special) for special in (False, True))
+    return None if dressed[:1] == bare[:1] else dressed[0]
 
 
-def _note_outside(backend: tokenizers.Tokenizer, model_config: Mapping[str, Any]) -> list[str]:
+def _take_dropout(document: dict[str, Any]) -> str:
+    """Take out what would make the ids of a text random; return a note, or nothing."""
+    model = document.get("model")
+    value = model.get("dropout") if isinstance(model, dict) else None
+    if not value:
+        return ""
+    assert isinstance(model, dict)
+    model["dropout"] = None
+    return (
+        f"{TOKENIZER_NAME} asks for a dropout of {value!r:.40}: the same text would have other ids "
+        "each time. That is for training only; the ids here are those without it."
+    )
+
+
+def _check_ids(directory: Path, backend: Backend) -> None:
+    """Refuse an id of two plain tokens: which of them it is read as is chance."""
+    plain = backend.plain
+    if len(set(plain.values())) == len(plain):
+        return
+    seen = dict[int, str]()
+    for token, token_id in plain.items():
+        if token_id in seen:
+            raise TokenConflictError(
+                f"The vocabulary of {directory} gives the id {token_id} to two tokens: "
+                f"{seen[token_id]!r:.80} and {token!r:.80}. {RESTORE}"
+            )
+        seen[token_id] = token
+
+
+def _note_outside(backend: Backend, model_config: Mapping[str, Any]) -> list[str]:
     """Return a note on tokens for which the model has no row."""
     size = model_config.get("vocab_size")
-    added = backend.get_added_tokens_decoder()
-    largest = max(backend.get_vocab_size(with_added_tokens=True) - 1, max(added, default=0))
+    largest = max(backend.size - 1, max(backend.added, default=0))
     if type(size) is not int or largest < size:
         return []
-    vocab = backend.get_vocab(with_added_tokens=True)
+    vocab = backend.plain | {token: token_id for token_id, token in backend.added.items()}
     outside = sorted((token_id, token) for token, token_id in vocab.items() if token_id >= size)
     if not outside:
         return []
-    names = [f"{token!r} ({token_id})" for token_id, token in outside]
+    names = [f"{token!r:.80} ({token_id})" for token_id, token in outside]
     return [
         f"the model has {size} rows (vocab_size in {MODEL_CONFIG_NAME}), none of them for "
         f"{count_tokens(names)}: {list_tokens(names)}. A text that holds such a token is refused. "

@@ -10,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import tokenizers
-
 from vacc_deploy.errors import TokenConflictError, name_some
+from vacc_deploy.text.backend import Backend
 from vacc_deploy.text.files import (
     MODEL_CONFIG_NAME,
     TOKENIZER_CONFIG_NAME,
@@ -46,7 +45,7 @@ class Ledger:
         self,
         directory: Path,
         document: dict[str, Any],
-        backend: tokenizers.Tokenizer,
+        backend: Backend,
         names: set[str],
         *,
         is_built: bool,
@@ -114,7 +113,7 @@ class Ledger:
             token_id = self._backend.token_to_id(content)
             if token_id is None:
                 # The library's own rule.
-                size = self._backend.get_vocab_size(with_added_tokens=False)
+                size = len(self._backend.plain)
                 token_id = max(size, max(self._by_id, default=-1) + 1)
                 self._claim(replace(statement, token_id=token_id))
                 if statement.origin != CLASS_ORIGIN:
@@ -133,7 +132,7 @@ class Ledger:
                 self._renamed.get(token, token): token_id for token, token_id in vocab.items()
             }
 
-    def check(self, backend: tokenizers.Tokenizer) -> None:
+    def check(self, backend: Backend) -> None:
         """Refuse ids that the library does not give to the tokens that were added."""
         for token_id, content in sorted(self._by_id.items()):
             given = backend.token_to_id(content)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.bounds import TOKEN_ID
 from vacc_deploy.text.files import (
     ADDED_TOKENS_NAME,
     SPECIAL_TOKENS_NAME,
@@ -29,8 +30,6 @@ _EXTRA_KEYS = ("extra_special_tokens", "additional_special_tokens")
 _NAMED_KEY = "model_specific_special_tokens"  # as transformers 5 saves roles of one model alone
 MATCHING = ("single_word", "lstrip", "rstrip", "normalized")
 FLAGS = (*MATCHING, "special")
-# More than any vocabulary has; the library takes four times as many. Nine digits are quick to read.
-_MAX_ID = 10**9
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def read_numbered(directory: Path, config: Mapping[str, Any]) -> list[Statement]
     listed = []
     for content, token_id in read_object(path).items():
         check_content(content, path, "a token")
-        if type(token_id) is not int or not 0 <= token_id < _MAX_ID:
+        if type(token_id) is not int or not 0 <= token_id < TOKEN_ID:
             raise damaged(path, f"{content!r:.80} has the id {token_id!r:.40}, expected a number")
         listed.append(Statement(content, token_id, None, ADDED_TOKENS_NAME))
     return [*sorted(stated, key=_by_id), *sorted(listed, key=_by_id)]

@@ -18,7 +18,6 @@ from vacc_deploy.text.files import (
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
     damaged,
-    library_errors,
 )
 from vacc_deploy.text.template_files import TEMPLATE_JSON_NAME, TEMPLATE_NAME, find_template
 from vacc_deploy.text.token_files import SettledTokens, probe_leading_id, settle_tokens
@@ -44,14 +43,11 @@ class Tokenizer:
     ) -> None:
         self._backend = backend = settled.backend
         self._directory, self._template, self.notes = directory, template, settled.notes
-        # Settings saved by somebody's calibration run would cut every text.
-        backend.no_truncation()
-        backend.no_padding()
-        if not backend.get_vocab_size(with_added_tokens=True):
+        if not backend.size:
             raise damaged(directory / TOKENIZER_NAME, "its vocabulary is empty")
         self.bos_token, self.bos_id = self._special(settled.special, "bos_token")
         self.eos_token, self.eos_id = self._special(settled.special, "eos_token")
-        leading = probe_leading_id(backend, directory / TOKENIZER_NAME)
+        leading = probe_leading_id(backend)
         if self.bos_id is None and leading is not None:
             self.bos_id, self.bos_token = leading, backend.id_to_token(leading)
         self.adds_bos: bool = self._read_adds_bos(settled.config, leading)
@@ -88,10 +84,9 @@ class Tokenizer:
                 f"names none. {RESTORE}"
             )
         try:
-            with library_errors(self._directory / TOKENIZER_NAME):
-                # False: the post-processor would put its BOS whatever `add_bos` says.
-                ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-        except (TypeError, UnicodeError) as err:
+            # Not `special`: the post-processor would put its BOS whatever `add_bos` says.
+            ids = self._backend.encode(text)
+        except UnicodeError as err:
             raise UsageError(
                 "A text to tokenize is not valid Unicode (it holds half of a surrogate pair, or "
                 "bytes that were not UTF-8). Give the text as UTF-8."
@@ -102,8 +97,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Return the text of ``ids``; bytes that are not UTF-8 become U+FFFD."""
-        with library_errors(self._directory / TOKENIZER_NAME):
-            return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        return self._backend.decode(ids, skip_special=skip_special_tokens)
 
     def render_chat(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
@@ -153,10 +147,7 @@ class Tokenizer:
 
     def token_id(self, token: str) -> int | None:
         """Return the id of one token, None where the vocabulary does not have it."""
-        try:
-            return self._backend.token_to_id(token)
-        except UnicodeEncodeError:  # half of a surrogate pair, which JSON can write
-            return None
+        return self._backend.token_to_id(token)
 
     def answer_end_id(self) -> int | None:
         """Return the id with which the model ends an answer.
@@ -174,9 +165,8 @@ class Tokenizer:
         turns = ({"role": "user", "content": "a"}, {"role": "assistant", "content": probe})
         tail = self.render_chat(turns, add_generation_prompt=False).rpartition(probe)[2].strip()
         first = self.encode(tail, add_bos=False)[:1]
-        added = self._backend.get_added_tokens_decoder()
         # Only an added token counts: a template may write plain text behind an answer.
-        return first[0] if first and first[0] in added else self.eos_id
+        return first[0] if first and first[0] in self._backend.added else self.eos_id
 
     def _special(self, tokens: Mapping[str, str], role: str) -> tuple[str | None, int | None]:
         """Return the token with a role and its id, None twice where none has it."""

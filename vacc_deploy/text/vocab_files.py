@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.bounds import TOKENIZER_BYTES, VOCABULARY_MEMORY
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.json_files import read_json
 from vacc_deploy.text.files import (
-    MAX_TOKENIZER_BYTES,
     MERGES_NAME,
     SENTENCEPIECE_NAME,
     TOKENIZER_CONFIG_NAME,
@@ -160,7 +160,7 @@ def _choose_class(
 
 def _read_vocab(path: Path) -> dict[str, int]:
     """Return token to id."""
-    vocab = read_json(path, limit_bytes=MAX_TOKENIZER_BYTES)
+    vocab = read_json(path, limit_bytes=TOKENIZER_BYTES, times=VOCABULARY_MEMORY)
     if not isinstance(vocab, dict) or not vocab:
         raise damaged(path, "it holds no tokens, expected a JSON object of token and id")
     tokens: dict[int, str] = {}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.errors import OutputError, list_problems
 from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.catalog import MODELS, plain_sizes
 from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, needs_vacc_config, vacc_config
-from vacc_deploy.outputs.text_file import replace_text
+from vacc_deploy.outputs.text_file import find_doubt, replace_text
 from vacc_deploy.vamc.compile_file import FILE_HEAD, LARGE_MODEL_PARAMETERS, make_compile_file
 from vacc_deploy.vamc.options import DTYPES, CompileOptions
 from vacc_deploy.vamc.target import catalog_target
@@ -73,14 +75,29 @@ def write_all(output_dir: Path, *, build_in: Path | None = None) -> WrittenFiles
         build_in: receives one folder with ``config_vacc.json`` per model that needs it.
 
     Raises:
-        OutputError: a file of such a name was not written by this tool.
+        OutputError: a file of such a name was not written by this tool, or was edited; then none
+            is written.
     """
     texts = {output_dir / name: text for name, text in committed_files().items()}
     if build_in is not None:
         texts |= {build_in / name: text for name, text in committed_configs().items()}
+    if doubts := list(_find_doubts(texts)):
+        raise OutputError(
+            f"Files stand in the way that are not replaced:\n{list_problems(doubts)}\nRemove them "
+            "yourself, or choose another --output."
+        )
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        # JSON has no comments to mark a file as ours, so any config_vacc.json may be replaced.
-        head = "" if path.name == VACC_CONFIG_NAME else FILE_HEAD
-        replace_text(path, text, overwrite=True, head=head)
+        replace_text(path, text, overwrite=True, head=FILE_HEAD)
     return WrittenFiles(tuple(texts))
+
+
+def _find_doubts(texts: dict[Path, str]) -> Iterator[str]:
+    """Yield a line for each file that is not an unchanged one of ours.
+
+    JSON has no comments for a seal, so of a ``config_vacc.json`` nothing but its text is a proof.
+    """
+    for path, text in texts.items():
+        if path.is_file() and (reason := find_doubt(path, text, FILE_HEAD)):
+            is_json = path.name == VACC_CONFIG_NAME
+            yield f"{path} {'is not what would be written' if is_json else reason}"

@@ -17,6 +17,7 @@ from vacc_deploy.errors import CompileFileError, UsageError, list_problems
 from vacc_deploy.formats.layouts import INT8
 from vacc_deploy.models.catalog import PLAIN, tensor_parallel_rule
 from vacc_deploy.models.config import ModelConfig
+from vacc_deploy.outputs.seal import seal_text
 from vacc_deploy.outputs.text_file import replace_text
 from vacc_deploy.results import format_pairs
 from vacc_deploy.vamc.cards import Card, MemoryPlan, plan_memory
@@ -33,7 +34,7 @@ from vacc_deploy.vamc.target import Target
 from vacc_deploy.vamc.yaml_text import dump_yaml, load_yaml
 
 _TITLE = "Compile file for vamc, written by vacc-deploy yaml"
-# How every file of ours begins; --overwrite replaces no other.
+# How every file of ours begins; it ends with a seal.
 FILE_HEAD = f"# {_TITLE}"
 _UNTRIED = "UNTRIED: nobody has compiled int8 codes."
 # The vendor: "models of 32B and above". The 32B model has 32.8e9 parameters; others round less.
@@ -232,6 +233,7 @@ def make_compile_file(
     environment = compile_environment(config)
     untried = _UNTRIED if target.layout == INT8 else ""
     text = dump_compile_file(content, comments=_head(content, notes, environment, untried))
+    text = seal_text(text)  # --overwrite replaces no file that a user has edited
     return CompileFileResult(content, text, notes, environment, memory, untried=untried)
 
 
@@ -278,8 +280,8 @@ def write_compile_file(
     """Write the text of ``result`` to ``output``, whole or not at all.
 
     Raises:
-        OutputError: the file exists and ``overwrite`` is off or it is not one of ours, or its
-            directory is missing.
+        OutputError: the file exists and ``overwrite`` is off, or it is not one of ours or was
+            edited; or its directory is missing.
     """
     notes = list(result.notes)
     replace_text(output, result.text, overwrite=overwrite, head=FILE_HEAD, say=notes.append)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vacc_deploy.assets import SOURCE_FILES, is_own_source
+from vacc_deploy.checkpoint.changes import unchanged
 from vacc_deploy.checkpoint.manifest import model_name, read_manifest, stored_layout
 from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
 from vacc_deploy.errors import CheckpointError, list_problems
@@ -88,7 +89,13 @@ def find_target(
         )
     directory = locate(target, again=again, may_download=False).directory
     checkpoint = Checkpoint.open(directory)
-    config = checkpoint.config
+    with unchanged(checkpoint):
+        return _describe(checkpoint, target)
+
+
+def _describe(checkpoint: Checkpoint, target: str) -> Target:
+    """Return the target that a directory is, or refuse it; see ``find_target``."""
+    directory, config = checkpoint.directory, checkpoint.config
     check_for_compiler(directory, config)
     _check_as_stored(checkpoint)
     layout = stored_layout(directory, config)

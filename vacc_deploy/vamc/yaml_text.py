@@ -11,13 +11,9 @@ from typing import Any
 
 import yaml
 
+from vacc_deploy.bounds import YAML_BYTES, YAML_CHARACTERS, YAML_DEPTH, YAML_VALUES
 from vacc_deploy.errors import CompileFileError
 from vacc_deploy.json_files import read_bounded
-
-MAX_FILE_BYTES = 1 << 20
-MAX_DEPTH = 20
-MAX_NODES = 2000  # a compile file has about 30 keys
-MAX_SCALAR_CHARACTERS = 4096
 
 
 class _Refused(yaml.YAMLError):
@@ -40,17 +36,17 @@ def _check_events(text: str) -> None:
         if event.tag is not None:
             raise _Refused(f"line {line} uses the tag {event.tag[:60]!r}; plain values only")
         num_nodes += 1
-        if depth >= MAX_DEPTH or num_nodes > MAX_NODES:
+        if depth >= YAML_DEPTH or num_nodes > YAML_VALUES:
             raise _Refused(
-                f"line {line} goes beyond {MAX_DEPTH} levels or {MAX_NODES} values; "
+                f"line {line} goes beyond {YAML_DEPTH} levels or {YAML_VALUES} values; "
                 "this is not a compile file"
             )
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
-        elif len(event.value) > MAX_SCALAR_CHARACTERS:
+        elif len(event.value) > YAML_CHARACTERS:
             raise _Refused(
                 f"line {line} holds a value of {len(event.value)} characters, "
-                f"expected {MAX_SCALAR_CHARACTERS} at most"
+                f"expected {YAML_CHARACTERS} at most"
             )
 
 
@@ -86,13 +82,13 @@ def parse_yaml(text: str, *, where: str) -> Any:
 
 
 def load_yaml(path: Path) -> Any:
-    """Read one YAML file of at most ``MAX_FILE_BYTES``.
+    """Read one YAML file of at most ``YAML_BYTES``.
 
     Raises:
         CompileFileError: missing, too large, not UTF-8, or refused by ``parse_yaml``.
     """
     advice = "Give a compile file."
-    data = read_bounded(path, MAX_FILE_BYTES, error=CompileFileError, advice=advice)
+    data = read_bounded(path, YAML_BYTES, error=CompileFileError, advice=advice, is_users_own=True)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as err:

@@ -1,0 +1,204 @@
+"""What a chat template may use, and what ends one that goes beyond."""
+
+import ast
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import transformers
+from texts import ROOT
+from tokenizer_builders import tokenizer_config, write_tokenizer
+
+from vacc_deploy.bounds import CONVERSATION_BYTES, TEMPLATE_CPU_SECONDS
+from vacc_deploy.errors import CheckpointError, UsageError
+from vacc_deploy.text import chat_template
+from vacc_deploy.text.chat_template import ChatTemplate
+from vacc_deploy.text.tokenizer import Tokenizer
+
+CHAT = [{"role": "user", "content": "q"}]
+# Family to the filters, tests and globals that its template uses; see docs/security.md.
+NAMES = json.loads((Path(__file__).parents[1] / "data/template_names.json").read_text("utf-8"))
+# Not counted: other names of what is, what transformers offers by itself, and comparisons.
+MORE = (
+    {"count", "d", "select", "title"},
+    {"!=", "<", "<=", "==", ">", ">=", "divisibleby", "eq", "even", "float", "ge", "gt", "in"}
+    | {"integer", "le", "lt", "ne", "number", "odd"},
+    {"dict"},
+)
+
+
+def render(template, **variables):
+    return ChatTemplate(template, Path("/m/chat_template.jinja")).render(CHAT, variables)
+
+
+def offered():
+    """Return what the job offers, read from its text: it is no module of this process."""
+    tree = ast.parse((ROOT / "vacc_deploy/text/template_job.py").read_text("utf-8"))
+    lists = {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    return [
+        {constant.value for constant in ast.walk(lists[name]) if isinstance(constant, ast.Constant)}
+        for name in ("FILTERS", "TESTS", "GLOBALS")
+    ]
+
+
+def test_what_is_offered_is_what_published_templates_use():
+    assert len(NAMES) >= 100
+    counts = [Counter(n for row in NAMES.values() for n in row[kind].split()) for kind in range(3)]
+    filters, tests, functions = offered()
+    assert filters == set(counts[0]) | MORE[0]
+    assert tests == set(counts[1]) | MORE[1]
+    assert functions | {"raise_exception", "strftime_now"} == set(counts[2]) | MORE[2]
+
+
+def test_all_that_published_templates_use_compiles():
+    filters, tests, _ = offered()
+    uses = [f"{{{{ x | {name} }}}}" for name in sorted(filters)]
+    uses += [f"{{{{ x is {name} }}}}" for name in sorted(tests) if name.isalpha() and name != "in"]
+    assert render("{% if false %}" + "".join(uses) + "{% endif %}ok") == "ok"
+
+
+@pytest.mark.parametrize(
+    "name", ["random", "pprint", "wordwrap", "attr", "truncate", "filesizeformat"]
+)
+def test_another_filter_is_an_error_that_names_it(name):
+    with pytest.raises(CheckpointError, match=rf"\(line 2\).*No filter named '{name}'\. Restore"):
+        render("\n{{ messages | " + name + " }}")
+
+
+@pytest.mark.parametrize("name", ["lipsum", "cycler", "joiner"])
+def test_another_function_is_undefined(name):
+    with pytest.raises(CheckpointError, match=f"'{name}' is undefined"):
+        render("{{ " + name + "(1) }}")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 'x'.center(1500000000) }}",
+        "{% set x = '%1500000000d' % 1 %}",
+        "{{ 'x' * 9999999999 }}",
+        "{{ [1] * 9999999999 }}",
+        "{{ messages | tojson(indent=999999999) }}",
+        "{% set n = namespace(s='01') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}"
+        "{% endfor %}",
+        "{% macro f(x) %}{{ x }}{{ x }}{% endmacro %}{% set n = namespace(s='01') %}"
+        "{% for i in range(40) %}{% set n.s = f(n.s) %}{% endfor %}",
+    ],
+)
+def test_a_template_that_takes_too_much_memory_is_ended(template):
+    with pytest.raises(CheckpointError, match="conversation: it needs more than 256 MiB of memory"):
+        render(template)
+    assert render("{{ messages[0].content }}") == "q"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3,
+        "{% set n = namespace(a=3) %}{% for i in range(40) %}{% set n.a = n.a * n.a %}{% endfor %}",
+    ],
+)
+def test_a_template_that_takes_too_much_time_is_ended(monkeypatch, template):
+    monkeypatch.setattr(chat_template, "TEMPLATE_CPU_SECONDS", 1)
+    with pytest.raises(
+        CheckpointError, match="conversation: it needs more than 1 s of processor time"
+    ):
+        render(template)
+
+
+def test_the_time_is_for_all_conversations_together(monkeypatch):
+    monkeypatch.setattr(chat_template, "TEMPLATE_CPU_SECONDS", 1)
+    loop = "{% for i in range(99999) %}{% for j in range(7) %}{% endfor %}{% endfor %}x"
+    template = ChatTemplate(loop, Path("t"))
+    with pytest.raises(CheckpointError, match=r"it needs more than \d s of processor time"):
+        for _ in range(100):
+            assert template.render(CHAT, {}) == "x"
+
+
+def test_a_template_that_writes_too_much_is_ended():
+    with pytest.raises(CheckpointError, match="SecurityError: more than 67,108,864 bytes written"):
+        render("{% for i in range(99999) %}{{ 'xxxxxxxx' * 999 }}{% endfor %}")
+
+
+def test_nothing_is_computed_while_a_template_is_compiled():
+    template = "{% if false %}{{ 'x'.center(1500000000) }}{{ 2 ** 9 ** 9 }}{% endif %}ok"
+    assert render(template) == "ok"
+
+
+def test_a_conversation_is_bounded():
+    message = [{"role": "user", "content": "x" * CONVERSATION_BYTES}]
+    with pytest.raises(UsageError, match="Give a shorter text"):
+        ChatTemplate("", Path("t")).render(message, {})
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.join }}",
+        "{{ [''.join] | string }}",
+        "{{ '%s' % [''.join] }}",
+        "{{ '{}'.format(''.join) }}",
+        "{{ ''.join ~ 'a' }}",
+        "{{ raise_exception }}",
+        "{{ strftime_now | upper }}",
+        "{{ range }}",
+        "{{ namespace(a=''.join) }}",
+        "{{ messages | map('upper') }}",
+        "{{ [messages | map(attribute='role')] | join }}",
+        "{{ messages | map(attribute='items') | list }}",
+        "{% for m in messages %}{{ loop.cycle }}{% endfor %}",
+        "{{ {'a': 1, 'b': 2}.keys() - {} }}",
+        "{% for x in {'a': 1, 'b': 2}.items() - [] %}{{ x }}{% endfor %}",
+    ],
+)
+def test_what_has_no_text_of_its_own_is_not_written(template):
+    with pytest.raises(CheckpointError, match="SecurityError: a .* of its own"):
+        render(template)
+
+
+def test_methods_and_iterators_can_be_used(tmp_path):
+    template = (
+        "{{ messages | map(attribute='role') | map('upper') | join('-') }}{{ '{}x'.format(1) }}"
+        "{% for k, v in messages[0].items() %}{{ k }}{% endfor %}{{ 'a,b'.split(',')[-1] }}"
+        "{% if messages | selectattr('role', 'equalto', 'nobody') %}always{% endif %}"
+        "{% set ns = namespace(n=5) %}{{ ns.n - 3 }}{{ range(3) | list }}{{ dict(a=1) }}"
+        "{% for m in messages %}{{ loop.index }}{{ loop.cycle('x', 'y') }}{% endfor %}"
+        "{{ messages[::-1] | length }}{{ {'b': 1, 'a': 2} | dictsort }}{{ [1, 1] | unique | list }}"
+    )
+    directory = write_tokenizer(tmp_path, config=tokenizer_config(chat_template=template))
+    theirs = transformers.AutoTokenizer.from_pretrained(str(directory))
+    ours = Tokenizer.from_dir(directory).render_chat(CHAT, add_generation_prompt=False)
+    assert ours == theirs.apply_chat_template(CHAT, tokenize=False)
+
+
+def test_no_clock_and_no_environment_reaches_a_text(monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    assert render("{{ strftime_now('%s %A %c') }}") == "1721952000 Friday Fri Jul 26 00:00:00 2024"
+
+
+@pytest.mark.parametrize(
+    ("template", "line"),
+    [("a\n{{ 1 / 0 }}", 2), ("\n\n{{ raise_exception('x') }}", 3), ("{% if %}", 1)],
+)
+def test_an_error_names_the_line(template, line):
+    with pytest.raises(CheckpointError, match=rf"chat_template.jinja .* \(line {line}\): "):
+        render(template)
+
+
+def test_reading_a_template_starts_no_process(tmp_path, monkeypatch):
+    def start(*_, **__):
+        raise AssertionError("a process was started")
+
+    chat_template._worker.close()
+    monkeypatch.setattr(chat_template._worker, "_running", start)
+    bomb = tokenizer_config(chat_template="{{ 'x'.center(1500000000) }}")
+    tokenizer = Tokenizer.from_dir(write_tokenizer(tmp_path, config=bomb))
+    assert tokenizer.has_chat_template
+    assert tokenizer.encode("Aa!", add_bos=False) == [32, 64, 0]
+    assert TEMPLATE_CPU_SECONDS == 5
