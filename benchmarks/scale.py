@@ -113,7 +113,8 @@ def write_sparse(
                 offset = start + entries[tensor]["data_offsets"][0]
                 for row in range(shape[0] if len(shape) > 1 else 1):
                     file.seek(offset + row * row_bytes)
-                    count = min(row_bytes, _PAGE) // 4
+                    # A norm is one row, and is written whole.
+                    count = (min(row_bytes, _PAGE) if len(shape) > 1 else row_bytes) // 4
                     file.write(random.standard_normal(count, dtype="float32").tobytes())
             file.truncate(start + position)
         total += position

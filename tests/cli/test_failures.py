@@ -62,6 +62,14 @@ def test_too_little_memory_says_what_to_do(err):
     )
 
 
+def test_a_package_that_is_missing_is_named_with_what_to_do():
+    result = fail_with(ModuleNotFoundError("No module named 'tokenizers'", name="tokenizers"))
+    assert result.exit_code == 1
+    assert "Error: The package tokenizers, which vacc-deploy needs, is not" in result.stderr
+    own = fail_with(ModuleNotFoundError("No module named 'vacc_deploy.x'", name="vacc_deploy.x"))
+    assert "Something unexpected" in own.stderr
+
+
 def test_a_full_disk_is_no_lack_of_memory():
     err = OSError(28, "No space left on device", "out of memory.bin")
     assert not is_memory_short(err)

@@ -95,6 +95,11 @@ def failure_of(err: BaseException, command: str, settings: dict[str, Any]) -> Co
             traceback.clear_frames(err.__traceback__)
     elif isinstance(err, OSError):
         message = _explain_system(err)
+    elif isinstance(err, ModuleNotFoundError) and not (err.name or "").startswith("vacc_deploy"):
+        message = (
+            f"The package {err.name}, which vacc-deploy needs, is not installed for "
+            f"{sys.executable}. Install vacc-deploy again there: its packages come with it."
+        )
     elif isinstance(err, RecursionError):
         message = (
             f"A value is nested too deeply for {_locate(err)}. Look for a file with very many "

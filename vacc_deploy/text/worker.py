@@ -282,7 +282,8 @@ def _too_much_memory(num_bytes: int) -> str:
 
 def _folder_of(library: str) -> str:
     spec = importlib.util.find_spec(library)
-    assert spec is not None and spec.origin is not None
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"No module named {library!r}", name=library)
     return str(Path(spec.origin).resolve().parents[1])
 
 
