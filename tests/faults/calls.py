@@ -136,7 +136,7 @@ def no_descriptors(base: Base, rng: random.Random) -> Case:
 
 def no_large_files(base: Base, rng: random.Random) -> Case:
     """Let no file be larger than a limit. What a run prints goes to a file too."""
-    size = int(4096 * 50 ** rng.random())
+    size = int(16384 * 12 ** rng.random())
 
     def act(layer: Layer, call: str, path: str) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))

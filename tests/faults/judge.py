@@ -100,6 +100,7 @@ class Expected:
         changed: paths of inputs that somebody else changes meanwhile, with what they may be then.
         codes: exit codes that are right beside 0.
         is_lenient: the message need not name a file, as where memory is short.
+        is_refused: the system refuses calls that change something.
         planted: what somebody else puts into the output meanwhile; none of it may be lost.
     """
 
@@ -109,6 +110,7 @@ class Expected:
     changed: dict[str, Collection[str]] = field(default_factory=dict)
     codes: Collection[int] = (1,)
     is_lenient: bool = False
+    is_refused: bool = False
     planted: Snapshot = field(default_factory=dict)
 
 
@@ -173,7 +175,9 @@ def find_problems(
             problems.append(
                 f"loss: the older output has another name, of which nothing is said: {others}"
             )
-        if state in (OLD, NEW) and outcome.code == 0 and _run_files(work, command.output):
+        # Of a finished output they do no harm, so a system that refuses to remove them is no error.
+        is_clear = expected.is_refused or not _run_files(work, command.output)
+        if state in (OLD, NEW) and outcome.code == 0 and not is_clear:
             problems.append("left: files of the run in the output")
     return state, problems
 
@@ -240,7 +244,9 @@ def _names_file(message: str, expected: Expected) -> bool:
         "out.yaml",
     }
     words = (word.strip(".,:;") for word in re.split(r"[\s'\"()]+", message))
-    return any("/" in word or word in names - {"model"} for word in words)
+    # "model" is also a word.
+    is_first = message.startswith("model ")
+    return is_first or any("/" in word or word in names - {"model"} for word in words)
 
 
 def commands_in(message: str) -> list[str]:

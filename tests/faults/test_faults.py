@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import runs
-from acts import error, send
+from acts import error, send, strike
 from calls import every_full_disk
 from fault import START, Fault
 from kinds import KINDS, is_tried
@@ -98,6 +98,18 @@ def test_an_older_output_that_does_not_get_its_name_back_is_named(stage, number,
     faults = (error("EDQUOT", "rename", number, lasts=lasts),)
     case = Case("full disk", COMMANDS["prepare"], OVERWRITE, faults=(faults,))
     try_all(stage, [case])
+
+
+@pytest.mark.parametrize("is_after", [False, True])
+def test_a_signal_while_an_older_output_gets_its_name_back(stage, is_after):
+    fault = strike("SIGHUP", "rename", 3, is_after=is_after)
+    case = Case("SIGHUP", COMMANDS["prepare"], OVERWRITE, faults=((fault,),), codes=(129,))
+    try_all(stage, [case])
+
+
+def test_a_check_of_the_error_that_fails_too_ends_without_a_traceback(stage):
+    faults = (error("EACCES", "stat", 300, lasts=True),)
+    try_all(stage, [Case("read error", COMMANDS["prepare"], OVERWRITE, faults=(faults,))])
 
 
 def test_an_older_output_that_cannot_be_removed_is_named(stage):
