@@ -200,14 +200,14 @@ def fail_without_a_word(*_):
         (read_what_is_outside, "escape: it opened"),
         (print_a_traceback, "traceback: ValueError: never mind"),
         (end_otherwise, "code: 7"),
-        (wait_for_ever, "hang: still running after 2 s"),
+        (wait_for_ever, "hang: still running after 1 s"),
         (leave_something, "left: exit code 0"),
         (fail_without_a_word, "message: it names no file"),
     ],
 )
 def test_the_harness_finds(stage, monkeypatch, change, problem):
     if change is wait_for_ever:
-        monkeypatch.setattr(runs, "LIMIT_SECONDS", 2.0)
+        monkeypatch.setattr(runs, "LIMIT_SECONDS", 1.0)
     faults = [broken(change)]
     if change is remove_the_older_output_first:
         faults.append(Fault("rename", 1, send(signal.SIGKILL), "SIGKILL", about="/out.partial"))
