@@ -23,6 +23,7 @@ from play import Case, play
 from runs import COMMANDS
 from stage import FRESH, OVERWRITE, READ, RESUME, Stage
 
+from vacc_deploy.cli.signals import SignalGuard
 from vacc_deploy.errors import OutputError
 from vacc_deploy.outputs import files
 from vacc_deploy.outputs import output as output_module
@@ -97,6 +98,21 @@ def test_an_older_output_that_does_not_get_its_name_back_is_named(stage, number,
     # Renames 1 to 3 are trials; 4 and 5 put the new output in its place.
     faults = (error("EDQUOT", "rename", number, lasts=lasts),)
     case = Case("full disk", COMMANDS["prepare"], OVERWRITE, faults=(faults,))
+    try_all(stage, [case])
+
+
+def test_a_signal_as_soon_as_it_is_watched_for(stage):
+    def change():
+        plain = SignalGuard._watch
+
+        def watch(guard, reader):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+            plain(guard, reader)
+
+        SignalGuard._watch = watch
+
+    case = Case("SIGTERM", COMMANDS["yaml"], OVERWRITE, faults=((broken(change),),), codes=(143,))
     try_all(stage, [case])
 
 
