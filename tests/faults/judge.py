@@ -151,7 +151,11 @@ def find_problems(
     after = take_snapshot(sandbox)
     work = below(after, work_in(sandbox).name)
     state = state_of(command, work, expected)
-    problems = [*_find_losses(command, after, expected), *_find_misstatements(outcome, expected)]
+    unplanted = {path for call, path in outcome.trace if call == "unplanted"}
+    problems = [
+        *_find_losses(command, after, expected, unplanted),
+        *_find_misstatements(outcome, expected),
+    ]
     if state == HALF:
         problems.append("half: what has the output's name is neither the old one nor the new one")
     if expected.old and state == NONE:
@@ -187,8 +191,13 @@ def _run_files(work: Snapshot, output: str) -> list[str]:
     return sorted(inner.keys() - without_run_files(inner).keys())
 
 
-def _find_losses(command: Command, after: Snapshot, expected: Expected) -> list[str]:
-    """Return a line for each thing that is nobody's business but was touched."""
+def _find_losses(
+    command: Command, after: Snapshot, expected: Expected, unplanted: Collection[str]
+) -> list[str]:
+    """Return a line for each thing that is nobody's business but was touched.
+
+    ``unplanted`` is what nobody has put into the output after all.
+    """
     problems = []
     for path in sorted(after.keys() | expected.start.keys()):
         parts = path.split("/")
@@ -203,10 +212,10 @@ def _find_losses(command: Command, after: Snapshot, expected: Expected) -> list[
     secret = expected.start.get("outside/secret.txt")
     leaks = [path for path, what in after.items() if what == secret and path.startswith("work/")]
     problems += [f"escape: {path} holds a file from outside" for path in leaks]
-    lost = expected.planted.items() - {
-        (path, what) for path, what in expected.planted.items() if what in after.values()
-    }
-    return [*problems, *(f"loss: {path}, which the user put into the output" for path, _ in lost)]
+    there = {*after.values()}
+    lost = [path for path, what in expected.planted.items() if what not in there]
+    lost = [path for path in lost if path not in unplanted]
+    return [*problems, *(f"loss: {path}, which the user put into the output" for path in lost)]
 
 
 def _find_misstatements(outcome: Outcome, expected: Expected) -> list[str]:
