@@ -70,8 +70,8 @@ def explain_unreadable(path: Path, err: OSError, *, otherwise: str = "") -> str:
     place = closed or path
     reason, owner, is_own = _look(place, path)
     if is_own:
-        advice = f"Run {_chmod('u+rx' if place.is_dir() else 'u+r', place)}, then rerun."
-    elif closed or place.is_dir():
+        advice = f"Run {_chmod('u+rx' if os.path.isdir(place) else 'u+r', place)}, then rerun."
+    elif closed or os.path.isdir(place):
         advice = f"Ask {owner} for access to {place}, or for a copy elsewhere."
     else:
         advice = f"Ask {owner} to run {_chmod('a+r', place)}, or for a copy elsewhere."
@@ -107,7 +107,8 @@ def is_circle(path: Path) -> bool:
 def explain_denied(path: Path) -> str:
     """Return the sentences of an error of which no more is known than the file it was about."""
     place = _find_closed_directory(path) or path
-    place = place if place.exists() else place.parent
+    # What the system refuses to tell counts as missing.
+    place = place if os.path.exists(place) else place.parent
     reason, owner, is_own = _look(place, path)
     # Whether it was to be read or written is not known. X: of a directory, also to enter it.
     advice = f"Run {_chmod('u+rwX', place)}, then rerun." if is_own else f"Ask {owner} for access."

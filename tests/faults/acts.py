@@ -47,7 +47,13 @@ def strike_after(name: str, seconds: float) -> Fault:
     """Return the fault that a signal comes at a moment."""
 
     def act(layer: Layer, call: str, path: str) -> None:
-        timer = threading.Timer(seconds, os.kill, (os.getpid(), getattr(signal, name)))
+        def kill() -> None:
+            # Before that it is the system's matter, as while the interpreter starts.
+            while signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+                time.sleep(0.001)
+            os.kill(os.getpid(), getattr(signal, name))
+
+        timer = threading.Timer(seconds, kill)
         timer.daemon = True
         timer.start()
 

@@ -90,12 +90,13 @@ class Layer:
         trace: kind and path of every call that was counted, the path from the root on.
         work: where the command runs.
         pause: waits for whoever started this process.
+        tell: tells the judge of something, by kind and path.
 
     Args:
         root: the sandbox. Its folder "outside", but for the home in it, is nobody's business.
         faults: what is to happen.
         pause: see above.
-        tell: learns of every file outside that is opened.
+        tell: see above; learns also of every file outside that is opened.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class Layer:
         pause: Callable[[], None],
         tell: Callable[[str, str], None],
     ) -> None:
-        self._tell = tell
+        self.tell = tell
         self.work, self._root = os.path.join(root, "work"), os.path.join(root, "")
         self._faults, self.pause = faults, pause
         self.trace: list[tuple[str, str]] = []
@@ -123,7 +124,7 @@ class Layer:
     def _hit(self, call: str, path: str) -> list[Fault]:
         """Count a call; return what happens at it."""
         if path.startswith(f"{self._root}outside/") and call in ("open", "create", "readlink"):
-            self._tell("escape", path)
+            self.tell("escape", path)
         with self._lock:
             self.trace.append((call, path[len(self._root) :]))
             hits = []

@@ -100,6 +100,7 @@ class Expected:
         changed: paths of inputs that somebody else changes meanwhile, with what they may be then.
         codes: exit codes that are right beside 0.
         is_lenient: the message need not name a file, as where memory is short.
+        is_refused: the system refuses calls that change something.
         planted: what somebody else puts into the output meanwhile; none of it may be lost.
     """
 
@@ -109,6 +110,7 @@ class Expected:
     changed: dict[str, Collection[str]] = field(default_factory=dict)
     codes: Collection[int] = (1,)
     is_lenient: bool = False
+    is_refused: bool = False
     planted: Snapshot = field(default_factory=dict)
 
 
@@ -149,7 +151,11 @@ def find_problems(
     after = take_snapshot(sandbox)
     work = below(after, work_in(sandbox).name)
     state = state_of(command, work, expected)
-    problems = [*_find_losses(command, after, expected), *_find_misstatements(outcome, expected)]
+    unplanted = {path for call, path in outcome.trace if call == "unplanted"}
+    problems = [
+        *_find_losses(command, after, expected, unplanted),
+        *_find_misstatements(outcome, expected),
+    ]
     if state == HALF:
         problems.append("half: what has the output's name is neither the old one nor the new one")
     if expected.old and state == NONE:
@@ -173,7 +179,9 @@ def find_problems(
             problems.append(
                 f"loss: the older output has another name, of which nothing is said: {others}"
             )
-        if state in (OLD, NEW) and outcome.code == 0 and _run_files(work, command.output):
+        # Of a finished output they do no harm, so a system that refuses to remove them is no error.
+        is_clear = expected.is_refused or not _run_files(work, command.output)
+        if state in (OLD, NEW) and outcome.code == 0 and not is_clear:
             problems.append("left: files of the run in the output")
     return state, problems
 
@@ -183,8 +191,13 @@ def _run_files(work: Snapshot, output: str) -> list[str]:
     return sorted(inner.keys() - without_run_files(inner).keys())
 
 
-def _find_losses(command: Command, after: Snapshot, expected: Expected) -> list[str]:
-    """Return a line for each thing that is nobody's business but was touched."""
+def _find_losses(
+    command: Command, after: Snapshot, expected: Expected, unplanted: Collection[str]
+) -> list[str]:
+    """Return a line for each thing that is nobody's business but was touched.
+
+    ``unplanted`` is what nobody has put into the output after all.
+    """
     problems = []
     for path in sorted(after.keys() | expected.start.keys()):
         parts = path.split("/")
@@ -199,10 +212,10 @@ def _find_losses(command: Command, after: Snapshot, expected: Expected) -> list[
     secret = expected.start.get("outside/secret.txt")
     leaks = [path for path, what in after.items() if what == secret and path.startswith("work/")]
     problems += [f"escape: {path} holds a file from outside" for path in leaks]
-    lost = expected.planted.items() - {
-        (path, what) for path, what in expected.planted.items() if what in after.values()
-    }
-    return [*problems, *(f"loss: {path}, which the user put into the output" for path, _ in lost)]
+    there = {*after.values()}
+    lost = [path for path, what in expected.planted.items() if what not in there]
+    lost = [path for path in lost if path not in unplanted]
+    return [*problems, *(f"loss: {path}, which the user put into the output" for path in lost)]
 
 
 def _find_misstatements(outcome: Outcome, expected: Expected) -> list[str]:
@@ -240,7 +253,9 @@ def _names_file(message: str, expected: Expected) -> bool:
         "out.yaml",
     }
     words = (word.strip(".,:;") for word in re.split(r"[\s'\"()]+", message))
-    return any("/" in word or word in names - {"model"} for word in words)
+    # "model" is also a word.
+    is_first = message.startswith("model ")
+    return is_first or any("/" in word or word in names - {"model"} for word in words)
 
 
 def commands_in(message: str) -> list[str]:

@@ -80,11 +80,11 @@ def user_works_there(base: Base, rng: random.Random) -> Case:
         target = Path(layer.work, output)
         # Between two renames there is nothing that the user could open.
         if base.old and not target.exists():
+            layer.tell("unplanted", name)
             return
         target.mkdir(exist_ok=True)
         (target / name).unlink(missing_ok=True)
         (target / name).write_text(content, "utf-8")
-        Path(f"{layer.work}/../../planted").touch()
 
     fault = Fault(call, number, act, f"the user writes {output}/{name}")
     return make_case("user in the output", base, fault, planted=((name, content),), is_stuck=True)

@@ -112,6 +112,7 @@ def _play(base: Base, case: Case, sandbox: Path, verdict: Verdict) -> None:
         codes={*case.codes, *({3} if base.code == 3 else ())},
         is_lenient=case.is_lenient,
     )
+    expected.is_refused = case.kind == "write error"
     expected.planted = {
         path: hashlib.sha256(text.encode()).hexdigest() for path, text in case.planted
     }
@@ -219,7 +220,7 @@ def _recover(base: Base, case: Case, sandbox: Path, expected: Expected, verdict:
             source = work_in(base.sandbox) / name
             copy_tree(source, target) if source.is_dir() else shutil.copy2(source, target)
         expected.changed.clear()
-    expected.codes, expected.is_lenient = (), False
+    expected.codes, expected.is_lenient, expected.is_refused = (), False, False
     arguments = next_arguments(base, sandbox)
     outcome = run(arguments, sandbox, tag="next")
     if case.change is not None and outcome.code == 1 and "--resume" in arguments:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import runs
-from acts import error, send
+from acts import error, send, strike
 from calls import every_full_disk
 from fault import START, Fault
 from kinds import KINDS, is_tried
@@ -23,6 +23,7 @@ from play import Case, play
 from runs import COMMANDS
 from stage import FRESH, OVERWRITE, READ, RESUME, Stage
 
+from vacc_deploy.cli.signals import SignalGuard
 from vacc_deploy.errors import OutputError
 from vacc_deploy.outputs import files
 from vacc_deploy.outputs import output as output_module
@@ -98,6 +99,33 @@ def test_an_older_output_that_does_not_get_its_name_back_is_named(stage, number,
     faults = (error("EDQUOT", "rename", number, lasts=lasts),)
     case = Case("full disk", COMMANDS["prepare"], OVERWRITE, faults=(faults,))
     try_all(stage, [case])
+
+
+def test_a_signal_as_soon_as_it_is_watched_for(stage):
+    def change():
+        plain = SignalGuard._watch
+
+        def watch(guard, reader):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.05)
+            plain(guard, reader)
+
+        SignalGuard._watch = watch
+
+    case = Case("SIGTERM", COMMANDS["yaml"], OVERWRITE, faults=((broken(change),),), codes=(143,))
+    try_all(stage, [case])
+
+
+@pytest.mark.parametrize("is_after", [False, True])
+def test_a_signal_while_an_older_output_gets_its_name_back(stage, is_after):
+    fault = strike("SIGHUP", "rename", 3, is_after=is_after)
+    case = Case("SIGHUP", COMMANDS["prepare"], OVERWRITE, faults=((fault,),), codes=(129,))
+    try_all(stage, [case])
+
+
+def test_a_check_of_the_error_that_fails_too_ends_without_a_traceback(stage):
+    faults = (error("EACCES", "stat", 300, lasts=True),)
+    try_all(stage, [Case("read error", COMMANDS["prepare"], OVERWRITE, faults=(faults,))])
 
 
 def test_an_older_output_that_cannot_be_removed_is_named(stage):
@@ -188,14 +216,14 @@ def fail_without_a_word(*_):
         (read_what_is_outside, "escape: it opened"),
         (print_a_traceback, "traceback: ValueError: never mind"),
         (end_otherwise, "code: 7"),
-        (wait_for_ever, "hang: still running after 2 s"),
+        (wait_for_ever, "hang: still running after 1 s"),
         (leave_something, "left: exit code 0"),
         (fail_without_a_word, "message: it names no file"),
     ],
 )
 def test_the_harness_finds(stage, monkeypatch, change, problem):
     if change is wait_for_ever:
-        monkeypatch.setattr(runs, "LIMIT_SECONDS", 2.0)
+        monkeypatch.setattr(runs, "LIMIT_SECONDS", 1.0)
     faults = [broken(change)]
     if change is remove_the_older_output_first:
         faults.append(Fault("rename", 1, send(signal.SIGKILL), "SIGKILL", about="/out.partial"))

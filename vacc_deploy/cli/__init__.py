@@ -140,15 +140,16 @@ for _command in (
 def main() -> None:
     """Run the command line; the console script's entry point."""
     guard = SignalGuard()
-    guard.install()
-    threading.excepthook = report_thread
-    if not sys.warnoptions:
-        # Those of libraries are for programmers; ours are notes.
-        warnings.simplefilter("ignore")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A path that is not valid UTF-8 is printed as its escape, which JSON reads too.
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        # Inside: a signal may come as soon as it is watched for.
+        guard.install()
+        threading.excepthook = report_thread
+        if not sys.warnoptions:
+            # Those of libraries are for programmers; ours are notes.
+            warnings.simplefilter("ignore")
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A path that is not valid UTF-8 is printed as its escape, which JSON reads too.
+            sys.stdout.reconfigure(errors="backslashreplace")
         # False: click would print wrong usage itself, without the JSON object.
         code = cli.main(standalone_mode=False, obj=guard)
     except click.ClickException as err:

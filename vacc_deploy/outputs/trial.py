@@ -194,16 +194,23 @@ def _try_to_replace(output_dir: Path, target: Path) -> None:
         ) from err
     finally:
         # Also after an interruption: the user must not be without it.
-        if aside.exists() and not target.exists():
+        try:
             _give_name_back(aside, target)
+        except KeyboardInterrupt:  # only the first signal counts
+            _give_name_back_at_last(aside, target)
+            raise
+        except OSError:  # perhaps a moment's fault
+            _give_name_back_at_last(aside, target)
 
 
 def _give_name_back(aside: Path, target: Path) -> None:
-    try:
-        with suppress(OSError):  # what failed once may have been a moment's fault
-            aside.rename(target)
-            return
+    if aside.exists() and not target.exists():
         aside.rename(target)
+
+
+def _give_name_back_at_last(aside: Path, target: Path) -> None:
+    try:
+        _give_name_back(aside, target)
     except OSError as err:
         way = shlex.join(["mv", str(aside), str(target)])
         raise OutputError(
