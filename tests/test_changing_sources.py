@@ -77,9 +77,14 @@ def test_prepare_of_any_file_that_changes_at_any_moment(source, tmp_path, name, 
 
 
 def test_a_file_that_comes_while_weights_are_read(source, tmp_path):
-    (source / "README.md").unlink()
-    at = ChangeAt(lambda: (source / "README.md").write_text("new"), "Checking weights")
-    check_refused(source / "README.md", lambda: prepare(source, output=tmp_path / "o", progress=at))
+    name = "special_tokens_map.json"
+    (source / name).unlink(missing_ok=True)
+    at = ChangeAt(lambda: (source / name).write_text("{}"), "Checking weights")
+    check_refused(source / name, lambda: prepare(source, output=tmp_path / "o", progress=at))
+    (source / name).unlink()
+    # A document is read by no program.
+    at = ChangeAt(lambda: (source / "NOTICE").write_text("new"), "Checking weights")
+    prepare(source, output=tmp_path / "n", progress=at)
     # Without an index every weight file counts; with one a new file is none of the model's.
     new = source / "extra.safetensors"
     at = ChangeAt(partial(shutil.copy, source / SHARD, new), "Checking weights")

@@ -65,7 +65,8 @@ def explain_unreadable(path: Path, err: OSError, *, otherwise: str = "") -> str:
             helps against what the system said.
     """
     if not is_denied(err):
-        return f"{path} cannot be read: {err.strerror or err}. {otherwise or advise(err)}"
+        reason = str(err.strerror or err).rstrip(".")
+        return f"{path} cannot be read: {reason}. {otherwise or advise(err)}"
     closed = _find_closed_directory(path)
     place = closed or path
     reason, owner, is_own = _look(place, path)

@@ -24,7 +24,7 @@ _KINDS = (
 )
 # File systems that may number a file anew while it stays the same: after the kernel has forgotten
 # it, or, on an overlay, once a hard link to it is made. fuseblk is NTFS and the like, which do not.
-_NUMBERED_ANEW = re.compile(r"fuse|fuse\..*|overlay|aufs|9p|cifs|smb3?|vboxsf")
+_NUMBERED_ANEW = re.compile(r"fuse|fuse\..*|overlay|aufs|9p|cifs|smb3?|vboxsf|virtiofs|fakeowner")
 _MOUNTS = Path("/proc/self/mountinfo")
 
 

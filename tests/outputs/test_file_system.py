@@ -16,7 +16,7 @@ from written_outputs import list_files
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
 from vacc_deploy.errors import OutputError
 from vacc_deploy.graphs import trace
-from vacc_deploy.outputs import file_system, trial
+from vacc_deploy.outputs import file_system, text_file, trial
 from vacc_deploy.outputs.file_system import check_space, sync_directory
 from vacc_deploy.outputs.output import output_directory
 from vacc_deploy.outputs.output_rules import check_output
@@ -250,6 +250,23 @@ def test_a_small_file_is_written_where_it_stands_if_it_cannot_be_renamed(
         f"the file system of {path} cannot rename ({os.strerror(number)}), so the file was written "
         "in its place and not all at once."
     ]
+
+
+def test_a_small_file_stays_where_neither_a_rename_nor_the_new_one_works(tmp_path, monkeypatch):
+    path, plain = tmp_path / "a.yaml", text_file.write_text
+    path.write_text(older := seal_text("# ours, old\n"))
+    refuse(monkeypatch, "replace", errno.ENOSYS)
+
+    def write_half(target, text):
+        if target == path:
+            path.write_text(text[:3])
+            raise error(errno.ENOSPC)
+        return plain(target, text)
+
+    monkeypatch.setattr(text_file, "write_text", write_half)
+    with pytest.raises(OSError, match="No space left"):
+        replace_text(path, "# ours", overwrite=True, head="# ours")
+    assert path.read_text() == older and names(tmp_path) == ["a.yaml"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EROFS, errno.EIO, errno.EPERM])

@@ -335,3 +335,56 @@ def test_times_of_a_run_carry_a_seal(out):
     times.unlink()
     os.mkfifo(times)
     assert problems(out) == [f"quantize_timing.json: {CHANGED}"]
+
+
+def test_what_changes_while_the_output_is_read_stays(out, monkeypatch):
+    plain = proof._hash
+
+    def hash_and_edit(path):
+        (out / MANIFEST_NAME).write_text("notes of a user")
+        return plain(path)
+
+    monkeypatch.setattr(proof, "_hash", hash_and_edit)
+    assert remove_proven(out) == [f"{MANIFEST_NAME}: {CHANGED}"]
+    assert (out / MANIFEST_NAME).read_text() == "notes of a user"
+
+
+def test_two_names_of_one_file_go_both(tmp_path):
+    directory = tmp_path / "out"
+    directory.mkdir()
+    (directory / "LICENSE").write_text("text")
+    os.link(directory / "LICENSE", directory / "LICENSE.txt")
+    list_files(directory)
+    assert remove_proven(directory) == [] and not directory.exists()
+
+
+def test_what_is_left_of_an_older_output_gets_no_name_back(tmp_path):
+    left = tmp_path / ".out.replaced-7"
+    left.mkdir()
+    (left / "notes.txt").write_text("mine")
+    with output_directory(tmp_path / "out") as folder:
+        (folder / "new.txt").write_text("new")
+    assert os.listdir(tmp_path / "out") == ["new.txt"]
+    assert (left / "notes.txt").read_text() == "mine"
+
+
+def test_a_leftover_with_the_number_of_this_process_blocks_no_run(out):
+    left = out.with_name(f".out.replaced-{os.getpid()}")
+    left.mkdir()
+    (left / "notes.txt").write_text("mine")
+    with output_directory(out, overwrite=True) as folder:
+        (folder / "new.txt").write_text("new")
+    assert os.listdir(out) == ["new.txt"] and (left / "notes.txt").read_text() == "mine"
+    assert not list(out.parent.glob(f".out.replaced-{os.getpid() + 1}"))
+
+
+def test_an_older_output_that_another_run_removes_meanwhile_is_no_error(out, monkeypatch):
+    aside = out.with_name(".out.replaced-7")
+    shutil.copytree(out, aside)
+
+    def vanish(path):
+        shutil.rmtree(aside)
+        raise FileNotFoundError(errno.ENOENT, "gone", str(path))
+
+    monkeypatch.setattr(proof, "_doubt", lambda file, names: vanish(file.path))
+    output.remove_leftovers(out)

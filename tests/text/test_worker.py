@@ -145,3 +145,13 @@ def test_reading_a_file_again_takes_no_time_of_its_own(worker):
             session.request({"op": "render"}, b"{}", seconds=0, num_bytes=1 << 28, limit=99)
     for session in sessions:
         assert 5 - session._seconds < 2 * session._load_seconds + 0.1
+
+
+def test_a_process_that_ends_twice_before_it_answers_is_an_error(monkeypatch):
+    def end(*arguments):
+        raise worker_module._IdleError
+
+    one = Worker("template_job.py", ("jinja2",))
+    monkeypatch.setattr(one, "_exchange", end)
+    with pytest.raises(WorkerError, match="ends before it answers"):
+        one.request({"op": "load"}, b"", seconds=1, num_bytes=1, limit=0)

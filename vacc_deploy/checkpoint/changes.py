@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vacc_deploy.checkpoint.causes import SINGLE_FILE, find_weight_files
 from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.checkpoint.small_files import DOCUMENTS
 from vacc_deploy.errors import CheckpointError, StoppedError, list_problems
 from vacc_deploy.stamps import explain_change, find_change
 
@@ -23,7 +24,12 @@ def find_changes(checkpoint: Checkpoint) -> list[str]:
     """
     directory, shards = checkpoint.directory, checkpoint.shards
     stamps = {**checkpoint.stamps, **{name: shard.stamp for name, shard in shards.items()}}
-    changes = {name: find_change(directory / name, stamp) for name, stamp in stamps.items()}
+    changes = {
+        name: find_change(directory / name, stamp)
+        for name, stamp in stamps.items()
+        # No program reads these. Who copies one compares it then.
+        if name not in DOCUMENTS
+    }
     # Without an index every weight file counts.
     if not checkpoint.has_index and SINGLE_FILE not in shards and directory.is_dir():
         changes |= {

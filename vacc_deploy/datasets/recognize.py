@@ -14,6 +14,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from vacc_deploy.bounds import HEADER_BYTES
 from vacc_deploy.datasets.ceval import CHOICES
 from vacc_deploy.datasets.chat import is_chat
 from vacc_deploy.datasets.extras import find_package, how_to_install
@@ -189,7 +190,7 @@ def _recognize_bytes(head: bytes, path: Path) -> Recognized | None:
             return Recognized(what, advice=_fill_in(advice, path))
     if head[257:262] == b"ustar":
         return Recognized("a tar archive", advice=_UNPACK)
-    if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < 100_000_000:
+    if head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < HEADER_BYTES:
         return Recognized("a safetensors file of weights", advice=_NO_TEXT)
     if encoding := _wide_encoding(head):
         what = f"{encoding} text"

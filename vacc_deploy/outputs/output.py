@@ -18,7 +18,7 @@ from vacc_deploy.outputs.partial import (
     partial_path,
     refuse_kept,
 )
-from vacc_deploy.outputs.proof import remove_proven
+from vacc_deploy.outputs.proof import is_whole, remove_proven
 from vacc_deploy.outputs.run_files import is_run_file
 from vacc_deploy.outputs.trial import aside_path, clear_trials, find_replaced, try_renames
 from vacc_deploy.permissions import real_path
@@ -154,7 +154,14 @@ def remove_leftovers(output_dir: Path, say: Say = ignore) -> None:
     target = real_path(output_dir)
     _remove_run_files(target)
     for aside in find_replaced(target):
-        if target.exists() and (problems := remove_proven(aside)):
+        problems = list[str]()
+        try:
+            problems = remove_proven(aside) if target.exists() else []
+        except FileNotFoundError:  # another run has removed it
+            continue
+        except OSError as err:
+            problems = [str(err)]
+        if problems:
             say(
                 f"{aside} holds what stays of an older output ({name_some(problems, 3)}). Move "
                 "away what is yours, then remove it."
@@ -173,11 +180,11 @@ def _recover_replaced(target: Path, say: Say) -> None:
     """Finish what a run killed while replacing an older output left; needs the lock.
 
     Killed between the two renames, the older output has no name of its own: it gets its name back.
-    Killed after them, it is removed.
+    Killed after them, it is removed. What stayed of one that was removed in part gets none.
     """
     clear_trials(target)
     for aside in find_replaced(target):
-        if not os.path.lexists(target):
+        if not os.path.lexists(target) and is_whole(aside):
             aside.rename(target)
             sync_directory(target.parent)
     if target.exists():

@@ -19,8 +19,9 @@ from typing import Any
 from vacc_deploy.bounds import MANIFEST_BYTES
 from vacc_deploy.checkpoint.fingerprint import fingerprint_file
 from vacc_deploy.checkpoint.manifest import FORMAT_VERSION, MANIFEST_NAME
+from vacc_deploy.checkpoint.small_files import DOCUMENTS
 from vacc_deploy.errors import CheckpointError, name_some
-from vacc_deploy.json_files import read_bounded, read_json
+from vacc_deploy.json_files import parse_json, read_bounded
 from vacc_deploy.outputs.file_system import State, state_of
 from vacc_deploy.outputs.run_files import is_run_file
 from vacc_deploy.outputs.seal import has_seal, is_canonical, is_sealed_json
@@ -80,31 +81,37 @@ def prove(directory: Path, progress: Progress = SILENT) -> Proof:
     if total:
         progress.start("Checking the older output", total, "bytes")
     for file in listed:
+        # Before it is judged: what changes from now on is seen right before it would go.
+        state = state_of(file.path)
         if reason := _doubt(file, names):
             proof.problems.append(f"{file.name}: {reason}")
         else:
-            proof.states[file.path] = state_of(file.path)
+            proof.states.setdefault(file.path, state)
         if size := _bytes_to_read(file):
             progress.advance(size, file.name)
     if total:
         progress.finish()
     for path in _manifests(directory, proof):
-        state = proof.states.pop(path) if path in proof.states else state_of(path)
-        proof.states[path] = state  # now the last
+        proof.states[path] = proof.states.pop(path)  # now the last
     return proof
 
 
 def remove_proven(directory: Path) -> list[str]:
-    """Remove an output; return what is not proven, and then nothing was removed.
+    """Remove an output, but nothing where something in it is not proven; return what stays.
 
-    Each file is looked at again right before it goes.
+    Each file is looked at again right before it goes. What has changed since it was proven stays,
+    and the manifest with it.
     """
     proof = prove(directory)
     if proof.problems:
         return proof.problems
+    names = Counter(state[:2] for state in proof.states.values())
     for path, state in proof.states.items():
         try:
-            if state_of(path) != state:
+            found = state_of(path)
+            # The last time is that of the last name of the file that went.
+            count = -1 if names[state[:2]] > 1 else None
+            if found[:count] != state[:count]:
                 proof.problems.append(f"{path.relative_to(directory)}: {_CHANGED}")
             elif path.name != MANIFEST_NAME or not proof.problems:
                 path.unlink()
@@ -127,6 +134,8 @@ def _list_directory(directory: Path, below: str, proof: Proof, listed: list[_Lis
 
     Names come from the directory only, so a manifest leads to no other place.
     """
+    if os.path.lexists(directory / MANIFEST_NAME):
+        proof.states[directory / MANIFEST_NAME] = state_of(directory / MANIFEST_NAME)
     manifest, reason = _read_manifest(directory)
     if reason:
         others = sorted(path.name for path in directory.iterdir() if path.name != MANIFEST_NAME)
@@ -137,7 +146,8 @@ def _list_directory(directory: Path, below: str, proof: Proof, listed: list[_Lis
     entries, timing = manifest.get("files", {}), f"{manifest.get('command')}_timing.json"
     for path in sorted(directory.iterdir()):
         name, mode = f"{below}{path.name}", path.lstat().st_mode
-        if stat.S_ISDIR(mode) and f"{path.name}/{MANIFEST_NAME}" in entries:
+        # No output is nested deeper than this.
+        if stat.S_ISDIR(mode) and not below and f"{path.name}/{MANIFEST_NAME}" in entries:
             inner, entry = path / MANIFEST_NAME, entries[f"{path.name}/{MANIFEST_NAME}"]
             if os.path.lexists(inner):
                 listed.append(_Listed(inner, f"{name}/{MANIFEST_NAME}", entry))
@@ -150,8 +160,8 @@ def _list_directory(directory: Path, below: str, proof: Proof, listed: list[_Lis
         elif path.name == MANIFEST_NAME:
             continue
         elif path.name == timing:
-            proof.problems += [] if _is_sealed(path) else [f"{name}: {_CHANGED}"]
             proof.states[path] = state_of(path)
+            proof.problems += [] if _is_sealed(path) else [f"{name}: {_CHANGED}"]
         elif path.name in entries:
             listed.append(_Listed(path, name, entries[path.name]))
         else:
@@ -173,15 +183,27 @@ def _read_manifest(directory: Path) -> tuple[dict[str, Any], str]:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return {}, "not a file"
-        manifest = read_json(path, limit_bytes=MANIFEST_BYTES)
         data = read_bounded(path, MANIFEST_BYTES)
-    except CheckpointError as err:
+        manifest = parse_json(data)
+    except (CheckpointError, ValueError) as err:
         return {}, str(err).removeprefix(f"{path} ").split(". ")[0][:200]
     if not isinstance(manifest, dict) or not _is_ours(manifest):
         return {}, f"no manifest of vacc-deploy in format {FORMAT_VERSION}"
+    return (manifest, "") if _is_as_written(data, manifest) else ({}, _CHANGED)
+
+
+def _is_as_written(data: bytes, values: dict[str, Any]) -> bool:
     # Earlier versions wrote no seal.
-    is_unchanged = (is_sealed_json if has_seal(manifest) else is_canonical)(data, manifest)
-    return (manifest, "") if is_unchanged else ({}, _CHANGED)
+    return (is_sealed_json if has_seal(values) else is_canonical)(data, values)
+
+
+def is_whole(directory: Path) -> bool:
+    """Return whether a directory is empty, or an output that lacks nothing but documents."""
+    if not any(directory.iterdir()):
+        return True
+    manifest, reason = _read_manifest(directory)
+    names = [name for name in manifest.get("files", {}) if name not in DOCUMENTS]
+    return not reason and bool(names) and all(os.path.lexists(directory / name) for name in names)
 
 
 def _is_ours(manifest: dict[str, Any]) -> bool:
@@ -200,11 +222,11 @@ def _is_sealed(path: Path) -> bool:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return False
-        values = read_json(path, limit_bytes=MANIFEST_BYTES)
         data = read_bounded(path, MANIFEST_BYTES)
-    except CheckpointError:
+        values = parse_json(data)
+    except (CheckpointError, ValueError):
         return False
-    return isinstance(values, dict) and is_sealed_json(data, values)
+    return isinstance(values, dict) and _is_as_written(data, values)
 
 
 def _is_linked(entry: Any) -> bool:

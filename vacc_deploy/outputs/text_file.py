@@ -22,7 +22,7 @@ from vacc_deploy.outputs.file_system import (
     sync_directory,
 )
 from vacc_deploy.outputs.seal import is_sealed_text
-from vacc_deploy.outputs.writer import remove_abandoned, write_text
+from vacc_deploy.outputs.writer import remove_abandoned, write_bytes, write_text
 from vacc_deploy.permissions import explain_unwritable, is_denied
 
 # A file system that has no rename, or none onto a name that is taken.
@@ -46,6 +46,7 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str, say: Say 
     """
     check_parent(path.parent)
     check_name(path, _ADDED_BYTES)
+    before = _state_of(path)
     if os.path.lexists(path):
         if not path.is_file():
             raise OutputError(f"{path} exists and is not a file. Choose another --output.")
@@ -56,7 +57,6 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str, say: Say 
                 f"{path} {reason}, so --overwrite will not replace it. Remove it yourself, or "
                 "choose another --output."
             )
-    before = _state_of(path)
     remove_abandoned(path)
     # Beside the target: a rename is atomic within one file system only.
     tag = f"{host_tag()}{secrets.token_hex(4)}"
@@ -115,8 +115,15 @@ def _rename(partial: Path, path: Path, text: str, say: Say) -> None:
     except OSError as err:
         if err.errno not in _NO_RENAME:
             raise
+        older = path.read_bytes() if path.exists() else None
         path.unlink(missing_ok=True)
-        write_text(path, text)
+        try:
+            write_text(path, text)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            if older is not None:  # into the room that it had
+                write_bytes(path, [older])
+            raise
         say(
             f"the file system of {path} cannot rename ({err.strerror or err}), so the file was "
             "written in its place and not all at once."

@@ -14,6 +14,7 @@ import shlex
 import stat
 import sys
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 from vacc_deploy.errors import OutputError
@@ -32,7 +33,9 @@ _FLAGS = {0x10: "i", 0x20: "a"}
 
 def aside_path(target: Path) -> Path:
     """Return the name that an older output at ``target`` gets while it is replaced."""
-    return target.with_name(f".{target.name}.{_ASIDE}{os.getpid()}")
+    # In a container every process may have the same number, and what a user has left there stays.
+    names = (f".{target.name}.{_ASIDE}{number}" for number in count(os.getpid()))
+    return next(p for p in map(target.with_name, names) if not os.path.lexists(p))
 
 
 def find_replaced(target: Path) -> list[Path]:

@@ -89,9 +89,12 @@ class Worker:
         deadline = time.monotonic() + _WALL_SECONDS + _WALL_PER_SECOND * seconds
         with self._lock:
             try:
-                reply, answer = self._exchange(frame, deadline, limit)
-            except _IdleError:  # it ended before it saw the request
-                reply, answer = self._exchange(frame, deadline, limit)
+                try:
+                    reply, answer = self._exchange(frame, deadline, limit)
+                except _IdleError:  # it ended before it saw the request
+                    reply, answer = self._exchange(frame, deadline, limit)
+            except _IdleError:
+                raise WorkerError("its process ends before it answers") from None
             except _EndedError as err:
                 how = _explain_end(err.code, head.get("allowed", seconds), num_bytes)
                 raise WorkerError(how, is_limit=True) from None
@@ -253,6 +256,8 @@ class Session:
             self._seconds += self._load_seconds
             self.load()
             reply, answer = self._ask(head, data, num_bytes=num_bytes, limit=limit)
+        if reply.get("unknown"):
+            raise WorkerError("its process does not hold it")
         return reply, answer
 
     def _ask(
