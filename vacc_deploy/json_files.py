@@ -243,7 +243,8 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) < len(pairs):
         # json takes the last of two equal keys, another reader may take the first.
         counts = Counter(key for key, _ in pairs)
-        raise ValueError(f"key {counts.most_common(1)[0][0]!r:.80} appears twice")
+        twice = max(counts, key=counts.__getitem__)
+        raise ValueError(f"key {twice!r:.80} appears twice")
     return result
 
 
