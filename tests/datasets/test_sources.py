@@ -374,3 +374,19 @@ def test_traces_are_split_one_by_one(tmp_path):
     assert [next(documents) for _ in range(3)] == [chat("a", "b")] * 3
     with pytest.raises(CalibrationError, match="Questions and answers must take turns"):
         next(documents)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "f" * 9000,
+        "zz=" + "\udcff" * 9000,
+        "text=" + "x" * 9000 + "\0",
+        "text=a:" + "1" * 9000,
+        "text=a:-" + "1" * 9000,
+    ],
+)
+def test_an_option_is_cut_in_its_message(text):
+    with pytest.raises(UsageError, match="Calibration source") as caught:
+        parse_source(text)
+    assert len(str(caught.value)) < 1000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A command that is interrupted in Python ends by itself in less. After that a library has the main
 # thread: the Cholesky factor of 18,944 columns takes 45 seconds.
 PATIENCE_SECONDS = 1.2
+# Until then Python has left the finalizer that swallowed an interruption.
+_AGAIN_SECONDS = 0.01
 # How long a message may take, should nobody read what this process prints.
 _MESSAGE_SECONDS = 0.3
 
@@ -58,15 +61,34 @@ class SignalGuard:
         os.set_blocking(writer, False)
         # Python's own part of a signal handler waits for the main thread; this does not.
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self._arm()
+        sys.unraisablehook = self._send_again
+        with suppress(RuntimeError):  # no thread may be started: then Python's own part has to do
+            threading.Thread(
+                target=self._watch, args=(reader,), name="signals", daemon=True
+            ).start()
+
+    def _arm(self) -> None:
         for number in SIGNALS:
             # Whoever started this process may have asked to ignore one: in the background Ctrl-C,
             # with nohup the end of the terminal.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._interrupt)
-        with suppress(RuntimeError):  # no thread may be started: then Python's own part has to do
-            threading.Thread(
-                target=self._watch, args=(reader,), name="signals", daemon=True
-            ).start()
+
+    def _send_again(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """Send a signal once more whose interruption Python has swallowed.
+
+        It does so in a finalizer, such as that of a generator that nobody holds any more.
+        """
+        err = unraisable.exc_value
+        if not isinstance(err, tuple(_ERRORS.values())):
+            sys.__unraisablehook__(unraisable)
+            return
+        self._arm()
+        again = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), signal_of(err)))
+        again.daemon = True
+        with suppress(RuntimeError):  # no thread may be started: the watcher ends the process
+            again.start()
 
     def claim(self) -> bool:
         """Return whether the caller is the first to say how the command ends."""

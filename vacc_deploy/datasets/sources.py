@@ -25,6 +25,7 @@ from vacc_deploy.datasets.traces import split_traces
 from vacc_deploy.errors import CalibrationError, UsageError
 from vacc_deploy.permissions import real_path
 
+_SHOWN_CHARACTERS = 200  # of an option, in a message
 TEXT_PIECE_CHARS = 1 << 14  # about 4,000 tokens of English
 Documents: TypeAlias = Generator[Document, None, None]
 
@@ -61,32 +62,31 @@ def parse_source(text: str) -> CalibrationSource:
     """
     kinds = ", ".join(KINDS)
     kind, separator, path_text = text.partition("=")
-    kind = kind.strip().lower()
+    kind, given = kind.strip().lower(), f"Calibration source {text!r:.{_SHOWN_CHARACTERS}}"
     if kind not in KINDS and (explanation := _explain_unnamed(text)):
-        raise UsageError(f"Calibration source {text!r} names no kind. {explanation}")
+        raise UsageError(f"{given} names no kind. {explanation}")
     if not separator or not path_text:
         raise UsageError(
-            f"Calibration source {text!r} is not of the form NAME=PATH or NAME=PATH:WEIGHT. "
+            f"{given} is not of the form NAME=PATH or NAME=PATH:WEIGHT. "
             f"NAME is one of {kinds}, for example c4=c4-train.00000-of-01024.json.gz."
         )
     if kind not in KINDS:
         advice = _explain_unnamed(path_text) or "For a plain text file write text=PATH."
         raise UsageError(
-            f"Calibration source {text!r} has the unknown kind {kind!r}, expected one of {kinds}. "
-            f"{advice}"
+            f"{given} has the unknown kind {kind!r:.40}, expected one of {kinds}. {advice}"
         )
     if "\0" in path_text:
-        raise UsageError(f"Calibration source {text!r} has a zero byte in its path.")
+        raise UsageError(f"{given} has a zero byte in its path.")
     path, weight_text = _split_weight(path_text)
     if not weight_text and (path_without := _drop_word(path)):
         raise UsageError(
-            f"Calibration source {text!r}: {path} does not exist, but {path_without} does. What "
+            f"{given}: {path} does not exist, but {path_without} does. What "
             "stands behind the colon is no weight, expected a number above zero such as 2 or 0.5."
         )
     weight = float(weight_text or 1)
     if not 0 < weight < math.inf:
         raise UsageError(
-            f"Calibration source {text!r} has the weight {weight_text}, expected a number above "
+            f"{given} has the weight {weight_text:.40}, expected a number above "
             "zero. Leave the source out to give it no rows."
         )
     return CalibrationSource(kind, path, weight)

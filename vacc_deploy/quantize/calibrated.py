@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,26 +73,27 @@ def calibrate_layers(
     positions, streams = _start(
         checkpoint, options, rows, compute, spool_dir=spool_dir, ranks=ranks
     )
-    layers = read_layers(checkpoint, compute)
-    for index in range(checkpoint.config.num_hidden_layers):
-        with clock.phase("read"):
-            weights = next(layers)
-        quantized = None
-        with torch.inference_mode():  # left before the yield: it is the thread's, not ours
-            layer = DecoderLayer(checkpoint.config, index, positions, weights.read)
-            walk = LayerWalk(layer, weights, streams, compute, clock)
-            if index < num_finished:
-                _replay(layer, walk, read_finished, compute, ranks)
-            else:
-                quantized = _quantize(walk, index, make_quantizer(weights.read_exact))
-        check_same_source(checkpoint, ranks)
-        if compute.synchronize is not None:
-            compute.synchronize()  # the writers copy the codes on streams of their own
-        # Nothing of this layer is left here when the next is asked for: the reader has the next
-        # one's weights, the caller this one's codes.
-        del layer, walk, weights
-        yield quantized
-        del quantized
+    # Closed here: what is raised while the collector closes it is lost.
+    with closing(read_layers(checkpoint, compute)) as layers:
+        for index in range(checkpoint.config.num_hidden_layers):
+            with clock.phase("read"):
+                weights = next(layers)
+            quantized = None
+            with torch.inference_mode():  # left before the yield: it is the thread's, not ours
+                layer = DecoderLayer(checkpoint.config, index, positions, weights.read)
+                walk = LayerWalk(layer, weights, streams, compute, clock)
+                if index < num_finished:
+                    _replay(layer, walk, read_finished, compute, ranks)
+                else:
+                    quantized = _quantize(walk, index, make_quantizer(weights.read_exact))
+            check_same_source(checkpoint, ranks)
+            if compute.synchronize is not None:
+                compute.synchronize()  # the writers copy the codes on streams of their own
+            # Nothing of this layer is left here when the next is asked for: the reader has the next
+            # one's weights, the caller this one's codes.
+            del layer, walk, weights
+            yield quantized
+            del quantized
 
 
 def _replay(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -52,7 +52,7 @@ def locate_file(err: QuantizationError, checkpoint: Checkpoint) -> None:
         err.locate(file=str(checkpoint.directory), advice=advice)
 
 
-def read_layers(checkpoint: Checkpoint, compute: Compute) -> Iterator[LayerWeights]:
+def read_layers(checkpoint: Checkpoint, compute: Compute) -> Generator[LayerWeights, None, None]:
     """Yield the weights of every layer, reading one ahead in a thread.
 
     Raises:
