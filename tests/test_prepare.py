@@ -11,6 +11,7 @@ import torch
 from checkpoint_builders import read_tensors, write_checkpoint, write_json
 from doubles import Recorder
 from texts import contents, read_json, sha256
+from written_outputs import names
 
 from vacc_deploy.assets import SOURCE_FILES, source_file
 from vacc_deploy.checkpoint.header import read_header
@@ -27,10 +28,6 @@ from vacc_deploy.quantize.run import quantize
 MANIFEST, INDEX, VACC = "vacc_deploy.json", "model.safetensors.index.json", "config_vacc.json"
 SIDES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
 SHARDS = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
-
-
-def names(directory):
-    return sorted(path.name for path in directory.iterdir())
 
 
 def snapshot(directory):

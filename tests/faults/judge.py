@@ -32,6 +32,8 @@ _ADVICE = re.compile(
 
 # Of what a run keeps for itself in its directory.
 RUN_FILE_PREFIX = ".vacc-deploy-"
+# Where a link leads may be told by the name of its sandbox, which every run has anew.
+_SANDBOX = re.compile(r"^.*/case-\d+/")
 # What a killed run leaves beside a small file.
 _PARTIAL = re.compile(r"(^|/)\.[^/]+\.[0-9a-f]+\.\d+\.partial$")
 
@@ -50,8 +52,7 @@ def take_snapshot(directory: Path) -> Snapshot:
 
 def _describe(path: str) -> str:
     if os.path.islink(path):
-        # Every sandbox has another name.
-        return f"link to {os.readlink(path).rpartition('/work/')[2]}"
+        return f"link to {_SANDBOX.sub('', os.readlink(path))}"
     if os.path.isdir(path):
         return "directory"
     with open(path, "rb") as file:

@@ -90,7 +90,7 @@ def _mutate_packed(data: bytes, random) -> bytes:
         if is_packed(data):
             try:
                 return change(data, random)
-            except Exception:  # damaged by an earlier change
+            except _DAMAGED:
                 return _mutate_bytes(data, random)
     return _mutate_document(data, random)
 
@@ -109,8 +109,11 @@ def _change_gzip(data: bytes, random) -> bytes:
 def _change_zstd(data: bytes, random) -> bytes:
     import zstandard
 
-    with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data)) as reader:
-        inner = reader.read(_MAX_UNPACKED)
+    try:
+        with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data)) as reader:
+            inner = reader.read(_MAX_UNPACKED)
+    except zstandard.ZstdError as err:
+        raise ValueError(err) from err
     return zstandard.ZstdCompressor(level=1).compress(_mutate_packed(inner, random))
 
 
@@ -132,6 +135,11 @@ def _change_zip(data: bytes, random) -> bytes:
     return packed.getvalue()
 
 
+# What reading raises of packed data that an earlier change has damaged.
+_DAMAGED = (
+    *(zlib.error, zipfile.BadZipFile, EOFError, OSError, ValueError),
+    *(NotImplementedError, RuntimeError),  # a zip of another compression, or encrypted
+)
 _PACKED = (
     (
         lambda data: data[8:9] == b"{" and int.from_bytes(data[:8], "little") < 1 << 20,

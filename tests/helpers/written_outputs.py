@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import hashlib
 
+import pytest
+
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
+from vacc_deploy.errors import OutputError
 from vacc_deploy.outputs.manifests import LinkedFile, write_manifest
 from vacc_deploy.outputs.writer import WrittenFile
+
+
+def names(directory):
+    """Return what lies in a directory, sorted."""
+    return sorted(path.name for path in directory.iterdir())
+
+
+def refused(function, *args, **options):
+    """Return the message of the ``OutputError`` with which ``function`` refuses."""
+    with pytest.raises(OutputError) as caught:
+        function(*args, **options)
+    return str(caught.value)
 
 
 def list_files(directory, *, command="prepare", linked=(), source=None):

@@ -11,10 +11,9 @@ import pytest
 from checkpoint_builders import write_checkpoint
 from faults import error, refuse, refuse_sync
 from onnx import TensorProto, helper, numpy_helper
-from written_outputs import list_files
+from written_outputs import list_files, names, refused
 
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
-from vacc_deploy.errors import OutputError
 from vacc_deploy.graphs import trace
 from vacc_deploy.outputs import file_system, text_file, trial
 from vacc_deploy.outputs.file_system import check_space, sync_directory
@@ -39,16 +38,6 @@ def write(out, *, overwrite=False):
         (folder / "a").write_text("new")
         list_files(folder)
     return notes
-
-
-def names(directory):
-    return sorted(path.name for path in directory.iterdir())
-
-
-def refused(function, *args, **options):
-    with pytest.raises(OutputError) as caught:
-        function(*args, **options)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("times", [1, 99])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from closed_files import as_user, open_directory
-from written_outputs import list_files
+from written_outputs import list_files, names
 
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
 from vacc_deploy.errors import OutputError
@@ -38,10 +38,6 @@ def write(output_dir, content="new", *, overwrite=False, fail=None, inputs=(), c
         list_files(partial, command=command)
         if fail is not None:
             raise fail
-
-
-def names(directory):
-    return sorted(path.name for path in directory.iterdir())
 
 
 def test_the_directory_appears_only_at_the_end(tmp_path):

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from checkpoint_builders import write_checkpoint
 from faults import error
-from written_outputs import list_files
+from written_outputs import list_files, names, refused
 
-from vacc_deploy.errors import OutputError
 from vacc_deploy.outputs import writer
 from vacc_deploy.outputs.lock import describe_running
 from vacc_deploy.outputs.output import output_directory
@@ -28,16 +27,6 @@ def write(out, *, overwrite=False):
     with output_directory(out, overwrite=overwrite) as partial:
         (partial / "a.txt").write_text("text")
         list_files(partial)
-
-
-def refused(function, *args, **options):
-    with pytest.raises(OutputError) as caught:
-        function(*args, **options)
-    return str(caught.value)
-
-
-def names(directory):
-    return sorted(path.name for path in directory.iterdir())
 
 
 def put(path, kind, target):
