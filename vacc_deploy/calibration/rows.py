@@ -167,30 +167,36 @@ def build_rows(
     """
     _check_request(sources, num_samples, sequence_length)
     split = Split(part, evaluation_share)
-    shares = share_rows(sources, num_samples)
-    held_out = split_shares(shares) if part == CALIBRATION else [0] * len(shares)
-    # A file is read here, and hashed for the report: both have to be of one content.
-    with unchanged_sources(sources):
+    dealt = _deal_rows(sources, num_samples, part)
+    with unchanged_sources(sources):  # from the reading until all are hashed for the report
         collected = []
-        for source, rows, held in zip(sources, shares, held_out, strict=True):
+        for source, num_fit, num_held_out in dealt:
             encoder = DocumentEncoder(
                 source, tokenizer, vocab_size, writer=writer, progress=progress
             )
-            num_fit, num_held_out = (rows - held) * sequence_length, held * sequence_length
-            collected.append(SourceTokens(source, encoder, split, num_fit, num_held_out))
-        progress.start("Reading calibration text", num_samples * sequence_length, "tokens")
+            sizes = num_fit * sequence_length, num_held_out * sequence_length
+            collected.append(SourceTokens(source, encoder, split, *sizes))
         _collect(collected, seed, progress)
-        progress.finish()
         mixed, row_sources = _arrange(collected, sequence_length, seed)
         return CalibrationRows(
             mixed,
-            num_held_out=sum(held_out),
+            num_held_out=sum(num_held_out for *_, num_held_out in dealt),
             row_sources=row_sources,
             sources=tuple(_report(tokens, sequence_length) for tokens in collected),
             seed=seed,
             evaluation_share=evaluation_share,
             answers=writer.describe() if writer else None,
         )
+
+
+def _deal_rows(
+    sources: Sequence[CalibrationSource], num_samples: int, part: str
+) -> list[tuple[CalibrationSource, int, int]]:
+    """Return each source with its fitted and its held-out rows."""
+    shares = share_rows(sources, num_samples)
+    held_out = split_shares(shares) if part == CALIBRATION else [0] * len(shares)
+    dealt = zip(sources, shares, held_out, strict=True)
+    return [(source, rows - held, held) for source, rows, held in dealt]
 
 
 def share_rows(sources: Sequence[CalibrationSource], num_samples: int) -> list[int]:
@@ -298,6 +304,8 @@ def _report(tokens: SourceTokens, sequence_length: int) -> SourceReport:
 
 
 def _collect(collected: Sequence[SourceTokens], seed: int, progress: Progress) -> None:
+    needed_tokens = sum(tokens.fit.needed + tokens.held_out.needed for tokens in collected)
+    progress.start("Reading calibration text", needed_tokens, "tokens")
     # One source after another, so that one text at a time is in memory.
     for position, tokens in enumerate(collected):
         # A seed of its own for each source: another one beside it leaves its shuffle as it was.
@@ -323,3 +331,4 @@ def _collect(collected: Sequence[SourceTokens], seed: int, progress: Progress) -
             f"{', '.join(names)}: too few documents to hold some out; the rows that judge the "
             "calibration share documents with it. Give more text."
         )
+    progress.finish()

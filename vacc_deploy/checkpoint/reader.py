@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vacc_deploy.bounds import FILE_NAME_BYTES, INDEX_BYTES
+from vacc_deploy.checkpoint.agreement import compare_with_config, compare_with_index
 from vacc_deploy.checkpoint.causes import (
     INDEX_NAME,
     SINGLE_FILE,
@@ -31,10 +32,9 @@ from vacc_deploy.checkpoint.small_files import stamp_small_files
 from vacc_deploy.checkpoint.stored import read_spans, read_tensor
 from vacc_deploy.checkpoint.weight_links import WeightLinks, join_outside
 from vacc_deploy.errors import CheckpointError, list_problems
-from vacc_deploy.formats.dtypes import STORED_FLOATS, used_dtype
-from vacc_deploy.formats.layouts import LAYOUTS
+from vacc_deploy.formats.dtypes import used_dtype
 from vacc_deploy.json_files import read_json
-from vacc_deploy.models.config import CONFIG_NAME, LM_HEAD, ModelConfig
+from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
 from vacc_deploy.models.parse import parse_config, read_config_values
 from vacc_deploy.models.settle import Applied, preview_config
 from vacc_deploy.permissions import explain_closed, real_path
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
 # A file of the directory itself: no path, no drive, no NUL.
 _PLAIN_NAME = re.compile(r"(?!\.)[^/\\:\0]{0,243}\.safetensors")
-
-_LAYER = re.compile(r"model\.layers\.([0-9]{1,6})\.")
 
 
 @dataclass(frozen=True)
@@ -194,8 +192,8 @@ def examine(directory: Path) -> tuple[Checkpoint, list[str]]:
     found, applied = normalize(raw, shards, weight_map, directory)
     config = parse_config(found.raw, where=where)
     problems += found.problems
-    problems += _compare_with_index(found.weight_map, shards)
-    problems += _compare_with_config(config, found.tensors)
+    problems += compare_with_index(found.weight_map, shards)
+    problems += compare_with_config(config, found.tensors)
     checkpoint = Checkpoint(
         directory,
         config,
@@ -286,67 +284,3 @@ def _read_shards(
     if refused:
         raise CheckpointError(f"Not all of {directory} can be read:\n{list_problems(refused)}")
     return shards, problems
-
-
-def _compare_with_index(
-    weight_map: dict[str, str] | None, shards: dict[str, ShardHeader]
-) -> list[str]:
-    """Return where the index and the shards disagree, and tensors stored twice."""
-    problems, holder = [], dict[str, str]()
-    for file, shard in shards.items():
-        for info in shard.tensors:
-            if info.name in holder:
-                problems.append(f"{info.name} is in both {holder[info.name]} and {file}")
-            holder[info.name] = file
-    if weight_map is None:
-        return problems
-    for tensor, file in weight_map.items():
-        got = holder.get(tensor, "no file")
-        if got != file:
-            problems.append(f"{tensor} should be in {file} by the index, it is in {got}")
-    # By the index nobody would read these.
-    extra = sorted(holder.keys() - weight_map.keys())
-    problems += [f"{tensor} in {holder[tensor]} is not in the index" for tensor in extra]
-    return problems
-
-
-def _compare_with_config(config: ModelConfig, tensors: dict[str, TensorInfo]) -> list[str]:
-    """Return the tensors that are missing, unexpected, of another shape or dtype."""
-    expected: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
-        name: (shape, STORED_FLOATS) for name, shape in config.expected_tensors().items()
-    }
-    if config.quantization_format:
-        # Codes and scales stand where the float weight would.
-        for name, (out_features, in_features) in config.linear_names().items():
-            del expected[f"{name}.weight"]
-            stored = LAYOUTS[config.quantization_format].tensors(out_features, in_features)
-            for suffix, (shape, dtype) in stored.items():
-                expected[f"{name}.{suffix}"] = (shape, (dtype,))
-    problems = []
-    for name, (shape, dtypes) in expected.items():
-        info = tensors.get(name)
-        if info is None:
-            untied = "; or set tie_word_embeddings there" if name == LM_HEAD else ""
-            problems.append(
-                f"{name} is missing (config.json needs it, shape {list(shape)}{untied})"
-            )
-        elif info.shape != shape:
-            got = f"{name} in {info.path.name} has shape {list(info.shape)}"
-            problems.append(f"{got}, config.json needs {list(shape)}")
-        elif info.dtype not in dtypes:
-            got = f"{name} in {info.path.name} is {info.dtype}"
-            problems.append(f"{got}, expected {' or '.join(dtypes)}")
-    num_layers, extra = config.num_hidden_layers, dict[str, TensorInfo]()
-    for name, info in tensors.items():
-        layer = _LAYER.match(name)
-        if layer and int(layer[1]) >= num_layers:
-            extra[layer[1]] = info
-        elif name not in expected:
-            problems.append(f"{name} in {info.path.name} belongs to no part of this config.json")
-    if extra:
-        last = max(extra, key=int)
-        problems.append(
-            f"model.layers.{last} in {extra[last].path.name} is a layer more than config.json has: "
-            f"got num_hidden_layers {num_layers}, the weights have {int(last) + 1} layers"
-        )
-    return problems

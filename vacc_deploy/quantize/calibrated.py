@@ -63,8 +63,7 @@ def calibrate_layers(
     make_quantizer = partial(
         LayerQuantizer,
         options,
-        # Of all ranks: each samples its share of them.
-        num_held_out_tokens=rows.num_held_out * rows.tokens.shape[1],
+        num_held_out_tokens=_count_held_out(rows),
         dtype=compute.dtype,
         clock=clock,
         ranks=ranks,
@@ -89,11 +88,14 @@ def calibrate_layers(
             check_same_source(checkpoint, ranks)
             if compute.synchronize is not None:
                 compute.synchronize()  # the writers copy the codes on streams of their own
-            # Nothing of this layer is left here when the next is asked for: the reader has the next
-            # one's weights, the caller this one's codes.
-            del layer, walk, weights
+            del layer, walk, weights  # the reader has those of the next layer
             yield quantized
             del quantized
+
+
+def _count_held_out(rows: CalibrationRows) -> int:
+    """Return the held-out tokens of all ranks; each samples its share of them."""
+    return rows.num_held_out * rows.tokens.shape[1]
 
 
 def _replay(

@@ -105,8 +105,7 @@ def plan_run(
         asked = {"resume": resume, "overwrite": overwrite, "dry_run": dry_run}
         notes = _say_notes(checkpoint, progress, is_default=output is None)
         notes += check_place(standing, output_dir, checkpoint.input_paths(), progress, **asked)
-        # A finished output needs no weights. Else before the hours: what is copied, and enough of
-        # each linear to see that it is filled.
+        # A finished output needs no weights. Else what is copied, and some of each linear, is read.
         if not (resume and isinstance(standing, Finished)):
             remarks = check_weights(checkpoint, progress, whole=False)
     left = standing if isinstance(standing, Run) else None
@@ -114,12 +113,8 @@ def plan_run(
         # An interruption may also come before the first layer of a resumed run.
         kept.follow(lambda: left.finished, left.num_layers, has_begun=False)
     check_same(checkpoint, options, compute, ranks)
-    rows = None
     with warming_up(compute):
-        # Rank 0 alone reads text; rounding needs none, and has one process.
-        if ranks.rank == 0 and options.method != RTN:
-            rows = read_calibration_rows(checkpoint, options, progress, dry_run=dry_run)
-        rows = ranks.share(rows)
+        rows = _share_rows(checkpoint, options, progress, ranks, dry_run=dry_run)
     check_rows(rows, ranks)
     plan = Plan(checkpoint, options, rows, compute, output_bytes(checkpoint, options.formats))
     result = _planned_result(plan, output_dir, notes, remarks)
@@ -299,6 +294,21 @@ def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:
 
 def _output_name(name: str, formats: tuple[str, ...]) -> str:
     return f"{name}-{LAYOUTS[formats[0]].ending if len(formats) == 1 else 'quantized'}"
+
+
+def _share_rows(
+    checkpoint: Checkpoint,
+    options: QuantizeOptions,
+    progress: Progress,
+    ranks: Ranks,
+    *,
+    dry_run: bool,
+) -> CalibrationRows | None:
+    """Return the rows on every rank; rank 0 alone reads text, and rounding needs none."""
+    rows = None
+    if ranks.rank == 0 and options.method != RTN:
+        rows = read_calibration_rows(checkpoint, options, progress, dry_run=dry_run)
+    return ranks.share(rows)
 
 
 def read_calibration_rows(
