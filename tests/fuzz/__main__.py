@@ -6,7 +6,8 @@
 Each target runs in a process of its own. A finding is saved with its traceback below ``--work``,
 once for each place in the code, and the run goes on; at the end a table is printed, and the exit
 code is 1 if there was a finding. What the fuzzer adds to the corpus stays below ``--work`` too, and
-another run with the same ``--work`` and another ``--seed`` goes on from there.
+another run with the same ``--work`` and another ``--seed`` goes on from there. Runs side by side
+get a ``--work`` each; ``--markdown`` adds up all that lie below the one it is given.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def main() -> int:
     parser.add_argument("--child", choices=TARGETS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.markdown:
-        _write_table(options.markdown, _table([*_read_totals(options.work).values()]))
+        _write_table(options.markdown, _table(add_totals(options.work)))
         return 0
     if importlib.util.find_spec("atheris") is None:
         sys.stderr.write(f"{_MISSING}\n")
@@ -96,6 +97,22 @@ def _read_totals(work: Path) -> dict[str, dict]:
     """Return the rows of the table, also of earlier runs with the same ``--work``."""
     path = work / "totals.json"
     return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+
+def add_totals(work: Path) -> list[dict]:
+    """Return the rows of all runs at or below ``work``: counts added up, the worst of the rest."""
+    rows = {name: {"target": name} for name in TARGETS}
+    for path in sorted(work.rglob("totals.json")):
+        for name, row in _read_totals(path.parent).items():
+            total = rows[name]
+            for key, join in (
+                ("executions", sum),
+                ("findings", sum),
+                ("peak", max),
+                ("slowest", max),
+            ):
+                total[key] = join((total.get(key, 0), row[key]))
+    return [row for row in rows.values() if len(row) > 1]
 
 
 def _line(row: dict) -> str:

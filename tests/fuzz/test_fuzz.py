@@ -1,6 +1,7 @@
 """Every reader with its corpus, with every input that was a finding, and with near-valid inputs."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 
@@ -67,6 +68,27 @@ def test_corpus_is_small_and_belongs_to_the_targets():
     assert {folder.name for folder in CORPUS.iterdir()} == set(NAMES)
     assert {folder.name for folder in folders} <= set(NAMES)
     assert sum(p.stat().st_size for folder in folders for p in folder.iterdir()) < 200_000
+
+
+def test_table_adds_up_the_runs_below_a_directory(tmp_path):
+    row = {"target": "c4", "executions": 1_000, "findings": 0, "peak": 90, "slowest": 0.5}
+    other = {"target": "c4", "executions": 500, "findings": 2, "peak": 80, "slowest": 0.75}
+    for name, rows in (
+        ("a", {"c4": row}),
+        ("b/c", {"c4": other, "text": {**row, "target": "text"}}),
+    ):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "totals.json").write_text(json.dumps(rows))
+    (tmp_path / "page.md").write_text("a\n<!-- fuzzing: begin -->\nold\n<!-- fuzzing: end -->\nb\n")
+    command = [sys.executable, str(HERE), "--work", ".", "--markdown", "page.md"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    lines = (tmp_path / "page.md").read_text().splitlines()
+    assert [lines[0], *lines[-2:]] == ["a", "<!-- fuzzing: end -->", "b"]
+    assert [line for line in lines if line.startswith("| ")][1:] == [
+        "| c4 | 1,500 | 2 | 90 MB | 0.75 s |",
+        "| text | 1,000 | 0 | 90 MB | 0.50 s |",
+        "| all | 2,500 | 2 | 90 MB | 0.75 s |",
+    ]
 
 
 def test_watch_sees_a_file_outside(box, tmp_path):
