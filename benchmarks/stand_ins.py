@@ -7,6 +7,8 @@ model. Light to import: see ``measured``.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,17 @@ NOT_COPIED = ("config.json", "config_vacc.json", "model.safetensors.index.json",
 
 
 def link_checkpoint(source: Path, target: Path) -> None:
-    """Link a checkpoint's files into ``target`` and give it a tokenizer if it has none."""
+    """Give ``target`` the files of a checkpoint, and a tokenizer if it has none.
+
+    They are hard links where the file system takes them, else copies: a symbolic link that leads
+    out of a checkpoint's directory is not followed.
+    """
     target.mkdir()
     for path in source.resolve().iterdir():
-        (target / path.name).symlink_to(path)
+        try:
+            os.link(os.path.realpath(path), target / path.name)
+        except OSError:
+            shutil.copyfile(path, target / path.name)
     if not (target / "tokenizer.json").exists():
         for name in ("tokenizer.json", "tokenizer_config.json"):
             (target / name).write_bytes((demo_model_dir() / name).read_bytes())

@@ -40,6 +40,18 @@ def scores(token_kl):
     return NextTokenScores(len(kl), 3.0, 3.1, kl.mean().item(), 0.1, 2.0, 0.5, token_kl=kl)
 
 
+def test_linked_checkpoint_is_one_that_the_commands_read(script, tmp_path):
+    source, link = write_checkpoint(tmp_path / "source"), tmp_path / "cache"
+    link.symlink_to(source)
+    script("stand_ins").link_checkpoint(link, tmp_path / "linked")
+    names = {path.name for path in (tmp_path / "linked").iterdir()}
+    assert names >= {path.name for path in source.iterdir()} | {"tokenizer.json"}
+    assert (
+        Checkpoint.open(tmp_path / "linked").tensors.keys()
+        == Checkpoint.open(source).tensors.keys()
+    )
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_every_script_starts_and_imports_what_exists(script, path):
     main = getattr(script(path.stem), "main", None)
