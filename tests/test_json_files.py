@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from vacc_deploy import json_files
 from vacc_deploy.errors import CheckpointError, CompileFileError
-from vacc_deploy.json_files import dump_json, read_bounded, read_json
+from vacc_deploy.json_files import dump_json, parse_json, read_bounded, read_json
 
 
 def test_read_bounded_takes_a_file_up_to_its_limit(tmp_path):
@@ -79,3 +80,23 @@ def test_a_character_written_as_two_escapes_is_read(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(r'["\ud83d\ude00", "\u00e4"]', "utf-8")
     assert read_json(path, limit_bytes=100, in_utf8=True) == ["\U0001f600", "\u00e4"]
+
+
+def test_marks_within_a_text_take_no_memory_of_their_own():
+    code = 'a[0] = {"b\\\\": [1, 2]};\n' * 200_000
+    assert parse_json(json.dumps({"text": code})) == {"text": code}
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 7, 1 << 16])
+def test_memory_is_reckoned_from_the_marks_outside_of_texts(monkeypatch, piece):
+    monkeypatch.setattr(json_files, "_PIECE_CHARACTERS", piece)
+    values = ["", "a", '"', "\\", '\\"', ',[{:"', "\\\\", ["x\\", {'"k"': "[", "\\": []}], 1, {}]
+    text = json.dumps(values)
+    for end in range(len(text) + 1):  # also of a text that is cut, but not in an escape
+        bare, is_inside, is_escaped = "", False, False
+        for mark in text[:end]:
+            bare += "" if is_inside and mark != '"' else mark if not is_escaped else ""
+            is_inside ^= mark == '"' and not is_escaped
+            is_escaped = mark == "\\" and not is_escaped
+        expected = sum(cost * bare.count(mark) for mark, cost in json_files._MARKS.items())
+        assert is_escaped or json_files._reckon_exactly(text[:end]) == expected

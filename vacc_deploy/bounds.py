@@ -143,11 +143,9 @@ RENDERED_BYTES = Bound(
 RECORD_BYTES = Bound(16 << 20, "bytes", "a line or a record of JSON data", "up to 200 kB")
 BLANK_BYTES = Bound(1 << 18, "bytes", "blanks in a row in JSON data", "none")
 # Text packs to a third or a tenth of its size.
-UNPACK_RATIO = Bound(
-    100, "times", "gzip or zstd data, unpacked, above UNPACK_FREE_BYTES", "3 to 10"
-)
+UNPACK_RATIO = Bound(30, "times", "gzip or zstd data, unpacked, above UNPACK_FREE_BYTES", "3 to 10")
 UNPACK_FREE_BYTES = Bound(
-    64 << 20, "bytes", "what gzip or zstd data of any size may unpack to", "2 to 900 MB"
+    16 << 20, "bytes", "what gzip or zstd data of any size may unpack to", "2 to 900 MB"
 )
 EMPTY_DOCUMENTS = Bound(
     10_000, "documents", "without text before one with text; ten more for each of these", "none"
@@ -168,7 +166,9 @@ USELESS_DOCUMENTS = Bound(
     20_000, "documents", "in a row that find no room or are kept for evaluation", "under 200"
 )
 # A frame or a member takes time, also where it holds nothing.
-ZSTD_FRAMES = Bound(4096, "frames", "a MiB of zstd data, and 4096 more", "1 to 16")
+PACKED_FRAMES = Bound(
+    4096, "frames", "a MiB of zstd data or members of gzip, and 4096 more", "1 to 50"
+)
 ZSTD_WINDOW_BYTES = Bound(
     1 << 27, "bytes", "the window of zstd data, as in the program zstd", "8 MB"
 )

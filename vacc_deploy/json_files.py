@@ -204,13 +204,27 @@ def check_json_memory(text: str, times: int = JSON_MEMORY) -> None:
     Raises:
         BeyondBoundError: says how much.
     """
-    reckoned = sum(cost * text.count(mark) for mark, cost in _MARKS.items())
     allowed = times * len(text) + JSON_FREE_BYTES
-    if reckoned > allowed:
+    if _reckon(text) > allowed and (reckoned := _reckon_exactly(text)) > allowed:
         raise BeyondBoundError(
             f"its values would take some {reckoned >> 20:,} MiB of memory, expected at most "
             f"{allowed >> 20:,} MiB for a text of {len(text):,} characters"
         )
+
+
+def _reckon(text: str) -> int:
+    return sum(cost * text.count(mark) for mark, cost in _MARKS.items())
+
+
+def _reckon_exactly(text: str) -> int:
+    """Return the same without the marks that stand in strings: those cost nothing of their own."""
+    text = text.replace("\\\\", "").replace('\\"', "")
+    total, is_inside = _MARKS['"'] * text.count('"'), 0
+    for start in range(0, len(text), _PIECE_CHARACTERS):
+        pieces = text[start : start + _PIECE_CHARACTERS].split('"')
+        total += _reckon("".join(pieces[is_inside::2]))
+        is_inside = (is_inside + len(pieces) - 1) % 2
+    return total
 
 
 def _read_whole_number(text: str) -> int:
@@ -252,6 +266,7 @@ _TOO_DEEP = f"it has lists or objects nested more than {JSON_DEPTH} deep"
 # What stands in a text for a value, and the bytes that it takes at about: of a list its own and the
 # place in the list around it; of a text half for each quotation mark.
 _MARKS = {"[": 64, "{": 200, '"': 24, ",": 32, ":": 24}
+_PIECE_CHARACTERS = 1 << 16
 PLAIN_DECODER = json.JSONDecoder(parse_int=_read_whole_number)
 _STRICT = json.JSONDecoder(
     parse_int=_read_strict_number,

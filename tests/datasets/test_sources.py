@@ -252,11 +252,33 @@ def test_c4_gzip_damaged_anywhere_is_a_clear_error_or_reads_the_same(tmp_path):
     assert len(whole) - 8 in refused
 
 
+@pytest.mark.parametrize("gap", [b"", b"\0", b"\0" * 3000])
+def test_gzip_may_be_in_members_with_zeros_behind_them(tmp_path, gap):
+    # As bgzip and cat write it, and as a tape pads it.
+    members = [gzip.compress(lines({"text": str(number)}).encode()) for number in range(3)]
+    data = b"".join(member + gap for member in members)
+    assert read("c4", tmp_path / "c4.json.gz", data) == ["0", "1", "2"]
+    message = "gzip data that are cut off or damaged: .*Download it again"
+    check_refused("c4", tmp_path / "odd.json.gz", message, data + b"no member")
+
+
+def test_gzip_of_very_many_members_is_refused_early(tmp_path):
+    data = gzip.compress(lines({"text": "a"}).encode()) + gzip.compress(b"", mtime=0) * 100_000
+    message = "gzip data that are cut off or damaged: they are in 4,097 frames, far more than any"
+    check_refused("c4", tmp_path / "c4.json.gz", message, data)
+
+
 def test_c4_may_be_one_json_array(tmp_path):
     data = json.dumps([{"text": "one"}, {"text": "two", "url": "u"}])
     assert read("c4", tmp_path / "c4.json", data) == ["one", "two"]
     message = 'record 2 has no text under "text"'
     check_refused("c4", tmp_path / "c4.json", message, '[{"text": "one"}, {"content": "x"}]')
+
+
+def test_a_record_of_an_array_that_is_over_a_bound_is_no_damage(tmp_path):
+    long = json.dumps([{"text": "one"}, {"text": "a" * (RECORD_BYTES + (1 << 16))}])
+    message = "record 2 is over a bound: it is longer than 16,777,216 characters. Leave the record"
+    check_refused("c4", tmp_path / "c4.json", message, long)
 
 
 # ---- alpaca ------------------------------------------------------------------------------------
@@ -284,7 +306,7 @@ def test_alpaca_array_lines_and_gzip_give_the_same_conversations(tmp_path):
     ("data", "message"),
     [
         ('[{"instruction": "a"', "is not valid JSON.*Expected an array"),
-        ("[" * 100_000, "is not valid JSON"),
+        ("[" * 100_000, "record 1 is over a bound: it is nested too deep"),
         ("[1]", "record 1 holds int, expected an object"),
         ('[{"instruction": "a", "output": "b"}, {"text": "c"}]', 'record 2 has no text under "ins'),
         ('[{"instruction": "a", "output": null}]', 'no text under "output": got NoneType'),

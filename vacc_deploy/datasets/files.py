@@ -5,27 +5,24 @@ Knows nothing of the data sets.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import os
 import shlex
 import stat
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeAlias, cast
 
 from vacc_deploy.bounds import UNPACK_FREE_BYTES, UNPACK_RATIO
-from vacc_deploy.datasets.zstd import ZSTD_MAGICS, open_zstd
+from vacc_deploy.datasets.packed import is_packed, open_packed
 from vacc_deploy.errors import CalibrationError
 from vacc_deploy.permissions import explain_unreadable
 
 # A document is plain text, or the turns of a conversation with "role" and "content".
 Message: TypeAlias = dict[str, str]
 Document: TypeAlias = str | tuple[Message, ...]
-GZIP_MAGIC = b"\x1f\x8b"
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -89,18 +86,11 @@ def open_data(path: Path, *, unpack: bool = True) -> Iterator[IO[bytes]]:
             magic = raw.read(4) if unpack else b""
             # Some mirrors unpack a file and leave its .gz: the name does not count.
             raw.seek(0)
-            if magic.startswith(GZIP_MAGIC):
-                with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
-                    yield _bounded(cast(IO[bytes], unpacked), raw, path)
-            elif magic in ZSTD_MAGICS:
-                with open_zstd(raw, path) as unpacked_zstd:
-                    yield _bounded(unpacked_zstd, raw, path)
+            if is_packed(magic):
+                with open_packed(raw, path, magic) as unpacked:
+                    yield _bounded(unpacked, raw, path)
             else:
                 yield raw
-    except (EOFError, zlib.error, gzip.BadGzipFile) as err:
-        raise CalibrationError(
-            f"{path} holds gzip data that are cut off or damaged: {err}. Download it again."
-        ) from err
     except OSError as err:
         raise unreadable(path, err) from err
 

@@ -9,7 +9,12 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from vacc_deploy.bounds import BLANK_BYTES, RECORD_BYTES
-from vacc_deploy.json_files import PLAIN_DECODER, check_json_depth, check_json_memory
+from vacc_deploy.json_files import (
+    PLAIN_DECODER,
+    BeyondBoundError,
+    check_json_depth,
+    check_json_memory,
+)
 
 _BLOCK_BYTES = 1 << 16
 _BLANKS = re.compile(r"[ \t\n\r]*")
@@ -21,7 +26,8 @@ def read_array(file: IO[bytes]) -> Iterator[Any]:
     """Yield the elements of the JSON array that a file holds.
 
     Raises:
-        ValueError: it is no array, is damaged or over a bound; says why in a clause.
+        BeyondBoundError: an element is over a bound; says which in a clause.
+        ValueError: it is no array or is damaged; says why in a clause.
     """
     text = _Text(file)
     if text.next_mark() != "[":
@@ -62,7 +68,7 @@ class _Text:
             if self.position < len(self._text):
                 return self._text[self.position]
             if num_blanks > BLANK_BYTES:
-                raise ValueError(f"more than {BLANK_BYTES:,} blanks stand in a row")
+                raise BeyondBoundError(f"more than {BLANK_BYTES:,} blanks stand in a row")
             if not self._read_more():
                 return ""
 
@@ -79,7 +85,7 @@ class _Text:
                 if not is_cut and not err.msg.startswith("Unterminated string"):
                     raise ValueError(err.msg) from err
             except RecursionError as err:
-                raise ValueError("it is nested too deep") from err
+                raise BeyondBoundError("it is nested too deep") from err
             # A number may go on behind what was read: of 1e-7 the reader takes the 1 where the text
             # is cut behind the minus.
             if problem is None and (end + len("e-") < len(self._text) or self._is_end):
@@ -94,7 +100,7 @@ class _Text:
         """Read as much as is not done with; return whether there was something left."""
         rest = self._text[self.position :]
         if len(rest) > RECORD_BYTES:
-            raise ValueError(f"it is longer than {RECORD_BYTES:,} characters")
+            raise BeyondBoundError(f"it is longer than {RECORD_BYTES:,} characters")
         data = self._file.read(max(_BLOCK_BYTES, len(rest)))
         self._is_end = not data
         self._text = rest + self._decoder.decode(data, final=self._is_end)

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shlex
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +17,10 @@ from vacc_deploy.bounds import HEADER_BYTES
 from vacc_deploy.datasets.ceval import CHOICES
 from vacc_deploy.datasets.chat import is_chat
 from vacc_deploy.datasets.extras import find_package, how_to_install
-from vacc_deploy.datasets.files import GZIP_MAGIC, LFS_POINTER, advise_utf8
+from vacc_deploy.datasets.files import LFS_POINTER, advise_utf8
+from vacc_deploy.datasets.packed import GZIP_MAGIC, ZSTD_MAGICS, unpack_head
 from vacc_deploy.datasets.parquet import PARQUET_MAGIC, list_columns
 from vacc_deploy.datasets.traces import ASSISTANT, USER
-from vacc_deploy.datasets.zstd import ZSTD_MAGICS, unpack_head
 from vacc_deploy.errors import shorten
 
 HEAD_BYTES = 64 << 10  # what is looked at, packed and unpacked
@@ -124,7 +123,7 @@ def recognize(path: Path) -> Recognized | None:
     if head.startswith(_ZIP_STARTS):
         return _recognize_zip(head, tail)
     if head.startswith(GZIP_MAGIC):
-        return _recognize_packed(_unpack_gzip(head), path, "gzip")
+        return _recognize_packed(unpack_head(head, HEAD_BYTES), path, "gzip")
     if head.startswith(PARQUET_MAGIC) and not _is_text(head):
         return _recognize_parquet(path)
     if head.startswith(ZSTD_MAGICS):
@@ -143,15 +142,7 @@ def _recognize_zip(head: bytes, tail: bytes) -> Recognized:
     return Recognized("a zip archive without C-Eval's tables", advice=_UNPACK)
 
 
-def _unpack_gzip(head: bytes) -> bytes | None:
-    try:
-        # 31: gzip's own header. The limit also bounds what a few bytes may grow to.
-        return zlib.decompressobj(wbits=31).decompress(head, HEAD_BYTES)
-    except zlib.error:
-        return None
-
-
-def _recognize_packed(inner: bytes | None, path: Path, how: str) -> Recognized | None:
+def _recognize_packed(inner: bytes, path: Path, how: str) -> Recognized | None:
     found = _recognize_bytes(inner, path) if inner else None
     if found is None or found.kind or found.what.startswith("JSON") or found.advice == _DOWNLOAD:
         return found

@@ -13,7 +13,7 @@ from vacc_deploy.datasets.json_array import read_array
 from vacc_deploy.datasets.odd import Entry, OddRecordError
 from vacc_deploy.datasets.parquet import PARQUET_MAGIC, read_rows
 from vacc_deploy.errors import CalibrationError
-from vacc_deploy.json_files import parse_json
+from vacc_deploy.json_files import BeyondBoundError, parse_json
 
 
 def read_entries(path: Path, expected: str, columns: Collection[str]) -> Iterator[Entry]:
@@ -86,6 +86,11 @@ def _read_array(path: Path, expected: str) -> Iterator[Entry]:
         try:
             for number, record in enumerate(read_array(file), start=1):
                 yield f"record {number}", _check_object(record, expected)
+        except BeyondBoundError as err:
+            raise CalibrationError(
+                f"{path}, record {number + 1:,} is over a bound: {err}. Leave the record out, or "
+                "give its text in shorter records."
+            ) from err
         except ValueError as err:
             raise CalibrationError(
                 f"{path} is not valid JSON behind record {number:,}: {err}. Expected an array of "

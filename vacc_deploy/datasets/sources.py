@@ -63,6 +63,8 @@ def parse_source(text: str) -> CalibrationSource:
     kinds = ", ".join(KINDS)
     kind, separator, path_text = text.partition("=")
     kind, given = kind.strip().lower(), f"Calibration source {text!r:.{_SHOWN_CHARACTERS}}"
+    if "\0" in text:
+        raise UsageError(f"{given} has a zero byte. Give the path without it.")
     if kind not in KINDS and (explanation := _explain_unnamed(text)):
         raise UsageError(f"{given} names no kind. {explanation}")
     if not separator or not path_text:
@@ -75,8 +77,6 @@ def parse_source(text: str) -> CalibrationSource:
         raise UsageError(
             f"{given} has the unknown kind {kind!r:.40}, expected one of {kinds}. {advice}"
         )
-    if "\0" in path_text:
-        raise UsageError(f"{given} has a zero byte in its path.")
     path, weight_text = _split_weight(path_text)
     if not weight_text and (path_without := _drop_word(path)):
         raise UsageError(
