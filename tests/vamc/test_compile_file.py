@@ -140,6 +140,15 @@ def test_a_rule_that_an_option_broke_names_the_option(options, line):
     assert "frontend." not in str(caught.value)
 
 
+def test_a_model_of_a_short_context_says_which_lengths_to_give():
+    config = parse_config({**QWEN_7B.config_values, "max_position_embeddings": 1000}, where="c")
+    target = Target(QWEN_7B.name, "./x", config, "")
+    with pytest.raises(UsageError) as caught:
+        build_compile_file(target, CompileOptions())
+    assert "--max-seq-len: 2048 is above max_position_embeddings 1000" in str(caught.value)
+    assert "the most is 992, and less for --seq-len" in str(caught.value)
+
+
 def test_a_size_that_cannot_be_lists_every_other_one():
     with pytest.raises(UsageError, match=r"use 1, 2 \(or, with align_qkv, 4, 8\)"):
         build(QWEN_15B, tensor_parallel_size=16)

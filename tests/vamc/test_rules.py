@@ -186,7 +186,8 @@ def test_a_given_configuration_goes_before_the_name():
     values = catalog_values("Distill-Qwen-7B", size=4)
     small = dict(find_model("Distill-Qwen-7B").config_values, max_position_embeddings=1024)
     (line,) = refusal(values, parse_config(small, where="c"))
-    assert "above max_position_embeddings 1024" in line
+    assert "above max_position_embeddings 1024 of the model's config.json; the most is 1024" in line
+    assert line.endswith("1024, and less for the prefill length")
 
 
 def test_an_unknown_model_skips_the_rules_that_need_it():

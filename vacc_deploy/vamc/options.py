@@ -50,5 +50,6 @@ def by_option(problem: str) -> str:
     for beginning, option in _DECIDED_BY.items():
         if problem.startswith(beginning):
             rest = problem.removeprefix(beginning)
-            return option + rest.replace("the total length", "--max-seq-len")
+            rest = rest.replace("the total length", "--max-seq-len")
+            return option + rest.replace("the prefill length", "--seq-len")
     return ""

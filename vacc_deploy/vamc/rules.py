@@ -130,9 +130,12 @@ def _check_lengths(values: Mapping[str, Any], config: ModelConfig | None) -> Ite
             "language model)"
         )
     if config is not None and total > config.max_position_embeddings:
+        largest = config.max_position_embeddings // LENGTH_MULTIPLE * LENGTH_MULTIPLE
+        below = ", and less for the prefill length" if prefill >= largest else ""
         yield (
             f"{path}: total length {total} is above max_position_embeddings "
-            f"{config.max_position_embeddings} of the model's config.json"
+            f"{config.max_position_embeddings} of the model's config.json; the most is "
+            f"{largest}{below}"
         )
 
 
