@@ -21,7 +21,6 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -80,13 +79,13 @@ def _run_child(target: Target, chosen: list[Target], work: Path, options) -> boo
     text = log.read_text("utf-8", "replace")
     # libFuzzer's own figures; a process that was ended tells none.
     numbers = {name: int(value) for name, value in re.findall(r"stat::(\w+):\s+(\d+)", text)}
-    told = [float(seconds) for seconds in re.findall(r"^told: (\S+)$", text, re.MULTILINE)]
+    told = re.findall(r"^told: (\S+) s, (\d+) MB$", text, re.MULTILINE)
     totals = _read_totals(work)
     row = totals.setdefault(target.name, {"target": target.name})
     row["executions"] = row.get("executions", 0) + numbers.get("number_of_executed_units", 0)
     row["findings"] = len(list((work / "findings" / target.name).glob("*.txt")))
-    row["peak"] = max(row.get("peak", 0), numbers.get("peak_rss_mb", 0))
-    row["slowest"] = max(row.get("slowest", 0.0), *told, 0.0)
+    row["peak"] = max([row.get("peak", 0), *(int(megabytes) for _, megabytes in told)])
+    row["slowest"] = max([row.get("slowest", 0.0), *(float(seconds) for seconds, _ in told)])
     (work / "totals.json").write_text(json.dumps(totals, indent=2), "utf-8")
     ended = f" (ended with {rc}: see {log})" if rc else ""
     sys.stderr.write(f"{_line(row)}{ended}\n")
@@ -149,10 +148,10 @@ def _fuzz(target: Target, work: Path, options) -> int:
         function = target.load()
     from files import clear
     from mutations import mutate
-    from sandbox import Sandbox
+    from sandbox import Sandbox, peak_bytes, spent_seconds
 
     resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESSES, MAX_ADDRESSES))
-    box, slowest = Sandbox(), 0.0
+    box, slowest, peak = Sandbox(), 0.0, 0
     findings = Findings(work / "findings" / target.name)
     corpus = work / "corpus" / target.name
     corpus.mkdir(parents=True, exist_ok=True)
@@ -163,17 +162,18 @@ def _fuzz(target: Target, work: Path, options) -> int:
     clear(box.directory)
 
     def one(data: bytes) -> None:
-        nonlocal slowest
-        begin = time.thread_time()
+        nonlocal slowest, peak
+        begin = spent_seconds()
         try:
             box.execute(function, data, allowed=target.allowed)
         except BaseException as err:
             if isinstance(err, KeyboardInterrupt):
                 raise
             findings.add(err, data)
-        if (seconds := time.thread_time() - begin) > slowest:
-            slowest = seconds
-            sys.stderr.write(f"told: {seconds}\n")
+        seconds, num_bytes = spent_seconds() - begin, peak_bytes()
+        if seconds > slowest or num_bytes > peak + (1 << 20):
+            slowest, peak = max(seconds, slowest), max(num_bytes, peak)
+            sys.stderr.write(f"told: {slowest} s, {peak >> 20} MB\n")
 
     def change(data: bytes, max_bytes: int, seed: int) -> bytes:
         chance = random.Random(seed)

@@ -52,5 +52,3 @@ ceval_archive = _reader("ceval", "ceval-exam.zip")
 parquet = _reader("chat", "chat.parquet")
 for _name in ("c4", "alpaca", "chat", "text", "traces", "ceval_csv", "ceval_archive", "parquet"):
     globals()[_name].__name__ = _name
-
-TARGETS = (c4, alpaca, chat, text, traces, ceval_csv, ceval_archive, parquet, source_option)

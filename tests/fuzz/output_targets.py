@@ -144,6 +144,3 @@ def finished_run(data: bytes, directory: Path) -> None:
         result = take_finished(planned, standing, standing.identity, SILENT)
         result.to_dict()
         result.to_text()
-
-
-TARGETS = (manifest, compile_yaml, lock_file, answers, repository, run_records, finished_run)

@@ -94,6 +94,3 @@ def prompts(data: bytes, directory: Path) -> None:
     for prompt in read_prompt_file(directory / "prompts.jsonl"):
         if not prompt.strip():
             raise FindingError("differs", "a blank prompt")
-
-
-TARGETS = (tokenizer, vocabulary, template, prompts)

@@ -137,6 +137,3 @@ def hub_cache(data: bytes, directory: Path) -> None:
     for inner in (directory, folder, folder / "refs", folder / "snapshots"):
         if finding := recognize(inner):
             finding.to_text(str)
-
-
-TARGETS = (header, checkpoint, config, generation_config, adapter, directory_names, hub_cache)
