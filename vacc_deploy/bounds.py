@@ -141,7 +141,9 @@ RENDERED_BYTES = Bound(
 
 # ---- calibration files -------------------------------------------------------------------------
 RECORD_BYTES = Bound(16 << 20, "bytes", "a line or a record of JSON data", "up to 200 kB")
-BLANK_BYTES = Bound(1 << 18, "bytes", "blanks in a row in JSON data", "none")
+BLANK_BYTES = Bound(
+    1 << 18, "bytes", "blanks in a row in a JSON array, or more blank lines than records", "none"
+)
 # Text packs to a third or a tenth of its size.
 UNPACK_RATIO = Bound(30, "times", "gzip or zstd data, unpacked, above UNPACK_FREE_BYTES", "3 to 10")
 UNPACK_FREE_BYTES = Bound(

@@ -402,7 +402,7 @@ EDGES = {
     ),
     "RECORD_BYTES": record_bytes,
     "BLANK_BYTES": lambda tmp_path, over: read(
-        tmp_path, "c4", b'{"text":"a"}\n' + b"\n" * (bounds.BLANK_BYTES + over)
+        tmp_path, "c4", b'{"text":"a"}\n' + b"\n" * (bounds.BLANK_BYTES + 13 + over)
     ),
     "UNPACK_RATIO": metered(10_000),
     "UNPACK_FREE_BYTES": metered(0),

@@ -275,6 +275,12 @@ def test_c4_may_be_one_json_array(tmp_path):
     check_refused("c4", tmp_path / "c4.json", message, '[{"text": "one"}, {"content": "x"}]')
 
 
+def test_blank_lines_between_records_are_bounded_together(tmp_path):
+    data = (lines({"text": "a"}) + "\n" * 100_000) * 3
+    message = "has 262,187 bytes of blank lines up to line 262,190, expected at most 262,144 more"
+    check_refused("c4", tmp_path / "c4.json", message, data)
+
+
 def test_a_record_of_an_array_that_is_over_a_bound_is_no_damage(tmp_path):
     long = json.dumps([{"text": "one"}, {"text": "a" * (RECORD_BYTES + (1 << 16))}])
     message = "record 2 is over a bound: it is longer than 16,777,216 characters. Leave the record"

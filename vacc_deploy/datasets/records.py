@@ -42,7 +42,7 @@ def read_entries(path: Path, expected: str, columns: Collection[str]) -> Iterato
 
 
 def _read_lines(path: Path, expected: str) -> Iterator[Entry]:
-    number = num_blanks = 0
+    number = num_blanks = num_text = 0
     with open_data(path) as file:
         # One byte more than allowed tells a line that is too long, without reading all of it.
         while line := file.readline(RECORD_BYTES + 1):
@@ -52,13 +52,16 @@ def _read_lines(path: Path, expected: str) -> Iterator[Entry]:
                     f"{path}, line {number} is longer than {RECORD_BYTES:,} bytes, expected one "
                     "JSON object a line. Check that this is the published file."
                 )
-            num_blanks = num_blanks + len(line) if line.isspace() else 0
-            if num_blanks > BLANK_BYTES:
-                raise CalibrationError(
-                    f"{path} has more than {BLANK_BYTES:,} bytes of blank lines in a row up to "
-                    f"line {number:,}. Check that this is the published file."
-                )
-            if not num_blanks:
+            if line.isspace():
+                num_blanks += len(line)
+                if num_blanks > BLANK_BYTES + num_text:
+                    raise CalibrationError(
+                        f"{path} has {num_blanks:,} bytes of blank lines up to line {number:,}, "
+                        f"expected at most {BLANK_BYTES:,} more than its records have. Check that "
+                        "this is the published file."
+                    )
+            else:
+                num_text += len(line)
                 yield f"line {number}", _parse_line(line, number, expected)
 
 
