@@ -154,11 +154,52 @@ def test_a_conversation_is_bounded():
         "{% for m in messages %}{{ loop.cycle }}{% endfor %}",
         "{{ {'a': 1, 'b': 2}.keys() - {} }}",
         "{% for x in {'a': 1, 'b': 2}.items() - [] %}{{ x }}{% endfor %}",
+        "{% block b %}hi{% endblock %}{{ self.b }}",
+        "{% block b %}hi{% endblock %}{{ self['b'] ~ '' }}",
+        "{% block b %}hi{% endblock %}{{ [self.b] }}",
+        "{% block b %}hi{% endblock %}{{ '%(b)s' % self }}",
+        "{% block b %}hi{% endblock %}{{ ('%(b)s' | safe) % self }}",
+        "{% block b %}hi{% endblock %}{{ '{b}'.format_map(self) }}",
+        "{% block b %}hi{% endblock %}{{ '{0.b}'.format(self) }}",
+        "{% block b %}hi{% endblock %}{{ [self] | map(attribute='b') | join }}",
+        "{% block b %}hi{% endblock %}{% set n = namespace(a=self.b) %}{{ n }}",
+        "{% block b %}hi{% endblock %}{{ messages | map(attribute='x', default=self.b) | join }}",
+        "{% for m in messages %}{{ loop.changed }}{% endfor %}",
+        "{{ (messages | map(attribute='role')) ~ '' }}",
+        "{{ messages | selectattr('role') }}",
+        "{{ messages[0] | items }}",
+        "{{ messages[0].items }}",
+        "{{ [1, 1] | unique }}",
+        "{{ dict.fromkeys }}",
     ],
 )
 def test_what_has_no_text_of_its_own_is_not_written(template):
     with pytest.raises(CheckpointError, match="SecurityError: a .* of its own"):
         render(template)
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{% block b %}hi{% endblock %}{{ self.b() }}", "hihi"),
+        ("{{ self }}", "<TemplateReference None>"),
+        ("{% macro f() %}{% endmacro %}{{ f }}{{ f.name }}", "<Macro 'f'>f"),
+        ("{% macro f() %}{{ caller }}{% endmacro %}{% call f() %}{% endcall %}", "<Macro anon"),
+        ("{% macro f() %}{{ varargs }}{{ kwargs }}{% endmacro %}{{ f(1, a=2) }}", "(1,){'a': 2}"),
+        ("{% for m in messages %}{{ loop }}{{ loop.nextitem }}{% endfor %}", "<LoopContext 1/1>"),
+        ("{{ namespace(a=1) }}{{ namespace }}", "<Namespace {'a': 1}><class 'jinja2.utils."),
+        ("{{ nothing }}{{ [nothing] }}{{ messages[0].nothing }}", "[Undefined]"),
+        ("{{ messages[0].keys() }}", "dict_keys(['role', 'content'])"),
+        ("{{ messages[0].values() }}", "dict_values(['user', 'q'])"),
+        ("{{ messages[0].items() }}", "dict_items([('role', 'user'), ('content', 'q')])"),
+        ("{{ messages[0].keys().mapping }}", "{'role': 'user', 'content': 'q'}"),
+        ("{{ range(3) }}{{ dict }}{{ 'a'.encode() }}", "range(0, 3)<class 'dict'>b'a'"),
+        ("{{ (-1) ** 0.5 == 1 }}{{ none }}{{ 1.5 }}{{ true }}{{ (1, 'a') }}", "FalseNone1.5True(1"),
+        ("{{ 'a' | safe }}{{ [('a' | safe).upper()] }}", "a[Markup('A')]"),
+    ],
+)
+def test_what_has_a_text_of_its_own_is_written(template, text):
+    assert render(template).startswith(text)
 
 
 def test_methods_and_iterators_can_be_used(tmp_path):

@@ -12,6 +12,7 @@ import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import jinja2
@@ -19,7 +20,10 @@ import jinja2.nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension
 from jinja2.parser import Parser
+from jinja2.runtime import BlockReference, LoopContext, Macro, TemplateReference
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.utils import Namespace
+from markupsafe import Markup
 
 # Counted in published templates: see docs/security.md, and the table in tests/text.
 FILTERS = (
@@ -129,17 +133,31 @@ class _Iterator(_Nameless):
         return next(self._values)
 
 
+# Whose text follows from what they hold. A class that is not among them may write its address.
+_WRITTEN = frozenset(
+    (str, int, float, complex, bool, bytes, type(None), list, tuple, dict, range, Markup)
+) | {
+    *(MappingProxyType, type({}.keys()), type({}.values()), type({}.items())),
+    *(jinja2.Undefined, LoopContext, Macro, Namespace, TemplateReference),
+    *(_Method, _Iterator),
+}
+_WRITTEN_CLASSES = (dict, Namespace)
+# What a text in the form `%(name)s` gets of `self` passes by the sandbox.
+for _name in ("__str__", "__repr__", "__format__"):
+    setattr(BlockReference, _name, getattr(_Nameless, _name))
+
+
 def _settle(value: Any) -> Any:
     """Return ``value`` in a form whose text is the same in every process."""
+    if type(value) in _WRITTEN or any(value is one for one in _WRITTEN_CLASSES):
+        return value
     if isinstance(value, (set, frozenset)):
         raise SecurityError("a set has no order of its own")
-    # The classes of jinja, such as those of macros and loops, have texts of their own.
-    if type(value).__module__ == "builtins" and not isinstance(value, type):
-        if isinstance(value, Iterator):
-            return _Iterator(value)
-        if callable(value):
-            return _Method(value)
-    return value
+    if isinstance(value, Iterator):
+        return _Iterator(value)
+    if callable(value):
+        return _Method(value)
+    raise SecurityError(f"a {type(value).__name__} has no text of its own")
 
 
 def _settled(function: Callable[..., Any]) -> Callable[..., Any]:
