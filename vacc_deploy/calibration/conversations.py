@@ -81,15 +81,19 @@ class DocumentEncoder:
             CheckpointError: an id is not below ``vocab_size``, or the chat template fails.
         """
         encoded = self._answer(documents) if self._writer else list(map(self._encode, documents))
-        largest = max((max(ids, default=0) for ids in encoded), default=0)
+        for ids in encoded:
+            self._check_ids(ids)
+        return encoded
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        """Refuse ids that would be read past the embedding."""
+        largest = max(ids, default=0)
         if largest >= self._vocab_size:
-            # It would read past the embedding.
             raise CheckpointError(
                 f"The tokenizer gives the id {largest} for text of {self._name}, but the model has "
                 f"vocab_size {self._vocab_size}: tokenizer.json does not belong to this model. "
                 "Restore the tokenizer files from the model's original repository."
             )
-        return encoded
 
     def _encode(self, document: Document) -> list[int]:
         if isinstance(document, str):
@@ -110,6 +114,7 @@ class DocumentEncoder:
                 encoded.append(self._encode(document))
                 continue
             prompt = self._conversations.encode_prompt(document)
+            self._check_prompt(prompt)
             if len(prompt) <= limit:
                 asked.append(position)
             else:
@@ -120,6 +125,15 @@ class DocumentEncoder:
         for position, answer in zip(asked, answers, strict=True):
             encoded[position] = encoded[position] + answer
         return encoded
+
+    def _check_prompt(self, ids: Sequence[int]) -> None:
+        """Refuse a prompt that no model can continue, before one is asked."""
+        if not ids:
+            raise CheckpointError(
+                f"tokenizer.json gives 0 tokens for a prompt of {self._name}, expected at least 1. "
+                "Restore the tokenizer files from the model's original repository."
+            )
+        self._check_ids(ids)
 
 
 class ConversationEncoder:
