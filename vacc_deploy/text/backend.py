@@ -21,7 +21,8 @@ from vacc_deploy.bounds import (
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.json_files import BeyondBoundError, parse_json
 from vacc_deploy.text.files import damaged
-from vacc_deploy.text.worker import Session, Worker, WorkerError
+from vacc_deploy.text.session import Session
+from vacc_deploy.text.worker import Worker, WorkerError
 
 # The library keeps up to 150 bytes for each byte of a text: tokens, places, origins.
 _TEXT_TIMES = 15 * TOKENIZER_MEMORY_TIMES

@@ -20,7 +20,8 @@ from vacc_deploy.bounds import (
     TEMPLATE_MEMORY,
 )
 from vacc_deploy.errors import CheckpointError, UsageError
-from vacc_deploy.text.worker import Session, Worker, WorkerError
+from vacc_deploy.text.session import Session
+from vacc_deploy.text.worker import Worker, WorkerError
 
 _MEMORY_TIMES = 16  # what the values and the text of a conversation take of memory
 _SMALLEST_BYTES = 512  # as which a short conversation counts
