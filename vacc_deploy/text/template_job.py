@@ -63,7 +63,7 @@ def handle(request: Mapping[str, Any], body: bytes) -> tuple[dict[str, Any], byt
         line = next(reversed(lines), None)
         if isinstance(err, jinja2.TemplateSyntaxError):
             line = err.lineno
-        raise JobError(f"{type(err).__name__}: {str(err).removesuffix('.')}", line) from err
+        raise JobError(_say(err), line) from err
 
 
 class JobError(Exception):
@@ -72,6 +72,34 @@ class JobError(Exception):
     def __init__(self, text: str, line: int | None) -> None:
         super().__init__(text)
         self.line = line
+
+
+class _RefusedError(SecurityError):
+    """A template asks for what it does not get; the text is a clause about it."""
+
+
+def _say(err: Exception) -> str:
+    """Return what went wrong as a clause, without a full stop."""
+    text = str(err).strip().removesuffix(".")
+    if isinstance(err, _RefusedError):
+        return text
+    if isinstance(err, SecurityError):
+        return f"it asks for what no template gets: {text}"
+    if isinstance(err, jinja2.UndefinedError):
+        return f"it uses a value that is not there: {text}"
+    if isinstance(err, jinja2.TemplateSyntaxError):
+        return f"jinja says: {text}"
+    if isinstance(err, jinja2.TemplateError):
+        return f"it refuses the conversation: {text}"
+    return f"an operation fails: {text} ({type(err).__name__})"
+
+
+class _NoFiles(jinja2.BaseLoader):
+    """Stands for the files that a template might include."""
+
+    def get_source(self, environment: jinja2.Environment, template: str) -> NoReturn:
+        """Refuse."""
+        raise _RefusedError("it includes another file, which is not supported")
 
 
 def _handle(request: Mapping[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
@@ -93,7 +121,7 @@ def _render(template: jinja2.Template, variables: Mapping[str, Any], limit: int)
         data = piece.encode("utf-8", "surrogatepass")
         size += len(data)
         if size > limit:
-            raise SecurityError(f"more than {limit:,} bytes written")
+            raise _RefusedError(f"it writes more than {limit:,} bytes for it")
         pieces.append(data)
     return b"".join(pieces)
 
@@ -102,7 +130,7 @@ class _Nameless:
     """A value whose text would be an address in memory: it can be used, and not be written."""
 
     def __str__(self) -> str:
-        raise SecurityError("a method or an iterator has no text of its own")
+        raise _RefusedError("it writes a method or an iterator, which has no text of its own")
 
     __repr__ = __str__
 
@@ -152,12 +180,12 @@ def _settle(value: Any) -> Any:
     if type(value) in _WRITTEN or any(value is one for one in _WRITTEN_CLASSES):
         return value
     if isinstance(value, (set, frozenset)):
-        raise SecurityError("a set has no order of its own")
+        raise _RefusedError("it makes a set, which has no order of its own")
     if isinstance(value, Iterator):
         return _Iterator(value)
     if callable(value):
         return _Method(value)
-    raise SecurityError(f"a {type(value).__name__} has no text of its own")
+    raise _RefusedError(f"it uses a {type(value).__name__}, which has no text of its own")
 
 
 def _settled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -220,6 +248,7 @@ def _environment() -> _Environment:
         lstrip_blocks=True,
         extensions=["jinja2.ext.loopcontrols", _GenerationBlock],
         optimized=False,
+        loader=_NoFiles(),
     )
     filters = {name: environment.filters[name] for name in FILTERS if name != "tojson"}
     environment.filters = {name: _settled(each) for name, each in filters.items()}
