@@ -11,7 +11,7 @@ from texts import ROOT
 from tokenizer_builders import tokenizer_config, write_tokenizer
 
 from vacc_deploy.bounds import CONVERSATION_BYTES, TEMPLATE_CPU_SECONDS
-from vacc_deploy.errors import CheckpointError, UsageError
+from vacc_deploy.errors import CheckpointError, TooLongError
 from vacc_deploy.text import chat_template
 from vacc_deploy.text.chat_template import ChatTemplate
 from vacc_deploy.text.tokenizer import Tokenizer
@@ -121,7 +121,9 @@ def test_the_time_is_for_all_conversations_together(monkeypatch):
 
 
 def test_a_template_that_writes_too_much_is_ended():
-    with pytest.raises(CheckpointError, match="conversation: it writes more than 67,108,864 bytes"):
+    with pytest.raises(
+        CheckpointError, match="conversation: it writes more than 1,049,[0-9]+ bytes"
+    ):
         render("{% for i in range(99999) %}{{ 'xxxxxxxx' * 999 }}{% endfor %}")
 
 
@@ -130,9 +132,22 @@ def test_nothing_is_computed_while_a_template_is_compiled():
     assert render(template) == "ok"
 
 
+def test_what_a_template_may_write_grows_with_the_conversation():
+    twice = "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}"
+    message = {"role": "user", "content": "\u0439" * 1_000_000}
+    assert len(ChatTemplate(twice, Path("t")).render([message], {})) == 2_000_000
+
+
+def test_a_conversation_counts_as_utf8_and_half_a_pair_passes(monkeypatch):
+    monkeypatch.setattr(chat_template, "CONVERSATION_BYTES", 1000)
+    template = ChatTemplate("{{ messages[0].content }}", Path("t"))
+    for text in ("\u0439" * 400, "\U0001f600" * 200, "\ud800a\udc00", '"\\\n\x00\u2028'):
+        assert template.render([{"role": "user", "content": text}], {}) == text
+
+
 def test_a_conversation_is_bounded():
     message = [{"role": "user", "content": "x" * CONVERSATION_BYTES}]
-    with pytest.raises(UsageError, match="Give a shorter text"):
+    with pytest.raises(TooLongError, match="Give a shorter text"):
         ChatTemplate("", Path("t")).render(message, {})
 
 

@@ -70,10 +70,10 @@ def _serve(
 ) -> tuple[dict[str, Any], bytes]:
     """Return the reply to one request, and its data."""
     used = time.process_time()
-    seconds, num_bytes = request.pop("seconds"), request.pop("bytes")
+    seconds, num_bytes, most = (request.pop(name) for name in ("seconds", "bytes", "most"))
     # The kernel ends the process when the time is over; its clock counts whole seconds.
     _lower(resource.RLIMIT_CPU, int(used + seconds) + 1)
-    _lower(resource.RLIMIT_AS, _mapped() + num_bytes)
+    _lower(resource.RLIMIT_AS, min(_mapped() + num_bytes, most))
     try:
         reply, data = handle(request, body)
     except MemoryError:

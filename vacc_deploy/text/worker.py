@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vacc_deploy.bounds import WORKER_MEMORY
 from vacc_deploy.errors import REASON_SHOWN, ProcessError, shorten
 from vacc_deploy.text.pipes import SilentError, read_end, receive, send
 
@@ -82,14 +83,21 @@ class Worker:
             head: what to do, plain values.
             data: what to do it with.
             seconds: CPU time that it may take.
-            num_bytes: memory that it may take.
+            num_bytes: memory that it may take, within that of the whole process.
             limit: of the data of the reply, in bytes.
 
         Raises:
             WorkerError: the request failed, or took more than it may.
             ProcessError: there is no process to be had, or it was ended from outside.
         """
-        values = {**head, "seconds": seconds, "bytes": num_bytes, "limit": limit}
+        num_bytes = min(num_bytes, WORKER_MEMORY)
+        values = {
+            **head,
+            "seconds": seconds,
+            "bytes": num_bytes,
+            "most": WORKER_MEMORY,
+            "limit": limit,
+        }
         packed = json.dumps(values).encode("ascii")
         frame = [_FRAME.pack(len(packed), len(data)) + packed, data]
         deadline = time.monotonic() + _WALL_SECONDS + _WALL_PER_SECOND * seconds
