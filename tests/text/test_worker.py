@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -261,3 +262,50 @@ def test_what_the_process_says_is_one_line_and_short(failing):
         one.request({}, b"", seconds=1, num_bytes=1 << 28, limit=0)
     assert str(caught.value).startswith("a\\n\\nError: run thisxxx")
     assert len(str(caught.value)) <= 300
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["{}, b'x' * 100", "{'a': 'x' * (1 << 19)}, b''"],
+    ids=["data", "head"],
+)
+def test_a_reply_that_is_longer_than_it_may_be_is_not_read(failing, monkeypatch, reply):
+    monkeypatch.setattr(worker_module, "_MAX_HEAD_BYTES", 1 << 19)
+    one = failing(f"def handle(*_):\n    return {reply}\n")
+    with pytest.raises(WorkerError, match="gives a longer answer than it may"):
+        one.request({}, b"", seconds=1, num_bytes=1 << 28, limit=99)
+    assert one._process is None
+
+
+def test_the_memory_for_a_request_is_not_that_for_its_reply(failing):
+    one = failing("def handle(*_):\n    return {'text': 'x' * (8 << 20)}, b'y' * (1 << 20)\n")
+    reply, data = one.request({}, b"", seconds=1, num_bytes=12 << 20, limit=1 << 20)
+    assert len(reply["text"]) == 8 << 20 and len(data) == 1 << 20
+    # Nor is it kept for what comes next.
+    assert one.request({}, b"", seconds=1, num_bytes=12 << 20, limit=1 << 20)[1] == data
+
+
+def test_a_process_without_work_ends_and_gives_its_memory_back():
+    path = Path(worker_module.__file__)
+    code = (
+        "import importlib.util, sys\n"
+        "spec = importlib.util.spec_from_file_location('child', sys.argv[1])\n"
+        "child = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(child)\n"
+        "assert child.IDLE_SECONDS == 60\n"
+        "child.IDLE_SECONDS = 0.2\n"
+        "del sys.argv[1]\n"
+        "child.main()\n"
+    )
+    files = str(path.with_name("child.py")), str(path.with_name("template_job.py"))
+    folders = {worker_module._folder_of(name) for name in ("jinja2", "markupsafe")}
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", code, *files, *folders],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout.read(1) == b"\0"
+    assert process.wait(timeout=10) == 0
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        pipe.close()

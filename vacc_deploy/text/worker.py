@@ -156,7 +156,7 @@ class Worker:
             sizes = _FRAME.unpack(receive(output, _FRAME.size, deadline))
             # The child has bounded both; this side does not rely on it.
             if sizes[0] > _MAX_HEAD_BYTES or sizes[1] > limit:
-                raise SilentError
+                raise WorkerError("gives a longer answer than it may", is_limit=True)
             head, answer = (receive(output, size, deadline) for size in sizes)
             reply: dict[str, Any] = json.loads(head)
         except SilentError:
