@@ -309,3 +309,14 @@ def test_a_process_without_work_ends_and_gives_its_memory_back():
     assert process.wait(timeout=10) == 0
     for pipe in (process.stdin, process.stdout, process.stderr):
         pipe.close()
+
+
+def test_what_a_process_holds_already_counts_for_its_memory(failing, monkeypatch):
+    monkeypatch.setattr(worker_module, "WORKER_MEMORY", 400 << 20)
+    code = "held = []\ndef handle(*_):\n    held.append(bytearray(90 << 20))\n    return {}, b''\n"
+    one = failing(code)
+    with pytest.raises(WorkerError, match="needs more than 200 MiB of memory"):
+        for _ in range(5):
+            one.request({}, b"", seconds=9, num_bytes=200 << 20, limit=0)
+    # A new process holds nothing.
+    one.request({}, b"", seconds=9, num_bytes=200 << 20, limit=0)
