@@ -108,7 +108,9 @@ TOKEN_ID = Bound(10**9, "", "the id of a token", "up to 152,000")
 PROMPT_BYTES = Bound(
     16 << 20, "bytes", "a file of prompts, and what generate reads of a pipe", "few kB"
 )
-# Of the process in which the tokenizers library runs. Texts count as they are given.
+TOKENIZED_BYTES = Bound(
+    4 << 20, "bytes", "one text that is made tokens; a text for verify is cut", "up to 200 kB"
+)
 # Of the process in which the tokenizers library runs. A text counts at least 512 bytes.
 TOKENIZER_CPU_SECONDS = Bound(
     5, "seconds", "to read a tokenizer and to use it; and one more for each MB of it", "0.1 to 0.7"
@@ -119,6 +121,10 @@ TOKENIZER_MEMORY = Bound(
 )
 TOKENIZER_MEMORY_TIMES = Bound(
     20, "times the file", "the same, above TOKENIZER_MEMORY; 15 times as much of a text", "14"
+)
+
+WORKER_MEMORY = Bound(
+    2 << 30, "bytes", "the same, and that of a chat template, whatever it works on", "50 to 300 MiB"
 )
 
 # ---- chat templates ----------------------------------------------------------------------------
@@ -135,9 +141,13 @@ TEMPLATE_MEMORY = Bound(
 CONVERSATION_BYTES = Bound(
     32 << 20, "bytes", "one conversation that a chat template gets", "up to 200 kB"
 )
-RENDERED_BYTES = Bound(
-    64 << 20, "bytes", "what a chat template may write for one conversation", "up to 200 kB"
+RENDERED_FREE_BYTES = Bound(
+    1 << 20, "bytes", "what a chat template may write for any conversation", "up to 200 kB"
 )
+RENDERED_TIMES = Bound(
+    16, "times the conversation", "what it may write above RENDERED_FREE_BYTES", "1 to 2"
+)
+RENDERED_BYTES = Bound(64 << 20, "bytes", "the same, whatever the conversation is", "up to 200 kB")
 
 # ---- calibration files -------------------------------------------------------------------------
 RECORD_BYTES = Bound(16 << 20, "bytes", "a line or a record of JSON data", "up to 200 kB")

@@ -11,6 +11,8 @@
     ├── CompileFileError       a vamc YAML breaks a rule of the compiler
     ├── ExportError            a model cannot be exported as an ONNX graph
     ├── OutputError            an output directory cannot be written
+    ├── ProcessError           the process for tokenizers and templates cannot work
+    ├── TooLongError           a text is too long to be made tokens
     ├── RankLostError          another process of a run on several ranks is gone
     └── StoppedError           exit code 128 + signal: the command was interrupted
 
@@ -121,6 +123,17 @@ class ExportError(VaccDeployError):
 
 class OutputError(VaccDeployError):
     """An output directory exists already or cannot be written."""
+
+
+class ProcessError(VaccDeployError):
+    """The process in which tokenizers and chat templates run cannot start, or is ended by others.
+
+    No file of the user is at fault.
+    """
+
+
+class TooLongError(VaccDeployError):
+    """A text or a conversation is too long to be made tokens at once."""
 
 
 class RankLostError(VaccDeployError):

@@ -8,9 +8,13 @@ import io
 import json
 import zipfile
 from contextlib import contextmanager
+from unittest.mock import patch
 
+import torch
 import yaml
 from doubles import Recorder
+from safetensors.torch import save_file
+from tokenizer_builders import write_tokenizer
 
 from vacc_deploy import bounds
 from vacc_deploy.calibration.answer_cache import AnswerCache, hash_json
@@ -18,7 +22,7 @@ from vacc_deploy.calibration.collect import SourceTokens, _read_pools
 from vacc_deploy.calibration.split import Split, hash_document, is_held_out
 from vacc_deploy.checkpoint import adapters, caches, header, reader, shard_names
 from vacc_deploy.checkpoint.manifest import read_manifest
-from vacc_deploy.datasets import ceval_tables, explain, files, parquet
+from vacc_deploy.datasets import ceval_tables, explain, files, parquet, sources
 from vacc_deploy.datasets.ceval import read_ceval
 from vacc_deploy.datasets.odd import OddRecordError, Tally, keep_sound
 from vacc_deploy.datasets.sources import CalibrationSource, read_documents
@@ -32,9 +36,11 @@ from vacc_deploy.outputs.files import side_files
 from vacc_deploy.progress import SILENT
 from vacc_deploy.quantize.records import RUN_NAME, read_run
 from vacc_deploy.reference import windows
-from vacc_deploy.text.files import read_large, read_object
+from vacc_deploy.text import files as text_files
+from vacc_deploy.text.files import read_object
 from vacc_deploy.text.prompts import read_prompt_file
 from vacc_deploy.text.token_statements import read_numbered
+from vacc_deploy.text.tokenizer import Tokenizer
 from vacc_deploy.vamc.yaml_text import load_yaml, parse_yaml
 
 
@@ -70,11 +76,11 @@ def refuse(is_refused):
 
 
 def header_bytes(tmp_path, over):
-    path = sparse(tmp_path / "a.safetensors", bounds.HEADER_BYTES + 20)
-    if over:
-        with path.open("r+b") as file:
-            file.write((bounds.HEADER_BYTES + 1).to_bytes(8, "little"))
-        header.read_header(path)
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.ones(3)}, path, metadata={"format": "pt" * 50})
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    with patch.object(header, "HEADER_BYTES", length - over):
+        assert len(header.read_header(path).tensors) == 1
 
 
 def header_tensors(tmp_path, over):
@@ -90,9 +96,10 @@ def entry(shape, size, name="a"):
 
 
 def index_bytes(tmp_path, over):
-    if over:
-        sparse(tmp_path / "model.safetensors.index.json", bounds.INDEX_BYTES + 1)
-        reader._read_index(tmp_path)
+    text = json.dumps({"weight_map": {"a": "model.safetensors"}})
+    padded(tmp_path / reader.INDEX_NAME, text, 1000 + over)
+    with patch.object(reader, "INDEX_BYTES", 1000):
+        assert reader._read_index(tmp_path) == {"a": "model.safetensors"}
 
 
 def shards(tmp_path, over):
@@ -147,6 +154,13 @@ def yaml_depth(tmp_path, over):
 # ---- configuration and tokenizers --------------------------------------------------------------
 
 
+def tokenizer_bytes(tmp_path, over):
+    write_tokenizer(tmp_path)
+    size = (tmp_path / "tokenizer.json").stat().st_size
+    with patch.object(text_files, "TOKENIZER_BYTES", size - over):
+        assert Tokenizer.from_dir(tmp_path).encode("Aa!", add_bos=False) == [32, 64, 0]
+
+
 def small_file(tmp_path, over):
     (tmp_path / "snapshots").mkdir()
     (tmp_path / "refs").mkdir()
@@ -173,6 +187,13 @@ def record_bytes(tmp_path, over):
     head, tail = b'{"text":"', b'"}\n'
     size = bounds.RECORD_BYTES + over - len(head) - len(tail)
     read(tmp_path, "c4", head + b"a" * size + tail)
+
+
+def traces_bytes(tmp_path, over):
+    path = tmp_path / "data"
+    path.write_text(f"{BOS}{USER}a{ASSISTANT}b" * 20, "utf-8")
+    with patch.object(sources, "TRACES_BYTES", path.stat().st_size - over):
+        assert len(list(read_documents(CalibrationSource("traces", path)))) == 20
 
 
 def metered(position):
@@ -390,9 +411,7 @@ EDGES = {
         padded(tmp_path / "adapter_config.json", "{}", bounds.ADAPTER_CONFIG_BYTES + over).parent
     ),
     "SMALL_FILE_BYTES": small_file,
-    "TOKENIZER_BYTES": lambda tmp_path, over: (
-        over and read_large(sparse(tmp_path / "a", bounds.TOKENIZER_BYTES + 1))
-    ),
+    "TOKENIZER_BYTES": tokenizer_bytes,
     "TOKENIZER_CONFIG_BYTES": lambda tmp_path, over: read_object(
         padded(tmp_path / "a", "{}", bounds.TOKENIZER_CONFIG_BYTES + over)
     ),
@@ -409,9 +428,7 @@ EDGES = {
     "EMPTY_DOCUMENTS": lambda tmp_path, over: read(
         tmp_path, "c4", b'{"text":""}\n' * (bounds.EMPTY_DOCUMENTS + over) + b'{"text":"a"}\n'
     ),
-    "TRACES_BYTES": lambda tmp_path, over: (
-        over and read(tmp_path, "traces", b"a" * (bounds.TRACES_BYTES + 1))
-    ),
+    "TRACES_BYTES": traces_bytes,
     "WAITING_CHARACTERS": waiting_characters,
     "POOL_TURNS": pool_turns,
     "USELESS_DOCUMENTS": useless_documents,

@@ -2,17 +2,22 @@
 
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 from tokenizer_builders import build_backend, tokenizer_config, write_tokenizer
 
 from vacc_deploy.bounds import (
     CONVERSATION_BYTES,
     RENDERED_BYTES,
+    RENDERED_FREE_BYTES,
+    RENDERED_TIMES,
     TEMPLATE_CHARACTERS,
     TEMPLATE_CPU_SECONDS,
     TEMPLATE_MEMORY,
+    TOKENIZED_BYTES,
     TOKENIZER_CPU_SECONDS,
 )
+from vacc_deploy.text import chat_template, worker
 from vacc_deploy.text.chat_template import ChatTemplate
 from vacc_deploy.text.tokenizer import Tokenizer
 
@@ -64,7 +69,32 @@ def conversation_bytes(_, over):
 
 def rendered_bytes(_, over):
     source = f"{{{{ 'x' * {RENDERED_BYTES} }}}}{'x' * over}"
-    assert len(render(source)) == RENDERED_BYTES
+    assert len(render(source, "y" * (RENDERED_BYTES // RENDERED_TIMES))) == RENDERED_BYTES
+
+
+def rendered_times(content):
+    """Return an edge: what may be written for a conversation."""
+
+    def edge(_, over):
+        size = len(json.dumps({"messages": [{"role": "user", "content": content}]}))
+        most = RENDERED_FREE_BYTES + RENDERED_TIMES * size
+        assert len(render(f"{{{{ 'x' * {most + over} }}}}", content)) == most
+
+    return edge
+
+
+def tokenized_bytes(tmp_path, over):
+    assert load(tmp_path).encode("\u00e9" * (TOKENIZED_BYTES // 2) + "a" * over, add_bos=False)
+
+
+def worker_memory(_, over):
+    # A lower one: the real one is more than a test should take.
+    size = 8 * MIB if not over else 900 * MIB
+    with (
+        patch.object(worker, "WORKER_MEMORY", 512 * MIB),
+        patch.object(chat_template, "TEMPLATE_MEMORY", 8 << 30),
+    ):
+        assert render(f"{{{{ 'x'.center({size}) | length }}}}") == str(size)
 
 
 def search(tmp_path, over, spend):
@@ -97,12 +127,16 @@ def tokenizer_memory_times(tmp_path, over):
 EDGES = {
     "CONVERSATION_BYTES": conversation_bytes,
     "RENDERED_BYTES": rendered_bytes,
+    "RENDERED_FREE_BYTES": rendered_times(""),
+    "RENDERED_TIMES": rendered_times("y" * 10_000),
     "TEMPLATE_CHARACTERS": template_characters,
     "TEMPLATE_CPU_PER_MB": template_cpu_per_mb,
     "TEMPLATE_CPU_SECONDS": template_cpu_seconds,
     "TEMPLATE_MEMORY": template_memory,
+    "TOKENIZED_BYTES": tokenized_bytes,
     "TOKENIZER_CPU_PER_MB": tokenizer_cpu_per_mb,
     "TOKENIZER_CPU_SECONDS": tokenizer_cpu_seconds,
     "TOKENIZER_MEMORY": tokenizer_memory,
     "TOKENIZER_MEMORY_TIMES": tokenizer_memory_times,
+    "WORKER_MEMORY": worker_memory,
 }

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 from tokenizer_builders import (
     ASSISTANT,
@@ -16,7 +18,11 @@ from tokenizer_builders import (
 )
 from tokenizers import AddedToken
 
-from vacc_deploy.calibration.conversations import ConversationEncoder
+from vacc_deploy.calibration.conversations import ConversationEncoder, DocumentEncoder
+from vacc_deploy.datasets.sources import CalibrationSource
+from vacc_deploy.errors import CalibrationError
+from vacc_deploy.progress import SILENT
+from vacc_deploy.text import backend, chat_template
 from vacc_deploy.text.tokenizer import Tokenizer
 
 OPENING_TEMPLATE = R1_TEMPLATE.replace(
@@ -150,3 +156,31 @@ def test_without_a_template_the_turns_are_joined(tmp_path):
     tokenizer = make_tokenizer(tmp_path, None)
     assert ConversationEncoder(tokenizer).form == "joined"
     assert text_of(tokenizer, CHAT) == f"{BOS}q\na"
+
+
+@pytest.mark.parametrize(
+    ("kind", "document"),
+    [
+        ("c4", "\u0439\nord " * 300),
+        ("chat", ({"role": "user", "content": "\u0439\nord " * 300}, CHAT[1])),
+        ("chat", ({"role": "user", "content": "\u0439\nord " * 900}, CHAT[1])),
+    ],
+)
+@pytest.mark.parametrize("has_writer", [False, True])
+def test_a_document_that_is_too_long_is_named(tmp_path, monkeypatch, kind, document, has_writer):
+    monkeypatch.setattr(backend, "TOKENIZED_BYTES", 1000)
+    monkeypatch.setattr(chat_template, "CONVERSATION_BYTES", 4000)
+    path = tmp_path / "some" / "data.jsonl"
+    encoder = DocumentEncoder(
+        CalibrationSource(kind, path),
+        make_tokenizer(tmp_path),
+        300,
+        writer=SimpleNamespace(batch_size=1, max_prompt_tokens=99) if has_writer else None,
+        progress=SILENT,
+    )
+    with pytest.raises(CalibrationError) as caught:
+        encoder.encode([document])
+    message = str(caught.value)
+    assert message.startswith(f"{path} has a record that is too long. It begins with '\u0439")
+    assert "\n" not in message and len(message) < 500 and caught.value.exit_code == 1
+    assert message.endswith(" Cut the record, or take it out.")

@@ -11,6 +11,7 @@ from texts import read_json, write_alpaca
 from tokenizer_builders import tokenizer_config, write_tokenizer
 from transformers import PreTrainedModel
 
+from vacc_deploy.calibration.conversations import DocumentEncoder
 from vacc_deploy.calibration.own_answers import OwnAnswers
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, UsageError
@@ -182,6 +183,34 @@ def test_quantize_with_own_answers(tmp_path, source):
     # A dry run has no answers to compare with those of the output; a resumed run has.
     assert quantize(source, options=options, dry_run=True, resume=True).dry_run
     assert quantize(source, options=options, resume=True).already_finished
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({}, "gives the id 259 for text of alpaca.json, but the model has vocab_size 258"),
+        (
+            {"chat_template": "{{ '' }}", "add_bos_token": False},
+            "tokenizer.json gives 0 tokens for a prompt of alpaca.json, expected at least 1",
+        ),
+    ],
+)
+def test_a_prompt_that_no_model_can_continue_is_an_error_before_one_is_asked(
+    tmp_path, changes, problem
+):
+    source = write_checkpoint(tmp_path / "model", vocab_size=258)
+    write_tokenizer(source, config=tokenizer_config(**changes))
+    tokenizer = Tokenizer.from_dir(source)
+    encoder = DocumentEncoder(
+        write_alpaca(tmp_path),
+        tokenizer,
+        258,
+        writer=make_reader(source, tmp_path / "cache"),
+        progress=Recorder(),
+    )
+    chat = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
+    with pytest.raises(CheckpointError, match=problem):
+        encoder.encode([chat])
 
 
 def test_no_template_and_no_room_are_usage_errors(tmp_path, source):

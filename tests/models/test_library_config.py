@@ -75,3 +75,14 @@ def test_one_begin_and_one_padding_but_several_ends():
         "bos_token_id": 0,
         "pad_token_id": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("stated", "given"), [(0, 0), (1, 1), (2, 2), (3, 2), (28, 2), (10**9, 2), (None, 2)]
+)
+def test_the_layers_without_a_window_are_layers_of_the_model(stated, given):
+    raw = build_config(model_type="qwen2", num_layers=2)
+    raw |= {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": stated}
+    if stated is None:
+        del raw["max_window_layers"]
+    assert library_config(parse_config(raw, where="c"))["max_window_layers"] == given

@@ -12,6 +12,8 @@ from tokenizer_builders import (
     BOS_ID,
     USER_ID,
     byte_ids,
+    tokenizer_config,
+    write_tokenizer,
 )
 
 from vacc_deploy.errors import CheckpointError, UsageError
@@ -136,6 +138,25 @@ def test_of_several_prompts_the_one_that_is_too_long_is_named(tmp_path):
     responder.check_prompts(["a", "b"])
     with pytest.raises(UsageError, match="context of 64. This is prompt 2 of 2. Ask for fewer"):
         responder.check_prompts(["a", "b" * 40])
+
+
+def test_a_prompt_with_an_id_that_the_model_does_not_know_is_an_error(tmp_path):
+    # The tokenizer's marks of user and assistant are 258 and 259.
+    directory = write_checkpoint(tmp_path, vocab_size=258)
+    with pytest.raises(CheckpointError, match="gives the id 259, but the model has vocab_size 258"):
+        generate(directory, prompt="hi", max_new_tokens=2)
+
+
+def test_a_prompt_without_a_token_is_an_error(tmp_path):
+    directory = write_checkpoint(tmp_path)
+    write_tokenizer(
+        directory, config=tokenizer_config(chat_template="{{ '' }}", add_bos_token=False)
+    )
+    problem = (
+        r"tokenizer\.json cannot be used: it gives 0 tokens for the prompt, expected at least 1"
+    )
+    with pytest.raises(CheckpointError, match=problem):
+        generate(directory, prompt="hi", max_new_tokens=2)
 
 
 def test_a_directory_that_does_not_exist_is_named_before_its_tokenizer(tmp_path):

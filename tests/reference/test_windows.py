@@ -10,7 +10,9 @@ from tokenizer_builders import BOS_ID, build_backend, byte_ids, tokenizer_config
 
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CalibrationError, CheckpointError
-from vacc_deploy.reference.windows import read_windows
+from vacc_deploy.reference import windows
+from vacc_deploy.reference.windows import cut_text, read_windows
+from vacc_deploy.text import backend
 
 
 @pytest.fixture
@@ -149,3 +151,27 @@ def test_read_windows_token_beyond_the_vocabulary(tmp_path):
     options = {"max_tokens": 64, "sequence_length": 64}
     with pytest.raises(CheckpointError, match="gives the id 258, but the model has vocab_size 256"):
         read_windows(Checkpoint.open(source), tmp_path / "text.txt", **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("", [""]),
+        ("abcdefgh", ["abcdefgh"]),
+        ("abcdefghi", ["abcdefgh", "i"]),
+        ("ab\ncd\nefgh\n", ["ab\ncd\n", "efgh\n"]),
+        ("\n" * 9, ["\n" * 8, "\n"]),
+        ("\u0439" * 5, ["\u0439" * 4, "\u0439"]),
+        ("a" + "\U0001f600" * 4, ["a\U0001f600", "\U0001f600" * 2, "\U0001f600"]),
+    ],
+)
+def test_a_text_is_cut_behind_line_ends_and_never_in_a_character(text, pieces):
+    assert list(cut_text(text, 8)) == pieces
+
+
+def test_a_text_longer_than_one_request_is_read_in_pieces(read, monkeypatch):
+    monkeypatch.setattr(windows, "TOKENIZED_BYTES", 20)
+    monkeypatch.setattr(backend, "TOKENIZED_BYTES", 20)
+    text = "abcdefghij" * 5
+    tokens, _ = read(text, sequence_length=21)
+    assert tokens.tolist() == [[BOS_ID, *byte_ids(text[start : start + 20])] for start in (0, 20)]

@@ -84,6 +84,15 @@ def test_padding_and_truncation_of_any_size_are_switched_off(tmp_path):
     assert tokenizer.encode("Aa!", add_bos=False) == [32, 64, 0]
 
 
+def test_a_reply_of_the_library_is_bounded(tmp_path, monkeypatch):
+    tokenizer = load(tmp_path, document())
+    # Four bytes an id.
+    monkeypatch.setattr(backend_module, "TOKENIZER_MEMORY", 1 << 20)
+    assert len(tokenizer.encode("a" * (1 << 18), add_bos=False)) == 1 << 18
+    with pytest.raises(CheckpointError, match="library gives a longer answer than it may"):
+        tokenizer.encode("a" * ((1 << 18) + 1), add_bos=False)
+
+
 def with_merges(**changes):
     backend = tokenizers.Tokenizer(
         tokenizers.models.BPE({"a": 0, "b": 1, "ab": 2, "abab": 3}, [("a", "b"), ("ab", "ab")])

@@ -72,15 +72,27 @@ def test_template_may_come_from_a_list_or_from_files_or_be_missing(tmp_path):
 @pytest.mark.parametrize(
     ("template", "text"),
     [
-        ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
-        ("{{ ''.__class__.__base__ }}{{ raise_exception.__globals__['json'] }}", "SecurityError"),
-        ("{{ strftime_now.__self__.__class__.__init__.__globals__ }}", "SecurityError"),
-        ("{% set _ = messages.append({}) %}", "SecurityError"),
-        ("{{ messages.pop() }}", "SecurityError"),
-        ("{% for i in range(999999999) %}x{% endfor %}", "OverflowError"),
-        ("{{ raise_exception('roles must alternate') }}", "TemplateError: roles must alternate"),
+        (
+            "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+            "it asks for what no template gets",
+        ),
+        (
+            "{{ ''.__class__.__base__ }}{{ raise_exception.__globals__['json'] }}",
+            "it asks for what no template gets",
+        ),
+        (
+            "{{ strftime_now.__self__.__class__.__init__.__globals__ }}",
+            "it asks for what no template gets",
+        ),
+        ("{% set _ = messages.append({}) %}", "it asks for what no template gets"),
+        ("{{ messages.pop() }}", "it asks for what no template gets"),
+        ("{% for i in range(999999999) %}x{% endfor %}", "an operation fails: .*OverflowError"),
+        (
+            "{{ raise_exception('roles must alternate') }}",
+            "it refuses the conversation: roles must alternate",
+        ),
         ("{{ messages[0].content + 1 }}", "TypeError"),
-        ("{{ messages[9].content }}", "UndefinedError"),
+        ("{{ messages[9].content }}", "it uses a value that is not there"),
         ("{{ 1 / 0 }}", "ZeroDivisionError"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "calls itself without end"),
     ],
@@ -96,7 +108,7 @@ def test_hostile_or_failing_template_is_an_error_that_names_the_file(tmp_path, t
 @pytest.mark.parametrize(
     ("template", "text"),
     [
-        ("{% if %}", r"does not compile \(line 1\): TemplateSyntaxError"),
+        ("{% if %}", r"does not compile \(line 1\): jinja says: "),
         ("\n{{ a ", r"does not compile \(line 2\)"),
         ("{% for x in y %}" * 30 + "{% endfor %}" * 30, "does not compile"),
         ("x" * (TEMPLATE_CHARACTERS + 1), "holds 262,145 characters, expected at most"),

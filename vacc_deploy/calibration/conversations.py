@@ -7,12 +7,13 @@ thoughts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vacc_deploy.datasets.files import Document, Message
 from vacc_deploy.datasets.sources import CONVERSATION_KINDS, CalibrationSource
-from vacc_deploy.errors import CheckpointError
+from vacc_deploy.errors import CalibrationError, CheckpointError, TooLongError, shorten
 from vacc_deploy.progress import Progress
 from vacc_deploy.text.tokenizer import Tokenizer
 
@@ -60,7 +61,8 @@ class DocumentEncoder:
         Raises:
             CheckpointError: the chat template fails.
         """
-        self._name, self._tokenizer, self._vocab_size = source.name, tokenizer, vocab_size
+        self._name, self._path = source.name, source.path
+        self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._conversations = self._writer = None
         if source.kind in CONVERSATION_KINDS:
             self._conversations, self._writer = ConversationEncoder(tokenizer), writer
@@ -79,23 +81,42 @@ class DocumentEncoder:
 
         Raises:
             CheckpointError: an id is not below ``vocab_size``, or the chat template fails.
+            CalibrationError: a document is too long.
         """
         encoded = self._answer(documents) if self._writer else list(map(self._encode, documents))
-        largest = max((max(ids, default=0) for ids in encoded), default=0)
+        for ids in encoded:
+            self._check_ids(ids)
+        return encoded
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        """Refuse ids that would be read past the embedding."""
+        largest = max(ids, default=0)
         if largest >= self._vocab_size:
-            # It would read past the embedding.
             raise CheckpointError(
                 f"The tokenizer gives the id {largest} for text of {self._name}, but the model has "
                 f"vocab_size {self._vocab_size}: tokenizer.json does not belong to this model. "
                 "Restore the tokenizer files from the model's original repository."
             )
-        return encoded
 
     def _encode(self, document: Document) -> list[int]:
-        if isinstance(document, str):
-            return self._tokenizer.encode(document, add_bos=self._tokenizer.adds_bos)
-        assert self._conversations is not None
-        return self._conversations.encode(document)
+        with self._naming(document):
+            if isinstance(document, str):
+                return self._tokenizer.encode(document, add_bos=self._tokenizer.adds_bos)
+            assert self._conversations is not None
+            return self._conversations.encode(document)
+
+    @contextmanager
+    def _naming(self, document: Document) -> Iterator[None]:
+        """Name the file and the record where a document is too long."""
+        try:
+            yield
+        except TooLongError as err:
+            text = document if isinstance(document, str) else document[0]["content"]
+            message = str(err).removesuffix("Give a shorter text.")
+            raise CalibrationError(
+                f"{self._path} has a record that is too long. It begins with {shorten(text)!r}. "
+                f"{message}Cut the record, or take it out."
+            ) from err
 
     def _answer(self, documents: Sequence[Document]) -> list[list[int]]:
         """Return prompts with the model's answers, and plain texts as they are.
@@ -109,7 +130,9 @@ class DocumentEncoder:
             if isinstance(document, str):
                 encoded.append(self._encode(document))
                 continue
-            prompt = self._conversations.encode_prompt(document)
+            with self._naming(document):
+                prompt = self._conversations.encode_prompt(document)
+            self._check_prompt(prompt)
             if len(prompt) <= limit:
                 asked.append(position)
             else:
@@ -120,6 +143,15 @@ class DocumentEncoder:
         for position, answer in zip(asked, answers, strict=True):
             encoded[position] = encoded[position] + answer
         return encoded
+
+    def _check_prompt(self, ids: Sequence[int]) -> None:
+        """Refuse a prompt that no model can continue, before one is asked."""
+        if not ids:
+            raise CheckpointError(
+                f"tokenizer.json gives 0 tokens for a prompt of {self._name}, expected at least 1. "
+                "Restore the tokenizer files from the model's original repository."
+            )
+        self._check_ids(ids)
 
 
 class ConversationEncoder:

@@ -6,11 +6,12 @@ Owns how much of a text is read, where windows begin, and what is said about tok
 from __future__ import annotations
 
 import codecs
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from vacc_deploy.bounds import TEXT_BYTES
+from vacc_deploy.bounds import TEXT_BYTES, TOKENIZED_BYTES
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.datasets.explain import explain_no_text
 from vacc_deploy.datasets.files import advise_utf8, open_data
@@ -89,6 +90,24 @@ def check_ids(checkpoint: Checkpoint, ids: list[int]) -> None:
         )
 
 
+def cut_text(text: str, num_bytes: int) -> Iterator[str]:
+    """Yield a text in pieces of at most ``num_bytes`` of UTF-8, behind line ends where there are.
+
+    Between two pieces the ids may differ a little from those of the whole.
+    """
+    data, start = text.encode(), 0
+    while start < len(data) or not start:
+        end = min(start + num_bytes, len(data))
+        if end < len(data):
+            end = data.rfind(b"\n", start, end) + 1 or end
+        while end < len(data) and data[end] & 0xC0 == 0x80:  # in the middle of a character
+            end -= 1
+        yield data[start:end].decode()
+        if end == len(data):
+            return
+        start = end
+
+
 def _read_ids(tokenizer: Tokenizer, path: Path, max_tokens: int) -> tuple[list[int], bool]:
     """Return the ids of as much of the text as ``max_tokens`` needs, and whether it is all.
 
@@ -106,7 +125,8 @@ def _read_ids(tokenizer: Tokenizer, path: Path, max_tokens: int) -> tuple[list[i
                 # The last character may be cut unless the text is whole.
                 text = codecs.getincrementaldecoder("utf-8-sig")().decode(data, final=is_whole)
                 # Without the BOS, which read_windows puts before each window.
-                ids = tokenizer.encode(text, add_bos=False)
+                pieces = cut_text(text, TOKENIZED_BYTES)
+                ids = [i for piece in pieces for i in tokenizer.encode(piece, add_bos=False)]
                 if is_whole or len(ids) >= wanted or len(data) >= TEXT_BYTES:
                     return ids, is_whole
     except UnicodeDecodeError as err:

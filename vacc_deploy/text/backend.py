@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.bounds import (
+    TOKENIZED_BYTES,
     TOKENIZER_CPU_PER_MB,
     TOKENIZER_CPU_SECONDS,
     TOKENIZER_MEMORY,
     TOKENIZER_MEMORY_TIMES,
     VOCABULARY_MEMORY,
 )
-from vacc_deploy.errors import CheckpointError
+from vacc_deploy.errors import CheckpointError, TooLongError
 from vacc_deploy.json_files import BeyondBoundError, parse_json
 from vacc_deploy.text.files import damaged
-from vacc_deploy.text.worker import Session, Worker, WorkerError
+from vacc_deploy.text.session import Session
+from vacc_deploy.text.worker import Worker, WorkerError
 
-# The library keeps up to 150 bytes for each byte of a text: tokens, places, origins.
+# The library takes 200 to 400 bytes for each byte of a text: tokens, places, origins.
 _TEXT_TIMES = 15 * TOKENIZER_MEMORY_TIMES
 _SMALLEST_BYTES = 512  # as which a short text counts
 _SAYS = "the tokenizers library says:"
@@ -90,9 +92,16 @@ class Backend:
 
         Raises:
             CheckpointError: the library fails, or does not get ready within bounds.
+            TooLongError: ``text`` is too long.
             UnicodeEncodeError: ``text`` is not valid Unicode.
         """
-        return array("I", self._ask({"op": "encode", "special": special}, text.encode())).tolist()
+        data = text.encode()
+        if len(data) > TOKENIZED_BYTES:
+            raise TooLongError(
+                f"A text of {len(data):,} bytes is too long to be made tokens at once, expected at "
+                f"most {TOKENIZED_BYTES:,}. Give a shorter text."
+            )
+        return array("I", self._ask({"op": "encode", "special": special}, data)).tolist()
 
     def decode(self, ids: Sequence[int], *, skip_special: bool) -> str:
         """Return the text of ``ids``; bytes that are not UTF-8 become U+FFFD.

@@ -14,13 +14,16 @@ from typing import Any
 from vacc_deploy.bounds import (
     CONVERSATION_BYTES,
     RENDERED_BYTES,
+    RENDERED_FREE_BYTES,
+    RENDERED_TIMES,
     TEMPLATE_CHARACTERS,
     TEMPLATE_CPU_PER_MB,
     TEMPLATE_CPU_SECONDS,
     TEMPLATE_MEMORY,
 )
-from vacc_deploy.errors import CheckpointError, UsageError
-from vacc_deploy.text.worker import Session, Worker, WorkerError
+from vacc_deploy.errors import CheckpointError, TooLongError
+from vacc_deploy.text.session import Session
+from vacc_deploy.text.worker import Worker, WorkerError
 
 _MEMORY_TIMES = 16  # what the values and the text of a conversation take of memory
 _SMALLEST_BYTES = 512  # as which a short conversation counts
@@ -52,13 +55,13 @@ class ChatTemplate:
 
         Raises:
             CheckpointError: the template does not compile, fails, or leaves its bounds.
-            UsageError: the conversation is too long for any template.
+            TooLongError: the conversation is too long for any template.
         """
         values = {"messages": [dict(message) for message in messages], **variables}
-        # Escapes only: a conversation may hold half of a surrogate pair.
-        data = json.dumps(values).encode("ascii")
+        # A conversation may hold half of a surrogate pair.
+        data = json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass")
         if len(data) > CONVERSATION_BYTES:
-            raise UsageError(
+            raise TooLongError(
                 f"A conversation holds {len(data):,} bytes, more than {CONVERSATION_BYTES:,}. "
                 "Give a shorter text."
             )
@@ -69,7 +72,7 @@ class ChatTemplate:
                 data,
                 seconds=size * TEMPLATE_CPU_PER_MB / 1e6,
                 num_bytes=TEMPLATE_MEMORY + _MEMORY_TIMES * size,
-                limit=RENDERED_BYTES,
+                limit=min(RENDERED_FREE_BYTES + RENDERED_TIMES * len(data), RENDERED_BYTES),
             )
         except WorkerError as err:
             what = "cannot render a conversation" if self._session.is_loaded else "does not compile"

@@ -2,17 +2,20 @@
 
 Run as ``python -I -S child.py JOB LIBRARY...``. It imports nothing of this package: the job is
 another file beside this one, and its function ``handle`` does one request. The libraries lie in
-the directories named behind it. Frames go over stdin and stdout: see ``worker``.
+the directories named behind it. Frames go over stdin and stdout: see ``worker``. A byte goes
+ahead of them when it is ready; until then stderr is read.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
 import json
 import os
 import resource
 import select
+import signal
 import struct
 import sys
 import time
@@ -41,6 +44,9 @@ def main() -> None:
     job = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(job)
     requests, replies = open(0, "rb", buffering=0), open(1, "wb", buffering=0)  # noqa: SIM115
+    # Before the byte: if the parent is gone by now, the byte cannot be written.
+    _end_with_parent()
+    _write(replies, b"\0")
     while select.select([requests], [], [], IDLE_SECONDS)[0]:
         frame = _read(requests, _FRAME.size)
         if frame is None:
@@ -64,10 +70,10 @@ def _serve(
 ) -> tuple[dict[str, Any], bytes]:
     """Return the reply to one request, and its data."""
     used = time.process_time()
-    seconds, num_bytes = request.pop("seconds"), request.pop("bytes")
+    seconds, num_bytes, most = (request.pop(name) for name in ("seconds", "bytes", "most"))
     # The kernel ends the process when the time is over; its clock counts whole seconds.
     _lower(resource.RLIMIT_CPU, int(used + seconds) + 1)
-    _lower(resource.RLIMIT_AS, _mapped() + num_bytes)
+    _lower(resource.RLIMIT_AS, min(_mapped() + num_bytes, most))
     try:
         reply, data = handle(request, body)
     except MemoryError:
@@ -82,6 +88,25 @@ def _serve(
     _lower(resource.RLIMIT_AS, None)
     reply["used"] = time.process_time() - used
     return reply, data
+
+
+def _end_with_parent() -> None:
+    """Let the system end this process when the one that started it is gone, also in the middle.
+
+    That one has the other end of stderr, and from now on reads nothing of it: SIGIO comes when that
+    end is closed. A signal for the death of a parent would come with the end of the thread that
+    started this process.
+    """
+    sign, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    for signum in (signal.SIGIO, signal.SIGXCPU):
+        signal.signal(signum, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # Where the system cannot do it, the process ends after the request.
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(sign, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(sign, fcntl.F_SETFL, fcntl.fcntl(sign, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def _lower(kind: int, limit: int | None) -> None:

@@ -12,6 +12,7 @@ import json
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import jinja2
@@ -19,7 +20,10 @@ import jinja2.nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension
 from jinja2.parser import Parser
+from jinja2.runtime import BlockReference, LoopContext, Macro, TemplateReference
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.utils import Namespace
+from markupsafe import Markup
 
 # Counted in published templates: see docs/security.md, and the table in tests/text.
 FILTERS = (
@@ -59,7 +63,7 @@ def handle(request: Mapping[str, Any], body: bytes) -> tuple[dict[str, Any], byt
         line = next(reversed(lines), None)
         if isinstance(err, jinja2.TemplateSyntaxError):
             line = err.lineno
-        raise JobError(f"{type(err).__name__}: {str(err).removesuffix('.')}", line) from err
+        raise JobError(_say(err), line) from err
 
 
 class JobError(Exception):
@@ -68,6 +72,34 @@ class JobError(Exception):
     def __init__(self, text: str, line: int | None) -> None:
         super().__init__(text)
         self.line = line
+
+
+class _RefusedError(SecurityError):
+    """A template asks for what it does not get; the text is a clause about it."""
+
+
+def _say(err: Exception) -> str:
+    """Return what went wrong as a clause, without a full stop."""
+    text = str(err).strip().removesuffix(".")
+    if isinstance(err, _RefusedError):
+        return text
+    if isinstance(err, SecurityError):
+        return f"it asks for what no template gets: {text}"
+    if isinstance(err, jinja2.UndefinedError):
+        return f"it uses a value that is not there: {text}"
+    if isinstance(err, jinja2.TemplateSyntaxError):
+        return f"jinja says: {text}"
+    if isinstance(err, jinja2.TemplateError):
+        return f"it refuses the conversation: {text}"
+    return f"an operation fails: {text} ({type(err).__name__})"
+
+
+class _NoFiles(jinja2.BaseLoader):
+    """Stands for the files that a template might include."""
+
+    def get_source(self, environment: jinja2.Environment, template: str) -> NoReturn:
+        """Refuse."""
+        raise _RefusedError("it includes another file, which is not supported")
 
 
 def _handle(request: Mapping[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
@@ -89,7 +121,7 @@ def _render(template: jinja2.Template, variables: Mapping[str, Any], limit: int)
         data = piece.encode("utf-8", "surrogatepass")
         size += len(data)
         if size > limit:
-            raise SecurityError(f"more than {limit:,} bytes written")
+            raise _RefusedError(f"it writes more than {limit:,} bytes for it")
         pieces.append(data)
     return b"".join(pieces)
 
@@ -98,7 +130,7 @@ class _Nameless:
     """A value whose text would be an address in memory: it can be used, and not be written."""
 
     def __str__(self) -> str:
-        raise SecurityError("a method or an iterator has no text of its own")
+        raise _RefusedError("it writes a method or an iterator, which has no text of its own")
 
     __repr__ = __str__
 
@@ -129,17 +161,31 @@ class _Iterator(_Nameless):
         return next(self._values)
 
 
+# Whose text follows from what they hold. A class that is not among them may write its address.
+_WRITTEN = frozenset(
+    (str, int, float, complex, bool, bytes, type(None), list, tuple, dict, range, Markup)
+) | {
+    *(MappingProxyType, type({}.keys()), type({}.values()), type({}.items())),
+    *(jinja2.Undefined, LoopContext, Macro, Namespace, TemplateReference),
+    *(_Method, _Iterator),
+}
+_WRITTEN_CLASSES = (dict, Namespace)
+# What a text in the form `%(name)s` gets of `self` passes by the sandbox.
+for _name in ("__str__", "__repr__", "__format__"):
+    setattr(BlockReference, _name, getattr(_Nameless, _name))
+
+
 def _settle(value: Any) -> Any:
     """Return ``value`` in a form whose text is the same in every process."""
+    if type(value) in _WRITTEN or any(value is one for one in _WRITTEN_CLASSES):
+        return value
     if isinstance(value, (set, frozenset)):
-        raise SecurityError("a set has no order of its own")
-    # The classes of jinja, such as those of macros and loops, have texts of their own.
-    if type(value).__module__ == "builtins" and not isinstance(value, type):
-        if isinstance(value, Iterator):
-            return _Iterator(value)
-        if callable(value):
-            return _Method(value)
-    return value
+        raise _RefusedError("it makes a set, which has no order of its own")
+    if isinstance(value, Iterator):
+        return _Iterator(value)
+    if callable(value):
+        return _Method(value)
+    raise _RefusedError(f"it uses a {type(value).__name__}, which has no text of its own")
 
 
 def _settled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -202,6 +248,7 @@ def _environment() -> _Environment:
         lstrip_blocks=True,
         extensions=["jinja2.ext.loopcontrols", _GenerationBlock],
         optimized=False,
+        loader=_NoFiles(),
     )
     filters = {name: environment.filters[name] for name in FILTERS if name != "tojson"}
     environment.filters = {name: _settled(each) for name, each in filters.items()}

@@ -76,6 +76,7 @@ class Tokenizer:
         Raises:
             CheckpointError: ``add_bos`` for a tokenizer that has no BOS token, or
                 ``tokenizer.json`` has no id for a part of the text.
+            TooLongError: ``text`` is too long.
             UsageError: ``text`` is not valid Unicode.
         """
         if add_bos and self.bos_id is None:
@@ -110,6 +111,7 @@ class Tokenizer:
 
         Raises:
             CheckpointError: there is no chat template, or it cannot be used.
+            TooLongError: the conversation is too long for any template.
         """
         if isinstance(self._template, CheckpointError):
             raise self._template

@@ -1,15 +1,15 @@
 """A process of limited memory and time, in which the work on a stranger's file is done.
 
 Nothing that a template or a tokenizer does there can end this process, take its memory or hold it
-up. The other side is ``child``. A frame is the length of a JSON object, that of the data behind
-it, and both. A request names what it works on by a key; a child that does not hold it asks for it,
-so that one child serves many files, and may be replaced at any time.
+up. The other side is ``child``. What it says may be a stranger's, and is shown in one line. A frame
+is the length of a JSON object, that of the data behind it, and both. A request names what it works
+on by a key; a child that does not hold it asks for it, so that one child serves many files, and may
+be replaced at any time.
 """
 
 from __future__ import annotations
 
 import atexit
-import hashlib
 import importlib.util
 import json
 import os
@@ -24,15 +24,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.errors import CheckpointError
+from vacc_deploy.bounds import WORKER_MEMORY
+from vacc_deploy.errors import REASON_SHOWN, ProcessError, shorten
+from vacc_deploy.text.pipes import SilentError, read_end, receive, send
 
 _FRAME = struct.Struct("<IQ")
-_PIECE = 1 << 16
 # A child waits for a core at times; one that is stopped waits for ever.
 _WALL_SECONDS, _WALL_PER_SECOND = 60.0, 20.0
 _GRACE_SECONDS = 0.5
 _MAX_HEAD_BYTES = 1 << 28
+# Of what a process that cannot start has said.
+_SAID_BYTES, _SAID_LINES = 4096, 3
 _ENDED_BY_TIME = -signal.SIGXCPU
+# Nothing that a template or a tokenizer does can send these.
+_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+_PROCESS = "The process in which tokenizers and chat templates run"
+_FREE = "Free memory, and run the command again."
 # The only variable of ours that a Python may need, to find its own library.
 _KEPT_VARIABLE = "LD_LIBRARY_PATH"
 _ENVIRONMENT = {
@@ -76,14 +83,21 @@ class Worker:
             head: what to do, plain values.
             data: what to do it with.
             seconds: CPU time that it may take.
-            num_bytes: memory that it may take.
+            num_bytes: memory that it may take, within that of the whole process.
             limit: of the data of the reply, in bytes.
 
         Raises:
             WorkerError: the request failed, or took more than it may.
-            CheckpointError: there is no process to be had.
+            ProcessError: there is no process to be had, or it was ended from outside.
         """
-        values = {**head, "seconds": seconds, "bytes": num_bytes, "limit": limit}
+        num_bytes = min(num_bytes, WORKER_MEMORY)
+        values = {
+            **head,
+            "seconds": seconds,
+            "bytes": num_bytes,
+            "most": WORKER_MEMORY,
+            "limit": limit,
+        }
         packed = json.dumps(values).encode("ascii")
         frame = [_FRAME.pack(len(packed), len(data)) + packed, data]
         deadline = time.monotonic() + _WALL_SECONDS + _WALL_PER_SECOND * seconds
@@ -94,8 +108,9 @@ class Worker:
                 except _IdleError:  # it ended before it saw the request
                     reply, answer = self._exchange(frame, deadline, limit)
             except _IdleError:
-                raise WorkerError("its process ends before it answers") from None
+                raise ProcessError(f"{_PROCESS} ends before it answers. {_FREE}") from None
             except _EndedError as err:
+                _check_end(err.code)
                 how = _explain_end(err.code, head.get("allowed", seconds), num_bytes)
                 raise WorkerError(how, is_limit=True) from None
         failed = reply.get("failed")
@@ -104,7 +119,9 @@ class Worker:
         if failed == "depth":
             raise WorkerError("calls itself without end (RecursionError)", is_limit=True)
         if failed:
-            raise WorkerError(str(reply["text"]), line=reply["line"])
+            line = reply.get("line")
+            text = shorten(reply.get("text"), REASON_SHOWN)
+            raise WorkerError(text, line=line if isinstance(line, int) else None)
         return reply, answer
 
     def close(self) -> int:
@@ -113,9 +130,9 @@ class Worker:
         # After a fork the process is the parent's.
         if process is None or self._owner != os.getpid():
             return 0
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            pipe.close()
+        assert process.stdin and process.stdout and process.stderr
+        process.stdin.close()
+        process.stdout.close()
         try:
             # One that was ended by a signal is gone at once; one that works does not listen.
             return process.wait(timeout=_GRACE_SECONDS)
@@ -123,6 +140,9 @@ class Worker:
             process.kill()
             process.wait()
             return _ENDED_BY_TIME
+        finally:
+            # The last: without this end of the pipe the system ends the process.
+            process.stderr.close()
 
     def _exchange(
         self, frame: list[bytes], deadline: float, limit: int
@@ -131,15 +151,15 @@ class Worker:
         assert process.stdin is not None and process.stdout is not None
         try:
             for data in frame:
-                _send(process.stdin.fileno(), data, deadline)
+                send(process.stdin.fileno(), data, deadline)
             output = process.stdout.fileno()
-            sizes = _FRAME.unpack(_receive(output, _FRAME.size, deadline))
+            sizes = _FRAME.unpack(receive(output, _FRAME.size, deadline))
             # The child has bounded both; this side does not rely on it.
             if sizes[0] > _MAX_HEAD_BYTES or sizes[1] > limit:
-                raise _SilentError
-            head, answer = (_receive(output, size, deadline) for size in sizes)
+                raise WorkerError("gives a longer answer than it may", is_limit=True)
+            head, answer = (receive(output, size, deadline) for size in sizes)
             reply: dict[str, Any] = json.loads(head)
-        except _SilentError:
+        except SilentError:
             code = self.close()
             raise (_EndedError(code) if code else _IdleError()) from None
         except BaseException:
@@ -162,11 +182,11 @@ class Worker:
             child = Path(__file__).with_name("child.py")
             folders = dict.fromkeys(_folder_of(name) for name in self._libraries)
             try:
-                self._process = subprocess.Popen(
+                process = subprocess.Popen(
                     [sys.executable, "-I", "-S", str(child), str(self._job), *folders],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
                     bufsize=0,
                     cwd="/",
                     env={**kept, **_ENVIRONMENT},
@@ -174,12 +194,31 @@ class Worker:
                     start_new_session=True,
                 )
             except OSError as err:
-                raise CheckpointError(
-                    "The process in which tokenizers and chat templates run cannot be started: "
-                    f"{err}. Free what the system lacks, such as memory or open files."
+                raise ProcessError(
+                    f"{_PROCESS} cannot be started: {err}. Free what the system lacks, such as "
+                    "memory or open files."
                 ) from err
-            self._owner = os.getpid()
+            self._process, self._owner = process, os.getpid()
+            self._wait_until_ready(process)
         return self._process
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait for the first byte: a process that does not get so far has seen no file."""
+        assert process.stdout and process.stderr
+        try:
+            receive(process.stdout.fileno(), 1, time.monotonic() + _WALL_SECONDS)
+        except SilentError:
+            said = read_end(process.stderr.fileno(), _SAID_BYTES).decode(errors="replace")
+            code = self.close()
+            _check_end(min(code, 0))
+            lines = " / ".join(said.split("\n")[-_SAID_LINES:]).strip(" /") or "it says nothing"
+            raise ProcessError(
+                f"{_PROCESS} cannot be started (code {code}): {shorten(lines, REASON_SHOWN)}. "
+                "Install vacc-deploy and its packages anew, or free memory."
+            ) from None
+        except BaseException:
+            self.close()
+            raise
 
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:
@@ -188,10 +227,6 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
     poll = select.poll()
     poll.register(process.stdout.fileno(), select.POLLIN)
     return bool(poll.poll(0))
-
-
-class _SilentError(Exception):
-    """The child says no more: it has ended, or it is stopped."""
 
 
 class _IdleError(Exception):
@@ -206,70 +241,15 @@ class _EndedError(Exception):
         self.code = code
 
 
-class Session:
-    """One stranger's file in a worker, with the time that is left for it.
-
-    Attributes:
-        is_loaded: whether the child has taken the file once.
-        facts: what the child told of the file.
-    """
-
-    def __init__(self, worker: Worker, data: bytes, *, seconds: float, num_bytes: int) -> None:
-        """Prepare; nothing is started.
-
-        Args:
-            worker: of the file's kind.
-            data: the file.
-            seconds: CPU time for all requests together; each may add its own.
-            num_bytes: memory to load the file.
-        """
-        self._worker, self._data = worker, data
-        self._seconds = self._allowed = float(seconds)
-        self._num_bytes, self._load_seconds = num_bytes, 0.0
-        self._key = hashlib.sha256(data).hexdigest()
-        self.is_loaded, self.facts = False, dict[str, Any]()
-
-    def load(self) -> None:
-        """Give the file to the child.
-
-        Raises:
-            WorkerError: see ``Worker.request``.
-        """
-        head = {"op": "load", "key": self._key}
-        before = self._seconds
-        self.facts, _ = self._ask(head, self._data, num_bytes=self._num_bytes, limit=0)
-        self._load_seconds = before - self._seconds
-        self.is_loaded = True
-
-    def request(
-        self, head: Mapping[str, Any], data: bytes, *, seconds: float, num_bytes: int, limit: int
-    ) -> tuple[dict[str, Any], bytes]:
-        """Return the reply of ``Worker.request``; ``seconds`` are added to those that are left."""
-        if not self.is_loaded:
-            self.load()
-        self._seconds += seconds
-        self._allowed += seconds
-        head = {**head, "key": self._key}
-        reply, answer = self._ask(head, data, num_bytes=num_bytes, limit=limit)
-        if reply.get("unknown"):
-            # The file was given up for others: that is no fault of its own.
-            self._seconds += self._load_seconds
-            self.load()
-            reply, answer = self._ask(head, data, num_bytes=num_bytes, limit=limit)
-        if reply.get("unknown"):
-            raise WorkerError("its process does not hold it")
-        return reply, answer
-
-    def _ask(
-        self, head: Mapping[str, Any], data: bytes, *, num_bytes: int, limit: int
-    ) -> tuple[dict[str, Any], bytes]:
-        # The message is to give what all requests together may take.
-        head, seconds = {**head, "allowed": self._allowed}, max(self._seconds, 0.0)
-        reply, answer = self._worker.request(
-            head, data, seconds=seconds, num_bytes=num_bytes, limit=limit
+def _check_end(code: int) -> None:
+    """Raise ``ProcessError`` where no template and no tokenizer can have ended a process so."""
+    if code > 0:
+        raise ProcessError(f"{_PROCESS} ended with the code {code}. {_FREE}")
+    if -code in _FROM_OUTSIDE:
+        raise ProcessError(
+            f"{_PROCESS} was ended from outside ({signal.Signals(-code).name}), as the system does "
+            f"where memory is short. {_FREE}"
         )
-        self._seconds -= reply["used"]
-        return reply, answer
 
 
 def _explain_end(code: int, seconds: float, num_bytes: int) -> str:
@@ -278,7 +258,7 @@ def _explain_end(code: int, seconds: float, num_bytes: int) -> str:
         return f"needs more than {seconds:.0f} s of processor time"
     if code == -signal.SIGABRT:  # as Rust ends a process that gets no memory
         return _too_much_memory(num_bytes)
-    return f"ended its process ({signal.Signals(-code).name if code < 0 else f'code {code}'})"
+    return f"ended its process ({signal.Signals(-code).name})"
 
 
 def _too_much_memory(num_bytes: int) -> str:
@@ -290,32 +270,3 @@ def _folder_of(library: str) -> str:
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"No module named {library!r}", name=library)
     return str(Path(spec.origin).resolve().parents[1])
-
-
-def _wait(pipe: int, event: int, deadline: float) -> None:
-    poll, left = select.poll(), deadline - time.monotonic()
-    poll.register(pipe, event)
-    if left <= 0 or not poll.poll(1000 * left):
-        raise _SilentError
-
-
-def _send(pipe: int, data: bytes, deadline: float) -> None:
-    view = memoryview(data)
-    while view:
-        _wait(pipe, select.POLLOUT, deadline)
-        try:
-            # A pipe that can be written takes so many bytes at once, and does not block.
-            view = view[os.write(pipe, view[: select.PIPE_BUF]) :]
-        except BrokenPipeError:
-            raise _SilentError from None
-
-
-def _receive(pipe: int, size: int, deadline: float) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        _wait(pipe, select.POLLIN, deadline)
-        piece = os.read(pipe, min(size - len(data), _PIECE))
-        if not piece:
-            raise _SilentError
-        data += piece
-    return bytes(data)
