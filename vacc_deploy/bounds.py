@@ -140,7 +140,12 @@ RENDERED_BYTES = Bound(
 )
 
 # ---- calibration files -------------------------------------------------------------------------
-RECORD_BYTES = Bound(16 << 20, "bytes", "a line or a record of JSON data", "up to 200 kB")
+RECORD_BYTES = Bound(
+    16 << 20,
+    "bytes",
+    "a line or a record of JSON data, and a row of Parquet as JSON",
+    "up to 200 kB",
+)
 BLANK_BYTES = Bound(1 << 18, "bytes", "blanks in a row in JSON data", "none")
 # Text packs to a third or a tenth of its size.
 UNPACK_RATIO = Bound(
@@ -183,7 +188,18 @@ CEVAL_UNPACKED_BYTES = Bound(
 )
 CEVAL_FILES = Bound(4096, "files", "the archive of C-Eval, or its folder", "159")
 CEVAL_TABLE_BYTES = Bound(8 << 20, "bytes", "one unpacked table of C-Eval", "up to 172 kB")
-PARQUET_FOOTER_BYTES = Bound(16 << 20, "bytes", "the footer of a Parquet file", "1 to 100 kB")
+# Memory and time grow with the columns that it tells, some 200 bytes of memory for one of its own.
+PARQUET_FOOTER_BYTES = Bound(2 << 20, "bytes", "the footer of a Parquet file", "1 to 100 kB")
+# Of the process in which pyarrow runs, whatever the file states of itself.
+PARQUET_CPU_SECONDS = Bound(
+    5, "seconds", "to read a Parquet file; and PARQUET_CPU_PER_MB more for each MB of it", "0.1"
+)
+PARQUET_CPU_PER_MB = Bound(1, "seconds a MB", "the same, for each MB of the file", "0.02 to 0.1")
+PARQUET_COLUMNS_SECONDS = Bound(
+    1, "seconds", "to read the names of a Parquet file's columns for a message", "0.01"
+)
+PARQUET_MEMORY = Bound(512 << 20, "bytes", "memory to read a Parquet file", "20 to 100 MiB")
+PARQUET_MEMORY_TIMES = Bound(4, "times the file", "the same, above PARQUET_MEMORY", "under 1")
 # Each takes a millisecond, also where it holds nothing.
 PARQUET_GROUPS = Bound(4096, "row groups", "a Parquet file", "1 to 1,000")
 PARQUET_GROUP_BYTES = Bound(1 << 30, "bytes", "a row group of a Parquet file, unpacked", "0.3 GB")
