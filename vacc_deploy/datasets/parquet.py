@@ -83,12 +83,11 @@ def list_columns(path: Path) -> list[str] | None:
     if not has_package("pyarrow"):
         return None
     try:
-        with closing(_read_frames(path, None)) as frames:
-            for _, data in frames:
-                return [str(name) for name in parse_json(data)["names"]]
+        # To the end, so that the process stays for the next file.
+        (_, head), *_ = _read_frames(path, None)
+        return [str(name) for name in parse_json(head)["names"]]
     except (CalibrationError, ValueError):
-        pass
-    return None
+        return None
 
 
 def _read_frames(
