@@ -184,7 +184,7 @@ CEVAL_DIRECTORY_BYTES = Bound(
     1 << 20, "bytes", "the list of members in the archive of C-Eval", "18 kB"
 )
 CEVAL_UNPACKED_BYTES = Bound(
-    32 << 20, "bytes", "the tables of C-Eval that are read, unpacked", "0.6 MB"
+    32 << 20, "bytes", "the tables of C-Eval that are read, unpacked, in any form", "0.6 MB"
 )
 CEVAL_FILES = Bound(4096, "files", "the archive of C-Eval, or its folder", "159")
 CEVAL_TABLE_BYTES = Bound(8 << 20, "bytes", "one unpacked table of C-Eval", "up to 172 kB")
