@@ -188,16 +188,11 @@ CEVAL_UNPACKED_BYTES = Bound(
 )
 CEVAL_FILES = Bound(4096, "files", "the archive of C-Eval, or its folder", "159")
 CEVAL_TABLE_BYTES = Bound(8 << 20, "bytes", "one unpacked table of C-Eval", "up to 172 kB")
-# Memory and time grow with the columns that it tells, some 200 bytes of memory for one of its own.
+# Memory and time grow with the columns that it names: some 200 bytes of memory for one byte.
 PARQUET_FOOTER_BYTES = Bound(2 << 20, "bytes", "the footer of a Parquet file", "1 to 100 kB")
 # Of the process in which pyarrow runs, whatever the file states of itself.
-PARQUET_CPU_SECONDS = Bound(
-    5, "seconds", "to read a Parquet file; and PARQUET_CPU_PER_MB more for each MB of it", "0.1"
-)
-PARQUET_CPU_PER_MB = Bound(1, "seconds a MB", "the same, for each MB of the file", "0.02 to 0.1")
-PARQUET_COLUMNS_SECONDS = Bound(
-    1, "seconds", "to read the names of a Parquet file's columns for a message", "0.01"
-)
+PARQUET_CPU_SECONDS = Bound(5, "seconds", "to read a Parquet file, whatever its size", "0.1")
+PARQUET_CPU_PER_MB = Bound(1, "seconds a MB", "the same, above PARQUET_CPU_SECONDS", "0.05 to 0.1")
 PARQUET_MEMORY = Bound(512 << 20, "bytes", "memory to read a Parquet file", "20 to 100 MiB")
 PARQUET_MEMORY_TIMES = Bound(4, "times the file", "the same, above PARQUET_MEMORY", "under 1")
 # Each takes a millisecond, also where it holds nothing.

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.bounds import (
-    PARQUET_COLUMNS_SECONDS,
     PARQUET_CPU_PER_MB,
     PARQUET_CPU_SECONDS,
     PARQUET_FOOTER_BYTES,
@@ -104,9 +103,7 @@ def _read_frames(
     wanted = None if columns is None else sorted(columns)
     # By bytes, since the child may take another encoding for names.
     request: dict[str, Any] = {"path": os.fsencode(os.path.abspath(path)).hex(), "columns": wanted}
-    seconds: int = PARQUET_COLUMNS_SECONDS
-    if columns is not None:
-        seconds = PARQUET_CPU_SECONDS + PARQUET_CPU_PER_MB * -(-num_bytes // 10**6)
+    seconds = PARQUET_CPU_SECONDS + PARQUET_CPU_PER_MB * num_bytes // 10**6
     memory = PARQUET_MEMORY + PARQUET_MEMORY_TIMES * num_bytes
     request["row_bytes"] = int(RECORD_BYTES)
     try:
