@@ -3,9 +3,6 @@
 import os
 from unittest import mock
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from vacc_deploy.bounds import PARQUET_CPU_SECONDS, PARQUET_MEMORY
 from vacc_deploy.datasets import parquet
 
@@ -30,6 +27,9 @@ def read(path, *, seconds=0, memory=0):
 
 def write(tmp_path, column, size=0):
     """Write a column of text, and one of ``size`` bytes that is not read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     path, rest = tmp_path / "a.parquet", [None] * (len(column) - 1)
     table = pa.table({"text": column, "other": pa.array([os.urandom(size), *rest], pa.binary())})
     pq.write_table(table, path, compression="zstd")
@@ -38,6 +38,8 @@ def write(tmp_path, column, size=0):
 
 def endless(tmp_path, over, size=0):
     """Write a file whose rows are few, or take minutes to read."""
+    import pyarrow as pa
+
     indices = pa.array([0] * (1_000_000 if over else 10), pa.int32())
     return write(tmp_path, pa.DictionaryArray.from_arrays(indices, ["x" * 100_000]), size)
 
@@ -52,12 +54,12 @@ def cpu_per_mb(tmp_path, over):
 
 def memory(tmp_path, over):
     cell = "x" * (14 * MIB if over else 100)
-    read(write(tmp_path, pa.array([cell])), memory=PARQUET_MEMORY - 8 * MIB)
+    read(write(tmp_path, [cell]), memory=PARQUET_MEMORY - 8 * MIB)
 
 
 def memory_times(tmp_path, over):
     cell = "x" * (15 * MIB if over else 100)
-    read(write(tmp_path, pa.array([cell]), 2 * MIB), memory=PARQUET_MEMORY)
+    read(write(tmp_path, [cell], 2 * MIB), memory=PARQUET_MEMORY)
 
 
 EDGES = {
