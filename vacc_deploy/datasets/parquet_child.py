@@ -117,10 +117,12 @@ def _read_file(out: _Frames, request: dict[str, Any]) -> None:
         if request["columns"] is None:
             return
         out.flush()
+        names = [name for name in schema.names if name.lower() in request["columns"]]
+        if not names:
+            return
         raw.seek(0)
         file = parquet.ParquetFile(raw, metadata=metadata)
-        names = [name for name in file.schema_arrow.names if name.lower() in request["columns"]]
-        for number in range(metadata.num_row_groups if names else 0):
+        for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
             out.add(b"g", json.dumps([group.total_byte_size, number]).encode())
             out.flush()
