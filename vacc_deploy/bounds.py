@@ -150,7 +150,12 @@ RENDERED_TIMES = Bound(
 RENDERED_BYTES = Bound(64 << 20, "bytes", "the same, whatever the conversation is", "up to 200 kB")
 
 # ---- calibration files -------------------------------------------------------------------------
-RECORD_BYTES = Bound(16 << 20, "bytes", "a line or a record of JSON data", "up to 200 kB")
+RECORD_BYTES = Bound(
+    16 << 20,
+    "bytes",
+    "a line or a record of JSON data, and a row of Parquet as JSON",
+    "up to 200 kB",
+)
 BLANK_BYTES = Bound(
     1 << 18, "bytes", "blanks in a row in a JSON array, or more blank lines than records", "none"
 )
@@ -191,11 +196,17 @@ CEVAL_DIRECTORY_BYTES = Bound(
     1 << 20, "bytes", "the list of members in the archive of C-Eval", "18 kB"
 )
 CEVAL_UNPACKED_BYTES = Bound(
-    32 << 20, "bytes", "the tables of C-Eval that are read, unpacked", "0.6 MB"
+    32 << 20, "bytes", "the tables of C-Eval that are read, unpacked, in any form", "0.6 MB"
 )
 CEVAL_FILES = Bound(4096, "files", "the archive of C-Eval, or its folder", "159")
 CEVAL_TABLE_BYTES = Bound(8 << 20, "bytes", "one unpacked table of C-Eval", "up to 172 kB")
-PARQUET_FOOTER_BYTES = Bound(16 << 20, "bytes", "the footer of a Parquet file", "1 to 100 kB")
+# Memory and time grow with the columns that it names: some 200 bytes of memory for one byte.
+PARQUET_FOOTER_BYTES = Bound(1 << 20, "bytes", "the footer of a Parquet file", "1 to 100 kB")
+# Of the process in which pyarrow runs, whatever the file states of itself.
+PARQUET_CPU_SECONDS = Bound(5, "seconds", "to read a Parquet file, whatever its size", "0.1")
+PARQUET_CPU_PER_MB = Bound(1, "seconds a MB", "the same, above PARQUET_CPU_SECONDS", "0.05 to 0.1")
+PARQUET_MEMORY = Bound(512 << 20, "bytes", "memory to read a Parquet file", "20 to 100 MiB")
+PARQUET_MEMORY_TIMES = Bound(4, "times the file", "the same, above PARQUET_MEMORY", "under 1")
 # Each takes a millisecond, also where it holds nothing.
 PARQUET_GROUPS = Bound(4096, "row groups", "a Parquet file", "1 to 1,000")
 PARQUET_GROUP_BYTES = Bound(1 << 30, "bytes", "a row group of a Parquet file, unpacked", "0.3 GB")

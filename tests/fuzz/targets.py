@@ -37,7 +37,7 @@ class Target:
         return [path.read_bytes() for folder in folders for path in sorted(folder.glob("*"))]
 
 
-# The tokenizers library runs in a process of its own, started anew where it has ended.
+# The tokenizers library and pyarrow run in processes of their own, started anew where they ended.
 _CHILD = ("subprocess.Popen", "os.posix_spawn", "signal.pthread_kill", "os.kill")
 # jinja compiles a template to code of Python, which its sandbox bounds.
 _COMPILES = ("compile", "exec", "signal.setitimer", "signal.signal")
@@ -50,10 +50,11 @@ _ROWS = (
     ("weight_targets", "hub_cache", 30),
     *(("text_targets", "tokenizer", 12, _CHILD), ("text_targets", "vocabulary", 8, _CHILD)),
     *(("text_targets", "template", 30, _COMPILES), ("text_targets", "prompts", 240)),
-    *(("data_targets", "c4", 100), ("data_targets", "alpaca", 100), ("data_targets", "chat", 100)),
-    *(("data_targets", "text", 200), ("data_targets", "traces", 280)),
-    *(("data_targets", "ceval_csv", 100), ("data_targets", "ceval_archive", 30)),
-    *(("data_targets", "parquet", 20), ("data_targets", "source_option", 120, _LISTS)),
+    # Any calibration file may begin as a Parquet file does.
+    *(("data_targets", name, 100, _CHILD) for name in ("c4", "alpaca", "chat", "ceval_csv")),
+    *(("data_targets", "text", 200, _CHILD), ("data_targets", "traces", 280, _CHILD)),
+    *(("data_targets", "ceval_archive", 30, _CHILD), ("data_targets", "parquet", 20, _CHILD)),
+    ("data_targets", "source_option", 120, (*_LISTS, *_CHILD)),
     *(("output_targets", "manifest", 30), ("output_targets", "compile_yaml", 12)),
     *(("output_targets", "lock_file", 160, ("os.kill",)), ("output_targets", "answers", 120)),
     *(("output_targets", "repository", 20), ("output_targets", "run_records", 30)),

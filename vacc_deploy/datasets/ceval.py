@@ -20,6 +20,7 @@ from vacc_deploy.datasets.ceval_tables import (
     PARQUET,
     SUBJECTS,
     Table,
+    check_num_bytes,
     check_size,
     find_table,
     list_tables,
@@ -79,29 +80,46 @@ def hash_folder(folder: Path) -> str:
 
 
 def _read_entries(path: Path) -> Iterator[Entry]:
+    meter = _Meter(path)
     if os.path.isdir(path):
         for table in list_tables(path):
-            yield from _read_file(path / table.name, table, f"table {table.name!r:.80}, ")
+            yield from _read_file(path / table.name, table, f"table {table.name!r:.80}, ", meter)
         return
     with path.open("rb") as file:
         is_parquet = file.read(4) == PARQUET_MAGIC
     if is_parquet or _unpacked_name(path).suffix.lower() == f".{CSV}":
-        yield from _read_file(path, _one_table(path, PARQUET if is_parquet else CSV), "")
+        yield from _read_file(path, _one_table(path, PARQUET if is_parquet else CSV), "", meter)
         return
     with open_archive(path) as (archive, tables):
-        num_bytes = 0
         for table in tables:
             member = f"member {table.name!r:.80}"
             data = read_member(archive, table.name, f"{path}, {member}")
-            # Members may lie over one another: a small archive would unpack to one table after
-            # another of the largest size.
-            num_bytes += len(data)
-            if num_bytes > CEVAL_UNPACKED_BYTES:
-                raise CalibrationError(
-                    f"The tables of {path} hold more than {CEVAL_UNPACKED_BYTES:,} bytes, far more "
-                    "than those of C-Eval. Use the published archive."
-                )
+            meter.add(len(data))
             yield from _read_csv(data, table, f"{path}, {member}", f"{member}, ")
+
+
+class _Meter:
+    """Counts what the tables of a source hold when they are unpacked.
+
+    A little may unpack to very much: members of an archive lie over one another, and values of a
+    Parquet file are stored once and repeated.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._num_bytes = path, 0
+
+    def add(self, num_bytes: int) -> None:
+        """Count a part of a table before it is used.
+
+        Raises:
+            CalibrationError: all parts together are too many.
+        """
+        self._num_bytes += num_bytes
+        if self._num_bytes > CEVAL_UNPACKED_BYTES:
+            raise CalibrationError(
+                f"The tables of {self._path} hold more than {CEVAL_UNPACKED_BYTES:,} bytes, far "
+                "more than those of C-Eval. Use the published archive."
+            )
 
 
 def _unpacked_name(path: Path) -> Path:
@@ -126,17 +144,29 @@ def _one_table(path: Path, form: str) -> Table:
     return table._replace(form=form)
 
 
-def _read_file(path: Path, table: Table, prefix: str) -> Iterator[Entry]:
+def _read_file(path: Path, table: Table, prefix: str, meter: _Meter) -> Iterator[Entry]:
     if table.form == PARQUET:
-        num_bytes = path.stat().st_size
-        if num_bytes > CEVAL_TABLE_BYTES:
-            raise CalibrationError(f"{path} holds more than {CEVAL_TABLE_BYTES:,} bytes.")
-        for where, row in read_rows(path, _EXPECTED, _WANTED):
-            yield f"{prefix}{where}", (table.subject, row)
+        yield from _read_parquet(path, table, prefix, meter)
         return
     with open_data(path) as file:
         data = check_size(file.read(CEVAL_TABLE_BYTES + 1), str(path))
+    meter.add(len(data))
     yield from _read_csv(data, table, str(path), prefix)
+
+
+def _read_parquet(path: Path, table: Table, prefix: str, meter: _Meter) -> Iterator[Entry]:
+    num_bytes = 0
+
+    def count(row_bytes: int) -> None:
+        nonlocal num_bytes
+        num_bytes += row_bytes
+        check_num_bytes(num_bytes, str(path))
+        meter.add(row_bytes)
+
+    # Packed it is no larger; so a larger file is not opened.
+    check_num_bytes(path.stat().st_size, str(path))
+    for where, row in read_rows(path, _EXPECTED, _WANTED, count):
+        yield f"{prefix}{where}", (table.subject, row)
 
 
 def _read_csv(data: bytes, table: Table, where: str, prefix: str) -> Iterator[Entry]:

@@ -224,9 +224,16 @@ def read_member(archive: zipfile.ZipFile, name: str, where: str) -> bytes:
 
 def check_size(data: bytes, where: str) -> bytes:
     """Return the bytes of a table unless they are too many."""
-    if len(data) > CEVAL_TABLE_BYTES:
-        raise CalibrationError(f"{where} holds more than {CEVAL_TABLE_BYTES:,} bytes.")
+    check_num_bytes(len(data), where)
     return data
+
+
+def check_num_bytes(num_bytes: int, where: str) -> None:
+    """Refuse a table of so many bytes, unpacked, if they are too many."""
+    if num_bytes > CEVAL_TABLE_BYTES:
+        raise CalibrationError(
+            f"{where} holds more than {CEVAL_TABLE_BYTES:,} bytes. Use the published archive."
+        )
 
 
 # ---- a folder ----------------------------------------------------------------------------------

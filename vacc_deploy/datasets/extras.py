@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.metadata
+import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -22,6 +26,23 @@ def find_package(name: str) -> ModuleType | None:
     return package if _version_of(package) >= LOWEST[name] else None
 
 
+def has_package(name: str) -> bool:
+    """Return whether an optional package is there and new enough, without an import of it."""
+    if name in sys.modules:
+        return find_package(name) is not None
+    return _is_installed(name)
+
+
+@functools.lru_cache
+def _is_installed(name: str) -> bool:
+    if importlib.util.find_spec(name) is None:
+        return False
+    try:
+        return _numbers_of(importlib.metadata.version(name)) >= LOWEST[name]
+    except importlib.metadata.PackageNotFoundError:
+        return find_package(name) is not None
+
+
 def load_package(name: str, path: Path, what: str) -> ModuleType:
     """Return an optional package that reads ``path``, which holds ``what``.
 
@@ -30,8 +51,13 @@ def load_package(name: str, path: Path, what: str) -> ModuleType:
     """
     package = find_package(name)
     if package is None:
-        raise CalibrationError(f"{path} is {what}. {how_to_install(name)}")
+        raise missing_package(name, path, what)
     return package
+
+
+def missing_package(name: str, path: Path, what: str) -> CalibrationError:
+    """Return the error of a file that an optional package would read."""
+    return CalibrationError(f"{path} is {what}. {how_to_install(name)}")
 
 
 def how_to_install(name: str) -> str:
@@ -44,8 +70,12 @@ def how_to_install(name: str) -> str:
 
 
 def _version_of(package: ModuleType) -> tuple[int, ...]:
+    return _numbers_of(str(getattr(package, "__version__", "")))
+
+
+def _numbers_of(version: str) -> tuple[int, ...]:
     numbers = []
-    for part in str(getattr(package, "__version__", "")).split(".")[:3]:
+    for part in version.split(".")[:3]:
         digits = part[: len(part) - len(part.lstrip("0123456789"))]
         numbers.append(int(digits or 0))
     return tuple(numbers)

@@ -16,7 +16,7 @@ from pathlib import Path
 from vacc_deploy.bounds import HEADER_BYTES
 from vacc_deploy.datasets.ceval import CHOICES
 from vacc_deploy.datasets.chat import is_chat
-from vacc_deploy.datasets.extras import find_package, how_to_install
+from vacc_deploy.datasets.extras import find_package, has_package, how_to_install
 from vacc_deploy.datasets.files import LFS_POINTER, advise_utf8
 from vacc_deploy.datasets.packed import GZIP_MAGIC, ZSTD_MAGICS, unpack_head
 from vacc_deploy.datasets.parquet import PARQUET_MAGIC, list_columns
@@ -152,7 +152,7 @@ def _recognize_packed(inner: bytes, path: Path, how: str) -> Recognized | None:
 
 def _recognize_parquet(path: Path) -> Recognized:
     """Return what a Parquet file is by the names of its columns."""
-    if find_package("pyarrow") is None:
+    if not has_package("pyarrow"):
         advice = f"Give it as c4, alpaca, chat or ceval. {how_to_install('pyarrow')}"
         return Recognized("a Parquet file", advice=advice, also=_RECORD_KINDS)
     columns = list_columns(path)
