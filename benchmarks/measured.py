@@ -42,7 +42,11 @@ class Measured:
 
 
 def run_measured(
-    command: list[str], *, env: Mapping[str, str] | None = None, device: str = "cpu"
+    command: list[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    device: str = "cpu",
+    accepted: tuple[int, ...] = (0,),
 ) -> Measured:
     """Run ``command``; its output is discarded.
 
@@ -50,6 +54,7 @@ def run_measured(
         command: the program and its arguments.
         env: its environment; default this process's own.
         device: a ``cuda`` device whose memory is watched by nvidia-smi meanwhile.
+        accepted: exit codes of a run that did its work.
 
     Raises:
         RuntimeError: the command failed; the message has the end of its stderr.
@@ -64,7 +69,7 @@ def run_measured(
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.monotonic() - started
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
+    if process.returncode not in accepted:
         raise RuntimeError(f"{command} failed:\n{errors.decode(errors='replace')[-4000:]}")
     return Measured(
         seconds,

@@ -29,6 +29,8 @@ from vacc_deploy.models.catalog import MODELS
 from vacc_deploy.models.parse import parse_config
 
 _PAGE = 4096
+# What verify ends with where it has compared the models and its verdict is "Failed".
+_FAILED = 3
 _TINY = {
     "model_type": "qwen2",
     "architectures": ["Qwen2ForCausalLM"],
@@ -132,8 +134,9 @@ def describe(name: str, measured: Measured) -> str:
 
 
 def run(*arguments: object) -> Measured:
-    """Measure one command of the tool."""
-    return run_measured([sys.executable, "-m", "vacc_deploy", *map(str, arguments)])
+    """Measure one command of the tool; of random weights ``verify`` says that they know no text."""
+    command = [sys.executable, "-m", "vacc_deploy", *map(str, arguments)]
+    return run_measured(command, accepted=(0, _FAILED) if arguments[0] == "verify" else (0,))
 
 
 @click.group()
@@ -190,13 +193,14 @@ def shapes(work_dir: Path, layers: int) -> None:
         write_sums(text, 8 * 256)
         # Little text, and no limits: random weights are to show time and memory only.
         few = ("--calibration", f"text={text}", "--num-samples", 8, "--seq-len", 256)
-        unlimited = ("--max-kl", "inf", "--min-top1", 0)
+        unlimited = ("--max-kl", "inf", "--min-top1", 0, "--max-tokens", 256)
         steps: dict[str, tuple[object, ...]] = {
             "prepare": ("prepare", source, "--output", prepared),
             "quantize, rounded": ("quantize", prepared, "--output", place / "rounded"),
+            "verify, rounded": ("verify", place / "rounded", *unlimited),
             "quantize, calibrated": ("quantize", prepared, *few, "--output", place / "int8"),
             "yaml": ("yaml", place / "int8", "--card", "VA16", "--output", place / "model.yaml"),
-            "verify": ("verify", place / "int8", *unlimited, "--max-tokens", 256),
+            "verify, calibrated": ("verify", place / "int8", *unlimited),
         }
         for name, arguments in steps.items():
             click.echo(describe(name, run(*arguments)))
