@@ -15,7 +15,7 @@ PACKAGE = "vacc_deploy"
 
 # From the floor up. Within a folder modules import each other freely, but never in a circle.
 LAYERS = (
-    "bounds errors links progress results assets phases stamps system permissions",
+    "bounds children errors links progress results assets phases stamps system permissions",
     "json_files formats",
     "datasets text models solver",
     "checkpoint",

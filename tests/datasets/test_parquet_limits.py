@@ -234,8 +234,8 @@ def test_a_process_that_is_killed_in_the_middle_is_one_clear_error(
 
 
 def test_a_process_that_stands_still_is_ended(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "_WALL_SECONDS", 0.05)
-    monkeypatch.setattr(worker, "_WALL_PER_SECOND", 0.0)
+    monkeypatch.setattr(worker, "WALL_SECONDS", 0.05)
+    monkeypatch.setattr(worker, "WALL_PER_SECOND", 0.0)
     monkeypatch.setattr(worker, "_begin", slow_start(worker._begin))
     _, entries, process = begin(tmp_path, monkeypatch)
     process.send_signal(signal.SIGSTOP)

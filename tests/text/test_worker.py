@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from vacc_deploy.children import folder_of
 from vacc_deploy.errors import ProcessError
 from vacc_deploy.text import worker as worker_module
 from vacc_deploy.text.session import Session
@@ -68,8 +69,8 @@ def test_a_process_that_is_ended_at_work_is_an_error_and_replaced(worker):
 
 def test_a_process_that_is_stopped_is_not_waited_for(worker, monkeypatch):
     assert render(worker) == "1"
-    monkeypatch.setattr(worker_module, "_WALL_SECONDS", 0.5)
-    monkeypatch.setattr(worker_module, "_WALL_PER_SECOND", 0.0)
+    monkeypatch.setattr(worker_module, "WALL_SECONDS", 0.5)
+    monkeypatch.setattr(worker_module, "WALL_PER_SECOND", 0.0)
     os.kill(worker._process.pid, signal.SIGSTOP)
     with pytest.raises(WorkerError, match="needs more than"):
         render(worker)
@@ -298,7 +299,7 @@ def test_a_process_without_work_ends_and_gives_its_memory_back():
         "child.main()\n"
     )
     files = str(path.with_name("child.py")), str(path.with_name("template_job.py"))
-    folders = {worker_module._folder_of(name) for name in ("jinja2", "markupsafe")}
+    folders = {folder_of(name) for name in ("jinja2", "markupsafe")}
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", code, *files, *folders],
         stdin=subprocess.PIPE,

@@ -8,20 +8,19 @@ read to the end waits for the next file, since its start takes longer than most 
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import json
 import os
 import select
 import signal
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 from vacc_deploy.bounds import RECORD_BYTES
+from vacc_deploy.children import GRACE_SECONDS, WALL_PER_SECOND, WALL_SECONDS, start_child
 
 # Kinds of frames: names of the columns, size of a row group, a row, one with stand-ins, an odd one,
 # one that is too long; and the last ones, the end and a failure.
@@ -30,14 +29,7 @@ END, FAILURE = b"e", b"f"
 _FRAME = struct.Struct("<cI")
 _MAX_FRAME_BYTES = RECORD_BYTES + (1 << 16)
 _PIECE = 1 << 16
-# A child waits for a core at times; one that is stopped waits for ever.
-_WALL_SECONDS, _WALL_PER_SECOND = 60.0, 20.0
-_GRACE_SECONDS = 0.5
-# The only variable of ours that a Python may need, to find its own library.
-_KEPT_VARIABLE = "LD_LIBRARY_PATH"
 _ENVIRONMENT = {
-    "TZ": "UTC0",
-    "MALLOC_ARENA_MAX": "1",
     # The other allocators of Arrow ask for a gigabyte of addresses at once.
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "ARROW_IO_THREADS": "1",
@@ -75,7 +67,7 @@ def read_frames(
         OSError: no process can be started.
     """
     line = json.dumps({**request, "seconds": seconds, "bytes": num_bytes}).encode() + b"\n"
-    silence = _WALL_SECONDS + _WALL_PER_SECOND * seconds
+    silence = WALL_SECONDS + WALL_PER_SECOND * seconds
     process = None
     try:
         process, frame = _begin(line, silence)
@@ -142,20 +134,8 @@ class _Process:
         Raises:
             OSError: that is not possible.
         """
-        kept = {name: v for name, v in os.environ.items() if name == _KEPT_VARIABLE}
         child = Path(__file__).with_name("parquet_child.py")
-        folders = dict.fromkeys(filter(None, map(_folder_of, _LIBRARIES)))
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(child), *folders],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            cwd="/",
-            env={**kept, **_ENVIRONMENT},
-            # Signals of the terminal are for this process, which ends the other.
-            start_new_session=True,
-        )
+        self._process = start_child(child, (), libraries=_LIBRARIES, environment=_ENVIRONMENT)
         assert self._process.stdin is not None and self._process.stdout is not None
         self._input, self._output = self._process.stdin, self._process.stdout
         self._data, self._position = b"", 0
@@ -189,7 +169,7 @@ class _Process:
         self._output.close()
         try:
             # One that has ended is gone at once; one that waits sees the end of its requests.
-            return self._process.wait(timeout=_GRACE_SECONDS)
+            return self._process.wait(timeout=GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -219,10 +199,3 @@ class _Process:
         if not piece:
             raise ProcessEndedError(self.close())
         return piece
-
-
-def _folder_of(library: str) -> str | None:
-    spec = importlib.util.find_spec(library)
-    if spec is None or spec.origin is None:
-        return None
-    return str(Path(spec.origin).resolve().parents[1])

@@ -10,14 +10,12 @@ be replaced at any time.
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import json
 import os
 import select
 import signal
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -25,13 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.bounds import WORKER_MEMORY
+from vacc_deploy.children import GRACE_SECONDS, WALL_PER_SECOND, WALL_SECONDS, start_child
 from vacc_deploy.errors import REASON_SHOWN, ProcessError, shorten
 from vacc_deploy.text.pipes import SilentError, read_end, receive, send
 
 _FRAME = struct.Struct("<IQ")
-# A child waits for a core at times; one that is stopped waits for ever.
-_WALL_SECONDS, _WALL_PER_SECOND = 60.0, 20.0
-_GRACE_SECONDS = 0.5
 _MAX_HEAD_BYTES = 1 << 28
 # Of what a process that cannot start has said.
 _SAID_BYTES, _SAID_LINES = 4096, 3
@@ -40,14 +36,10 @@ _ENDED_BY_TIME = -signal.SIGXCPU
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _PROCESS = "The process in which tokenizers and chat templates run"
 _FREE = "Free memory, and run the command again."
-# The only variable of ours that a Python may need, to find its own library.
-_KEPT_VARIABLE = "LD_LIBRARY_PATH"
 _ENVIRONMENT = {
-    "TZ": "UTC0",
     "RUST_BACKTRACE": "0",
     "TOKENIZERS_PARALLELISM": "false",
     "RAYON_NUM_THREADS": "1",
-    "MALLOC_ARENA_MAX": "1",
 }
 
 
@@ -100,7 +92,7 @@ class Worker:
         }
         packed = json.dumps(values).encode("ascii")
         frame = [_FRAME.pack(len(packed), len(data)) + packed, data]
-        deadline = time.monotonic() + _WALL_SECONDS + _WALL_PER_SECOND * seconds
+        deadline = time.monotonic() + WALL_SECONDS + WALL_PER_SECOND * seconds
         with self._lock:
             try:
                 try:
@@ -135,7 +127,7 @@ class Worker:
         process.stdout.close()
         try:
             # One that was ended by a signal is gone at once; one that works does not listen.
-            return process.wait(timeout=_GRACE_SECONDS)
+            return process.wait(timeout=GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -178,20 +170,14 @@ class Worker:
         if self._process is not None and _has_ended(self._process):
             self.close()
         if self._process is None:
-            kept = {k: v for k, v in os.environ.items() if k == _KEPT_VARIABLE}
             child = Path(__file__).with_name("child.py")
-            folders = dict.fromkeys(_folder_of(name) for name in self._libraries)
             try:
-                process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", str(child), str(self._job), *folders],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
+                process = start_child(
+                    child,
+                    (str(self._job),),
+                    libraries=self._libraries,
+                    environment=_ENVIRONMENT,
                     stderr=subprocess.PIPE,
-                    bufsize=0,
-                    cwd="/",
-                    env={**kept, **_ENVIRONMENT},
-                    # Signals of the terminal are for this process, which ends the other.
-                    start_new_session=True,
                 )
             except OSError as err:
                 raise ProcessError(
@@ -206,7 +192,7 @@ class Worker:
         """Wait for the first byte: a process that does not get so far has seen no file."""
         assert process.stdout and process.stderr
         try:
-            receive(process.stdout.fileno(), 1, time.monotonic() + _WALL_SECONDS)
+            receive(process.stdout.fileno(), 1, time.monotonic() + WALL_SECONDS)
         except SilentError:
             said = read_end(process.stderr.fileno(), _SAID_BYTES).decode(errors="replace")
             code = self.close()
@@ -263,10 +249,3 @@ def _explain_end(code: int, seconds: float, num_bytes: int) -> str:
 
 def _too_much_memory(num_bytes: int) -> str:
     return f"needs more than {num_bytes >> 20} MiB of memory"
-
-
-def _folder_of(library: str) -> str:
-    spec = importlib.util.find_spec(library)
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"No module named {library!r}", name=library)
-    return str(Path(spec.origin).resolve().parents[1])
