@@ -18,6 +18,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,9 @@ def shapes(work_dir: Path, layers: int) -> None:
     click.echo(f"{model.name}, {layers} layers, {machine()}")
     with folder(work_dir / "shapes") as place:
         source, prepared, text = place / "source", place / "prepared", place / "text.txt"
-        write_shaped(source, model.config.raw, layers)
+        # In a process of its own: the peak of a command is never below that of who starts it.
+        with get_context("spawn").Pool(1) as pool:
+            pool.apply(write_shaped, (source, dict(model.config.raw), layers))
         write_sums(text, 8 * 256)
         # Little text, and no limits: random weights are to show time and memory only.
         few = ("--calibration", f"text={text}", "--num-samples", 8, "--seq-len", 256)
