@@ -95,9 +95,13 @@ def explain_no_weights(directory: Path) -> str:
 
 
 def find_weight_files(directory: Path) -> list[str]:
-    """Return the files that count where no index names them: an adapter's do not."""
+    """Return the files that count where no index names them: an adapter's do not.
+
+    A link that leads out of the directory is among them, for the reader to refuse it.
+    """
     names = [name for name in sorted(list_names(directory)) if _is_weights(name)]
-    names = [name for name in names if (directory / name).is_file()]
+    paths = [directory / name for name in names]
+    names = [path.name for path in paths if os.path.isfile(path) or explain_outside(path)]
     # The same weights under Meta's names, as some repositories have them beside the usual files.
     return [name for name in names if not name.startswith(_META_FILES)] or names
 
@@ -256,7 +260,7 @@ def _explain_stale_index(checkpoint: Checkpoint) -> str:
 def _explain_single_file(directory: Path) -> str:
     """Return that a single file hides a complete set of shards, where it does."""
     named = _indexed_files(directory)
-    beside = [name for name in named if (directory / name).is_file() and name != SINGLE_FILE]
+    beside = [name for name in named if os.path.isfile(directory / name) and name != SINGLE_FILE]
     if not (directory / SINGLE_FILE).is_file() or not named or len(beside) < len(named):
         return ""
     return (
@@ -310,7 +314,7 @@ def _download(directory: Path) -> str:
     repository = hub_repository(path.parent.parent.name)
     if path.parent.name == "snapshots" and repository:
         return f"Run:\n  {shlex.join(['hf', 'download', repository])}"
-    if any((path / sign).exists() for sign in MODELSCOPE_SIGNS):
+    if any(os.path.exists(path / sign) for sign in MODELSCOPE_SIGNS):
         repository = f"{path.parent.name}/{path.name}".replace("___", ".")
         words = ["modelscope", "download", "--model", repository, "--local_dir", str(directory)]
         return f"Run, if {repository} is its repository:\n  {shlex.join(words)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from itertools import islice
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def find_control_file(path: Path) -> str:
     """Return why a file that is there cannot be whole, and what to do; or nothing."""
     for ending, program in _CONTROL_FILES.items():
         control = path.with_name(f"{path.name}{ending}")
-        if control.is_file():
+        if os.path.isfile(control):
             return (
                 f"{control.name} lies beside it: {program} has not finished the download. Run the "
                 f"same {program} command again; if it has nothing left to do, remove {control}"
@@ -39,7 +40,7 @@ def find_unfinished(path: Path) -> Path | None:
     """Return the file in which a downloader was writing ``path``, which is missing."""
     for ending in _UNFINISHED:
         candidate = path.with_name(f"{path.name}{ending}")
-        if candidate.is_file():
+        if os.path.isfile(candidate):
             return candidate
     starts = (path.name, _hub_name(path.name))
     for folder in _FOLDERS:

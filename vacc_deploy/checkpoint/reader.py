@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,7 +135,7 @@ class Checkpoint:
 
         A file may be a link into another directory, as in the hub's cache.
         """
-        files = sorted(real_path(path) for path in self.directory.iterdir() if path.is_file())
+        files = sorted(real_path(path) for path in self.directory.iterdir() if os.path.isfile(path))
         return (self.directory, *files)
 
     @property
@@ -182,6 +183,8 @@ def examine(directory: Path) -> tuple[Checkpoint, list[str]]:
     raw, where = read_config_values(directory), str(directory / CONFIG_NAME)
     # What is wrong with the configuration itself comes before what is wrong with the weights.
     preview = preview_config(raw, where=where)
+    # Whether it is there decides what else is read.
+    _refuse_links(directory, [SINGLE_FILE])
     # Without an index every weight file of the directory counts.
     weight_map = _read_index(directory)
     names = sorted(set(weight_map.values())) if weight_map else _find_files(directory)
@@ -252,6 +255,17 @@ def _find_files(directory: Path) -> list[str]:
     raise CheckpointError(explain_no_weights(directory))
 
 
+def _refuse_links(directory: Path, names: Iterable[str]) -> None:
+    """Refuse weight files that are links out of the directory.
+
+    Raises:
+        CheckpointError: names all of them.
+    """
+    links = WeightLinks()
+    if outside := join_outside({name: links.explain_outside(directory / name) for name in names}):
+        raise CheckpointError(outside)
+
+
 def _read_shards(
     directory: Path, names: list[str], weight_map: dict[str, str] | None
 ) -> tuple[dict[str, ShardHeader], list[str]]:
@@ -261,10 +275,9 @@ def _read_shards(
         CheckpointError: the system does not let this user read a file, which may be sound; or a
             file is a link that leads out of the directory.
     """
-    shards, problems, refused, links = {}, list[str](), list[str](), WeightLinks()
+    shards, problems, refused = {}, list[str](), list[str]()
     counts = Counter((weight_map or {}).values())
-    if outside := join_outside({name: links.explain_outside(directory / name) for name in names}):
-        raise CheckpointError(outside)
+    _refuse_links(directory, names)
     for name in names:
         path = directory / name
         if not path.is_file():

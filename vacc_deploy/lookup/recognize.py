@@ -18,6 +18,7 @@ from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG, explain_adapter, is_
 from vacc_deploy.checkpoint.caches import hub_repository, list_names, modelscope_models
 from vacc_deploy.checkpoint.foreign import explain_training_state
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, read_manifest
+from vacc_deploy.checkpoint.small_files import refuse_links
 from vacc_deploy.errors import MAX_LISTED, CheckpointError
 from vacc_deploy.formats.layouts import LAYOUTS, VAMC
 from vacc_deploy.json_files import read_bounded
@@ -67,7 +68,7 @@ def recognize(path: Path, *, needs_float: bool = False) -> Finding | None:
         needs_float: quantized weights are of no use in its place.
 
     Raises:
-        CheckpointError: a directory cannot be listed.
+        CheckpointError: a directory cannot be listed; a file in it is a link that leads out of it.
     """
     if path.is_dir():
         return _recognize_directory(path, needs_float)
@@ -186,11 +187,12 @@ def _yaml(path: Path) -> Finding:
 
 def _recognize_directory(path: Path, needs_float: bool) -> Finding | None:
     names = list_names(path)
+    refuse_links(path)
     if not names:
         return Finding(f"{path} is empty. Download the model into it, or check the path.")
     if cache := _hub_cache(path, names):
         return cache
-    has_config = (path / CONFIG_NAME).is_file()
+    has_config = os.path.isfile(path / CONFIG_NAME)
     if has_config and any(_is_safetensors(name) for name in names):
         return None
     if not has_config and (models := modelscope_models(path)):
@@ -248,10 +250,10 @@ def _hub_cache(path: Path, names: list[str]) -> Finding | None:
     """Recognize the hub's cache, a model's folder in it, and the three folders within that one."""
     whole = _named(path)
     folder = whole.parent if whole.name in ("snapshots", "refs", "blobs") else whole
-    if hub_repository(folder.name) and (folder / "snapshots").is_dir():
+    if hub_repository(folder.name) and os.path.isdir(folder / "snapshots"):
         return _model_in_cache(path, folder)
     hub = path if any(map(hub_repository, names)) else path / "hub"
-    folders = [hub / n for n in list_names(hub) if hub_repository(n)] if hub.is_dir() else []
+    folders = [hub / n for n in list_names(hub) if hub_repository(n)] if os.path.isdir(hub) else []
     if not folders:
         return None
     found = [snapshots[0] for folder in sorted(folders) if (snapshots := _snapshots(folder))]
@@ -272,13 +274,13 @@ def _model_in_cache(path: Path, folder: Path) -> Finding:
 def _snapshots(folder: Path) -> list[Path]:
     """Return the snapshots in a model's folder of the cache; that of the branch main is first."""
     inside = folder / "snapshots"
-    names = sorted(list_names(inside)) if inside.is_dir() else []
+    names = sorted(list_names(inside)) if os.path.isdir(inside) else []
     main = ""
-    if (folder / "refs" / "main").is_file():
+    if os.path.isfile(folder / "refs" / "main"):
         data = read_bounded(folder / "refs" / "main", SMALL_FILE_BYTES)
         main = data.decode("ascii", errors="replace").strip()
     names.sort(key=lambda name: name != main)
-    return [inside / name for name in names if (inside / name).is_dir()]
+    return [inside / name for name in names if os.path.isdir(inside / name)]
 
 
 def _adapter(path: Path) -> Finding:
@@ -297,7 +299,7 @@ def _trainer(path: Path, names: list[str]) -> Finding | None:
 
 def _inner(path: Path, names: list[str], needs_float: bool) -> Finding | None:
     """Recognize a directory of checkpoints: the formats of one run, or models."""
-    inner = [path / name for name in sorted(names) if (path / name / CONFIG_NAME).is_file()]
+    inner = [path / name for name in sorted(names) if os.path.isfile(path / name / CONFIG_NAME)]
     if not inner:
         return None
     if MANIFEST_NAME not in names:
@@ -322,4 +324,4 @@ def _recorded_source(path: Path) -> Path | None:
     if not isinstance(stated, str):
         return None
     directory = Path(os.path.normpath(real_path(path) / stated))
-    return directory if directory.is_dir() else None
+    return directory if os.path.isdir(directory) else None
