@@ -42,7 +42,7 @@ HEADER_NUMBER = Bound(
 )
 INDEX_BYTES = Bound(64 << 20, "bytes", "model.safetensors.index.json", "up to 70 kB")
 # File systems take 255, also with what downloaders put behind the name.
-FILE_NAME_BYTES = Bound(200, "bytes", "the name of a weight file in an index", "33")
+FILE_NAME_BYTES = Bound(200, "bytes", "the name of a weight file", "33")
 # Also bounds what a name can make us list.
 SHARDS = Bound(10_000, "files", "the weight files that one name counts", "1 to 163")
 FOLDER_NAMES = Bound(

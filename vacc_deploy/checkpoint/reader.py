@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vacc_deploy.bounds import FILE_NAME_BYTES, INDEX_BYTES
+from vacc_deploy.bounds import INDEX_BYTES
 from vacc_deploy.checkpoint.agreement import compare_with_config, compare_with_index
 from vacc_deploy.checkpoint.causes import (
     INDEX_NAME,
@@ -29,6 +28,7 @@ from vacc_deploy.checkpoint.header import (
 )
 from vacc_deploy.checkpoint.leftovers import find_control_file
 from vacc_deploy.checkpoint.normalize import normalize
+from vacc_deploy.checkpoint.shard_names import explain_odd_names, is_plain
 from vacc_deploy.checkpoint.small_files import stamp_small_files
 from vacc_deploy.checkpoint.stored import read_spans, read_tensor
 from vacc_deploy.checkpoint.weight_links import WeightLinks, join_outside
@@ -43,9 +43,6 @@ from vacc_deploy.stamps import FileStamp, describe_odd
 
 if TYPE_CHECKING:
     import torch
-
-# A file of the directory itself: no path, no drive, no NUL.
-_PLAIN_NAME = re.compile(r"(?!\.)[^/\\:\0]{0,243}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -229,9 +226,7 @@ def _read_index(directory: Path) -> dict[str, str] | None:
     if any(not is_tensor_name(tensor) for tensor in weight_map):
         raise CheckpointError(f"{path} gives a tensor {UNPRINTABLE}. Download it again.")
     outside = [
-        f"{tensor:.80} -> {file!r:.80}"
-        for tensor, file in weight_map.items()
-        if not _is_plain(file)
+        f"{tensor:.80} -> {file!r:.80}" for tensor, file in weight_map.items() if not is_plain(file)
     ]
     if outside:
         raise CheckpointError(
@@ -241,16 +236,12 @@ def _read_index(directory: Path) -> dict[str, str] | None:
     return weight_map
 
 
-def _is_plain(name: Any) -> bool:
-    """Return whether an index names a file of its own directory, as every system can have it."""
-    is_name = isinstance(name, str) and name.isprintable() and _PLAIN_NAME.fullmatch(name)
-    return bool(is_name) and len(name.encode("utf-8", "surrogatepass")) <= FILE_NAME_BYTES
-
-
 def _find_files(directory: Path) -> list[str]:
     if (directory / SINGLE_FILE).is_file():
         return [SINGLE_FILE]
     if found := find_weight_files(directory):
+        if odd := [name for name in found if not is_plain(name)]:
+            raise CheckpointError(explain_odd_names(directory, odd))
         return found
     raise CheckpointError(explain_no_weights(directory))
 
