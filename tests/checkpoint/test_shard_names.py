@@ -2,12 +2,14 @@
 
 import os
 import subprocess
+import time
 
 import pytest
 from checkpoint_builders import write_checkpoint
 
+from vacc_deploy.bounds import SHARDS
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.checkpoint.shard_names import find_sets
+from vacc_deploy.checkpoint.shard_names import ShardSet, find_sets
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.prepare import prepare
 
@@ -23,7 +25,20 @@ def test_savings_are_told_apart_and_a_huge_number_lists_nothing():
     names = ["a-00001-of-00001.safetensors", "a-00001-of-00002.safetensors"]
     assert [found.is_whole for found in find_sets(names)] == [True, False]
     (huge,) = find_sets(["a-00001-of-99999.safetensors"])
-    assert huge.all_names() == []
+    assert huge.all_names() == [] and not huge.is_whole
+
+
+def test_a_huge_number_in_many_names_takes_no_time():
+    sets = find_sets(f"a{number}-000001-of-999999.safetensors" for number in range(2000))
+    begin = time.process_time()
+    assert not any(found.is_whole for found in sets)
+    assert time.process_time() - begin < 1
+
+
+def test_a_saving_of_as_many_files_as_may_be_is_whole_and_of_one_more_is_not():
+    for count in (SHARDS, SHARDS + 1):
+        found = ShardSet("a", 5, f"{count:05}", frozenset(range(1, count + 1)))
+        assert found.is_whole == (count == SHARDS) == bool(found.all_names())
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,10 @@ class ShardSet(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether all files are here."""
-        return self.numbers >= set(range(1, int(self.total) + 1))
+        """Whether all files are here; never of far too many."""
+        count = int(self.total)
+        # The number is a stranger's: it is compared before anything is made of it.
+        return count <= min(SHARDS, len(self.numbers)) and self.numbers >= set(range(1, count + 1))
 
     def all_names(self) -> list[str]:
         """Return the names of all files of the saving; none of far too many."""
