@@ -74,8 +74,7 @@ def explain_no_weights(directory: Path) -> str:
     names = sorted(list_names(directory))
     if dangling := _explain_links(directory, filter(_is_weights, names)):
         return dangling
-    unfinished = find_unfinished(directory / SINGLE_FILE)
-    if unfinished:
+    if unfinished := find_unfinished(directory, [SINGLE_FILE]).get(SINGLE_FILE):
         return (
             f"{directory} holds no weights yet: {unfinished} is an unfinished download. "
             f"{_download(directory) or 'Finish it, then rerun.'}"
@@ -106,12 +105,20 @@ def find_weight_files(directory: Path) -> list[str]:
     return [name for name in names if not name.startswith(_META_FILES)] or names
 
 
-def describe_missing(path: Path) -> str:
-    """Return why a weight file may be missing, a clause to be put behind that it is; or nothing."""
-    if path.is_symlink():
-        return f": it is a link to {os.readlink(path)}, which does not exist"
-    unfinished = find_unfinished(path)
-    return f": {unfinished} is its unfinished download" if unfinished else ""
+def describe_missing(directory: Path, names: list[str]) -> dict[str, str]:
+    """Return why weight files may be missing: by name a clause to be put behind that it is.
+
+    Args:
+        directory: the checkpoint.
+        names: of the missing files; so many are looked at as a message shows.
+    """
+    shown = names[:MAX_LISTED]
+    unfinished = find_unfinished(directory, shown)
+    found = {name: f": {path} is its unfinished download" for name, path in unfinished.items()}
+    for name in filter(lambda name: os.path.islink(directory / name), shown):
+        target = os.readlink(directory / name)
+        found[name] = f": it is a link to {target}, which does not exist"
+    return found
 
 
 def _is_weights(name: str) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vacc_deploy.bounds import INDEX_BYTES
+from vacc_deploy.bounds import INDEX_BYTES, SHARDS
 from vacc_deploy.checkpoint.agreement import compare_with_config, compare_with_index
 from vacc_deploy.checkpoint.causes import (
     INDEX_NAME,
@@ -233,6 +233,10 @@ def _read_index(directory: Path) -> dict[str, str] | None:
             f"{path} names files that are not plain .safetensors names of its own directory:\n"
             f"{list_problems(outside)}\nNothing was read. Do not trust this checkpoint."
         )
+    if (count := len(set(weight_map.values()))) > SHARDS:
+        raise CheckpointError(
+            f"{path} names {count:,} files, expected at most {SHARDS:,}. Download it again."
+        )
     return weight_map
 
 
@@ -269,13 +273,15 @@ def _read_shards(
     shards, problems, refused = {}, list[str](), list[str]()
     counts = Counter((weight_map or {}).values())
     _refuse_links(directory, names)
+    missing = [name for name in names if not (directory / name).is_file()]
+    reasons = dict.fromkeys(missing, "") | describe_missing(directory, missing)
     for name in names:
         path = directory / name
-        if not path.is_file():
+        if name in reasons:
             stated = f"({INDEX_NAME} puts {counts[name]} tensors in it)"
             odd = describe_odd(path)
             what = f"is {odd}, not a file" if odd else "is missing"
-            problems.append(f"{name} {what} {stated}{describe_missing(path)}")
+            problems.append(f"{name} {what} {stated}{reasons[name]}")
             continue
         if unfinished := find_control_file(path):
             problems.append(f"{name}: {unfinished}")
