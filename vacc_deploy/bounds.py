@@ -50,7 +50,7 @@ SHARDS = Bound(
 FOLDER_NAMES = Bound(
     10_000,
     "names",
-    "a directory or a cache that is searched; the rest is not looked at",
+    "a checkpoint's directory; of one that is searched the rest is not looked at",
     "under 100",
 )
 

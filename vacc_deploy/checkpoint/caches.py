@@ -154,14 +154,33 @@ def _holds_files(directory: Path) -> bool:
 
 
 def list_names(directory: Path) -> list[str]:
-    """Return the names in a directory, at most ``FOLDER_NAMES``: a folder of millions is no model.
+    """Return names in a directory that is searched, at most ``FOLDER_NAMES``.
 
     Raises:
         CheckpointError: it cannot be read.
     """
+    return _list(directory, FOLDER_NAMES)
+
+
+def list_all_names(directory: Path) -> list[str]:
+    """Return the names in a directory that may be a checkpoint, of which none may be passed over.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds more than ``FOLDER_NAMES``.
+    """
+    names = _list(directory, FOLDER_NAMES + 1)
+    if len(names) > FOLDER_NAMES:
+        raise CheckpointError(
+            f"{directory} holds more than {FOLDER_NAMES:,} names, too many for a checkpoint. Move "
+            "the model's files into a directory of their own, then give that."
+        )
+    return names
+
+
+def _list(directory: Path, limit: int) -> list[str]:
     try:
         with os.scandir(directory) as entries:
-            return [entry.name for entry in islice(entries, FOLDER_NAMES)]
+            return [entry.name for entry in islice(entries, limit)]
     except OSError as err:
         raise CheckpointError(explain_unreadable(directory, err)) from err
 

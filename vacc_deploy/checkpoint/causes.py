@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from vacc_deploy.bounds import INDEX_BYTES
 from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG, explain_adapter, is_adapter_file
-from vacc_deploy.checkpoint.caches import MODELSCOPE_SIGNS, hub_repository, list_names
+from vacc_deploy.checkpoint.caches import MODELSCOPE_SIGNS, hub_repository, list_all_names
 from vacc_deploy.checkpoint.foreign import explain_foreign_tensors, explain_training_state
 from vacc_deploy.checkpoint.header import read_header
 from vacc_deploy.checkpoint.leftovers import find_control_file, find_unfinished
@@ -71,7 +71,7 @@ def explain(checkpoint: Checkpoint, problems: list[str]) -> str:
 
 def explain_no_weights(directory: Path) -> str:
     """Return the message for a directory without safetensors."""
-    names = sorted(list_names(directory))
+    names = sorted(list_all_names(directory))
     if dangling := _explain_links(directory, filter(_is_weights, names)):
         return dangling
     if unfinished := find_unfinished(directory, [SINGLE_FILE]).get(SINGLE_FILE):
@@ -97,8 +97,11 @@ def find_weight_files(directory: Path) -> list[str]:
     """Return the files that count where no index names them: an adapter's do not.
 
     A link that leads out of the directory is among them, for the reader to refuse it.
+
+    Raises:
+        CheckpointError: see ``list_all_names``.
     """
-    names = [name for name in sorted(list_names(directory)) if _is_weights(name)]
+    names = [name for name in sorted(list_all_names(directory)) if _is_weights(name)]
     paths = [directory / name for name in names]
     names = [path.name for path in paths if os.path.isfile(path) or explain_outside(path)]
     # The same weights under Meta's names, as some repositories have them beside the usual files.

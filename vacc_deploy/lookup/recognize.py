@@ -15,7 +15,12 @@ from pathlib import Path
 
 from vacc_deploy.bounds import SMALL_FILE_BYTES
 from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG, explain_adapter, is_adapter_file
-from vacc_deploy.checkpoint.caches import hub_repository, list_names, modelscope_models
+from vacc_deploy.checkpoint.caches import (
+    hub_repository,
+    list_all_names,
+    list_names,
+    modelscope_models,
+)
 from vacc_deploy.checkpoint.foreign import explain_training_state
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from vacc_deploy.checkpoint.small_files import refuse_links
@@ -68,7 +73,8 @@ def recognize(path: Path, *, needs_float: bool = False) -> Finding | None:
         needs_float: quantized weights are of no use in its place.
 
     Raises:
-        CheckpointError: a directory cannot be listed; a file in it is a link that leads out of it.
+        CheckpointError: a directory cannot be listed, or holds too many names; or a file in it is
+            a link that leads out of it.
     """
     if path.is_dir():
         return _recognize_directory(path, needs_float)
@@ -186,7 +192,7 @@ def _yaml(path: Path) -> Finding:
 
 
 def _recognize_directory(path: Path, needs_float: bool) -> Finding | None:
-    names = list_names(path)
+    names = list_all_names(path)
     refuse_links(path)
     if not names:
         return Finding(f"{path} is empty. Download the model into it, or check the path.")
