@@ -1,5 +1,6 @@
 """Why a directory is no usable checkpoint: one cause in front, and the command that mends it."""
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -349,3 +350,13 @@ def test_a_name_is_looked_for_in_a_part_of_a_directory_of_very_many(tmp_path, mo
     for number in range(10):
         (tmp_path / f"{number}").touch()
     assert "does not exist" in recognize_missing(tmp_path / "none").to_text()
+
+
+@pytest.mark.parametrize(("make", "what"), [(os.mkfifo, "a named pipe"), (os.mkdir, "a directory")])
+def test_what_is_no_file_in_the_place_of_the_weights(tmp_path, make, what):
+    directory = write_checkpoint(tmp_path / "m")
+    (directory / SINGLE_FILE).unlink()
+    make(directory / SINGLE_FILE)
+    text = message_of(directory)
+    assert text.startswith(f"{directory / SINGLE_FILE} is {what}, not a file, and is not read.")
+    assert "neither" not in text

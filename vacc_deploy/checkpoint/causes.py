@@ -19,6 +19,7 @@ from vacc_deploy.checkpoint.caches import MODELSCOPE_SIGNS, hub_repository, list
 from vacc_deploy.checkpoint.foreign import explain_foreign_tensors, explain_training_state
 from vacc_deploy.checkpoint.header import read_header
 from vacc_deploy.checkpoint.leftovers import find_control_file, find_unfinished
+from vacc_deploy.checkpoint.manifest import REPORT_NAME
 from vacc_deploy.checkpoint.normalize import normalize
 from vacc_deploy.checkpoint.shard_names import find_sets
 from vacc_deploy.errors import MAX_LISTED, CheckpointError, list_problems, name_some
@@ -28,7 +29,7 @@ from vacc_deploy.models.catalog import known_model
 from vacc_deploy.models.config import CONFIG_NAME
 from vacc_deploy.models.parse import parse_config, read_config_values
 from vacc_deploy.permissions import explain_dangling
-from vacc_deploy.stamps import open_ordinary
+from vacc_deploy.stamps import describe_odd, open_ordinary
 
 if TYPE_CHECKING:
     from vacc_deploy.checkpoint.reader import Checkpoint
@@ -49,7 +50,7 @@ def explain(checkpoint: Checkpoint, problems: list[str]) -> str:
         problems: a line for each.
     """
     directory = checkpoint.directory
-    if (directory / "quantize_report.json").is_file():
+    if (directory / REPORT_NAME).is_file():
         advice = "Move the directory away, then run the vacc-deploy quantize that wrote it again."
         return f"{directory} is not a usable checkpoint:\n{list_problems(problems)}\n{advice}"
     if cause := _find_cause(checkpoint):
@@ -71,6 +72,11 @@ def explain(checkpoint: Checkpoint, problems: list[str]) -> str:
 
 def explain_no_weights(directory: Path) -> str:
     """Return the message for a directory without safetensors."""
+    if odd := describe_odd(directory / SINGLE_FILE):
+        return (
+            f"{directory / SINGLE_FILE} is {odd}, not a file, and is not read. Download the file "
+            "again in its place, or remove it."
+        )
     names = sorted(list_all_names(directory))
     if dangling := _explain_links(directory, filter(_is_weights, names)):
         return dangling
