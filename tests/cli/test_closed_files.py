@@ -166,6 +166,14 @@ def test_a_closed_directory_is_told_with_mode_and_owner_on_the_command_line(sour
     assert result.stderr.startswith(f"Error: {source} {reason}")
 
 
+def test_a_directory_below_a_closed_one_is_not_said_to_be_missing(source, place):
+    place.chmod(0)
+    with as_user():
+        result = CliRunner().invoke(cli, ["prepare", str(source), "--dry-run"])
+    place.chmod(0o755)
+    assert result.exit_code == 1 and f"Permission denied ({place} has mode 0000" in result.stderr
+
+
 def test_any_other_denial_is_told_with_mode_and_owner(tmp_path):
     path = tmp_path / "f"
     path.touch()

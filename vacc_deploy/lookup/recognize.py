@@ -30,7 +30,7 @@ from vacc_deploy.json_files import read_bounded
 from vacc_deploy.models.catalog import known_model, near_names
 from vacc_deploy.models.config import CONFIG_NAME
 from vacc_deploy.outputs.run_files import MARKER
-from vacc_deploy.permissions import is_circle, real_path
+from vacc_deploy.permissions import is_circle, is_there, real_path
 from vacc_deploy.results import command
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
@@ -76,9 +76,9 @@ def recognize(path: Path, *, needs_float: bool = False) -> Finding | None:
         CheckpointError: a directory cannot be listed, or holds too many names; or a file in it is
             a link that leads out of it.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         return _recognize_directory(path, needs_float)
-    return _recognize_file(path) if path.exists() else recognize_missing(path)
+    return _recognize_file(path) if is_there(path) else recognize_missing(path)
 
 
 # ---- paths that do not exist -------------------------------------------------------------------
@@ -86,23 +86,23 @@ def recognize(path: Path, *, needs_float: bool = False) -> Finding | None:
 
 def recognize_missing(path: Path) -> Finding:
     """Return what can be meant by a path that does not exist: names that are like it."""
-    if path.is_symlink():
+    if os.path.islink(path):
         where = "leads back to itself" if is_circle(path) else "does not exist"
         return Finding(f"{path} is a link to {os.readlink(path)}, which {where}.")
     # The first name that is wrong may be that of a directory above.
     first, rest = path.absolute(), list[str]()
-    while not first.parent.is_dir():
+    while not os.path.isdir(first.parent):
         rest.insert(0, first.name)
         first = first.parent
     if not rest and (maker := _maker_of(path)):
         return Finding(f"{path} does not exist yet. Make it first:\n  {maker}")
     near = difflib.get_close_matches(first.name, list_names(first.parent), n=3, cutoff=0.7)
     places = [first.parent.joinpath(name, *rest) if rest else path.with_name(name) for name in near]
-    instead: list[Path | str] = [place for place in places if place.exists()]
+    instead: list[Path | str] = [place for place in places if os.path.exists(place)]
     instead += near_names(str(path), cutoff=0.7)
     what = f"{path} does not exist."
     if rest:
-        why = f"{first} is a file" if first.exists() else f"there is no {first}"
+        why = f"{first} is a file" if os.path.exists(first) else f"there is no {first}"
         what = f"{path} does not exist: {why}."
     if instead:
         return Finding(what, tuple(instead), "Did you mean")
@@ -120,11 +120,11 @@ def _maker_of(path: Path) -> str:
         if prepared == name or not prepared.endswith("-vacc"):
             continue
         source = path.with_name(prepared)
-        if not known_model(prepared.removesuffix("-vacc")) and not source.is_dir():
+        if not known_model(prepared.removesuffix("-vacc")) and not os.path.isdir(source):
             return ""
         options = () if layout == VAMC else ("--format", layout)
         made = command("quantize", source, *options)
-        return made if source.is_dir() else f"{_maker_of(source)}\n  {made}"
+        return made if os.path.isdir(source) else f"{_maker_of(source)}\n  {made}"
     model = known_model(name.removesuffix("-vacc"))
     return command("prepare", model.aliases[0]) if model and name.endswith("-vacc") else ""
 
