@@ -95,6 +95,13 @@ def test_a_file_that_comes_while_weights_are_read(source, tmp_path):
     check_refused(new, lambda: prepare(source, output=tmp_path / "p", progress=at))
 
 
+def test_a_single_file_that_comes_beside_an_index_wins_over_it(source, tmp_path):
+    new = source / "model.safetensors"
+    at = ChangeAt(partial(shutil.copy, source / SHARD, new), "Checking weights")
+    check_refused(new, lambda: prepare(source, output=tmp_path / "o", progress=at))
+    assert at.is_done and os.listdir(tmp_path) == ["src"]
+
+
 @pytest.mark.parametrize("mode", ["hardlink", "symlink", "copy"])
 def test_what_is_placed_is_compared_with_what_was_checked(source, tmp_path, mode):
     """Also by whoever places one file alone."""

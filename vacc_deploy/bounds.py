@@ -42,13 +42,15 @@ HEADER_NUMBER = Bound(
 )
 INDEX_BYTES = Bound(64 << 20, "bytes", "model.safetensors.index.json", "up to 70 kB")
 # File systems take 255, also with what downloaders put behind the name.
-FILE_NAME_BYTES = Bound(200, "bytes", "the name of a weight file in an index", "33")
+FILE_NAME_BYTES = Bound(200, "bytes", "the name of a weight file", "33")
 # Also bounds what a name can make us list.
-SHARDS = Bound(10_000, "files", "the weight files that one name counts", "1 to 163")
+SHARDS = Bound(
+    10_000, "files", "the weight files that an index, or one file name, tells of", "1 to 163"
+)
 FOLDER_NAMES = Bound(
     10_000,
     "names",
-    "a directory or a cache that is searched; the rest is not looked at",
+    "a checkpoint's directory; of one that is searched the rest is not looked at",
     "under 100",
 )
 

@@ -6,6 +6,7 @@ this machine is read, and copied into an output that people publish.
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ def explain_outside(path: Path, directory: Path | None = None) -> str:
     if directory == path.parent and not path.is_symlink():
         return ""
     target = Path(os.path.realpath(path))
-    if any(target.is_relative_to(root) for root in _roots(directory)) or not path.exists():
+    if any(target.is_relative_to(root) for root in _roots(directory)) or _leads_nowhere(target):
         return ""
     place = shlex.quote(str(path))
     return (
@@ -39,6 +40,15 @@ def explain_outside(path: Path, directory: Path | None = None) -> str:
         f'  cp --remove-destination -- "$(readlink -f {place})" {place}\n'
         "If not, remove the link."
     )
+
+
+def _leads_nowhere(target: Path) -> bool:
+    """Return whether nothing is there; what this user may not see counts as something."""
+    try:
+        target.stat()
+    except OSError as err:
+        return err.errno in (errno.ENOENT, errno.ELOOP)
+    return False
 
 
 def _roots(directory: Path) -> Iterator[Path]:

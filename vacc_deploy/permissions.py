@@ -45,6 +45,21 @@ def real_path(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def is_there(path: Path | str) -> bool:
+    """Return whether something lies at a path of the user's, which may be too long for a file.
+
+    Raises:
+        OSError: the system refuses to tell.
+    """
+    try:
+        os.stat(path)
+    except OSError as err:
+        if err.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            return False
+        raise
+    return True
+
+
 def is_denied(err: BaseException | None) -> bool:
     """Return whether an error is the system's word for a missing permission."""
     return isinstance(err, OSError) and err.errno in _DENIED

@@ -1,5 +1,6 @@
 """Why a directory is no usable checkpoint: one cause in front, and the command that mends it."""
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -7,11 +8,14 @@ import subprocess
 import pytest
 import torch
 from checkpoint_builders import build_config, build_tensors, write_checkpoint, write_json
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from vacc_deploy.checkpoint import caches
 from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
+from vacc_deploy.cli import cli
 from vacc_deploy.errors import CheckpointError
-from vacc_deploy.lookup.recognize import recognize
+from vacc_deploy.lookup.recognize import recognize, recognize_missing
 from vacc_deploy.prepare import prepare
 from vacc_deploy.text.tokenizer import Tokenizer
 
@@ -321,3 +325,38 @@ def test_a_whole_model_beside_a_left_over_adapter_is_a_model(tmp_path, layout):
     result = prepare(directory, output=tmp_path / "out")
     assert any(note.startswith("adapter_config.json lies beside") for note in result.notes)
     assert load_file(tmp_path / "out" / (FIRST if layout else SINGLE_FILE))
+
+
+@pytest.mark.parametrize("with_index", [True, False])
+def test_a_directory_of_too_many_names_is_not_said_to_lack_its_weights(
+    tmp_path, monkeypatch, with_index
+):
+    """In which order a file system gives the names is not known: all count, or none is read."""
+    monkeypatch.setattr(caches, "FOLDER_NAMES", 50)
+    directory = write_checkpoint(tmp_path / "m", shards=2, with_index=with_index)
+    for number in range(50):
+        (directory / f"{number}.txt").touch()
+    expected = f"{directory} holds more than 50 names"
+    result = CliRunner().invoke(cli, ["prepare", str(directory), "--output", str(tmp_path / "o")])
+    assert result.exit_code == 1 and expected in result.stderr
+    assert "Move the model's files into a directory of their own" in result.stderr
+    for number in range(2, 50):
+        (directory / f"{number}.txt").unlink()
+    assert Checkpoint.open(directory)
+
+
+def test_a_name_is_looked_for_in_a_part_of_a_directory_of_very_many(tmp_path, monkeypatch):
+    monkeypatch.setattr(caches, "FOLDER_NAMES", 5)
+    for number in range(10):
+        (tmp_path / f"{number}").touch()
+    assert "does not exist" in recognize_missing(tmp_path / "none").to_text()
+
+
+@pytest.mark.parametrize(("make", "what"), [(os.mkfifo, "a named pipe"), (os.mkdir, "a directory")])
+def test_what_is_no_file_in_the_place_of_the_weights(tmp_path, make, what):
+    directory = write_checkpoint(tmp_path / "m")
+    (directory / SINGLE_FILE).unlink()
+    make(directory / SINGLE_FILE)
+    text = message_of(directory)
+    assert text.startswith(f"{directory / SINGLE_FILE} is {what}, not a file, and is not read.")
+    assert "neither" not in text

@@ -1,10 +1,13 @@
 """What downloaders leave beside a file: in place of it, or while it is not filled yet."""
 
+import os
+from collections import Counter
+
 import pytest
-from checkpoint_builders import write_checkpoint
+from checkpoint_builders import write_checkpoint, write_json
 from huggingface_hub._local_folder import get_local_download_paths
 
-from vacc_deploy.checkpoint.reader import SINGLE_FILE, Checkpoint
+from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint, examine
 from vacc_deploy.errors import CheckpointError
 
 SECOND = "model-00002-of-00002.safetensors"
@@ -70,3 +73,23 @@ def test_an_unfinished_file_in_place_of_one(tmp_path, left, shards):
         assert text.startswith(
             f"{directory} holds no weights yet: {path} is an unfinished download"
         )
+
+
+def test_what_stays_of_very_many_missing_files_is_looked_for_once(tmp_path, monkeypatch):
+    directory = write_checkpoint(tmp_path / "m", shards=2)
+    places = {str(number): f"{number:05}.safetensors" for number in range(5000)}
+    write_json(directory / INDEX_NAME, {"weight_map": places})
+    folder = directory / "._____temp"
+    folder.mkdir()
+    (folder / "00003.safetensors").touch()
+    (folder / "00011.safetensors").touch()
+    looked, listed = Counter(), Counter()
+    isfile, scandir = os.path.isfile, os.scandir
+    monkeypatch.setattr(os.path, "isfile", lambda p: looked.update([str(p)]) or isfile(p))
+    monkeypatch.setattr(os, "scandir", lambda p=".": listed.update([str(p)]) or scandir(p))
+    _, problems = examine(directory)
+    # Those that a message shows.
+    assert problems[3].endswith(f": {folder}/00003.safetensors is its unfinished download")
+    assert len(problems) == 5000 and problems[11].endswith("tensors in it)")
+    assert sum(name.endswith(".part") for name in looked) == 10
+    assert listed[str(folder)] == 1

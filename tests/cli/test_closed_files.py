@@ -105,6 +105,44 @@ def test_prepare_notes_a_link_to_weights_that_others_cannot_read(
     assert bool(is_readable) != is_noted
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["NOTICE", "README.md", "config.json", INDEX, "tokenizer.json", SHARD, "model.safetensors"],
+)
+def test_a_link_to_what_this_user_may_not_see_is_a_link_that_leads_out(source, place, name):
+    """Who is told to ask for access would hand it to whoever made the link."""
+    closed = place / "closed"
+    closed.mkdir()
+    (closed / "secret").write_text("{}")
+    closed.chmod(0)
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to(closed / "secret")
+    arguments = ["prepare", str(source), "--output", str(place / "out"), "--dry-run"]
+    with as_user():
+        result = CliRunner().invoke(cli, arguments)
+    closed.chmod(0o755)
+    assert result.exit_code == 1
+    assert f"{source / name} is a link to '{closed}/secret', outside of" in result.stderr
+    assert "Ask " not in result.stderr
+
+
+@pytest.mark.parametrize("name", ["more.safetensors", "hub"])
+def test_such_a_link_under_any_name_ends_no_command_without_a_word_of_it(place, name):
+    source, closed = write_checkpoint(place / "m", shards=2, with_index=False), place / "closed"
+    closed.mkdir()
+    (source / name).symlink_to(closed / "secret")
+    closed.chmod(0)
+    arguments = ["prepare", str(source), "--output", str(place / "out"), "--dry-run"]
+    place.chmod(0o777)
+    with as_user():
+        result = CliRunner().invoke(cli, arguments)
+    closed.chmod(0o755)
+    # What no command reads does not matter.
+    assert (name == "hub") == (result.exit_code == 0), result.output
+    assert "Permission denied" not in result.stderr
+    assert name == "hub" or "more.safetensors is a link to" in result.stderr
+
+
 def test_yaml_into_a_closed_directory_names_the_file_that_was_asked_for(source, place):
     prepared = prepare(source, output=place / "prepared", link_mode="copy").output_dir
     place.chmod(0o555)
@@ -126,6 +164,14 @@ def test_a_closed_directory_is_told_with_mode_and_owner_on_the_command_line(sour
     assert result.exit_code == 1
     reason = f"cannot be read: Permission denied (mode 0000, owned by {OWNER}). "
     assert result.stderr.startswith(f"Error: {source} {reason}")
+
+
+def test_a_directory_below_a_closed_one_is_not_said_to_be_missing(source, place):
+    place.chmod(0)
+    with as_user():
+        result = CliRunner().invoke(cli, ["prepare", str(source), "--dry-run"])
+    place.chmod(0o755)
+    assert result.exit_code == 1 and f"Permission denied ({place} has mode 0000" in result.stderr
 
 
 def test_any_other_denial_is_told_with_mode_and_owner(tmp_path):

@@ -173,3 +173,19 @@ def test_the_formats_of_a_run_are_refused_where_float_weights_are_needed(folder)
         text = invoke(command, "m-quantized").stderr
         assert f"\n  vacc-deploy {command} {folder}/model\n" in text
     assert "\n  vacc-deploy verify m-quantized/int8\n" in invoke("verify", "m-quantized").stderr
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("given", ["x" * 300, f"model/{'x' * 300}", f"{'x' * 300}/model"])
+def test_a_name_that_no_file_can_have_does_not_exist(folder, words, given):
+    result = invoke(*(word.format(given) for word in words))
+    assert result.exit_code == 1
+    assert f"{given} does not exist" in result.stderr and "too long" not in result.stderr
+
+
+def test_a_model_or_weights_of_such_a_name(folder):
+    assert "x does not exist." in invoke("prepare", "--weights", "x" * 300).stderr
+    result = invoke("prepare", "x" * 300, "--model", "Distill-Qwen-7B")
+    assert "x does not exist." in result.stderr
+    result = invoke("prepare", "--model", "x" * 300)
+    assert "too long" not in result.stderr and result.exit_code == 2

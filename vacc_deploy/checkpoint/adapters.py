@@ -65,7 +65,7 @@ def explain_adapter(path: Path) -> tuple[str, Path | None]:
     rename, weights, expected = "", path / "model.safetensors", path / _ADAPTER_WEIGHTS
     if not (path / ADAPTER_CONFIG).is_file():
         what += f" Its {ADAPTER_CONFIG} is not here: copy it from where it was trained."
-    if not expected.is_file() and weights.is_file():
+    if not os.path.isfile(expected) and os.path.isfile(weights):
         # peft looks for its own file name.
         rename = f"\n  {shlex.join(['mv', str(weights), str(expected)])}"
     return (

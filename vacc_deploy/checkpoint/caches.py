@@ -65,7 +65,7 @@ def modelscope_places(repository: str) -> Iterator[Path]:
                 place / MODELSCOPE_TEMPORARY,
                 folder / MODELSCOPE_TEMPORARY / owner / place.name,
             )
-            if place.is_dir() and not any(map(_holds_files, begun)):
+            if os.path.isdir(place) and not any(map(_holds_files, begun)):
                 yield place
         snapshots = folder / f"{owner}--{name}" / "snapshots"
         names = _names(snapshots)
@@ -78,7 +78,7 @@ def modelscope_models(path: Path) -> list[Path]:
     known = {real_path(folder) for folder in _model_folders(modelscope_cache())}
     is_cache, found = real_path(path) in known, set[Path]()
     for folder in _model_folders(path):
-        is_cache = is_cache or (folder / MODELSCOPE_TEMPORARY).is_dir()
+        is_cache = is_cache or os.path.isdir(folder / MODELSCOPE_TEMPORARY)
         inner = (folder / owner for owner in _names(folder) if not owner.startswith("."))
         pairs = ((place, name) for place in inner for name in _names(place))
         # A bound for all of them: a folder of a million files is no cache.
@@ -87,8 +87,8 @@ def modelscope_models(path: Path) -> list[Path]:
             if name == "snapshots" and "--" in place.name and folder.name == "models":
                 models = [place / name / revision for revision in _names(place / name)]
                 is_cache = is_cache or real_path(folder.parent) in known
-            found |= {model for model in models if (model / CONFIG_NAME).is_file()}
-    signs = ((model / sign).exists() for model in found for sign in MODELSCOPE_SIGNS)
+            found |= {model for model in models if os.path.isfile(model / CONFIG_NAME)}
+    signs = (os.path.exists(model / sign) for model in found for sign in MODELSCOPE_SIGNS)
     return sorted(found) if is_cache or any(signs) else []
 
 
@@ -154,14 +154,33 @@ def _holds_files(directory: Path) -> bool:
 
 
 def list_names(directory: Path) -> list[str]:
-    """Return the names in a directory, at most ``FOLDER_NAMES``: a folder of millions is no model.
+    """Return names in a directory that is searched, at most ``FOLDER_NAMES``.
 
     Raises:
         CheckpointError: it cannot be read.
     """
+    return _list(directory, FOLDER_NAMES)
+
+
+def list_all_names(directory: Path) -> list[str]:
+    """Return the names in a directory that may be a checkpoint, of which none may be passed over.
+
+    Raises:
+        CheckpointError: it cannot be read, or holds more than ``FOLDER_NAMES``.
+    """
+    names = _list(directory, FOLDER_NAMES + 1)
+    if len(names) > FOLDER_NAMES:
+        raise CheckpointError(
+            f"{directory} holds more than {FOLDER_NAMES:,} names, too many for a checkpoint. Move "
+            "the model's files into a directory of their own, then give that."
+        )
+    return names
+
+
+def _list(directory: Path, limit: int) -> list[str]:
     try:
         with os.scandir(directory) as entries:
-            return [entry.name for entry in islice(entries, FOLDER_NAMES)]
+            return [entry.name for entry in islice(entries, limit)]
     except OSError as err:
         raise CheckpointError(explain_unreadable(directory, err)) from err
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from vacc_deploy.bounds import INDEX_BYTES
 from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG, explain_adapter, is_adapter_file
-from vacc_deploy.checkpoint.caches import MODELSCOPE_SIGNS, hub_repository, list_names
+from vacc_deploy.checkpoint.caches import MODELSCOPE_SIGNS, hub_repository, list_all_names
 from vacc_deploy.checkpoint.foreign import explain_foreign_tensors, explain_training_state
 from vacc_deploy.checkpoint.header import read_header
 from vacc_deploy.checkpoint.leftovers import find_control_file, find_unfinished
+from vacc_deploy.checkpoint.manifest import REPORT_NAME
 from vacc_deploy.checkpoint.normalize import normalize
 from vacc_deploy.checkpoint.shard_names import find_sets
 from vacc_deploy.errors import MAX_LISTED, CheckpointError, list_problems, name_some
@@ -28,7 +29,7 @@ from vacc_deploy.models.catalog import known_model
 from vacc_deploy.models.config import CONFIG_NAME
 from vacc_deploy.models.parse import parse_config, read_config_values
 from vacc_deploy.permissions import explain_dangling
-from vacc_deploy.stamps import open_ordinary
+from vacc_deploy.stamps import describe_odd, open_ordinary
 
 if TYPE_CHECKING:
     from vacc_deploy.checkpoint.reader import Checkpoint
@@ -49,7 +50,7 @@ def explain(checkpoint: Checkpoint, problems: list[str]) -> str:
         problems: a line for each.
     """
     directory = checkpoint.directory
-    if (directory / "quantize_report.json").is_file():
+    if (directory / REPORT_NAME).is_file():
         advice = "Move the directory away, then run the vacc-deploy quantize that wrote it again."
         return f"{directory} is not a usable checkpoint:\n{list_problems(problems)}\n{advice}"
     if cause := _find_cause(checkpoint):
@@ -71,11 +72,15 @@ def explain(checkpoint: Checkpoint, problems: list[str]) -> str:
 
 def explain_no_weights(directory: Path) -> str:
     """Return the message for a directory without safetensors."""
-    names = sorted(list_names(directory))
+    if odd := describe_odd(directory / SINGLE_FILE):
+        return (
+            f"{directory / SINGLE_FILE} is {odd}, not a file, and is not read. Download the file "
+            "again in its place, or remove it."
+        )
+    names = sorted(list_all_names(directory))
     if dangling := _explain_links(directory, filter(_is_weights, names)):
         return dangling
-    unfinished = find_unfinished(directory / SINGLE_FILE)
-    if unfinished:
+    if unfinished := find_unfinished(directory, [SINGLE_FILE]).get(SINGLE_FILE):
         return (
             f"{directory} holds no weights yet: {unfinished} is an unfinished download. "
             f"{_download(directory) or 'Finish it, then rerun.'}"
@@ -95,19 +100,34 @@ def explain_no_weights(directory: Path) -> str:
 
 
 def find_weight_files(directory: Path) -> list[str]:
-    """Return the files that count where no index names them: an adapter's do not."""
-    names = [name for name in sorted(list_names(directory)) if _is_weights(name)]
-    names = [name for name in names if (directory / name).is_file()]
+    """Return the files that count where no index names them: an adapter's do not.
+
+    A link that leads out of the directory is among them, for the reader to refuse it.
+
+    Raises:
+        CheckpointError: see ``list_all_names``.
+    """
+    names = [name for name in sorted(list_all_names(directory)) if _is_weights(name)]
+    paths = [directory / name for name in names]
+    names = [path.name for path in paths if os.path.isfile(path) or explain_outside(path)]
     # The same weights under Meta's names, as some repositories have them beside the usual files.
     return [name for name in names if not name.startswith(_META_FILES)] or names
 
 
-def describe_missing(path: Path) -> str:
-    """Return why a weight file may be missing, a clause to be put behind that it is; or nothing."""
-    if path.is_symlink():
-        return f": it is a link to {os.readlink(path)}, which does not exist"
-    unfinished = find_unfinished(path)
-    return f": {unfinished} is its unfinished download" if unfinished else ""
+def describe_missing(directory: Path, names: list[str]) -> dict[str, str]:
+    """Return why weight files may be missing: by name a clause to be put behind that it is.
+
+    Args:
+        directory: the checkpoint.
+        names: of the missing files; so many are looked at as a message shows.
+    """
+    shown = names[:MAX_LISTED]
+    unfinished = find_unfinished(directory, shown)
+    found = {name: f": {path} is its unfinished download" for name, path in unfinished.items()}
+    for name in filter(lambda name: os.path.islink(directory / name), shown):
+        target = os.readlink(directory / name)
+        found[name] = f": it is a link to {target}, which does not exist"
+    return found
 
 
 def _is_weights(name: str) -> bool:
@@ -256,7 +276,7 @@ def _explain_stale_index(checkpoint: Checkpoint) -> str:
 def _explain_single_file(directory: Path) -> str:
     """Return that a single file hides a complete set of shards, where it does."""
     named = _indexed_files(directory)
-    beside = [name for name in named if (directory / name).is_file() and name != SINGLE_FILE]
+    beside = [name for name in named if os.path.isfile(directory / name) and name != SINGLE_FILE]
     if not (directory / SINGLE_FILE).is_file() or not named or len(beside) < len(named):
         return ""
     return (
@@ -310,7 +330,7 @@ def _download(directory: Path) -> str:
     repository = hub_repository(path.parent.parent.name)
     if path.parent.name == "snapshots" and repository:
         return f"Run:\n  {shlex.join(['hf', 'download', repository])}"
-    if any((path / sign).exists() for sign in MODELSCOPE_SIGNS):
+    if any(os.path.exists(path / sign) for sign in MODELSCOPE_SIGNS):
         repository = f"{path.parent.name}/{path.name}".replace("___", ".")
         words = ["modelscope", "download", "--model", repository, "--local_dir", str(directory)]
         return f"Run, if {repository} is its repository:\n  {shlex.join(words)}"

@@ -6,6 +6,7 @@ relies on what it has read.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,11 +31,11 @@ def find_changes(checkpoint: Checkpoint) -> list[str]:
         # No program reads these. Who copies one compares it then.
         if name not in DOCUMENTS
     }
-    # Without an index every weight file counts.
-    if not checkpoint.has_index and SINGLE_FILE not in shards and directory.is_dir():
-        changes |= {
-            name: "it is new" for name in find_weight_files(directory) if name not in shards
-        }
+    if SINGLE_FILE not in shards and directory.is_dir():
+        # A single file wins over an index. Without an index every weight file counts.
+        counted = [SINGLE_FILE] if checkpoint.has_index else find_weight_files(directory)
+        new = (name for name in counted if name not in shards)
+        changes |= {name: "it is new" for name in new if os.path.isfile(directory / name)}
     return [f"{name}: {change}" for name, change in changes.items() if change]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterable
@@ -75,7 +76,7 @@ def explain_training_state(directory: Path, names: Iterable[str]) -> str:
 def _gather(directory: Path) -> str:
     """Return how the parts of a training with DeepSpeed become one model."""
     script, output = directory / "zero_to_fp32.py", f"{directory}-hf"
-    program = str(script) if script.is_file() else "zero_to_fp32.py"
+    program = str(script) if os.path.isfile(script) else "zero_to_fp32.py"
     words = ["python3", program, str(directory), output, "--safe_serialization"]
     return (
         "Each rank holds a part of the weights. Put them together with the script that DeepSpeed "

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from itertools import islice
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import chain, islice
 from pathlib import Path
 
 from vacc_deploy.bounds import FOLDER_NAMES
@@ -27,7 +30,7 @@ def find_control_file(path: Path) -> str:
     """Return why a file that is there cannot be whole, and what to do; or nothing."""
     for ending, program in _CONTROL_FILES.items():
         control = path.with_name(f"{path.name}{ending}")
-        if control.is_file():
+        if os.path.isfile(control):
             return (
                 f"{control.name} lies beside it: {program} has not finished the download. Run the "
                 f"same {program} command again; if it has nothing left to do, remove {control}"
@@ -35,20 +38,34 @@ def find_control_file(path: Path) -> str:
     return ""
 
 
-def find_unfinished(path: Path) -> Path | None:
-    """Return the file in which a downloader was writing ``path``, which is missing."""
-    for ending in _UNFINISHED:
-        candidate = path.with_name(f"{path.name}{ending}")
-        if candidate.is_file():
-            return candidate
-    starts = (path.name, _hub_name(path.name))
+def find_unfinished(directory: Path, names: Iterable[str]) -> dict[str, Path]:
+    """Return the files in which a downloader was writing those of ``names``, which are missing.
+
+    Args:
+        directory: the checkpoint.
+        names: no more than a message shows; each is looked for under many names.
+    """
+    begun, found = _list_begun(directory), dict[str, Path]()
+    for name in names:
+        beside = (directory / f"{name}{ending}" for ending in _UNFINISHED)
+        starts = (name, _hub_name(name))
+        inside = (path for path in begun if path.name.startswith(starts))
+        if path := next(chain(filter(os.path.isfile, beside), inside), None):
+            found[name] = path
+    return found
+
+
+def _list_begun(directory: Path) -> list[Path]:
+    """Return the unfinished files in the folders that downloaders keep for them."""
+    begun = list[Path]()
     for folder in _FOLDERS:
-        # Hugging Face puts a hash behind the name, ModelScope nothing.
-        for candidate in islice((path.parent / folder).glob("*"), FOLDER_NAMES):
-            unfinished = candidate.name.endswith(".incomplete") or folder == "._____temp"
-            if unfinished and candidate.name.startswith(starts):
-                return candidate
-    return None
+        with suppress(OSError), os.scandir(directory / folder) as entries:
+            names = [entry.name for entry in islice(entries, FOLDER_NAMES)]
+            # Hugging Face puts a hash behind the name, ModelScope nothing.
+            is_temporary = folder == "._____temp"
+            names = [name for name in names if is_temporary or name.endswith(".incomplete")]
+            begun += [directory / folder / name for name in names]
+    return begun
 
 
 def _hub_name(name: str) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vacc_deploy.bounds import FILE_NAME_BYTES, INDEX_BYTES
+from vacc_deploy.bounds import INDEX_BYTES, SHARDS
 from vacc_deploy.checkpoint.agreement import compare_with_config, compare_with_index
 from vacc_deploy.checkpoint.causes import (
     INDEX_NAME,
@@ -28,6 +28,7 @@ from vacc_deploy.checkpoint.header import (
 )
 from vacc_deploy.checkpoint.leftovers import find_control_file
 from vacc_deploy.checkpoint.normalize import normalize
+from vacc_deploy.checkpoint.shard_names import explain_odd_names, is_plain
 from vacc_deploy.checkpoint.small_files import stamp_small_files
 from vacc_deploy.checkpoint.stored import read_spans, read_tensor
 from vacc_deploy.checkpoint.weight_links import WeightLinks, join_outside
@@ -42,9 +43,6 @@ from vacc_deploy.stamps import FileStamp, describe_odd
 
 if TYPE_CHECKING:
     import torch
-
-# A file of the directory itself: no path, no drive, no NUL.
-_PLAIN_NAME = re.compile(r"(?!\.)[^/\\:\0]{0,243}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ class Checkpoint:
 
         A file may be a link into another directory, as in the hub's cache.
         """
-        files = sorted(real_path(path) for path in self.directory.iterdir() if path.is_file())
+        files = sorted(real_path(path) for path in self.directory.iterdir() if os.path.isfile(path))
         return (self.directory, *files)
 
     @property
@@ -182,6 +180,8 @@ def examine(directory: Path) -> tuple[Checkpoint, list[str]]:
     raw, where = read_config_values(directory), str(directory / CONFIG_NAME)
     # What is wrong with the configuration itself comes before what is wrong with the weights.
     preview = preview_config(raw, where=where)
+    # Whether it is there decides what else is read.
+    _refuse_links(directory, [SINGLE_FILE])
     # Without an index every weight file of the directory counts.
     weight_map = _read_index(directory)
     names = sorted(set(weight_map.values())) if weight_map else _find_files(directory)
@@ -226,30 +226,39 @@ def _read_index(directory: Path) -> dict[str, str] | None:
     if any(not is_tensor_name(tensor) for tensor in weight_map):
         raise CheckpointError(f"{path} gives a tensor {UNPRINTABLE}. Download it again.")
     outside = [
-        f"{tensor:.80} -> {file!r:.80}"
-        for tensor, file in weight_map.items()
-        if not _is_plain(file)
+        f"{tensor:.80} -> {file!r:.80}" for tensor, file in weight_map.items() if not is_plain(file)
     ]
     if outside:
         raise CheckpointError(
             f"{path} names files that are not plain .safetensors names of its own directory:\n"
             f"{list_problems(outside)}\nNothing was read. Do not trust this checkpoint."
         )
+    if (count := len(set(weight_map.values()))) > SHARDS:
+        raise CheckpointError(
+            f"{path} names {count:,} files, expected at most {SHARDS:,}. Download it again."
+        )
     return weight_map
-
-
-def _is_plain(name: Any) -> bool:
-    """Return whether an index names a file of its own directory, as every system can have it."""
-    is_name = isinstance(name, str) and name.isprintable() and _PLAIN_NAME.fullmatch(name)
-    return bool(is_name) and len(name.encode("utf-8", "surrogatepass")) <= FILE_NAME_BYTES
 
 
 def _find_files(directory: Path) -> list[str]:
     if (directory / SINGLE_FILE).is_file():
         return [SINGLE_FILE]
     if found := find_weight_files(directory):
+        if odd := [name for name in found if not is_plain(name)]:
+            raise CheckpointError(explain_odd_names(directory, odd))
         return found
     raise CheckpointError(explain_no_weights(directory))
+
+
+def _refuse_links(directory: Path, names: Iterable[str]) -> None:
+    """Refuse weight files that are links out of the directory.
+
+    Raises:
+        CheckpointError: names all of them.
+    """
+    links = WeightLinks()
+    if outside := join_outside({name: links.explain_outside(directory / name) for name in names}):
+        raise CheckpointError(outside)
 
 
 def _read_shards(
@@ -261,17 +270,18 @@ def _read_shards(
         CheckpointError: the system does not let this user read a file, which may be sound; or a
             file is a link that leads out of the directory.
     """
-    shards, problems, refused, links = {}, list[str](), list[str](), WeightLinks()
+    shards, problems, refused = {}, list[str](), list[str]()
     counts = Counter((weight_map or {}).values())
-    if outside := join_outside({name: links.explain_outside(directory / name) for name in names}):
-        raise CheckpointError(outside)
+    _refuse_links(directory, names)
+    missing = [name for name in names if not (directory / name).is_file()]
+    reasons = dict.fromkeys(missing, "") | describe_missing(directory, missing)
     for name in names:
         path = directory / name
-        if not path.is_file():
+        if name in reasons:
             stated = f"({INDEX_NAME} puts {counts[name]} tensors in it)"
             odd = describe_odd(path)
             what = f"is {odd}, not a file" if odd else "is missing"
-            problems.append(f"{name} {what} {stated}{describe_missing(path)}")
+            problems.append(f"{name} {what} {stated}{reasons[name]}")
             continue
         if unfinished := find_control_file(path):
             problems.append(f"{name}: {unfinished}")

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from vacc_deploy.bounds import SHARDS
+from vacc_deploy.bounds import FILE_NAME_BYTES, SHARDS
+from vacc_deploy.errors import MAX_LISTED
 
 # DeepSeek's own files are model-00001-of-000002.safetensors: the two numbers differ in width.
 _SHARD = re.compile(r"(.+)-(\d{5,6})-of-(\d{5,6})\.safetensors")
+
+
+# A file of the directory itself: no path, no drive, no NUL.
+_PLAIN_NAME = re.compile(r"(?!\.)[^/\\:\0]*\.safetensors")
 
 
 class ShardSet(NamedTuple):
@@ -30,8 +38,10 @@ class ShardSet(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether all files are here."""
-        return self.numbers >= set(range(1, int(self.total) + 1))
+        """Whether all files are here; never of far too many."""
+        count = int(self.total)
+        # The number is a stranger's: it is compared before anything is made of it.
+        return count <= min(SHARDS, len(self.numbers)) and self.numbers >= set(range(1, count + 1))
 
     def all_names(self) -> list[str]:
         """Return the names of all files of the saving; none of far too many."""
@@ -53,3 +63,43 @@ def find_sets(names: Iterable[str]) -> list[ShardSet]:
         if match := _SHARD.fullmatch(name):
             sets[match[1], len(match[2]), match[3]].add(int(match[2]))
     return [ShardSet(*key, frozenset(sets[key])) for key in sorted(sets)]
+
+
+def is_plain(name: Any) -> bool:
+    """Return whether an index may name this file: of its own directory, as every system has it."""
+    is_name = isinstance(name, str) and name.isprintable() and _PLAIN_NAME.fullmatch(name)
+    return bool(is_name) and len(name.encode("utf-8", "surrogatepass")) <= FILE_NAME_BYTES
+
+
+def explain_odd_names(directory: Path, names: Sequence[str]) -> str:
+    """Return the message of weight files whose names are not plain, with commands that rename them.
+
+    Args:
+        directory: the checkpoint, without an index.
+        names: those of the files.
+    """
+    place = shlex.quote(str(directory))
+    numbered = (f"weights-{number}.safetensors" for number in range(1, SHARDS))
+    # Nothing that is there is replaced.
+    free = (name for name in numbered if not os.path.lexists(directory / name))
+    moves = [
+        f"  mv -n -- {place}/{_quote(name)} {place}/{new}"
+        for name, new in zip(names[:MAX_LISTED], free, strict=False)
+    ]
+    more = [f"  and {len(names) - MAX_LISTED} more"] if len(names) > MAX_LISTED else []
+    head = (
+        f"{directory} holds weight files whose names no index may give: such a name has at most "
+        f"{FILE_NAME_BYTES} bytes, all of them printable, and no colon or backslash. Rename them:"
+    )
+    return "\n".join([head, *moves, *more])
+
+
+def _quote(name: str) -> str:
+    """Return a file name as a word of the shell, in one line whatever it holds."""
+    if name.isprintable():
+        return shlex.quote(name)
+    chars = (
+        chr(byte) if 32 <= byte < 127 and byte not in b"'\\" else f"\\x{byte:02x}"
+        for byte in os.fsencode(name)
+    )
+    return f"$'{''.join(chars)}'"

@@ -40,14 +40,25 @@ _READ = (
 )
 
 
+def refuse_links(directory: Path) -> None:
+    """Refuse links of the files beside the weights that lead out of the directory.
+
+    Before anything asks whether such a file is there: the system may refuse to tell.
+
+    Raises:
+        CheckpointError: names all of them.
+    """
+    if outside := join_outside({name: explain_outside(directory / name) for name in _READ}):
+        raise CheckpointError(outside)
+
+
 def stamp_small_files(directory: Path) -> dict[str, FileStamp | None]:
     """Return the stamp of every file that may be read beside the weights; None for an absent one.
 
     Raises:
         CheckpointError: one is a link that leads out of the directory, or no ordinary file.
     """
-    if outside := join_outside({name: explain_outside(directory / name) for name in _READ}):
-        raise CheckpointError(outside)
+    refuse_links(directory)
     for name in _READ:
         path = directory / name
         # A folder of licences is nobody's file.

@@ -26,6 +26,7 @@ from vacc_deploy.cli.options import emit_error
 from vacc_deploy.cli.prepare import prepare_command
 from vacc_deploy.cli.quantize import quantize_command
 from vacc_deploy.cli.signals import SignalGuard, signal_of
+from vacc_deploy.cli.streams import open_closed
 from vacc_deploy.cli.verify import verify_command
 from vacc_deploy.cli.yaml import yaml_command
 from vacc_deploy.errors import StoppedError, UsageError
@@ -139,6 +140,8 @@ for _command in (
 
 def main() -> None:
     """Run the command line; the console script's entry point."""
+    # Before anything opens a file.
+    open_closed()
     guard = SignalGuard()
     try:
         # Inside: a signal may come as soon as it is watched for.
@@ -163,7 +166,8 @@ def main() -> None:
         # Before the command began. click makes its Abort of every interruption.
         code = 128 + signal_of(err if isinstance(err, KeyboardInterrupt) else err.__cause__)
         if guard.claim():
-            click.echo("Interrupted.", err=True)
+            with suppress(OSError):
+                click.echo("Interrupted.", err=True)
     except click.exceptions.Exit as err:
         code = err.exit_code
     guard.claim()

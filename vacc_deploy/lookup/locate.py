@@ -14,6 +14,7 @@ from vacc_deploy.lookup.recognize import ARCHIVES, PICKLES, recognize, recognize
 from vacc_deploy.models.catalog import ORGANIZATION, known_model, near_names
 from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.outputs.file_system import Say, ignore
+from vacc_deploy.permissions import is_there
 
 # The hub's own rule for owner/name, of which each part begins and ends with a letter or digit.
 _PART = r"\w(?:[\w.-]{0,94}\w)?"
@@ -61,7 +62,7 @@ def locate(
         raise UsageError("The directory is an empty text. Is the shell variable set?")
     # The shell leaves the ~ of --weights=~/model as it is.
     path = Path(os.path.expanduser(given))
-    if path.exists():
+    if is_there(path):
         if finding := recognize(path, needs_float=needs_float):
             raise CheckpointError(finding.to_text(again))
         return Source(path)
@@ -96,7 +97,7 @@ def find_repository(text: str) -> str | None:
         return None
     # No misspelt model of the catalogue, no file, no path below a directory that is here.
     is_misspelt = text.lower().startswith(f"{ORGANIZATION}/deepseek-r1-distill-")
-    is_path = text.lower().endswith(_FILES) or Path(text.partition("/")[0]).exists()
+    is_path = text.lower().endswith(_FILES) or is_there(text.partition("/")[0])
     return None if is_misspelt or is_path else text
 
 

@@ -15,16 +15,22 @@ from pathlib import Path
 
 from vacc_deploy.bounds import SMALL_FILE_BYTES
 from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG, explain_adapter, is_adapter_file
-from vacc_deploy.checkpoint.caches import hub_repository, list_names, modelscope_models
+from vacc_deploy.checkpoint.caches import (
+    hub_repository,
+    list_all_names,
+    list_names,
+    modelscope_models,
+)
 from vacc_deploy.checkpoint.foreign import explain_training_state
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, read_manifest
+from vacc_deploy.checkpoint.small_files import refuse_links
 from vacc_deploy.errors import MAX_LISTED, CheckpointError
 from vacc_deploy.formats.layouts import LAYOUTS, VAMC
 from vacc_deploy.json_files import read_bounded
 from vacc_deploy.models.catalog import known_model, near_names
 from vacc_deploy.models.config import CONFIG_NAME
 from vacc_deploy.outputs.run_files import MARKER
-from vacc_deploy.permissions import is_circle, real_path
+from vacc_deploy.permissions import is_circle, is_there, real_path
 from vacc_deploy.results import command
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
@@ -67,11 +73,12 @@ def recognize(path: Path, *, needs_float: bool = False) -> Finding | None:
         needs_float: quantized weights are of no use in its place.
 
     Raises:
-        CheckpointError: a directory cannot be listed.
+        CheckpointError: a directory cannot be listed, or holds too many names; or a file in it is
+            a link that leads out of it.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         return _recognize_directory(path, needs_float)
-    return _recognize_file(path) if path.exists() else recognize_missing(path)
+    return _recognize_file(path) if is_there(path) else recognize_missing(path)
 
 
 # ---- paths that do not exist -------------------------------------------------------------------
@@ -79,23 +86,23 @@ def recognize(path: Path, *, needs_float: bool = False) -> Finding | None:
 
 def recognize_missing(path: Path) -> Finding:
     """Return what can be meant by a path that does not exist: names that are like it."""
-    if path.is_symlink():
+    if os.path.islink(path):
         where = "leads back to itself" if is_circle(path) else "does not exist"
         return Finding(f"{path} is a link to {os.readlink(path)}, which {where}.")
     # The first name that is wrong may be that of a directory above.
     first, rest = path.absolute(), list[str]()
-    while not first.parent.is_dir():
+    while not os.path.isdir(first.parent):
         rest.insert(0, first.name)
         first = first.parent
     if not rest and (maker := _maker_of(path)):
         return Finding(f"{path} does not exist yet. Make it first:\n  {maker}")
     near = difflib.get_close_matches(first.name, list_names(first.parent), n=3, cutoff=0.7)
     places = [first.parent.joinpath(name, *rest) if rest else path.with_name(name) for name in near]
-    instead: list[Path | str] = [place for place in places if place.exists()]
+    instead: list[Path | str] = [place for place in places if os.path.exists(place)]
     instead += near_names(str(path), cutoff=0.7)
     what = f"{path} does not exist."
     if rest:
-        why = f"{first} is a file" if first.exists() else f"there is no {first}"
+        why = f"{first} is a file" if os.path.exists(first) else f"there is no {first}"
         what = f"{path} does not exist: {why}."
     if instead:
         return Finding(what, tuple(instead), "Did you mean")
@@ -113,11 +120,11 @@ def _maker_of(path: Path) -> str:
         if prepared == name or not prepared.endswith("-vacc"):
             continue
         source = path.with_name(prepared)
-        if not known_model(prepared.removesuffix("-vacc")) and not source.is_dir():
+        if not known_model(prepared.removesuffix("-vacc")) and not os.path.isdir(source):
             return ""
         options = () if layout == VAMC else ("--format", layout)
         made = command("quantize", source, *options)
-        return made if source.is_dir() else f"{_maker_of(source)}\n  {made}"
+        return made if os.path.isdir(source) else f"{_maker_of(source)}\n  {made}"
     model = known_model(name.removesuffix("-vacc"))
     return command("prepare", model.aliases[0]) if model and name.endswith("-vacc") else ""
 
@@ -185,12 +192,13 @@ def _yaml(path: Path) -> Finding:
 
 
 def _recognize_directory(path: Path, needs_float: bool) -> Finding | None:
-    names = list_names(path)
+    names = list_all_names(path)
+    refuse_links(path)
     if not names:
         return Finding(f"{path} is empty. Download the model into it, or check the path.")
     if cache := _hub_cache(path, names):
         return cache
-    has_config = (path / CONFIG_NAME).is_file()
+    has_config = os.path.isfile(path / CONFIG_NAME)
     if has_config and any(_is_safetensors(name) for name in names):
         return None
     if not has_config and (models := modelscope_models(path)):
@@ -248,10 +256,10 @@ def _hub_cache(path: Path, names: list[str]) -> Finding | None:
     """Recognize the hub's cache, a model's folder in it, and the three folders within that one."""
     whole = _named(path)
     folder = whole.parent if whole.name in ("snapshots", "refs", "blobs") else whole
-    if hub_repository(folder.name) and (folder / "snapshots").is_dir():
+    if hub_repository(folder.name) and os.path.isdir(folder / "snapshots"):
         return _model_in_cache(path, folder)
     hub = path if any(map(hub_repository, names)) else path / "hub"
-    folders = [hub / n for n in list_names(hub) if hub_repository(n)] if hub.is_dir() else []
+    folders = [hub / n for n in list_names(hub) if hub_repository(n)] if os.path.isdir(hub) else []
     if not folders:
         return None
     found = [snapshots[0] for folder in sorted(folders) if (snapshots := _snapshots(folder))]
@@ -272,13 +280,13 @@ def _model_in_cache(path: Path, folder: Path) -> Finding:
 def _snapshots(folder: Path) -> list[Path]:
     """Return the snapshots in a model's folder of the cache; that of the branch main is first."""
     inside = folder / "snapshots"
-    names = sorted(list_names(inside)) if inside.is_dir() else []
+    names = sorted(list_names(inside)) if os.path.isdir(inside) else []
     main = ""
-    if (folder / "refs" / "main").is_file():
+    if os.path.isfile(folder / "refs" / "main"):
         data = read_bounded(folder / "refs" / "main", SMALL_FILE_BYTES)
         main = data.decode("ascii", errors="replace").strip()
     names.sort(key=lambda name: name != main)
-    return [inside / name for name in names if (inside / name).is_dir()]
+    return [inside / name for name in names if os.path.isdir(inside / name)]
 
 
 def _adapter(path: Path) -> Finding:
@@ -297,7 +305,7 @@ def _trainer(path: Path, names: list[str]) -> Finding | None:
 
 def _inner(path: Path, names: list[str], needs_float: bool) -> Finding | None:
     """Recognize a directory of checkpoints: the formats of one run, or models."""
-    inner = [path / name for name in sorted(names) if (path / name / CONFIG_NAME).is_file()]
+    inner = [path / name for name in sorted(names) if os.path.isfile(path / name / CONFIG_NAME)]
     if not inner:
         return None
     if MANIFEST_NAME not in names:
@@ -322,4 +330,4 @@ def _recorded_source(path: Path) -> Path | None:
     if not isinstance(stated, str):
         return None
     directory = Path(os.path.normpath(real_path(path) / stated))
-    return directory if directory.is_dir() else None
+    return directory if os.path.isdir(directory) else None

@@ -13,6 +13,7 @@ from vacc_deploy.lookup.hub import Source, fetch
 from vacc_deploy.lookup.locate import find_repository, locate
 from vacc_deploy.models.catalog import CatalogModel, find_model, known_model
 from vacc_deploy.outputs.output import try_output
+from vacc_deploy.permissions import is_there
 from vacc_deploy.results import command
 
 
@@ -39,10 +40,10 @@ def read_request(
         return given, None
     known = known_model(model)
     if known is None:
-        if given is None and (Path(model).exists() or find_repository(model)):
+        if given is None and (is_there(model) or find_repository(model)):
             return model, None
         raise _unknown_model(model, given, again)
-    other = known_model(str(given)) if given is not None and not Path(given).exists() else None
+    other = known_model(str(given)) if given is not None and not is_there(given) else None
     if other not in (None, known):
         name = "SOURCE" if source is not None else "--weights"
         raise UsageError(f"{name} {given} and --model {model} are two models. Give one of them.")
