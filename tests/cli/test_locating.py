@@ -175,7 +175,7 @@ def test_the_formats_of_a_run_are_refused_where_float_weights_are_needed(folder)
     assert "\n  vacc-deploy verify m-quantized/int8\n" in invoke("verify", "m-quantized").stderr
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("words", (*COMMANDS, ("yaml", "{}")), ids=" ".join)
 @pytest.mark.parametrize("given", ["x" * 300, f"model/{'x' * 300}", f"{'x' * 300}/model"])
 def test_a_name_that_no_file_can_have_does_not_exist(folder, words, given):
     result = invoke(*(word.format(given) for word in words))

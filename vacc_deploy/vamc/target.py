@@ -22,6 +22,7 @@ from vacc_deploy.models.vacc_config import (
     check_vacc_config,
     needs_vacc_config,
 )
+from vacc_deploy.permissions import is_there
 from vacc_deploy.results import command
 
 # One of these sets is enough for a tokenizer.
@@ -80,9 +81,9 @@ def find_target(
             is missing, damaged or contradicts the others; or the layout is for stock loaders.
     """
     model = known_model(target)
-    if model is not None and not Path(target).exists():
+    if model is not None and not is_there(Path(target)):
         return catalog_target(model, dtype)
-    if not Path(target).exists() and find_repository(target):
+    if not is_there(Path(target)) and find_repository(target):
         raise CheckpointError(
             f"{target} is a repository of the hub; vamc reads a directory. Run first: "
             f"{command('prepare', target)}"
