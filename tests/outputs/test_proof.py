@@ -78,7 +78,7 @@ def test_a_changed_file_is_named_and_everything_stays(out, change):
     assert problems(out) == [f"a.txt: {CHANGED}"]
     assert remove_proven(out) == [f"a.txt: {CHANGED}"]
     with pytest.raises(OutputError) as caught:
-        check_output(out, overwrite=True)
+        check_output(out, overwrite=True, source=None)
     assert str(caught.value) == (
         f"{out} holds what is not proven to be ours and unchanged, so --overwrite will not delete "
         f"it:\n  - a.txt: {CHANGED}\nMove these files away, or choose another --output."
@@ -274,7 +274,7 @@ def test_a_file_that_was_just_written_is_read_again(out, monkeypatch):
 
 
 def test_what_changes_while_the_run_works_is_kept(out):
-    with pytest.raises(OutputError), output_directory(out, overwrite=True) as partial:
+    with pytest.raises(OutputError), output_directory(out, overwrite=True, source=None) as partial:
         (partial / "a.txt").write_text("new")
         flip(out / "a.txt")
     assert not (out.parent / "out.partial").exists()
@@ -290,7 +290,7 @@ def test_what_changes_after_the_last_look_is_kept_under_another_name(out, monkey
         flip(aside / "a.txt")
 
     monkeypatch.setattr(output, "_put_in_place", change_late)
-    with output_directory(out, overwrite=True, say=notes.append) as partial:
+    with output_directory(out, overwrite=True, say=notes.append, source=None) as partial:
         (partial / "a.txt").write_text("new")
     (aside,) = out.parent.glob(".out.replaced-*")
     assert notes == [
@@ -362,7 +362,7 @@ def test_what_is_left_of_an_older_output_gets_no_name_back(tmp_path):
     left = tmp_path / ".out.replaced-7"
     left.mkdir()
     (left / "notes.txt").write_text("mine")
-    with output_directory(tmp_path / "out") as folder:
+    with output_directory(tmp_path / "out", source=None) as folder:
         (folder / "new.txt").write_text("new")
     assert os.listdir(tmp_path / "out") == ["new.txt"]
     assert (left / "notes.txt").read_text() == "mine"
@@ -372,7 +372,7 @@ def test_a_leftover_with_the_number_of_this_process_blocks_no_run(out):
     left = out.with_name(f".out.replaced-{os.getpid()}")
     left.mkdir()
     (left / "notes.txt").write_text("mine")
-    with output_directory(out, overwrite=True) as folder:
+    with output_directory(out, overwrite=True, source=None) as folder:
         (folder / "new.txt").write_text("new")
     assert os.listdir(out) == ["new.txt"] and (left / "notes.txt").read_text() == "mine"
     assert not list(out.parent.glob(f".out.replaced-{os.getpid() + 1}"))

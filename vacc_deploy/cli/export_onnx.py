@@ -79,7 +79,7 @@ def export_onnx_command(
         directory,
         again=partial(again_with, "directory"),
         may_download=not dry_run,
-        before_download=lambda name: try_output(output, overwrite=overwrite),
+        before_download=lambda name: try_output(output, overwrite=overwrite, source=None),
         check_config=partial(check_repository, directory, options=options),
         downloading=downloading,
         say=say,

@@ -74,7 +74,8 @@ def find_source(
 
     def check(name: str) -> None:
         # Before a download of gigabytes, see that the result can be written.
-        try_output(output or default_output(Path(f"{name}-vacc")), overwrite=overwrite)
+        place = output or default_output(Path(f"{name}-vacc"))
+        try_output(place, overwrite=overwrite, source=None)
 
     def command_line(place: Path | str) -> str:
         return f"{again(place)} --model {known.aliases[0]}" if known else again(place)

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vacc_deploy.errors import OutputError, name_some
 from vacc_deploy.outputs.file_system import FULL, Say, ignore, sync_directory
@@ -25,12 +26,15 @@ from vacc_deploy.permissions import real_path
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.results import format_bytes
 
+if TYPE_CHECKING:
+    from vacc_deploy.checkpoint.reader import Checkpoint
+
 
 def try_output(
     output_dir: Path,
     *,
     overwrite: bool,
-    inputs: tuple[Path, ...] = (),
+    source: Checkpoint | None,
     progress: Progress = SILENT,
 ) -> None:
     """Refuse what ``check_output`` refuses, and try what only the end of a run needs.
@@ -40,7 +44,7 @@ def try_output(
     Raises:
         OutputError: see ``output_directory``.
     """
-    check_output(output_dir, overwrite=overwrite, inputs=inputs, progress=progress)
+    check_output(output_dir, overwrite=overwrite, source=source, progress=progress)
     target, partial = real_path(output_dir), partial_path(output_dir)
     was_there = os.path.lexists(partial)
     lock = claim(partial)
@@ -57,7 +61,7 @@ def output_directory(
     output_dir: Path,
     *,
     overwrite: bool = False,
-    inputs: tuple[Path, ...] = (),
+    source: Checkpoint | None,
     keeps: Callable[[], bool] | None = None,
     say: Say = ignore,
 ) -> Iterator[Path]:
@@ -69,7 +73,7 @@ def output_directory(
     Args:
         output_dir: the directory to write.
         overwrite: see ``check_output``.
-        inputs: see ``check_output``.
+        source: see ``check_output``.
         keeps: for runs that can be resumed. Asked after an error whether the partial directory
             holds work to be kept. With it, what an earlier run left is the block's to clear.
         say: receives a note for each thing that the file system cannot do.
@@ -78,7 +82,7 @@ def output_directory(
         OutputError: the output may not be written, the disk is full, or another run is writing it.
             Or it is finished and cannot be renamed, which the message says: nothing is lost then.
     """
-    check_output(output_dir, overwrite=overwrite, inputs=inputs)
+    check_output(output_dir, overwrite=overwrite, source=source)
     target, partial = real_path(output_dir), partial_path(output_dir)
     if keeps is None and not overwrite:
         refuse_kept(partial)
@@ -86,12 +90,12 @@ def output_directory(
     try:
         _recover_replaced(target, say)
         # An older output may stand there again, or something else have come to, at both times.
-        check_output(output_dir, overwrite=overwrite, inputs=inputs)
+        check_output(output_dir, overwrite=overwrite, source=source)
         try_renames(output_dir, target)
         if keeps is None:
             clear_partial(partial)
         yield partial
-        check_output(output_dir, overwrite=overwrite, inputs=inputs)
+        check_output(output_dir, overwrite=overwrite, source=source)
         sync_directory(partial)
         try:
             _put_in_place(partial, target)

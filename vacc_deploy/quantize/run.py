@@ -123,9 +123,13 @@ def execute(
         # Until the run has begun, what an earlier one left is untouched.
         return run.finished > 0 if has_begun else isinstance(planned.standing, (Run, Foreign))
 
-    inputs, notes = checkpoint.input_paths(), list(result.notes)
+    notes = list(result.notes)
     output = output_directory(
-        result.output_dir, overwrite=run.overwrite, inputs=inputs, keeps=keeps, say=notes.append
+        result.output_dir,
+        overwrite=run.overwrite,
+        source=checkpoint,
+        keeps=keeps,
+        say=notes.append,
     )
     with output, unchanged(checkpoint):
         # What was changed during the planning is told now and not after hours.
