@@ -138,6 +138,7 @@ def prepare(
         dry_run=dry_run,
         again=again,
         downloading=downloading,
+        progress=progress,
     )
     known = known or known_model(found.repository or "")
     checkpoint = _open_source(found.directory, known)

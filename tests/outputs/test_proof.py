@@ -292,7 +292,7 @@ def test_what_changes_after_the_last_look_is_kept_under_another_name(out, monkey
     monkeypatch.setattr(output, "_put_in_place", change_late)
     with output_directory(out, overwrite=True, say=notes.append, source=None) as partial:
         (partial / "a.txt").write_text("new")
-    (aside,) = out.parent.glob(".out.replaced-*")
+    (aside,) = out.parent.glob(".out.kept-*")
     assert notes == [
         f"{aside} holds what stays of an older output (a.txt: {CHANGED}). Move away what is yours, "
         "then remove it."
@@ -365,7 +365,7 @@ def test_what_is_left_of_an_older_output_gets_no_name_back(tmp_path):
     with output_directory(tmp_path / "out", source=None) as folder:
         (folder / "new.txt").write_text("new")
     assert os.listdir(tmp_path / "out") == ["new.txt"]
-    assert (left / "notes.txt").read_text() == "mine"
+    assert (tmp_path / ".out.kept-7" / "notes.txt").read_text() == "mine"
 
 
 def test_a_leftover_with_the_number_of_this_process_blocks_no_run(out):
@@ -374,8 +374,9 @@ def test_a_leftover_with_the_number_of_this_process_blocks_no_run(out):
     (left / "notes.txt").write_text("mine")
     with output_directory(out, overwrite=True, source=None) as folder:
         (folder / "new.txt").write_text("new")
-    assert os.listdir(out) == ["new.txt"] and (left / "notes.txt").read_text() == "mine"
-    assert not list(out.parent.glob(f".out.replaced-{os.getpid() + 1}"))
+    kept = out.with_name(f".out.kept-{os.getpid()}")
+    assert os.listdir(out) == ["new.txt"] and (kept / "notes.txt").read_text() == "mine"
+    assert not list(out.parent.glob(".out.replaced-*"))
 
 
 def test_an_older_output_that_another_run_removes_meanwhile_is_no_error(out, monkeypatch):

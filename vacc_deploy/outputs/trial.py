@@ -24,6 +24,8 @@ from vacc_deploy.permissions import is_denied
 
 # An older output has such a name from the rename that makes place for the new one on.
 _ASIDE = "replaced-"
+# And such a one when it was told to the user, whose it is from then on.
+_KEPT = "kept-"
 # As long as the name of an older output, so that a trial of it is a trial of both.
 _TRIALS = ("trial-00-", "trial-01-")
 # FS_IOC_GETFLAGS of <linux/fs.h>, where a long has 8 bytes; of the flags, what chattr sets.
@@ -33,8 +35,24 @@ _FLAGS = {0x10: "i", 0x20: "a"}
 
 def aside_path(target: Path) -> Path:
     """Return the name that an older output at ``target`` gets while it is replaced."""
+    return _free_path(target, _ASIDE, os.getpid())
+
+
+def keep_aside(aside: Path, target: Path) -> Path:
+    """Rename an older output of which something stays, so that no run takes it for its own.
+
+    Returns where it lies, which is ``aside`` where the file system does not let it be renamed.
+    """
+    kept = _free_path(target, _KEPT, int(aside.name.rpartition("-")[2]))
+    try:
+        return aside.rename(kept)
+    except OSError:
+        return aside
+
+
+def _free_path(target: Path, kind: str, first: int) -> Path:
     # In a container every process may have the same number, and what a user has left there stays.
-    names = (f".{target.name}.{_ASIDE}{number}" for number in count(os.getpid()))
+    names = (f".{target.name}.{kind}{number}" for number in count(first))
     return next(p for p in map(target.with_name, names) if not os.path.lexists(p))
 
 
@@ -200,10 +218,10 @@ def _try_to_replace(output_dir: Path, target: Path) -> None:
         try:
             _give_name_back(aside, target)
         except KeyboardInterrupt:  # only the first signal counts
-            _give_name_back_at_last(aside, target)
+            give_name_back(aside, target)
             raise
         except OSError:  # perhaps a moment's fault
-            _give_name_back_at_last(aside, target)
+            give_name_back(aside, target)
 
 
 def _give_name_back(aside: Path, target: Path) -> None:
@@ -211,14 +229,19 @@ def _give_name_back(aside: Path, target: Path) -> None:
         aside.rename(target)
 
 
-def _give_name_back_at_last(aside: Path, target: Path) -> None:
+def give_name_back(aside: Path, target: Path) -> None:
+    """Rename an older output to its own name, where nothing stands by now.
+
+    Raises:
+        OutputError: the file system refuses; says how to do it.
+    """
     try:
         _give_name_back(aside, target)
     except OSError as err:
         way = shlex.join(["mv", str(aside), str(target)])
         raise OutputError(
-            f"{target} was renamed to {aside} as a trial, and the file system does not let it have "
-            f"its name back ({err.strerror or err}). Nothing of it is lost. Rename it:\n  {way}"
+            f"{target} was renamed to {aside}, and the file system does not let it have its "
+            f"name back ({err.strerror or err}). Nothing of it is lost. Rename it:\n  {way}"
         ) from err
 
 

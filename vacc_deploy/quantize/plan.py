@@ -145,6 +145,7 @@ def check_before_download(
     output: Path | None,
     overwrite: bool,
     resume: bool,
+    progress: Progress = SILENT,
     ranks: Ranks = ALONE,
 ) -> None:
     """Refuse what can be refused before anything of the model ``name`` is downloaded.
@@ -160,7 +161,7 @@ def check_before_download(
     output_dir = output or default_output(Path(_output_name(name, options.formats)))
     standing = look_at(output_dir, options.formats)
     asked = {"resume": resume, "overwrite": overwrite, "dry_run": False}
-    check_place(standing, output_dir, None, SILENT, **asked)
+    check_place(standing, output_dir, None, progress, **asked)
 
 
 def check_before_weights(repository: str, config: ModelConfig, options: QuantizeOptions) -> None:
