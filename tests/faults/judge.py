@@ -134,7 +134,8 @@ def state_of(command: Command, work: Snapshot, expected: Expected) -> str:
         return SOME if all(any(item in w for w in whole) for item in found.items()) else HALF
     if found:
         return HALF
-    asides = [below(work, name) for name in work if re.fullmatch(r"\.out\.(replaced|kept)-\d+", name)]
+    aside = re.compile(r"\.out\.(replaced|kept)-\d+")
+    asides = [below(work, name) for name in work if aside.fullmatch(name)]
     # Of a second run the new output of the first one is the older one.
     whole = [output for output in (old, *expected.new) if output]
     is_aside = any(

@@ -388,4 +388,4 @@ def test_an_older_output_that_another_run_removes_meanwhile_is_no_error(out, mon
         raise FileNotFoundError(errno.ENOENT, "gone", str(path))
 
     monkeypatch.setattr(proof, "_doubt", lambda file, names: vanish(file.path))
-    output.remove_leftovers(out)
+    output.remove_leftovers(out, print)

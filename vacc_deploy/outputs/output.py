@@ -165,7 +165,7 @@ def _unnamed(output_dir: Path, partial: Path, err: OSError, *, is_ours_alone: bo
     )
 
 
-def remove_leftovers(output_dir: Path, say: Say = ignore) -> None:
+def remove_leftovers(output_dir: Path, say: Say) -> None:
     """Remove what a run has still to remove after its last rename: its own files, an older output.
 
     Needs no lock: once the new output stands, nobody has another use for these. ``say`` receives

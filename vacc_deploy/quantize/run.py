@@ -82,9 +82,10 @@ def quantize(
         ranks=ranks,
     )
     if planned.result.already_finished:
+        notes = list(planned.result.notes)
         if not dry_run and ranks.rank == 0:
-            remove_leftovers(planned.result.output_dir)
-        return planned.result
+            remove_leftovers(planned.result.output_dir, notes.append)
+        return replace(planned.result, notes=tuple(notes))
     if dry_run:
         return forecast(planned, progress) if ranks.rank == 0 else planned.result
     return execute(planned, progress, kept or KeptLayers(), ranks)
