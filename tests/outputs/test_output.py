@@ -483,7 +483,7 @@ def test_replace_text_refuses_what_is_no_file(tmp_path):
     assert message(replace_text, tmp_path, "x", **options) == (
         f"{tmp_path} exists and is not a file. Choose another --output."
     )
-    assert "is not a file" in message(replace_text, tmp_path / "dangling", "x", **options)
+    assert "is a link to" in message(replace_text, tmp_path / "dangling", "x", **options)
     assert message(replace_text, tmp_path / "no" / "a", "x", **options) == (
         f"{tmp_path / 'no'} does not exist. Create it, or choose another --output."
     )

@@ -11,7 +11,7 @@ from vacc_deploy.errors import OutputError, list_problems
 from vacc_deploy.outputs.file_system import check_name
 from vacc_deploy.outputs.partial import partial_path
 from vacc_deploy.outputs.proof import prove
-from vacc_deploy.outputs.text_file import check_parent, unwritable
+from vacc_deploy.outputs.text_file import check_parent, refuse_link, unwritable
 from vacc_deploy.outputs.trial import check_place
 from vacc_deploy.permissions import real_path
 from vacc_deploy.progress import SILENT, Progress
@@ -66,11 +66,7 @@ def check_output(
         )
     parent = target.parent
     check_parent(parent)
-    if output_dir.is_symlink():
-        raise OutputError(
-            f"{output_dir} is a link to {os.readlink(output_dir)}, and an output never replaces a "
-            "link. Remove it, or choose another --output."
-        )
+    refuse_link(output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise OutputError(f"{output_dir} exists and is not a directory. Choose another --output.")
     check_place(output_dir, target, partial)
