@@ -140,6 +140,15 @@ def test_a_manifest_that_was_edited_is_kept_like_every_other_file(out):
     assert problems(out)[0].startswith(f"{MANIFEST_NAME}: not a file, so it proves nothing")
 
 
+def test_a_manifest_that_proves_nothing_and_lies_alone_ends_no_line_with_a_blank(out):
+    edit_manifest(out, command="x")
+    for name in ("a.txt", "b.txt"):
+        (out / name).unlink()
+    assert problems(out) == [
+        f"{MANIFEST_NAME}: no manifest of vacc-deploy in format 1, so it does not prove itself"
+    ]
+
+
 def test_a_manifest_of_an_earlier_version_has_no_seal(out):
     edit_manifest(out)
     assert problems(out) == []

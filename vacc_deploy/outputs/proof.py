@@ -139,9 +139,8 @@ def _list_directory(directory: Path, below: str, proof: Proof, listed: list[_Lis
     manifest, reason = _read_manifest(directory)
     if reason:
         others = sorted(path.name for path in directory.iterdir() if path.name != MANIFEST_NAME)
-        proof.problems.append(
-            f"{below}{MANIFEST_NAME}: {reason}, so it proves nothing of: {name_some(others)}"
-        )
+        what = f"proves nothing of: {name_some(others)}" if others else "does not prove itself"
+        proof.problems.append(f"{below}{MANIFEST_NAME}: {reason}, so it {what}")
         return
     entries, timing = manifest.get("files", {}), f"{manifest.get('command')}_timing.json"
     for path in sorted(directory.iterdir()):
