@@ -270,7 +270,7 @@ def test_a_directory_that_cannot_be_made_is_one_error(tmp_path, monkeypatch, num
 def test_a_mount_point_is_refused_before_the_work(tmp_path, monkeypatch):
     out = tmp_path / "my out"
     out.mkdir()
-    monkeypatch.setattr(trial, "mount_points", lambda: [tmp_path, out])
+    monkeypatch.setattr(trial, "read_mounts", lambda: [(str(tmp_path), ""), (str(out), "")])
     assert refused(check_output, out, overwrite=False, source=None) == (
         f"{out} is a mount point, so the finished output cannot take its place. Choose a directory "
         f"in it, for example --output '{out}/model'."

@@ -17,7 +17,6 @@ from vacc_deploy.errors import OutputError
 from vacc_deploy.outputs import trial
 from vacc_deploy.outputs.output import output_directory, try_output
 from vacc_deploy.outputs.output_rules import check_output
-from vacc_deploy.outputs.trial import mount_points
 from vacc_deploy.prepare import prepare
 from vacc_deploy.progress import Progress
 from vacc_deploy.quantize.options import QuantizeOptions
@@ -30,20 +29,6 @@ def write(out, *, overwrite=False):
     with output_directory(out, overwrite=overwrite, source=None) as partial:
         (partial / "a.txt").write_text("text")
         list_files(partial)
-
-
-def test_mounts_are_read_with_every_sign_in_their_names(tmp_path, monkeypatch):
-    table = tmp_path / "mountinfo"
-    table.write_bytes(
-        b"22 1 0:21 / / rw - ext4 /dev/a rw\n"
-        b"23 22 0:21 /x /a\\040b\\011c\\012d\\134e rw shared:1 - ext4 /dev/a rw\n"
-        b"24 22 0:21 /x /\xff\\1 rw - ext4 /dev/a rw\nodd\n"
-    )
-    plain = open
-    monkeypatch.setattr(trial, "open", lambda path, mode: plain(table, mode), raising=False)
-    assert mount_points() == [Path("/"), Path("/a b\tc\nd\\e"), Path("/\udcff\\1")]
-    monkeypatch.setattr(trial, "open", lambda path, mode: plain(tmp_path / "no"), raising=False)
-    assert mount_points() == []
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount")

@@ -21,6 +21,7 @@ from vacc_deploy.errors import OutputError
 from vacc_deploy.outputs.file_system import FULL
 from vacc_deploy.outputs.text_file import unwritable
 from vacc_deploy.permissions import is_denied
+from vacc_deploy.stamps import read_mounts
 
 # An older output has such a name from the rename that makes place for the new one on.
 _ASIDE = "replaced-"
@@ -86,7 +87,7 @@ def check_place(output_dir: Path, target: Path, partial: Path) -> None:
         OutputError: says what stands in the way.
     """
     parent = target.parent
-    for mount in mount_points():
+    for mount in (Path(place) for place, _ in read_mounts()):
         if mount in (target, partial):
             raise _is_mount(output_dir, mount, is_target=mount == target)
         if target in mount.parents or partial in mount.parents:
@@ -124,26 +125,6 @@ def _is_mount(output_dir: Path, mount: Path, *, is_target: bool) -> OutputError:
         f"{output_dir} is a mount point, so the finished output cannot take its place. Choose "
         f"a directory in it, for example --output {shlex.quote(str(output_dir / 'model'))}."
     )
-
-
-def mount_points() -> list[Path]:
-    """Return where something is mounted, also a directory of the same file system."""
-    try:
-        with open("/proc/self/mountinfo", "rb") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return []
-    # The fifth word is the place; a space in it stands there as \040.
-    words = [line.split(b" ") for line in lines]
-    return [
-        Path(os.fsdecode(re.sub(rb"\\([0-3][0-7]{2})", _unescape, word[4])))
-        for word in words
-        if len(word) > 4
-    ]
-
-
-def _unescape(match: re.Match[bytes]) -> bytes:
-    return bytes([int(match[1], 8)])
 
 
 def _is_kept_by_sticky_bit(path: Path) -> bool:
