@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from security_page import PAGE, all_bounds, put_into, render
 
+from vacc_deploy import bounds
 from vacc_deploy.bounds import Bound
 from vacc_deploy.errors import VaccDeployError
 
@@ -55,3 +56,12 @@ def test_a_bound_says_what_it_bounds_and_what_is_usual(name):
 def test_a_bound_computes_and_prints_as_its_number():
     bound = Bound(1 << 20, "bytes", "a file", "1 kB")
     assert bound + 1 == 1048577 and f"{bound:,} {bound}" == "1,048,576 1048576"
+
+
+def test_the_record_of_the_largest_layer_can_be_read_again():
+    """Else --resume would make every layer of such a model again."""
+    hidden, intermediate = bounds.HIDDEN_SIZE, bounds.INTERMEDIATE_SIZE
+    # q, k, v, o and down have at most as many rows as the hidden state, gate and up the other size.
+    rows = 5 * hidden + 2 * intermediate
+    scales = rows * 2 * 4 // 3  # float16 in base64
+    assert scales + (64 << 10) <= bounds.RUN_RECORD_BYTES  # the rest: names, hashes, errors

@@ -111,3 +111,20 @@ def test_a_pipe_that_comes_in_between_is_not_waited_for(path, monkeypatch):
     monkeypatch.setattr(stamps, "describe_odd", lambda path: "")
     with pytest.raises(OSError, match="it is not a file"):
         open_ordinary(path)
+
+
+def test_mounts_are_read_with_every_sign_in_their_names(tmp_path, monkeypatch):
+    table = tmp_path / "mountinfo"
+    table.write_bytes(
+        b"22 1 0:21 / / rw - ext4 /dev/a rw\n"
+        b"23 22 0:21 /x /a\\040b\\011c\\012d\\134e rw shared:1 - fuse.x /dev/a rw\n"
+        b"24 22 0:21 /x /\xff\\1 rw - ext4 /dev/a rw\nodd\n"
+    )
+    monkeypatch.setattr(stamps, "_MOUNTS", table)
+    assert stamps.read_mounts() == [
+        ("/", "ext4"),
+        ("/a b\tc\nd\\e", "fuse.x"),
+        ("/\udcff\\1", "ext4"),
+    ]
+    table.unlink()
+    assert stamps.read_mounts() == []

@@ -81,7 +81,7 @@ ADAPTER_CONFIG_BYTES = Bound(1 << 20, "bytes", "adapter_config.json", "about 1 k
 SMALL_FILE_BYTES = Bound(1 << 20, "bytes", "a list of names or a reference in a cache", "41 bytes")
 CONFIG_BYTES = Bound(1 << 20, "bytes", "config.json or config_vacc.json", "under 3 KB")
 GENERATION_CONFIG_BYTES = Bound(1 << 20, "bytes", "generation_config.json", "under 1 KB")
-NUM_LAYERS = Bound(1 << 10, "layers", "num_hidden_layers", "up to 126")
+NUM_LAYERS = Bound(1 << 10, "layers", "num_hidden_layers, also in the record of a run", "up to 126")
 NUM_HEADS = Bound(1 << 10, "heads", "num_attention_heads, num_key_value_heads", "up to 128")
 HEAD_SIZE = Bound(1 << 13, "channels", "head_dim", "up to 256")
 HIDDEN_SIZE = Bound(1 << 16, "channels", "hidden_size", "up to 16,384")
@@ -234,10 +234,13 @@ SIDE_FILE_BYTES = Bound(
 MANIFEST_BYTES = Bound(
     16 << 20, "bytes", "the manifest, the report or the timing file of a run", "10 to 400 kB"
 )
+# The scales of the largest layer that HIDDEN_SIZE and INTERMEDIATE_SIZE allow take 2.3 MB.
 RUN_RECORD_BYTES = Bound(
-    1 << 20, "bytes", "the record of a run or of one of its shards", "up to 200 kB"
+    4 << 20, "bytes", "the record of a run or of one of its shards", "up to 200 kB"
 )
-RUN_LAYERS = Bound(1024, "layers", "the layers that the record of a run states", "28 to 80")
+RECORD_NUMBER = Bound(
+    1 << 40, "", "a number in such a record: seconds, errors, values, resumes", "up to 100,000"
+)
 SEALED_TEXT_BYTES = Bound(1 << 20, "bytes", "a text file that --overwrite may replace", "2 kB")
 LOCK_BYTES = Bound(4096, "bytes", "a lock file", "about 100 bytes")
 ANSWERS_BYTES = Bound(1 << 24, "bytes", "a file of saved answers", "130 kB")

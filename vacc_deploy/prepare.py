@@ -138,6 +138,7 @@ def prepare(
         dry_run=dry_run,
         again=again,
         downloading=downloading,
+        progress=progress,
     )
     known = known or known_model(found.repository or "")
     checkpoint = _open_source(found.directory, known)
@@ -146,7 +147,7 @@ def prepare(
     obstacles = check_output(
         output_dir,
         overwrite=overwrite,
-        inputs=checkpoint.input_paths(),
+        source=checkpoint,
         dry_run=dry_run,
         progress=progress,
     )
@@ -178,13 +179,12 @@ class _Assembly:
 
     def write(self, progress: Progress, *, overwrite: bool) -> PrepareResult:
         """Claim the output, read all weights once, then write the directory."""
-        said = list[str]()
-        inputs = self._checkpoint.input_paths()
+        said, source = list[str](), self._checkpoint
         output = output_directory(
-            self._output_dir, overwrite=overwrite, inputs=inputs, say=said.append
+            self._output_dir, overwrite=overwrite, source=source, say=said.append
         )
-        with output as folder, unchanged(self._checkpoint):
-            remarks = check_weights(self._checkpoint, progress)
+        with output as folder, unchanged(source):
+            remarks = check_weights(source, progress)
             files = self._placement.place(folder, progress, said.append)
             files += [(file.write(folder), file.how) for file in self._small_files]
             manifest = write_manifest(

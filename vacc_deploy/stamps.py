@@ -86,20 +86,35 @@ def explain_change(path: Path, change: str) -> str:
 
 def _is_numbered_anew(path: Path) -> bool:
     """Return whether the file system of ``path`` keeps no file's inode."""
-    place, found = os.path.realpath(path), ("", "")
-    try:
-        lines = _MOUNTS.read_text("utf-8", "surrogateescape").splitlines()
-    except OSError:
-        return True  # without a word of the system an inode says nothing
-    for line in lines:
-        fields, _, kind = line.partition(" - ")
-        # The system writes a space in a name as \040.
-        point = re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), fields.split(" ")[4])
+    place, found, mounts = os.path.realpath(path), ("", ""), read_mounts()
+    for point, kind in mounts:
         is_above = place == point or place.startswith(point.rstrip("/") + "/")
         # Of two mounts in one place the later one is seen.
         if is_above and len(point) >= len(found[0]):
-            found = point, kind.partition(" ")[0]
-    return bool(_NUMBERED_ANEW.fullmatch(found[1]))
+            found = point, kind
+    # Without a word of the system an inode says nothing.
+    return not mounts or bool(_NUMBERED_ANEW.fullmatch(found[1]))
+
+
+def read_mounts() -> list[tuple[str, str]]:
+    """Return where something is mounted and the kind of its file system, in the system's order.
+
+    Also a directory that is bound to another of the same file system. Empty where the system does
+    not say.
+    """
+    try:
+        lines = _MOUNTS.read_bytes().splitlines()
+    except OSError:
+        return []
+    mounts = list[tuple[str, str]]()
+    for line in lines:
+        fields, _, rest = line.partition(b" - ")
+        words = fields.split(b" ")
+        if len(words) > 4:
+            # The fifth word is the place; a space in it stands there as \040.
+            place = re.sub(rb"\\([0-3][0-7]{2})", lambda code: bytes([int(code[1], 8)]), words[4])
+            mounts.append((os.fsdecode(place), os.fsdecode(rest.partition(b" ")[0])))
+    return mounts
 
 
 def describe_odd(path: Path, but: Collection[str] = ()) -> str:

@@ -34,6 +34,7 @@ from vacc_deploy.outputs import lock
 from vacc_deploy.outputs.file_system import this_host
 from vacc_deploy.outputs.files import side_files
 from vacc_deploy.progress import SILENT
+from vacc_deploy.quantize.record_checks import read_number
 from vacc_deploy.quantize.records import RUN_NAME, read_run
 from vacc_deploy.reference import windows
 from vacc_deploy.text import files as text_files
@@ -354,8 +355,8 @@ def text_bytes(tmp_path, over):
 # ---- outputs and records of a run --------------------------------------------------------------
 
 
-def run_file(tmp_path, num_layers=2, size=0):
-    values = {"version": 3, "identity": {}, "num_layers": num_layers, "resumes": 0}
+def run_file(tmp_path, num_layers=2, size=0, resumes=0):
+    values = {"version": 3, "identity": {}, "num_layers": num_layers, "resumes": resumes}
     padded(tmp_path / RUN_NAME, json.dumps(values), size)
     read_run(tmp_path, ("int8",))
 
@@ -460,7 +461,10 @@ EDGES = {
     "RUN_RECORD_BYTES": lambda tmp_path, over: run_file(
         tmp_path, size=bounds.RUN_RECORD_BYTES + over
     ),
-    "RUN_LAYERS": lambda tmp_path, over: run_file(tmp_path, num_layers=bounds.RUN_LAYERS + over),
+    "RECORD_NUMBER": lambda tmp_path, over: (
+        run_file(tmp_path, resumes=bounds.RECORD_NUMBER + over),
+        read_number(bounds.RECORD_NUMBER + over),
+    ),
     "LOCK_BYTES": lock_bytes,
     "ANSWERS_BYTES": answers_bytes,
 }

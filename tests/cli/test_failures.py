@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from vacc_deploy import bounds
-from vacc_deploy.cli import ErrorGroup
+from vacc_deploy.assets import demo_model_dir
+from vacc_deploy.cli import ErrorGroup, cli
 from vacc_deploy.cli.failures import is_memory_short, report_thread
 from vacc_deploy.cli.options import common_options, settings
 from vacc_deploy.cli.telling import cut_message, tell
@@ -232,3 +233,19 @@ def test_an_error_on_an_open_file_names_the_file(tmp_path, opening):
     with pytest.raises(OSError, match="Input/output") as caught:
         ours["read"](path, OSError(errno.EIO, os.strerror(errno.EIO)))
     assert fail_with(caught.value).stderr.startswith(f"Error: {path}: Input/output error. The disk")
+
+
+@pytest.mark.parametrize("is_absolute", [True, False])
+def test_a_working_directory_that_was_removed_is_told_as_that(tmp_path, monkeypatch, is_absolute):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    output = tmp_path / "out" if is_absolute else "out"
+    arguments = ["prepare", str(demo_model_dir()), "--output", str(output)]
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: The working directory was removed. Change to another one, then run the command "
+        "again.\n"
+    )

@@ -75,11 +75,11 @@ def test_demo_manifest_lists_everything_so_that_overwrite_spares_the_rest(result
     listed = json.loads((out / MANIFEST_NAME).read_text())["files"]
     assert {name.partition("/")[0] for name in listed} == set(os.listdir(out)) - {MANIFEST_NAME}
     assert all((out / name).stat().st_size == entry["bytes"] for name, entry in listed.items())
-    check_output(out, overwrite=True)
+    check_output(out, overwrite=True, source=None)
     for mine in (out / "mine.txt", out / PREPARED_DIR / "mine.txt"):
         mine.write_text("x")
         with pytest.raises(OutputError, match="mine.txt: not listed"):
-            check_output(out, overwrite=True)
+            check_output(out, overwrite=True, source=None)
         mine.unlink()
 
 

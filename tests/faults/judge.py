@@ -85,7 +85,7 @@ def without_run_files(snapshot: Mapping[str, str]) -> Snapshot:
 def _is_own(command: Command, name: str) -> bool:
     """Return whether a name beside the output is one that only its runs give."""
     output = re.escape(command.output)
-    names = rf"{output}(\.partial)?|\.{output}\.replaced-\d+|\.{output}\.trial-\d+-\d+"
+    names = rf"{output}(\.partial)?|\.{output}\.(replaced|kept)-\d+|\.{output}\.trial-\d+-\d+"
     names += rf"|\.{output}\.[0-9a-f]+\.\d+\.partial"
     return bool(command.output) and re.fullmatch(names, name) is not None
 
@@ -134,7 +134,8 @@ def state_of(command: Command, work: Snapshot, expected: Expected) -> str:
         return SOME if all(any(item in w for w in whole) for item in found.items()) else HALF
     if found:
         return HALF
-    asides = [below(work, name) for name in work if re.fullmatch(r"\.out\.replaced-\d+", name)]
+    aside = re.compile(r"\.out\.(replaced|kept)-\d+")
+    asides = [below(work, name) for name in work if aside.fullmatch(name)]
     # Of a second run the new output of the first one is the older one.
     whole = [output for output in (old, *expected.new) if output]
     is_aside = any(
@@ -175,10 +176,11 @@ def find_problems(
             path for path in below(work, command.output) if command.is_set and _PARTIAL.search(path)
         ]
         said = outcome.stdout + outcome.stderr
-        unsaid = [name for name in others if name not in said]
+        # What an earlier run has kept for the user is said once.
+        unsaid = [name for name in others if name not in said and ".kept-" not in name]
         if outcome.code == 0 and unsaid:
             problems.append(f"left: exit code 0, but {unsaid} lie beside the output")
-        asides = [name for name in others if ".replaced-" in name]
+        asides = [name for name in others if ".replaced-" in name or ".kept-" in name]
         if state == ASIDE and not any(name in said for name in asides):
             problems.append(
                 f"loss: the older output has another name, of which nothing is said: {others}"

@@ -34,7 +34,7 @@ SYNC_OF_DIRECTORIES = (
 def write(out, *, overwrite=False):
     """Write an output of one file; return its notes."""
     notes = []
-    with output_directory(out, overwrite=overwrite, say=notes.append) as folder:
+    with output_directory(out, overwrite=overwrite, say=notes.append, source=None) as folder:
         (folder / "a").write_text("new")
         list_files(folder)
     return notes
@@ -270,8 +270,8 @@ def test_a_directory_that_cannot_be_made_is_one_error(tmp_path, monkeypatch, num
 def test_a_mount_point_is_refused_before_the_work(tmp_path, monkeypatch):
     out = tmp_path / "my out"
     out.mkdir()
-    monkeypatch.setattr(trial, "mount_points", lambda: [tmp_path, out])
-    assert refused(check_output, out, overwrite=False) == (
+    monkeypatch.setattr(trial, "read_mounts", lambda: [(str(tmp_path), ""), (str(out), "")])
+    assert refused(check_output, out, overwrite=False, source=None) == (
         f"{out} is a mount point, so the finished output cannot take its place. Choose a directory "
         f"in it, for example --output '{out}/model'."
     )
@@ -289,7 +289,7 @@ def test_an_output_of_any_name(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["x" * 232, "x" * 300, "模" * 85])
 def test_a_name_that_gets_too_long_is_refused_before_the_work(tmp_path, name):
-    text = refused(check_output, tmp_path / name, overwrite=False)
+    text = refused(check_output, tmp_path / name, overwrite=False, source=None)
     assert f"has {len(name.encode())} bytes, expected at most 231 (a name has at most 255" in text
     text = refused(replace_text, tmp_path / name, "x", overwrite=False, head="")
     assert "expected at most 211" in text and text.endswith("Choose a shorter --output.")
@@ -301,7 +301,9 @@ def test_a_system_that_knows_no_longest_name(tmp_path, monkeypatch):
         raise error(errno.EINVAL)
 
     monkeypatch.setattr(file_system.os, "pathconf", unknown)
-    assert "expected at most 231" in refused(check_output, tmp_path / ("x" * 255), overwrite=False)
+    assert "expected at most 231" in refused(
+        check_output, tmp_path / ("x" * 255), overwrite=False, source=None
+    )
 
 
 @pytest.fixture

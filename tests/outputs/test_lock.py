@@ -33,7 +33,9 @@ def partial(tmp_path):
 def write(partial, **options):
     """Write an output; return its notes and the lock files that stood there meanwhile."""
     notes = []
-    with output_directory(partial.with_name("out"), say=notes.append, **options) as folder:
+    with output_directory(
+        partial.with_name("out"), source=None, say=notes.append, **options
+    ) as folder:
         (folder / MANIFEST_NAME).write_text("{}")
         locks = [path.name for path in folder.glob(".vacc-deploy-lock-*")]
     return notes, locks
@@ -81,7 +83,7 @@ def test_a_lock_that_is_taken_is_no_lock_that_is_missing(partial, monkeypatch, n
 def test_the_lock_file_names_its_owner_and_keeps_a_second_run_away(partial, monkeypatch):
     refuse(monkeypatch, "flock", errno.ENOSYS)
     host, space = this_host()
-    with output_directory(partial.with_name("out")) as folder:
+    with output_directory(partial.with_name("out"), source=None) as folder:
         owner = json.loads((folder / ".vacc-deploy-lock-1").read_text())
         assert (owner["host"], owner["space"], owner["pid"]) == (host, space, os.getpid())
         text = refused(partial)
@@ -196,7 +198,10 @@ def test_who_comes_late_to_a_take_over_withdraws(partial, monkeypatch):
 @pytest.mark.parametrize("keeps", [None, lambda: True], ids=["removed", "kept"])
 def test_after_an_error_no_lock_stays(partial, monkeypatch, keeps):
     refuse(monkeypatch, "flock", errno.ENOSYS)
-    with pytest.raises(ValueError), output_directory(partial.with_name("out"), keeps=keeps):
+    with (
+        pytest.raises(ValueError),
+        output_directory(partial.with_name("out"), keeps=keeps, source=None),
+    ):
         raise ValueError
     assert partial.exists() is (keeps is not None)
     assert not list(partial.glob(".vacc-deploy-lock-*"))
@@ -226,7 +231,8 @@ def test_a_killed_process_leaves_a_lock_that_the_next_one_takes_over(partial, mo
         "from vacc_deploy.outputs.output import output_directory\n"
         "def flock(*args): raise OSError(38, 'Function not implemented')\n"
         "fcntl.flock = flock\n"
-        "with output_directory(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "with output_directory(pathlib.Path(sys.argv[1]), source=None):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     command = [sys.executable, "-c", program, str(partial.with_name("out"))]
     process = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
@@ -246,7 +252,7 @@ def test_flock_still_tells_a_run_from_one_that_was_killed(partial):
 
 def test_who_only_looks_is_told_of_a_run_at_work_and_stops_none(partial, monkeypatch):
     assert find_writer(partial) == ""
-    with output_directory(partial.with_name("out")) as folder:
+    with output_directory(partial.with_name("out"), source=None) as folder:
         expected = f"Another run is writing {partial}. Wait for it to end."
         assert find_writer(partial) == find_writer(partial) == expected
         (folder / MANIFEST_NAME).write_text("{}")

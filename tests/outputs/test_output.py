@@ -2,6 +2,7 @@ import errno
 import fcntl
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,9 +32,9 @@ def message(function, *args, **options):
     return str(caught.value)
 
 
-def write(output_dir, content="new", *, overwrite=False, fail=None, inputs=(), command="prepare"):
+def write(output_dir, content="new", *, overwrite=False, fail=None, command="prepare"):
     """Write a directory of two files through the function under test."""
-    with output_directory(output_dir, overwrite=overwrite, inputs=inputs) as partial:
+    with output_directory(output_dir, overwrite=overwrite, source=None) as partial:
         (partial / "a.txt").write_text(content)
         list_files(partial, command=command)
         if fail is not None:
@@ -43,7 +44,7 @@ def write(output_dir, content="new", *, overwrite=False, fail=None, inputs=(), c
 def test_the_directory_appears_only_at_the_end(tmp_path):
     out = tmp_path / "out"
     out.mkdir()  # an empty directory may stand there
-    with output_directory(out) as partial:
+    with output_directory(out, source=None) as partial:
         assert partial == tmp_path / "out.partial"
         (partial / "a.txt").write_text("x")
         assert names(out) == []
@@ -66,7 +67,7 @@ def test_overwrite_keeps_the_old_one_until_the_end(tmp_path, fail):
         write(out, overwrite=True, fail=fail)
     assert (out / "a.txt").read_text() == "old"
     assert names(tmp_path) == ["out"]
-    with output_directory(out, overwrite=True) as partial:
+    with output_directory(out, overwrite=True, source=None) as partial:
         (partial / "a.txt").write_text("new")
         assert (out / "a.txt").read_text() == "old"
     assert names(tmp_path) == ["out"]
@@ -117,7 +118,10 @@ def test_a_foreign_directory_is_never_deleted(tmp_path):
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_directory_that_appears_during_the_run_is_never_deleted(tmp_path, overwrite):
     out = tmp_path / "out"
-    with pytest.raises(OutputError), output_directory(out, overwrite=overwrite) as partial:
+    with (
+        pytest.raises(OutputError),
+        output_directory(out, overwrite=overwrite, source=None) as partial,
+    ):
         (partial / "a.txt").write_text("x")
         out.mkdir()
         (out / "thesis.tex").write_text("mine")
@@ -132,17 +136,17 @@ def test_outputs_that_cannot_be(tmp_path):
     (tmp_path / "link").symlink_to(source)
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
 
-    def refused(path, **options):
-        return message(check_output, path, overwrite=True, **options)
+    def refused(path, *inputs):
+        reads = SimpleNamespace(input_paths=lambda: inputs)
+        return message(check_output, path, overwrite=True, source=reads)
 
-    inputs = {"inputs": (source,)}
-    assert refused(source, **inputs) == (
+    assert refused(source, source) == (
         f"The output {source} is the input {source} or contains it. Choose another --output."
     )
-    assert "is the input" in refused(tmp_path, **inputs)
-    assert "is the input" in refused(source, inputs=(tmp_path / "link",))
-    assert "is the input" in refused(source / "sub" / "..", **inputs)
-    assert refused(source / "out", **inputs) == (
+    assert "is the input" in refused(tmp_path, source)
+    assert "is the input" in refused(source, tmp_path / "link")
+    assert "is the input" in refused(source / "sub" / "..", source)
+    assert refused(source / "out", source) == (
         f"The output {source / 'out'} lies inside the input {source}, which is never changed. "
         "Choose another --output."
     )
@@ -163,7 +167,7 @@ def test_outputs_that_cannot_be(tmp_path):
 def test_a_parent_without_permission(tmp_path, monkeypatch):
     # Root may write everywhere, so the system's answer is replaced.
     monkeypatch.setattr(module.os, "access", lambda path, mode: path != tmp_path)
-    text = message(check_output, tmp_path / "out", overwrite=False)
+    text = message(check_output, tmp_path / "out", overwrite=False, source=None)
     assert text.startswith(
         f"{tmp_path / 'out'} cannot be written: Permission denied ({tmp_path} has"
     )
@@ -250,7 +254,7 @@ def test_layers_that_another_command_can_resume_with_are_not_cleared(tmp_path):
 
 def test_a_concurrent_run_is_refused_and_disturbs_nothing(tmp_path):
     out = tmp_path / "out"
-    with output_directory(out) as partial:
+    with output_directory(out, source=None) as partial:
         (partial / "a.txt").write_text("first")
         text = f"Another run is writing {partial}. Wait for it to end."
         assert message(write, out) == text
@@ -290,7 +294,7 @@ def test_a_full_disk_gives_the_bytes_written_and_leaves_nothing(tmp_path, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def run():
-        with output_directory(out) as partial:
+        with output_directory(out, source=None) as partial:
             write_shard(partial / "first.safetensors", tensors)
             monkeypatch.setattr(module.os, "fsync", full)
             write_shard(partial / "second.safetensors", tensors)
@@ -352,7 +356,7 @@ def test_the_times_of_the_command_that_made_an_output_are_ours_though_no_manifes
 
 def test_what_a_run_wrote_for_itself_never_stays_in_an_output(tmp_path):
     out = tmp_path / "out"
-    with output_directory(out) as partial:
+    with output_directory(out, source=None) as partial:
         (partial / f"{RUN_FILE_PREFIX}run.json").write_text("{}")
         list_files(partial)
     assert names(out) == [MANIFEST_NAME]
@@ -399,7 +403,7 @@ def test_a_directory_within_an_output_has_a_manifest_of_its_own(tmp_path):
     out = tmp_path / "out"
 
     def write_nested():
-        with output_directory(out, overwrite=True) as partial:
+        with output_directory(out, overwrite=True, source=None) as partial:
             write(partial / "inner")
             list_files(partial)
 
@@ -418,7 +422,7 @@ def test_the_working_directory_is_no_output(tmp_path, monkeypatch, place):
     (here / "sub").mkdir(parents=True)
     monkeypatch.chdir(here)
     for overwrite in (False, True):
-        assert message(check_output, Path(place), overwrite=overwrite) == (
+        assert message(check_output, Path(place), overwrite=overwrite, source=None) == (
             f"The output {Path(place)} is the working directory or contains it. Choose another "
             "--output."
         )
@@ -479,7 +483,7 @@ def test_replace_text_refuses_what_is_no_file(tmp_path):
     assert message(replace_text, tmp_path, "x", **options) == (
         f"{tmp_path} exists and is not a file. Choose another --output."
     )
-    assert "is not a file" in message(replace_text, tmp_path / "dangling", "x", **options)
+    assert "is a link to" in message(replace_text, tmp_path / "dangling", "x", **options)
     assert message(replace_text, tmp_path / "no" / "a", "x", **options) == (
         f"{tmp_path / 'no'} does not exist. Create it, or choose another --output."
     )

@@ -24,7 +24,7 @@ NOT_OWN = ["notes.txt", "shard-1.json", "lock-0", "lock-1.txt", "run.json~", "pa
 
 
 def write(out, *, overwrite=False):
-    with output_directory(out, overwrite=overwrite) as partial:
+    with output_directory(out, overwrite=overwrite, source=None) as partial:
         (partial / "a.txt").write_text("text")
         list_files(partial)
 
@@ -145,7 +145,7 @@ def test_a_run_without_a_descriptor_left_leaves_nothing(tmp_path):
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
     try:
         expected = pytest.raises(OSError, match="Too many open files")
-        with expected, output_directory(tmp_path / "out") as partial:
+        with expected, output_directory(tmp_path / "out", source=None) as partial:
             (partial / "sub").mkdir()
             (partial / "sub" / "a").touch()
             while True:

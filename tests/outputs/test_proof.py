@@ -78,7 +78,7 @@ def test_a_changed_file_is_named_and_everything_stays(out, change):
     assert problems(out) == [f"a.txt: {CHANGED}"]
     assert remove_proven(out) == [f"a.txt: {CHANGED}"]
     with pytest.raises(OutputError) as caught:
-        check_output(out, overwrite=True)
+        check_output(out, overwrite=True, source=None)
     assert str(caught.value) == (
         f"{out} holds what is not proven to be ours and unchanged, so --overwrite will not delete "
         f"it:\n  - a.txt: {CHANGED}\nMove these files away, or choose another --output."
@@ -138,6 +138,15 @@ def test_a_manifest_that_was_edited_is_kept_like_every_other_file(out):
     path.symlink_to(out.parent / "elsewhere.json")
     (out.parent / "elsewhere.json").write_text(whole)
     assert problems(out)[0].startswith(f"{MANIFEST_NAME}: not a file, so it proves nothing")
+
+
+def test_a_manifest_that_proves_nothing_and_lies_alone_ends_no_line_with_a_blank(out):
+    edit_manifest(out, command="x")
+    for name in ("a.txt", "b.txt"):
+        (out / name).unlink()
+    assert problems(out) == [
+        f"{MANIFEST_NAME}: no manifest of vacc-deploy in format 1, so it does not prove itself"
+    ]
 
 
 def test_a_manifest_of_an_earlier_version_has_no_seal(out):
@@ -274,7 +283,7 @@ def test_a_file_that_was_just_written_is_read_again(out, monkeypatch):
 
 
 def test_what_changes_while_the_run_works_is_kept(out):
-    with pytest.raises(OutputError), output_directory(out, overwrite=True) as partial:
+    with pytest.raises(OutputError), output_directory(out, overwrite=True, source=None) as partial:
         (partial / "a.txt").write_text("new")
         flip(out / "a.txt")
     assert not (out.parent / "out.partial").exists()
@@ -290,9 +299,9 @@ def test_what_changes_after_the_last_look_is_kept_under_another_name(out, monkey
         flip(aside / "a.txt")
 
     monkeypatch.setattr(output, "_put_in_place", change_late)
-    with output_directory(out, overwrite=True, say=notes.append) as partial:
+    with output_directory(out, overwrite=True, say=notes.append, source=None) as partial:
         (partial / "a.txt").write_text("new")
-    (aside,) = out.parent.glob(".out.replaced-*")
+    (aside,) = out.parent.glob(".out.kept-*")
     assert notes == [
         f"{aside} holds what stays of an older output (a.txt: {CHANGED}). Move away what is yours, "
         "then remove it."
@@ -362,20 +371,21 @@ def test_what_is_left_of_an_older_output_gets_no_name_back(tmp_path):
     left = tmp_path / ".out.replaced-7"
     left.mkdir()
     (left / "notes.txt").write_text("mine")
-    with output_directory(tmp_path / "out") as folder:
+    with output_directory(tmp_path / "out", source=None) as folder:
         (folder / "new.txt").write_text("new")
     assert os.listdir(tmp_path / "out") == ["new.txt"]
-    assert (left / "notes.txt").read_text() == "mine"
+    assert (tmp_path / ".out.kept-7" / "notes.txt").read_text() == "mine"
 
 
 def test_a_leftover_with_the_number_of_this_process_blocks_no_run(out):
     left = out.with_name(f".out.replaced-{os.getpid()}")
     left.mkdir()
     (left / "notes.txt").write_text("mine")
-    with output_directory(out, overwrite=True) as folder:
+    with output_directory(out, overwrite=True, source=None) as folder:
         (folder / "new.txt").write_text("new")
-    assert os.listdir(out) == ["new.txt"] and (left / "notes.txt").read_text() == "mine"
-    assert not list(out.parent.glob(f".out.replaced-{os.getpid() + 1}"))
+    kept = out.with_name(f".out.kept-{os.getpid()}")
+    assert os.listdir(out) == ["new.txt"] and (kept / "notes.txt").read_text() == "mine"
+    assert not list(out.parent.glob(".out.replaced-*"))
 
 
 def test_an_older_output_that_another_run_removes_meanwhile_is_no_error(out, monkeypatch):
@@ -387,4 +397,4 @@ def test_an_older_output_that_another_run_removes_meanwhile_is_no_error(out, mon
         raise FileNotFoundError(errno.ENOENT, "gone", str(path))
 
     monkeypatch.setattr(proof, "_doubt", lambda file, names: vanish(file.path))
-    output.remove_leftovers(out)
+    output.remove_leftovers(out, print)

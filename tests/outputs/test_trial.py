@@ -17,7 +17,6 @@ from vacc_deploy.errors import OutputError
 from vacc_deploy.outputs import trial
 from vacc_deploy.outputs.output import output_directory, try_output
 from vacc_deploy.outputs.output_rules import check_output
-from vacc_deploy.outputs.trial import mount_points
 from vacc_deploy.prepare import prepare
 from vacc_deploy.progress import Progress
 from vacc_deploy.quantize.options import QuantizeOptions
@@ -27,23 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def write(out, *, overwrite=False):
-    with output_directory(out, overwrite=overwrite) as partial:
+    with output_directory(out, overwrite=overwrite, source=None) as partial:
         (partial / "a.txt").write_text("text")
         list_files(partial)
-
-
-def test_mounts_are_read_with_every_sign_in_their_names(tmp_path, monkeypatch):
-    table = tmp_path / "mountinfo"
-    table.write_bytes(
-        b"22 1 0:21 / / rw - ext4 /dev/a rw\n"
-        b"23 22 0:21 /x /a\\040b\\011c\\012d\\134e rw shared:1 - ext4 /dev/a rw\n"
-        b"24 22 0:21 /x /\xff\\1 rw - ext4 /dev/a rw\nodd\n"
-    )
-    plain = open
-    monkeypatch.setattr(trial, "open", lambda path, mode: plain(table, mode), raising=False)
-    assert mount_points() == [Path("/"), Path("/a b\tc\nd\\e"), Path("/\udcff\\1")]
-    monkeypatch.setattr(trial, "open", lambda path, mode: plain(tmp_path / "no"), raising=False)
-    assert mount_points() == []
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount")
@@ -59,7 +44,7 @@ def test_a_directory_that_is_bound_to_another_of_the_same_file_system(tmp_path):
             pytest.skip("this container cannot mount")
         try:
             out = tmp_path / name.split("/")[0].removesuffix(".partial")
-            texts[name] = refused(check_output, out, overwrite=True)
+            texts[name] = refused(check_output, out, overwrite=True, source=None)
         finally:
             subprocess.run(["umount", str(tmp_path / name)], check=True)
     assert texts["my out"].startswith(f"{tmp_path / 'my out'} is a mount point, so the finished")
@@ -76,7 +61,7 @@ def test_an_output_on_another_file_system(tmp_path, monkeypatch):
         return os.stat_result((*state[:2], state.st_dev + 1, *state[3:])) if path == out else state
 
     monkeypatch.setattr(Path, "lstat", lstat)
-    assert refused(check_output, out, overwrite=False) == (
+    assert refused(check_output, out, overwrite=False, source=None) == (
         f"{out} lies on another file system than {tmp_path}, so the finished output cannot take "
         "its place. Choose another --output."
     )
@@ -94,7 +79,7 @@ def test_a_directory_that_may_not_be_changed(tmp_path, monkeypatch, flags, lette
         return (flags if is_place else 0).to_bytes(8, sys.byteorder)
 
     monkeypatch.setattr(trial.fcntl, "ioctl", ioctl)
-    assert refused(check_output, tmp_path / "out", overwrite=False) == (
+    assert refused(check_output, tmp_path / "out", overwrite=False, source=None) == (
         f"{tmp_path / 'out'} cannot be written: {place} may not be changed (attribute {letters}). "
         f"Choose another --output, or run: chattr -{letters} {place}"
     )
@@ -107,20 +92,22 @@ def test_a_directory_of_another_user_where_only_its_owner_may_rename_it():
         for name in ("a", "b.partial"):
             (folder / name).mkdir(mode=0o777)
         with as_user():
-            texts = [refused(check_output, folder / name, overwrite=False) for name in "ab"]
-            try_output(folder / "c", overwrite=False)
+            texts = [
+                refused(check_output, folder / name, overwrite=False, source=None) for name in "ab"
+            ]
+            try_output(folder / "c", overwrite=False, source=None)
         assert names(folder) == ["a", "b.partial"]
         for text, name in zip(texts, ("a", "b.partial"), strict=True):
             assert text.startswith(f"{folder / name} belongs to another user, and {folder} lets ")
         folder.chmod(0o777)
         write(folder / "d")
         with as_user():
-            text = refused(check_output, folder / "d", overwrite=True)
+            text = refused(check_output, folder / "d", overwrite=True, source=None)
         assert "Permission denied" in text and "Choose another --output" in text
 
 
 def test_a_path_that_leaves_no_room_for_the_files_in_it(tmp_path):
-    text = refused(check_output, tmp_path / ("x/" * 2000) / "out", overwrite=False)
+    text = refused(check_output, tmp_path / ("x/" * 2000) / "out", overwrite=False, source=None)
     assert "the whole path of the output has 4," in text and "expected at most 3,840" in text
 
 
@@ -130,7 +117,9 @@ RENAMES = (errno.EXDEV, errno.EBUSY, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUP
 
 
 @pytest.mark.parametrize("number", RENAMES, ids=errno.errorcode.get)
-@pytest.mark.parametrize("trying", [write, lambda out: try_output(out, overwrite=False)])
+@pytest.mark.parametrize(
+    "trying", [write, lambda out: try_output(out, overwrite=False, source=None)]
+)
 def test_a_file_system_that_renames_no_directory(tmp_path, monkeypatch, number, trying):
     refuse(monkeypatch, "rename", number)
     assert refused(trying, tmp_path / "out") == (
@@ -223,7 +212,7 @@ def test_a_kill_at_each_call_of_the_trial_is_put_right_by_the_next_run(tmp_path,
         "    os.rename, os.mkdir, os.rmdir = map(counted, (os.rename, os.mkdir, os.rmdir))\n"
         "    plain(*args)\n"
         "output.try_renames = trying\n"
-        "output.try_output(pathlib.Path(sys.argv[1]), overwrite=True)\n"
+        "output.try_output(pathlib.Path(sys.argv[1]), overwrite=True, source=None)\n"
     )
     command = [sys.executable, "-c", program, str(out), str(calls)]
     process = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
@@ -279,10 +268,10 @@ def test_an_error_of_the_trial_keeps_the_layers_of_an_interrupted_run(tmp_path, 
         (partial / name).write_text("{}")
     before = names(partial)
     refuse(monkeypatch, "rename", errno.EXDEV)
-    refused(try_output, tmp_path / "out", overwrite=True)
+    refused(try_output, tmp_path / "out", overwrite=True, source=None)
     assert names(partial) == before
     monkeypatch.undo()
-    try_output(tmp_path / "out", overwrite=True)
+    try_output(tmp_path / "out", overwrite=True, source=None)
     assert names(partial) == before
 
 

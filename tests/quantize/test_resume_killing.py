@@ -66,6 +66,18 @@ def test_a_dry_run_of_a_finished_output_removes_nothing(model, output, gptq, exp
     assert around() == {"out": expected["gptq"]}
 
 
+def test_what_stays_of_an_older_output_is_said_by_a_finished_run_too(model, output):
+    quantize(model, options=RTN, output=output)
+    left = output.with_name(".out.replaced-77")
+    left.mkdir()
+    (left / "mine.txt").touch()
+    result = quantize(model, options=RTN, output=output, resume=True)
+    assert result.already_finished
+    assert result.notes[-1].startswith(
+        f"{output.with_name('.out.kept-77')} holds what stays of an older output (mine.txt: "
+    )
+
+
 @pytest.mark.parametrize("point", REPLACING)
 def test_resume_after_a_kill_while_replacing_an_older_output(model, output, gptq, expected, point):
     quantize(model, options=RTN, output=output)

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import yaml
 
@@ -16,6 +18,7 @@ from vacc_deploy.vamc.committed import (
     write_all,
 )
 from vacc_deploy.vamc.compile_file import (
+    FILE_HEAD,
     build_compile_file,
     compile_environment,
     dump_compile_file,
@@ -250,6 +253,59 @@ def test_committed_sizes_are_plain_and_leave_a_fifth_of_a_32_gib_die():
         "Distill-Llama-8B": 4,
         "Distill-Llama-70B": 8,
     }
+
+
+def stand_in_the_way(path, kind):
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to(path.with_name("mine.yaml"))
+    elif kind == "dangling link":
+        path.symlink_to("nowhere")
+    elif kind == "file of others":
+        path.write_text("mine")
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe", "link", "dangling link", "file of others"])
+def test_write_all_writes_all_or_none(tmp_path, kind):
+    (tmp_path / "yaml").mkdir()
+    (tmp_path / "yaml" / "mine.yaml").write_text(seal_text(f"{FILE_HEAD}\nold\n"))
+    name = sorted(committed_files())[-1]  # the last to be written
+    stand_in_the_way(tmp_path / "yaml" / name, kind)
+    with pytest.raises(OutputError) as caught:
+        write_all(tmp_path / "yaml", build_in=tmp_path / "b")
+    text = str(caught.value)
+    assert text.startswith("Files stand in the way that are not replaced:\n  - ")
+    assert str(tmp_path / "yaml" / name) in text
+    assert sorted(os.listdir(tmp_path / "yaml")) == sorted(["mine.yaml", name])
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "dangling link", "file of others"])
+def test_write_all_finds_what_stands_in_place_of_a_directory_first(tmp_path, kind):
+    (tmp_path / "b").mkdir()
+    stand_in_the_way(tmp_path / "b" / "DeepSeek-R1-Distill-Qwen-7B", kind)
+    with pytest.raises(OutputError, match="Qwen-7B is not a directory"):
+        write_all(tmp_path / "yaml", build_in=tmp_path / "b")
+    assert sorted(os.listdir(tmp_path)) == ["b"]
+
+
+def test_a_compile_file_does_not_take_the_place_of_a_link(tmp_path):
+    made, path = (
+        make_compile_file(catalog_target(QWEN_7B, "fp16"), CompileOptions()),
+        tmp_path / "x.yaml",
+    )
+    write_compile_file(made, tmp_path / "real.yaml")
+    path.symlink_to("real.yaml")
+    with pytest.raises(OutputError) as caught:
+        write_compile_file(made, path, overwrite=True)
+    assert str(caught.value) == (
+        f"{path} is a link to real.yaml, and an output never replaces a link. Remove it, or choose "
+        "another --output."
+    )
+    assert path.is_symlink()
 
 
 def test_write_all_replaces_its_own_files_and_deletes_none(tmp_path):

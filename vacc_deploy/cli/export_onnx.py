@@ -75,11 +75,13 @@ def export_onnx_command(
 
     quiet_transformers()
     options = ExportOptions(stage, seq_len, max_seq_len, opset, not strip_functions)
+    progress = terminal_progress()
+    check = partial(try_output, output, overwrite=overwrite, source=None, progress=progress)
     source = locate(
         directory,
         again=partial(again_with, "directory"),
         may_download=not dry_run,
-        before_download=lambda name: try_output(output, overwrite=overwrite),
+        before_download=lambda name: check(),
         check_config=partial(check_repository, directory, options=options),
         downloading=downloading,
         say=say,
@@ -90,7 +92,7 @@ def export_onnx_command(
         options=options,
         overwrite=overwrite,
         dry_run=dry_run,
-        progress=terminal_progress(),
+        progress=progress,
     )
     emit(result)
     if result.failures:

@@ -157,9 +157,21 @@ def _explain_memory(err: BaseException, command: str) -> str:
 def _explain_system(err: OSError) -> str:
     if is_denied(err) and err.filename:
         return explain_denied(Path(os.fsdecode(err.filename)))
+    if err.errno == errno.ENOENT and err.filename is None and _lacks_working_directory():
+        return (
+            "The working directory was removed. Change to another one, then run the command again."
+        )
     name = os.fsdecode(err.filename) if isinstance(err.filename, (str, bytes)) else _find_open(err)
     where = f"{name}: " if name else ""
     return f"{where}{err.strerror or err}. {advise(err)}"
+
+
+def _lacks_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _find_open(err: BaseException) -> str:

@@ -80,12 +80,14 @@ def quantize_command(
             raise _resume_or_overwrite()
         options = read_options(context, given, own_device)
         place: dict[str, Any] = {"output": output, "overwrite": overwrite, "resume": resume}
+        progress = terminal_progress() if is_first else SILENT
+        check = partial(check_before_download, options=options, ranks=ranks, progress=progress)
         source = locate(
             checkpoint_dir,
             again=partial(again_with, "checkpoint_dir"),
             needs_float=True,
             may_download=not dry_run,
-            before_download=partial(check_before_download, options=options, ranks=ranks, **place),
+            before_download=partial(check, **place),
             check_config=partial(check_before_weights, checkpoint_dir, options=options),
             downloading=downloading,
             say=say,
@@ -95,7 +97,7 @@ def quantize_command(
             options=options,
             **place,
             dry_run=dry_run,
-            progress=terminal_progress() if is_first else SILENT,
+            progress=progress,
             kept=kept,
             ranks=ranks,
         )

@@ -155,7 +155,7 @@ def demo(
         OutputError: the output exists or cannot be written.
     """
     clock = _Clock()
-    folder = output_directory(output, overwrite=overwrite, say=progress.say)
+    folder = output_directory(output, overwrite=overwrite, source=None, say=progress.say)
     with torch_threads(NUM_THREADS), folder as partial:
         prepared, deployed = partial / PREPARED_DIR, partial / INT8_DIR
         prepare(weights=demo_model_dir(), output=prepared, link_mode="copy", progress=progress)

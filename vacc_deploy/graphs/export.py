@@ -80,7 +80,7 @@ def export_onnx(
     checkpoint = Checkpoint.open(directory)
     is_prepared = (directory / VACC_CONFIG_NAME).is_file()
     shape = _check_config(directory, checkpoint.config, options, is_prepared=is_prepared)
-    rules: dict[str, Any] = {"overwrite": overwrite, "inputs": (directory,), "progress": progress}
+    rules: dict[str, Any] = {"overwrite": overwrite, "source": checkpoint, "progress": progress}
     notes = check_output(output, dry_run=dry_run, **rules)
     weight_bytes = _graph_bytes(checkpoint)
     # While a graph is written, the exporter's own file of it is there too.
@@ -93,8 +93,7 @@ def export_onnx(
         return replace(result, graphs=tuple(plan))
     try_output(output, **rules)  # before the model, which takes long to load
     model = load_model(checkpoint)
-    say, inputs = progress.say, (directory,)
-    folder = output_directory(output, overwrite=overwrite, inputs=inputs, say=say)
+    folder = output_directory(output, overwrite=overwrite, source=checkpoint, say=progress.say)
     with folder as partial, unchanged(checkpoint):
         graphs, agreement = _export(model, prompt, shape, options, partial, progress=progress)
         _write_manifest(partial, result, options)

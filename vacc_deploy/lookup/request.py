@@ -14,6 +14,7 @@ from vacc_deploy.lookup.locate import find_repository, locate
 from vacc_deploy.models.catalog import CatalogModel, find_model, known_model
 from vacc_deploy.outputs.output import try_output
 from vacc_deploy.permissions import is_there
+from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.results import command
 
 
@@ -70,12 +71,14 @@ def find_source(
     dry_run: bool,
     again: Callable[[Path | str], str],
     downloading: Callable[[], AbstractContextManager[None]] = nullcontext,
+    progress: Progress = SILENT,
 ) -> Source:
     """Return the weights, downloaded if need be; see that they are not prepared already."""
 
     def check(name: str) -> None:
         # Before a download of gigabytes, see that the result can be written.
-        try_output(output or default_output(Path(f"{name}-vacc")), overwrite=overwrite)
+        place = output or default_output(Path(f"{name}-vacc"))
+        try_output(place, overwrite=overwrite, source=None, progress=progress)
 
     def command_line(place: Path | str) -> str:
         return f"{again(place)} --model {known.aliases[0]}" if known else again(place)

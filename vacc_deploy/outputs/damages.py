@@ -18,13 +18,13 @@ from vacc_deploy.errors import CheckpointError
 from vacc_deploy.links import explain_outside
 from vacc_deploy.progress import SILENT, Progress
 
-_COMMANDS = ("prepare", "quantize", "demo")  # that write a manifest
+_WEIGHT_COMMANDS = ("prepare", "quantize", "demo")  # whose outputs hold weights
 _SHOWN_DIGITS = 12  # of a SHA-256: enough to tell two files apart
 
 
 @dataclass(frozen=True)
-class _Listed:
-    """A file that a manifest lists.
+class _Compared:
+    """A file that is compared with what its manifest says.
 
     Attributes:
         name: from the output on.
@@ -56,11 +56,11 @@ def find_damages(directory: Path, progress: Progress = SILENT) -> list[str]:
         CheckpointError: the manifest cannot be read.
     """
     files, problems = _list_files(directory, read_manifest(directory) or {})
-    progress.start("Checking files", sum(map(_bytes_to_read, files)), "bytes")
+    progress.start("Checking files", sum(map(_weight_bytes, files)), "bytes")
     for file in files:
         if difference := _find_difference(file):
             problems.append(f"{file.name}: {difference}")
-        if size := _bytes_to_read(file):
+        if size := _weight_bytes(file):
             progress.advance(size, file.name)
     progress.finish()
     return [_in_one_line(problem) for problem in problems]
@@ -73,14 +73,14 @@ def _in_one_line(problem: str) -> str:
 
 def _list_files(
     directory: Path, manifest: Mapping[str, Any], below: str = ""
-) -> tuple[list[_Listed], list[str]]:
+) -> tuple[list[_Compared], list[str]]:
     """Return the files that can be compared, and a line for each of the others."""
     entries, command = manifest.get("files"), manifest.get("command")
     if not isinstance(entries, dict):
         return [], [f"{below}{MANIFEST_NAME}: it lists no files"]
-    command = command if command in _COMMANDS else "vacc-deploy"
+    command = command if command in _WEIGHT_COMMANDS else "vacc-deploy"
     links = WeightLinks()
-    files, problems = list[_Listed](), list[str]()
+    files, problems = list[_Compared](), list[str]()
     for name, entry in entries.items():
         path = directory / name
         # Before the file is touched: the manifest may be a stranger's.
@@ -97,7 +97,7 @@ def _list_files(
         elif (values := _parse_entry(entry)) is None:
             problems.append(f"{below}{name}: {MANIFEST_NAME} gives no hash of it")
         else:
-            files.append(_Listed(path, f"{below}{name}", command, *values))
+            files.append(_Compared(path, f"{below}{name}", command, *values))
         # One format's directory has a manifest of its own. No output is nested deeper.
         if (
             path.name == MANIFEST_NAME
@@ -122,7 +122,7 @@ def _leads_outside(path: Path, directory: Path, links: WeightLinks) -> bool:
     return bool(explain_outside(path, directory) if is_nested else links.explain_outside(path))
 
 
-def _list_nested(directory: Path) -> tuple[list[_Listed], list[str]]:
+def _list_nested(directory: Path) -> tuple[list[_Compared], list[str]]:
     try:
         manifest = read_manifest(directory) or {}
     except CheckpointError as err:
@@ -141,13 +141,13 @@ def _parse_entry(entry: Any) -> tuple[int, str, bool] | None:
     return num_bytes, sha256, is_linked
 
 
-def _bytes_to_read(file: _Listed) -> int:
+def _weight_bytes(file: _Compared) -> int:
     """Return what progress counts: the weights, which are nearly everything."""
     is_read = file.path.suffix == ".safetensors" and not file.is_linked
     return file.num_bytes if is_read else 0
 
 
-def _find_difference(file: _Listed) -> str:
+def _find_difference(file: _Compared) -> str:
     """Return how a file differs from its entry, or nothing."""
     size = file.path.stat().st_size
     # The size first: it costs no reading.

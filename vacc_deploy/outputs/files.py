@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from vacc_deploy.bounds import SIDE_FILE_BYTES
@@ -91,8 +90,9 @@ def place_shard(
         the record for the manifest, and what was done: ``hardlink``, ``symlink`` or ``copy``.
 
     Raises:
-        OutputError: the file system refuses the link asked for.
-        CheckpointError: the source is not what it was when it was checked.
+        OutputError: the file system refuses the link asked for, or holds another copy than was
+            written.
+        CheckpointError: the source is not what it was when it was checked, or cannot be read.
     """
     written, how = _place(shard, directory, link_mode, before_copy)
     _compare_placed(shard, directory / shard.path.name, is_link=how != "copy")
@@ -102,13 +102,29 @@ def place_shard(
 def _compare_placed(shard: ShardHeader, target: Path, *, is_link: bool) -> None:
     """Refuse a weight file that is not the one whose header was checked."""
     change = find_change(target, shard.stamp) if is_link and shard.stamp else ""
-    if not change:
-        with suppress(CheckpointError):
-            placed = read_header(target)
-            if (placed.file_bytes, placed.header_sha256) == (shard.file_bytes, shard.header_sha256):
-                return
-        change = "its header is another one"
-    raise CheckpointError(explain_change(shard.path, change))
+    if not change and _has_header_of(shard, target):
+        return
+    if not is_link and _has_header_of(shard, shard.path):
+        raise OutputError(
+            f"{target} is not the copy of {shard.path} that was written. Look into the system's "
+            "log (dmesg) for errors of the disk, then rerun, if need be with another --output."
+        )
+    raise CheckpointError(explain_change(shard.path, change or "its header is another one"))
+
+
+def _has_header_of(shard: ShardHeader, path: Path) -> bool:
+    """Return whether a file has the size and the header of the one that was checked.
+
+    Raises:
+        CheckpointError: the system does not let it be read.
+    """
+    try:
+        found = read_header(path)
+    except CheckpointError as err:
+        if isinstance(err.__cause__, OSError):
+            raise
+        return False
+    return (found.file_bytes, found.header_sha256) == (shard.file_bytes, shard.header_sha256)
 
 
 def _place(

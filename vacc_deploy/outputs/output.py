@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vacc_deploy.errors import OutputError, name_some
 from vacc_deploy.outputs.file_system import FULL, Say, ignore, sync_directory
@@ -19,33 +20,48 @@ from vacc_deploy.outputs.partial import (
     refuse_kept,
 )
 from vacc_deploy.outputs.proof import is_whole, remove_proven
-from vacc_deploy.outputs.run_files import is_run_file
-from vacc_deploy.outputs.trial import aside_path, clear_trials, find_replaced, try_renames
+from vacc_deploy.outputs.run_files import MARKER, is_regular, is_run_file
+from vacc_deploy.outputs.trial import (
+    aside_path,
+    clear_trials,
+    find_replaced,
+    give_name_back,
+    keep_aside,
+    try_renames,
+)
 from vacc_deploy.permissions import real_path
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.results import format_bytes
+
+if TYPE_CHECKING:
+    from vacc_deploy.checkpoint.reader import Checkpoint
 
 
 def try_output(
     output_dir: Path,
     *,
     overwrite: bool,
-    inputs: tuple[Path, ...] = (),
+    source: Checkpoint | None,
     progress: Progress = SILENT,
 ) -> None:
     """Refuse what ``check_output`` refuses, and try what only the end of a run needs.
 
-    For commands that work before they enter ``output_directory``. Nothing stays.
+    For commands that work before they enter ``output_directory``. Nothing stays. ``progress``
+    learns of what an earlier run left.
 
     Raises:
         OutputError: see ``output_directory``.
     """
-    check_output(output_dir, overwrite=overwrite, inputs=inputs, progress=progress)
+    check_output(output_dir, overwrite=overwrite, source=source, progress=progress)
     target, partial = real_path(output_dir), partial_path(output_dir)
-    was_there = os.path.lexists(partial)
+    was_there, was_cut_short = os.path.lexists(partial), is_regular(partial / MARKER)
     lock = claim(partial)
     try:
-        _recover_replaced(target, ignore)
+        notes = _settle_replaced(target, was_cut_short=was_cut_short)
+        with _beginning_with(notes):
+            check_output(output_dir, overwrite=overwrite, source=source)
+        for note in notes:
+            progress.say(note)
         try_renames(output_dir, target)
     finally:
         let_go(partial, lock, is_kept=was_there)
@@ -57,7 +73,7 @@ def output_directory(
     output_dir: Path,
     *,
     overwrite: bool = False,
-    inputs: tuple[Path, ...] = (),
+    source: Checkpoint | None,
     keeps: Callable[[], bool] | None = None,
     say: Say = ignore,
 ) -> Iterator[Path]:
@@ -69,7 +85,7 @@ def output_directory(
     Args:
         output_dir: the directory to write.
         overwrite: see ``check_output``.
-        inputs: see ``check_output``.
+        source: see ``check_output``.
         keeps: for runs that can be resumed. Asked after an error whether the partial directory
             holds work to be kept. With it, what an earlier run left is the block's to clear.
         say: receives a note for each thing that the file system cannot do.
@@ -78,20 +94,24 @@ def output_directory(
         OutputError: the output may not be written, the disk is full, or another run is writing it.
             Or it is finished and cannot be renamed, which the message says: nothing is lost then.
     """
-    check_output(output_dir, overwrite=overwrite, inputs=inputs)
+    check_output(output_dir, overwrite=overwrite, source=source)
     target, partial = real_path(output_dir), partial_path(output_dir)
     if keeps is None and not overwrite:
         refuse_kept(partial)
+    was_cut_short = is_regular(partial / MARKER)
     lock, finished = claim(partial, say), False
     try:
-        _recover_replaced(target, say)
+        notes = _settle_replaced(target, was_cut_short=was_cut_short)
         # An older output may stand there again, or something else have come to, at both times.
-        check_output(output_dir, overwrite=overwrite, inputs=inputs)
+        with _beginning_with(notes):
+            check_output(output_dir, overwrite=overwrite, source=source)
+        for note in notes:
+            say(note)
         try_renames(output_dir, target)
         if keeps is None:
             clear_partial(partial)
         yield partial
-        check_output(output_dir, overwrite=overwrite, inputs=inputs)
+        check_output(output_dir, overwrite=overwrite, source=source)
         sync_directory(partial)
         try:
             _put_in_place(partial, target)
@@ -145,7 +165,7 @@ def _unnamed(output_dir: Path, partial: Path, err: OSError, *, is_ours_alone: bo
     )
 
 
-def remove_leftovers(output_dir: Path, say: Say = ignore) -> None:
+def remove_leftovers(output_dir: Path, say: Say) -> None:
     """Remove what a run has still to remove after its last rename: its own files, an older output.
 
     Needs no lock: once the new output stands, nobody has another use for these. ``say`` receives
@@ -162,10 +182,15 @@ def remove_leftovers(output_dir: Path, say: Say = ignore) -> None:
         except OSError as err:
             problems = [str(err)]
         if problems:
-            say(
-                f"{aside} holds what stays of an older output ({name_some(problems, 3)}). Move "
-                "away what is yours, then remove it."
-            )
+            say(_keep(aside, target, f" ({name_some(problems, 3)})"))
+
+
+def _keep(aside: Path, target: Path, why: str = "") -> str:
+    """Give what stays of an older output a name that no run looks for; return the note on it."""
+    return (
+        f"{keep_aside(aside, target)} holds what stays of an older output{why}. Move away what is "
+        "yours, then remove it."
+    )
 
 
 def _remove_run_files(directory: Path) -> None:
@@ -176,19 +201,46 @@ def _remove_run_files(directory: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _recover_replaced(target: Path, say: Say) -> None:
+def _settle_replaced(target: Path, *, was_cut_short: bool) -> list[str]:
     """Finish what a run killed while replacing an older output left; needs the lock.
 
     Killed between the two renames, the older output has no name of its own: it gets its name back.
-    Killed after them, it is removed. What stayed of one that was removed in part gets none.
+    Killed after them, it is removed. Where no output stands for another reason, the user has
+    deleted it: then an older one is not to come back, and is kept under another name.
+
+    Args:
+        target: the real path of the output.
+        was_cut_short: whether a partial directory was left, as by a run killed between the renames.
+
+    Returns:
+        a note for each older output that is there yet.
+
+    Raises:
+        OutputError: the file system does not let one have its name back; says how to give it.
     """
+    notes = list[str]()
     clear_trials(target)
     for aside in find_replaced(target):
-        if not os.path.lexists(target) and is_whole(aside):
-            aside.rename(target)
+        if was_cut_short and not os.path.lexists(target) and is_whole(aside):
+            give_name_back(aside, target)
             sync_directory(target.parent)
+            notes.append(
+                f"{target} has its name back: a run that was to replace it was killed before its "
+                "end."
+            )
     if target.exists():
-        remove_leftovers(target, say)
+        remove_leftovers(target, notes.append)
+        return notes
+    return notes + [_keep(aside, target) for aside in find_replaced(target)]
+
+
+@contextmanager
+def _beginning_with(notes: Sequence[str]) -> Iterator[None]:
+    """Let a refusal begin with notes, which nobody would see otherwise."""
+    try:
+        yield
+    except OutputError as err:
+        raise OutputError(" ".join((*notes, str(err)))) from err
 
 
 def _put_in_place(partial: Path, target: Path) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
 from vacc_deploy.errors import OutputError, list_problems
 from vacc_deploy.outputs.file_system import check_name
 from vacc_deploy.outputs.partial import partial_path
 from vacc_deploy.outputs.proof import prove
-from vacc_deploy.outputs.text_file import check_parent, unwritable
+from vacc_deploy.outputs.text_file import check_parent, refuse_link, unwritable
 from vacc_deploy.outputs.trial import check_place
 from vacc_deploy.permissions import real_path
 from vacc_deploy.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from vacc_deploy.checkpoint.reader import Checkpoint
 
 # Of the names that an output has while it is written or replaced: .NAME.replaced-<process>.
 _ADDED_BYTES = 24
@@ -23,7 +27,7 @@ def check_output(
     output_dir: Path,
     *,
     overwrite: bool,
-    inputs: tuple[Path, ...] = (),
+    source: Checkpoint | None,
     dry_run: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[str, ...]:
@@ -32,7 +36,8 @@ def check_output(
     Args:
         output_dir: the directory to write.
         overwrite: accept an output of an earlier run, if all in it is proven to be unchanged.
-        inputs: directories and files that must stay as they are.
+        source: what the command reads, which must stay as it is, also where its files are links;
+            None for a command that reads no checkpoint.
         dry_run: accept an output that exists, since nothing will be written.
         progress: learns of the files of an older output that are read.
 
@@ -43,15 +48,15 @@ def check_output(
     """
     check_name(output_dir.absolute(), _ADDED_BYTES)
     target, partial = real_path(output_dir), partial_path(output_dir)
-    for source in inputs:
-        if real_path(source) == target or target in real_path(source).parents:
+    for kept in source.input_paths() if source else ():
+        if real_path(kept) == target or target in real_path(kept).parents:
             raise OutputError(
-                f"The output {output_dir} is the input {source} or contains it. Choose another "
+                f"The output {output_dir} is the input {kept} or contains it. Choose another "
                 "--output."
             )
-        if real_path(source) in target.parents:
+        if real_path(kept) in target.parents:
             raise OutputError(
-                f"The output {output_dir} lies inside the input {source}, which is never changed. "
+                f"The output {output_dir} lies inside the input {kept}, which is never changed. "
                 "Choose another --output."
             )
     if target == Path.cwd() or target in Path.cwd().parents:
@@ -61,11 +66,7 @@ def check_output(
         )
     parent = target.parent
     check_parent(parent)
-    if output_dir.is_symlink():
-        raise OutputError(
-            f"{output_dir} is a link to {os.readlink(output_dir)}, and an output never replaces a "
-            "link. Remove it, or choose another --output."
-        )
+    refuse_link(output_dir)
     if output_dir.exists() and not output_dir.is_dir():
         raise OutputError(f"{output_dir} exists and is not a directory. Choose another --output.")
     check_place(output_dir, target, partial)

@@ -27,7 +27,12 @@ from vacc_deploy.outputs.run_files import is_run_file
 from vacc_deploy.outputs.seal import has_seal, is_canonical, is_sealed_json
 from vacc_deploy.progress import SILENT, Progress
 
-COMMANDS = ("prepare", "quantize", "export-onnx", "demo")  # that write a manifest
+REPLACED_COMMANDS = (
+    "prepare",
+    "quantize",
+    "export-onnx",
+    "demo",
+)  # whose outputs --overwrite may replace
 _CHANGED = "changed since it was written"
 _UNLISTED = f"not listed in {MANIFEST_NAME}"
 # A file system may give two writes of one moment the same time.
@@ -38,8 +43,8 @@ _HASHES: dict[State, str] = {}
 
 
 @dataclass(frozen=True)
-class _Listed:
-    """A file of an output that its manifest lists.
+class _Candidate:
+    """A file that may go, if its entry in the manifest proves it.
 
     Attributes:
         name: from the output on.
@@ -74,10 +79,10 @@ def prove(directory: Path, progress: Progress = SILENT) -> Proof:
         directory: with a manifest, or empty.
         progress: learns of every file that is read.
     """
-    proof, listed = Proof(), list[_Listed]()
+    proof, listed = Proof(), list[_Candidate]()
     _list_directory(directory, "", proof, listed)
     names = Counter(state_of(file.path)[:2] for file in listed)
-    total = sum(map(_bytes_to_read, listed))
+    total = sum(map(_hashed_bytes, listed))
     if total:
         progress.start("Checking the older output", total, "bytes")
     for file in listed:
@@ -87,7 +92,7 @@ def prove(directory: Path, progress: Progress = SILENT) -> Proof:
             proof.problems.append(f"{file.name}: {reason}")
         else:
             proof.states.setdefault(file.path, state)
-        if size := _bytes_to_read(file):
+        if size := _hashed_bytes(file):
             progress.advance(size, file.name)
     if total:
         progress.finish()
@@ -129,7 +134,7 @@ def remove_proven(directory: Path) -> list[str]:
     return proof.problems
 
 
-def _list_directory(directory: Path, below: str, proof: Proof, listed: list[_Listed]) -> None:
+def _list_directory(directory: Path, below: str, proof: Proof, listed: list[_Candidate]) -> None:
     """Sort what lies in a directory: listed with an entry, our own, or a problem.
 
     Names come from the directory only, so a manifest leads to no other place.
@@ -139,9 +144,8 @@ def _list_directory(directory: Path, below: str, proof: Proof, listed: list[_Lis
     manifest, reason = _read_manifest(directory)
     if reason:
         others = sorted(path.name for path in directory.iterdir() if path.name != MANIFEST_NAME)
-        proof.problems.append(
-            f"{below}{MANIFEST_NAME}: {reason}, so it proves nothing of: {name_some(others)}"
-        )
+        what = f"proves nothing of: {name_some(others)}" if others else "does not prove itself"
+        proof.problems.append(f"{below}{MANIFEST_NAME}: {reason}, so it {what}")
         return
     entries, timing = manifest.get("files", {}), f"{manifest.get('command')}_timing.json"
     for path in sorted(directory.iterdir()):
@@ -150,7 +154,7 @@ def _list_directory(directory: Path, below: str, proof: Proof, listed: list[_Lis
         if stat.S_ISDIR(mode) and not below and f"{path.name}/{MANIFEST_NAME}" in entries:
             inner, entry = path / MANIFEST_NAME, entries[f"{path.name}/{MANIFEST_NAME}"]
             if os.path.lexists(inner):
-                listed.append(_Listed(inner, f"{name}/{MANIFEST_NAME}", entry))
+                listed.append(_Candidate(inner, f"{name}/{MANIFEST_NAME}", entry))
             _list_directory(path, f"{name}/", proof, listed)
             proof.directories.append(path)
         elif stat.S_ISDIR(mode):
@@ -163,7 +167,7 @@ def _list_directory(directory: Path, below: str, proof: Proof, listed: list[_Lis
             proof.states[path] = state_of(path)
             proof.problems += [] if _is_sealed(path) else [f"{name}: {_CHANGED}"]
         elif path.name in entries:
-            listed.append(_Listed(path, name, entries[path.name]))
+            listed.append(_Candidate(path, name, entries[path.name]))
         else:
             proof.problems.append(f"{name}: {_UNLISTED}")
 
@@ -212,7 +216,7 @@ def _is_ours(manifest: dict[str, Any]) -> bool:
         isinstance(tool, dict)
         and tool.get("name") == "vacc-deploy"
         and (type(version), version) == (int, FORMAT_VERSION)
-        and manifest.get("command") in COMMANDS
+        and manifest.get("command") in REPLACED_COMMANDS
         and isinstance(manifest.get("files"), dict)
     )
 
@@ -233,13 +237,13 @@ def _is_linked(entry: Any) -> bool:
     return isinstance(entry, dict) and "sha256" not in entry and "header_sha256" in entry
 
 
-def _bytes_to_read(file: _Listed) -> int:
+def _hashed_bytes(file: _Candidate) -> int:
     state = file.path.lstat()
     is_read = stat.S_ISREG(state.st_mode) and not _is_linked(file.entry)
     return state.st_size if is_read else 0
 
 
-def _doubt(file: _Listed, names: Counter[tuple[int, int]]) -> str:
+def _doubt(file: _Candidate, names: Counter[tuple[int, int]]) -> str:
     """Return why a listed file may not be deleted, or an empty text.
 
     ``names``: how many names within the output each file has.

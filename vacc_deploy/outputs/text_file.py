@@ -38,25 +38,16 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str, say: Say 
         path: the file; its directory exists.
         text: its content.
         overwrite: an older file of ours may be replaced, if nobody has changed it.
-        head: how a file of ours begins, which then ends with a seal; with "" every file is ours.
+        head: how a file of ours begins, which then ends with a seal; with "" every file is ours. Of
+            a JSON file nothing but its text is a proof.
         say: receives what the file system could not do as usual.
 
     Raises:
         OutputError: what exists may not be replaced, or the directory is missing or closed to us.
     """
     check_parent(path.parent)
-    check_name(path, _ADDED_BYTES)
     before = _state_of(path)
-    if os.path.lexists(path):
-        if not path.is_file():
-            raise OutputError(f"{path} exists and is not a file. Choose another --output.")
-        if not overwrite:
-            raise OutputError(f"{path} exists already. Add --overwrite to replace it.")
-        if reason := find_doubt(path, text, head):
-            raise OutputError(
-                f"{path} {reason}, so --overwrite will not replace it. Remove it yourself, or "
-                "choose another --output."
-            )
+    check_text(path, text, overwrite=overwrite, head=head)
     remove_abandoned(path)
     # Beside the target: a rename is atomic within one file system only.
     tag = f"{host_tag()}{secrets.token_hex(4)}"
@@ -83,13 +74,44 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str, say: Say 
         say(describe_unsynced(path, reason))
 
 
-def find_doubt(path: Path, text: str, head: str) -> str:
-    """Return why a file may not be replaced by ``text``, a clause; nothing where it may.
+def check_text(path: Path, text: str, *, overwrite: bool, head: str) -> None:
+    """Refuse what ``replace_text`` refuses; its directory may be one that is yet to be made.
 
     Args:
-        path: an existing file.
-        text: what is to be written; a file that holds it already loses nothing.
-        head: see ``replace_text``.
+        path, text, overwrite, head: see ``replace_text``.
+
+    Raises:
+        OutputError: what exists may not be replaced, or stands in place of a directory.
+    """
+    check_parent(next(place for place in path.absolute().parents if os.path.lexists(place)))
+    check_name(path, _ADDED_BYTES)
+    refuse_link(path)
+    if not os.path.lexists(path):
+        return
+    if not path.is_file():
+        raise OutputError(f"{path} exists and is not a file. Choose another --output.")
+    if not overwrite:
+        raise OutputError(f"{path} exists already. Add --overwrite to replace it.")
+    if reason := _find_doubt(path, text, head):
+        raise OutputError(
+            f"{path} {reason}, so --overwrite will not replace it. Remove it yourself, or choose "
+            "another --output."
+        )
+
+
+def refuse_link(path: Path) -> None:
+    """Refuse an output in place of a link, wherever that leads."""
+    if path.is_symlink():
+        raise OutputError(
+            f"{path} is a link to {os.readlink(path)}, and an output never replaces a link. Remove "
+            "it, or choose another --output."
+        )
+
+
+def _find_doubt(path: Path, text: str, head: str) -> str:
+    """Return why a file may not be replaced by ``text``, a clause; nothing where it may.
+
+    A file that holds the text already loses nothing.
     """
     if not head:
         return ""
@@ -97,6 +119,8 @@ def find_doubt(path: Path, text: str, head: str) -> str:
         data = file.read(SEALED_TEXT_BYTES + 1)
     if data == text.encode(errors="backslashreplace"):
         return ""
+    if path.suffix == ".json":  # which has no comments for a seal
+        return "is not what would be written"
     if not data.startswith(head.encode()):
         return "was not written by vacc-deploy"
     if len(data) > SEALED_TEXT_BYTES or not is_sealed_text(data):
@@ -132,7 +156,7 @@ def _rename(partial: Path, path: Path, text: str, say: Say) -> None:
 
 def check_parent(parent: Path) -> None:
     """Refuse an output whose parent is missing or no directory."""
-    if parent.exists() and not parent.is_dir():
+    if os.path.lexists(parent) and not parent.is_dir():
         raise OutputError(f"{parent} is not a directory. Choose another --output.")
     if not parent.is_dir():
         raise OutputError(f"{parent} does not exist. Create it, or choose another --output.")

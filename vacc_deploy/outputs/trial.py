@@ -21,9 +21,12 @@ from vacc_deploy.errors import OutputError
 from vacc_deploy.outputs.file_system import FULL
 from vacc_deploy.outputs.text_file import unwritable
 from vacc_deploy.permissions import is_denied
+from vacc_deploy.stamps import read_mounts
 
 # An older output has such a name from the rename that makes place for the new one on.
 _ASIDE = "replaced-"
+# And such a one when it was told to the user, whose it is from then on.
+_KEPT = "kept-"
 # As long as the name of an older output, so that a trial of it is a trial of both.
 _TRIALS = ("trial-00-", "trial-01-")
 # FS_IOC_GETFLAGS of <linux/fs.h>, where a long has 8 bytes; of the flags, what chattr sets.
@@ -33,8 +36,24 @@ _FLAGS = {0x10: "i", 0x20: "a"}
 
 def aside_path(target: Path) -> Path:
     """Return the name that an older output at ``target`` gets while it is replaced."""
+    return _free_path(target, _ASIDE, os.getpid())
+
+
+def keep_aside(aside: Path, target: Path) -> Path:
+    """Rename an older output of which something stays, so that no run takes it for its own.
+
+    Returns where it lies, which is ``aside`` where the file system does not let it be renamed.
+    """
+    kept = _free_path(target, _KEPT, int(aside.name.rpartition("-")[2]))
+    try:
+        return aside.rename(kept)
+    except OSError:
+        return aside
+
+
+def _free_path(target: Path, kind: str, first: int) -> Path:
     # In a container every process may have the same number, and what a user has left there stays.
-    names = (f".{target.name}.{_ASIDE}{number}" for number in count(os.getpid()))
+    names = (f".{target.name}.{kind}{number}" for number in count(first))
     return next(p for p in map(target.with_name, names) if not os.path.lexists(p))
 
 
@@ -68,7 +87,7 @@ def check_place(output_dir: Path, target: Path, partial: Path) -> None:
         OutputError: says what stands in the way.
     """
     parent = target.parent
-    for mount in mount_points():
+    for mount in (Path(place) for place, _ in read_mounts()):
         if mount in (target, partial):
             raise _is_mount(output_dir, mount, is_target=mount == target)
         if target in mount.parents or partial in mount.parents:
@@ -106,26 +125,6 @@ def _is_mount(output_dir: Path, mount: Path, *, is_target: bool) -> OutputError:
         f"{output_dir} is a mount point, so the finished output cannot take its place. Choose "
         f"a directory in it, for example --output {shlex.quote(str(output_dir / 'model'))}."
     )
-
-
-def mount_points() -> list[Path]:
-    """Return where something is mounted, also a directory of the same file system."""
-    try:
-        with open("/proc/self/mountinfo", "rb") as file:
-            lines = file.read().splitlines()
-    except OSError:
-        return []
-    # The fifth word is the place; a space in it stands there as \040.
-    words = [line.split(b" ") for line in lines]
-    return [
-        Path(os.fsdecode(re.sub(rb"\\([0-3][0-7]{2})", _unescape, word[4])))
-        for word in words
-        if len(word) > 4
-    ]
-
-
-def _unescape(match: re.Match[bytes]) -> bytes:
-    return bytes([int(match[1], 8)])
 
 
 def _is_kept_by_sticky_bit(path: Path) -> bool:
@@ -200,10 +199,10 @@ def _try_to_replace(output_dir: Path, target: Path) -> None:
         try:
             _give_name_back(aside, target)
         except KeyboardInterrupt:  # only the first signal counts
-            _give_name_back_at_last(aside, target)
+            give_name_back(aside, target)
             raise
         except OSError:  # perhaps a moment's fault
-            _give_name_back_at_last(aside, target)
+            give_name_back(aside, target)
 
 
 def _give_name_back(aside: Path, target: Path) -> None:
@@ -211,14 +210,19 @@ def _give_name_back(aside: Path, target: Path) -> None:
         aside.rename(target)
 
 
-def _give_name_back_at_last(aside: Path, target: Path) -> None:
+def give_name_back(aside: Path, target: Path) -> None:
+    """Rename an older output to its own name, where nothing stands by now.
+
+    Raises:
+        OutputError: the file system refuses; says how to do it.
+    """
     try:
         _give_name_back(aside, target)
     except OSError as err:
         way = shlex.join(["mv", str(aside), str(target)])
         raise OutputError(
-            f"{target} was renamed to {aside} as a trial, and the file system does not let it have "
-            f"its name back ({err.strerror or err}). Nothing of it is lost. Rename it:\n  {way}"
+            f"{target} was renamed to {aside}, and the file system does not let it have its "
+            f"name back ({err.strerror or err}). Nothing of it is lost. Rename it:\n  {way}"
         ) from err
 
 

@@ -104,7 +104,7 @@ def plan_run(
         standing = look_at(output_dir, options.formats)
         asked = {"resume": resume, "overwrite": overwrite, "dry_run": dry_run}
         notes = _say_notes(checkpoint, progress, is_default=output is None)
-        notes += check_place(standing, output_dir, checkpoint.input_paths(), progress, **asked)
+        notes += check_place(standing, output_dir, checkpoint, progress, **asked)
         # A finished output needs no weights. Else what is copied, and some of each linear, is read.
         if not (resume and isinstance(standing, Finished)):
             remarks = check_weights(checkpoint, progress, whole=False)
@@ -145,6 +145,7 @@ def check_before_download(
     output: Path | None,
     overwrite: bool,
     resume: bool,
+    progress: Progress = SILENT,
     ranks: Ranks = ALONE,
 ) -> None:
     """Refuse what can be refused before anything of the model ``name`` is downloaded.
@@ -160,7 +161,7 @@ def check_before_download(
     output_dir = output or default_output(Path(_output_name(name, options.formats)))
     standing = look_at(output_dir, options.formats)
     asked = {"resume": resume, "overwrite": overwrite, "dry_run": False}
-    check_place(standing, output_dir, (), SILENT, **asked)
+    check_place(standing, output_dir, None, progress, **asked)
 
 
 def check_before_weights(repository: str, config: ModelConfig, options: QuantizeOptions) -> None:
@@ -201,7 +202,7 @@ def _say_notes(checkpoint: Checkpoint, progress: Progress, *, is_default: bool) 
 def check_place(
     standing: Standing,
     output_dir: Path,
-    inputs: tuple[Path, ...],
+    source: Checkpoint | None,
     progress: Progress,
     *,
     resume: bool,
@@ -222,7 +223,7 @@ def check_place(
     if resume and isinstance(standing, Finished):  # nothing will be written
         return ()
     may_replace = overwrite or (resume and isinstance(standing, Run) and standing.overwrite)
-    rules: dict[str, Any] = {"overwrite": may_replace, "inputs": inputs, "progress": progress}
+    rules: dict[str, Any] = {"overwrite": may_replace, "source": source, "progress": progress}
     if dry_run:
         return check_output(output_dir, dry_run=True, **rules)
     try_output(output_dir, **rules)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from vacc_deploy.bounds import HEADER_NUMBER, TENSOR_NAME
+from vacc_deploy.bounds import HEADER_NUMBER, RECORD_NUMBER, TENSOR_NAME
 from vacc_deploy.solver.records import LinearRecord
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -50,7 +50,7 @@ def read_number(value: Any) -> float:
     Raises:
         ValueError: it is none.
     """
-    if type(value) not in (int, float) or not 0 <= value <= HEADER_NUMBER:
+    if type(value) not in (int, float) or not 0 <= value <= RECORD_NUMBER:
         raise ValueError(f"a number is {value!r:.40}")
     return float(value)
 
@@ -89,7 +89,7 @@ def read_linear(value: Any) -> LinearRecord:
         if not is_missing and value[key] != math.inf:
             read_number(value[key])
     for key in _COUNTS:
-        if type(value[key]) is not int or not 0 <= value[key] <= HEADER_NUMBER:
+        if type(value[key]) is not int or not 0 <= value[key] <= RECORD_NUMBER:
             raise ValueError(f"{key} of {name!r:.80} is {value[key]!r:.40}")
     return LinearRecord(**value)
 

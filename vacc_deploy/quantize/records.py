@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from vacc_deploy.bounds import HEADER_NUMBER, RUN_LAYERS, RUN_RECORD_BYTES
+from vacc_deploy.bounds import NUM_LAYERS, RECORD_NUMBER, RUN_RECORD_BYTES
 from vacc_deploy.checkpoint.header import read_header
 from vacc_deploy.checkpoint.stored import read_tensor
 from vacc_deploy.errors import CheckpointError, OutputError
@@ -196,9 +196,9 @@ def _parse_run(partial: Path, formats: tuple[str, ...], values: Any) -> Run:
     identity = read_identity(identity)
     if type(num_layers) is not int or type(resumes) is not int:
         raise ValueError("it lacks the number of layers or of resumes")
-    if not 0 < num_layers <= RUN_LAYERS or not 0 <= resumes <= HEADER_NUMBER:
+    if not 0 < num_layers <= NUM_LAYERS or not 0 <= resumes <= RECORD_NUMBER:
         raise ValueError(
-            f"{num_layers!r:.40} layers and {resumes!r:.40} resumes, expected at most {RUN_LAYERS}"
+            f"{num_layers!r:.40} layers and {resumes!r:.40} resumes, expected at most {NUM_LAYERS}"
         )
     # Earlier versions did not say.
     overwrite = values.get("overwrite") is True

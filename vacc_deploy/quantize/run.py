@@ -82,9 +82,10 @@ def quantize(
         ranks=ranks,
     )
     if planned.result.already_finished:
+        notes = list(planned.result.notes)
         if not dry_run and ranks.rank == 0:
-            remove_leftovers(planned.result.output_dir)
-        return planned.result
+            remove_leftovers(planned.result.output_dir, notes.append)
+        return replace(planned.result, notes=tuple(notes))
     if dry_run:
         return forecast(planned, progress) if ranks.rank == 0 else planned.result
     return execute(planned, progress, kept or KeptLayers(), ranks)
@@ -123,9 +124,13 @@ def execute(
         # Until the run has begun, what an earlier one left is untouched.
         return run.finished > 0 if has_begun else isinstance(planned.standing, (Run, Foreign))
 
-    inputs, notes = checkpoint.input_paths(), list(result.notes)
+    notes = list(result.notes)
     output = output_directory(
-        result.output_dir, overwrite=run.overwrite, inputs=inputs, keeps=keeps, say=notes.append
+        result.output_dir,
+        overwrite=run.overwrite,
+        source=checkpoint,
+        keeps=keeps,
+        say=notes.append,
     )
     with output, unchanged(checkpoint):
         # What was changed during the planning is told now and not after hours.

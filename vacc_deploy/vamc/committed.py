@@ -12,7 +12,7 @@ from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.catalog import MODELS, plain_sizes
 from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, needs_vacc_config, vacc_config
-from vacc_deploy.outputs.text_file import find_doubt, replace_text
+from vacc_deploy.outputs.text_file import check_text, replace_text
 from vacc_deploy.vamc.compile_file import FILE_HEAD, LARGE_MODEL_PARAMETERS, make_compile_file
 from vacc_deploy.vamc.options import DTYPES, CompileOptions
 from vacc_deploy.vamc.target import catalog_target
@@ -75,16 +75,16 @@ def write_all(output_dir: Path, *, build_in: Path | None = None) -> WrittenFiles
         build_in: receives one folder with ``config_vacc.json`` per model that needs it.
 
     Raises:
-        OutputError: a file of such a name was not written by this tool, or was edited; then none
-            is written.
+        OutputError: something of such a name was not written by this tool, was edited, or is no
+            file; then none is written.
     """
     texts = {output_dir / name: text for name, text in committed_files().items()}
     if build_in is not None:
         texts |= {build_in / name: text for name, text in committed_configs().items()}
-    if doubts := list(_find_doubts(texts)):
+    if problems := list(_find_problems(texts)):
         raise OutputError(
-            f"Files stand in the way that are not replaced:\n{list_problems(doubts)}\nRemove them "
-            "yourself, or choose another --output."
+            f"Files stand in the way that are not replaced:\n{list_problems(problems)}\nNothing "
+            "was written."
         )
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,12 +92,10 @@ def write_all(output_dir: Path, *, build_in: Path | None = None) -> WrittenFiles
     return WrittenFiles(tuple(texts))
 
 
-def _find_doubts(texts: dict[Path, str]) -> Iterator[str]:
-    """Yield a line for each file that is not an unchanged one of ours.
-
-    JSON has no comments for a seal, so of a ``config_vacc.json`` nothing but its text is a proof.
-    """
+def _find_problems(texts: dict[Path, str]) -> Iterator[str]:
+    """Yield the error of each file that would be refused."""
     for path, text in texts.items():
-        if path.is_file() and (reason := find_doubt(path, text, FILE_HEAD)):
-            is_json = path.name == VACC_CONFIG_NAME
-            yield f"{path} {'is not what would be written' if is_json else reason}"
+        try:
+            check_text(path, text, overwrite=True, head=FILE_HEAD)
+        except OutputError as err:
+            yield str(err)
