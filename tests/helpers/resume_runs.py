@@ -17,7 +17,7 @@ from doubles import StopAfter
 from vacc_deploy.outputs import output as output_module
 from vacc_deploy.outputs import text_file
 from vacc_deploy.quantize import finish, records, run, shards
-from vacc_deploy.quantize import plan as plan_module
+from vacc_deploy.quantize import rows as rows_module
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.records import RUN_NAME, record_name
 from vacc_deploy.quantize.result import TIMING_NAME
@@ -164,7 +164,7 @@ def before_rename_to(name):
 
 
 POINTS = {
-    "before anything": at_call(plan_module, "read_calibration_rows"),
+    "before anything": at_call(rows_module, "read_calibration_rows"),
     "directory made, not yet claimed": at_call(output_module.os, "open"),
     "claimed, no file of the run": at_call(run, "begin_run"),
     "file of the run written, not yet in place": before_rename_to(RUN_NAME),

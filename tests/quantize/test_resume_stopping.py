@@ -19,7 +19,7 @@ from texts import read_json
 from vacc_deploy.cli.resuming import overwrite_command, resume_command
 from vacc_deploy.errors import OutputError, QuantizationError
 from vacc_deploy.progress import KeptLayers
-from vacc_deploy.quantize import forecast, plan, records, row_buffers, shards
+from vacc_deploy.quantize import forecast, plan, records, row_buffers, rows, shards
 from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.quantize.records import RUN_NAME, read_run, record_name
 from vacc_deploy.quantize.result import TIMING_NAME
@@ -105,7 +105,7 @@ def test_an_interruption_while_text_is_read_says_what_an_earlier_run_left(
     def press(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(plan, "read_calibration_rows", press)
+    monkeypatch.setattr(rows, "read_calibration_rows", press)
     kept = KeptLayers()
     with pytest.raises(KeyboardInterrupt):
         quantize(model, options=gptq, output=output, resume=True, kept=kept)

@@ -40,7 +40,7 @@ from vacc_deploy.models.config import LAYER_LINEARS, LM_HEAD, linear_name
 from vacc_deploy.models.directory_config import INT8_GUARD
 from vacc_deploy.prepare import prepare
 from vacc_deploy.progress import SILENT, KeptLayers
-from vacc_deploy.quantize import plan as plan_module
+from vacc_deploy.quantize import rows as rows_module
 from vacc_deploy.quantize import run as run_module
 from vacc_deploy.quantize import shards
 from vacc_deploy.quantize.compute import Compute
@@ -278,7 +278,7 @@ REFUSED_OPTIONS = [
 
 def test_quantize_options_are_checked_before_text_is_read(tmp_path, text, monkeypatch):
     source = make_source(tmp_path / "model")
-    monkeypatch.setattr(plan_module, "read_calibration_rows", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr(rows_module, "read_calibration_rows", lambda *_, **__: pytest.fail("read"))
     for changes, expected in REFUSED_OPTIONS:
         options = replace(gptq_options(text), **changes)
         assert fails(UsageError, source, options) == expected

@@ -33,6 +33,7 @@ from vacc_deploy.quantize.options import FAST, OWN, QuantizeOptions
 from vacc_deploy.quantize.ranks import ALONE, Ranks, check_rows, check_same
 from vacc_deploy.quantize.records import Run
 from vacc_deploy.quantize.result import QuantizeResult
+from vacc_deploy.quantize.rows import share_rows
 from vacc_deploy.quantize.standing import (
     Finished,
     Foreign,
@@ -45,10 +46,9 @@ from vacc_deploy.quantize.standing import (
 from vacc_deploy.quantize.warm_up import warming_up
 from vacc_deploy.reference.decoder import check_sequence_length
 from vacc_deploy.solver import RTN
-from vacc_deploy.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from vacc_deploy.calibration.rows import CalibrationRows
+    pass
 
 
 RESUME_OR_OVERWRITE = (
@@ -114,7 +114,7 @@ def plan_run(
         kept.follow(lambda: left.finished, left.num_layers, has_begun=False)
     check_same(checkpoint, options, compute, ranks)
     with warming_up(compute):
-        rows = _share_rows(checkpoint, options, progress, ranks, dry_run=dry_run)
+        rows = share_rows(checkpoint, options, progress, ranks, dry_run=dry_run)
     check_rows(rows, ranks)
     plan = Plan(checkpoint, options, rows, compute, output_bytes(checkpoint, options.formats))
     result = _planned_result(plan, output_dir, notes, remarks)
@@ -295,61 +295,3 @@ def _default_output(checkpoint_dir: Path, formats: tuple[str, ...]) -> Path:
 
 def _output_name(name: str, formats: tuple[str, ...]) -> str:
     return f"{name}-{LAYOUTS[formats[0]].ending if len(formats) == 1 else 'quantized'}"
-
-
-def _share_rows(
-    checkpoint: Checkpoint,
-    options: QuantizeOptions,
-    progress: Progress,
-    ranks: Ranks,
-    *,
-    dry_run: bool,
-) -> CalibrationRows | None:
-    """Return the rows on every rank; rank 0 alone reads text, and rounding needs none."""
-    rows = None
-    if ranks.rank == 0 and options.method != RTN:
-        rows = read_calibration_rows(checkpoint, options, progress, dry_run=dry_run)
-    return ranks.share(rows)
-
-
-def read_calibration_rows(
-    checkpoint: Checkpoint, options: QuantizeOptions, progress: Progress, *, dry_run: bool
-) -> CalibrationRows:
-    """Return the rows to calibrate on; a dry run writes no own answers."""
-    from vacc_deploy.calibration.rows import build_rows
-
-    check_sequence_length(checkpoint.config, options.sequence_length)
-    tokenizer = Tokenizer.from_dir(checkpoint.directory)
-    writer = None
-    if options.answers == OWN and dry_run:
-        progress.warn(
-            "A dry run writes no answers: the plan counts the data set's own, and no time for "
-            "writing them."
-        )
-    elif options.answers == OWN:
-        from vacc_deploy.calibration.own_answers import OwnAnswers
-
-        writer = OwnAnswers(
-            checkpoint,
-            tokenizer,
-            max_new_tokens=options.max_answer_tokens,
-            seed=options.seed,
-            device=options.device,
-            cache_dir=options.answers_cache,
-            progress=progress,
-        )
-    try:
-        return build_rows(
-            options.sources,
-            tokenizer,
-            num_samples=options.num_samples,
-            sequence_length=options.sequence_length,
-            seed=options.seed,
-            vocab_size=checkpoint.config.vocab_size,
-            evaluation_share=options.evaluation_share,
-            writer=writer,
-            progress=progress,
-        )
-    finally:
-        if writer is not None:
-            writer.release()
