@@ -11,7 +11,7 @@ from vacc_deploy.cli import cli
     ("arguments", "message"),
     [
         ("prepare MODEL --output LOOP", "is a link to LOOP, and an output never replaces a link"),
-        ("prepare MODEL --output LOOP/x", "LOOP does not exist. Create it"),
+        ("prepare MODEL --output LOOP/x", "LOOP is not a directory. Choose another"),
         ("prepare LOOP --output OUT", "is a link to LOOP, which leads back to itself"),
         ("quantize MODEL --output LOOP", "is a link to LOOP, and an output never replaces a link"),
         ("quantize LOOP --output OUT", "is a link to LOOP, which leads back to itself"),
