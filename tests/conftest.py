@@ -1,12 +1,18 @@
 """No test reads or writes the user's home, and none reaches beyond this machine."""
 
 import shutil
+import signal
 import tempfile
 
 import pytest
 
 
 def pytest_configure(config):
+    # nohup and a shell's background leave signals ignored, which processes started here inherit.
+    for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(signum) is signal.SIG_IGN:
+            usual = signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL
+            signal.signal(signum, usual)
     # Before any test module is imported: huggingface_hub and transformers read these variables at
     # their import, and remote code is cached below HF_HOME.
     config.hf_home = tempfile.mkdtemp(prefix="vacc-deploy-tests-")
