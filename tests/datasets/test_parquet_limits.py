@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from vacc_deploy.children import process as process_module
 from vacc_deploy.datasets import ceval, ceval_tables, parquet
 from vacc_deploy.datasets import parquet_worker as worker
 from vacc_deploy.datasets.explain import explain_no_text
@@ -70,7 +71,7 @@ def started(monkeypatch):
         return processes[-1]
 
     worker.close_idle()
-    monkeypatch.setattr(worker.subprocess, "Popen", note)
+    monkeypatch.setattr(process_module.subprocess, "Popen", note)
     return processes
 
 
@@ -177,13 +178,12 @@ def begin(tmp_path, monkeypatch):
     return path, entries, processes[0]
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="the limits are read from /proc")
 def test_the_process_has_the_limits_and_nothing_of_ours(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/nowhere")
     _, entries, process = begin(tmp_path, monkeypatch)
     with closing(entries):
         folder = Path(f"/proc/{process.pid}")
-        if not folder.exists():
-            pytest.skip("needs /proc")
         limits = (folder / "limits").read_text()
         soft = {line[:26].strip(): line[26:].split()[0] for line in limits.splitlines()[1:]}
         assert soft["Max file size"] == soft["Max core file size"] == "0"
@@ -266,7 +266,7 @@ def test_no_process_outlives_a_killed_parent(tmp_path):
         "import os, sys, time; from vacc_deploy.datasets import parquet, parquet_worker as w\n"
         "rows = parquet.read_rows(parquet.Path(sys.argv[1]), 'text', ('text',)); start = w._begin\n"
         "def begin(*args):\n    found = start(*args)\n"
-        "    print(found[0]._process.pid, flush=True)\n    return found\n"
+        "    print(found[0].pid, flush=True)\n    return found\n"
         "w._begin = begin; next(rows); time.sleep(60)"
     )
     parent = subprocess.Popen(

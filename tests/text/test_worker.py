@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vacc_deploy.children import folder_of
+from vacc_deploy.children import entry as entry_module
+from vacc_deploy.children.process import folder_of
 from vacc_deploy.errors import ProcessError
 from vacc_deploy.text import worker as worker_module
 from vacc_deploy.text.session import Session
@@ -51,7 +52,7 @@ def test_one_process_serves_many_files_and_asks_again_for_one_it_gave_up(worker)
 def test_a_process_that_was_ended_between_requests_is_replaced(worker, signum):
     assert render(worker) == "1"
     os.kill(worker._process.pid, signum)
-    worker._process.wait()
+    os.waitid(os.P_PID, worker._process.pid, os.WEXITED | os.WNOWAIT)
     assert render(worker, x="2") == "2"
 
 
@@ -112,36 +113,32 @@ def is_gone(pid):
     return False
 
 
-def test_a_process_ends_with_the_one_that_started_it():
+@pytest.mark.parametrize(
+    ("template", "then"),
+    [
+        ("x", "request(); os.kill(os.getpid(), 9)"),
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "threading.Timer(0.3, lambda: os.kill(os.getpid(), 9)).start(); request()",
+        ),
+    ],
+    ids=["idle", "at work"],
+)
+def test_a_process_ends_with_the_one_that_started_it(template, then):
     code = (
+        "import os, sys, threading\n"
         "from vacc_deploy.text.session import Session\n"
         "from vacc_deploy.text.worker import Worker\n"
-        "import os\n"
         "w = Worker('template_job.py', ('jinja2', 'markupsafe'))\n"
-        "s = Session(w, b'x', seconds=5, num_bytes=1 << 28)\n"
-        "s.request({'op': 'render'}, b'{}', seconds=1, num_bytes=1 << 28, limit=99)\n"
-        "print(w._process.pid, flush=True)\n"
-        "os.kill(os.getpid(), 9)\n"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert run.returncode == -9
-    assert is_gone(int(run.stdout))
-
-
-def test_a_process_at_work_ends_with_the_one_that_started_it():
-    code = (
-        "from vacc_deploy.text.session import Session\n"
-        "from vacc_deploy.text.worker import Worker\n"
-        "import os, threading\n"
-        "w = Worker('template_job.py', ('jinja2', 'markupsafe'))\n"
-        "s = Session(w, b'{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}'\n"
-        "            b'{% endfor %}', seconds=99, num_bytes=1 << 28)\n"
+        "s = Session(w, sys.argv[1].encode(), seconds=99, num_bytes=1 << 28)\n"
         "s.load()\n"
         "print(w._process.pid, flush=True)\n"
-        "threading.Timer(0.3, lambda: os.kill(os.getpid(), 9)).start()\n"
-        "s.request({'op': 'render'}, b'{}', seconds=1, num_bytes=1 << 28, limit=99)\n"
+        "def request():\n"
+        "    s.request({'op': 'render'}, b'{}', seconds=1, num_bytes=1 << 28, limit=99)\n"
+        f"{then}\n"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code, template]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == -9
     assert is_gone(int(run.stdout))
 
@@ -287,21 +284,22 @@ def test_the_memory_for_a_request_is_not_that_for_its_reply(failing):
 
 
 def test_a_process_without_work_ends_and_gives_its_memory_back():
-    path = Path(worker_module.__file__)
+    entry, child = Path(entry_module.__file__), Path(worker_module.__file__).with_name("child.py")
     code = (
         "import importlib.util, sys\n"
-        "spec = importlib.util.spec_from_file_location('child', sys.argv[1])\n"
-        "child = importlib.util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(child)\n"
-        "assert child.IDLE_SECONDS == 60\n"
-        "child.IDLE_SECONDS = 0.2\n"
+        "spec = importlib.util.spec_from_file_location('entry', sys.argv[1])\n"
+        "entry = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(entry)\n"
         "del sys.argv[1]\n"
-        "child.main()\n"
+        "host = entry.Host()\n"
+        "assert host.idle_seconds == 60\n"
+        "host.idle_seconds = 0.2\n"
+        "entry.main(host)\n"
     )
-    files = str(path.with_name("child.py")), str(path.with_name("template_job.py"))
+    files = map(str, (entry, child, child.with_name("template_job.py")))
     folders = {folder_of(name) for name in ("jinja2", "markupsafe")}
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", code, *files, *folders],
+        [sys.executable, "-I", "-S", "-c", code, *files, "--", *folders],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

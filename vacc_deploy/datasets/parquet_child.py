@@ -1,28 +1,18 @@
-"""The process in which pyarrow reads a stranger's Parquet file: started by ``parquet_worker``.
+"""The program that reads a stranger's Parquet file with pyarrow: run by ``children.entry``.
 
-Run as ``python -I -S parquet_child.py FOLDER...``, with the directories that hold pyarrow. It
-imports nothing of this package. A request is a line of JSON on stdin. The reply is a row of frames
-on stdout, the last one ``e`` or ``f``; a full pipe holds the reading up.
+It imports nothing of this package. A request is a line of JSON on stdin. The reply is a row of
+frames on stdout, the last one ``e`` or ``f``; a full pipe holds the reading up.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import mmap
 import os
-import resource
-import select
 import struct
-import sys
-import time
 from typing import Any
 
-# Without a request for so long the process ends and gives its memory back.
-IDLE_SECONDS = 60.0
 _FRAME = struct.Struct("<cI")
-_OPEN_FILES = 32
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 _BUFFER_BYTES = 1 << 16
 # What earlier files may leave behind before the process ends and another takes its place.
 _KEPT_BYTES = 128 << 20
@@ -32,21 +22,16 @@ _BATCH_ROWS = 8
 STAND_IN = "\0type"
 
 
-def main() -> None:
-    """Serve requests until stdin ends."""
-    # Nothing of what follows writes a file, or leaves an image of memory.
-    _lower(resource.RLIMIT_FSIZE, 0)
-    _lower(resource.RLIMIT_CORE, 0)
-    _lower(resource.RLIMIT_NOFILE, _OPEN_FILES)
-    # Behind the standard library: nothing there can be replaced.
-    sys.path += sys.argv[1:]
+def main(host: Any) -> None:
+    """Serve requests until stdin ends; ``host`` is the one of ``children.entry``."""
     import pyarrow.parquet  # noqa: F401, PLC0415
 
-    before = _mapped()
-    while line := _read_line():
+    host.be_ready()
+    before = host.mapped()
+    while line := _read_line(host):
         out = _Frames()
-        is_last = _serve(out, json.loads(line))
-        if is_last or _mapped() > before + _KEPT_BYTES:
+        is_last = _serve(host, out, json.loads(line))
+        if is_last or host.mapped() > before + _KEPT_BYTES:
             return
 
 
@@ -82,21 +67,18 @@ class _Frames:
         return {STAND_IN: type(value).__name__}
 
 
-def _serve(out: _Frames, request: dict[str, Any]) -> bool:
+def _serve(host: Any, out: _Frames, request: dict[str, Any]) -> bool:
     """Answer one request; return whether the process has to end behind it."""
-    # The kernel ends the process when the time is over; its clock counts whole seconds.
-    _lower(resource.RLIMIT_CPU, int(time.process_time() + request["seconds"]) + 1)
-    _lower(resource.RLIMIT_AS, _mapped() + request["bytes"])
     kind, failed = b"e", ""
-    try:
-        _read_file(out, request)
-    except MemoryError:
-        kind = b"f"
-    except BrokenPipeError:
-        return True
-    except BaseException as err:
-        kind, failed = b"f", (str(err).strip() or type(err).__name__)[:1000]
-    _lower(resource.RLIMIT_AS, None)
+    with host.limited(request["seconds"], request["bytes"]):
+        try:
+            _read_file(out, request)
+        except MemoryError:
+            kind = b"f"
+        except BrokenPipeError:
+            return True
+        except BaseException as err:
+            kind, failed = b"f", (str(err).strip() or type(err).__name__)[:1000]
     is_memory = kind == b"f" and not failed
     told = {"text": failed, "is_short": is_memory and not _can_map(request["bytes"])}
     # Escapes only: an error may quote what is not Unicode.
@@ -150,11 +132,11 @@ def _send_rows(out: _Frames, batch: Any, limit: int) -> None:
             out.add(b"s" if out.has_stand_in else b"r", data)
 
 
-def _read_line() -> bytes:
+def _read_line(host: Any) -> bytes:
     """Return the next request, nothing where stdin ends or none comes for long."""
     line = b""
     while not line.endswith(b"\n"):
-        if not select.select([0], [], [], IDLE_SECONDS)[0]:
+        if not host.has_request():
             return b""
         piece = os.read(0, 1 << 16)
         if not piece:
@@ -170,26 +152,3 @@ def _can_map(num_bytes: int) -> bool:
     except (OSError, ValueError, OverflowError, MemoryError):
         return False
     return True
-
-
-def _lower(kind: int, limit: int | None) -> None:
-    """Set a soft limit, None for none; never above what this process was started with."""
-    hard = resource.getrlimit(kind)[1]
-    if limit is None or (hard != resource.RLIM_INFINITY and limit > hard):
-        limit = hard
-    # macOS has kinds that it lets nobody set.
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(kind, (limit, hard))
-
-
-def _mapped() -> int:
-    """Return the bytes of memory that the process has mapped, 0 where the system does not say."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[0]) * _PAGE
-    except OSError:
-        return 0
-
-
-if __name__ == "__main__":
-    main()

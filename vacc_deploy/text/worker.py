@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import atexit
 import json
-import os
-import select
 import signal
 import struct
-import subprocess
 import threading
 import time
 from collections.abc import Mapping
@@ -23,15 +20,20 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.bounds import WORKER_MEMORY
-from vacc_deploy.children import GRACE_SECONDS, WALL_PER_SECOND, WALL_SECONDS, start_child
+from vacc_deploy.children.process import (
+    ENDED_BY_TIME,
+    WALL_PER_SECOND,
+    WALL_SECONDS,
+    Child,
+    SilentError,
+    StartError,
+)
 from vacc_deploy.errors import REASON_SHOWN, ProcessError, shorten
-from vacc_deploy.text.pipes import SilentError, read_end, receive, send
 
 _FRAME = struct.Struct("<IQ")
 _MAX_HEAD_BYTES = 1 << 28
 # Of what a process that cannot start has said.
-_SAID_BYTES, _SAID_LINES = 4096, 3
-_ENDED_BY_TIME = -signal.SIGXCPU
+_SAID_LINES = 3
 # Nothing that a template or a tokenizer does can send these.
 _FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _PROCESS = "The process in which tokenizers and chat templates run"
@@ -62,8 +64,8 @@ class Worker:
     def __init__(self, job: str, libraries: tuple[str, ...]) -> None:
         """Prepare for the job of the file ``job`` beside this one, which imports ``libraries``."""
         self._job, self._libraries = Path(__file__).with_name(job), libraries
-        self._process: subprocess.Popen[bytes] | None = None
-        self._owner, self._lock = 0, threading.Lock()
+        self._process: Child | None = None
+        self._lock = threading.Lock()
         atexit.register(self.close)
 
     def request(
@@ -119,37 +121,20 @@ class Worker:
     def close(self) -> int:
         """End the process, if it runs; return its exit code, or minus the signal that ended it."""
         process, self._process = self._process, None
-        # After a fork the process is the parent's.
-        if process is None or self._owner != os.getpid():
-            return 0
-        assert process.stdin and process.stdout and process.stderr
-        process.stdin.close()
-        process.stdout.close()
-        try:
-            # One that was ended by a signal is gone at once; one that works does not listen.
-            return process.wait(timeout=GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            return _ENDED_BY_TIME
-        finally:
-            # The last: without this end of the pipe the system ends the process.
-            process.stderr.close()
+        return 0 if process is None else process.close()
 
     def _exchange(
         self, frame: list[bytes], deadline: float, limit: int
     ) -> tuple[dict[str, Any], bytes]:
         process = self._running()
-        assert process.stdin is not None and process.stdout is not None
         try:
             for data in frame:
-                send(process.stdin.fileno(), data, deadline)
-            output = process.stdout.fileno()
-            sizes = _FRAME.unpack(receive(output, _FRAME.size, deadline))
+                process.send(data, deadline)
+            sizes = _FRAME.unpack(process.take(_FRAME.size, deadline))
             # The child has bounded both; this side does not rely on it.
             if sizes[0] > _MAX_HEAD_BYTES or sizes[1] > limit:
                 raise WorkerError("gives a longer answer than it may", is_limit=True)
-            head, answer = (receive(output, size, deadline) for size in sizes)
+            head, answer = (process.take(size, deadline) for size in sizes)
             reply: dict[str, Any] = json.loads(head)
         except SilentError:
             code = self.close()
@@ -162,57 +147,36 @@ class Worker:
             self.close()
         return reply, answer
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> Child:
         """Return the process, started where there is none, or it has ended for lack of work."""
-        if self._owner != os.getpid():
-            self._process = None
         # It ends by itself where it has long had nothing to do.
-        if self._process is not None and _has_ended(self._process):
+        if self._process is not None and (not self._process.is_ours or self._process.has_spoken()):
             self.close()
         if self._process is None:
-            child = Path(__file__).with_name("child.py")
-            try:
-                process = start_child(
-                    child,
-                    (str(self._job),),
-                    libraries=self._libraries,
-                    environment=_ENVIRONMENT,
-                    stderr=subprocess.PIPE,
-                )
-            except OSError as err:
-                raise ProcessError(
-                    f"{_PROCESS} cannot be started: {err}. Free what the system lacks, such as "
-                    "memory or open files."
-                ) from err
-            self._process, self._owner = process, os.getpid()
-            self._wait_until_ready(process)
+            self._process = self._start()
         return self._process
 
-    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
-        """Wait for the first byte: a process that does not get so far has seen no file."""
-        assert process.stdout and process.stderr
+    def _start(self) -> Child:
         try:
-            receive(process.stdout.fileno(), 1, time.monotonic() + WALL_SECONDS)
-        except SilentError:
-            said = read_end(process.stderr.fileno(), _SAID_BYTES).decode(errors="replace")
-            code = self.close()
-            _check_end(min(code, 0))
-            lines = " / ".join(said.split("\n")[-_SAID_LINES:]).strip(" /") or "it says nothing"
+            return Child(
+                Path(__file__).with_name("child.py"),
+                (str(self._job),),
+                libraries=self._libraries,
+                environment=_ENVIRONMENT,
+            )
+        except OSError as err:
             raise ProcessError(
-                f"{_PROCESS} cannot be started (code {code}): {shorten(lines, REASON_SHOWN)}. "
-                "Install vacc-deploy and its packages anew, or free memory."
+                f"{_PROCESS} cannot be started: {err}. Free what the system lacks, such as memory "
+                "or open files."
+            ) from err
+        except StartError as err:
+            _check_end(min(err.code, 0))
+            lines = " / ".join(err.said.split("\n")[-_SAID_LINES:]).strip(" /")
+            said = shorten(lines or "it says nothing", REASON_SHOWN)
+            raise ProcessError(
+                f"{_PROCESS} cannot be started (code {err.code}): {said}. Install vacc-deploy and "
+                "its packages anew, or free memory."
             ) from None
-        except BaseException:
-            self.close()
-            raise
-
-
-def _has_ended(process: subprocess.Popen[bytes]) -> bool:
-    """Return whether a process that owes no reply has ended, or is about to."""
-    assert process.stdout is not None
-    poll = select.poll()
-    poll.register(process.stdout.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
 
 
 class _IdleError(Exception):
@@ -240,7 +204,7 @@ def _check_end(code: int) -> None:
 
 def _explain_end(code: int, seconds: float, num_bytes: int) -> str:
     """Return what ended a process in the middle of a request, a clause without its subject."""
-    if code == _ENDED_BY_TIME:
+    if code == ENDED_BY_TIME:
         return f"needs more than {seconds:.0f} s of processor time"
     if code == -signal.SIGABRT:  # as Rust ends a process that gets no memory
         return _too_much_memory(num_bytes)
