@@ -92,15 +92,8 @@ def quantize_command(
             downloading=downloading,
             say=say,
         )
-        result = quantize(
-            source.directory,
-            options=options,
-            **place,
-            dry_run=dry_run,
-            progress=progress,
-            kept=kept,
-            ranks=ranks,
-        )
+        run: dict[str, Any] = {"progress": progress, "kept": kept, "ranks": ranks}
+        result = quantize(source.directory, options=options, **place, dry_run=dry_run, **run)
     if is_first:
         emit(result)
 

@@ -58,10 +58,7 @@ def try_output(
     lock = claim(partial)
     try:
         notes = _settle_replaced(target, was_cut_short=was_cut_short)
-        with _beginning_with(notes):
-            check_output(output_dir, overwrite=overwrite, source=source)
-        for note in notes:
-            progress.say(note)
+        _check_again(notes, progress.say, output_dir, overwrite=overwrite, source=source)
         try_renames(output_dir, target)
     finally:
         let_go(partial, lock, is_kept=was_there)
@@ -102,11 +99,7 @@ def output_directory(
     lock, finished = claim(partial, say), False
     try:
         notes = _settle_replaced(target, was_cut_short=was_cut_short)
-        # An older output may stand there again, or something else have come to, at both times.
-        with _beginning_with(notes):
-            check_output(output_dir, overwrite=overwrite, source=source)
-        for note in notes:
-            say(note)
+        _check_again(notes, say, output_dir, overwrite=overwrite, source=source)
         try_renames(output_dir, target)
         if keeps is None:
             clear_partial(partial)
@@ -234,13 +227,20 @@ def _settle_replaced(target: Path, *, was_cut_short: bool) -> list[str]:
     return notes + [_keep(aside, target) for aside in find_replaced(target)]
 
 
-@contextmanager
-def _beginning_with(notes: Sequence[str]) -> Iterator[None]:
-    """Let a refusal begin with notes, which nobody would see otherwise."""
+def _check_again(
+    notes: Sequence[str], say: Say, output_dir: Path, *, overwrite: bool, source: Checkpoint | None
+) -> None:
+    """Check an output once what earlier runs left is settled, and say the notes on that.
+
+    An older output may stand there again, or something else have come to. A refusal begins with the
+    notes, which nobody would see otherwise.
+    """
     try:
-        yield
+        check_output(output_dir, overwrite=overwrite, source=source)
     except OutputError as err:
         raise OutputError(" ".join((*notes, str(err)))) from err
+    for note in notes:
+        say(note)
 
 
 def _put_in_place(partial: Path, target: Path) -> None:
