@@ -76,6 +76,13 @@ def test_the_closed_directory_is_named_not_the_file_in_it(place):
     assert explain_closed(folder / "missing") is None
 
 
+def test_a_name_that_no_file_can_have_is_not_there(tmp_path):
+    (tmp_path / "a").touch()
+    assert permissions.is_there(tmp_path / "a") and permissions.is_there(tmp_path)
+    for name in ("b", "a/b", "n" * 300, "zero\0byte"):
+        assert not permissions.is_there(f"{tmp_path}/{name}")
+
+
 def test_an_error_of_another_kind_keeps_its_reason_and_advice(tmp_path):
     err = OSError(errno.EIO, "Input/output error")
     text = explain_unreadable(tmp_path, err, otherwise="Check the disk.")

@@ -186,7 +186,7 @@ USELESS_DOCUMENTS = Bound(
 )
 # A frame or a member takes time, also where it holds nothing.
 PACKED_FRAMES = Bound(
-    4096, "frames", "a MiB of zstd data or members of gzip, and 4096 more", "1 to 50"
+    4096, "frames", "a MiB of packed data (gzip calls them members), and 4096 more", "1 to 50"
 )
 ZSTD_WINDOW_BYTES = Bound(
     1 << 27, "bytes", "the window of zstd data, as in the program zstd", "8 MB"

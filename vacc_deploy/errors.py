@@ -133,7 +133,15 @@ class ProcessError(VaccDeployError):
 
 
 class TooLongError(VaccDeployError):
-    """A text or a conversation is too long to be made tokens at once."""
+    """A text or a conversation is too long to be made tokens at once.
+
+    Attributes:
+        problem: how long it is and how long it may be, a sentence.
+    """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem} Give a shorter text.")
+        self.problem = problem
 
 
 class RankLostError(VaccDeployError):

@@ -6,11 +6,12 @@ this machine is read, and copied into an output that people publish.
 
 from __future__ import annotations
 
-import errno
 import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+
+from vacc_deploy.permissions import is_there
 
 _SHOWN_CHARACTERS = 200
 
@@ -45,10 +46,9 @@ def explain_outside(path: Path, directory: Path | None = None) -> str:
 def _leads_nowhere(target: Path) -> bool:
     """Return whether nothing is there; what this user may not see counts as something."""
     try:
-        target.stat()
-    except OSError as err:
-        return err.errno in (errno.ENOENT, errno.ELOOP)
-    return False
+        return not is_there(target)
+    except OSError:
+        return False
 
 
 def _roots(directory: Path) -> Iterator[Path]:

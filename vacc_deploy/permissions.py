@@ -57,6 +57,8 @@ def is_there(path: Path | str) -> bool:
         if err.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
             return False
         raise
+    except ValueError:  # a zero byte, which no name has
+        return False
     return True
 
 
@@ -96,7 +98,7 @@ def explain_unreadable(path: Path, err: OSError, *, otherwise: str = "") -> str:
 
 def explain_dangling(path: Path) -> str:
     """Return the sentences of an error: ``path`` is a link to nothing; empty where it is not."""
-    if not path.is_symlink() or path.exists():
+    if not path.is_symlink() or is_there(path):
         return ""
     what = f"{path} is a link to {os.readlink(path)}"
     if is_circle(path):

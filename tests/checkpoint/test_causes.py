@@ -114,6 +114,15 @@ def test_a_link_to_itself(tmp_path):
     assert "leads back to itself. Remove it, then download" in message_of(directory)
 
 
+def test_a_shard_that_is_a_link_to_a_directory(tmp_path):
+    directory = write_checkpoint(tmp_path / "m", shards=2)
+    (directory / SECOND).unlink()
+    (directory / "sub").mkdir()
+    (directory / SECOND).symlink_to("sub")
+    text = message_of(directory)
+    assert "is a directory, not a file" in text and "does not exist" not in text
+
+
 def test_a_shard_that_is_such_a_link(tmp_path):
     directory = write_checkpoint(tmp_path / "m", shards=2)
     (directory / SECOND).unlink()

@@ -16,6 +16,7 @@ from vacc_deploy.cli import cli
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.links import explain_outside
 from vacc_deploy.outputs.damages import find_damages
+from vacc_deploy.permissions import explain_dangling
 from vacc_deploy.prepare import prepare
 from vacc_deploy.text.tokenizer import Tokenizer
 
@@ -259,3 +260,10 @@ def test_a_link_that_leads_nowhere_is_told_as_such(directory):
     put_link(directory / SHARD, "/nowhere/file")
     assert explain_outside(directory / SHARD) == ""
     assert "is a link to /nowhere/file, which does not exist" in message_of(directory)
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd/x", f"/nowhere/{'n' * 300}"])
+def test_a_link_to_what_no_file_can_be_leads_nowhere(directory, target):
+    put_link(directory / "README.md", target)
+    assert explain_outside(directory / "README.md") == ""
+    assert "which does not exist" in explain_dangling(directory / "README.md")

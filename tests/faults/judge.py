@@ -103,6 +103,7 @@ class Expected:
         is_lenient: the message need not name a file, as where memory is short.
         is_refused: the system refuses calls that change something.
         planted: what somebody else puts into the output meanwhile; none of it may be lost.
+        kept: what earlier runs have kept of an older output, for the user.
     """
 
     start: Snapshot
@@ -113,6 +114,7 @@ class Expected:
     is_lenient: bool = False
     is_refused: bool = False
     planted: Snapshot = field(default_factory=dict)
+    kept: Collection[str] = ()
 
 
 def state_of(command: Command, work: Snapshot, expected: Expected) -> str:
@@ -177,7 +179,7 @@ def find_problems(
         ]
         said = outcome.stdout + outcome.stderr
         # What an earlier run has kept for the user is said once.
-        unsaid = [name for name in others if name not in said and ".kept-" not in name]
+        unsaid = [name for name in others if name not in said and name not in expected.kept]
         if outcome.code == 0 and unsaid:
             problems.append(f"left: exit code 0, but {unsaid} lie beside the output")
         asides = [name for name in others if ".replaced-" in name or ".kept-" in name]
@@ -189,6 +191,7 @@ def find_problems(
         is_clear = expected.is_refused or not _run_files(work, command.output)
         if state in (OLD, NEW) and outcome.code == 0 and not is_clear:
             problems.append("left: files of the run in the output")
+    expected.kept = {name for name in work if ".kept-" in name}
     return state, problems
 
 

@@ -86,7 +86,7 @@ class Sandbox:
         Raises:
             FindingError: another error than ours, an escape, or too much time, memory or message.
         """
-        _forgetpeak_bytes()
+        _forget_peak()
         memory, begin = peak_bytes(), spent_seconds()
         try:
             with self.watch(allowed):
@@ -129,7 +129,7 @@ def spent_seconds() -> float:
     return time.process_time() + ended.ru_utime + ended.ru_stime
 
 
-def _forgetpeak_bytes() -> None:
+def _forget_peak() -> None:
     """Let the peak begin at the memory of now: else one large input hides all after it."""
     with suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
         file.write("5")

@@ -11,10 +11,12 @@ from tokenizer_builders import (
     ASSISTANT_ID,
     BOS_ID,
     USER_ID,
+    build_backend,
     byte_ids,
     tokenizer_config,
     write_tokenizer,
 )
+from tokenizers import normalizers
 
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.reference.generate import Responder, continue_prompts, eos_ids, generate
@@ -147,14 +149,24 @@ def test_a_prompt_with_an_id_that_the_model_does_not_know_is_an_error(tmp_path):
         generate(directory, prompt="hi", max_new_tokens=2)
 
 
-def test_a_prompt_without_a_token_is_an_error(tmp_path):
-    directory = write_checkpoint(tmp_path)
-    write_tokenizer(
-        directory, config=tokenizer_config(chat_template="{{ '' }}", add_bos_token=False)
-    )
-    problem = (
-        r"tokenizer\.json cannot be used: it gives 0 tokens for the prompt, expected at least 1"
-    )
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        (
+            "{{ '' }}",
+            r"tokenizer_config\.json cannot be used: its chat template writes nothing for",
+        ),
+        (
+            "{{ messages[0]['content'] }}",
+            r"tokenizer\.json cannot be used: it gives 0 tokens for a prompt, expected at least 1",
+        ),
+    ],
+)
+def test_a_prompt_without_a_token_names_the_file_that_is_at_fault(tmp_path, template, problem):
+    directory, backend = write_checkpoint(tmp_path), build_backend()
+    backend.normalizer = normalizers.Replace("hi", "")
+    config = tokenizer_config(chat_template=template, add_bos_token=False)
+    write_tokenizer(directory, backend, config)
     with pytest.raises(CheckpointError, match=problem):
         generate(directory, prompt="hi", max_new_tokens=2)
 

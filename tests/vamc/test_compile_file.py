@@ -2,6 +2,7 @@ import os
 
 import pytest
 import yaml
+from closed_files import as_user, open_directory
 
 from vacc_deploy.errors import (
     CompileFileError,
@@ -290,6 +291,25 @@ def test_write_all_finds_what_stands_in_place_of_a_directory_first(tmp_path, kin
     with pytest.raises(OutputError, match="Qwen-7B is not a directory"):
         write_all(tmp_path / "yaml", build_in=tmp_path / "b")
     assert sorted(os.listdir(tmp_path)) == ["b"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user")
+def test_write_all_finds_a_closed_directory_first():
+    with open_directory() as folder:
+        (folder / "yaml").mkdir(mode=0o777)
+        (folder / "yaml").chmod(0o777)
+        (folder / "closed").mkdir(mode=0o555)
+        with as_user(), pytest.raises(OutputError) as caught:
+            write_all(folder / "yaml", build_in=folder / "closed" / "b")
+        assert str(folder / "closed") in str(caught.value) and not os.listdir(folder / "yaml")
+
+
+def test_a_compile_file_may_have_any_name(tmp_path):
+    made = make_compile_file(catalog_target(QWEN_7B, "fp16"), CompileOptions())
+    other = make_compile_file(catalog_target(QWEN_7B, "fp16"), CompileOptions(prefill=512))
+    write_compile_file(made, tmp_path / "x.json")
+    write_compile_file(other, tmp_path / "x.json", overwrite=True)
+    assert (tmp_path / "x.json").read_text() == other.text
 
 
 def test_a_compile_file_does_not_take_the_place_of_a_link(tmp_path):

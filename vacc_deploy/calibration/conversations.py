@@ -83,10 +83,7 @@ class DocumentEncoder:
             CheckpointError: an id is not below ``vocab_size``, or the chat template fails.
             CalibrationError: a document is too long.
         """
-        encoded = self._answer(documents) if self._writer else list(map(self._encode, documents))
-        for ids in encoded:
-            self._check_ids(ids)
-        return encoded
+        return self._answer(documents) if self._writer else list(map(self._encode, documents))
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         """Refuse ids that would be read past the embedding."""
@@ -101,9 +98,12 @@ class DocumentEncoder:
     def _encode(self, document: Document) -> list[int]:
         with self._naming(document):
             if isinstance(document, str):
-                return self._tokenizer.encode(document, add_bos=self._tokenizer.adds_bos)
-            assert self._conversations is not None
-            return self._conversations.encode(document)
+                ids = self._tokenizer.encode(document, add_bos=self._tokenizer.adds_bos)
+            else:
+                assert self._conversations is not None
+                ids = self._conversations.encode(document)
+        self._check_ids(ids)
+        return ids
 
     @contextmanager
     def _naming(self, document: Document) -> Iterator[None]:
@@ -112,10 +112,9 @@ class DocumentEncoder:
             yield
         except TooLongError as err:
             text = document if isinstance(document, str) else document[0]["content"]
-            message = str(err).removesuffix("Give a shorter text.")
             raise CalibrationError(
                 f"{self._path} has a record that is too long. It begins with {shorten(text)!r}. "
-                f"{message}Cut the record, or take it out."
+                f"{err.problem} Cut the record, or take it out."
             ) from err
 
     def _answer(self, documents: Sequence[Document]) -> list[list[int]]:
@@ -132,7 +131,7 @@ class DocumentEncoder:
                 continue
             with self._naming(document):
                 prompt = self._conversations.encode_prompt(document)
-            self._check_prompt(prompt)
+            self._check_ids(prompt)
             if len(prompt) <= limit:
                 asked.append(position)
             else:
@@ -143,15 +142,6 @@ class DocumentEncoder:
         for position, answer in zip(asked, answers, strict=True):
             encoded[position] = encoded[position] + answer
         return encoded
-
-    def _check_prompt(self, ids: Sequence[int]) -> None:
-        """Refuse a prompt that no model can continue, before one is asked."""
-        if not ids:
-            raise CheckpointError(
-                f"tokenizer.json gives 0 tokens for a prompt of {self._name}, expected at least 1. "
-                "Restore the tokenizer files from the model's original repository."
-            )
-        self._check_ids(ids)
 
 
 class ConversationEncoder:
@@ -210,7 +200,7 @@ class ConversationEncoder:
         """
         prompt = self._render(messages[:-1])
         opening = f"{THINK_OPEN}\n" if self.form == WITH_OPENING else ""
-        return self._tokenizer.encode_rendered(prompt + opening)
+        return self._tokenizer.encode_prompt(prompt + opening)
 
     def _render(self, messages: Sequence[Message]) -> str:
         return self._tokenizer.render_chat(messages, add_generation_prompt=True)

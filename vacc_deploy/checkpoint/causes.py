@@ -124,9 +124,9 @@ def describe_missing(directory: Path, names: list[str]) -> dict[str, str]:
     shown = names[:MAX_LISTED]
     unfinished = find_unfinished(directory, shown)
     found = {name: f": {path} is its unfinished download" for name, path in unfinished.items()}
-    for name in filter(lambda name: os.path.islink(directory / name), shown):
-        target = os.readlink(directory / name)
-        found[name] = f": it is a link to {target}, which does not exist"
+    for path in (directory / name for name in shown):
+        if os.path.islink(path) and not os.path.exists(path):
+            found[path.name] = f": it is a link to {os.readlink(path)}, which does not exist"
     return found
 
 

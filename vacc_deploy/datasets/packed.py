@@ -56,12 +56,17 @@ def open_packed(raw: IO[bytes], path: Path, head: bytes) -> IO[bytes]:
 
 
 def unpack_head(data: bytes, limit_bytes: int) -> bytes:
-    """Return the first bytes of packed data; none where they are damaged or cannot be unpacked."""
-    package = None if data.startswith(GZIP_MAGIC) else find_package("zstandard")
-    if package is None and not data.startswith(GZIP_MAGIC):
-        return b""
-    reader = _Unpacked(io.BytesIO(data), Path(), _zstd(package) if package else _GZIP)
-    unpacked = b""
+    """Return the first bytes of packed data, up to where they are damaged or cut.
+
+    There are none where the package zstandard is missing.
+    """
+    packing = _GZIP
+    if not data.startswith(GZIP_MAGIC):
+        package = find_package("zstandard")
+        if package is None:
+            return b""
+        packing = _zstd(package)
+    reader, unpacked = _Unpacked(io.BytesIO(data), Path(), packing), b""
     # The end of the data is most often not that of the file.
     with suppress(CalibrationError):
         while piece := reader.read(limit_bytes - len(unpacked)):

@@ -58,8 +58,7 @@ def try_output(
     lock = claim(partial)
     try:
         notes = _settle_replaced(target, was_cut_short=was_cut_short)
-        _check_again(notes, progress.say, output_dir, overwrite=overwrite, source=source)
-        try_renames(output_dir, target)
+        _try_again(notes, progress.say, output_dir, overwrite=overwrite, source=source)
     finally:
         let_go(partial, lock, is_kept=was_there)
         lock.close()
@@ -99,8 +98,7 @@ def output_directory(
     lock, finished = claim(partial, say), False
     try:
         notes = _settle_replaced(target, was_cut_short=was_cut_short)
-        _check_again(notes, say, output_dir, overwrite=overwrite, source=source)
-        try_renames(output_dir, target)
+        _try_again(notes, say, output_dir, overwrite=overwrite, source=source)
         if keeps is None:
             clear_partial(partial)
         yield partial
@@ -227,10 +225,10 @@ def _settle_replaced(target: Path, *, was_cut_short: bool) -> list[str]:
     return notes + [_keep(aside, target) for aside in find_replaced(target)]
 
 
-def _check_again(
+def _try_again(
     notes: Sequence[str], say: Say, output_dir: Path, *, overwrite: bool, source: Checkpoint | None
 ) -> None:
-    """Check an output once what earlier runs left is settled, and say the notes on that.
+    """Check and try an output once what earlier runs left is settled, and say the notes on that.
 
     An older output may stand there again, or something else have come to. A refusal begins with the
     notes, which nobody would see otherwise.
@@ -241,6 +239,7 @@ def _check_again(
         raise OutputError(" ".join((*notes, str(err)))) from err
     for note in notes:
         say(note)
+    try_renames(output_dir, real_path(output_dir))
 
 
 def _put_in_place(partial: Path, target: Path) -> None:

@@ -31,15 +31,17 @@ _NO_RENAME = (*UNSUPPORTED, errno.EEXIST, errno.ENOTEMPTY, errno.EXDEV)
 _ADDED_BYTES = 44
 
 
-def replace_text(path: Path, text: str, *, overwrite: bool, head: str, say: Say = ignore) -> None:
+def replace_text(
+    path: Path, text: str, *, overwrite: bool, head: str | None, say: Say = ignore
+) -> None:
     """Write one small text file, whole or not at all.
 
     Args:
         path: the file; its directory exists.
         text: its content.
         overwrite: an older file of ours may be replaced, if nobody has changed it.
-        head: how a file of ours begins, which then ends with a seal; with "" every file is ours. Of
-            a JSON file nothing but its text is a proof.
+        head: how a file of ours begins, which then ends with a seal; with "" every file is ours,
+            with None only one that holds ``text`` already.
         say: receives what the file system could not do as usual.
 
     Raises:
@@ -54,7 +56,7 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str, say: Say 
     partial = path.with_name(f".{path.name}.{tag}.{os.getpid()}.partial")
     try:
         write_text(partial, text)
-        if head and _state_of(path) != before:
+        if head != "" and _state_of(path) != before:
             raise OutputError(f"{path} was changed just now, so it was not replaced. Run it again.")
         _rename(partial, path, text, say)
     except OSError as err:
@@ -74,16 +76,21 @@ def replace_text(path: Path, text: str, *, overwrite: bool, head: str, say: Say 
         say(describe_unsynced(path, reason))
 
 
-def check_text(path: Path, text: str, *, overwrite: bool, head: str) -> None:
+def check_text(path: Path, text: str, *, overwrite: bool, head: str | None) -> None:
     """Refuse what ``replace_text`` refuses; its directory may be one that is yet to be made.
 
     Args:
         path, text, overwrite, head: see ``replace_text``.
 
     Raises:
-        OutputError: what exists may not be replaced, or stands in place of a directory.
+        OutputError: what exists may not be replaced, stands in place of a directory, or is closed
+            to us.
     """
-    check_parent(next(place for place in path.absolute().parents if os.path.lexists(place)))
+    place = next(place for place in path.absolute().parents if os.path.lexists(place))
+    check_parent(place)
+    if not os.access(place, os.W_OK | os.X_OK):
+        denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        raise unwritable(path, denied) from denied
     check_name(path, _ADDED_BYTES)
     refuse_link(path)
     if not os.path.lexists(path):
@@ -108,18 +115,18 @@ def refuse_link(path: Path) -> None:
         )
 
 
-def _find_doubt(path: Path, text: str, head: str) -> str:
+def _find_doubt(path: Path, text: str, head: str | None) -> str:
     """Return why a file may not be replaced by ``text``, a clause; nothing where it may.
 
     A file that holds the text already loses nothing.
     """
-    if not head:
+    if head == "":
         return ""
     with path.open("rb") as file:
         data = file.read(SEALED_TEXT_BYTES + 1)
     if data == text.encode(errors="backslashreplace"):
         return ""
-    if path.suffix == ".json":  # which has no comments for a seal
+    if head is None:
         return "is not what would be written"
     if not data.startswith(head.encode()):
         return "was not written by vacc-deploy"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vacc_deploy.calibration.budget import budget_warnings, describe_calibration
 from vacc_deploy.checkpoint.caches import cache_of, default_output, snapshot_name
@@ -33,7 +33,7 @@ from vacc_deploy.quantize.options import FAST, OWN, QuantizeOptions
 from vacc_deploy.quantize.ranks import ALONE, Ranks, check_rows, check_same
 from vacc_deploy.quantize.records import Run
 from vacc_deploy.quantize.result import QuantizeResult
-from vacc_deploy.quantize.rows import share_rows
+from vacc_deploy.quantize.rows import read_on_rank_0
 from vacc_deploy.quantize.standing import (
     Finished,
     Foreign,
@@ -46,10 +46,6 @@ from vacc_deploy.quantize.standing import (
 from vacc_deploy.quantize.warm_up import warming_up
 from vacc_deploy.reference.decoder import check_sequence_length
 from vacc_deploy.solver import RTN
-
-if TYPE_CHECKING:
-    pass
-
 
 RESUME_OR_OVERWRITE = (
     "--resume goes on with what an earlier run has finished, --overwrite begins again. Give one of "
@@ -114,7 +110,7 @@ def plan_run(
         kept.follow(lambda: left.finished, left.num_layers, has_begun=False)
     check_same(checkpoint, options, compute, ranks)
     with warming_up(compute):
-        rows = share_rows(checkpoint, options, progress, ranks, dry_run=dry_run)
+        rows = read_on_rank_0(checkpoint, options, progress, ranks, dry_run=dry_run)
     check_rows(rows, ranks)
     plan = Plan(checkpoint, options, rows, compute, output_bytes(checkpoint, options.formats))
     result = _planned_result(plan, output_dir, notes, remarks)

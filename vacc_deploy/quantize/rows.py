@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vacc_deploy.calibration.rows import CalibrationRows
 
 
-def share_rows(
+def read_on_rank_0(
     checkpoint: Checkpoint,
     options: QuantizeOptions,
     progress: Progress,

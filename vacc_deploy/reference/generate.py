@@ -32,7 +32,6 @@ from vacc_deploy.reference.streaming import TextStream, TokenStreamer
 from vacc_deploy.reference.threads import threads_for
 from vacc_deploy.reference.windows import check_ids
 from vacc_deploy.results import format_seconds
-from vacc_deploy.text.files import TOKENIZER_NAME, damaged
 from vacc_deploy.text.tokenizer import Tokenizer
 
 MAX_NEW_TOKENS = 256
@@ -154,10 +153,10 @@ class Responder:
         Raises:
             UsageError: they and an answer do not fit the model's context; ends with ``advice``.
             CheckpointError: there is no chat template, or it fails; or the tokenizer gives no id,
-                or one that the model does not know.
+                or one that the model has no embedding for.
         """
         ids = self._tokenizer.encode_chat(messages, add_generation_prompt=True)
-        check_prompt(self._checkpoint, ids)
+        check_ids(self._checkpoint, ids)
         context = self._checkpoint.config.max_position_embeddings
         if len(ids) + self._max_new_tokens > context:
             raise UsageError(
@@ -238,18 +237,6 @@ def generate(
     """
     responder = Responder(directory, max_new_tokens=max_new_tokens, options=options)
     return responder.answer(prompt, on_text=on_text)
-
-
-def check_prompt(checkpoint: Checkpoint, ids: list[int]) -> None:
-    """Refuse a prompt that the model cannot continue.
-
-    Raises:
-        CheckpointError: it has no token, or one that the model has no embedding for.
-    """
-    if not ids:
-        problem = "it gives 0 tokens for the prompt, expected at least 1"
-        raise damaged(checkpoint.directory / TOKENIZER_NAME, problem)
-    check_ids(checkpoint, ids)
 
 
 def _name_damage(checkpoint: Checkpoint) -> str:

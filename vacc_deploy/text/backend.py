@@ -99,7 +99,7 @@ class Backend:
         if len(data) > TOKENIZED_BYTES:
             raise TooLongError(
                 f"A text of {len(data):,} bytes is too long to be made tokens at once, expected at "
-                f"most {TOKENIZED_BYTES:,}. Give a shorter text."
+                f"most {TOKENIZED_BYTES:,}."
             )
         return array("I", self._ask({"op": "encode", "special": special}, data)).tolist()
 

@@ -62,8 +62,7 @@ class ChatTemplate:
         data = json.dumps(values, ensure_ascii=False).encode("utf-8", "surrogatepass")
         if len(data) > CONVERSATION_BYTES:
             raise TooLongError(
-                f"A conversation holds {len(data):,} bytes, more than {CONVERSATION_BYTES:,}. "
-                "Give a shorter text."
+                f"A conversation holds {len(data):,} bytes, more than {CONVERSATION_BYTES:,}."
             )
         size = max(len(data), _SMALLEST_BYTES)
         try:

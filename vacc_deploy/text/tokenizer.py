@@ -136,7 +136,22 @@ class Tokenizer:
         See ``render_chat`` for the arguments and errors, ``encode_rendered`` for the BOS.
         """
         text = self.render_chat(messages, add_generation_prompt=add_generation_prompt)
-        return self.encode_rendered(text)
+        return self.encode_prompt(text) if add_generation_prompt else self.encode_rendered(text)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Return the ids of a prompt that a chat template wrote: at least one.
+
+        Raises:
+            CheckpointError: the template wrote nothing, or ``tokenizer.json`` gives no token.
+        """
+        if not text and isinstance(self._template, ChatTemplate):
+            what = "its chat template writes nothing for a prompt, expected at least the question"
+            raise damaged(self._template.path, what)
+        ids = self.encode_rendered(text)
+        if not ids:
+            what = "it gives 0 tokens for a prompt, expected at least 1"
+            raise damaged(self._directory / TOKENIZER_NAME, what)
+        return ids
 
     def encode_rendered(self, text: str) -> list[int]:
         """Return the ids of what a chat template wrote.

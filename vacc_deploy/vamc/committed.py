@@ -75,27 +75,29 @@ def write_all(output_dir: Path, *, build_in: Path | None = None) -> WrittenFiles
         build_in: receives one folder with ``config_vacc.json`` per model that needs it.
 
     Raises:
-        OutputError: something of such a name was not written by this tool, was edited, or is no
-            file; then none is written.
+        OutputError: something of such a name was not written by this tool, was edited or is no
+            file, or a directory is closed to us; then none is written.
     """
     texts = {output_dir / name: text for name, text in committed_files().items()}
+    heads: dict[Path, str | None] = dict.fromkeys(texts, FILE_HEAD)
     if build_in is not None:
+        # JSON has no comments for a seal: nothing but its text is a proof.
         texts |= {build_in / name: text for name, text in committed_configs().items()}
-    if problems := list(_find_problems(texts)):
+    if problems := list(_find_problems(texts, heads)):
         raise OutputError(
             f"Files stand in the way that are not replaced:\n{list_problems(problems)}\nNothing "
             "was written."
         )
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, text, overwrite=True, head=FILE_HEAD)
+        replace_text(path, text, overwrite=True, head=heads.get(path))
     return WrittenFiles(tuple(texts))
 
 
-def _find_problems(texts: dict[Path, str]) -> Iterator[str]:
+def _find_problems(texts: dict[Path, str], heads: dict[Path, str | None]) -> Iterator[str]:
     """Yield the error of each file that would be refused."""
     for path, text in texts.items():
         try:
-            check_text(path, text, overwrite=True, head=FILE_HEAD)
+            check_text(path, text, overwrite=True, head=heads.get(path))
         except OutputError as err:
             yield str(err)
