@@ -290,3 +290,11 @@ def test_a_file_of_spaces_is_recognised_at_once(tmp_path):
     started = time.process_time()
     recognize.recognize(tmp_path / "a.json")
     assert time.process_time() - started < 1
+
+
+def test_one_large_object_over_several_lines_is_told_by_its_first_keys(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"version": "1.0", "vocab": list(range(100_000))}, indent=2))
+    with pytest.raises(CalibrationError) as caught:
+        list(read_documents(CalibrationSource("c4", path)))
+    assert f"{path} is JSON data with the keys version, vocab, not C4. Rewrite" in str(caught.value)

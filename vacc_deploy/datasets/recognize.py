@@ -104,6 +104,7 @@ _ZIP_NAMES = (
 )
 _MANY_ZEROS = 16  # at the end of a text
 _CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1f\x7f]")
+_SPREAD = re.compile(r"\{[ \t\r]*\n")
 _RECORD_START = re.compile(r"\s*(?:\[\s*)?\{")
 _KEY = re.compile(r'\s*(?:,\s*)?"((?:[^"\\]|\\.)*)"\s*:\s*')
 
@@ -231,7 +232,9 @@ def _recognize_text(head: bytes, path: Path) -> Recognized | None:
             "JSON data that are not UTF-8", advice=advise_utf8(path, encoding="GB18030")
         )
     if match:
-        return _recognize_records(*_first_keys(text, match.end()))
+        keys, is_whole = _first_keys(text, match.end())
+        # An object over several lines is one by itself, whatever stands behind what was read.
+        return _recognize_records(keys, is_whole or _SPREAD.match(text) is not None)
     if not text or text.startswith("["):
         return None
     first_line = {name.strip() for name in text.partition("\n")[0].split(",")}
