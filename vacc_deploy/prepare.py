@@ -269,7 +269,7 @@ def _model_notes(checkpoint: Checkpoint) -> tuple[str, ...]:
     is_stated = config.raw.get("sliding_window") is not None
     if is_stated and config.sliding_window is not None:
         notes.append(f"this model really uses a sliding window of {config.sliding_window} tokens.")
-    elif is_stated and config.model_type == "qwen2":
+    elif is_stated and needs_vacc_config(config):
         notes.append(
             "sliding_window is null in config_vacc.json: the model does not use it "
             "(use_sliding_window is false), but the vendor's graph would apply it."

@@ -11,6 +11,13 @@ import torch
 from safetensors.torch import save_file
 from tokenizer_builders import BOS_ID, EOS_ID, write_tokenizer
 
+# As in DeepSeek-R1-0528-Qwen3-8B, with a trained length that short tests reach beyond.
+YARN_ROPE = {
+    "attn_factor": 0.8782488562869419,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "rope_type": "yarn",
+}
 LLAMA3_ROPE = {
     "factor": 8.0,
     "high_freq_factor": 4.0,
@@ -34,9 +41,9 @@ def build_config(
     overrides: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return a config.json with the keys that R1-Distill publishes; ``...`` takes a key out."""
-    is_qwen2 = model_type == "qwen2"
+    is_llama = model_type == "llama"
     config: dict[str, Any] = {
-        "architectures": ["Qwen2ForCausalLM" if is_qwen2 else "LlamaForCausalLM"],
+        "architectures": [f"{model_type.capitalize()}ForCausalLM"],
         "attention_dropout": 0.0,
         "bos_token_id": BOS_ID,
         "eos_token_id": EOS_ID,
@@ -54,7 +61,7 @@ def build_config(
         "use_cache": True,
         "vocab_size": vocab_size,
     }
-    if is_qwen2:
+    if not is_llama:
         config |= {
             "max_window_layers": num_layers,
             "rms_norm_eps": 1e-06,
@@ -74,6 +81,10 @@ def build_config(
             "rope_theta": 500000.0,
             "transformers_version": "4.43.0.dev0",
         }
+    if model_type == "qwen3":
+        # As published: no use_mrope, and a head size that the hidden size does not give.
+        del config["use_mrope"]
+        config |= {"attention_bias": False, "head_dim": 32, "transformers_version": "4.51.0"}
     config |= overrides or {}
     return {key: value for key, value in sorted(config.items()) if value is not ...}
 
@@ -110,11 +121,15 @@ def build_tensors(
     if config["model_type"] == "llama":
         asked = {"self_attn": config["attention_bias"], "mlp": config["mlp_bias"]}
         biased = {name for name in linears if asked[name.partition(".")[0]]}
+    if config["model_type"] == "qwen3":
+        biased = {name for name in linears if config["attention_bias"] and "self" in name}
     tensors = {"model.embed_tokens.weight": normal(config["vocab_size"], hidden, std=0.3)}
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
         for norm in ("input_layernorm", "post_attention_layernorm"):
             tensors[f"{prefix}{norm}.weight"] = normal(hidden, std=0.1, mean=1.0)
+        for head in ("q", "k") if config["model_type"] == "qwen3" else ():
+            tensors[f"{prefix}self_attn.{head}_norm.weight"] = normal(head_dim, std=0.1, mean=1.0)
         for name, (out_features, in_features) in linears.items():
             std = scale / in_features**0.5
             tensors[f"{prefix}{name}.weight"] = normal(out_features, in_features, std=std)

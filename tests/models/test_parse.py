@@ -53,6 +53,31 @@ def test_llama_values():
     assert parse("llama", head_dim=32).linear_shape("o_proj") == (64, 128)
 
 
+def test_qwen3_values():
+    config = parse("qwen3")
+    assert (config.head_dim, config.has_head_norms) == (32, True)
+    # The heads together are twice as wide as the hidden states.
+    assert config.linear_shape("q_proj") == (128, 64)
+    assert config.linear_shape("k_proj") == (64, 64)
+    assert config.linear_shape("o_proj") == (64, 128)
+    assert config.kv_bytes_per_token == 2 * 2 * 2 * 32 * 2
+    assert not any(config.has_bias(name) for name in LAYER_LINEARS)
+    assert config.layer_tensors(1)["model.layers.1.self_attn.k_norm.weight"] == (32,)
+    assert list(config.expected_tensors()) == sorted(
+        build_tensors(build_config(model_type="qwen3")), key=list(config.expected_tensors()).index
+    )
+    biased = parse("qwen3", attention_bias=True, mlp_bias=True)
+    assert [n for n in LAYER_LINEARS if biased.has_bias(n)] == list(LAYER_LINEARS[:4])
+
+
+def test_qwen3_defaults_are_those_of_its_class():
+    config = parse("qwen3", head_dim=..., max_position_embeddings=..., rope_theta=...)
+    assert (config.head_dim, config.max_position_embeddings) == (128, 32768)
+    assert config.rope_theta == 10000.0
+    assert parse("qwen3", hidden_size=66).hidden_size == 66  # no multiple of the heads
+    assert problems("qwen3", head_dim=33) == ["head_dim 33 is odd; rotary needs pairs"]
+
+
 def test_qwen2_bias_is_on_query_key_value_only_whatever_the_file_says():
     config = parse(attention_bias=False, mlp_bias=True)
     assert [n for n in LAYER_LINEARS if config.has_bias(n)] == ["q_proj", "k_proj", "v_proj"]
@@ -96,14 +121,14 @@ def test_rope_linear_with_the_old_key_and_absent_values():
     assert parse(rope_scaling=None, rope_theta=None).rope_theta == 10000.0
 
 
-@pytest.mark.parametrize("rope_type", ["yarn", "dynamic", "longrope", None, ["linear"]])
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope", None, ["linear"]])
 def test_another_rotary_rule_is_refused_with_the_reason(rope_type):
     with pytest.raises(UnsupportedModelError) as caught:
         parse(rope_scaling={"rope_type": rope_type, "factor": 4.0})
     assert str(caught.value) == (
-        f"c.json asks for rotary scaling of type {rope_type!r}, expected one of default, linear. "
-        "The compiled graph would not compute what the model computes: remove rope_scaling to use "
-        "the trained context length only."
+        f"c.json asks for rotary scaling of type {rope_type!r}, expected one of default, linear, "
+        "yarn. The compiled graph would not compute what the model computes: remove rope_scaling "
+        "to use the trained context length only."
     )
 
 
@@ -127,12 +152,12 @@ def test_sliding_window_only_when_it_is_used():
     assert parse("llama", use_sliding_window=True, sliding_window=128).sliding_window is None
 
 
-@pytest.mark.parametrize("model_type", ["mistral", "qwen3", "Qwen2", None, 7, ["qwen2"], {}])
+@pytest.mark.parametrize("model_type", ["mistral", "qwen3_moe", "Qwen2", None, 7, ["qwen2"], {}])
 def test_another_model_type_is_refused_by_name(model_type):
     raw = {**build_config(), "model_type": model_type}
     with pytest.raises(UnsupportedModelError) as caught:
         parse_config(raw, where="c.json")
-    assert f"c.json has model_type {model_type!r}, expected one of qwen2, llama." in str(
+    assert f"c.json has model_type {model_type!r}, expected one of qwen2, qwen3, llama." in str(
         caught.value
     )
 
@@ -271,7 +296,7 @@ def test_qwen2_accepted_equals_the_shipped_class(shipped_class, overrides):
     ("overrides", "message"),
     [
         ({"rope_scaling": LLAMA3_ROPE}, "rotary scaling of type 'llama3', expected one of default"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rotary scaling of type 'yarn'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rotary scaling of type 'dynamic'"),
         ({"head_dim": 32}, "head_dim: got 32, expected hidden_size / num_attention_heads = 16"),
         ({"rope_parameters": {"rope_theta": 5000.0}}, "rope_theta: got 10000 and, in the rotary"),
         ({"rope_scaling": {**LINEAR, "rope_theta": 1}}, "rope_theta: got 10000 and, in the rotary"),

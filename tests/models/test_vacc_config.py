@@ -183,7 +183,7 @@ def test_check_vacc_config_lists_everything_at_once(tmp_path):
 
 def test_check_vacc_config_refuses_what_the_configuration_class_refuses(tmp_path):
     with pytest.raises(UnsupportedModelError, match="config_vacc.json asks for rotary scaling"):
-        check(tmp_path, make(), rope_scaling={"rope_type": "yarn", "factor": 4.0})
+        check(tmp_path, make(), rope_scaling={"rope_type": "dynamic", "factor": 4.0})
 
 
 def test_a_llama_has_fewer_ways_to_the_card():

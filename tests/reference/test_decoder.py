@@ -1,11 +1,11 @@
-"""The staged decoder beside transformers' Qwen2 and Llama, and what the walk shows and keeps."""
+"""The staged decoder beside transformers' own classes, and what the walk shows and keeps."""
 
 import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
-from checkpoint_builders import LLAMA3_ROPE, write_checkpoint
+from checkpoint_builders import LLAMA3_ROPE, YARN_ROPE, write_checkpoint
 from transformers import AutoModelForCausalLM
 
 from vacc_deploy.checkpoint.reader import Checkpoint
@@ -24,6 +24,8 @@ from vacc_deploy.reference.decoder import (
     walk_layer,
 )
 
+# The attention factor is explicit, so that transformers reads it too; see test_rope.
+YARN = {**YARN_ROPE, "attention_factor": 1.0}
 LLAMA3 = {**LLAMA3_ROPE, "original_max_position_embeddings": 64}
 # What each model is built with: sizes, and what its config.json says. Sequences of 40 tokens reach
 # into every rotary band.
@@ -35,6 +37,14 @@ MODELS = {
     "qwen2-one-kv-head": ({"num_heads": 8, "num_kv_heads": 1}, {}),
     "qwen2-linear-rope": ({}, {"rope_scaling": {"type": "linear", "factor": 4.0}}),
     "qwen2-window-not-reached": ({}, {"use_sliding_window": True, "sliding_window": 40}),
+    "qwen2-yarn": ({}, {"rope_scaling": YARN, "max_position_embeddings": 128}),
+    "qwen3": ({}, {}),
+    "qwen3-tied": ({"tied": True}, {}),
+    "qwen3-heads-as-wide-as-hidden": ({}, {"head_dim": 16}),
+    "qwen3-biases": ({}, {"attention_bias": True}),
+    "qwen3-window-not-reached": ({}, {"use_sliding_window": True, "sliding_window": 40}),
+    "qwen3-yarn": ({}, {"rope_scaling": YARN, "max_position_embeddings": 128}),
+    "llama-yarn": ({}, {"rope_scaling": YARN, "max_position_embeddings": 128}),
     "llama-llama3-rope": ({}, {"rope_scaling": LLAMA3, "rope_theta": 10000.0}),
     "llama-plain-rope": ({}, {"rope_scaling": None}),
     "llama-tied": ({"tied": True}, {}),

@@ -1,4 +1,4 @@
-"""The architecture of a Qwen2 or Llama checkpoint: records, names, shapes. Reads no files."""
+"""The architecture of a checkpoint: records, names, shapes. Reads no files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from vacc_deploy.formats.dtypes import FLOAT_DTYPE_BYTES
 
 CONFIG_NAME = "config.json"
 GENERATION_CONFIG_NAME = "generation_config.json"
-SUPPORTED_MODEL_TYPES = ("qwen2", "llama")
-SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3")
+# The class with a head for the next token, by model_type.
+ARCHITECTURES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+}
+SUPPORTED_MODEL_TYPES = tuple(ARCHITECTURES)
 # The seven linears of a decoder layer, by the part of the layer they belong to.
 ATTENTION_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_LINEARS = ("gate_proj", "up_proj", "down_proj")
@@ -37,7 +42,10 @@ def linear_name(layer: int, linear: str) -> str:
 class RopeScaling:
     """How the rotary frequencies are stretched beyond the trained length.
 
-    ``linear`` uses ``factor`` only; ``llama3`` uses all fields (Llama 3.1 report, section 3.4).
+    ``linear`` uses ``factor`` only. ``llama3`` (Llama 3.1 report, section 3.4) uses the frequency
+    factors and the original length. ``yarn`` (arXiv 2309.00071) uses the original length, the two
+    numbers of turns between which it blends, ``beta_fast`` and ``beta_slow``, and
+    ``attention_factor``, which multiplies the tables of cosines and sines.
     """
 
     rope_type: str
@@ -45,6 +53,9 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class ModelConfig:
     """The architecture of one checkpoint, with the field names of ``config.json``.
 
     Attributes:
+        head_dim: size of one head; the heads together need not be as wide as the hidden states.
         attention_bias: whether q_proj, k_proj and v_proj have one.
         attention_output_bias: whether o_proj has one.
         sliding_window: length of the attention window in tokens; None where all are seen.
@@ -94,6 +106,11 @@ class ModelConfig:
         for name in ("raw", "quantization_bit", "quantization_format", "dtype"):
             del pairs[name]
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+    @property
+    def has_head_norms(self) -> bool:
+        """Whether each head of the queries and of the keys has a norm before it is turned."""
+        return self.model_type == "qwen3"
 
     @property
     def dtype_bytes(self) -> int:
@@ -142,7 +159,10 @@ class ModelConfig:
             f"{prefix}input_layernorm.weight": (self.hidden_size,)
         }
         for linear in LAYER_LINEARS:
-            # The second norm stands between o and gate.
+            # The norms of the heads stand behind q, k and v, the second norm between o and gate.
+            if linear == "o_proj" and self.has_head_norms:
+                for head in ("q", "k"):
+                    shapes[f"{prefix}self_attn.{head}_norm.weight"] = (self.head_dim,)
             if linear == "gate_proj":
                 shapes[f"{prefix}post_attention_layernorm.weight"] = (self.hidden_size,)
             name, shape = linear_name(layer, linear), self.linear_shape(linear)

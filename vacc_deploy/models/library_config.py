@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vacc_deploy.models.config import ModelConfig, RopeScaling
+from vacc_deploy.models.config import ModelConfig
+from vacc_deploy.models.rope import rope_values
 
 ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # The fields of our own configuration class (source_code/configuration_qwen2_vacc.py) that say what
@@ -21,10 +22,10 @@ _OWN_KEYS = (
     *("max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"),
     *("rope_theta", "rope_scaling", "rope_parameters"),
     *("use_sliding_window", "sliding_window", "max_window_layers", "layer_types"),
-    *("insert_slice", "quantization_bit"),
+    *("model_type", "attention_bias", "insert_slice", "quantization_bit"),
 )
 # The keys of a ``config.json`` that say what is computed.
-ARCHITECTURE_KEYS = (*_OWN_KEYS, "model_type", "attention_bias", "mlp_bias", "pretraining_tp")
+ARCHITECTURE_KEYS = (*_OWN_KEYS, "mlp_bias", "pretraining_tp")
 
 
 def library_config(config: ModelConfig) -> dict[str, Any]:
@@ -49,10 +50,12 @@ def library_config(config: ModelConfig) -> dict[str, Any]:
         "rope_theta": config.rope_theta,
     }
     if config.rope_scaling is not None:
-        values["rope_scaling"] = _rope_values(config.rope_scaling)
+        values["rope_scaling"] = rope_values(config.rope_scaling)
     if config.model_type == "llama":
         values |= {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias}
-    else:
+    elif config.model_type == "qwen3":
+        values["attention_bias"] = config.attention_bias
+    if config.model_type != "llama":
         # The layers before max_window_layers see all tokens; 28 is the default of transformers.
         first = config.raw.get("max_window_layers", 28)
         values |= {
@@ -87,16 +90,3 @@ def checked_ids(values: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
         if key in values and (stated is None or (good and listed)):
             found[key] = stated
     return found
-
-
-def _rope_values(scaling: RopeScaling) -> dict[str, Any]:
-    """Return ``rope_scaling``; the two keys of linear scaling are all that older versions take."""
-    if scaling.rope_type == "linear":
-        return {"type": "linear", "factor": scaling.factor}
-    return {
-        "rope_type": scaling.rope_type,
-        "factor": scaling.factor,
-        "low_freq_factor": scaling.low_freq_factor,
-        "high_freq_factor": scaling.high_freq_factor,
-        "original_max_position_embeddings": scaling.original_max_position_embeddings,
-    }

@@ -14,11 +14,10 @@ from vacc_deploy.json_files import read_json
 from vacc_deploy.models.config import (
     CONFIG_NAME,
     SUPPORTED_MODEL_TYPES,
-    SUPPORTED_ROPE_TYPES,
     ModelConfig,
-    RopeScaling,
 )
 from vacc_deploy.models.config_reader import ConfigReader
+from vacc_deploy.models.rope import read_rope
 from vacc_deploy.permissions import explain_dangling
 
 
@@ -97,13 +96,16 @@ def _read_values(reader: ConfigReader) -> ModelConfig:
         raise UnsupportedModelError(
             f"{reader.where} has model_type {model_type!r:.80}, expected one of "
             f"{', '.join(SUPPORTED_MODEL_TYPES)}.{_describe_kind(reader.raw)} vacc-deploy handles "
-            "DeepSeek-R1-Distill models and other checkpoints of these two architectures."
+            "DeepSeek-R1-Distill models and other checkpoints of these architectures."
         )
-    is_qwen2 = model_type == "qwen2"
-    rope_theta, rope_scaling = _read_rope(reader, is_qwen2=is_qwen2)
+    is_qwen2, is_llama = model_type == "qwen2", model_type == "llama"
+    rope_theta, rope_scaling = read_rope(reader, model_type)
     heads = reader.integer("num_attention_heads")
     hidden_size = reader.integer("hidden_size")
-    # Qwen2 always has biases at q, k and v and none at o; Llama at all four or at none.
+    # Of Qwen3 its class's own default; at least 1, or a 0 would be reported instead of what is
+    # wrong.
+    default_head_dim = 128 if model_type == "qwen3" else max(1, hidden_size // heads)
+    # Qwen2 always has biases at q, k and v and none at o; the others at all four or at none.
     attention_bias = is_qwen2 or reader.boolean("attention_bias", False)
     quantization_format = _read_quantization(reader)
     return ModelConfig(
@@ -113,12 +115,11 @@ def _read_values(reader: ConfigReader) -> ModelConfig:
         num_hidden_layers=reader.integer("num_hidden_layers"),
         num_attention_heads=heads,
         num_key_value_heads=reader.integer("num_key_value_heads", heads),
-        # At least 1: a default of 0 would be reported instead of what is wrong.
-        head_dim=reader.integer("head_dim", max(1, hidden_size // heads)),
+        head_dim=reader.integer("head_dim", default_head_dim),
         vocab_size=reader.integer("vocab_size"),
-        # The defaults of the two configuration classes of transformers.
+        # The defaults of the configuration classes of transformers.
         max_position_embeddings=reader.integer(
-            "max_position_embeddings", 32768 if is_qwen2 else 2048
+            "max_position_embeddings", 2048 if is_llama else 32768
         ),
         rms_norm_eps=reader.number("rms_norm_eps", 1e-6),
         rope_theta=rope_theta,
@@ -126,8 +127,8 @@ def _read_values(reader: ConfigReader) -> ModelConfig:
         tie_word_embeddings=reader.boolean("tie_word_embeddings", False),
         attention_bias=attention_bias,
         attention_output_bias=attention_bias and not is_qwen2,
-        mlp_bias=not is_qwen2 and reader.boolean("mlp_bias", False),
-        sliding_window=_read_sliding_window(reader, is_qwen2),
+        mlp_bias=is_llama and reader.boolean("mlp_bias", False),
+        sliding_window=_read_sliding_window(reader, is_llama),
         dtype=_read_dtype(reader),
         quantization_bit=8 if quantization_format == INT8 else 0,
         quantization_format=quantization_format,
@@ -145,52 +146,8 @@ def _describe_kind(raw: Mapping[str, Any]) -> str:
     return sentence
 
 
-def _read_rope(reader: ConfigReader, *, is_qwen2: bool) -> tuple[float, RopeScaling | None]:
-    parameters, older = reader.mapping("rope_parameters"), reader.mapping("rope_scaling")
-    # A value under both names counts under the older one.
-    scaling = {**parameters, **older}
-    if any(isinstance(value, dict) for value in scaling.values()):
-        raise UnsupportedModelError(
-            f"{reader.where} has a rotary rule of its own for each kind of layer, expected one for "
-            "all layers. The compiled graph has one only, so vacc-deploy cannot handle this model."
-        )
-    inner, outer = scaling.get("rope_theta"), reader.raw.get("rope_theta")
-    if None not in (inner, outer) and inner != outer:
-        both = f"{outer!r:.80} and, in the rotary rule, {inner!r:.80}"
-        reader.problems.append(f"rope_theta: got {both}")
-    rope_theta = reader.number("rope_theta", 10000.0, scaling if outer is None else reader.raw)
-    # "type" is the name that rope_type had before.
-    types = [s.get("rope_type", s.get("type", "default")) for s in (older, parameters) if s]
-    rope_type = types[0] if types else "default"
-    if types[1:] and types[1] != rope_type:
-        reader.problems.append(
-            f"rope_scaling has type {rope_type!r:.80}, rope_parameters has {types[1]!r:.80}"
-        )
-    supported = SUPPORTED_ROPE_TYPES[: 2 if is_qwen2 else 3]
-    if rope_type not in supported:
-        raise UnsupportedModelError(
-            f"{reader.where} asks for rotary scaling of type {rope_type!r:.80}, expected one of "
-            f"{', '.join(supported)}. The compiled graph would not compute what the "
-            "model computes: remove rope_scaling to use the trained context length only."
-        )
-    if rope_type == "default":
-        return rope_theta, None
-    factor = reader.number("factor", None, scaling)
-    if rope_type == "linear":
-        return rope_theta, RopeScaling("linear", factor)
-    original = reader.number("original_max_position_embeddings", None, scaling)
-    if original < 1:
-        problem = f"original_max_position_embeddings: got {original}, expected at least 1"
-        reader.problems.append(problem)
-    low = reader.number("low_freq_factor", None, scaling)
-    high = reader.number("high_freq_factor", None, scaling)
-    if high <= low:
-        reader.problems.append(f"rope_scaling: high_freq_factor {high} is not above {low}")
-    return rope_theta, RopeScaling("llama3", factor, low, high, int(original))
-
-
-def _read_sliding_window(reader: ConfigReader, is_qwen2: bool) -> int | None:
-    if not (is_qwen2 and reader.boolean("use_sliding_window", False)):
+def _read_sliding_window(reader: ConfigReader, is_llama: bool) -> int | None:
+    if is_llama or not reader.boolean("use_sliding_window", False):
         return None
     # A null is no window, an absent key the class's own 4096.
     if reader.raw.get("sliding_window", 4096) is None:
@@ -239,7 +196,8 @@ def _find_contradictions(config: ModelConfig) -> list[str]:
         problems.append(
             f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
         )
-    own_head_dim = config.model_type == "llama" and raw.get("head_dim") is not None
+    has_own = config.model_type == "llama" and raw.get("head_dim") is not None
+    own_head_dim = has_own or config.model_type == "qwen3"
     if not own_head_dim and config.hidden_size % heads:
         problems.append(
             f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}"
@@ -257,7 +215,7 @@ def _find_contradictions(config: ModelConfig) -> list[str]:
         problems.append(
             f"pretraining_tp: got {raw['pretraining_tp']!r:.80}, expected 1 (a rule of vamc)"
         )
-    if config.model_type == "qwen2":
+    if config.model_type != "llama":
         problems += _check_layer_types(config)
     return problems
 

@@ -7,10 +7,8 @@ note where it changes a value; a value that is fine stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 from vacc_deploy.bounds import END_TOKENS
@@ -18,13 +16,19 @@ from vacc_deploy.errors import CheckpointError, name_some
 from vacc_deploy.formats.dtypes import FLOAT_DTYPE_BYTES
 from vacc_deploy.formats.layouts import recognize
 from vacc_deploy.json_files import is_json
-from vacc_deploy.models.config import CONFIG_NAME, GENERATION_CONFIG_NAME, ModelConfig
+from vacc_deploy.models.config import (
+    ARCHITECTURES,
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    SUPPORTED_MODEL_TYPES,
+    ModelConfig,
+)
 from vacc_deploy.models.library_config import ARCHITECTURE_KEYS, ID_KEYS
 from vacc_deploy.models.parse import parse_config
+from vacc_deploy.models.rope import ATTENTION_FACTOR, YARN_LENGTH, settle_yarn
+from vacc_deploy.models.stated_values import TokenId, read_flag, read_number, settle_id
 from vacc_deploy.models.vacc_config import AUTO_MAP
 
-# What turns a token's text into its id; None where there is no such token.
-TokenId = Callable[[str], int | None]
 # Flags of one run, with the value that changes nothing. They are no part of the model: in a traced
 # graph they would change what a forward pass returns.
 _RUN_FLAGS: dict[str, Any] = {
@@ -59,7 +63,6 @@ _NEVER_NULL = (
     *("mlp_bias", "rms_norm_eps", "rope_theta", "tie_word_embeddings", "use_sliding_window"),
     *(*_TRAINING_NUMBERS, "return_dict", "use_cache", "use_return_dict"),
 )
-_ARCHITECTURES = {"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 # The rules of outputs.side_files.
 BYTE_ORDER_MARK, TOKEN_FILES = "byte-order-mark", "token-files"
 
@@ -72,6 +75,8 @@ CONFIG_RULES = (
     "foreign-code",
     "architecture",
     "dtype-name",
+    ATTENTION_FACTOR,
+    YARN_LENGTH,
     "token-ids",
     "sampling-values",
     "greedy",
@@ -148,7 +153,7 @@ class Settler:
 
     def drop_parts(self) -> None:
         """Take out the configurations of the parts of a larger model."""
-        is_known = self.values.get("model_type") in tuple(_ARCHITECTURES)
+        is_known = self.values.get("model_type") in SUPPORTED_MODEL_TYPES
         keys = [key for key in _PARTS if is_known and self.values.get(key) is not None]
         for key in keys:
             del self.values[key]
@@ -168,7 +173,7 @@ class Settler:
 
     def name_architecture(self) -> None:
         """Name the class with a head, where a part of the model or a wrapper of it was saved."""
-        expected = _ARCHITECTURES.get(str(self.values.get("model_type")))
+        expected = ARCHITECTURES.get(str(self.values.get("model_type")))
         stated = self.values.get("architectures")
         if expected and stated and stated != [expected]:
             self.values["architectures"] = [expected]
@@ -187,6 +192,13 @@ class Settler:
                 self.values[key] = name
                 self.note("dtype-name", f"{key} {stated!r:.40} is read as {name!r}.")
 
+    def settle_yarn(self) -> None:
+        """State yarn so that every runtime computes the same."""
+        changes, notes = settle_yarn(self.values)
+        self.values |= changes
+        for rule, note in notes.items():
+            self.note(rule, note)
+
     def settle_ids(self, vocab_size: Any, token_id: TokenId) -> None:
         """Make whole numbers within the vocabulary of the ids, or leave them out.
 
@@ -204,7 +216,7 @@ class Settler:
                     f"{self._name}: {key} lists {len(entries):,} ids, more than the {END_TOKENS:,} "
                     "that are read. Restore the file from the model's original repository."
                 )
-            ids = [_settle_id(entry, limit, token_id) for entry in entries]
+            ids = [settle_id(entry, limit, token_id) for entry in entries]
             kept = list(dict.fromkeys(value for value in ids if value is not None))
             # A model may have several ends, but one begin and one padding.
             is_list = isinstance(stated, list) and key == "eos_token_id"
@@ -227,7 +239,7 @@ class Settler:
         """Read numbers and flags that are texts; what is neither stays as it is."""
         for key in ("do_sample", *_SAMPLING_NUMBERS):
             stated = self.values.get(key)
-            value = _read_flag(stated) if key == "do_sample" else _read_number(stated)
+            value = read_flag(stated) if key == "do_sample" else read_number(stated)
             if value is not None:
                 self.values[key] = value
                 self.note("sampling-values", f"{key} {stated!r:.40} is read as {value!r}.")
@@ -270,6 +282,7 @@ def settle_config(
     settler.drop_foreign_code()
     settler.name_architecture()
     settler.name_dtype(stored_dtype)
+    settler.settle_yarn()
     settler.settle_ids(values.get("vocab_size"), token_id)
     return settler
 
@@ -305,32 +318,3 @@ def settle_generation(values: Mapping[str, Any], vocab_size: int, token_id: Toke
     settler.settle_greedy()
     settler.settle_top_k()
     return settler
-
-
-def _read_flag(stated: Any) -> bool | None:
-    """Return the flag that a text or a number says; None for what is a flag or says none."""
-    words = {"true": True, "false": False, "1": True, "0": False}
-    is_number = type(stated) is int
-    return words.get(str(stated)[:8].lower()) if is_number or isinstance(stated, str) else None
-
-
-def _read_number(stated: Any) -> int | float | None:
-    """Return the number that a text says; None for what is no text or says none."""
-    if not isinstance(stated, str) or len(stated) > 12 or not stated.isascii():
-        return None
-    with suppress(ValueError):
-        value = float(stated)
-        if isfinite(value):
-            return int(value) if value.is_integer() and "." not in stated else value
-    return None
-
-
-def _settle_id(entry: Any, limit: int, token_id: TokenId) -> int | None:
-    """Return one id; None where it stands for none."""
-    if isinstance(entry, str):
-        # Bounded: a number of a million digits would take long.
-        is_number = entry.isascii() and entry.isdecimal() and len(entry) < 12
-        entry = int(entry) if is_number else token_id(entry)
-    if isinstance(entry, float) and entry.is_integer():
-        entry = int(entry)
-    return entry if type(entry) is int and 0 <= entry < limit else None

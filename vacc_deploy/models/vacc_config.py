@@ -1,4 +1,4 @@
-"""``config_vacc.json``: the configuration that vamc reads beside a Qwen2 checkpoint.
+"""``config_vacc.json``: the configuration that vamc reads beside a Qwen2 or Qwen3 checkpoint.
 
 It is the source's own ``config.json`` plus the few keys the compiler wants, never a template's
 values. Llama checkpoints need none (the vendor's llm/README).
@@ -14,6 +14,7 @@ from vacc_deploy.errors import CheckpointError, list_problems
 from vacc_deploy.formats.layouts import INT8, LAYOUTS, VAMC
 from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
 from vacc_deploy.models.parse import parse_config, read_object
+from vacc_deploy.models.rope import YARN, rope_values
 
 VACC_CONFIG_NAME = "config_vacc.json"
 AUTO_MAP = {
@@ -48,7 +49,13 @@ def vacc_config(config: ModelConfig, *, quantization_bit: int = 0) -> dict[str, 
         # The eager path of transformers 4.37 masks by sliding_window without looking at
         # use_sliding_window, and an absent key means 4096 there.
         values["sliding_window"] = None
+    if config.model_type == "qwen3":
+        # Its class's default, which a file may leave out, is not that of ours.
+        values["head_dim"] = config.head_dim
     _write_old_names(values, config)
+    if config.rope_scaling is not None and config.rope_scaling.rope_type == YARN:
+        # Every number is written out: runtimes do not agree on what an absent one means.
+        values["rope_scaling"] = rope_values(config.rope_scaling)
     values["auto_map"] = dict(AUTO_MAP)
     values["_attn_implementation"] = "eager"
     # The prefill graph then ends in the logits of the last position alone.

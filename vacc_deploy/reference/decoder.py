@@ -1,4 +1,4 @@
-"""One decoder layer of the Qwen2 / Llama family as explicit stages.
+"""One decoder layer of the Qwen2, Qwen3 and Llama family as explicit stages.
 
     input norm -> q, k, v -> attention -> o -> post norm -> gate, up -> down
 
@@ -8,7 +8,8 @@ holds one stage, whatever the number of layers. A layer computes in the dtype of
 that it is given: float32, or bfloat16 with norms, rotation and softmax in float32.
 
 Source: RMSNorm (arXiv 1910.07467), rotary embedding (arXiv 2104.09864), grouped-query attention
-(arXiv 2305.13245), SwiGLU (arXiv 2002.05202), llama3 rotary scaling (arXiv 2407.21783, 3.4).
+(arXiv 2305.13245), SwiGLU (arXiv 2002.05202), llama3 rotary scaling (arXiv 2407.21783, 3.4), yarn
+(arXiv 2309.00071), norms of queries and keys (arXiv 2302.05442, as in Qwen3: a norm a head).
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.int8 import dequantize
 from vacc_deploy.formats.linears import codes_from
-from vacc_deploy.models.config import EMBEDDING, ModelConfig, layer_prefix, linear_name
+from vacc_deploy.models.config import (
+    EMBEDDING,
+    ModelConfig,
+    RopeScaling,
+    layer_prefix,
+    linear_name,
+)
+from vacc_deploy.models.rope import YARN
 
 ReadTensor = Callable[[str], torch.Tensor]
 QKV, OUTPUT, GATE_UP, DOWN = "qkv", "o", "gate_up", "down"
@@ -88,12 +96,37 @@ def rotary_frequencies(config: ModelConfig) -> torch.Tensor:
         return frequencies
     if scaling.rope_type == "linear":
         return frequencies / scaling.factor
+    if scaling.rope_type == YARN:
+        return _blend_yarn(config, scaling, frequencies)
     # llama3: long waves are stretched by the factor, short ones stay, those between are blended.
     # Full turns of each pair over the trained length: few turns are a long wave.
     turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
     blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     blend = blend.clamp(0.0, 1.0)
     return frequencies * blend + frequencies / scaling.factor * (1 - blend)
+
+
+def _blend_yarn(
+    config: ModelConfig, scaling: RopeScaling, frequencies: torch.Tensor
+) -> torch.Tensor:
+    """Return the frequencies that yarn blends, float32 [head_dim / 2].
+
+    Pairs that turn often over the trained length stay, those that turn little are stretched, and
+    between the two a ramp over the pairs blends. As in transformers the ramp begins and ends at
+    whole pairs.
+    """
+
+    def pair_of(turns: float) -> float:
+        """Return the pair, as a fraction, that turns so often over the trained length."""
+        wave = scaling.original_max_position_embeddings / (turns * 2 * math.pi)
+        return config.head_dim * math.log(wave) / (2 * math.log(config.rope_theta))
+
+    first = max(math.floor(pair_of(scaling.beta_fast)), 0)
+    last = min(math.ceil(pair_of(scaling.beta_slow)), config.head_dim - 1)
+    # A ramp of no width would divide by zero; transformers gives it this one.
+    width = last - first or 0.001
+    ramp = ((torch.arange(config.head_dim // 2).float() - first) / width).clamp(0, 1)
+    return frequencies / scaling.factor * ramp + frequencies * (1 - ramp)
 
 
 def check_sequence_length(config: ModelConfig, sequence_length: int) -> None:
@@ -116,8 +149,8 @@ class Positions:
     """What attention needs to know of the positions 0 .. sequence_length − 1.
 
     Attributes:
-        cos: float32 [sequence_length, head_dim].
-        sin: float32 [sequence_length, head_dim].
+        cos: float32 [sequence_length, head_dim], times the attention factor of yarn.
+        sin: likewise.
     """
 
     cos: torch.Tensor
@@ -138,7 +171,8 @@ class Positions:
         angles = torch.outer(torch.arange(sequence_length).float(), rotary_frequencies(config))
         # Rotary pairs are (i, i + head_dim / 2), not neighbours: both halves turn alike.
         angles = torch.cat((angles, angles), dim=-1)  # [seq, head_dim / 2] -> [seq, head_dim]
-        return cls(angles.cos().to(device), angles.sin().to(device))
+        factor = config.rope_scaling.attention_factor if config.rope_scaling else 1.0
+        return cls((angles.cos() * factor).to(device), (angles.sin() * factor).to(device))
 
     def rotate(self, states: torch.Tensor) -> torch.Tensor:
         """Return ``states`` [batch, heads, seq, head_dim] turned by their positions."""
@@ -182,6 +216,10 @@ class DecoderLayer:
         prefix = layer_prefix(index)
         self._input_norm = read(f"{prefix}input_layernorm.weight")
         self._post_norm = read(f"{prefix}post_attention_layernorm.weight")
+        self._head_norms = [
+            read(f"{prefix}self_attn.{head}_norm.weight") if config.has_head_norms else None
+            for head in ("q", "k")
+        ]
         self._linears: dict[str, Linear] = {}
         self._quantized: dict[str, Linear] = {}
 
@@ -227,8 +265,10 @@ class DecoderLayer:
         # The -1 is num_attention_heads for q, num_key_value_heads for k and v.
         # [rows, seq, hidden] -> [rows, seq, heads, head_dim] -> [rows, heads, seq, head_dim]
         query, key, value = (
-            apply(name)(inputs).view(rows, seq, -1, config.head_dim).transpose(1, 2)
-            for name in STAGE_LINEARS[QKV]
+            self._norm_heads(
+                apply(name)(inputs).view(rows, seq, -1, config.head_dim), norm
+            ).transpose(1, 2)
+            for name, norm in zip(STAGE_LINEARS[QKV], (*self._head_norms, None), strict=True)
         )
         query, key = self.positions.rotate(query), self.positions.rotate(key)
         # Grouped queries share a key and a value: [rows, kv heads, ...] -> [rows, heads, ...]
@@ -238,6 +278,10 @@ class DecoderLayer:
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         # [rows, heads, seq, head_dim] -> [rows, seq, heads · head_dim]
         return attended.transpose(1, 2).reshape(rows, seq, -1)
+
+    def _norm_heads(self, states: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+        """Return ``states`` [rows, seq, heads, head_dim], each head behind its norm if any."""
+        return states if weight is None else rms_norm(states, weight, self.config.rms_norm_eps)
 
     def mlp_input(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return what gate and up are applied to: [rows, seq, hidden]."""

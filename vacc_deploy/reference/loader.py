@@ -36,13 +36,16 @@ from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, check_vacc_config, 
 
 # Always named: a configuration may name a kernel on the hub, which transformers would fetch.
 _ATTENTION = "eager"
+# The first transformers whose own classes compute an architecture or a rotary rule. Before 4.51
+# yarn blended by max_position_embeddings instead of the trained length.
+_FIRST_VERSIONS = {"llama3": (4, 43), "qwen3": (4, 51), "yarn": (4, 51)}
 _SOURCE_PACKAGE = "vacc_deploy_source_code"
 
 
 def load_model(source: Path | Checkpoint, *, dtype: torch.dtype = torch.float32) -> Any:
     """Return the model of a directory in evaluation mode.
 
-    Qwen2 directories for the compiler run the shipped modeling file; all others run transformers'
+    Qwen directories for the compiler run the shipped modeling file; all others run transformers'
     own class. Codes of any layout stay int8: the linears are those of ``quantization_vacc.py``. So
     do the int8 values of a vamc directory where ``dtype`` is bfloat16, which cannot hold them.
 
@@ -61,7 +64,6 @@ def load_model(source: Path | Checkpoint, *, dtype: torch.dtype = torch.float32)
 
 def _load(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     directory, config = checkpoint.directory, checkpoint.config
-    _check_rope_is_known(checkpoint)
     generation, _ = read_generation_config(directory, config.vocab_size)
     layout = stored_layout(directory, config)
     is_prepared = needs_vacc_config(config) and (directory / VACC_CONFIG_NAME).is_file()
@@ -118,19 +120,26 @@ def source_module(name: str) -> ModuleType:
     return importlib.import_module(f"{_SOURCE_PACKAGE}.{name}")
 
 
-def _check_rope_is_known(checkpoint: Checkpoint) -> None:
-    """Say which transformers to install where the installed one fails on llama3 scaling."""
+def _check_library_knows(checkpoint: Checkpoint) -> None:
+    """Say which transformers to install where the installed one cannot compute the model."""
     import transformers
 
-    scaling, version = checkpoint.config.rope_scaling, transformers.__version__
+    config, version = checkpoint.config, transformers.__version__
     # Two parts only: the third may hold letters, as in 5.0.0rc1.
-    is_old = tuple(int(part) for part in version.split(".")[:2]) < (4, 43)
-    if is_old and scaling is not None and scaling.rope_type == "llama3":
-        raise CheckpointError(
-            f"{checkpoint.directory}: config.json has rope_scaling of type llama3, which "
-            f"transformers 4.43 and newer read; transformers {version} is installed. Run: pip "
-            "install 'transformers>=4.43'"
-        )
+    installed = tuple(int(part) for part in version.split(".")[:2])
+    rope_type = config.rope_scaling.rope_type if config.rope_scaling else "default"
+    needs = [
+        (f"model_type {config.model_type}", _FIRST_VERSIONS.get(config.model_type)),
+        (f"rope_scaling of type {rope_type}", _FIRST_VERSIONS.get(rope_type)),
+    ]
+    for what, first in needs:
+        if first is not None and installed < first:
+            name = ".".join(map(str, first))
+            raise CheckpointError(
+                f"{checkpoint.directory}: config.json has {what}, which transformers {name} and "
+                f"newer read; transformers {version} is installed. Run: pip install "
+                f"'transformers>={name}'"
+            )
 
 
 def _build_own(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
@@ -154,6 +163,7 @@ def _build_stock(checkpoint: Checkpoint, layout: str, dtype: torch.dtype) -> Any
     """Build transformers' own class; of a layout with codes its linears are swapped."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    _check_library_knows(checkpoint)
     with _config_errors(checkpoint.directory / CONFIG_NAME):
         config = AutoConfig.for_model(**library_config(checkpoint.config))
     config._attn_implementation = _ATTENTION
