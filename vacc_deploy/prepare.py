@@ -12,6 +12,7 @@ from typing import Any
 
 from vacc_deploy.assets import SOURCE_FILES, source_file
 from vacc_deploy.checkpoint.adapters import ADAPTER_CONFIG
+from vacc_deploy.checkpoint.attn_factor import read_attn_factor
 from vacc_deploy.checkpoint.caches import default_output
 from vacc_deploy.checkpoint.changes import unchanged
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, name_source, stored_layout
@@ -27,6 +28,7 @@ from vacc_deploy.models.catalog import (
     known_model,
     match_config,
 )
+from vacc_deploy.models.rope import MULTIPLY
 from vacc_deploy.models.vacc_config import (
     VACC_CONFIG_NAME,
     needs_vacc_config,
@@ -101,6 +103,7 @@ def prepare(
     weights: Path | str | None = None,
     output: Path | None = None,
     link_mode: str = "auto",
+    attn_factor: str = MULTIPLY,
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Progress = SILENT,
@@ -116,6 +119,8 @@ def prepare(
         weights: another name of ``source``.
         output: the directory to write; default ``./<model>-vacc``.
         link_mode: ``auto`` (hard link, else copy), ``hardlink``, ``symlink`` or ``copy``.
+        attn_factor: how yarn's ``attn_factor`` is read: ``multiply``, as vLLM and SGLang do, or
+            ``ignore``, as transformers does.
         overwrite: replace an output of an earlier run.
         dry_run: validate and plan only.
         progress: learns of the weights that are read, then of each weight file.
@@ -123,7 +128,8 @@ def prepare(
         downloading: entered while files are downloaded.
 
     Raises:
-        UsageError: no source, two that contradict each other, or an unknown ``model``.
+        UsageError: no source, two that contradict each other, an unknown ``model``, or no
+            ``attn_factor`` to ignore.
         UnsupportedModelError: another architecture.
         CheckpointError: the source is incomplete, prepared already, or another model than named,
             or holds weights that no model can work with.
@@ -142,6 +148,8 @@ def prepare(
     )
     known = known or known_model(found.repository or "")
     checkpoint = _open_source(found.directory, known)
+    if attn_factor != MULTIPLY:
+        checkpoint = read_attn_factor(checkpoint, attn_factor)
     name = known.name if known else found.name
     output_dir = output or default_output(Path(f"{name}-vacc"))
     obstacles = check_output(
@@ -151,7 +159,10 @@ def prepare(
         dry_run=dry_run,
         progress=progress,
     )
-    assembly = _Assembly(found, checkpoint, name, output_dir, link_mode)
+    options = {"link_mode": link_mode}
+    if attn_factor != MULTIPLY:
+        options["attn_factor"] = attn_factor
+    assembly = _Assembly(found, checkpoint, name, output_dir, options)
     return assembly.plan(obstacles) if dry_run else assembly.write(progress, overwrite=overwrite)
 
 
@@ -159,11 +170,16 @@ class _Assembly:
     """A prepared directory of which everything is decided and nothing is written."""
 
     def __init__(
-        self, found: Source, checkpoint: Checkpoint, name: str, output_dir: Path, link_mode: str
+        self,
+        found: Source,
+        checkpoint: Checkpoint,
+        name: str,
+        output_dir: Path,
+        options: dict[str, str],
     ) -> None:
         self._found, self._checkpoint, self._name = found, checkpoint, name
-        self._output_dir, self._link_mode = output_dir, link_mode
-        self._placement = Placement(checkpoint, output_dir, link_mode)
+        self._output_dir, self._options = output_dir, options
+        self._placement = Placement(checkpoint, output_dir, options["link_mode"])
         self._beside = plan_side_files(checkpoint, with_config=True)
         self._small_files = [
             *self._placement.plan_index(),
@@ -192,7 +208,7 @@ class _Assembly:
                 command="prepare",
                 model=self._name,
                 source=_describe_source(self._found, self._output_dir),
-                options={"link_mode": self._link_mode},
+                options=self._options,
                 normalized=self._beside.applied,
                 files=[file for file, _ in files],
             )

@@ -121,6 +121,21 @@ def output_options(function: Function) -> Function:
     return overwrite(dry_run(function))
 
 
+# Kept here, and compared in a test: models.rope, which owns them, would slow --help down.
+ATTN_FACTORS = ("multiply", "ignore")
+
+
+def attn_factor_option(default: str | None, shown: str) -> Callable[[Function], Function]:
+    """Return ``--attn-factor``; ``shown`` is what the help gives as its default."""
+    return click.option(
+        "--attn-factor",
+        type=click.Choice(ATTN_FACTORS),
+        default=default,
+        help="Read yarn's attn_factor of the float model as vLLM and SGLang do (multiply) or as "
+        f"transformers does (ignore).  [default: {shown}]",
+    )
+
+
 def settings() -> dict[str, Any]:
     """Return what all parts of the running command know of each other, by name.
 

@@ -10,6 +10,7 @@ import click
 from vacc_deploy.cli.options import (
     CHECKPOINT,
     again_with,
+    attn_factor_option,
     common_options,
     downloading,
     emit,
@@ -39,6 +40,7 @@ LINK_MODES = ("auto", "hardlink", "symlink", "copy")
     default="auto",
     help="Link or copy the weights; auto makes a hard link where it can, else a copy.",
 )
+@attn_factor_option("multiply", "multiply")
 @output_options
 @common_options
 def prepare_command(**options: Any) -> None:

@@ -12,6 +12,7 @@ from vacc_deploy.cli.options import (
     CHECKPOINT,
     FILE,
     again_with,
+    attn_factor_option,
     common_options,
     downloading,
     emit,
@@ -60,6 +61,7 @@ def _refuse_nan(ctx: click.Context, param: click.Parameter, value: float | None)
     help="Fail (exit code 3) below this share of equal top tokens; 0 sets no limit.  "
     f"[default: {MIN_TOP1:g}, with room for chance]",
 )
+@attn_factor_option(None, "as DIR reads it")
 @common_options
 def verify_command(
     deployed_dir: str,
@@ -69,6 +71,7 @@ def verify_command(
     seq_len: int,
     max_kl: float | None,
     min_top1: float | None,
+    attn_factor: str | None,
 ) -> None:
     """Compare the deployed weights in DIR with the float model, on this CPU, and give a verdict.
 
@@ -117,6 +120,7 @@ def verify_command(
         max_tokens=max_tokens,
         sequence_length=seq_len,
         limits=Limits(max_kl, min_top1),
+        attn_factor=attn_factor,
         progress=terminal_progress(),
     )
     emit(result)

@@ -233,3 +233,11 @@ def without_attn_factor(config: ModelConfig) -> ModelConfig:
     return replace(
         config, rope_scaling=replace(config.rope_scaling, attention_factor=factor), raw=raw
     )
+
+
+def with_attention_factor_of(other: ModelConfig, config: ModelConfig) -> ModelConfig:
+    """Return ``config`` with the attention factor of another yarn model, where both are one."""
+    mine, its = config.rope_scaling, other.rope_scaling
+    if mine is None or its is None or {mine.rope_type, its.rope_type} != {YARN}:
+        return config
+    return replace(config, rope_scaling=replace(mine, attention_factor=its.attention_factor))

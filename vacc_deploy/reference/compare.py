@@ -17,6 +17,7 @@ from vacc_deploy.checkpoint.fingerprint import fingerprint_file
 from vacc_deploy.checkpoint.manifest import stored_layout
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, list_problems
+from vacc_deploy.models.rope import with_attention_factor_of
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.decoder import DecoderLayer, Positions, embed, float_reader, walk_layer
 from vacc_deploy.reference.next_tokens import NextTokenScores, compare_next_tokens
@@ -62,18 +63,17 @@ def compare_on_tokens(
     with torch.inference_mode():
         # Both float32 [rows, seq, hidden]; walk_layer overwrites them, layer after layer.
         float_states, deployed_states = embed(reference, tokens), embed(deployed, tokens)
-        # One table for both: check_pair refuses a pair with two rotary rules.
-        positions = Positions.build(reference.config, tokens.shape[1])
-        walks = (
-            (reference.config, float_reader(reference), float_states),
-            (deployed.config, float_reader(deployed), deployed_states),
-        )
+        # A table for each: their attention factors may differ.
+        walks = [
+            (model, Positions.build(model.config, tokens.shape[1]), float_reader(model), states)
+            for model, states in ((reference, float_states), (deployed, deployed_states))
+        ]
         layers = []
         progress.start("Verifying", reference.config.num_hidden_layers, "layers")
         for index in range(reference.config.num_hidden_layers):
             # In step, a layer of one and then of the other: only the current states are held.
-            for config, read, hidden_states in walks:
-                layer = DecoderLayer(config, index, positions, read)
+            for model, positions, read, hidden_states in walks:
+                layer = DecoderLayer(model.config, index, positions, read)
                 batch_rows = max(1, BATCH_TOKENS // tokens.shape[1])
                 walk_layer(layer, hidden_states, batch_rows=batch_rows)  # in place
             layers.append(_layer_error(index, float_states, deployed_states))
@@ -90,6 +90,8 @@ def compare_on_tokens(
 def check_pair(reference: Checkpoint, deployed: Checkpoint) -> None:
     """Refuse a reference that is quantized or another architecture.
 
+    Attention factors of yarn may differ: how much that changes is what may be asked.
+
     Raises:
         CheckpointError: names the field and both values.
     """
@@ -97,9 +99,10 @@ def check_pair(reference: Checkpoint, deployed: Checkpoint) -> None:
         raise CheckpointError(
             f"{reference.directory} is quantized. Give the float model with --reference."
         )
+    alike = with_attention_factor_of(reference.config, deployed.config)
     differences = [
         f"{name} is {got} in {deployed.directory}, {expected} in {reference.directory}"
-        for name, (got, expected) in deployed.config.differences(reference.config).items()
+        for name, (got, expected) in alike.differences(reference.config).items()
     ]
     if differences:
         raise CheckpointError(

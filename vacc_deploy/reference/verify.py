@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vacc_deploy.assets import default_text_file
+from vacc_deploy.checkpoint.attn_factor import describe_factors, read_alike
 from vacc_deploy.checkpoint.changes import unchanged
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, model_name, read_manifest
 from vacc_deploy.checkpoint.reader import Checkpoint
@@ -133,6 +134,7 @@ def verify(
     max_tokens: int = 2048,
     sequence_length: int = 512,
     limits: Limits | None = DEFAULT_LIMITS,
+    attn_factor: str | None = None,
     progress: Progress = SILENT,
 ) -> VerifyResult:
     """Compare a deployed directory with its float model on a text, and judge the result.
@@ -146,18 +148,21 @@ def verify(
         max_tokens: tokens of the text to use.
         sequence_length: tokens of one window; a shorter text makes one window.
         limits: what the result must meet; ``failures`` lists what it does not. None judges nothing.
+        attn_factor: how yarn's ``attn_factor`` of the float model is read, ``multiply`` or
+            ``ignore``; default as ``deployed_dir`` reads it.
         progress: learns of every file, of every layer, then of every slice of the vocabulary.
 
     Raises:
         CheckpointError: a directory is damaged, the two are not the same architecture, or
             ``config_vacc.json`` describes another model; or one was changed meanwhile.
         CalibrationError: the text cannot be read or is too short.
-        UsageError: no reference is known.
+        UsageError: no reference is known, or its ``attn_factor`` leaves nothing to choose.
     """
     # First what costs little: the files of a large model take minutes to hash.
     path = text_file or default_text_file()
     check_text(path)
     reference = _open_reference(reference_dir, deployed_dir)
+    reference = read_alike(reference, deployed_dir, attn_factor)
     with unchanged(reference):
         deployed, damages = _open_deployed(deployed_dir, reference, progress)
         result = VerifyResult(
@@ -187,6 +192,8 @@ def _compare(
 ) -> VerifyResult:
     """Return the result with the figures and the verdict."""
     notes = [*result.notes, *dict.fromkeys((*reference.notes, *deployed.notes))]
+    if factors := describe_factors(reference, deployed):
+        notes.append(factors)
     has_manifest = read_manifest(deployed.directory) is not None
     if not has_manifest:
         notes.append(

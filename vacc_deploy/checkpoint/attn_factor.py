@@ -1,0 +1,85 @@
+"""Read yarn's ``attn_factor`` in the other of its two ways; ``models.rope`` says what they are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.errors import UsageError
+from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
+from vacc_deploy.models.parse import read_config_values
+from vacc_deploy.models.rope import (
+    ATTENTION_FACTOR,
+    IGNORE,
+    MULTIPLY,
+    names_attn_factor,
+    without_attn_factor,
+)
+from vacc_deploy.models.settle import Applied
+
+
+def read_attn_factor(checkpoint: Checkpoint, how: str) -> Checkpoint:
+    """Return a checkpoint whose ``attn_factor`` is read as the user says.
+
+    Args:
+        checkpoint: any; it was opened as ``multiply`` says.
+        how: ``multiply``, as vLLM and SGLang read it, or ``ignore``, as transformers does.
+
+    Raises:
+        UsageError: there is nothing to choose: its configuration says what is computed.
+    """
+    path = checkpoint.directory / CONFIG_NAME
+    if not names_attn_factor(read_config_values(checkpoint.directory)):
+        raise UsageError(
+            f"{path} has no yarn rule with attn_factor and without attention_factor, so there are "
+            "no two ways to read it. Leave --attn-factor out."
+        )
+    if how == MULTIPLY:
+        return checkpoint
+    config = without_attn_factor(checkpoint.config)
+    note = (
+        f"{CONFIG_NAME}: attn_factor is ignored, as transformers does it: attention_factor "
+        f"{_factor(config):g} is written, and attn_factor 1 for vLLM and SGLang."
+    )
+    others = [rule for rule in checkpoint.applied if rule.rule != ATTENTION_FACTOR]
+    applied = (*others, Applied(ATTENTION_FACTOR, note))
+    return replace(checkpoint, config=config, applied=applied, is_config_changed=True)
+
+
+def read_alike(reference: Checkpoint, deployed_dir: Path, how: str | None) -> Checkpoint:
+    """Return the float model as a deployed directory reads it, or as the user says.
+
+    Args:
+        reference: the float model.
+        deployed_dir: what was made from it.
+        how: ``multiply``, ``ignore``, or None for what the directory has.
+
+    Raises:
+        UsageError: see ``read_attn_factor``.
+        CheckpointError: the ``config.json`` of the directory cannot be read.
+    """
+    if how is not None:
+        return read_attn_factor(reference, how)
+    if not names_attn_factor(read_config_values(reference.directory)):
+        return reference
+    ignored = read_attn_factor(reference, IGNORE)
+    values = read_config_values(deployed_dir)
+    scaling = values.get("rope_scaling") or values.get("rope_parameters")
+    stated = scaling.get("attention_factor") if isinstance(scaling, dict) else None
+    return ignored if stated == _factor(ignored.config) else reference
+
+
+def describe_factors(reference: Checkpoint, deployed: Checkpoint) -> str:
+    """Return a sentence where two models differ in their attention factors; else empty."""
+    mine, its = _factor(deployed.config), _factor(reference.config)
+    if mine == its:
+        return ""
+    return (
+        f"{deployed.directory} computes with yarn's attention factor {mine:g}, the float model is "
+        f"read with {its:g}. The figures measure this difference too."
+    )
+
+
+def _factor(config: ModelConfig) -> float:
+    return config.rope_scaling.attention_factor if config.rope_scaling else 1.0
