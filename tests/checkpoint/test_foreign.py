@@ -129,7 +129,7 @@ def test_a_model_for_more_than_text_is_named(tmp_path):
     with pytest.raises(UnsupportedModelError) as caught:
         Checkpoint.open(directory)
     assert (
-        "expected one of qwen2, llama. Its class is Qwen2VLForConditionalGeneration. It is a"
+        "expected one of qwen2, qwen3, llama. Its class is Qwen2VLForConditionalGeneration. It is a"
         in (str(caught.value))
     )
     assert "its language part is text_config." in str(caught.value)
