@@ -27,6 +27,26 @@ def safetensors(tensors: dict[str, tuple], metadata: dict | None = None) -> byte
     return struct.pack("<Q", len(text)) + text + b"\x80\x3f" * (end // 2) + b"\0" * (end % 2)
 
 
+def gguf() -> bytes:
+    """Return a GGUF file with a key-value of each form and a tensor of each type."""
+
+    def text(value: bytes) -> bytes:
+        return struct.pack("<Q", len(value)) + value
+
+    pairs = [text(b"general.architecture") + struct.pack("<I", 8) + text(b"llama")]
+    pairs.append(text(b"tokens") + struct.pack("<IIQ", 9, 8, 2) + text(b"a") + text(b"bc"))
+    pairs.append(text(b"types") + struct.pack("<IIQ2i", 9, 5, 2, 1, 3))
+    pairs.append(text(b"general.alignment") + struct.pack("<II", 4, 32))
+    shapes = [(b"q", (32, 2), 8, 0), (b"e", (4, 2), 1, 96), (b"n", (5,), 0, 128)]
+    entries = [
+        text(name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, kind, offset)
+        for name, sizes, kind, offset in shapes
+    ]
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(entries), len(pairs))
+    head += b"".join((*pairs, *entries))
+    return head + bytes(-len(head) % 32) + bytes(160)
+
+
 def weights(*, biases: bool) -> tuple[dict, dict]:
     """Return the tensors of the two files of a model with ``_SIZES``."""
     layer = "model.layers.0."
@@ -75,6 +95,7 @@ def seeds() -> dict[str, list[bytes]]:
     configs = [dump(values) for values in (QWEN2, LLAMA, newer, quantized)]
     return {
         "header": [safetensors(first), safetensors(second, {"format": "pt"}), empty],
+        "gguf_header": [gguf()],
         "checkpoint": checkpoints(),
         "config": [*configs, join(configs[0], configs[0])],
         "generation_config": [dump(sampling), dump(texts)],

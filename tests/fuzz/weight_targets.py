@@ -12,6 +12,7 @@ from sandbox import FindingError
 import vacc_deploy.text.tokenizer  # noqa: F401 - what the readers would import later
 from vacc_deploy.checkpoint.adapters import explain_adapter
 from vacc_deploy.checkpoint.generation_config import read_generation_config
+from vacc_deploy.checkpoint.gguf_header import read_gguf_header
 from vacc_deploy.checkpoint.header import read_header
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, VaccDeployError
@@ -47,6 +48,17 @@ def header(data: bytes, directory: Path) -> None:
     theirs = _read_with_library(path)
     if theirs != ours:
         raise FindingError("differs", f"safetensors gives {theirs!r:.300}, we give {ours!r:.300}")
+
+
+def gguf_header(data: bytes, directory: Path) -> None:
+    """A GGUF file: every tensor that its header gives lies within the file."""
+    path = directory / "a.gguf"
+    write(path, data)
+    position = 0
+    for tensor in read_gguf_header(path).tensors:
+        if not position < tensor.offset + tensor.num_bytes <= len(data):
+            raise FindingError("differs", f"{tensor!r:.300} in a file of {len(data)} bytes")
+        position = tensor.offset
 
 
 def _read_with_library(path: Path) -> dict | str:
