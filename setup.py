@@ -50,6 +50,8 @@ setup(
     extras_require={
         # Calibration files as Parquet and zstd. An older pyarrow unpickles what a file tells it to.
         "data": ["pyarrow>=14.0.1", "zstandard>=0.22.0"],
+        # GGUF files.
+        "gguf": ["gguf>=0.19"],
         "test": [
             *("pytest>=8", "pytest-xdist>=3", "build>=1.2", "setuptools>=77", "wheel"),
             # The CUDA kernel is interpreted and compiled without a GPU.
@@ -58,6 +60,8 @@ setup(
             "compressed-tensors>=0.15",
             # As in the extra "data".
             *("pyarrow>=14.0.1", "zstandard>=0.22.0"),
+            # Writes the format "gguf", and reads it back in the tests.
+            "gguf>=0.19",
             "hypothesis>=6.100",
         ],
         # Where it has wheels; from source it needs clang.

@@ -22,7 +22,7 @@ LAYERS = (
     "checkpoint",
     "outputs",
     "lookup",
-    "vamc reference prepare",
+    "vamc reference prepare gguf_file",
     "calibration graphs",
     "quantize",
     "demo api",

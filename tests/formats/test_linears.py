@@ -49,7 +49,7 @@ def requantize(weight, dtype):
 
 @pytest.mark.parametrize("layout", FORMATS)
 def test_codes_and_scale_come_back_from_every_layout(layout):
-    codes, scale = quantize_rounding(random_weight(48, 40))
+    codes, scale = quantize_rounding(random_weight(48, 64))
     tensors = linear_tensors(layout, NAME, codes, scale)
     got, got_scale = codes_from(layout, tensors.__getitem__, NAME, scale)
     assert torch.equal(got, codes) and torch.equal(got_scale, scale)
@@ -66,14 +66,14 @@ def test_codes_come_back_from_vamc_without_the_scale():
 
 @pytest.mark.parametrize("layout", FORMATS)
 def test_stored_linear_and_its_bytes_are_those_of_the_tensors(layout):
-    codes, scale = quantize_rounding(random_weight(48, 40))
+    codes, scale = quantize_rounding(random_weight(48, 64))
     tensors = linear_tensors(layout, NAME, codes, scale)
-    stated = LAYOUTS[layout].tensors(48, 40)
+    stated = LAYOUTS[layout].tensors(48, 64)
     assert {n: (tuple(t.shape), dtype_code(t.dtype)) for n, t in tensors.items()} == {
         f"{NAME}.{suffix}": shape_and_dtype for suffix, shape_and_dtype in stated.items()
     }
     num_bytes = sum(t.numel() * t.element_size() for t in tensors.values())
-    assert stored_linear_bytes(layout, 48, 40) == num_bytes
+    assert stored_linear_bytes(layout, 48, 64) == num_bytes
 
 
 def test_compressed_tensors_holds_columns_that_are_no_multiple_of_4():

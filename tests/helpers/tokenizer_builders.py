@@ -28,10 +28,15 @@ def byte_ids(text: str) -> list[int]:
 
 
 def build_backend(*, post_processor_bos: bool = True) -> Tokenizer:
-    """Return a byte-level tokenizer without merges."""
+    """Return a byte-level tokenizer whose one merge is of two bytes that no text has.
+
+    llama.cpp reads no tokenizer without merges. The merged token has the id of such a byte.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE({char: idx for idx, char in enumerate(alphabet)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    pair, spare = ("\u00c0", "\u00c1"), "\u00ff"  # the bytes C0, C1 and FF
+    vocab = {"".join(pair) if char == spare else char: idx for idx, char in enumerate(alphabet)}
+    backend = Tokenizer(models.BPE(vocab, [pair]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(
         [AddedToken(token, special=True) for token in (BOS, EOS, USER, ASSISTANT)]

@@ -99,7 +99,7 @@ def test_a_config_vacc_of_another_model_is_refused(tmp_path, layout):
         format_files(layout, read_config(source), source)
 
 
-@pytest.mark.parametrize("layout", ["gptq", "compressed-tensors"])
+@pytest.mark.parametrize("layout", ["gptq", "compressed-tensors", "gguf"])
 def test_recognize_takes_this_tool_s_layouts_of_any_version(layout):
     stated = copy.deepcopy(LAYOUTS[layout].config)
     assert recognize(stated) == layout
@@ -120,6 +120,8 @@ def test_recognize_takes_this_tool_s_layouts_of_any_version(layout):
         ("compressed-tensors", {"format": "int-quantized"}),
         ("compressed-tensors", {"ignore": []}),
         ("compressed-tensors", {"config_groups": {"group_0": []}}),
+        ("gguf", {"format": "q4_0"}),
+        ("gguf", {"meta": {"quantizer": ["llama.cpp"]}}),
     ],
 )
 def test_a_foreign_quantization_is_refused(layout, change):
@@ -147,7 +149,22 @@ def test_check_format_lists_what_gptq_cannot_hold():
     with pytest.raises(UnsupportedModelError) as caught:
         check_format("gptq", odd)
     assert str(caught.value) == (
-        "The gptq layout holds weights whose sizes are multiples of 4:\n"
+        "The gptq layout holds linears [out_features, in_features] with out_features a multiple of "
+        "4 and in_features a multiple of 4. These are others:\n"
         "  - down_proj: [64, 162]\n  - gate_proj: [162, 64]\n  - up_proj: [162, 64]\n"
         "Use another --format."
+    )
+
+
+def test_check_format_asks_gguf_for_blocks_of_32_inputs_only():
+    """SmolLM2 has 192 key rows; any number of rows does."""
+    odd_rows = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 24}
+    config = build_config(model_type="llama", overrides={**odd_rows, "hidden_size": 96})
+    check_format("gguf", parse_config(config, where="c.json"))
+    config = build_config(model_type="llama", intermediate_size=48)
+    with pytest.raises(UnsupportedModelError) as caught:
+        check_format("gguf", parse_config(config, where="c.json"))
+    assert str(caught.value) == (
+        "The gguf layout holds linears [out_features, in_features] with in_features a multiple of "
+        "32. These are others:\n  - down_proj: [64, 48]\nUse another --format."
     )

@@ -19,6 +19,12 @@ from vacc_deploy.checkpoint.causes import (
     explain_no_weights,
     find_weight_files,
 )
+from vacc_deploy.checkpoint.gguf_tensors import (
+    GgufTensorInfo,
+    find_gguf_file,
+    read_gguf,
+    read_gguf_shard,
+)
 from vacc_deploy.checkpoint.header import (
     UNPRINTABLE,
     ShardHeader,
@@ -34,6 +40,7 @@ from vacc_deploy.checkpoint.stored import read_spans, read_tensor
 from vacc_deploy.checkpoint.weight_links import WeightLinks, join_outside
 from vacc_deploy.errors import CheckpointError, list_problems
 from vacc_deploy.formats.dtypes import used_dtype
+from vacc_deploy.formats.layouts import GGUF
 from vacc_deploy.json_files import read_json
 from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
 from vacc_deploy.models.parse import parse_config, read_config_values
@@ -97,7 +104,10 @@ class Checkpoint:
 
     def read(self, name: str) -> torch.Tensor:
         """Return one tensor on the CPU in its stored dtype (float64 as float32), in own memory."""
-        return _as_used(read_tensor(self.info(name)))
+        info = self.info(name)
+        if isinstance(info, GgufTensorInfo):
+            return read_gguf(info)
+        return _as_used(read_tensor(info))
 
     def read_rows(self, name: str, rows: Sequence[int]) -> torch.Tensor:
         """Return some rows of a matrix, [len(rows), columns], without reading the others.
@@ -115,6 +125,8 @@ class Checkpoint:
                 "does not belong to this model. Restore the tokenizer files from the model's "
                 "original repository."
             )
+        if isinstance(info, GgufTensorInfo):
+            return read_gguf(info, rows)
         row_bytes = info.num_bytes // num_rows
         spans = [(row * row_bytes, row_bytes) for row in rows]
         return _as_used(read_spans(info, (len(rows), columns), spans))
@@ -123,6 +135,8 @@ class Checkpoint:
         """Return the rows ``start`` to ``stop`` of a matrix, in memory of their own."""
         info = self.info(name)
         num_rows, columns = info.shape
+        if isinstance(info, GgufTensorInfo):
+            return read_gguf(info, range(start, min(stop, num_rows)))
         row_bytes, count = info.num_bytes // num_rows, min(stop, num_rows) - start
         spans = [(start * row_bytes, count * row_bytes)]
         return _as_used(read_spans(info, (count, columns), spans))
@@ -180,12 +194,16 @@ def examine(directory: Path) -> tuple[Checkpoint, list[str]]:
     raw, where = read_config_values(directory), str(directory / CONFIG_NAME)
     # What is wrong with the configuration itself comes before what is wrong with the weights.
     preview = preview_config(raw, where=where)
-    # Whether it is there decides what else is read.
-    _refuse_links(directory, [SINGLE_FILE])
-    # Without an index every weight file of the directory counts.
-    weight_map = _read_index(directory)
-    names = sorted(set(weight_map.values())) if weight_map else _find_files(directory)
-    shards, problems = _read_shards(directory, names, weight_map)
+    weight_map = None
+    if preview.quantization_format == GGUF:
+        shards, problems = _read_gguf(directory, preview)
+    else:
+        # Whether it is there decides what else is read.
+        _refuse_links(directory, [SINGLE_FILE])
+        # Without an index every weight file of the directory counts.
+        weight_map = _read_index(directory)
+        names = sorted(set(weight_map.values())) if weight_map else _find_files(directory)
+        shards, problems = _read_shards(directory, names, weight_map)
     if problems:
         # Without a shard all of its tensors would be reported too.
         return Checkpoint(directory, preview, shards, {}, weight_map is not None), problems
@@ -259,6 +277,13 @@ def _refuse_links(directory: Path, names: Iterable[str]) -> None:
     links = WeightLinks()
     if outside := join_outside({name: links.explain_outside(directory / name) for name in names}):
         raise CheckpointError(outside)
+
+
+def _read_gguf(directory: Path, config: ModelConfig) -> tuple[dict[str, ShardHeader], list[str]]:
+    """Read the header of a directory's one GGUF file; see ``_read_shards``."""
+    name = find_gguf_file(directory)
+    _refuse_links(directory, [name])
+    return {name: read_gguf_shard(directory / name, config)}, []
 
 
 def _read_shards(

@@ -63,7 +63,11 @@ def read_tensor(info: TensorInfo) -> torch.Tensor:
 
 
 def read_spans(
-    info: TensorInfo, shape: tuple[int, ...], spans: Iterable[tuple[int, int]]
+    info: TensorInfo,
+    shape: tuple[int, ...],
+    spans: Iterable[tuple[int, int]],
+    *,
+    dtype: str = "",
 ) -> torch.Tensor:
     """Return a tensor of ``shape`` filled with pieces of a stored one.
 
@@ -71,10 +75,11 @@ def read_spans(
         info: the stored tensor.
         shape: sizes of the result.
         spans: where each piece begins within the tensor, and its length, both in bytes.
+        dtype: code of the dtype to read as; default that of the tensor.
     """
     import torch
 
-    tensor = torch.empty(shape, dtype=torch_dtype(info.dtype))
+    tensor = torch.empty(shape, dtype=torch_dtype(dtype or info.dtype))
     # The tensor's own bytes, flat: what is read lands in them, with no copy between.
     view = memoryview(tensor.view(-1).view(torch.uint8).numpy().data)
     with open_stored(info.path, info.stamp) as file:

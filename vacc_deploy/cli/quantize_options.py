@@ -12,7 +12,15 @@ from vacc_deploy.cli.options import DIRECTORY, Function, given_options
 from vacc_deploy.datasets import list_kinds
 from vacc_deploy.errors import UsageError
 from vacc_deploy.formats.layouts import FORMATS
-from vacc_deploy.quantize.options import DATA, FAST, FULL, OWN, PRESETS, QuantizeOptions
+from vacc_deploy.quantize.options import (
+    DATA,
+    FAST,
+    FULL,
+    GGUF_EMBEDDINGS,
+    OWN,
+    PRESETS,
+    QuantizeOptions,
+)
 from vacc_deploy.solver import GPTQ, RTN
 
 _ONLY_8_BITS = (
@@ -153,10 +161,23 @@ _OPTIONS = (
         is_flag=True,
         help="Give every phase its own seconds in quantize_timing.json, at some cost on CUDA.",
     ),
+    _option(
+        "--gguf-embeddings",
+        "Store embedding and head of the format gguf so.",
+        click.Choice(GGUF_EMBEDDINGS),
+    ),
+    click.option(
+        "--gguf-pre",
+        default="",
+        metavar="NAME",
+        show_default=False,
+        help="Name the pre-tokenizer of the format gguf as llama.cpp does, where it is not found.",
+    ),
 )
 # What rounding has a use for, or no harm from: it draws nothing with the seed, the device gives the
 # same integers wherever it is, and the profile is about time.
 _FOR_ROUNDING = {"method", "calibrations", "formats", "seed", "device", "profile"}
+_FOR_ROUNDING |= {"gguf_embeddings", "gguf_pre"}
 
 
 def quantization_options(function: Function) -> Function:

@@ -25,6 +25,7 @@ from vacc_deploy.formats.packing import (
     unpack_gptq,
     unpack_vamc,
 )
+from vacc_deploy.formats.q8_0 import BLOCK, Q8_0, pack_q8_0, row_bytes, unpack_q8_0
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from vacc_deploy.formats.packing import CodesAndScale, Packed, ReadTensor
 
 VAMC, INT8, GPTQ, COMPRESSED_TENSORS = "vamc", "int8", "gptq", "compressed-tensors"
+GGUF = "gguf"
 _TOOL = "vacc-deploy"
 # Suffix of a stored tensor to its shape and safetensors dtype.
 StoredTensors: TypeAlias = dict[str, tuple[tuple[int, ...], str]]
@@ -49,7 +51,8 @@ class Layout:
         purpose: what it is for, in one line.
         ending: of the default output, behind the name of the source.
         for_compiler: whether the vendor's compiler reads it; else stock loaders do.
-        size_multiple: a number that divides every size of a weight that the layout can hold.
+        out_multiple: divides the out_features of every weight that the layout can hold.
+        in_multiple: the same of the in_features.
         config: the ``quantization_config`` by which loaders know the layout; None without one.
     """
 
@@ -59,7 +62,8 @@ class Layout:
     purpose: str
     ending: str
     for_compiler: bool
-    size_multiple: int = 1
+    out_multiple: int = 1
+    in_multiple: int = 1
     config: Mapping[str, Any] | None = None
 
 
@@ -106,6 +110,14 @@ _COMPRESSED_TENSORS_CONFIG: dict[str, Any] = {
     },
 }
 
+# The directory holds one file in the form of llama.cpp, whatever its name.
+_GGUF_CONFIG: dict[str, Any] = {
+    "quant_method": "gguf",
+    "format": Q8_0,
+    "bits": 8,
+    "meta": {"quantizer": [f"{_TOOL}:{__version__}"]},
+}
+
 LAYOUTS = {
     VAMC: Layout(
         tensors=lambda rows, columns: {"weight": ((rows, columns), "F16")},
@@ -139,7 +151,8 @@ LAYOUTS = {
         purpose="int8 codes, for GPTQModel and vLLM",
         ending=GPTQ,
         for_compiler=False,
-        size_multiple=CODES_PER_WORD,
+        out_multiple=CODES_PER_WORD,
+        in_multiple=CODES_PER_WORD,
         config=_GPTQ_CONFIG,
     ),
     COMPRESSED_TENSORS: Layout(
@@ -155,6 +168,17 @@ LAYOUTS = {
         ending=COMPRESSED_TENSORS,
         for_compiler=False,
         config=_COMPRESSED_TENSORS_CONFIG,
+    ),
+    GGUF: Layout(
+        # While a run goes on its shards hold this; ``gguf_file`` makes one file of them.
+        tensors=lambda rows, columns: {Q8_0: ((rows, row_bytes(columns)), "U8")},
+        pack=pack_q8_0,
+        unpack=unpack_q8_0,
+        purpose="one GGUF file with int8 codes (Q8_0), for llama.cpp, Ollama and LM Studio",
+        ending=GGUF,
+        for_compiler=False,
+        in_multiple=BLOCK,
+        config=_GGUF_CONFIG,
     ),
 }
 # What --format takes.

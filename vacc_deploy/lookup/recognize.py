@@ -25,10 +25,12 @@ from vacc_deploy.checkpoint.foreign import explain_training_state
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from vacc_deploy.checkpoint.small_files import refuse_links
 from vacc_deploy.errors import MAX_LISTED, CheckpointError
-from vacc_deploy.formats.layouts import LAYOUTS, VAMC
+from vacc_deploy.formats.layouts import GGUF, LAYOUTS, VAMC
+from vacc_deploy.formats.layouts import recognize as recognize_layout
 from vacc_deploy.json_files import read_bounded
 from vacc_deploy.models.catalog import known_model, near_names
 from vacc_deploy.models.config import CONFIG_NAME
+from vacc_deploy.models.parse import read_config_values
 from vacc_deploy.outputs.run_files import MARKER
 from vacc_deploy.permissions import is_circle, is_there, real_path
 from vacc_deploy.results import command
@@ -201,6 +203,8 @@ def _recognize_directory(path: Path, needs_float: bool) -> Finding | None:
     has_config = os.path.isfile(path / CONFIG_NAME)
     if has_config and any(_is_safetensors(name) for name in names):
         return None
+    if has_config and any(name.lower().endswith(".gguf") for name in names) and _is_ours(path):
+        return None
     if not has_config and (models := modelscope_models(path)):
         what = f"{path} is ModelScope's cache, which holds many models."
         return Finding(what, tuple(models), "Give the directory of one")
@@ -214,6 +218,15 @@ def _recognize_directory(path: Path, needs_float: bool) -> Finding | None:
     if inner := _trainer(path, names) or (None if has_config else _inner(path, names, needs_float)):
         return inner
     return _other_files(path, sorted(names), has_config)
+
+
+def _is_ours(path: Path) -> bool:
+    """Return whether ``config.json`` announces the GGUF file that ``quantize`` writes."""
+    try:
+        stated = read_config_values(path).get("quantization_config")
+    except CheckpointError:  # what is wrong with it is the reader's to say
+        return False
+    return recognize_layout(stated) == GGUF
 
 
 def _is_safetensors(name: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from vacc_deploy.assets import SOURCE_FILES
 from vacc_deploy.errors import UnsupportedModelError, list_problems
-from vacc_deploy.formats.layouts import COMPRESSED_TENSORS, GPTQ, INT8, LAYOUTS, VAMC
+from vacc_deploy.formats.layouts import COMPRESSED_TENSORS, GGUF, GPTQ, INT8, LAYOUTS, VAMC
 from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.config import CONFIG_NAME, LAYER_LINEARS, ModelConfig
 from vacc_deploy.models.parse import read_object
@@ -108,6 +108,7 @@ _DIRECTORY_CONFIGS = {
     VAMC: DirectoryConfig(partial(_float16_config, VAMC), _with_float16),
     GPTQ: DirectoryConfig(partial(_float16_config, GPTQ), config_copy="quantize_config.json"),
     COMPRESSED_TENSORS: DirectoryConfig(partial(_float16_config, COMPRESSED_TENSORS)),
+    GGUF: DirectoryConfig(partial(_float16_config, GGUF)),
 }
 
 
@@ -156,11 +157,18 @@ def check_format(layout: str, config: ModelConfig) -> None:
     Raises:
         UnsupportedModelError: lists the linears.
     """
-    multiple = LAYOUTS[layout].size_multiple
+    record = LAYOUTS[layout]
     shapes = {linear: config.linear_shape(linear) for linear in LAYER_LINEARS}
-    odd = [f"{n}: {list(s)}" for n, s in shapes.items() if any(size % multiple for size in s)]
-    if odd:
-        raise UnsupportedModelError(
-            f"The {layout} layout holds weights whose sizes are multiples of {multiple}:\n"
-            f"{list_problems(odd)}\nUse another --format."
-        )
+    odd = [
+        f"{linear}: [{rows}, {columns}]"
+        for linear, (rows, columns) in shapes.items()
+        if rows % record.out_multiple or columns % record.in_multiple
+    ]
+    if not odd:
+        return
+    sizes = (("out_features", record.out_multiple), ("in_features", record.in_multiple))
+    asked = " and ".join(f"{name} a multiple of {of}" for name, of in sizes if of > 1)
+    raise UnsupportedModelError(
+        f"The {layout} layout holds linears [out_features, in_features] with {asked}. These are "
+        f"others:\n{list_problems(odd)}\nUse another --format."
+    )

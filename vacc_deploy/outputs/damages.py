@@ -16,6 +16,7 @@ from vacc_deploy.checkpoint.small_files import DOCUMENTS
 from vacc_deploy.checkpoint.weight_links import WeightLinks
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.links import explain_outside
+from vacc_deploy.outputs.run_files import has_run_name
 from vacc_deploy.progress import SILENT, Progress
 
 _WEIGHT_COMMANDS = ("prepare", "quantize", "demo")  # whose outputs hold weights
@@ -107,7 +108,8 @@ def _list_files(
         ):
             more = _list_nested(path.parent)
             files, problems = files + more[0], problems + more[1]
-    weights = {path.name for path in (*directory.glob("*.safetensors"), directory / INDEX_NAME)}
+    weights = {path.name for path in (*directory.glob("*.safetensors"), *directory.glob("*.gguf"))}
+    weights = {name for name in weights if not has_run_name(directory / name)} | {INDEX_NAME}
     for name in sorted(weights - entries.keys()):
         if (directory / name).is_file():
             problems.append(
@@ -143,7 +145,7 @@ def _parse_entry(entry: Any) -> tuple[int, str, bool] | None:
 
 def _weight_bytes(file: _Compared) -> int:
     """Return what progress counts: the weights, which are nearly everything."""
-    is_read = file.path.suffix == ".safetensors" and not file.is_linked
+    is_read = file.path.suffix in (".safetensors", ".gguf") and not file.is_linked
     return file.num_bytes if is_read else 0
 
 

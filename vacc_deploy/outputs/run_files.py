@@ -13,9 +13,13 @@ RUN_FILE_PREFIX = ".vacc-deploy-"
 MARKER = f"{RUN_FILE_PREFIX}partial"
 # Of a shard that a run can be resumed with.
 SHARD_RECORD_PREFIX = f"{RUN_FILE_PREFIX}shard-"
+# Shards of which one file is made at the end, and what is written for that.
+GGUF_PREFIX = f"{RUN_FILE_PREFIX}gguf-"
+GGUF_SCRATCH = f"{GGUF_PREFIX}header"
 _NUMBER = r"[1-9][0-9]{0,5}"
 LOCK_NAME = re.compile(rf"\.vacc-deploy-lock-({_NUMBER})")
-_OWN = r"\.vacc-deploy-(?:partial|run\.json|journal|shard-[0-9]{5}\.json)"
+_SHARD_FILES = r"shard-[0-9]{5}\.json|gguf-[0-9]{5}\.safetensors|gguf-header"
+_OWN = rf"\.vacc-deploy-(?:partial|run\.json|journal|{_SHARD_FILES})"
 # A record has a longer name while it is written: see ``text_file.replace_text``.
 _NAMES = re.compile(rf"{_OWN}|{LOCK_NAME.pattern}|\.{_OWN}\.[0-9a-f]{{16}}\.[0-9]+\.partial")
 

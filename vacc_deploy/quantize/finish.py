@@ -8,20 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.assets import source_file
-from vacc_deploy.checkpoint.manifest import MANIFEST_NAME
+from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, model_name
 from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.formats.layouts import GGUF
 from vacc_deploy.formats.linears import stored_linear_bytes
+from vacc_deploy.gguf_file.assemble import assemble
+from vacc_deploy.gguf_file.modelfile import MODELFILE
+from vacc_deploy.gguf_file.plan import GgufPlan
 from vacc_deploy.json_files import dump_json
 from vacc_deploy.models.directory_config import format_files, format_source_files
 from vacc_deploy.models.settle import Applied
 from vacc_deploy.outputs.file_system import sync_directory
 from vacc_deploy.outputs.files import copy_file
 from vacc_deploy.outputs.manifests import relative_source, write_manifest
+from vacc_deploy.outputs.run_files import GGUF_SCRATCH, RUN_FILE_PREFIX
 from vacc_deploy.outputs.seal import seal_json
 from vacc_deploy.outputs.side_files import SidePlan, plan_side_files
 from vacc_deploy.outputs.writer import WrittenFile, write_index, write_text
 from vacc_deploy.quantize.options import QuantizeOptions
-from vacc_deploy.quantize.records import Run
+from vacc_deploy.quantize.records import Run, shard_path
 from vacc_deploy.quantize.result import REPORT_NAME, TIMING_NAME, QuantizeResult
 from vacc_deploy.quantize.standing import IDENTITY_KEY
 
@@ -48,7 +53,11 @@ def finish_output(
         directory, own = run.partial / below, replace(options, formats=(layout,))
         # The path after the rename: the manifest gives the source relative to it.
         inner = replace(result, output_dir=result.output_dir / below)
-        written = [file for name, file in sorted(files.items()) if name.startswith(below)]
+        if layout == GGUF:
+            written = _write_gguf(checkpoint, run, options, directory)
+        else:
+            written = [file for name, file in sorted(files.items()) if _is_in(name, below)]
+            written.append(write_index(directory, written))
         manifest = _finish_format(checkpoint, directory, inner, own, written, beside=beside)
         manifests.append(replace(manifest, name=f"{below}{MANIFEST_NAME}"))
         sync_directory(directory)
@@ -61,13 +70,13 @@ def _finish_format(
     directory: Path,
     result: QuantizeResult,
     options: QuantizeOptions,
-    shards: Sequence[WrittenFile],
+    weights: Sequence[WrittenFile],
     *,
     beside: SidePlan,
 ) -> WrittenFile:
     """Write what lies beside the weights of one format; return its manifest."""
     config, source, (layout,) = checkpoint.config, checkpoint.directory, options.formats
-    files = [*shards, write_index(directory, shards)]
+    files = [*weights]
     files += [file.write(directory) for file in beside.files]
     for name, text in format_files(layout, config, source).items():
         files.append(write_text(directory / name, text))
@@ -128,11 +137,51 @@ def _write_timing(run: Run, result: QuantizeResult) -> None:
     write_text(run.partial / TIMING_NAME, seal_json(timing))
 
 
-def output_bytes(checkpoint: Checkpoint, formats: Sequence[str]) -> int:
+def plan_gguf(checkpoint: Checkpoint, options: QuantizeOptions) -> GgufPlan:
+    """Return the plan of the GGUF file that a run writes."""
+    return GgufPlan(
+        checkpoint,
+        model_name(checkpoint.directory),
+        options.gguf_embeddings.upper(),
+        options.gguf_pre,
+    )
+
+
+def _is_in(name: str, below: str) -> bool:
+    """Return whether a written file lies in a format's directory, and is no file of the run's."""
+    return name.startswith(below) and not name.startswith(RUN_FILE_PREFIX)
+
+
+def _write_gguf(
+    checkpoint: Checkpoint, run: Run, options: QuantizeOptions, directory: Path
+) -> list[WrittenFile]:
+    """Make one file of the shards, which stay until the output stands, and the Modelfile."""
+    plan, count = plan_gguf(checkpoint, options), run.num_layers + 2
+    names = [shard_path(run.formats, GGUF, shard, run.num_layers) for shard in range(count)]
+    paths = [run.partial / name for name in names]
+    weights = assemble(plan, paths, directory, run.partial / GGUF_SCRATCH)
+    return [weights, write_text(directory / MODELFILE, plan.modelfile())]
+
+
+def output_bytes(checkpoint: Checkpoint, options: QuantizeOptions) -> int:
     """Return the bytes of the weights that ``checkpoint`` will give in all formats."""
     # Tensors only: headers, and the small files beside the weights, are not counted.
-    total = checkpoint.weight_bytes * len(formats)
+    return sum(
+        plan_gguf(checkpoint, options).tensor_bytes
+        if layout == GGUF
+        else _shard_bytes(checkpoint, layout)
+        for layout in options.formats
+    )
+
+
+def temporary_bytes(checkpoint: Checkpoint, options: QuantizeOptions) -> int:
+    """Return the bytes of the shards of which a GGUF file is made while they are there."""
+    return _shard_bytes(checkpoint, GGUF) if GGUF in options.formats else 0
+
+
+def _shard_bytes(checkpoint: Checkpoint, layout: str) -> int:
+    total = checkpoint.weight_bytes
     for name, shape in checkpoint.config.linear_names().items():
         stored = checkpoint.info(f"{name}.weight").num_bytes
-        total += sum(stored_linear_bytes(layout, *shape) - stored for layout in formats)
+        total += stored_linear_bytes(layout, *shape) - stored
     return total

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from vacc_deploy import __version__
 from vacc_deploy.checkpoint.fingerprint import fingerprint_file, fingerprint_weights
 from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.formats.layouts import GGUF
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME
 from vacc_deploy.outputs.files import side_files
 from vacc_deploy.outputs.manifests import library_versions
@@ -39,6 +41,8 @@ def identify(
     """
     values: dict[str, Any] = {"model": model, "vacc-deploy": __version__}
     values |= {f"library {name}": version for name, version in library_versions().items()}
+    if GGUF in options.formats:
+        values["library gguf"] = metadata.version("gguf")
     asked = options.to_dict()
     values |= dict(_flatten("option", asked))
     values |= dict(_flatten("weights", fingerprint_weights(checkpoint)))
@@ -84,7 +88,7 @@ _SOURCE = re.compile("calibration sources ([0-9]+) (kind|file|weight|sha256)")
 # What decides the integers of any method. The rest exists for calibrated runs only.
 _OF_ANY_METHOD = (
     *("model", "vacc-deploy", "library ", "file ", "weights "),
-    *("option method", "option formats "),
+    *("option method", "option formats ", "option gguf_"),
 )
 
 

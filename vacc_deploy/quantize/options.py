@@ -6,13 +6,14 @@ of more than names are inside functions.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vacc_deploy.datasets import list_kinds
 from vacc_deploy.errors import UsageError
-from vacc_deploy.formats.layouts import FORMATS, VAMC
+from vacc_deploy.formats.layouts import FORMATS, GGUF, VAMC
 from vacc_deploy.solver import GPTQ, RTN
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 DATA, OWN = "data", "own"
 FAST, FULL = "fast", "full"
+# In what a GGUF file stores embedding and head.
+GGUF_F16, GGUF_Q8_0 = GGUF_EMBEDDINGS = ("f16", "q8_0")
+_GGUF_PRE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 # What --preset stands for: fields of QuantizeOptions. "light" is for a CPU that a person waits for:
 # a tenth of the tokens, which is enough for the linears that "fast" calibrates up to a hidden size
 # of 5,120 (four tokens an input); down_proj would need more.
@@ -57,6 +61,8 @@ class QuantizeOptions:
             It does not shape the result.
         num_float_rows: rows that go through the float layers too, the held-out ones among them;
             None for the number that ``layer_walk.num_float_rows`` chooses.
+        gguf_embeddings: ``f16`` or ``q8_0``, for embedding and head of the format ``gguf``.
+        gguf_pre: llama.cpp's name of the pre-tokenizer in that format; empty to find it.
     """
 
     method: str
@@ -78,6 +84,8 @@ class QuantizeOptions:
     compute_dtype: str = "auto"
     profile: bool = False
     num_float_rows: int | None = None
+    gguf_embeddings: str = GGUF_F16
+    gguf_pre: str = ""
 
     def check(self) -> None:
         """Refuse options that contradict each other.
@@ -105,6 +113,7 @@ class QuantizeOptions:
             )
         self._check_solver()
         self._check_answers()
+        self._check_gguf()
 
     def _check_solver(self) -> None:
         if self.effort not in (FAST, FULL):
@@ -131,17 +140,43 @@ class QuantizeOptions:
                 f"them ({kinds}), or leave --answers out."
             )
 
+    def _check_gguf(self) -> None:
+        if self.gguf_embeddings not in GGUF_EMBEDDINGS:
+            raise UsageError(
+                f"--gguf-embeddings is {self.gguf_embeddings!r}, expected "
+                f"{' or '.join(GGUF_EMBEDDINGS)}."
+            )
+        if self.gguf_pre and not _GGUF_PRE.fullmatch(self.gguf_pre):
+            raise UsageError(
+                f"--gguf-pre is {self.gguf_pre!r:.80}, expected a name of llama.cpp, such as qwen2."
+            )
+        if GGUF in self.formats:
+            from vacc_deploy.gguf_file.package import check_package
+
+            check_package()
+        elif self.gguf_pre or self.gguf_embeddings != GGUF_F16:
+            flag = "--gguf-pre" if self.gguf_pre else "--gguf-embeddings"
+            raise UsageError(f"{flag} is of --format {GGUF}. Add that format, or leave it out.")
+
+    def _gguf_values(self) -> dict[str, Any]:
+        """Return the options of a GGUF file, where one is written."""
+        if GGUF not in self.formats:
+            return {}
+        given = {"gguf_pre": self.gguf_pre} if self.gguf_pre else {}
+        return {"gguf_embeddings": self.gguf_embeddings, **given}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the options for the report and the manifest."""
         from vacc_deploy.calibration.split import HELD_OUT_SHARE
 
         if self.method == RTN:
             # Nothing else shapes rounded codes, so a change of the rest refuses no --resume.
-            return {"method": RTN, "formats": list(self.formats)}
+            return {"method": RTN, "formats": list(self.formats), **self._gguf_values()}
         # Without device and compute_dtype: ``identify`` records what "auto" has become.
         values: dict[str, Any] = {
             "method": self.method,
             "formats": list(self.formats),
+            **self._gguf_values(),
             "num_samples": self.num_samples,
             "sequence_length": self.sequence_length,
             "seed": self.seed,

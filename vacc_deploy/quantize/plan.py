@@ -14,7 +14,8 @@ from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.checkpoint.soundness import check_weights
 from vacc_deploy.datasets.sources import check_source
 from vacc_deploy.errors import CheckpointError, OutputError, UsageError
-from vacc_deploy.formats.layouts import INT8, LAYOUTS
+from vacc_deploy.formats.layouts import GGUF, INT8, LAYOUTS
+from vacc_deploy.gguf_file.key_values import check_architecture
 from vacc_deploy.models.config import LAYER_LINEARS, ModelConfig
 from vacc_deploy.models.directory_config import check_format
 from vacc_deploy.models.vacc_config import check_vacc_config, ways_to_the_card
@@ -26,7 +27,7 @@ from vacc_deploy.outputs.side_files import plan_side_files
 from vacc_deploy.permissions import real_path
 from vacc_deploy.progress import SILENT, KeptLayers, Progress
 from vacc_deploy.quantize.compute import choose_compute
-from vacc_deploy.quantize.finish import output_bytes
+from vacc_deploy.quantize.finish import output_bytes, plan_gguf, temporary_bytes
 from vacc_deploy.quantize.forecast import Plan
 from vacc_deploy.quantize.identity import identify
 from vacc_deploy.quantize.options import FAST, OWN, QuantizeOptions
@@ -103,7 +104,7 @@ def plan_run(
         notes += check_place(standing, output_dir, checkpoint, progress, **asked)
         # A finished output needs no weights. Else what is copied, and some of each linear, is read.
         if not (resume and isinstance(standing, Finished)):
-            remarks = check_weights(checkpoint, progress, whole=False)
+            remarks = _check_values(checkpoint, options, progress)
     left = standing if isinstance(standing, Run) else None
     if resume and left and not dry_run and kept:
         # An interruption may also come before the first layer of a resumed run.
@@ -112,7 +113,7 @@ def plan_run(
     with warming_up(compute):
         rows = read_on_rank_0(checkpoint, options, progress, ranks, dry_run=dry_run)
     check_rows(rows, ranks)
-    plan = Plan(checkpoint, options, rows, compute, output_bytes(checkpoint, options.formats))
+    plan = Plan(checkpoint, options, rows, compute, output_bytes(checkpoint, options))
     result = _planned_result(plan, output_dir, notes, remarks)
     identity = identify(
         checkpoint, options, result.model, result.calibration, compute, num_ranks=ranks.count
@@ -169,6 +170,8 @@ def check_before_weights(repository: str, config: ModelConfig, options: Quantize
         raise _quantized_already(repository)
     for layout in options.formats:
         check_format(layout, config)
+    if GGUF in options.formats:
+        check_architecture(config)
     if options.method != RTN:
         check_sequence_length(config, options.sequence_length)
 
@@ -226,9 +229,20 @@ def check_place(
     return ()
 
 
+def _check_values(
+    checkpoint: Checkpoint, options: QuantizeOptions, progress: Progress
+) -> tuple[str, ...]:
+    """Refuse values that no model can work with or no format can hold; return the remarks."""
+    remarks = check_weights(checkpoint, progress, whole=False)
+    if GGUF in options.formats:
+        plan_gguf(checkpoint, options).check()
+    return remarks
+
+
 def _check_space(plan: Plan, output_dir: Path, left: Run | None, ranks: Ranks) -> None:
     # What an interrupted run has written is used again, or removed first.
     needed = plan.output_bytes - (left.num_bytes if left else 0)
+    needed += temporary_bytes(plan.checkpoint, plan.options)
     check_space(output_dir, needed + plan.spooled_bytes(ranks.count, ranks.local_count))
 
 

@@ -19,10 +19,10 @@ from vacc_deploy.bounds import NUM_LAYERS, RECORD_NUMBER, RUN_RECORD_BYTES
 from vacc_deploy.checkpoint.header import read_header
 from vacc_deploy.checkpoint.stored import read_tensor
 from vacc_deploy.errors import CheckpointError, OutputError
-from vacc_deploy.formats.layouts import INT8
+from vacc_deploy.formats.layouts import GGUF, INT8
 from vacc_deploy.formats.linears import codes_from
 from vacc_deploy.json_files import read_json
-from vacc_deploy.outputs.run_files import RUN_FILE_PREFIX, SHARD_RECORD_PREFIX
+from vacc_deploy.outputs.run_files import GGUF_PREFIX, RUN_FILE_PREFIX, SHARD_RECORD_PREFIX
 from vacc_deploy.outputs.text_file import replace_text
 from vacc_deploy.outputs.writer import WrittenFile, shard_name
 from vacc_deploy.phases import PhaseClock
@@ -133,7 +133,13 @@ def pack_scale(scale: torch.Tensor) -> str:
 
 
 def shard_path(formats: Sequence[str], layout: str, shard: int, num_layers: int) -> str:
-    """Return where a shard lies within the output: below its format where there are several."""
+    """Return where a shard lies within the output: below its format where there are several.
+
+    Those of a GGUF file are the run's own: they go with its other files once the output stands, so
+    that an interruption at any moment before leaves all of them to go on with.
+    """
+    if layout == GGUF:
+        return f"{GGUF_PREFIX}{shard + 1:05d}.safetensors"
     name = shard_name(shard, num_layers + 2)
     return name if len(formats) == 1 else f"{layout}/{name}"
 

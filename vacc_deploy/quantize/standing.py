@@ -16,6 +16,7 @@ from vacc_deploy.errors import CheckpointError, OutputError, list_problems, shor
 from vacc_deploy.json_files import read_json
 from vacc_deploy.outputs.damages import find_damages
 from vacc_deploy.outputs.partial import find_writer, partial_path
+from vacc_deploy.outputs.run_files import GGUF_PREFIX
 from vacc_deploy.progress import Progress
 from vacc_deploy.quantize.identity import differences
 from vacc_deploy.quantize.record_checks import read_identity, read_linear
@@ -62,7 +63,8 @@ def look_at(output_dir: Path, formats: tuple[str, ...]) -> Standing:
     except CheckpointError:
         run = None
         # The shards of several formats lie in directories.
-        if any(any(partial.glob(f"{below}model-*.safetensors")) for below in ("", "*/")):
+        patterns = ("model-*.safetensors", "*/model-*.safetensors", f"{GGUF_PREFIX}*.safetensors")
+        if any(any(partial.glob(pattern)) for pattern in patterns):
             return Foreign(
                 f"{partial} holds shards of an interrupted run, but {RUN_NAME} there is damaged, "
                 "so that none can be used again. Give --overwrite to begin again.",

@@ -31,7 +31,12 @@ _worker = Worker("template_job.py", ("jinja2", "markupsafe"))
 
 
 class ChatTemplate:
-    """A chat template. ``path`` is the file it came from, for messages."""
+    """A chat template.
+
+    Attributes:
+        path: the file it came from, for messages.
+        source: its text.
+    """
 
     def __init__(self, source: str, path: Path) -> None:
         """Take the text of a template.
@@ -39,7 +44,7 @@ class ChatTemplate:
         Raises:
             CheckpointError: the template is too long.
         """
-        self.path = path
+        self.path, self.source = path, source
         if len(source) > TEMPLATE_CHARACTERS:
             raise CheckpointError(
                 f"The chat template in {path} holds {len(source):,} characters, expected at most "

@@ -1,0 +1,1 @@
+"""The one file of ``--format gguf``: its key-values, its tokens, its assembly, its Modelfile."""

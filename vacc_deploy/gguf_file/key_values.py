@@ -1,0 +1,183 @@
+"""The key-values of a GGUF file, as llama.cpp's own converter writes them for these models.
+
+docs/formats.md compares them key by key with the converter's, and says why some differ.
+
+Source: ``conversion/base.py``, ``llama.py`` and ``qwen.py`` of llama.cpp; ``src/llama-context.cpp``
+for the factor of yarn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from vacc_deploy.errors import UnsupportedModelError, list_problems
+from vacc_deploy.gguf_file.tokens import GgufTokens
+from vacc_deploy.models.config import ModelConfig, RopeScaling
+from vacc_deploy.models.rope import YARN
+
+# A key to the name of its type in ``gguf.GGUFValueType``, and its value.
+KeyValues: TypeAlias = dict[str, tuple[str, Any]]
+
+_MOSTLY_Q8_0 = 7  # llama.cpp's number of the file type
+_QUANT_VERSION = 2
+_MODEL_KIND = "gpt2"  # llama.cpp's name of byte-level BPE
+_ROLE_KEYS = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # the format's own spelling
+# generation_config.json to the sampler of llama.cpp.
+_SAMPLING = {
+    "temperature": ("FLOAT32", "temp"),
+    "top_p": ("FLOAT32", "top_p"),
+    "min_p": ("FLOAT32", "min_p"),
+    "top_k": ("INT32", "top_k"),
+}
+# llama.cpp reads other ones for some architectures only.
+_BETAS = (32.0, 1.0)
+
+
+def check_architecture(config: ModelConfig) -> None:
+    """Refuse what llama.cpp does not compute for these architectures.
+
+    Raises:
+        UnsupportedModelError: lists all of it.
+    """
+    problems = list[str]()
+    if config.sliding_window is not None:
+        problems.append(
+            f"a sliding window of {config.sliding_window} tokens, which it does not read for "
+            f"{config.model_type}"
+        )
+    if config.model_type == "qwen3" and config.attention_bias:
+        problems.append("biases of the attention, which it does not read for qwen3")
+    scaling = config.rope_scaling
+    if scaling and scaling.rope_type == YARN and (scaling.beta_fast, scaling.beta_slow) != _BETAS:
+        problems.append(
+            f"yarn with beta_fast {scaling.beta_fast:g} and beta_slow {scaling.beta_slow:g}; it "
+            f"computes with {_BETAS[0]:g} and {_BETAS[1]:g}"
+        )
+    if problems:
+        raise UnsupportedModelError(
+            "llama.cpp would not compute what this model computes. It has:\n"
+            f"{list_problems(problems)}\nUse another --format."
+        )
+
+
+def model_values(config: ModelConfig, name: str, generation: Mapping[str, Any] | None) -> KeyValues:
+    """Return the key-values of the model.
+
+    Args:
+        config: of the model, which ``check_architecture`` has seen.
+        name: the model's.
+        generation: the values of ``generation_config.json``.
+    """
+    arch = config.model_type
+    values: KeyValues = {
+        "general.architecture": ("STRING", arch),
+        "general.type": ("STRING", "model"),
+        **_sampling_values(generation or {}),
+        "general.name": ("STRING", name),
+        "general.size_label": ("STRING", size_label(config.num_parameters())),
+        f"{arch}.block_count": ("UINT32", config.num_hidden_layers),
+        f"{arch}.context_length": ("UINT32", config.max_position_embeddings),
+        f"{arch}.embedding_length": ("UINT32", config.hidden_size),
+        f"{arch}.feed_forward_length": ("UINT32", config.intermediate_size),
+        f"{arch}.attention.head_count": ("UINT32", config.num_attention_heads),
+        f"{arch}.attention.head_count_kv": ("UINT32", config.num_key_value_heads),
+        **_scaling_values(arch, config.rope_scaling),
+        f"{arch}.rope.freq_base": ("FLOAT32", config.rope_theta),
+        f"{arch}.attention.layer_norm_rms_epsilon": ("FLOAT32", config.rms_norm_eps),
+    }
+    # Without them llama.cpp takes hidden_size / heads.
+    is_own = config.head_dim * config.num_attention_heads != config.hidden_size
+    if arch == "qwen3" or is_own or config.raw.get("head_dim") is not None:
+        values[f"{arch}.attention.key_length"] = ("UINT32", config.head_dim)
+        values[f"{arch}.attention.value_length"] = ("UINT32", config.head_dim)
+    values["general.file_type"] = ("UINT32", _MOSTLY_Q8_0)
+    if arch == "llama":
+        values[f"{arch}.vocab_size"] = ("UINT32", config.vocab_size)
+        values[f"{arch}.rope.dimension_count"] = ("UINT32", config.head_dim)
+    values["general.quantization_version"] = ("UINT32", _QUANT_VERSION)
+    return values
+
+
+def token_values(tokens: GgufTokens) -> KeyValues:
+    """Return the key-values of the tokenizer."""
+    values: KeyValues = {}
+    if tokens.adds_space is not None:
+        values["tokenizer.ggml.add_space_prefix"] = ("BOOL", tokens.adds_space)
+    values |= {
+        "tokenizer.ggml.model": ("STRING", _MODEL_KIND),
+        "tokenizer.ggml.pre": ("STRING", tokens.pre),
+        "tokenizer.ggml.tokens": ("ARRAY", list(tokens.tokens)),
+        "tokenizer.ggml.token_type": ("ARRAY", list(tokens.types)),
+        "tokenizer.ggml.merges": ("ARRAY", list(tokens.merges)),
+    }
+    for role, token_id in tokens.special.items():
+        values[f"tokenizer.ggml.{_ROLE_KEYS.get(role, role)}_token_id"] = ("UINT32", token_id)
+    values["tokenizer.ggml.add_bos_token"] = ("BOOL", tokens.adds_bos)
+    if tokens.template:
+        values["tokenizer.chat_template"] = ("STRING", tokens.template)
+    return values
+
+
+def size_label(num_parameters: int) -> str:
+    """Return a count of parameters as the converter does, two digits at least: ``1.8B``, ``135M``.
+
+    Source: ``model_weight_count_rounded_notation`` of gguf-py.
+    """
+    units = {12: "T", 9: "B", 6: "M"}
+    power = next((power for power in units if num_parameters > 10**power), 3)
+    scaled = num_parameters / 10**power
+    digits = len(str(round(scaled)).lstrip("0"))
+    return f"{scaled:.{max(2 - digits, 0)}f}{units.get(power, 'K')}"
+
+
+def _sampling_values(generation: Mapping[str, Any]) -> KeyValues:
+    """Return what the checkpoint's authors sample with."""
+    values: KeyValues = {}
+    for key, (kind, name) in _SAMPLING.items():
+        stated = generation.get(key)
+        # A whole number of tokens, or any number.
+        wanted = int if kind == "INT32" else (int, float)
+        if isinstance(stated, wanted) and type(stated) is not bool and 0 <= stated <= 1 << 30:
+            values[f"general.sampling.{name}"] = (kind, stated)
+    return values
+
+
+def _scaling_values(arch: str, scaling: RopeScaling | None) -> KeyValues:
+    """Return how the rotary frequencies are stretched; llama3 is a tensor, see ``rope_factors``."""
+    if scaling is None or scaling.rope_type == "llama3":
+        return {}
+    prefix = f"{arch}.rope.scaling"
+    values: KeyValues = {
+        f"{prefix}.type": ("STRING", scaling.rope_type),
+        f"{prefix}.factor": ("FLOAT32", scaling.factor),
+    }
+    if scaling.rope_type == YARN:
+        original = scaling.original_max_position_embeddings
+        values[f"{prefix}.original_context_length"] = ("UINT32", original)
+        # llama.cpp multiplies the tables by the factor of the paper, and by this number. The
+        # converter writes the whole factor as yarn_attn_factor, which llama.cpp overwrites.
+        own = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
+        if not math.isclose(ratio := scaling.attention_factor / own, 1.0, abs_tol=1e-6):
+            values[f"{prefix}.attn_factor"] = ("FLOAT32", ratio)
+    return values
+
+
+def rope_factors(config: ModelConfig) -> list[float]:
+    """Return by what llama3 scaling divides each rotary frequency; empty for any other.
+
+    Source: the Llama 3.1 report (arXiv 2407.21783, section 3.4).
+    """
+    scaling = config.rope_scaling
+    if scaling is None or scaling.rope_type != "llama3":
+        return []
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    factors = []
+    for pair in range(config.head_dim // 2):
+        frequency = config.rope_theta ** (-2 * pair / config.head_dim)
+        # Full turns over the trained length: few are a long wave, which is stretched.
+        turns = scaling.original_max_position_embeddings * frequency / (2 * math.pi)
+        blend = min(max((turns - low) / (high - low), 0.0), 1.0)
+        factors.append(1 / (blend + (1 - blend) / scaling.factor))
+    return factors
