@@ -1,0 +1,84 @@
+"""Let llama.cpp (the package xllamacpp) continue prompts with a directory of ``--format gguf``.
+
+Stands alone, and runs in an environment of its own:
+
+    python check_xllamacpp.py REQUEST.json
+
+REQUEST.json has ``directory``, ``prompts`` (lists of ids), ``num_tokens``; and, if wanted,
+``texts``, of which llama.cpp makes ids. One line of JSON tells what came of it.
+"""
+
+import json
+import sys
+import urllib.request
+from importlib import metadata
+from pathlib import Path
+
+CONTEXT = 2048
+
+
+def start(directory):
+    """Return llama.cpp's server in this process, on one thread, and the address it listens at."""
+    import xllamacpp
+
+    (path,) = Path(directory).glob("*.gguf")
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_ctx = CONTEXT
+    params.n_parallel = 1
+    params.port = 0
+    params.warmup = False
+    params.cpuparams.n_threads = 1
+    params.cpuparams_batch.n_threads = 1
+    # Softmax and the key-value cache in float32 are what the float reference has.
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    return xllamacpp.Server(params)
+
+
+def ask(server, path, body):
+    """Return what the server answers to an object."""
+    data, head = json.dumps(body).encode(), {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{server.listening_address}{path}", data, head)
+    with urllib.request.urlopen(request, timeout=600) as reply:
+        return json.load(reply)
+
+
+def continue_prompt(server, ids, num_tokens):
+    """Return the ids with which llama.cpp goes on, greedily; an end token ends nothing.
+
+    Token by token, since llama.cpp would stop at an end token or, asked to ignore it, choose
+    another one. What it has computed for the prompt stays in its cache.
+    """
+    found = []
+    for _ in range(num_tokens):
+        settings = {"temperature": 0, "top_k": 1, "cache_prompt": True, "return_tokens": True}
+        answer = ask(server, "/completion", {"prompt": [*ids, *found], "n_predict": 1, **settings})
+        found += answer["tokens"]
+    return found
+
+
+def tokenize(server, text):
+    """Return the ids that llama.cpp makes of a text, without a BOS."""
+    body = {"content": text, "add_special": False, "parse_special": True}
+    return ask(server, "/tokenize", body)["tokens"]
+
+
+def main():
+    request = json.loads(Path(sys.argv[1]).read_text("utf-8"))
+    versions = {"xllamacpp": metadata.version("xllamacpp")}
+    found = {"consumer": "xllamacpp", "version": versions["xllamacpp"], "versions": versions}
+    try:
+        server = start(request["directory"])
+    except RuntimeError as err:
+        found["refused"] = str(err)
+    else:
+        count = request["num_tokens"]
+        found["tokens"] = [continue_prompt(server, ids, count) for ids in request["prompts"]]
+        if "texts" in request:
+            found["ids"] = [tokenize(server, text) for text in request["texts"]]
+    sys.stdout.write(json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main()
