@@ -23,6 +23,9 @@ ADDED = {"<|endoftext|>": SIZE, "<think>": SIZE + 1, "</think>": SIZE + 2}
         ("qwen2", {}),
         ("qwen2", None),
         ("qwen2", {"tokenizer_class": "Qwen2Tokenizer", "add_prefix_space": True}),
+        ("qwen3", {"tokenizer_class": "Qwen2Tokenizer"}),
+        ("qwen3", {"tokenizer_class": "PreTrainedTokenizerFast"}),
+        ("qwen3", None),
         ("llama", {"tokenizer_class": "Qwen2Tokenizer"}),
         ("llama", {"tokenizer_class": "GPT2TokenizerFast"}),
         ("llama", {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True}),
@@ -89,6 +92,7 @@ def test_blank_lines_and_line_ends_of_windows_are_no_merges(tmp_path):
         ("llama", {}, "no tokenizer class"),
         ("llama", {"tokenizer_class": "LlamaTokenizerFast"}, "class 'LlamaTokenizerFast'"),
         ("qwen2", {"tokenizer_class": "BloomTokenizer"}, "class 'BloomTokenizer'"),
+        ("qwen3", {"tokenizer_class": "LlamaTokenizerFast"}, "class 'LlamaTokenizerFast'"),
         ("llama", {"tokenizer_class": "PreTrainedTokenizerFast"}, "'PreTrainedTokenizerFast'"),
     ],
 )
