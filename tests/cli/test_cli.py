@@ -53,7 +53,7 @@ def test_models_text_and_json():
         "\nDistill-Qwen-7B        28    3584      28/4        15.2            56" in result.stdout
     )
     values = json.loads(invoke("models", "--json").stdout)
-    assert [len(values), len(values["models"])] == [1, 6]
+    assert [len(values), len(values["models"])] == [1, 22]
 
 
 def test_prepare_prints_its_result_on_stdout_and_progress_on_stderr(tmp_path):
