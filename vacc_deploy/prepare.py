@@ -255,10 +255,8 @@ def _open_source(directory: Path, known: CatalogModel | None) -> Checkpoint:
         )
     if known is None or not (fields := known.differences(checkpoint.config)):
         return checkpoint
-    expected, got = known.config, checkpoint.config
-    differences = [
-        f"{field} is {getattr(got, field)}, expected {getattr(expected, field)}" for field in fields
-    ]
+    got = checkpoint.config
+    differences = [known.difference(got, field) for field in fields]
     other = match_config(got)
     hint = f" It has the shape of {other.aliases[0]}." if other else ""
     raise CheckpointError(

@@ -16,8 +16,9 @@ from typing import Any
 
 from vacc_deploy.assets import published_config
 from vacc_deploy.errors import UnsupportedModelError
-from vacc_deploy.models.config import ModelConfig
+from vacc_deploy.models.config import ModelConfig, RopeScaling
 from vacc_deploy.models.parse import read_object
+from vacc_deploy.models.rope import rope_values
 from vacc_deploy.models.settle import preview_config
 from vacc_deploy.results import format_table
 
@@ -86,6 +87,15 @@ class CatalogModel:
         if config.max_position_embeddings in self.other_lengths:
             mine["max_position_embeddings"] = config.max_position_embeddings
         return [name for name in ARCHITECTURE_FIELDS if mine[name] != its[name]]
+
+    def difference(self, config: ModelConfig, field: str) -> str:
+        """Return how ``config`` differs from the model in one field, as a clause."""
+        got, expected = (_shown(getattr(each, field)) for each in (config, self.config))
+        return f"{field} is {got}, expected {expected}"
+
+
+def _shown(value: Any) -> Any:
+    return rope_values(value) if isinstance(value, RopeScaling) else value
 
 
 def _shape(config: ModelConfig) -> dict[str, Any]:
