@@ -20,7 +20,7 @@ ASSETS = {
 setup(
     name="vacc-deploy",
     version=VERSION,
-    description="Quantize and deploy DeepSeek-R1-Distill models on Vastai VACC cards",
+    description="Quantize and deploy DeepSeek-R1 distills (Qwen, Llama) on Vastai VACC cards",
     long_description=(ROOT / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.10",

@@ -59,14 +59,14 @@ def main(
     names: tuple[str, ...], presets: tuple[str, ...], device: str, work_dir: Path | None
 ) -> None:
     """Print the table."""
-    from vacc_deploy.models.catalog import MODELS, find_model
+    from vacc_deploy.models.catalog import find_model, official_models
     from vacc_deploy.results import format_bytes, format_seconds
     from vacc_deploy.vamc.cards import weight_bytes
 
     click.echo(f"predicted on {machine(device)}\n")
     click.echo("| model | preset | time | memory | device memory | disk |")
     click.echo("|---|---|---:|---:|---:|---:|")
-    for model in map(find_model, names or MODELS):
+    for model in map(find_model, names) if names else official_models():
         with tempfile.TemporaryDirectory(dir=work_dir) as folder:
             source, text = Path(folder) / "model", Path(folder) / "text.txt"
             write_shaped(source, model.config_values, LAYERS)

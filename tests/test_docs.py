@@ -17,7 +17,14 @@ from vacc_deploy import __version__, api
 from vacc_deploy.checkpoint.normalize import RULES
 from vacc_deploy.cli import cli
 from vacc_deploy.demo import run as demo_module
-from vacc_deploy.models.catalog import ALIGN_QKV, MODELS, PLAIN, TENSOR_PARALLEL_SIZES
+from vacc_deploy.models.catalog import (
+    ALIGN_QKV,
+    MODELS,
+    PLAIN,
+    TENSOR_PARALLEL_SIZES,
+    VENDOR,
+    official_models,
+)
 from vacc_deploy.models.catalog import tensor_parallel_rule as rule
 from vacc_deploy.models.settle import CONFIG_RULES
 
@@ -88,17 +95,24 @@ def anchors(text: str) -> set[str]:
 
 
 def test_readme_model_table_equals_the_catalogue():
-    rows = dict(re.findall(r"^\| (DeepSeek-R1-Distill-\S+) \| (.*) \|$", README, re.MULTILINE))
+    rows = dict(re.findall(r"^\| (DeepSeek-R1-\S+) \| (.*) \|$", README, re.MULTILINE))
     expected = {}
-    for name, model in MODELS.items():
+    for model in official_models():
         config = model.config
         sizes = {
             kind: ", ".join(str(tp) for tp in TENSOR_PARALLEL_SIZES if rule(config, tp) == kind)
             for kind in (PLAIN, ALIGN_QKV)
         }
         weight = config.num_parameters() * config.dtype_bytes / 1e9
-        expected[name] = f"{weight:.1f} GB | {sizes[PLAIN]} | {sizes[ALIGN_QKV]}"
+        expected[model.name] = f"{weight:.1f} GB | {sizes[PLAIN]} | {sizes[ALIGN_QKV]}"
     assert rows == expected
+
+
+def test_the_page_on_models_says_where_each_configuration_comes_from():
+    rows = PAGES["models.md"].partition("| model | copies |\n|---|---|\n")[2]
+    named = ", ".join(re.findall(r"^\| (.+?) \|", rows, re.MULTILINE)).split(", ")
+    expected = {name for name, model in MODELS.items() if model.group == VENDOR}
+    assert set(named) == expected | {"DeepSeek-R1-0528-Qwen3-8B"}
 
 
 def test_changelog_newest_release_is_the_version():

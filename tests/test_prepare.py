@@ -18,8 +18,9 @@ from vacc_deploy.checkpoint.header import read_header
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, OutputError, UnsupportedModelError, UsageError
 from vacc_deploy.json_files import dump_json
-from vacc_deploy.models.catalog import MODELS
+from vacc_deploy.models.catalog import MODELS, known_model
 from vacc_deploy.models.parse import parse_config
+from vacc_deploy.models.rope import IGNORE, MULTIPLY
 from vacc_deploy.models.vacc_config import vacc_config
 from vacc_deploy.prepare import prepare
 from vacc_deploy.quantize.options import QuantizeOptions
@@ -48,7 +49,7 @@ def refused(kind=CheckpointError, **options):
     return str(caught.value)
 
 
-@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama"])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("shards", [1, 2])
 def test_prepare_writes_exactly_the_files_of_the_contract(tmp_path, model_type, tied, shards):
@@ -57,7 +58,7 @@ def test_prepare_writes_exactly_the_files_of_the_contract(tmp_path, model_type, 
     result = prepare(weights=source, output=out)
     weights = SHARDS if shards == 2 else ["model.safetensors"]
     index = [INDEX] if shards == 2 else []
-    ours = [*SOURCE_FILES, VACC] if model_type == "qwen2" else []
+    ours = [] if model_type == "llama" else [*SOURCE_FILES, VACC]
     assert names(out) == sorted([*SIDES, *weights, *index, *ours, MANIFEST])
     for name in (*SIDES, *weights, *index):
         assert (out / name).read_bytes() == (source / name).read_bytes()
@@ -67,7 +68,7 @@ def test_prepare_writes_exactly_the_files_of_the_contract(tmp_path, model_type, 
     assert all(size == (out / name).stat().st_size for name, size, _ in result.files)
     got, expected = read_tensors(out), read_tensors(source)
     assert all(torch.equal(got[name], expected[name]) for name in expected)
-    if model_type == "qwen2":
+    if model_type != "llama":
         text = dump_json(vacc_config(parse_config(read_json(source / "config.json"), where="x")))
         assert (out / VACC).read_text() == text
     Checkpoint.open(out)
@@ -398,10 +399,10 @@ def test_another_model_than_named(tmp_path):
     assert names(tmp_path) == ["src"]
 
 
-def write_known_model(tmp_path, **changes):
-    """Write a checkpoint of the 7B's configuration and shapes; its weights are a sparse file."""
+def write_known_model(tmp_path, name="DeepSeek-R1-Distill-Qwen-7B", **changes):
+    """Write a checkpoint of a model's configuration and shapes; its weights are a sparse file."""
     source, offset, header = write_checkpoint(tmp_path / "src"), 0, {}
-    values = {**MODELS["DeepSeek-R1-Distill-Qwen-7B"].config_values, **changes}
+    values = {**MODELS[name].config_values, **changes}
     write_json(source / "config.json", values)
     for name, shape in parse_config(values, where="x").expected_tensors().items():
         end = offset + 2 * math.prod(shape)
@@ -425,6 +426,38 @@ def test_another_known_model_is_named(tmp_path):
     assert "num_hidden_layers is 28, expected 48" in message
     assert "rms_norm_eps is 1e-06, expected 1e-05" in message
     assert " It has the shape of Distill-Qwen-7B. Leave --model out" in message
+
+
+@pytest.mark.parametrize(
+    ("given", "of", "changes"),
+    [
+        # Two models of one shape.
+        ("Skywork-OR1-7B-Preview", "DeepSeek-R1-Distill-Qwen-7B", {}),
+        ("qwq-32b", "QwQ-32B", {}),
+        ("QwQ-32B", "QwQ-32B", {"max_position_embeddings": 131072}),
+        ("R1-0528-Qwen3-8B", "DeepSeek-R1-0528-Qwen3-8B", {}),
+    ],
+)
+def test_a_directory_of_its_shape_is_the_named_model(tmp_path, given, of, changes):
+    source = write_known_model(tmp_path, of, **changes)
+    result = prepare(model=given, weights=source, output=tmp_path / "out", dry_run=True)
+    assert result.model == known_model(given).name
+
+
+@pytest.mark.parametrize("attn_factor", [MULTIPLY, IGNORE])
+def test_another_rule_of_yarn_is_shown_and_another_reading_of_its_factor_is_none(
+    tmp_path, attn_factor
+):
+    name = "DeepSeek-R1-0528-Qwen3-8B"
+    source = write_known_model(tmp_path, name)
+    options = {"model": name, "weights": source, "output": tmp_path / "out", "dry_run": True}
+    assert prepare(**options, attn_factor=attn_factor).model == name
+    rule = {**MODELS[name].config_values["rope_scaling"], "factor": 2.0}
+    values = {**MODELS[name].config_values, "rope_scaling": rule}
+    write_json(source / "config.json", {**values, "max_position_embeddings": 65536})
+    message = refused(**options)
+    assert "max_position_embeddings is 65536, expected 131072; rope_scaling is {" in message
+    assert "'factor': 2.0" in message and "low_freq_factor" not in message
 
 
 def test_the_named_model_takes_its_name_from_the_catalogue(tmp_path, monkeypatch):

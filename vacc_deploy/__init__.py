@@ -1,3 +1,3 @@
-"""Quantize and deploy DeepSeek-R1-Distill models on Vastai VACC cards."""
+"""Quantize and deploy DeepSeek-R1 distills (Qwen, Llama) on Vastai VACC cards."""
 
 __version__ = "0.1.0"

@@ -23,7 +23,6 @@ from vacc_deploy.json_files import dump_json
 from vacc_deploy.lookup.hub import Source
 from vacc_deploy.lookup.request import find_source, read_request
 from vacc_deploy.models.catalog import (
-    ARCHITECTURE_FIELDS,
     CatalogModel,
     known_model,
     match_config,
@@ -254,14 +253,10 @@ def _open_source(directory: Path, known: CatalogModel | None) -> Checkpoint:
             f"{directory} holds int8 values already (format {layout}). Prepare the float "
             f"checkpoint it was made from{name_source(directory)}."
         )
-    if known is None or match_config(checkpoint.config) is known:
+    if known is None or not (fields := known.differences(checkpoint.config)):
         return checkpoint
-    expected, got = known.config, checkpoint.config
-    differences = [
-        f"{field} is {getattr(got, field)}, expected {getattr(expected, field)}"
-        for field in ARCHITECTURE_FIELDS
-        if getattr(got, field) != getattr(expected, field)
-    ]
+    got = checkpoint.config
+    differences = [known.difference(got, field) for field in fields]
     other = match_config(got)
     hint = f" It has the shape of {other.aliases[0]}." if other else ""
     raise CheckpointError(

@@ -33,6 +33,22 @@ CHATML = (
     "+ '<|im_end|>\\n'}}{% endfor %}{% if add_generation_prompt %}{{'<|im_start|>assistant\\n'}}"
     "{% endif %}"
 )
+# The constructs of Qwen3's template: a namespace that is filled from the end, a turn that counts
+# thoughts, and a switch that nobody gives.
+THINKING = (
+    "{%- set ns = namespace(last=messages|length - 1, open=true) %}"
+    "{%- for message in messages[::-1] %}"
+    "{%- if ns.open and message.role == 'user' and message.content is string %}"
+    "{%- set ns.open = false %}{%- set ns.last = messages|length - 1 - loop.index0 %}{%- endif %}"
+    "{%- endfor %}"
+    "{%- for message in messages %}{%- set content = message.content %}"
+    "{%- if message.role == 'assistant' and '</think>' in content and loop.index0 < ns.last %}"
+    "{%- set content = content.split('</think>')[-1].lstrip('\n') %}{%- endif %}"
+    "{{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}"
+    "{{- '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"
+)
 CHAT = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
 
 
@@ -85,6 +101,30 @@ def test_a_reasoning_model_writes_the_opening_its_template_leaves_out(tmp_path, 
     tokenizer = make_tokenizer(tmp_path)
     assert ConversationEncoder(tokenizer).form == "with-think-opening"
     assert text_of(tokenizer, answering(content)) == f"{BOS}{USER}q{ASSISTANT}{written}{EOS}"
+
+
+def test_think_tokens_alone_are_no_sign_of_a_model_that_thinks(tmp_path):
+    # As in Qwen3-4B-Instruct-2507: the vocabulary has the marks, the template knows no thoughts.
+    special = ("<think>", "</think>", "<|im_start|>", "<|im_end|>")
+    tokenizer = make_tokenizer(tmp_path, CHATML, special=special, add_bos_token=False)
+    encoder = ConversationEncoder(tokenizer)
+    assert encoder.form == "plain"
+    prompt = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(encoder.encode(CHAT)) == f"{prompt}a<|im_end|>"
+    # The model's own answers: no thought is forced on it.
+    assert tokenizer.decode(encoder.encode_prompt(CHAT)) == prompt
+
+
+def test_a_template_without_an_opening_that_drops_thoughts_is_of_a_model_that_thinks(tmp_path):
+    # As in Qwen3 and R1-0528: both allow a system prompt and leave the opening to the model.
+    special = ("<think>", "</think>", "<|im_start|>", "<|im_end|>")
+    tokenizer = make_tokenizer(tmp_path, THINKING, special=special, add_bos_token=False)
+    encoder = ConversationEncoder(tokenizer)
+    assert encoder.form == "with-think-opening"
+    system = {"role": "system", "content": "s"}
+    text = tokenizer.decode(encoder.encode((system, *answering("hm</think>a"))))
+    prompt = "".join(f"<|im_start|>{role}<|im_end|>\n" for role in ("system\ns", "user\nq"))
+    assert text == f"{prompt}<|im_start|>assistant\n<think>\nhm</think>a<|im_end|>"
 
 
 def test_without_think_tokens_the_answer_follows_the_prompt(tmp_path):

@@ -22,6 +22,7 @@ NUM_SHARED = 16
 HEADS: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "llama": {},
+    "qwen3": {},
     "llama-biases": {"attention_bias": True, "mlp_bias": True},
 }
 

@@ -105,6 +105,22 @@ def test_a_file_or_another_directory_of_the_name_hub_is_no_cache(tmp_path):
 # ---- other formats -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [
+        ("DeepSeek-R1-0528-Qwen3-8B-UD-Q4_K_XL.gguf", "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B"),
+        ("R1-Distill-Qwen-7B-uncensored.Q8_0.gguf", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"),
+        ("qwen3-8b-f16-00001-of-00002.gguf", "Qwen/Qwen3-8B"),
+        ("QwQ-32B.gguf", "Qwen/QwQ-32B"),
+        ("Qwen3-8B-Base-Q8_0.gguf", None),
+        ("my-Qwen3-8B-Q8_0.gguf", None),
+    ],
+)
+def test_a_gguf_file_that_is_named_after_a_known_model(tmp_path, name, repository):
+    instead = recognize(touch(tmp_path / name)).instead
+    assert instead == (() if repository is None else (repository,))
+
+
 def test_gguf_file_and_directory(tmp_path):
     file = touch(tmp_path / "m" / "DeepSeek-R1-Distill-Qwen-7B-Q4_K_M.gguf")
     rest = (

@@ -18,7 +18,7 @@ COMPARED = (
 )
 
 
-@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama"])
 @pytest.mark.parametrize(
     "changes",
     [

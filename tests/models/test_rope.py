@@ -29,6 +29,18 @@ def parse(scaling, model_type="qwen3", length=128, **overrides):
     return parse_config(build(scaling, model_type, length, **overrides), where="c.json")
 
 
+@pytest.mark.parametrize("theta", [1.0, 0.5])
+def test_yarn_needs_a_base_above_one(theta):
+    with pytest.raises(CheckpointError, match=f"rope_theta: got {theta:g}, expected above 1 for"):
+        parse(PLAIN, rope_theta=theta)
+
+
+def test_the_trained_length_is_a_whole_number():
+    scaling = {**PLAIN, "original_max_position_embeddings": 33.5}
+    with pytest.raises(CheckpointError, match="got 33.5, expected a whole number from 1 to"):
+        parse(scaling)
+
+
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama"])
 @pytest.mark.parametrize(
     ("theta", "head_dim", "changed"),
@@ -158,7 +170,7 @@ def test_checkpoint_open_settles_yarn_and_says_so(tmp_path):
         ),
         (
             {"original_max_position_embeddings": 0.5},
-            "original_max_position_embeddings: got 0.5, expected from 1 to",
+            "original_max_position_embeddings: got 0.5, expected a whole number from 1 to",
         ),
         ({"beta_fast": 1, "beta_slow": 2}, "beta_fast 1 is not above beta_slow 2"),
         ({"attn_factor": "x"}, "attn_factor: got 'x', expected a positive number"),

@@ -2,7 +2,13 @@ from functools import partial
 
 import pytest
 import transformers
-from tokenizer_builders import BOS_ID, tokenizer_config, write_tokenizer
+from tokenizer_builders import (
+    BOS_ID,
+    QWEN3_TEMPLATE,
+    R1_0528_TEMPLATE,
+    tokenizer_config,
+    write_tokenizer,
+)
 
 from vacc_deploy.bounds import TEMPLATE_CHARACTERS
 from vacc_deploy.errors import CheckpointError
@@ -42,6 +48,43 @@ def test_rendering_equals_that_of_transformers(tmp_path, template):
     tokenizer = load_template(tmp_path, template)
     theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
     assert render(tokenizer) == theirs.apply_chat_template(CHAT, tokenize=False)
+
+
+TURNS = {
+    "chat": CHAT,
+    "system": [{"role": "system", "content": "Be brief."}, *CHAT],
+    "two systems": [{"role": "system", "content": text} for text in "ab"] + CHAT[:1],
+    "after an answer": CHAT[:2],
+    "nothing between the marks": [
+        CHAT[0],
+        {"role": "assistant", "content": "<think>\n\n</think>\n\n4"},
+        CHAT[2],
+    ],
+}
+TOOLS = [
+    CHAT[0],
+    {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {"é": [1]}}]},
+    {"role": "tool", "content": "4"},
+    {"role": "tool", "content": "5"},
+    {"role": "assistant", "content": "9", "reasoning_content": "\nsum\n"},
+]
+
+
+@pytest.mark.parametrize("template", [QWEN3_TEMPLATE, R1_0528_TEMPLATE], ids=["qwen3", "r1-0528"])
+def test_templates_of_qwen3_and_r1_0528_render_as_in_transformers(tmp_path, template):
+    tokenizer = load_template(tmp_path, template)
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    turns = TURNS | ({"tools": TOOLS} if template is QWEN3_TEMPLATE else {})
+    for name, messages in turns.items():
+        for prompt in (True, False):
+            expected = theirs.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=prompt
+            )
+            assert tokenizer.render_chat(messages, add_generation_prompt=prompt) == expected, name
+    # Nobody turns the thoughts of Qwen3 off here: the opening is left to the model.
+    rendered = tokenizer.render_chat(CHAT, add_generation_prompt=True)
+    assert rendered.rstrip("\n").endswith(("<|im_start|>assistant", "<｜Assistant｜>"))
+    assert "hm" not in rendered
 
 
 def test_template_date_is_the_same_every_day(tmp_path):

@@ -23,6 +23,8 @@ ADDED = {"<|endoftext|>": SIZE, "<think>": SIZE + 1, "</think>": SIZE + 2}
         ("qwen2", {}),
         ("qwen2", None),
         ("qwen2", {"tokenizer_class": "Qwen2Tokenizer", "add_prefix_space": True}),
+        ("qwen3", {"tokenizer_class": "Qwen2Tokenizer"}),
+        ("qwen3", None),
         ("llama", {"tokenizer_class": "Qwen2Tokenizer"}),
         ("llama", {"tokenizer_class": "GPT2TokenizerFast"}),
         ("llama", {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True}),
@@ -45,6 +47,17 @@ def test_ids_equal_those_of_transformers(tmp_path, model_type, config, added):
     assert Tokenizer.from_dir(directory).encode(TEXT, add_bos=False) == expected
     assert their_ids(directory) == expected
     assert not any("there is no" in note for note in Tokenizer.from_dir(directory).notes)
+
+
+def test_a_qwen3_model_without_a_class_of_its_own_is_read_as_qwen2(tmp_path):
+    # transformers does not load these files, and no Qwen3 splits its text in another way.
+    for name in ("PreTrainedTokenizerFast", "Qwen2Tokenizer"):
+        config = {"tokenizer_class": name}
+        write_files(tmp_path / name, slow=True, model_type="qwen3", config=config, added=ADDED)
+    ids = {
+        tuple(Tokenizer.from_dir(path).encode(TEXT, add_bos=False)) for path in tmp_path.iterdir()
+    }
+    assert len(ids) == 1
 
 
 def test_added_tokens_decoder_counts_too(tmp_path):
@@ -89,6 +102,7 @@ def test_blank_lines_and_line_ends_of_windows_are_no_merges(tmp_path):
         ("llama", {}, "no tokenizer class"),
         ("llama", {"tokenizer_class": "LlamaTokenizerFast"}, "class 'LlamaTokenizerFast'"),
         ("qwen2", {"tokenizer_class": "BloomTokenizer"}, "class 'BloomTokenizer'"),
+        ("qwen3", {"tokenizer_class": "LlamaTokenizerFast"}, "class 'LlamaTokenizerFast'"),
         ("llama", {"tokenizer_class": "PreTrainedTokenizerFast"}, "'PreTrainedTokenizerFast'"),
     ],
 )

@@ -9,7 +9,14 @@ from vacc_deploy.errors import (
     OutputError,
     UsageError,
 )
-from vacc_deploy.models.catalog import ALIGN_QKV, MODELS, PLAIN, find_model, tensor_parallel_rule
+from vacc_deploy.models.catalog import (
+    ALIGN_QKV,
+    MODELS,
+    PLAIN,
+    find_model,
+    official_models,
+    tensor_parallel_rule,
+)
 from vacc_deploy.models.parse import parse_config
 from vacc_deploy.outputs.seal import seal_text
 from vacc_deploy.vamc.cards import CARDS, GIB, plan_memory
@@ -161,7 +168,8 @@ def test_a_size_that_cannot_be_lists_every_other_one():
 def test_environment_is_set_from_the_32b_on():
     sized = {model.name: compile_environment(model.config) for model in MODELS.values()}
     large = {name for name, environment in sized.items() if environment}
-    assert large == {"DeepSeek-R1-Distill-Qwen-32B", "DeepSeek-R1-Distill-Llama-70B"}
+    official = {f"DeepSeek-R1-Distill-{size}" for size in ("Qwen-32B", "Llama-70B")}
+    assert large == official | {"QwQ-32B", "Qwen2.5-32B-Instruct", "Qwen2.5-72B-Instruct"}
     assert sized["DeepSeek-R1-Distill-Qwen-32B"] == {"VACC_STACK_SIZE": "256"}
 
 
@@ -238,7 +246,7 @@ def test_committed_files_load_and_break_no_rule(tmp_path):
 
 def test_committed_sizes_are_plain_and_leave_a_fifth_of_a_32_gib_die():
     sizes = {}
-    for model in MODELS.values():
+    for model in official_models():
         config = model.config
         size = sizes[model.aliases[0]] = default_tensor_parallel_size(config)
         assert tensor_parallel_rule(config, size) == PLAIN
@@ -253,6 +261,7 @@ def test_committed_sizes_are_plain_and_leave_a_fifth_of_a_32_gib_die():
         "Distill-Qwen-32B": 8,
         "Distill-Llama-8B": 4,
         "Distill-Llama-70B": 8,
+        "R1-0528-Qwen3-8B": 4,
     }
 
 
@@ -345,7 +354,7 @@ def test_write_all_replaces_its_own_files_and_deletes_none(tmp_path):
     config.unlink()
     for _ in range(2):
         result = write_all(tmp_path, build_in=tmp_path / "b")
-    assert len(result.files) == 16
+    assert len(result.files) == 19
     assert (tmp_path / "mine.yaml").read_text() == "mine"
     assert old.read_text() == committed_files()[old.name]
     assert result.to_dict()["files"] == [str(path) for path in result.files]

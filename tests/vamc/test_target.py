@@ -33,7 +33,7 @@ def make_prepared(folder, model_type="qwen2"):
 def made(tmp_path_factory):
     """Prepared and quantized directories, by architecture and layout; read only."""
     directories = {}
-    for model_type in ("qwen2", "llama"):
+    for model_type in ("qwen2", "qwen3", "llama"):
         prepared = make_prepared(tmp_path_factory.mktemp(model_type), model_type)
         directories[model_type, ""] = prepared
         for layout in ("vamc", "int8"):
@@ -207,7 +207,7 @@ def test_two_configurations_that_differ_are_refused(prepared):
 # ---- by what the weights are ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama"])
 def test_a_vamc_directory_gets_the_published_int8_file(made, model_type):
     result = compile_file(made[model_type, "vamc"])
     content = yaml.safe_load(result.text)

@@ -28,6 +28,8 @@ JOINED = "joined"  # no chat template: the turns as plain text
 PLAIN = "plain"  # prompt, answer, end token
 AFTER_OPENING = "after-think-opening"  # the template's prompt ends with <think>
 WITH_OPENING = "with-think-opening"  # the model writes <think> itself
+# A thought that no template writes by itself.
+_PROBE = "7d4c1f"
 
 
 class DocumentEncoder:
@@ -162,10 +164,19 @@ class ConversationEncoder:
             # The opening with what the template writes behind it, such as a line end.
             self.form, self._opening = AFTER_OPENING, prompt[prompt.rindex(THINK_OPEN) :]
         else:
-            tokens = (THINK_OPEN, THINK_CLOSE)
-            # Both marks as single tokens: the sign of a reasoning model.
-            thinks = all(tokenizer.token_id(token) is not None for token in tokens)
-            self.form = WITH_OPENING if thinks else PLAIN
+            self.form = WITH_OPENING if self._writes_thoughts() else PLAIN
+
+    def _writes_thoughts(self) -> bool:
+        """Return whether the model thinks, though its template does not write the opening.
+
+        The marks are single tokens, and the template takes the thoughts out of earlier answers.
+        Tokens alone are no sign: those of Qwen3 have the marks also where a model never thinks.
+        """
+        if any(self._tokenizer.token_id(mark) is None for mark in (THINK_OPEN, THINK_CLOSE)):
+            return False
+        earlier = {"role": "assistant", "content": f"{THINK_OPEN}\n{_PROBE}\n{THINK_CLOSE}\n\na"}
+        asked = {"role": "user", "content": "a"}
+        return _PROBE not in self._render([asked, earlier, asked])
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids of a conversation that ends with an answer of the assistant.

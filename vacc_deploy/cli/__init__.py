@@ -111,7 +111,7 @@ _HALF_WRITTEN = (
 )
 @click.version_option(__version__, prog_name="vacc-deploy")
 def cli() -> None:
-    """Quantize and deploy DeepSeek-R1-Distill models on Vastai VACC cards.
+    """Quantize and deploy DeepSeek-R1 distills (Qwen, Llama) on Vastai VACC cards.
 
     \b
     The way of a model:

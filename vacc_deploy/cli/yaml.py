@@ -75,7 +75,7 @@ from vacc_deploy.vamc.options import CALIBRATION_LENGTHS, DTYPES, OPTIMIZE_FOR, 
     help="Write to this file, or to this directory with --all.  [default: print the YAML]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output file if it exists already.")
-@click.option("--all", "write_set", is_flag=True, help="Write the files of every known model.")
+@click.option("--all", "write_set", is_flag=True, help="Write the files of every official model.")
 @click.option(
     "--build-in",
     type=DIRECTORY,

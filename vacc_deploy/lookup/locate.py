@@ -11,7 +11,7 @@ from pathlib import Path
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.lookup.hub import Source, fetch
 from vacc_deploy.lookup.recognize import ARCHIVES, PICKLES, recognize, recognize_missing
-from vacc_deploy.models.catalog import ORGANIZATION, known_model, near_names
+from vacc_deploy.models.catalog import OFFICIAL, ORGANIZATION, known_model, near_names
 from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.outputs.file_system import Say, ignore
 from vacc_deploy.permissions import is_there
@@ -73,7 +73,11 @@ def locate(
     repository = find_repository(str(given))
     if repository is None or (not known_model(str(given)) and _is_misspelt_path(path)):
         raise CheckpointError(_missing(path, again))
-    near = "" if known_model(str(given)) else next(iter(near_names(str(given), cutoff=0.8)), "")
+    near = (
+        ""
+        if known_model(str(given))
+        else next(iter(near_names(str(given), cutoff=0.8, group=OFFICIAL)), "")
+    )
     source = fetch(
         repository,
         again=again,
@@ -96,7 +100,8 @@ def find_repository(text: str) -> str | None:
     if not _is_id(text):
         return None
     # No misspelt model of the catalogue, no file, no path below a directory that is here.
-    is_misspelt = text.lower().startswith(f"{ORGANIZATION}/deepseek-r1-distill-")
+    families = (f"{ORGANIZATION}/deepseek-r1-{end}-" for end in ("distill", "0528-qwen3"))
+    is_misspelt = text.lower().startswith(tuple(families))
     is_path = text.lower().endswith(_FILES) or is_there(text.partition("/")[0])
     return None if is_misspelt or is_path else text
 

@@ -67,6 +67,12 @@ class Finding:
         return "\n".join([f"{self.what} {self.lead}:", *lines])
 
 
+# What stands behind the name of the model: quantization, number of the part.
+_GGUF_ENDING = re.compile(
+    r"([-.](UD-)?(I?Q\d\w*|B?F16|F32))?(-\d{5}-of-\d{5})?\.gguf", re.IGNORECASE
+)
+
+
 def recognize(path: Path, *, needs_float: bool = False) -> Finding | None:
     """Return what ``path`` is, or None where it may be a checkpoint directory.
 
@@ -163,8 +169,10 @@ def _recognize_file(path: Path) -> Finding:
 
 
 def _gguf(what: str, names: Iterable[str]) -> Finding:
-    # DeepSeek-R1-Distill-Qwen-7B-Q4_K_M.gguf: the name says which.
+    # DeepSeek-R1-Distill-Qwen-7B-Q4_K_M.gguf: the name says which, also with more words around it.
     found = re.findall(r"(?:R1-)?Distill-(?:Qwen|Llama)-[\d.]+B", " ".join(names), re.IGNORECASE)
+    # A name that other models' names begin with, such as Qwen3-8B, has to be the whole.
+    found += [_GGUF_ENDING.sub("", name) for name in names]
     models = dict.fromkeys(model.repository for text in found if (model := known_model(text)))
     lead = "Give the float checkpoint that it was made from"
     what += ", which holds weights for llama.cpp. vacc-deploy reads safetensors."
@@ -213,7 +221,7 @@ def _recognize_directory(path: Path, needs_float: bool) -> Finding | None:
     if "model_index.json" in names:
         return Finding(
             f"{path} is a diffusers pipeline, which makes pictures, not text. vacc-deploy handles "
-            "language models of the architectures qwen2 and llama."
+            "language models of the architectures qwen2, qwen3 (dense) and llama."
         )
     if inner := _trainer(path, names) or (None if has_config else _inner(path, names, needs_float)):
         return inner

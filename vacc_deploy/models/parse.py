@@ -96,7 +96,7 @@ def _read_values(reader: ConfigReader) -> ModelConfig:
         raise UnsupportedModelError(
             f"{reader.where} has model_type {model_type!r:.80}, expected one of "
             f"{', '.join(SUPPORTED_MODEL_TYPES)}.{_describe_kind(reader.raw)} vacc-deploy handles "
-            "DeepSeek-R1-Distill models and other checkpoints of these architectures."
+            "DeepSeek-R1 distills and other dense checkpoints of these architectures."
         )
     is_qwen2, is_llama = model_type == "qwen2", model_type == "llama"
     rope_theta, rope_scaling = read_rope(reader, model_type)

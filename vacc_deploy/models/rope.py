@@ -82,10 +82,13 @@ def read_rope(reader: ConfigReader, model_type: str) -> tuple[float, RopeScaling
     if rope_type == "linear":
         return rope_theta, RopeScaling("linear", factor)
     original = reader.number(_ORIGINAL, None, scaling)
-    if not 1 <= original <= CONTEXT_TOKENS:
+    if not 1 <= original <= CONTEXT_TOKENS or original % 1:
         reader.problems.append(
-            f"{_ORIGINAL}: got {original:g}, expected from 1 to {CONTEXT_TOKENS}"
+            f"{_ORIGINAL}: got {original:g}, expected a whole number from 1 to {CONTEXT_TOKENS}"
         )
+    if rope_type == YARN and rope_theta <= 1:
+        # The ramp divides by its logarithm.
+        reader.problems.append(f"rope_theta: got {rope_theta:g}, expected above 1 for yarn")
     read = _read_yarn if rope_type == YARN else _read_llama3
     return rope_theta, read(reader, scaling, factor, int(original))
 

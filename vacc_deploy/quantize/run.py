@@ -46,7 +46,7 @@ def quantize(
     later call with ``resume`` goes on.
 
     Args:
-        checkpoint_dir: a prepared directory, or any float checkpoint of the two architectures.
+        checkpoint_dir: a prepared directory, or any float checkpoint of a known architecture.
         options: method, calibration and formats.
         output: the directory to write; default ``<checkpoint_dir>-`` and the layout's ending, with
             several formats ``<checkpoint_dir>-quantized``.

@@ -39,7 +39,7 @@ _DEFAULTS = {
 }
 # They say nothing of the form: transformers then goes by the model.
 _GENERAL_CLASSES = ("", "PreTrainedTokenizer", "TokenizersBackend")
-_CLASS_BY_MODEL = {"qwen2": QWEN2}
+_CLASS_BY_MODEL = {"qwen2": QWEN2, "qwen3": QWEN2}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The committed files of the catalogue models: ``yaml/`` and ``build_in/``."""
+"""The committed files of the official models: ``yaml/`` and ``build_in/``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from vacc_deploy.errors import OutputError, list_problems
 from vacc_deploy.json_files import dump_json
-from vacc_deploy.models.catalog import MODELS, plain_sizes
+from vacc_deploy.models.catalog import official_models, plain_sizes
 from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, needs_vacc_config, vacc_config
 from vacc_deploy.outputs.text_file import check_text, replace_text
@@ -31,9 +31,9 @@ def default_tensor_parallel_size(config: ModelConfig) -> int:
 
 
 def committed_files() -> dict[str, str]:
-    """Return the set of ``yaml/``, file name to text: each catalogue model as fp16 and int8."""
+    """Return the set of ``yaml/``, file name to text: each official model as fp16 and int8."""
     files = {}
-    for model in MODELS.values():
+    for model in official_models():
         size = default_tensor_parallel_size(model.config)
         short = model.name.lower().replace("deepseek", "ds").replace("-", "_")
         for dtype in DTYPES:
@@ -47,7 +47,7 @@ def committed_configs() -> dict[str, str]:
     """Return the set of ``build_in/``, relative path to text: the models that need a config."""
     return {
         f"{model.name}/{VACC_CONFIG_NAME}": dump_json(vacc_config(model.config))
-        for model in MODELS.values()
+        for model in official_models()
         if needs_vacc_config(model.config)
     }
 

@@ -10,6 +10,8 @@ from typing import Any
 from vacc_deploy.formats.layouts import INT8, VAMC
 from vacc_deploy.models.catalog import plain_sizes
 from vacc_deploy.models.config import ModelConfig
+from vacc_deploy.models.rope import YARN
+from vacc_deploy.models.vacc_config import needs_vacc_config
 from vacc_deploy.vamc.rules import LENGTH_MULTIPLE, QUANTIZE_TYPE
 
 _FILE_ENDINGS = (".gz", ".json", ".jsonl", ".parquet", ".txt", ".zip")
@@ -23,6 +25,14 @@ _VAMC_INT8_NOTE = (
 _VAMC_FLOAT16_NOTE = (
     "The weights are int8 values stored as float16. With dtype fp16 they are compiled as float16, "
     "with the memory of float16. Leave --dtype out to compile them as int8."
+)
+_YARN_NOTE = (
+    "rope_scaling yarn is computed by the modeling file beside the weights, as constants of the "
+    "graph. The vendor's own modeling file does not read it; do not put that one in its place."
+)
+_LLAMA_YARN_NOTE = (
+    "rope_scaling yarn: vamc loads Llama through its own code, and whether that computes yarn is "
+    "not published. Compare the compiled model's answers with those of vacc-deploy generate."
 )
 
 
@@ -49,6 +59,8 @@ def compile_notes(content: dict[str, Any], config: ModelConfig, layout: str = ""
             "needs vocabulary padding, which the vendor has from vamc 2.3.4 on "
             "(llm/tigerbot/README)."
         )
+    if config.rope_scaling is not None and config.rope_scaling.rope_type == YARN:
+        notes.append(_YARN_NOTE if needs_vacc_config(config) else _LLAMA_YARN_NOTE)
     if layout == INT8:
         notes.append(
             "The checkpoint holds int8 codes, and this file has no quantize block, so that vamc "

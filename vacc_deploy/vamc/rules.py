@@ -177,7 +177,7 @@ def _check_quantization(values: Mapping[str, Any], config: ModelConfig | None) -
     if kind == "w16kv8":
         yield (
             "frontend.quantize.type: w16kv8 needs a modeling file with an int8 cache; the vendor "
-            f"has one for ChatGLM only, none for Qwen2 or Llama. Use {QUANTIZE_TYPE}"
+            f"has one for ChatGLM only, none for Qwen or Llama. Use {QUANTIZE_TYPE}"
         )
     elif kind != QUANTIZE_TYPE:
         yield (
