@@ -154,7 +154,7 @@ def write_formats(model: Path, output: Path, formats: Sequence[str]) -> dict[str
         try:
             check_format(layout, config)
         except UnsupportedModelError as err:
-            written[layout] = f"not written: {str(err).splitlines()[0]}"
+            written[layout] = f"not written: {str(err).partition('. ')[0]}"
     held = tuple(layout for layout in formats if layout not in written)
     quantize(model, options=QuantizeOptions("rtn", formats=held), output=output)
     for layout in held:
