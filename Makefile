@@ -1,4 +1,4 @@
-.PHONY: check format test fuzz matrix matrix-short wheel demo yaml bounds
+.PHONY: check format test fuzz matrix matrix-short consumers wheel demo yaml bounds
 
 check:
 	ruff format --check .
@@ -23,6 +23,10 @@ matrix:
 
 matrix-short:
 	python tests/matrix/run_matrix.py --short
+
+# Directories of every layout in the programs of others: make consumers MODELS="DIR DIR" (8 GB)
+consumers:
+	python tests/consumers/run_consumers.py $(MODELS:%=--model %) --markdown docs/formats.md
 
 wheel:
 	rm -rf build dist *.egg-info

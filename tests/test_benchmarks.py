@@ -105,7 +105,7 @@ def test_a_judge_finds_the_scores_of_the_same_weights_again(script, tmp_path):
     tokens = torch.arange(40).view(2, 20)
     judge = judging.Judge(reference, {"text": tokens}, tmp_path / "kept")
     first = judge.score(deployed, "text")
-    expected, _ = compare_on_tokens(reference, Checkpoint.open(deployed), tokens)
+    expected = compare_on_tokens(reference, Checkpoint.open(deployed), tokens).scores
     assert first == expected and torch.equal(first.token_kl, expected.token_kl)
     # Without the weights they cannot be computed.
     (deployed / "model.safetensors").unlink()

@@ -157,7 +157,10 @@ ONLY_8_BITS = (
         (("--format", "w8a16_gptq"), "Invalid value for '--format': 'w8a16_gptq' is not one of "),
         (("--method", "awq"), "Invalid value for '--method': 'awq' is not one of 'gptq', 'rtn'."),
         (("--bits", "4"), "No such option '--bits'."),
-        (("--group-size", "128"), "No such option '--group-size'."),
+        (
+            ("--group-size", "64"),
+            "Invalid value for '--group-size': '64' is not one of '128', '-1'.",
+        ),
     ],
 )
 def test_quantize_says_what_there_is_where_4_bits_are_looked_for(source, arguments, message):
@@ -367,3 +370,52 @@ def test_quantize_preset_sets_what_no_option_sets(source, words):
     result = run(source, "--preset", "light")
     assert result.exit_code == 2
     assert "Without --calibration" in result.output and "--preset" in result.output
+
+
+# ---- the group size of the gptq format ----------------------------------------------------------
+
+
+def run_json(*arguments):
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_gptq_is_written_in_groups_of_128_and_says_how_it_splits(tmp_path):
+    source = write_checkpoint(tmp_path / "wide", hidden_size=256, intermediate_size=512)
+    result = run_json(source, "--format", "gptq", "--format", "int-quantized")
+    assert result["tensor_parallel"] == {"gptq": [1, 2]}
+    split, rounded = result["notes"]
+    assert split == (
+        "vLLM can serve the gptq directory with tensor parallel 1, 2: each die takes whole heads "
+        "and whole groups of 128 columns, of o_proj (2 groups) and of down_proj (4)."
+    )
+    assert "rounds the inputs of the linears too, to int8 with a scale for each token" in rounded
+    for layout, notes in (("gptq", [split]), ("int-quantized", [rounded])):
+        directory = tmp_path / "wide-quantized" / layout
+        report = read_json(directory / "quantize_report.json")
+        assert report["notes"] == notes
+        assert read_json(directory / "vacc_deploy.json")["options"] == report["options"]
+        assert report["options"].get("group_size") == (128 if layout == "gptq" else None)
+
+
+def test_group_size_minus_1_writes_one_group(source):
+    result = run_json(source, "--format", "gptq", "--group-size", "-1")
+    assert result["output_dir"] == f"{source}-gptq"
+    assert (result["formats"], result["notes"]) == (["gptq-one-group"], [])
+    options = read_json(source.parent / "model-gptq/vacc_deploy.json")["options"]
+    assert options == {"method": "rtn", "formats": ["gptq-one-group"], "group_size": -1}
+    assert read_json(source.parent / "model-gptq/quantize_config.json")["group_size"] == -1
+
+
+def test_group_size_is_of_the_gptq_format(source):
+    result = run(source, "--group-size", "-1", "--format", "int8")
+    assert result.exit_code == 2
+    assert "--group-size -1 is of the gptq format. Add --format gptq, or leave" in result.output
+
+
+def test_a_width_that_is_no_multiple_of_128_names_the_other_group_size(source):
+    result = run(source, "--format", "gptq", "--format", "vamc")
+    assert result.exit_code == 1
+    assert "Give --group-size -1 for one group of all columns" in " ".join(result.output.split())
+    assert [path.name for path in source.parent.iterdir()] == ["model"]

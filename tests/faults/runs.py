@@ -72,6 +72,8 @@ def _prepare(name: str, source: str, *more: str) -> Command:
 
 def _quantize(name: str, formats: Sequence[str], *more: str, cost: int = 1) -> Command:
     words = [word for layout in formats for word in ("--format", layout)]
+    if "gptq" in formats:  # the sizes of these models are below a group of 128
+        words += ("--group-size", "-1")
     arguments = ("quantize", "model", "--output", OUTPUT, *words, *more)
     return Command(name, arguments, is_resumable=True, cost=cost)
 

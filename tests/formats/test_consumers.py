@@ -14,7 +14,13 @@ from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.cli import cli
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.int8 import dequantize, quantize_rounding
-from vacc_deploy.formats.layouts import COMPRESSED_TENSORS, FORMATS, GPTQ
+from vacc_deploy.formats.layouts import (
+    COMPRESSED_TENSORS,
+    GPTQ,
+    GPTQ_ONE_GROUP,
+    INT_QUANTIZED,
+    LAYOUTS,
+)
 from vacc_deploy.graphs.export import export_onnx
 from vacc_deploy.prepare import prepare
 from vacc_deploy.quantize.options import QuantizeOptions
@@ -24,7 +30,9 @@ from vacc_deploy.reference.generate import generate
 from vacc_deploy.reference.loader import load_model
 from vacc_deploy.reference.verify import verify
 
-PACKED = (GPTQ, COMPRESSED_TENSORS)
+PACKED = (GPTQ, GPTQ_ONE_GROUP, COMPRESSED_TENSORS, INT_QUANTIZED)
+# Two groups of 128 columns in down_proj, one elsewhere.
+SIZES = {"hidden_size": 128, "intermediate_size": 256}
 KINDS = [("qwen2", False), ("qwen2", True), ("llama", False), ("llama", True)]
 TOKENS = torch.arange(40).view(2, 20)
 
@@ -34,8 +42,8 @@ def directories(request, tmp_path_factory):
     """The float source under ``float``, and one directory per format."""
     root = tmp_path_factory.mktemp("formats")
     model_type, tied = request.param
-    source = write_checkpoint(root / "float", model_type=model_type, tied=tied, scale=2.0)
-    written = {layout: write_format(source, layout, root / layout) for layout in FORMATS}
+    source = write_checkpoint(root / "float", model_type=model_type, tied=tied, scale=2.0, **SIZES)
+    written = {layout: write_format(source, layout, root / layout) for layout in LAYOUTS}
     return {"float": source, **written}
 
 
@@ -54,7 +62,7 @@ def last_logits(model):
 def test_all_formats_hold_the_same_weights_and_leave_the_rest_as_it_was(directories):
     stored = read_tensors(directories["float"])
     config = Checkpoint.open(directories["float"]).config
-    for layout in FORMATS:
+    for layout in LAYOUTS:
         checkpoint = Checkpoint.open(directories[layout])
         assert checkpoint.config.quantization_format == ("" if layout == "vamc" else layout)
         assert checkpoint.config.differences(config) == {}
@@ -72,7 +80,7 @@ def test_all_formats_hold_the_same_weights_and_leave_the_rest_as_it_was(director
 def test_decoder_and_loader_agree_on_every_format(directories):
     reference = decoder_logits(directories["int8"], TOKENS)[:, -1]
     scale = reference.abs().max()
-    for layout in FORMATS:
+    for layout in LAYOUTS:
         tolerance = 2e-2 if layout == "vamc" else 1e-5
         for got in (
             decoder_logits(directories[layout], TOKENS)[:, -1],
@@ -81,7 +89,7 @@ def test_decoder_and_loader_agree_on_every_format(directories):
             assert (got - reference).abs().max() <= tolerance * scale
 
 
-@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_verify_compares_every_format_with_its_float_model(directories, layout):
     result = verify(directories[layout], reference_dir=directories["float"], max_tokens=128)
     expected = verify(directories["int8"], reference_dir=directories["float"], max_tokens=128)
@@ -178,10 +186,15 @@ def test_a_packed_directory_is_not_a_source(directories, tmp_path, layout):
 
 @pytest.mark.parametrize(
     ("layout", "suffix"),
-    [(GPTQ, "qweight"), (GPTQ, "g_idx"), (COMPRESSED_TENSORS, "weight_shape")],
+    [
+        (GPTQ, "qweight"),
+        (GPTQ_ONE_GROUP, "g_idx"),
+        (COMPRESSED_TENSORS, "weight_shape"),
+        (INT_QUANTIZED, "weight_scale"),
+    ],
 )
 def test_a_missing_tensor_of_a_linear_is_named(tmp_path, layout, suffix):
-    source = write_checkpoint(tmp_path / "model")
+    source = write_checkpoint(tmp_path / "model", **SIZES)
     directory = write_format(source, layout, tmp_path / "packed")
     path = directory / "config.json"
     values = json.loads(path.read_text())

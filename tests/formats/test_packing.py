@@ -102,7 +102,39 @@ def test_unpack_gptq_refuses_groups_and_other_zero_points():
 
     with pytest.raises(QuantizationError, match="zero points differ from 128"):
         unpack(qzeros=tensors["qzeros"] - 1)
-    with pytest.raises(QuantizationError, match=r"expected one group: \[1, 4\] and zeros \[8\]"):
+    with pytest.raises(QuantizationError, match=r"expected one group: \[1, 4\], and for each of 8"):
         unpack(scales=tensors["scales"].repeat(2, 1))
     with pytest.raises(QuantizationError, match="expected one group"):
         unpack(g_idx=torch.arange(8, dtype=torch.int32) // 4)
+
+
+def test_pack_gptq_in_groups_repeats_scale_and_zero_points():
+    scale = torch.tensor([0.5, 0.25, 2.0, 1.0], dtype=torch.float16)
+    codes = random_codes(4, 12)
+    tensors = pack_gptq(codes, scale, group_size=4)
+    assert tensors["scales"].tolist() == [[0.5, 0.25, 2.0, 1.0]] * 3
+    assert tensors["qzeros"].tolist() == [[0x7F7F7F7F]] * 3
+    assert tensors["g_idx"].tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert torch.equal(tensors["qweight"], pack_gptq(codes, scale)["qweight"])
+    got, got_scale = unpack_gptq(tensors.__getitem__, group_size=4)
+    assert torch.equal(got, codes) and torch.equal(got_scale, scale)
+
+
+def test_unpack_gptq_in_groups_takes_one_scale_for_a_row_only():
+    tensors = pack_gptq(random_codes(4, 12), torch.ones(4).half(), group_size=4)
+
+    def unpack(**changed):
+        return unpack_gptq({**tensors, **changed}.__getitem__, group_size=4)
+
+    scales = tensors["scales"].clone()
+    scales[2, 3] = 2
+    with pytest.raises(QuantizationError, match="row 3 has several scales, expected the same in"):
+        unpack(scales=scales)
+    scales[:, 3] = float("nan")  # told by those who judge values
+    assert unpack(scales=scales)[1][3].isnan()
+    with pytest.raises(QuantizationError, match=r"expected groups of 4 columns: \[3, 4\], and for"):
+        unpack(scales=scales[:1])
+    with pytest.raises(QuantizationError, match="expected groups of 4 columns"):
+        unpack(g_idx=tensors["g_idx"].flip(0))  # solved in another order
+    with pytest.raises(QuantizationError, match="zero points differ from 128"):
+        unpack(qzeros=tensors["qzeros"] + torch.eye(3, 1, dtype=torch.int32))

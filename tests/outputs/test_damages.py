@@ -26,7 +26,7 @@ def outputs(tmp_path_factory):
     for mode in ("hardlink", "copy"):
         prepare(weights=source, output=folder / mode, link_mode=mode)
     quantize(source, options=QuantizeOptions("rtn"), output=folder / "int8")
-    both = QuantizeOptions("rtn", formats=("int8", "gptq"))
+    both = QuantizeOptions("rtn", formats=("int8", "compressed-tensors"))
     quantize(source, options=both, output=folder / "several")
     return folder
 
@@ -111,12 +111,13 @@ def test_a_linked_file_is_known_by_its_size_and_its_header(copied):
 
 def test_directories_of_several_formats_are_looked_into(copied):
     directory = copied("several")
-    flip(directory / "gptq" / SHARD)
+    flip(directory / "compressed-tensors" / SHARD)
     (directory / "int8" / MANIFEST_NAME).write_text("{")
     problems = sorted(find_damages(directory))
     assert len(problems) == 3
     assert problems[0].startswith(f"{directory / 'int8' / MANIFEST_NAME} is not valid JSON")
-    assert problems[1].startswith(f"gptq/{SHARD}: its content is not what quantize wrote")
+    written = f"compressed-tensors/{SHARD}: its content is not what quantize wrote"
+    assert problems[1].startswith(written)
     assert problems[2].startswith(f"int8/{MANIFEST_NAME}: it has 1 bytes, quantize wrote ")
 
 

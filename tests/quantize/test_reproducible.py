@@ -19,7 +19,7 @@ from vacc_deploy.quantize.run import quantize
 os.umask(int(os.environ["UMASK"], 8))
 source, out = map(Path, sys.argv[1:])
 prepared = prepare(weights=source, output=out / "prepared", link_mode="copy").output_dir
-formats = ("vamc", "int8", "gptq", "compressed-tensors")
+from vacc_deploy.formats.layouts import FORMATS as formats
 quantize(prepared, output=out / "rounded", options=QuantizeOptions("rtn", formats=formats))
 """
 
@@ -62,7 +62,7 @@ def hashes(source, out, steps=STEPS, **environment):
 
 
 def test_no_order_of_a_set_no_locale_and_no_umask_reaches_a_file(tmp_path):
-    source = write_checkpoint(tmp_path / "model")
+    source = write_checkpoint(tmp_path / "model", hidden_size=128, intermediate_size=128)
     one = hashes(source, tmp_path / "a" / "out", PYTHONHASHSEED="0", TZ="UTC", UMASK="022")
     other = {"PYTHONHASHSEED": "4711", "TZ": "Asia/Tokyo", "LC_ALL": "C.UTF-8", "UMASK": "077"}
     two = hashes(source, tmp_path / "b" / "out", HOME=str(tmp_path), **other)

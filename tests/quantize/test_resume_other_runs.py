@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import texts
 from checkpoint_builders import write_checkpoint
 from doubles import StopAfter
 from resume_runs import RTN, contents, interrupt
@@ -11,11 +12,15 @@ from resume_runs import RTN, contents, interrupt
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.errors import OutputError, UsageError
+from vacc_deploy.outputs.seal import seal_json
 from vacc_deploy.progress import KeptLayers
 from vacc_deploy.quantize import identity
 from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.quantize.options import QuantizeOptions
+from vacc_deploy.quantize.result import TIMING_NAME
 from vacc_deploy.quantize.run import quantize
+
+WIDE = {"hidden_size": 128, "intermediate_size": 128}
 
 
 def change_option(context):
@@ -188,3 +193,21 @@ def test_what_was_typed_is_named_and_nothing_that_only_follows(model, output, gp
         for line, start in zip(found, lines, strict=True):
             assert line.startswith(f"  - --{start}")
     quantize(model, options=gptq, output=output, resume=True)
+
+
+def test_one_group_is_another_output_than_groups_of_128(tmp_path):
+    """Also where version 0.1.0 wrote it, which called it gptq and stated no group size."""
+    source, output = write_checkpoint(tmp_path / "m", **WIDE), tmp_path / "out"
+    one_group = replace(RTN, formats=("gptq-one-group",))
+    quantize(source, options=one_group, output=output)
+    assert quantize(source, options=one_group, output=output, resume=True).already_finished
+    now = replace(RTN, formats=("gptq",))
+    with pytest.raises(OutputError, match="--group-size: -1 then, 128 now"):
+        quantize(source, options=now, output=output, resume=True)
+    path = output / TIMING_NAME
+    timing = texts.read_json(path)
+    del timing["identity"]["option group_size"]
+    timing["identity"]["option formats 0"] = "gptq"
+    path.write_text(seal_json({key: value for key, value in timing.items() if key != "seal"}))
+    with pytest.raises(OutputError, match="--group-size: none then, 128 now"):
+        quantize(source, options=now, output=output, resume=True)

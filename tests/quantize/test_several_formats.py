@@ -39,8 +39,9 @@ def test_several_formats_are_directories_of_their_own(model, output, gptq, expec
         quantize(model, options=options, output=output, overwrite=True)
 
 
-def test_all_formats_of_a_run_hold_the_same_integers_and_scales(model, output, gptq):
-    options = replace(gptq, formats=FORMATS)
+def test_all_formats_of_a_run_hold_the_same_integers_and_scales(tmp_path, gptq):
+    model = write_checkpoint(tmp_path / "model", hidden_size=128, intermediate_size=256)
+    output, options = tmp_path / "out", replace(gptq, formats=FORMATS)
     quantize(model, options=options, output=output)
     opened = {layout: Checkpoint.open(output / layout) for layout in FORMATS}
     for name in opened["int8"].config.linear_names():
@@ -52,9 +53,10 @@ def test_all_formats_of_a_run_hold_the_same_integers_and_scales(model, output, g
 
 
 def test_default_outputs_of_formats(tmp_path):
-    source = write_checkpoint(tmp_path / "model")
+    source = write_checkpoint(tmp_path / "model", hidden_size=128, intermediate_size=256)
     for formats, name in (
         *(((VAMC,), "int8"), (("int8",), "int8-codes"), (("gptq",), "gptq")),
+        *((("gptq-one-group",), "gptq"), (("int-quantized",), "int-quantized")),
         (("int8", VAMC), "quantized"),
     ):
         options = replace(RTN, formats=formats)

@@ -420,7 +420,7 @@ def test_verify_wrong_input_is_said_before_the_files_are_hashed(tmp_path, monkey
     ("model_type", "layout", "is_known"),
     [
         *(("qwen2", "vamc", True), ("llama", "vamc", True)),
-        *(("qwen2", "int8", False), ("llama", "int8", False), ("qwen2", "gptq", False)),
+        *(("qwen2", "int8", False), ("llama", "int8", False), ("qwen2", "gptq-one-group", False)),
     ],
 )
 def test_verify_proposes_a_compile_file_only_of_what_yaml_accepts(

@@ -161,7 +161,7 @@ def _scan(
 
     infos = {name: checkpoint.tensors[name] for name in kinds}
     for name, info in infos.items():
-        if kinds[name] == SCALE:  # [out], [out, 1] or [1, out]: one for each output
+        if kinds[name] == SCALE:  # [out], [out, 1] or [groups, out]: one for each output
             infos[name] = replace(info, shape=(math.prod(info.shape),))
     ordered = sorted(infos, key=lambda name: (infos[name].path.name, infos[name].offset))
     total = sum(infos[name].num_bytes for name in ordered if is_read(kinds[name]))
@@ -170,7 +170,10 @@ def _scan(
         num_bytes = 0
         for name in names:
             if is_read(kinds[name]):
-                yield name, scan_tensor(infos[name])
+                facts = scan_tensor(infos[name])
+                if kinds[name] == SCALE:
+                    _name_outputs(facts, checkpoint.tensors[name].shape)
+                yield name, facts
                 num_bytes += infos[name].num_bytes
             elif not looks_filled(infos[name]):
                 facts = scan_tensor(infos[name])
@@ -182,6 +185,15 @@ def _scan(
 
 
 # ---- the policy --------------------------------------------------------------------------------
+
+
+def _name_outputs(facts: TensorFacts, shape: tuple[int, ...]) -> None:
+    """Let the rows of a scale be those of the linear: all groups have a scale for each of them."""
+    out_features = max(1, shape[0] if shape[-1] == 1 else shape[-1])
+    if facts.broken_row is not None:
+        facts.broken_row %= out_features
+    if facts.first_zero_row is not None:
+        facts.first_zero_row %= out_features
 
 
 def _find_idle(facts: dict[str, TensorFacts]) -> set[str]:

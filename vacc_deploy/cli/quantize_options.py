@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import click
@@ -11,7 +11,8 @@ import click
 from vacc_deploy.cli.options import DIRECTORY, Function, given_options
 from vacc_deploy.datasets import list_kinds
 from vacc_deploy.errors import UsageError
-from vacc_deploy.formats.layouts import FORMATS
+from vacc_deploy.formats.layouts import FORMATS, GPTQ_ONE_GROUP, GROUP_SIZE
+from vacc_deploy.formats.layouts import GPTQ as GPTQ_LAYOUT
 from vacc_deploy.quantize.options import (
     DATA,
     FAST,
@@ -129,6 +130,12 @@ _OPTIONS = (
         name="formats",
         multiple=True,
     ),
+    click.option(
+        "--group-size",
+        type=QuantizationChoice([str(GROUP_SIZE), "-1"]),
+        help="Repeat each row's scale for groups of so many columns in the gptq format, or once "
+        f"(-1).  [default: {GROUP_SIZE}]",
+    ),
     _option(
         "--effort",
         "fast saves time: it rounds down_proj, whose inputs are the widest, and does not compare "
@@ -176,8 +183,10 @@ _OPTIONS = (
 )
 # What rounding has a use for, or no harm from: it draws nothing with the seed, the device gives the
 # same integers wherever it is, and the profile is about time.
-_FOR_ROUNDING = {"method", "calibrations", "formats", "seed", "device", "profile"}
-_FOR_ROUNDING |= {"gguf_embeddings", "gguf_pre"}
+_FOR_ROUNDING = {
+    *("method", "calibrations", "formats", "group_size", "gguf_embeddings", "gguf_pre"),
+    *("seed", "device", "profile"),
+}
 
 
 def quantization_options(function: Function) -> Function:
@@ -210,8 +219,20 @@ def read_options(context: click.Context, given: Mapping[str, Any], device: str) 
     if values["method"] == RTN:
         _refuse_calibrated_only(context, given.keys() - _FOR_ROUNDING)
     values["sources"] = tuple(parse_source(text) for text in sources)
-    values["formats"] = tuple(dict.fromkeys(values["formats"]))  # a repeated one counts once
+    values["formats"] = _read_formats(values["formats"], values.pop("group_size"))
     return QuantizeOptions(**(values | {"device": device}))
+
+
+def _read_formats(formats: Sequence[str], group_size: str | None) -> tuple[str, ...]:
+    """Return the layouts that ``--format`` and ``--group-size`` ask for together."""
+    if group_size is not None and GPTQ_LAYOUT not in formats:
+        raise UsageError(
+            f"--group-size {group_size} is of the {GPTQ_LAYOUT} format. Add --format "
+            f"{GPTQ_LAYOUT}, or leave --group-size out."
+        )
+    wanted = {GPTQ_LAYOUT: GPTQ_ONE_GROUP} if group_size == "-1" else {}
+    # A repeated one counts once.
+    return tuple(dict.fromkeys(wanted.get(name, name) for name in formats))
 
 
 def _refuse_calibrated_only(context: click.Context, calibrated_only: Collection[str]) -> None:

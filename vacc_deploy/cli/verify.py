@@ -62,6 +62,13 @@ def _refuse_nan(ctx: click.Context, param: click.Parameter, value: float | None)
     f"[default: {MIN_TOP1:g}, with room for chance]",
 )
 @attn_factor_option(None, "as DIR reads it")
+@click.option(
+    "--activations",
+    type=click.Choice(["auto", "float", "int8"]),  # ACTIVATIONS of reference.activations
+    default="auto",
+    help="Round the inputs of the deployed linears to int8, token by token, or not; auto does what "
+    "runtimes of the format do.",
+)
 @common_options
 def verify_command(
     deployed_dir: str,
@@ -72,6 +79,7 @@ def verify_command(
     max_kl: float | None,
     min_top1: float | None,
     attn_factor: str | None,
+    activations: str,
 ) -> None:
     """Compare the deployed weights in DIR with the float model, on this CPU, and give a verdict.
 
@@ -121,6 +129,7 @@ def verify_command(
         sequence_length=seq_len,
         limits=Limits(max_kl, min_top1),
         attn_factor=attn_factor,
+        activations=activations,
         progress=terminal_progress(),
     )
     emit(result)

@@ -1,7 +1,7 @@
 """How each layout puts the codes and scales of one linear into tensors, and gets them back.
 
-The packed layouts store code + 128 as an unsigned byte, four to an int32 word, the first of the
-four in the lowest byte.
+``gptq`` and ``compressed-tensors`` store code + 128 as an unsigned byte, four to an int32 word, the
+first of the four in the lowest byte.
 
 ``formats/layouts.py`` names the functions of each layout. Those that pack take codes int8
 [out, in] and scale float16 [out]; those that unpack return both, and take a function that reads a
@@ -130,46 +130,74 @@ def unpack_columns(packed: torch.Tensor, in_features: int) -> torch.Tensor:
 # ---- gptq: transposed, four columns to a word -------------------------------------------------
 
 
-def pack_gptq(codes: torch.Tensor, scale: torch.Tensor) -> Packed:
-    """Return the four tensors of a symmetric 8-bit GPTQ linear with one group.
+def pack_gptq(codes: torch.Tensor, scale: torch.Tensor, *, group_size: int = 0) -> Packed:
+    """Return the four tensors of a symmetric 8-bit GPTQ linear, the scale repeated in each group.
 
-    out_features and in_features are multiples of 4.
+    out_features is a multiple of 4, in_features one of 4 and of ``group_size``, the columns of a
+    group; 0 stands for one group of all columns.
     """
     import torch
 
     out_features, in_features = codes.shape
     # [out, in] -> [in, out] -> [in / 4, 4, out]
-    groups = (codes ^ _SIGN_BIT).T.reshape(in_features // CODES_PER_WORD, CODES_PER_WORD, -1)
+    fours = (codes ^ _SIGN_BIT).T.reshape(in_features // CODES_PER_WORD, CODES_PER_WORD, -1)
     # The four bytes of a word side by side: [in / 4, out, 4].
-    words = groups.transpose(1, 2).contiguous().view(torch.int32)  # [in / 4, out, 1]
+    words = fours.transpose(1, 2).contiguous().view(torch.int32)  # [in / 4, out, 1]
+    num_groups = in_features // (group_size or in_features)
     num_zeros = out_features // CODES_PER_WORD
     return {
         "qweight": words.squeeze(2),  # [in / 4, out]
-        "qzeros": torch.full((1, num_zeros), GPTQ_ZEROS, dtype=torch.int32),
-        "scales": scale[None].clone(),  # [1, out]
-        "g_idx": torch.zeros(in_features, dtype=torch.int32),  # one group, number 0
+        "qzeros": torch.full((num_groups, num_zeros), GPTQ_ZEROS, dtype=torch.int32),
+        "scales": scale.repeat(num_groups, 1),  # [groups, out]
+        "g_idx": _group_numbers(in_features, group_size),
     }
 
 
-def unpack_gptq(read: ReadTensor, scale: torch.Tensor | None = None) -> CodesAndScale:
-    """Return codes and scale of a GPTQ linear.
+def unpack_gptq(
+    read: ReadTensor, scale: torch.Tensor | None = None, *, group_size: int = 0
+) -> CodesAndScale:
+    """Return codes and scale of a GPTQ linear whose groups have one scale for each row.
 
     Raises:
-        QuantizationError: zero points other than 128, several groups, or sizes that disagree.
+        QuantizationError: zero points other than 128, groups of another size or of other scales,
+            or sizes that disagree.
     """
     import torch
 
     qweight, scales, g_idx = read("qweight"), read("scales"), read("g_idx")
     words, out_features = qweight.shape
     in_features = words * CODES_PER_WORD
-    if scales.shape != (1, out_features) or g_idx.shape != (in_features,) or g_idx.any():
+    expected = in_features // (group_size or in_features), out_features
+    if scales.shape != expected or not torch.equal(g_idx, _group_numbers(in_features, group_size)):
+        groups = f"groups of {group_size} columns" if group_size else "one group"
         raise QuantizationError(
             f"gptq tensors with scales {list(scales.shape)} and g_idx {list(g_idx.shape)}, "
-            f"expected one group: [1, {out_features}] and zeros [{in_features}]"
+            f"expected {groups}: {list(expected)}, and for each of {in_features} columns the "
+            "number of its group"
         )
+    # As bits: a scale that is NaN equals itself, and is found where the weights' values are judged.
+    bits = scales.view(torch.int16)
+    if not torch.equal(bits, bits[:1].expand_as(bits)):
+        row = int((bits != bits[:1]).any(0).nonzero()[0])
+        raise QuantizationError("has several scales, expected the same in all groups", row=row)
     if not (read("qzeros") == GPTQ_ZEROS).all():
         raise QuantizationError("gptq zero points differ from 128, expected symmetric weights")
     stored = qweight.contiguous()[..., None].view(torch.int8)  # [in / 4, out, 4]
     # [in / 4, out, 4] -> [out, in / 4, 4] -> [out, in]
     codes = stored.permute(1, 0, 2).reshape(out_features, in_features) ^ _SIGN_BIT
     return codes, scales[0].clone()
+
+
+def _group_numbers(in_features: int, group_size: int) -> torch.Tensor:
+    """Return the number of each column's group, int32 [in_features]."""
+    import torch
+
+    return torch.arange(in_features, dtype=torch.int32) // (group_size or in_features)
+
+
+# ---- int-quantized: as they are ---------------------------------------------------------------
+
+
+def unpack_int_quantized(read: ReadTensor, _scale: torch.Tensor | None = None) -> CodesAndScale:
+    """Return codes and scale of an int-quantized linear with one scale per row."""
+    return read("weight"), read("weight_scale")[:, 0].clone()

@@ -13,8 +13,20 @@ from typing import Any, TypeAlias
 
 from vacc_deploy.assets import SOURCE_FILES
 from vacc_deploy.errors import UnsupportedModelError, list_problems
-from vacc_deploy.formats.layouts import COMPRESSED_TENSORS, GGUF, GPTQ, INT8, LAYOUTS, VAMC
+from vacc_deploy.formats.layouts import (
+    COMPRESSED_TENSORS,
+    GGUF,
+    GPTQ,
+    GPTQ_ONE_GROUP,
+    GROUP_SIZE,
+    INT8,
+    INT_QUANTIZED,
+    LAYOUTS,
+    VAMC,
+)
+from vacc_deploy.formats.packing import CODES_PER_WORD
 from vacc_deploy.json_files import dump_json
+from vacc_deploy.models.catalog import TENSOR_PARALLEL_SIZES
 from vacc_deploy.models.config import CONFIG_NAME, LAYER_LINEARS, ModelConfig
 from vacc_deploy.models.parse import read_object
 from vacc_deploy.models.vacc_config import (
@@ -51,6 +63,7 @@ _LOADING_KEYS = {
 # The scales are float16. A loader that follows a bfloat16 config would round them (or, in a vamc
 # directory, the weights) to 8 bits: up to a quarter of a step at the largest codes.
 _DTYPE = "float16"
+_GPTQ_COPY = "quantize_config.json"
 
 
 def _plain_config(config: ModelConfig) -> Values:
@@ -106,9 +119,13 @@ class DirectoryConfig:
 _DIRECTORY_CONFIGS = {
     INT8: DirectoryConfig(_int8_config, lambda values: {**values, "quantization_bit": 8}),
     VAMC: DirectoryConfig(partial(_float16_config, VAMC), _with_float16),
-    GPTQ: DirectoryConfig(partial(_float16_config, GPTQ), config_copy="quantize_config.json"),
+    **{
+        layout: DirectoryConfig(partial(_float16_config, layout), config_copy=_GPTQ_COPY)
+        for layout in (GPTQ, GPTQ_ONE_GROUP)
+    },
     COMPRESSED_TENSORS: DirectoryConfig(partial(_float16_config, COMPRESSED_TENSORS)),
     GGUF: DirectoryConfig(partial(_float16_config, GGUF)),
+    INT_QUANTIZED: DirectoryConfig(partial(_float16_config, INT_QUANTIZED)),
 }
 
 
@@ -168,7 +185,53 @@ def check_format(layout: str, config: ModelConfig) -> None:
         return
     sizes = (("out_features", record.out_multiple), ("in_features", record.in_multiple))
     asked = " and ".join(f"{name} a multiple of {of}" for name, of in sizes if of > 1)
+    advice = "Use another --format."
+    if layout == GPTQ and all(size % CODES_PER_WORD == 0 for s in shapes.values() for size in s):
+        advice = "Give --group-size -1 for one group of all columns, or use another --format."
     raise UnsupportedModelError(
         f"The {layout} layout holds linears [out_features, in_features] with {asked}. These are "
-        f"others:\n{list_problems(odd)}\nUse another --format."
+        f"others:\n{list_problems(odd)}\n{advice}"
     )
+
+
+def tensor_parallel_sizes(config: ModelConfig, *, in_groups: bool = True) -> list[int]:
+    """Return the tensor-parallel sizes with which vLLM can split a model.
+
+    A die holds a share of the query heads. Key-value heads divide too, or several dies hold the
+    same one. Of o_proj and down_proj a die holds a share of the columns, in groups whole groups.
+    Source: vLLM, the sizes that its linears, its attention and its GPTQ method check.
+
+    Args:
+        config: the architecture.
+        in_groups: for the ``gptq`` layout, in groups of ``GROUP_SIZE`` columns.
+    """
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    columns = [config.linear_shape(linear)[1] for linear in ("o_proj", "down_proj")]
+    unit = GROUP_SIZE if in_groups else 1
+    return [
+        size
+        for size in TENSOR_PARALLEL_SIZES
+        if heads % size == 0
+        and (kv_heads % size == 0 or size % kv_heads == 0)
+        and all(count // unit % size == 0 for count in columns)
+    ]
+
+
+def layout_notes(layout: str, config: ModelConfig) -> tuple[str, ...]:
+    """Return what a user of a directory in ``layout`` should know, a sentence each."""
+    if layout == GPTQ:
+        o_groups, down_groups = (
+            config.linear_shape(linear)[1] // GROUP_SIZE for linear in ("o_proj", "down_proj")
+        )
+        sizes = ", ".join(map(str, tensor_parallel_sizes(config)))
+        return (
+            f"vLLM can serve the {layout} directory with tensor parallel {sizes}: each die takes "
+            f"whole heads and whole groups of {GROUP_SIZE} columns, of o_proj ({o_groups} groups) "
+            f"and of down_proj ({down_groups}).",
+        )
+    if LAYOUTS[layout].rounds_inputs:
+        return (
+            f"what loads the {layout} directory rounds the inputs of the linears too, to int8 with "
+            "a scale for each token; verify measures it (--activations int8).",
+        )
+    return ()

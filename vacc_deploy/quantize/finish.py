@@ -16,7 +16,7 @@ from vacc_deploy.gguf_file.assemble import assemble
 from vacc_deploy.gguf_file.modelfile import MODELFILE
 from vacc_deploy.gguf_file.plan import GgufPlan
 from vacc_deploy.json_files import dump_json
-from vacc_deploy.models.directory_config import format_files, format_source_files
+from vacc_deploy.models.directory_config import format_files, format_source_files, layout_notes
 from vacc_deploy.models.settle import Applied
 from vacc_deploy.outputs.file_system import sync_directory
 from vacc_deploy.outputs.files import copy_file
@@ -88,6 +88,7 @@ def _finish_format(
         "calibration": result.calibration,
         "totals": result.totals(),
         "warnings": list(result.warnings),
+        "notes": list(layout_notes(layout, config)),
         "linears": [asdict(record) for record in result.linears],
     }
     files.append(write_text(directory / REPORT_NAME, dump_json(report)))

@@ -88,7 +88,7 @@ _SOURCE = re.compile("calibration sources ([0-9]+) (kind|file|weight|sha256)")
 # What decides the integers of any method. The rest exists for calibrated runs only.
 _OF_ANY_METHOD = (
     *("model", "vacc-deploy", "library ", "file ", "weights "),
-    *("option method", "option formats ", "option gguf_"),
+    *("option method", "option formats ", "option group_size", "option gguf_"),
 )
 
 

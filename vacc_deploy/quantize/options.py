@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vacc_deploy.datasets import list_kinds
 from vacc_deploy.errors import UsageError
-from vacc_deploy.formats.layouts import FORMATS, GGUF, VAMC
+from vacc_deploy.formats.layouts import FORMATS, GGUF, GPTQ_ONE_GROUP, LAYOUTS, VAMC
 from vacc_deploy.solver import GPTQ, RTN
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ class QuantizeOptions:
         answers_cache: directory for own answers; None for the user's cache. It does not shape the
             result.
         evaluation_share: fraction of each file's documents set aside for judging afterwards.
-        formats: names of the layouts to write, each once.
+        formats: names of the layouts to write, each once: what ``--format`` takes, or
+            ``gptq-one-group``, which stands for ``--format gptq --group-size -1``.
         effort: ``full``, or ``fast``, which rounds down_proj and carries no float states.
         shrinkage: fraction by which the off-diagonals of each Hessian shrink, 0 to 1.
         dampening_frac: first dampening to try, a fraction of the Hessian's mean diagonal.
@@ -93,11 +94,11 @@ class QuantizeOptions:
         Raises:
             UsageError: says which.
         """
-        are_known = set(self.formats) <= set(FORMATS)
+        are_known = set(self.formats) <= set(LAYOUTS)
         if not self.formats or not are_known or len(set(self.formats)) < len(self.formats):
             raise UsageError(
                 f"The formats are {', '.join(self.formats) or 'none'}; expected one or more of "
-                f"{', '.join(FORMATS)}, each once."
+                f"{', '.join((*FORMATS, GPTQ_ONE_GROUP))}, each once."
             )
         if self.method == GPTQ and not self.sources:
             raise UsageError(
@@ -171,11 +172,11 @@ class QuantizeOptions:
 
         if self.method == RTN:
             # Nothing else shapes rounded codes, so a change of the rest refuses no --resume.
-            return {"method": RTN, "formats": list(self.formats), **self._gguf_values()}
+            return {"method": RTN, **self._stated_formats(), **self._gguf_values()}
         # Without device and compute_dtype: ``identify`` records what "auto" has become.
         values: dict[str, Any] = {
             "method": self.method,
-            "formats": list(self.formats),
+            **self._stated_formats(),
             **self._gguf_values(),
             "num_samples": self.num_samples,
             "sequence_length": self.sequence_length,
@@ -194,3 +195,10 @@ class QuantizeOptions:
         return values | (
             {"max_answer_tokens": self.max_answer_tokens} if self.answers == OWN else {}
         )
+
+    def _stated_formats(self) -> dict[str, Any]:
+        """Return the layouts by name, with the columns of a group, which 0.1.0 wrote as one."""
+        configs = (LAYOUTS[name].config or {} for name in self.formats)
+        sizes = [config["group_size"] for config in configs if "group_size" in config]
+        # A directory has one layout of GPTQ; a library call may ask for both.
+        return {"formats": list(self.formats)} | ({"group_size": sizes[0]} if sizes else {})

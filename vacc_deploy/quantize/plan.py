@@ -14,10 +14,10 @@ from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.checkpoint.soundness import check_weights
 from vacc_deploy.datasets.sources import check_source
 from vacc_deploy.errors import CheckpointError, OutputError, UsageError
-from vacc_deploy.formats.layouts import GGUF, INT8, LAYOUTS
+from vacc_deploy.formats.layouts import GGUF, GPTQ, INT8, LAYOUTS
 from vacc_deploy.gguf_file.key_values import check_architecture
 from vacc_deploy.models.config import LAYER_LINEARS, ModelConfig
-from vacc_deploy.models.directory_config import check_format
+from vacc_deploy.models.directory_config import check_format, layout_notes, tensor_parallel_sizes
 from vacc_deploy.models.vacc_config import check_vacc_config, ways_to_the_card
 from vacc_deploy.outputs.file_system import check_space
 from vacc_deploy.outputs.output import try_output
@@ -101,6 +101,8 @@ def plan_run(
         standing = look_at(output_dir, options.formats)
         asked = {"resume": resume, "overwrite": overwrite, "dry_run": dry_run}
         notes = _say_notes(checkpoint, progress, is_default=output is None)
+        for layout in options.formats:
+            notes += layout_notes(layout, checkpoint.config)
         notes += check_place(standing, output_dir, checkpoint, progress, **asked)
         # A finished output needs no weights. Else what is copied, and some of each linear, is read.
         if not (resume and isinstance(standing, Finished)):
@@ -265,6 +267,11 @@ def _planned_result(
         calibration=describe_calibration(checkpoint.config, rows, rounded) if rows else None,
         warnings=warnings,
         notes=notes,
+        tensor_parallel=(
+            {GPTQ: tuple(tensor_parallel_sizes(checkpoint.config))}
+            if GPTQ in options.formats
+            else {}
+        ),
     )
 
 

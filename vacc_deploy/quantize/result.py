@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,8 @@ class QuantizeResult:
         peak_device_memory_bytes: None where the device is the host.
         notes: by which rules the source is read, and on its place; in a dry run also what the run
             itself would be refused for.
+        tensor_parallel: layout to the tensor-parallel sizes that vLLM can serve it with, where the
+            layout decides them.
         seconds, peak_memory_bytes: None where nothing was quantized.
         already_finished: whether a finished output of the same run was found and verified.
     """
@@ -92,6 +94,7 @@ class QuantizeResult:
     calibration: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    tensor_parallel: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     seconds: float | None = None
     peak_memory_bytes: int | None = None
     peak_device_memory_bytes: int | None = None
@@ -147,6 +150,7 @@ class QuantizeResult:
             "calibration": self.calibration,
             "warnings": list(self.warnings),
             "notes": list(self.notes),
+            "tensor_parallel": {name: list(sizes) for name, sizes in self.tensor_parallel.items()},
             "linears": [asdict(record) for record in self.linears],
         }
 

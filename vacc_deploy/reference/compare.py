@@ -1,7 +1,8 @@
 """Compare a deployed checkpoint with its float model on the same tokens.
 
 Walks both layer by layer: one stage of one of them is in memory at a time, whatever the model's
-size. All arithmetic is float32. ``verify`` brings the text and judges the result.
+size. All arithmetic is float32; the inputs of the deployed linears may be rounded as int8 runtimes
+round them. ``verify`` brings the text and judges the result.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,6 +20,7 @@ from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, list_problems
 from vacc_deploy.models.rope import with_attention_factor_of
 from vacc_deploy.progress import SILENT, Progress
+from vacc_deploy.reference.activations import FLOAT, INT8, RoundedLayer, RoundingError
 from vacc_deploy.reference.decoder import DecoderLayer, Positions, embed, float_reader, walk_layer
 from vacc_deploy.reference.next_tokens import NextTokenScores, compare_next_tokens
 
@@ -46,12 +48,28 @@ class LayerError:
         return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
+class Comparison(NamedTuple):
+    """What a comparison found.
+
+    Attributes:
+        scores: of the predictions.
+        layers: one error for each layer.
+        rounding: of each linear what rounding its inputs changed; empty where none was rounded.
+    """
+
+    scores: NextTokenScores
+    layers: list[LayerError]
+    rounding: list[RoundingError]
+
+
 def compare_on_tokens(
     reference: Checkpoint,
     deployed: Checkpoint,
     tokens: torch.Tensor,
     progress: Progress = SILENT,
-) -> tuple[NextTokenScores, list[LayerError]]:
+    *,
+    activations: str = FLOAT,
+) -> Comparison:
     """Return the scores and every layer's error of two checkpoints on token windows.
 
     Args:
@@ -59,23 +77,35 @@ def compare_on_tokens(
         deployed: the deployed checkpoint; ``check_pair`` says whether the two fit.
         tokens: int64 [rows, seq].
         progress: learns of every layer, then of every slice of the vocabulary.
+        activations: ``int8`` to round the inputs of the deployed model's linears.
     """
     with torch.inference_mode():
         # Both float32 [rows, seq, hidden]; walk_layer overwrites them, layer after layer.
         float_states, deployed_states = embed(reference, tokens), embed(deployed, tokens)
         # A table for each: their attention factors may differ.
         walks = [
-            (model, Positions.build(model.config, tokens.shape[1]), float_reader(model), states)
-            for model, states in ((reference, float_states), (deployed, deployed_states))
+            (
+                kind,
+                model,
+                Positions.build(model.config, tokens.shape[1]),
+                float_reader(model),
+                states,
+            )
+            for kind, model, states in (
+                (DecoderLayer, reference, float_states),
+                (RoundedLayer if activations == INT8 else DecoderLayer, deployed, deployed_states),
+            )
         ]
-        layers = []
+        layers, rounding = [], list[RoundingError]()
         progress.start("Verifying", reference.config.num_hidden_layers, "layers")
         for index in range(reference.config.num_hidden_layers):
             # In step, a layer of one and then of the other: only the current states are held.
-            for model, positions, read, hidden_states in walks:
-                layer = DecoderLayer(model.config, index, positions, read)
+            for kind, model, positions, read, hidden_states in walks:
+                layer = kind(model.config, index, positions, read)
                 batch_rows = max(1, BATCH_TOKENS // tokens.shape[1])
                 walk_layer(layer, hidden_states, batch_rows=batch_rows)  # in place
+                if isinstance(layer, RoundedLayer):
+                    rounding += layer.errors()
             layers.append(_layer_error(index, float_states, deployed_states))
             sqnr = layers[-1].sqnr_db
             is_equal = math.isinf(sqnr)
@@ -84,7 +114,7 @@ def compare_on_tokens(
         scores = compare_next_tokens(
             reference, float_states, deployed, deployed_states, tokens, progress=progress
         )
-    return scores, layers
+    return Comparison(scores, layers, rounding)
 
 
 def check_pair(reference: Checkpoint, deployed: Checkpoint) -> None:

@@ -19,6 +19,7 @@ from vacc_deploy.checkpoint.generation_config import describe_unused, read_gener
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.checkpoint.soundness import advise, find_unsound
 from vacc_deploy.errors import UsageError, list_problems
+from vacc_deploy.reference.activations import plain_input_notes
 from vacc_deploy.reference.loader import activation_dtype, load_model
 from vacc_deploy.reference.sampling import (
     Sampling,
@@ -141,6 +142,7 @@ class Responder:
             *self._tokenizer.notes,
             *(rule.to_text() for rule in applied),
             *([unused] if unused else []),
+            *plain_input_notes(config),
         )
 
     @cached_property

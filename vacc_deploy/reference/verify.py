@@ -1,13 +1,12 @@
 """Prove on a CPU that a deployed directory computes what the float model computed.
 
-Owns the command's way: find the float model, check the files, read the text, compare, judge. The
-numbers are those of ``compare`` and ``next_tokens``, the text's windows those of ``windows``, the
-verdict that of ``limits``.
+Owns the command's way: check the files, read the text, compare, judge. ``float_model`` finds the
+float model. The numbers are those of ``compare`` and ``next_tokens``, the text's windows those of
+``windows``, the verdict that of ``limits``.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +16,23 @@ from vacc_deploy.checkpoint.attn_factor import describe_factors, read_alike
 from vacc_deploy.checkpoint.changes import unchanged
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, model_name, read_manifest
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.errors import CheckpointError, UnsupportedModelError, UsageError, add_sentence
+from vacc_deploy.errors import CheckpointError, UnsupportedModelError
 from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.models.vacc_config import check_vacc_config
 from vacc_deploy.outputs.damages import find_damages
-from vacc_deploy.permissions import explain_closed, real_path
+from vacc_deploy.permissions import real_path
 from vacc_deploy.progress import SILENT, Progress
+from vacc_deploy.reference.activations import (
+    AUTO,
+    FLOAT,
+    INT8,
+    RoundingError,
+    choose_activations,
+    describe_rounding,
+)
 from vacc_deploy.reference.compare import LayerError, check_pair, compare_on_tokens, same_weights
 from vacc_deploy.reference.dead_side import find_dead_sides
+from vacc_deploy.reference.float_model import open_reference
 from vacc_deploy.reference.limits import DEFAULT_LIMITS, Limits, guesses
 from vacc_deploy.reference.next_tokens import NextTokenScores
 from vacc_deploy.reference.threads import threads_for
@@ -43,6 +51,8 @@ class VerifyResult:
         text: name of the text file.
         scores: None where files of the directory are damaged, so that nothing was compared.
         limits: what the verdict goes by; None where nothing was judged.
+        activations: what the deployed model's linears were given, ``float`` or rounded to ``int8``.
+        rounding: of each linear what rounding its inputs changed.
         same_weights: how the weight files of both are the same: ``linked``, ``equal`` or nothing.
         failures: a line for everything that failed.
         notes: what a reader of the figures should know.
@@ -56,6 +66,8 @@ class VerifyResult:
     limits: Limits | None
     scores: NextTokenScores | None = None
     layers: tuple[LayerError, ...] = ()
+    activations: str = FLOAT
+    rounding: tuple[RoundingError, ...] = ()
     same_weights: str = ""
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -75,6 +87,8 @@ class VerifyResult:
             "text": self.text,
             **(self.scores.to_dict() if self.scores else _NO_SCORES),
             "layers": [error.to_dict() for error in self.layers],
+            "activations": self.activations,
+            "rounding": [error.to_dict() for error in self.rounding],
             "same_weights": self.same_weights or None,
             "limits": self.limits and self.limits.to_dict(),
             "passed": self.passed,
@@ -88,6 +102,7 @@ class VerifyResult:
         if self.scores:
             lines = [f"Verified {self.deployed_dir} against {self.reference_dir}"]
             lines += [self._describe_layers(), "", self._describe_scores(self.scores)]
+            lines += ["", describe_rounding(self.rounding)] if self.rounding else []
         lines += [f"Note: {note}" for note in self.notes]
         lines += [f"Failed: {failure}" for failure in self.failures]
         if self.scores and self.limits and not self.failures:
@@ -117,10 +132,12 @@ class VerifyResult:
             ("perplexity", f"{both} ({scores.perplexity_change:+.3%})"),
             ("KL(float ‖ deployed)", f"{mean}, {scores.max_kl:.4f} largest"),
             ("same top token", f"{scores.top1:.2%}"),
+            ("activations", _ACTIVATIONS[self.activations]),
         ]
         return format_pairs(pairs)
 
 
+_ACTIVATIONS = {FLOAT: "float32", INT8: "inputs of the linears rounded to int8, token by token"}
 # The figures of a comparison that did not take place.
 _NO_SCORES = {f.name: None for f in fields(NextTokenScores) if f.name != "token_kl"}
 _NO_SCORES["perplexity_change"] = None
@@ -135,6 +152,7 @@ def verify(
     sequence_length: int = 512,
     limits: Limits | None = DEFAULT_LIMITS,
     attn_factor: str | None = None,
+    activations: str = AUTO,
     progress: Progress = SILENT,
 ) -> VerifyResult:
     """Compare a deployed directory with its float model on a text, and judge the result.
@@ -150,6 +168,8 @@ def verify(
         limits: what the result must meet; ``failures`` lists what it does not. None judges nothing.
         attn_factor: how yarn's ``attn_factor`` of the float model is read, ``multiply`` or
             ``ignore``; default as ``deployed_dir`` reads it.
+        activations: ``int8`` to round the inputs of the deployed linears too, ``float`` not to;
+            ``auto`` does what runtimes of the deployed layout do.
         progress: learns of every file, of every layer, then of every slice of the vocabulary.
 
     Raises:
@@ -161,7 +181,7 @@ def verify(
     # First what costs little: the files of a large model take minutes to hash.
     path = text_file or default_text_file()
     check_text(path)
-    reference = _open_reference(reference_dir, deployed_dir)
+    reference = open_reference(reference_dir, deployed_dir)
     reference = read_alike(reference, deployed_dir, attn_factor)
     with unchanged(reference):
         deployed, damages = _open_deployed(deployed_dir, reference, progress)
@@ -178,9 +198,10 @@ def verify(
         # A verdict about files that are others by now is none.
         with unchanged(deployed):
             tokens, notes = read_windows(deployed, path, **size)
-            return _compare(
-                reference, deployed, tokens, replace(result, notes=tuple(notes)), progress
+            result = replace(
+                result, notes=tuple(notes), activations=choose_activations(activations, deployed)
             )
+            return _compare(reference, deployed, tokens, result, progress)
 
 
 def _compare(
@@ -200,13 +221,16 @@ def _compare(
             f"{deployed.directory} has no {MANIFEST_NAME}: its files could not be checked."
         )
     with threads_for(reference.config):
-        scores, layers = compare_on_tokens(reference, deployed, tokens, progress)
-    failures, more = _judge(reference, deployed, scores, result.limits, progress)
+        scores, layers, rounding = compare_on_tokens(
+            reference, deployed, tokens, progress, activations=result.activations
+        )
+    failures, more = _judge(reference, deployed, scores, result, progress)
     is_equal = not any(layer.relative_error for layer in layers)
     return replace(
         result,
         scores=scores,
         layers=tuple(layers),
+        rounding=tuple(rounding),
         same_weights=same_weights(reference, deployed, progress) if is_equal else "",
         failures=failures,
         notes=(*notes, *more),
@@ -218,10 +242,11 @@ def _judge(
     reference: Checkpoint,
     deployed: Checkpoint,
     scores: NextTokenScores,
-    limits: Limits | None,
+    result: VerifyResult,
     progress: Progress,
 ) -> tuple[tuple[str, ...], list[str]]:
     """Return what is not met, and notes on it; without limits nothing is judged."""
+    limits = result.limits
     if limits is None:
         return (), []
     failures = limits.failures(scores, reference.config.vocab_size)
@@ -229,7 +254,10 @@ def _judge(
         return (), limits.notes(scores)
     dead, advice = find_dead_sides(reference, deployed, scores, progress)
     explained = _explain(deployed.directory, reference.directory, scores, reference.config)
-    return (*failures, *dead), [advice or explained]
+    notes = [advice or explained]
+    if result.activations == INT8:
+        notes.append("the inputs of the linears are rounded; --activations float judges weights.")
+    return (*failures, *dead), notes
 
 
 def _open_deployed(
@@ -291,36 +319,3 @@ def _next_command(deployed_dir: Path, config: ModelConfig) -> str:
     if config.quantization_format or config.max_position_embeddings < _COMPILED_LENGTH:
         return ""
     return command("yaml", deployed_dir, "--output", f"{real_path(deployed_dir).name}.yaml")
-
-
-def _open_reference(reference_dir: Path | None, deployed_dir: Path) -> Checkpoint:
-    if reference_dir is None:
-        return _open_recorded_reference(deployed_dir)
-    return Checkpoint.open(reference_dir)
-
-
-def _open_recorded_reference(deployed_dir: Path) -> Checkpoint:
-    """Open the directory that the manifest of ``deployed_dir`` names as its source."""
-    source = (read_manifest(deployed_dir) or {}).get("source")
-    path = source.get("path") if isinstance(source, dict) else None
-    if not isinstance(path, str):
-        Checkpoint.open(deployed_dir)  # says so if this is no checkpoint at all
-        raise UsageError(
-            f"{deployed_dir} does not say which float model it was made from (no "
-            f"{MANIFEST_NAME}). Give --reference DIR."
-        )
-    # The manifest holds the way from the output, links resolved, to its source.
-    directory = Path(os.path.normpath(real_path(deployed_dir) / path))
-    if not explain_closed(directory) and not directory.is_dir():
-        raise CheckpointError(
-            f"{deployed_dir} was made from {directory}, which is not there. Give --reference DIR."
-        )
-    try:
-        return Checkpoint.open(directory)
-    except (CheckpointError, UnsupportedModelError) as err:
-        raise CheckpointError(
-            add_sentence(
-                f"{deployed_dir} was made from {directory}, which cannot be read: {err}",
-                "Or give another copy of the float model with --reference DIR.",
-            )
-        ) from err

@@ -1,0 +1,25 @@
+"""Load a directory with stock transformers and compressed-tensors, in float32."""
+
+import torch
+from consumer_io import answer, greedy, read_request
+from transformers import AutoModelForCausalLM
+
+NAME, OTHERS = "transformers", ("compressed-tensors", "torch")
+
+
+def main() -> None:
+    """Answer the request."""
+    request = read_request()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            request["directory"], dtype=torch.float32, trust_remote_code=False
+        ).eval()
+        tokens = greedy(model, request["prompts"], request["num_tokens"])
+    except Exception as err:  # whatever a library raises is its refusal
+        answer(NAME, OTHERS, refused=f"{type(err).__name__}: {err}")
+    else:
+        answer(NAME, OTHERS, tokens=tokens)
+
+
+if __name__ == "__main__":
+    main()
