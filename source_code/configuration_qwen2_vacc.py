@@ -254,16 +254,16 @@ def read_yarn(entries):
             raise ValueError(f"yarn {name}: got {given[name]!r}, which is not supported")
 
     def read(name, default=None):
-        return float(_positive(f"yarn {name}", given.get(name, default)))
+        return _positive(f"yarn {name}", given.get(name, default))
 
     factor = read("factor")
     natural = (0.1 * math.log(max(factor, 1)) + 1) * read("attn_factor", 1)
     return {
-        "factor": factor,
+        "factor": float(factor),  # transformers warns of whole numbers
         "original_max_position_embeddings": read("original_max_position_embeddings"),
-        "beta_fast": read("beta_fast", 32),
-        "beta_slow": read("beta_slow", 1),
-        "attention_factor": read("attention_factor", natural),
+        "beta_fast": float(read("beta_fast", 32)),
+        "beta_slow": float(read("beta_slow", 1)),
+        "attention_factor": float(read("attention_factor", natural)),
     }
 
 
