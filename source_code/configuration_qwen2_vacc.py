@@ -1,9 +1,14 @@
-# vacc-deploy: configuration of the Qwen2 model that is compiled for Vastai VACC.
+# vacc-deploy: configuration of the Qwen2 or Qwen3 model that is compiled for Vastai VACC.
 # This file travels beside the weights and is named by `auto_map` in config.json.
 # It needs only the standard library and transformers >= 4.37.
-"""Qwen2 configuration: the Hugging Face fields, the compiler's two switches and the int8 flag."""
+"""Qwen2 and dense Qwen3: the Hugging Face fields, the compiler's two switches and the int8 flag.
+
+One class with the name that the compiler knows; its `model_type` says which of the two it is.
+"""
 
 from __future__ import annotations
+
+import math
 
 from transformers import PretrainedConfig
 
@@ -18,15 +23,20 @@ INT8_GUARD = {
     "load with trust_remote_code=True or with vacc-deploy",
 }
 
+MODEL_TYPES = ("qwen2", "qwen3")
 QUANTIZATION_BITS = (0, 8)  # 0 = float weights
-ROPE_TYPES = ("default", "linear")
+ROPE_TYPES = ("default", "linear", "yarn")
 DEFAULT_ROPE_THETA = 10000.0
+QWEN3_HEAD_DIM = 128  # of a Qwen3 that does not say it, as in transformers
+FILE_MODEL_TYPE = "_file_model_type"  # see get_config_dict
 
 
 class Qwen2Config(PretrainedConfig):
-    """Describe a Qwen2 decoder.
+    """Describe a Qwen2 or a dense Qwen3 decoder.
 
     Besides the Hugging Face fields:
+        model_type: "qwen2" (bias on q, k and v) or "qwen3" (norms of q and k, free `head_dim`,
+            `attention_bias` for all four projections).
         insert_slice: prefill keeps the last position only before `lm_head`.
         iter_num: 0 is the prefill graph, anything else a decode graph (never sliced).
         quantization_bit: 0 for float weights, 8 for int8 codes with `weight_scale`.
@@ -61,38 +71,58 @@ class Qwen2Config(PretrainedConfig):
         iter_num=0,
         quantization_bit=0,
         quantization_config=None,
+        model_type="qwen2",
+        head_dim=None,
+        attention_bias=False,
         **kwargs,
     ):
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
+        self.model_type = kwargs.pop(FILE_MODEL_TYPE, model_type)
+        self.vocab_size, self.hidden_size = vocab_size, hidden_size
         self.intermediate_size = intermediate_size
         self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.num_key_value_heads = (
-            num_attention_heads if num_key_value_heads is None else num_key_value_heads
-        )
+        self.num_attention_heads = self.num_key_value_heads = num_attention_heads
+        if num_key_value_heads is not None:
+            self.num_key_value_heads = num_key_value_heads
         self.hidden_act = hidden_act
         self.max_position_embeddings = max_position_embeddings
         self.initializer_range = initializer_range
         self.rms_norm_eps = rms_norm_eps
         self.use_cache = use_cache
-        self.use_sliding_window = use_sliding_window
+        self.use_sliding_window, self.max_window_layers = use_sliding_window, max_window_layers
         self.sliding_window = sliding_window if use_sliding_window else None
-        self.max_window_layers = max_window_layers
         self.attention_dropout = attention_dropout
         self.insert_slice, self.iter_num = insert_slice, iter_num
         self.quantization_bit = quantization_bit
         self.rope_parameters = read_rope(rope_theta, rope_scaling, rope_parameters)
         self.rope_theta = self.rope_parameters["rope_theta"]
+        self.head_dim = QWEN3_HEAD_DIM if head_dim is None and self.is_qwen3 else head_dim
+        if self.is_qwen3:  # a Qwen2 has no such field
+            self.attention_bias = attention_bias
+        self._check_choices()
         self._check_sizes()
-        self._check_choices(kwargs.pop("head_dim", None), kwargs.pop("layer_types", None))
+        self._set_layer_types(kwargs.pop("layer_types", None))
         foreign = absorb_guard(quantization_bit, quantization_config)
         if foreign is not None:
             kwargs["quantization_config"] = foreign
         # transformers 5 no longer gives these fields to every config
-        shared = {"tie_word_embeddings": False, "pad_token_id": None}
-        shared.update({"bos_token_id": None, "eos_token_id": None}, **kwargs)
-        super().__init__(**shared)
+        shared = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))
+        super().__init__(**{"tie_word_embeddings": False, **shared, **kwargs})
+
+    @classmethod
+    def get_config_dict(cls, *args, **kwargs):
+        """Return the fields of a file, its model_type under another name.
+
+        `from_pretrained` would warn that "qwen3" is not the class's own model_type.
+        """
+        fields, unused = super().get_config_dict(*args, **kwargs)
+        if fields.get("model_type") in MODEL_TYPES:
+            fields[FILE_MODEL_TYPE] = fields.pop("model_type")
+        return fields, unused
+
+    @property
+    def is_qwen3(self):
+        """Whether q and k have norms; else q, k and v have a bias."""
+        return self.model_type == "qwen3"
 
     @property
     def window_layers(self):
@@ -104,47 +134,52 @@ class Qwen2Config(PretrainedConfig):
     def to_dict(self):
         """Return the fields as a dict; an int8 config carries the guard."""
         output = super().to_dict()
+        output["model_type"] = self.model_type  # not that of the class
         if isinstance(output.get("rope_parameters"), dict):
             output["rope_parameters"]["rope_theta"] = self.rope_theta
         if self.quantization_bit == 8:
             output["quantization_config"] = dict(INT8_GUARD)
         return output
 
+    def _check_choices(self):
+        for name, expected in (
+            ("model_type", MODEL_TYPES),
+            ("hidden_act", ("silu",)),
+            ("attention_bias", (False, True)),
+            ("quantization_bit", QUANTIZATION_BITS),  # 0 = float, 8 = int8
+        ):
+            value = getattr(self, name, expected[0])
+            if value not in expected:
+                listed = " or ".join(repr(item) for item in expected)
+                raise ValueError(f"{name}: got {value!r}, expected {listed}")
+
     def _check_sizes(self):
         names = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"]
         names += ["num_attention_heads", "num_key_value_heads", "max_position_embeddings"]
-        if self.sliding_window is not None:
-            names.append("sliding_window")
+        names += ["head_dim"] if self.is_qwen3 else []
+        names += [] if self.sliding_window is None else ["sliding_window"]
         for name in names:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: got {value!r}, expected a positive integer")
-        for name, divisor in (
-            ("hidden_size", "num_attention_heads"),
-            ("num_attention_heads", "num_key_value_heads"),
-        ):
+        pairs = [("num_attention_heads", "num_key_value_heads")]
+        pairs += [] if self.is_qwen3 else [("hidden_size", "num_attention_heads")]
+        for name, divisor in pairs:
             value, parts = getattr(self, name), getattr(self, divisor)
             if value % parts:
                 raise ValueError(f"{name}: got {value}, expected a multiple of {divisor} = {parts}")
-        if (self.hidden_size // self.num_attention_heads) % 2:
-            raise ValueError(
-                f"hidden_size / num_attention_heads: got "
-                f"{self.hidden_size // self.num_attention_heads}, expected an even head size"
-            )
+        if not self.is_qwen3:
+            own_head_dim = self.hidden_size // self.num_attention_heads
+            if self.head_dim not in (None, own_head_dim):
+                raise ValueError(
+                    f"head_dim: got {self.head_dim!r}, expected hidden_size / num_attention_heads "
+                    f"= {own_head_dim}"
+                )
+            self.head_dim = own_head_dim
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim: got {self.head_dim}, expected an even head size")
 
-    def _check_choices(self, head_dim, layer_types):
-        own_head_dim = self.hidden_size // self.num_attention_heads
-        if head_dim not in (None, own_head_dim):
-            raise ValueError(
-                f"head_dim: got {head_dim!r}, expected hidden_size / num_attention_heads "
-                f"= {own_head_dim}"
-            )
-        if self.hidden_act != "silu":
-            raise ValueError(f"hidden_act: got {self.hidden_act!r}, expected 'silu'")
-        if self.quantization_bit not in QUANTIZATION_BITS:
-            raise ValueError(
-                f"quantization_bit: got {self.quantization_bit!r}, expected 0 (float) or 8 (int8)"
-            )
+    def _set_layer_types(self, layer_types):
         # The library's caches read layer_types: without it they would window every layer.
         self.layer_types = [
             "sliding_attention" if idx in self.window_layers else "full_attention"
@@ -158,7 +193,9 @@ class Qwen2Config(PretrainedConfig):
 
 
 def read_rope(rope_theta, rope_scaling, rope_parameters):
-    """Return one dict with rope_theta, rope_type and, for "linear", factor.
+    """Return one dict with rope_theta, rope_type and what that type needs.
+
+    That is `factor` for "linear", and for "yarn" see `read_yarn`.
 
     Args:
         rope_theta: the top-level base, or None.
@@ -194,7 +231,40 @@ def read_rope(rope_theta, rope_scaling, rope_parameters):
     result["rope_type"] = rope_type
     if rope_type == "linear":
         result["factor"] = _positive("rope factor", entries.get("factor"))
+    if rope_type == "yarn":
+        if not theta > 1:
+            raise ValueError(f"rope_theta: got {theta!r}, expected more than 1 for yarn")
+        result.update(read_yarn(entries))
     return result
+
+
+def read_yarn(entries):
+    """Return the numbers of "yarn" rotary scaling, every default written out.
+
+    They are factor, original_max_position_embeddings, beta_fast, beta_slow and attention_factor,
+    which multiplies the tables. Without it, `attn_factor` counts, as in vLLM and SGLang;
+    transformers does not read that key. Source: arXiv 2309.00071, sections 3.2 to 3.4.
+
+    Raises:
+        ValueError: a number is missing or bad, or a variant is asked for that is not computed here.
+    """
+    given = {name: value for name, value in entries.items() if value is not None}
+    for name, only in (("mscale", None), ("mscale_all_dim", None), ("truncate", True)):
+        if given.get(name, only) is not only:
+            raise ValueError(f"yarn {name}: got {given[name]!r}, which is not supported")
+
+    def read(name, default=None):
+        return _positive(f"yarn {name}", given.get(name, default))
+
+    factor = read("factor")
+    natural = (0.1 * math.log(max(factor, 1)) + 1) * read("attn_factor", 1)
+    return {
+        "factor": float(factor),  # transformers warns of whole numbers
+        "original_max_position_embeddings": read("original_max_position_embeddings"),
+        "beta_fast": float(read("beta_fast", 32)),
+        "beta_slow": float(read("beta_slow", 1)),
+        "attention_factor": float(read("attention_factor", natural)),
+    }
 
 
 def absorb_guard(quantization_bit, quantization_config):
@@ -221,6 +291,6 @@ def absorb_guard(quantization_bit, quantization_config):
 
 
 def _positive(name, value):
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ValueError(f"{name}: got {value!r}, expected a positive number")
     return value

@@ -1,9 +1,10 @@
-# vacc-deploy: Qwen2 decoder that the Vastai VACC compiler traces and that CPU checks run.
+# vacc-deploy: Qwen2 or Qwen3 decoder that the Vastai VACC compiler traces and that CPU checks run.
 # This file travels beside the weights and is named by `auto_map` in config.json.
 # It needs only the standard library, torch >= 2.1, transformers >= 4.37 and its two sibling files.
 """Qwen2 with eager attention, tuple or library caches, an optional last-position slice and int8.
 
-Parameter names are those of the Hugging Face Qwen2, so its checkpoints load unchanged.
+The same classes are dense Qwen3 where the config says so. Parameter names are those of Hugging
+Face, so its checkpoints load unchanged.
 """
 
 from __future__ import annotations
@@ -69,9 +70,9 @@ class RotaryTables:
     """
 
     def __init__(self, config):
-        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.head_dim = config.head_dim
         self.theta = config.rope_theta
-        self.factor = config.rope_parameters.get("factor", 1.0)
+        self.rope = config.rope_parameters
         self.cached = {}
 
     def lookup_tables(self, length, dtype, device):
@@ -88,11 +89,29 @@ class RotaryTables:
     def _build(self, rows, dtype, device):
         # On the CPU whatever the device: the numbers are then the same everywhere.
         with torch.inference_mode(False), torch.no_grad():
-            exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device="cpu")
-            frequency = 1.0 / (self.theta ** (exponent / self.head_dim)) / self.factor
-            angle = torch.outer(torch.arange(rows, device="cpu").float(), frequency).repeat(1, 2)
+            position = torch.arange(rows, device="cpu").float()
+            angle = torch.outer(position, self._frequencies()).repeat(1, 2)
+            factor = self.rope.get("attention_factor", 1.0)
+            tables = (angle.cos() * factor, angle.sin() * factor)
             # `.data` leaves a trace: the graph holds the numbers, not the cos and sin nodes.
-            return tuple(table.to(dtype).to(device).data for table in (angle.cos(), angle.sin()))
+            return tuple(table.to(dtype).to(device).data for table in tables)
+
+    def _frequencies(self):
+        # Angle of each pair at position 1: float32 [head_dim / 2]. The order of the operations is
+        # that of transformers: at position 100,000 a last bit is visible.
+        factor = self.rope.get("factor", 1.0)
+        pair = torch.arange(self.head_dim // 2, dtype=torch.float32, device="cpu")
+        period = self.theta ** (2 * pair / self.head_dim)
+        if self.rope["rope_type"] != "yarn":
+            return 1.0 / period / factor
+        # Pairs that make beta_fast turns or more in the trained length keep their frequency, those
+        # below beta_slow are slowed, a ramp lies between. Source: arXiv 2309.00071, section 3.2.
+        trained = self.rope["original_max_position_embeddings"]
+        lengths = [trained / (self.rope[name] * 2 * math.pi) for name in ("beta_fast", "beta_slow")]
+        low, high = (self.head_dim * math.log(n) / (2 * math.log(self.theta)) for n in lengths)
+        low, high = max(math.floor(low), 0), min(math.ceil(high), self.head_dim - 1)
+        kept = 1 - ((pair - low) / ((high - low) or 0.001)).clamp(0, 1)
+        return 1.0 / (factor * period) * (1 - kept) + 1.0 / period * kept
 
 
 class Qwen2MLP(nn.Module):
@@ -111,20 +130,26 @@ class Qwen2MLP(nn.Module):
 
 
 class Qwen2Attention(nn.Module):
-    """Grouped-query attention, with a bias on q, k and v. Source: arXiv 2305.13245."""
+    """Grouped-query attention: Qwen2 biases q, k and v, Qwen3 norms q and k. arXiv 2305.13245."""
 
     def __init__(self, config, layer_idx):
         super().__init__()
         self.layer_idx = layer_idx
         self.num_heads = config.num_attention_heads
         self.num_key_value_heads = config.num_key_value_heads
-        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.head_dim = config.head_dim
         self.attention_dropout = config.attention_dropout
-        size, key_value_size = config.hidden_size, self.num_key_value_heads * self.head_dim
-        self.q_proj = make_linear(config, size, size, bias=True)
-        self.k_proj = make_linear(config, size, key_value_size, bias=True)
-        self.v_proj = make_linear(config, size, key_value_size, bias=True)
-        self.o_proj = make_linear(config, size, size)
+        size, query_size = config.hidden_size, self.num_heads * self.head_dim
+        key_value_size = self.num_key_value_heads * self.head_dim
+        o_bias = config.is_qwen3 and config.attention_bias
+        bias = o_bias or not config.is_qwen3
+        self.q_proj = make_linear(config, size, query_size, bias)
+        self.k_proj = make_linear(config, size, key_value_size, bias)
+        self.v_proj = make_linear(config, size, key_value_size, bias)
+        self.o_proj = make_linear(config, query_size, size, o_bias)
+        make_norm = Qwen2RMSNorm if config.is_qwen3 else nn.Identity
+        self.q_norm = make_norm(self.head_dim, config.rms_norm_eps)
+        self.k_norm = make_norm(self.head_dim, config.rms_norm_eps)
 
     def forward(self, hidden_states, mask, position_ids, tables, past):
         """Return the output, (key, value) of all positions, and the attention weights.
@@ -136,10 +161,11 @@ class Qwen2Attention(nn.Module):
             tables: (cos, sin), each [length, head_dim].
             past: None, this layer's (key, value) or a library cache.
         """
-        batch, seq, hidden_size = hidden_states.shape
+        batch, seq, _ = hidden_states.shape
         projected = [linear(hidden_states) for linear in (self.q_proj, self.k_proj, self.v_proj)]
-        query = self._split_heads(projected[0], self.num_heads)
-        key, value = (self._split_heads(s, self.num_key_value_heads) for s in projected[1:])
+        query = self.q_norm(self._split_heads(projected[0])).transpose(1, 2)
+        key = self.k_norm(self._split_heads(projected[1])).transpose(1, 2)
+        value = self._split_heads(projected[2]).transpose(1, 2)
         if torch.jit.is_tracing():
             # Cut by this layer's own length, or the exporter merges the lookups of all layers.
             rows = key.shape[2] + past_length(past and (past,))
@@ -158,13 +184,13 @@ class Qwen2Attention(nn.Module):
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
         weights = nn.functional.dropout(weights, self.attention_dropout, self.training)
         output = torch.matmul(weights, values)  # [batch, heads, seq, dim]
-        output = output.transpose(1, 2).reshape(batch, seq, hidden_size)
+        output = output.transpose(1, 2).reshape(batch, seq, -1)
         return self.o_proj(output), (key, value), weights
 
-    def _split_heads(self, states, num_heads):
-        # [batch, seq, num_heads * head_dim] -> [batch, num_heads, seq, head_dim]
+    def _split_heads(self, states):
+        # [batch, seq, heads * head_dim] -> [batch, seq, heads, head_dim]
         batch, seq, _ = states.shape
-        return states.view(batch, seq, num_heads, self.head_dim).transpose(1, 2)
+        return states.view(batch, seq, -1, self.head_dim)
 
     def _rotate(self, states, cos, sin):
         # Turns each pair (i, i + head_dim / 2) of [batch, heads, seq, head_dim] by its angle.

@@ -174,7 +174,7 @@ def quantize(model: nn.Module, weight_bit_width: int = 8) -> nn.Module:
     """Quantize the seven linears of every decoder layer in place and return the model.
 
     Args:
-        model: a Qwen2 or Llama model with float weights (ours or the library's).
+        model: a Qwen2, Qwen3 or Llama model with float weights (ours or the library's).
         weight_bit_width: 8.
     Raises:
         ValueError: other widths, a model that is already quantized, or see `choose_scale`. The
@@ -195,7 +195,7 @@ def replace_linears(model: nn.Module, dtype: Optional[torch.dtype] = None) -> nn
     Nothing is computed, so it works on the meta device: the way to load an int8 checkpoint.
 
     Args:
-        model: a Qwen2 or Llama model (ours or the library's).
+        model: a Qwen2, Qwen3 or Llama model (ours or the library's).
         dtype: of the new biases; that of the old weight by default.
     Raises:
         ValueError: a linear is missing or already quantized.

@@ -1,10 +1,15 @@
-"""Write tests/data/qwen2_graph_4_37.json from transformers 4.37's own eager Qwen2.
+"""Write the graphs of transformers' own eager Qwen2 (4.37) or Qwen3 (4.51) into tests/data.
 
-Needs an environment with transformers 4.37.2; beside a newer one, an overlay does:
+Needs an environment with that version, the oldest that has the architecture; beside a newer one,
+an overlay does:
 
     pip install --target OVERLAY --no-deps transformers==4.37.2 'tokenizers<0.19' \
         'huggingface_hub<0.25'
-    PYTHONPATH=OVERLAY python tests/graphs/make_reference.py
+    PYTHONPATH=OVERLAY python tests/graphs/make_reference.py qwen2
+
+    pip install --target OVERLAY --no-deps transformers==4.51.0 'tokenizers<0.22' \
+        'huggingface_hub<1'
+    PYTHONPATH=OVERLAY python tests/graphs/make_reference.py qwen3
 """
 
 from __future__ import annotations
@@ -16,22 +21,53 @@ from pathlib import Path
 
 import torch
 import transformers
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "helpers"))
-from canonical import FIXTURE, OPSET, SIZES, STAGES, canonical_nodes, export, randomize  # noqa: E402
+from canonical import (  # noqa: E402
+    FIXTURES,
+    OPSET,
+    SIZES,
+    STAGES,
+    VERSIONS,
+    canonical_nodes,
+    export,
+    randomize,
+)
 
 
-def main():
-    """Export every stage and write the node lists."""
-    if not transformers.__version__.startswith("4.37."):
-        raise SystemExit(f"transformers is {transformers.__version__}, expected 4.37.x")
-    # The library masks by sliding_window whatever use_sliding_window says: none here.
-    config = transformers.Qwen2Config(**SIZES, sliding_window=None)
+class TuplePast(nn.Module):
+    """A library model with a tuple as past, which 4.51 itself no longer takes."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, past_key_values, return_dict, **inputs):
+        cache = transformers.DynamicCache.from_legacy_cache(past_key_values)
+        output = self.model(input_ids, past_key_values=cache, **inputs)
+        return output.logits, output.past_key_values.to_legacy_cache()
+
+
+def build_model(architecture):
+    """Return the library's own eager model, which takes tuples."""
+    name = architecture.capitalize()
+    # 4.37 masks by sliding_window whatever use_sliding_window says: none here.
+    config = getattr(transformers, f"{name}Config")(**SIZES[architecture], sliding_window=None)
     config._attn_implementation = "eager"
-    model = randomize(transformers.Qwen2ForCausalLM(config))
+    model = randomize(getattr(transformers, f"{name}ForCausalLM")(config))
+    return model if architecture == "qwen2" else TuplePast(model)
+
+
+def main(architecture):
+    """Export every stage and write the node lists."""
+    version, fixture = VERSIONS[architecture], FIXTURES[architecture]
+    if not transformers.__version__.startswith(f"{version}."):
+        raise SystemExit(f"transformers is {transformers.__version__}, expected {version}.x")
+    model, sizes = build_model(architecture), SIZES[architecture]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        nodes = {stage: canonical_nodes(export(model, stage, path)) for stage in STAGES}
+        nodes = {stage: canonical_nodes(export(model, stage, path, sizes)) for stage in STAGES}
     lines = [
         "{",
         f'"made_with": "transformers {transformers.__version__}, '
@@ -42,9 +78,9 @@ def main():
         ),
         "}",
     ]
-    FIXTURE.write_text("\n".join(lines) + "\n", "utf-8")
-    sys.stdout.write(f"{FIXTURE}: {', '.join(f'{k} {len(v)} nodes' for k, v in nodes.items())}\n")
+    fixture.write_text("\n".join(lines) + "\n", "utf-8")
+    sys.stdout.write(f"{fixture}: {', '.join(f'{k} {len(v)} nodes' for k, v in nodes.items())}\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from checkpoint_builders import read_tensors, write_checkpoint, write_weights
+from checkpoint_builders import YARN_ROPE, read_tensors, write_checkpoint, write_weights
 from click.testing import CliRunner
 from onnx.reference import ReferenceEvaluator
 from texts import read_json
@@ -37,15 +37,19 @@ from vacc_deploy.reference.loader import load_model
 
 LAYERS = 2
 SMALL = ExportOptions(sequence_length=16, max_sequence_length=32)
-KINDS = [(m, f) for m in ("qwen2", "llama") for f in ("float", "int8")]
+# Qwen3 with yarn, whose heads together are twice as wide as its hidden states.
+CHANGES = {"qwen2": {}, "qwen3": {"rope_scaling": YARN_ROPE}, "llama": {}}
+HEAD_DIMS = {"qwen2": 16, "qwen3": 32, "llama": 16}
+KINDS = [(m, f) for m in CHANGES for f in ("float", "int8")]
 
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory):
-    """Prepared and int8 directories of both architectures."""
+    """Prepared and int8 directories of every architecture."""
     root, found = tmp_path_factory.mktemp("models"), {}
-    for model_type in ("qwen2", "llama"):
-        source = write_checkpoint(root / model_type, model_type=model_type, scale=2.0)
+    for model_type, changes in CHANGES.items():
+        options = {"model_type": model_type, "config_overrides": changes}
+        source = write_checkpoint(root / model_type, scale=2.0, **options)
         found[model_type, "float"] = root / f"{model_type}-vacc"
         found[model_type, "int8"] = root / f"{model_type}-int8"
         prepare(weights=source, output=found[model_type, "float"])
@@ -96,13 +100,14 @@ def test_graph_names_and_static_shapes(exports, kind, stage):
         expected |= {"input_ids": [1, 1], "attention_mask": [1, 32], "position_ids": [1, 1]}
     for layer in range(LAYERS):
         for part in ("key", "value"):
-            expected[f"present.{layer}.{part}"] = [1, 2, length, 16]
+            head_dim = HEAD_DIMS[kind[0]]
+            expected[f"present.{layer}.{part}"] = [1, 2, length, head_dim]
             if stage == "decode":
-                expected[f"past_key_values.{layer}.{part}"] = [1, 2, 31, 16]
+                expected[f"past_key_values.{layer}.{part}"] = [1, 2, 31, head_dim]
     assert sizes == expected
 
 
-@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+@pytest.mark.parametrize("model_type", CHANGES)
 @pytest.mark.parametrize("stage", STAGES)
 def test_int8_graph_has_seven_nodes_a_layer_and_the_bias_apart(exports, model_type, stage):
     model = load_graph(exports[model_type, "float"], stage)
@@ -124,14 +129,14 @@ def test_int8_graph_has_seven_nodes_a_layer_and_the_bias_apart(exports, model_ty
     assert [(f.domain, f.name) for f in model.functions] == [(DOMAIN, OPERATOR)]
 
 
-@pytest.mark.parametrize("form", ["float", "int8"])
-def test_rotary_tables_are_stored_once_and_looked_up_in_every_layer(exports, form):
-    model = load_graph(exports["qwen2", form], "decode")
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind[0] != "llama"], ids="-".join)
+def test_rotary_tables_are_stored_once_and_looked_up_in_every_layer(exports, kind):
+    model = load_graph(exports[kind], "decode")
     lookups = [n for n in model.graph.node if n.op_type == "Gather" and "self_attn" in n.name]
     tables = {node.input[0] for node in lookups}
     assert len(lookups) == 2 * LAYERS and len(tables) == 2
     stored = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
-    assert [stored[name] for name in tables] == [[32, 16]] * 2
+    assert [stored[name] for name in tables] == [[32, HEAD_DIMS[kind[0]]]] * 2
 
 
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)

@@ -15,9 +15,15 @@ import torch
 from onnx.reference import ReferenceEvaluator
 from torch import nn
 
-FIXTURE = Path(__file__).resolve().parents[1] / "data" / "qwen2_graph_4_37.json"
+DATA = Path(__file__).resolve().parents[1] / "data"
+# The oldest transformers that has the architecture, and its graphs.
+VERSIONS = {"qwen2": "4.37", "qwen3": "4.51"}
+FIXTURES = {
+    name: DATA / f"{name}_graph_{version.replace('.', '_')}.json"
+    for name, version in VERSIONS.items()
+}
 PROMPT_LENGTH, PAST_LENGTH, OPSET = 16, 16, 17
-SIZES = {
+QWEN2_SIZES = {
     "vocab_size": 256,
     "hidden_size": 64,
     "intermediate_size": 160,
@@ -29,6 +35,8 @@ SIZES = {
     "rope_theta": 10000.0,
     "use_sliding_window": False,
 }
+# Queries, keys and hidden states of Qwen3 have three different widths: 96, 48 and 64.
+SIZES = {"qwen2": QWEN2_SIZES, "qwen3": {**QWEN2_SIZES, "head_dim": 24}}
 # prefill; decode with a padding mask and positions; decode of the next token of a full past
 STAGES = ("prefill", "decode", "decode_unmasked")
 # Constant: a stored number is no operator. Identity: the exporter puts one where two weights
@@ -37,7 +45,7 @@ IGNORED = {"Constant", "Identity"}
 
 
 class Traced(nn.Module):
-    """A model, of ours or of transformers 4.37, with plain tensors in and out."""
+    """A model that takes and returns tuples, with plain tensors in and out."""
 
     def __init__(self, model):
         super().__init__()
@@ -64,24 +72,24 @@ def randomize(model):
     return model.eval()
 
 
-def inputs_of(stage, sizes=SIZES):
+def inputs_of(stage, sizes):
     """Return example inputs of a stage."""
     if stage == "prefill":
         return (torch.arange(PROMPT_LENGTH).unsqueeze(0),)
-    head_dim = sizes["hidden_size"] // sizes["num_attention_heads"]
+    head_dim = sizes.get("head_dim") or sizes["hidden_size"] // sizes["num_attention_heads"]
     shape = (1, sizes["num_key_value_heads"], PAST_LENGTH, head_dim)
     past = tuple(torch.zeros(shape) for _ in range(2 * sizes["num_hidden_layers"]))
     mask = None if stage == "decode_unmasked" else torch.ones(1, PAST_LENGTH + 1, dtype=torch.int64)
     return (torch.tensor([[1]]), mask, torch.tensor([[PAST_LENGTH]]), *past)
 
 
-def export(model, stage, path, opset=OPSET, sizes=SIZES):
+def export(model, stage, path, sizes=QWEN2_SIZES):
     """Export one stage by torch's TorchScript exporter and return the file's model."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's deprecation, the tracer's constants
         options = {"dynamo": False} if "dynamo" in torch.onnx.export.__doc__ else {}
         torch.onnx.export(
-            Traced(model), inputs_of(stage, sizes), str(path), opset_version=opset, **options
+            Traced(model), inputs_of(stage, sizes), str(path), opset_version=OPSET, **options
         )
     return onnx.load(str(path))
 

@@ -2,9 +2,9 @@
 
     python check_version.py DIRECTORIES [--json FILE]
 
-DIRECTORIES is what ``directories.py`` wrote. The reference is always the library's own Qwen2 or
-Llama of the same version, in float32 with eager attention. Python 3.8 syntax: this file runs
-wherever the source files do.
+DIRECTORIES is what ``directories.py`` wrote. The reference is the library's own Qwen2, Qwen3 or
+Llama of the same version, in float32 with eager attention; ``check_architectures.py`` says where it
+is another. Python 3.8 syntax: this file runs wherever the source files do.
 """
 
 import argparse
@@ -14,153 +14,41 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 
-FOLDER = tempfile.mkdtemp(prefix="vacc-matrix-")
-os.environ.update(HF_HOME=FOLDER, HF_HUB_OFFLINE="1", HF_MODULES_CACHE=os.path.join(FOLDER, "code"))
+from matrix_support import (
+    CHECKS,
+    DTYPES,
+    FOLDER,
+    GREEDY,
+    ROOT,
+    VERSION,
+    KnownLimit,
+    NotApplicable,
+    can_multiply,
+    check,
+    dtype_option,
+    left_padded,
+    load,
+    load_stock,
+    make_ids,
+    relative_error,
+    require_close,
+    require_exact_state,
+    require_stored_tensors,
+    require_tokens,
+    save_and_reload,
+    scratch,
+    split_past,
+    stored,
+)
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache  # noqa: E402
-
-ROOT = Path(__file__).resolve().parents[2]
-VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-TOLERANCE = 1e-5
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # forward only where torch multiplies it
-FILES = ("configuration_qwen2_vacc.py", "modeling_qwen2_vacc.py", "quantization_vacc.py")
-GREEDY = {"max_new_tokens": 10, "min_new_tokens": 10, "do_sample": False, "pad_token_id": 0}
-GREEDY.update(temperature=None, top_p=None)  # the published generation_config samples
-CHECKS = {}
-
-
-class KnownLimit(AssertionError):
-    """The check fails for a reason that no file of ours can change; the text says which."""
-
-
-class NotApplicable(Exception):
-    """The environment lacks what the check is about; the text says what."""
-
-
-def check(title):
-    """Register a function under the title of its row in the table."""
-
-    def register(function):
-        CHECKS[title] = function
-        return function
-
-    return register
-
-
-# ---- helpers ----------------------------------------------------------------------------------
-
-
-def dtype_option(dtype):
-    return {"dtype" if VERSION >= (4, 56) else "torch_dtype": dtype}
-
-
-def load(folder, config_file="config_vacc.json", auto=AutoModelForCausalLM, fields=None, **options):
-    """Load a directory through the Auto classes, as the compiler and the users do."""
-    remote = {"trust_remote_code": True}
-    config = AutoConfig.from_pretrained(folder, _configuration_file=config_file, **remote)
-    for name, value in (fields or {}).items():
-        setattr(config, name, value)
-    model = auto.from_pretrained(folder, config=config, **dict(remote, **options))
-    assert type(model).__module__.startswith("transformers_modules."), type(model).__module__
-    return model.eval()
-
-
-def load_stock(folder):
-    """Load a directory with the library's own Qwen2 or Llama."""
-    options = dict({"attn_implementation": "eager"}, **dtype_option(torch.float32))
-    return AutoModelForCausalLM.from_pretrained(folder, **options).eval()
-
-
-def stored(folder):
-    tensors = {}
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        tensors.update(load_file(str(path)))
-    return tensors
-
-
-def can_multiply(dtype):
-    """Tell whether this torch multiplies matrices of the type on the CPU: 2.1 has no float16."""
-    try:
-        torch.ones(2, 2, dtype=dtype) @ torch.ones(2, 2, dtype=dtype)
-    except RuntimeError:
-        return False
-    return True
-
-
-def scratch(name):
-    return Path(tempfile.mkdtemp(prefix=name + "-", dir=FOLDER))
-
-
-def make_ids():
-    return torch.randint(1, 256, (2, 24), generator=torch.Generator().manual_seed(2))
-
-
-def left_padded():
-    ids, mask = make_ids(), torch.ones(2, 24, dtype=torch.int64)
-    mask[0, :5] = 0
-    return ids.masked_fill(mask == 0, 0), mask
-
-
-def require_close(name, actual, expected, tolerance=TOLERANCE):
-    assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}"
-    difference = (actual.float() - expected.float()).abs().max().item()
-    assert difference <= tolerance, f"{name}: differs by {difference:.2g}"
-
-
-def relative_error(actual, expected):
-    return ((actual.float() - expected).norm() / expected.norm()).item()
-
-
-def require_tokens(name, actual, expected):
-    assert actual.tolist() == expected.tolist(), f"{name}: other tokens than stock"
-
-
-def require_stored_tensors(model, expected):
-    """Every stored tensor is in the model, unchanged but for the dtype of floats."""
-    state = model.state_dict()
-    for name, tensor in expected.items():
-        is_int8 = tensor.dtype == torch.int8 or name.endswith("weight_scale")
-        dtype = tensor.dtype if is_int8 else model.dtype
-        assert state[name].dtype == dtype, f"{name} is {state[name].dtype}"
-        assert torch.equal(state[name], tensor.to(dtype)), f"{name} changed"
-
-
-def require_exact_state(model, folder):
-    """The model has the stored tensors, unchanged, and neither a tensor nor a buffer more."""
-    state, expected = model.state_dict(), stored(folder)
-    if model.config.tie_word_embeddings:
-        expected["lm_head.weight"] = expected["model.embed_tokens.weight"]
-    assert sorted(state) == sorted(expected), sorted(set(state) ^ set(expected))[:3]
-    require_stored_tensors(model, expected)
-    others = [name for name, _ in model.named_buffers() if name not in state]
-    assert not others, f"buffers outside the checkpoint: {others[:3]}"
-
-
-def split_past(model, ids, **options):
-    """Return the logits of ids[:, 20:] after a first call on ids[:, :20]."""
-    first = model(ids[:, :20], use_cache=True, **options)
-    last = model(ids[:, 20:], past_key_values=first.past_key_values, use_cache=True)
-    return first, last
-
-
-def save_and_reload(model, **options):
-    """Save, put the files beside the weights as the documentation says, and load again."""
-    folder = scratch("saved")
-    model.save_pretrained(str(folder))
-    for name in FILES:
-        shutil.copy(str(ROOT / "source_code" / name), str(folder / name))
-    path = folder / "config.json"
-    config = json.loads(path.read_text("utf-8"))
-    assert config.get("auto_map"), "auto_map is not in the saved config.json"
-    return folder, load(folder, "config.json", **options)
-
+# isort: split
+# matrix_support has set the environment that transformers reads when it is imported.
+import torch
+import transformers
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache
 
 # ---- the checks -------------------------------------------------------------------------------
 
@@ -413,7 +301,7 @@ def check_int8_save(root):
 @check("stock refuses int8")
 def check_guard(root):
     """Stock code refuses an int8 directory instead of reading codes as weights."""
-    for name in ("qwen2-int8", "llama-int8"):
+    for name in ("qwen2-int8", "llama-int8", *(["qwen3-int8"] if VERSION >= (4, 51) else [])):
         try:
             AutoModelForCausalLM.from_pretrained(root / name, trust_remote_code=False)
         except (ValueError, KeyError, AttributeError, TypeError) as err:
@@ -426,12 +314,13 @@ def check_guard(root):
 
 @check("config")
 def check_config(root):
-    """Fields, defaults, round trip of `save_pretrained`, and refusal of nine wrong values."""
+    """Fields, defaults, round trip of `save_pretrained`, and refusal of ten wrong values."""
     remote = {"trust_remote_code": True, "_configuration_file": "config_vacc.json"}
-    for name in ("qwen2-prepared", "qwen2-int8"):
+    for name in ("qwen2-prepared", "qwen2-int8", "qwen3-prepared", "qwen3-yarn-int8"):
         config = AutoConfig.from_pretrained(root / name, **remote)
         raw = json.loads((root / name / "config_vacc.json").read_text("utf-8"))
         assert config.insert_slice is True and config.iter_num == 0
+        assert config.to_dict()["model_type"] == raw["model_type"], config.model_type
         assert config.quantization_bit == raw.get("quantization_bit", 0)
         assert config.rope_theta == raw["rope_theta"] and config.eos_token_id == raw["eos_token_id"]
         folder = scratch("config")
@@ -451,6 +340,7 @@ def check_config(root):
         {"num_key_value_heads": 3},
         {"quantization_bit": 4},
         {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+        {"rope_scaling": {"type": "dynamic", "factor": 4.0}},
         {"rope_theta": -1.0},
         {"use_sliding_window": True, "sliding_window": 0},
     ):
@@ -484,12 +374,18 @@ def require_old_is_refused(runtime, folder):
 
 @check("package loader")
 def check_package_qwen2(root):
-    """`vacc-deploy`'s own loader on prepared and int8 Qwen2 directories."""
+    """`vacc-deploy`'s own loader on prepared and int8 directories of Qwen2, and of Qwen3 with
+    yarn.
+    """
     runtime = package_runtime()
     ids = make_ids()
-    stock = load_stock(root / "qwen2-source")
-    require_close("prepared", runtime.load_model(root / "qwen2-prepared")(ids).logits,
-                  stock(ids).logits[:, -1:])  # fmt: skip
+    expected = load_stock(root / "qwen2-source")(ids).logits[:, -1:]
+    require_close("prepared", runtime.load_model(root / "qwen2-prepared")(ids).logits, expected)
+    expected = stored(root / "expected")["qwen3-yarn"][:, -1:]
+    own = runtime.load_model(root / "qwen3-yarn-prepared")
+    require_close("Qwen3", own(ids).logits, expected)
+    own = runtime.load_model(root / "qwen3-yarn-int8")
+    require_exact_state(own, root / "qwen3-yarn-int8")
     for dtype in DTYPES:
         own = runtime.load_model(root / "qwen2-int8", dtype=dtype)
         require_exact_state(own, root / "qwen2-int8")
@@ -535,6 +431,9 @@ def check_llama_int8(root):
         if dtype == torch.float32:
             require_tokens("generate", made, reference.generate(ids, **options))
 
+
+# Registers its checks behind these: the order of the columns.
+import check_architectures  # noqa: E402, F401
 
 # ---- running them -----------------------------------------------------------------------------
 

@@ -19,6 +19,8 @@ from transformers import (
     LlamaForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from vacc_deploy.assets import SOURCE_FILES
@@ -60,15 +62,19 @@ def randomize(model):
     return model.eval()
 
 
+STOCK = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}
+
+
 @pytest.fixture
 def make_stock():
-    """Build the library's own Qwen2 with eager attention."""
+    """Build the library's own Qwen2 or Qwen3 with eager attention."""
 
-    def make(**fields):
+    def make(model_type="qwen2", **fields):
         torch.manual_seed(0)
-        config = Qwen2Config(**dict(SIZES, **fields))
+        config_class, model_class = STOCK[model_type]
+        config = config_class(**dict(SIZES, **fields))
         config._attn_implementation = "eager"
-        return randomize(Qwen2ForCausalLM(config))
+        return randomize(model_class(config))
 
     return make
 

@@ -260,7 +260,7 @@ CONFIG_ERRORS = [
     ({"hidden_size": 66}, "expected a multiple of num_attention_heads = 4"),
     ({"num_key_value_heads": 3}, "expected a multiple of num_key_value_heads = 3"),
     ({"quantization_bit": 4}, "quantization_bit: got 4"),
-    ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'yarn', which is not supported"),
+    ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic', which is not supported"),
     ({"rope_scaling": {"type": "linear"}}, "rope factor: got None"),
     ({"rope_parameters": {"full_attention": {}}}, "one dict per layer type"),
     ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 1e6}}, "expected the same number"),
