@@ -90,14 +90,15 @@ def rotary_frequencies(config: ModelConfig) -> torch.Tensor:
     """Return the rotation per position of each pair of a head, float32 [head_dim / 2]."""
     # 0, 2/d, 4/d, ... below 1, for a head_dim of d: float32 [head_dim / 2].
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
-    frequencies = 1.0 / (config.rope_theta**exponents)  # radians per position
+    periods = config.rope_theta**exponents
+    frequencies = 1.0 / periods  # radians per position
     scaling = config.rope_scaling
     if scaling is None:
         return frequencies
     if scaling.rope_type == "linear":
         return frequencies / scaling.factor
     if scaling.rope_type == YARN:
-        return _blend_yarn(config, scaling, frequencies)
+        return _blend_yarn(config, scaling, periods)
     # llama3: long waves are stretched by the factor, short ones stay, those between are blended.
     # Full turns of each pair over the trained length: few turns are a long wave.
     turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
@@ -106,14 +107,12 @@ def rotary_frequencies(config: ModelConfig) -> torch.Tensor:
     return frequencies * blend + frequencies / scaling.factor * (1 - blend)
 
 
-def _blend_yarn(
-    config: ModelConfig, scaling: RopeScaling, frequencies: torch.Tensor
-) -> torch.Tensor:
+def _blend_yarn(config: ModelConfig, scaling: RopeScaling, periods: torch.Tensor) -> torch.Tensor:
     """Return the frequencies that yarn blends, float32 [head_dim / 2].
 
     Pairs that turn often over the trained length stay, those that turn little are stretched, and
     between the two a ramp over the pairs blends. As in transformers the ramp begins and ends at
-    whole pairs.
+    whole pairs. The operations have its order too: at position 100,000 a last bit is visible.
     """
 
     def pair_of(turns: float) -> float:
@@ -126,7 +125,8 @@ def _blend_yarn(
     # A ramp of no width would divide by zero; transformers gives it this one.
     width = last - first or 0.001
     ramp = ((torch.arange(config.head_dim // 2).float() - first) / width).clamp(0, 1)
-    return frequencies / scaling.factor * ramp + frequencies * (1 - ramp)
+    kept = 1 - ramp
+    return 1.0 / (scaling.factor * periods) * (1 - kept) + 1.0 / periods * kept
 
 
 def check_sequence_length(config: ModelConfig, sequence_length: int) -> None:
