@@ -2,13 +2,13 @@
 
     python benchmarks/scale.py many WORK_DIR [--shards 1000] [--tensors 200000]
     python benchmarks/scale.py sparse WORK_DIR [--gigabytes 100]
-    python benchmarks/scale.py shapes WORK_DIR [--layers 2]
+    python benchmarks/scale.py shapes WORK_DIR [--layers 2] [--model NAME] [--graph]
 
 ``many`` prepares checkpoints of very small tensors, the whole one and its half: a cost that grows
 faster than the number of tensors shows in the ratio. ``sparse`` prepares a checkpoint whose files
 are nearly all holes, with one page of values in each row, so that it takes a tenth of its size on
-the disk. ``shapes`` takes a model with the shapes of Llama-70B through the commands. Everything
-made is removed again.
+the disk. ``shapes`` takes a model with the shapes of Llama-70B, or of another known model, through
+the commands; with ``--graph`` through ``export-onnx`` too. Everything made is removed again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import click
 from measured import Measured, machine, run_measured
 from stand_ins import write_shaped, write_sums
 
-from vacc_deploy.models.catalog import MODELS
+from vacc_deploy.models.catalog import find_model
 from vacc_deploy.models.parse import parse_config
 
 _PAGE = 4096
@@ -184,9 +184,11 @@ def sparse(work_dir: Path, gigabytes: int) -> None:
 @main.command()
 @click.argument("work_dir", type=click.Path(path_type=Path))
 @click.option("--layers", default=2, show_default=True, help="Layers to keep.")
-def shapes(work_dir: Path, layers: int) -> None:
-    """Take a few layers with the shapes of Llama-70B through the commands."""
-    model = next(model for name, model in MODELS.items() if name.endswith("Llama-70B"))
+@click.option("--model", "name", default="Distill-Llama-70B", show_default=True, help="Shapes of.")
+@click.option("--graph", "with_graph", is_flag=True, help="Export the graphs too.")
+def shapes(work_dir: Path, layers: int, name: str, with_graph: bool) -> None:
+    """Take a few layers with the shapes of a model through the commands."""
+    model = find_model(name)
     click.echo(f"{model.name}, {layers} layers, {machine()}")
     with folder(work_dir / "shapes") as place:
         source, prepared, text = place / "source", place / "prepared", place / "text.txt"
@@ -205,8 +207,10 @@ def shapes(work_dir: Path, layers: int) -> None:
             "yaml": ("yaml", place / "int8", "--card", "VA16", "--output", place / "model.yaml"),
             "verify, calibrated": ("verify", place / "int8", *unlimited),
         }
-        for name, arguments in steps.items():
-            click.echo(describe(name, run(*arguments)))
+        if with_graph:
+            steps["export-onnx"] = ("export-onnx", place / "int8", "--output", place / "graphs")
+        for step, arguments in steps.items():
+            click.echo(describe(step, run(*arguments)))
 
 
 if __name__ == "__main__":
