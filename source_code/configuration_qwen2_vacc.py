@@ -97,7 +97,7 @@ class Qwen2Config(PretrainedConfig):
         self.rope_theta = self.rope_parameters["rope_theta"]
         self.head_dim = QWEN3_HEAD_DIM if head_dim is None and self.is_qwen3 else head_dim
         if self.is_qwen3:  # a Qwen2 has no such field
-            self.attention_bias = attention_bias
+            self.attention_bias = False if attention_bias is None else attention_bias
         self._check_choices()
         self._check_sizes()
         self._set_layer_types(kwargs.pop("layer_types", None))
