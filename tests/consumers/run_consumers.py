@@ -2,9 +2,10 @@
 
 Each consumer has a script, ``check_<consumer>.py REQUEST.json``, which runs in its environment. It
 loads ``REQUEST["directory"]``, continues each list of ids in ``REQUEST["prompts"]`` greedily by
-``REQUEST["num_tokens"]`` tokens, and prints one line of JSON: ``{"consumer", "version", "versions",
-"tokens": [[...], ...]}``, or ``{"refused": message}`` in place of the tokens. What is expected are
-the tokens of our own ``load_model``. Environments need the package index.
+``REQUEST["num_tokens"]`` tokens, and prints one line of JSON: ``{"consumer", "version",
+"versions", "tokens": [[...], ...]}``, or ``{"refused": message}`` in place of the tokens.
+``"note"`` is a remark for the table. What is expected are the tokens of our own ``load_model``.
+Environments need the package index.
 
     python tests/consumers/run_consumers.py --model DIR --model DIR --markdown docs/formats.md
 """
@@ -215,6 +216,8 @@ def describe(layout: str, expected: list[list[int]], answer: dict[str, Any]) -> 
             len(ids) if at is None else at for ids, at in zip(expected, first, strict=True)
         )
         equal = f"{num_equal} of {total} tokens equal; first difference {', '.join(differing)}"
+    if answer.get("note"):
+        equal += f"; {_one_line(str(answer['note']))}"
     return f"rounds activations: {equal}" if _rounds(layout) else equal
 
 
@@ -254,6 +257,7 @@ def run_consumers(
             if isinstance(place, Path):
                 prompts = encode(place)
                 request = {"directory": str(place), "prompts": prompts, "num_tokens": NUM_TOKENS}
+                request["layout"] = layout
                 asked[layout] = request
                 # Layouts of codes hold the same model, as tests/formats shows: computed once.
                 kind = layout if layout in _OTHER_VALUES else "codes"

@@ -256,7 +256,9 @@ def _judge(
     explained = _explain(deployed.directory, reference.directory, scores, reference.config)
     notes = [advice or explained]
     if result.activations == INT8:
-        notes.append("the inputs of the linears are rounded; --activations float judges weights.")
+        notes.append(
+            "the inputs of the linears are rounded; --activations float judges the weights alone."
+        )
     return (*failures, *dead), notes
 
 
