@@ -242,8 +242,8 @@ def read_yarn(entries):
     """Return the numbers of "yarn" rotary scaling, every default written out.
 
     They are factor, original_max_position_embeddings, beta_fast, beta_slow and attention_factor,
-    which multiplies the tables. Without it, `attn_factor` counts, as in vLLM and SGLang;
-    transformers does not read that key. Source: arXiv 2309.00071, sections 3.2 to 3.4.
+    which multiplies the tables. Without it, `attn_factor` counts, as in SGLang and
+    older vLLM; transformers does not read that key. Source: arXiv 2309.00071, sections 3.2 to 3.4.
 
     Raises:
         ValueError: a number is missing or bad, or a variant is asked for that is not computed here.

@@ -98,6 +98,20 @@ def test_where_nothing_is_open_there_is_nothing_to_choose(tmp_path, scaling):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_prepared_directory_leaves_nothing_to_choose_and_names_its_source(tmp_path):
+    source = write_model(tmp_path)
+    prepared = prepare(source, output=tmp_path / "out").output_dir
+    with pytest.raises(UsageError, match=f"that it was made from: {source}"):
+        prepare(prepared, output=tmp_path / "again", attn_factor=IGNORE)
+
+
+@pytest.mark.parametrize("how", ["Multiply", "", "both"])
+def test_another_word_is_refused(tmp_path, how):
+    source = write_model(tmp_path)
+    with pytest.raises(UsageError, match="expected multiply or ignore"):
+        prepare(source, output=tmp_path / "out", attn_factor=how)
+
+
 def test_the_command_line(tmp_path):
     source = write_model(tmp_path)
     arguments = ["prepare", str(source), "--output", str(tmp_path / "out"), "--json"]

@@ -118,8 +118,8 @@ def prepare(
         weights: another name of ``source``.
         output: the directory to write; default ``./<model>-vacc``.
         link_mode: ``auto`` (hard link, else copy), ``hardlink``, ``symlink`` or ``copy``.
-        attn_factor: how yarn's ``attn_factor`` is read: ``multiply``, as vLLM and SGLang do, or
-            ``ignore``, as transformers does.
+        attn_factor: how yarn's ``attn_factor`` is read: ``multiply`` or ``ignore``, see
+            ``models.rope``.
         overwrite: replace an output of an earlier run.
         dry_run: validate and plan only.
         progress: learns of the weights that are read, then of each weight file.
@@ -147,8 +147,10 @@ def prepare(
     )
     known = known or known_model(found.repository or "")
     checkpoint = _open_source(found.directory, known)
+    options = {"link_mode": link_mode}
     if attn_factor != MULTIPLY:
         checkpoint = read_attn_factor(checkpoint, attn_factor)
+        options["attn_factor"] = attn_factor
     name = known.name if known else found.name
     output_dir = output or default_output(Path(f"{name}-vacc"))
     obstacles = check_output(
@@ -158,9 +160,6 @@ def prepare(
         dry_run=dry_run,
         progress=progress,
     )
-    options = {"link_mode": link_mode}
-    if attn_factor != MULTIPLY:
-        options["attn_factor"] = attn_factor
     assembly = _Assembly(found, checkpoint, name, output_dir, options)
     return assembly.plan(obstacles) if dry_run else assembly.write(progress, overwrite=overwrite)
 

@@ -54,11 +54,14 @@ def test_the_trained_length_is_a_whole_number():
 def test_yarn_equals_transformers(model_type, theta, head_dim, changed):
     scaling = {**PLAIN, **changed}
     length = int(scaling["factor"] * scaling["original_max_position_embeddings"])
-    config = parse(scaling, model_type, length, rope_theta=theta, head_dim=head_dim)
-    library = AutoConfig.for_model(**library_config(config))
-    frequencies, factor = ROPE_INIT_FUNCTIONS["yarn"](library)
+    raw = build(scaling, model_type, length, rope_theta=theta, head_dim=head_dim)
+    config = parse_config(raw, where="c.json")
+    # From the file itself, and from what our loader gives to transformers.
+    for values in (raw, library_config(config)):
+        library = AutoConfig.for_model(**values)
+        frequencies, factor = ROPE_INIT_FUNCTIONS["yarn"](library)
+        assert config.rope_scaling.attention_factor == pytest.approx(factor, abs=1e-12)
     assert torch.equal(rotary_frequencies(config), frequencies)
-    assert config.rope_scaling.attention_factor == pytest.approx(factor, abs=1e-12)
 
 
 def test_yarn_stretches_what_turns_little_and_keeps_what_turns_often():
@@ -106,14 +109,43 @@ def test_settle_writes_the_factor_under_both_names(key, stated, attention, attn)
     assert settle_yarn({**values, **changes}) == ({}, {})
 
 
-def test_settle_takes_the_length_from_the_factor():
-    # The recipe of Qwen2.5 leaves max_position_embeddings as it was.
-    changes, notes = settle_yarn({"rope_scaling": PLAIN, "max_position_embeddings": 32})
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        # The recipe of Qwen2.5 leaves max_position_embeddings as it was.
+        ({"max_position_embeddings": 32}, "max_position_embeddings 32 is read as 128"),
+        # transformers 4.51 would take its class's default for the length, and another factor.
+        ({}, "max_position_embeddings is not stated: it is read as 128"),
+    ],
+)
+def test_settle_takes_the_length_from_the_factor(stated, told):
+    changes, notes = settle_yarn({"rope_scaling": PLAIN, **stated})
     assert changes == {"max_position_embeddings": 128}
     assert notes == {
-        "yarn-length": "max_position_embeddings 32 is read as 128, factor 4 times the trained "
-        "length 32: some runtimes would take another factor from it."
+        "yarn-length": f"{told}, factor 4 times the trained length 32: some runtimes would take "
+        "another factor from it."
     }
+
+
+@pytest.mark.parametrize("stated", [0, -1, "128", True, 3.5])
+def test_settle_mends_no_length_that_is_none(stated):
+    values = {"rope_scaling": PLAIN, "max_position_embeddings": stated}
+    assert settle_yarn(values) == ({}, {})
+
+
+@pytest.mark.parametrize("other", ["text", 7, ["yarn"], True, {}, None])
+def test_settle_changes_the_rule_that_is_one(other):
+    rule = {**PLAIN, "attention_factor": 1.0}
+    values = {"rope_scaling": other, "rope_parameters": rule, "max_position_embeddings": 128}
+    changes, _ = settle_yarn(values)
+    assert list(changes) == ["rope_parameters"]
+
+
+@pytest.mark.parametrize("small", [1e-9, 1e-20])
+def test_settle_makes_no_contradiction_of_a_small_factor(small):
+    values = build({**PLAIN, "attn_factor": small})
+    changes, _ = settle_yarn(values)
+    assert parse_config({**values, **changes}, where="c.json").rope_scaling
 
 
 @pytest.mark.parametrize(
@@ -142,8 +174,12 @@ def test_an_open_attn_factor_is_known_and_can_be_read_as_transformers_does():
     assert not names_attn_factor(build(None))
     config = without_attn_factor(parse_config(values, where="c.json"))
     assert config.rope_scaling.attention_factor == pytest.approx(PAPER, abs=1e-12)
-    # What it says is what it computes: read again it is the same model.
+    # What it says is what it computes: read again it is the same model, also beside a second rule.
     assert parse_config(config.raw, where="c.json").rope_scaling == config.rope_scaling
+    for second in ({}, dict(YARN_ROPE)):
+        raw = {**values, "rope_parameters": second}
+        config = without_attn_factor(parse_config(raw, where="c.json"))
+        assert parse_config(config.raw, where="c.json").rope_scaling == config.rope_scaling
 
 
 def test_checkpoint_open_settles_yarn_and_says_so(tmp_path):
@@ -188,7 +224,12 @@ def test_wrong_yarn_is_named(changed, problem):
 
 @pytest.mark.parametrize(
     ("changed", "named"),
-    [({"mscale": 1.0}, "mscale 1.0"), ({"truncate": False}, "truncate False")],
+    [
+        ({"mscale": 1.0}, "mscale 1.0"),
+        ({"truncate": False}, "truncate False"),
+        ({"extrapolation_factor": 0.5}, "extrapolation_factor 0.5"),
+        ({"apply_yarn_scaling": False}, "apply_yarn_scaling False"),
+    ],
 )
 def test_yarn_that_runtimes_read_differently_is_refused(changed, named):
     with pytest.raises(UnsupportedModelError, match=named):

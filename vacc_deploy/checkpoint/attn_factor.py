@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from vacc_deploy.checkpoint.manifest import name_source
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import UsageError
 from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
@@ -24,27 +25,37 @@ def read_attn_factor(checkpoint: Checkpoint, how: str) -> Checkpoint:
 
     Args:
         checkpoint: any; it was opened as ``multiply`` says.
-        how: ``multiply``, as vLLM and SGLang read it, or ``ignore``, as transformers does.
+        how: ``multiply``, as its makers mean it, or ``ignore``, as transformers reads it.
 
     Raises:
-        UsageError: there is nothing to choose: its configuration says what is computed.
+        UsageError: another word, or there is nothing to choose: its configuration says what is
+            computed.
     """
+    if how not in (MULTIPLY, IGNORE):
+        raise UsageError(f"--attn-factor is {how!r:.80}, expected {MULTIPLY} or {IGNORE}.")
     path = checkpoint.directory / CONFIG_NAME
     if not names_attn_factor(read_config_values(checkpoint.directory)):
         raise UsageError(
             f"{path} has no yarn rule with attn_factor and without attention_factor, so there are "
-            "no two ways to read it. Leave --attn-factor out."
+            f"no two ways to read it. {_advise(checkpoint.directory)}"
         )
     if how == MULTIPLY:
         return checkpoint
     config = without_attn_factor(checkpoint.config)
     note = (
         f"{CONFIG_NAME}: attn_factor is ignored, as transformers does it: attention_factor "
-        f"{_factor(config):g} is written, and attn_factor 1 for vLLM and SGLang."
+        f"{_factor(config):g} is written, and attn_factor 1 beside it."
     )
     others = [rule for rule in checkpoint.applied if rule.rule != ATTENTION_FACTOR]
     applied = (*others, Applied(ATTENTION_FACTOR, note))
     return replace(checkpoint, config=config, applied=applied, is_config_changed=True)
+
+
+def _advise(directory: Path) -> str:
+    """Return what to do where a directory leaves nothing to choose, a sentence."""
+    source = name_source(directory).removeprefix(": ")
+    other = f", or give the directory that it was made from: {source}" if source else ""
+    return f"Leave --attn-factor out{other}."
 
 
 def read_alike(reference: Checkpoint, deployed_dir: Path, how: str | None) -> Checkpoint:

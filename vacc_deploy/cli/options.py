@@ -131,7 +131,7 @@ def attn_factor_option(default: str | None, shown: str) -> Callable[[Function], 
         "--attn-factor",
         type=click.Choice(ATTN_FACTORS),
         default=default,
-        help="Read yarn's attn_factor of the float model as vLLM and SGLang do (multiply) or as "
+        help="Read yarn's attn_factor of the float model as its makers mean it (multiply) or as "
         f"transformers does (ignore).  [default: {shown}]",
     )
 

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from vacc_deploy.errors import UnsupportedModelError, list_problems
 from vacc_deploy.gguf_file.tokens import GgufTokens
 from vacc_deploy.models.config import ModelConfig, RopeScaling
-from vacc_deploy.models.rope import YARN
+from vacc_deploy.models.rope import YARN, paper_factor
 
 # A key to the name of its type in ``gguf.GGUFValueType``, and its value.
 KeyValues: TypeAlias = dict[str, tuple[str, Any]]
@@ -158,8 +158,8 @@ def _scaling_values(arch: str, scaling: RopeScaling | None) -> KeyValues:
         values[f"{prefix}.original_context_length"] = ("UINT32", original)
         # llama.cpp multiplies the tables by the factor of the paper, and by this number. The
         # converter writes the whole factor as yarn_attn_factor, which llama.cpp overwrites.
-        own = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
-        if not math.isclose(ratio := scaling.attention_factor / own, 1.0, abs_tol=1e-6):
+        ratio = scaling.attention_factor / paper_factor(scaling.factor)
+        if not math.isclose(ratio, 1.0, abs_tol=1e-6):
             values[f"{prefix}.attn_factor"] = ("FLOAT32", ratio)
     return values
 

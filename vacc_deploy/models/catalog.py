@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,7 @@ from vacc_deploy.assets import published_config
 from vacc_deploy.errors import UnsupportedModelError
 from vacc_deploy.models.config import ModelConfig, RopeScaling
 from vacc_deploy.models.parse import read_object
-from vacc_deploy.models.rope import rope_values
+from vacc_deploy.models.rope import names_attn_factor, rope_values, without_attn_factor
 from vacc_deploy.models.settle import preview_config
 from vacc_deploy.results import format_table
 
@@ -84,6 +84,10 @@ class CatalogModel:
     def differences(self, config: ModelConfig) -> list[str]:
         """Return the fields of ``ARCHITECTURE_FIELDS`` in which ``config`` is another model."""
         mine, its = _shape(self.config), _shape(config)
+        # How yarn's attn_factor is read is a choice of who prepares the model, see models.rope.
+        if names_attn_factor(self.config_values):
+            other = without_attn_factor(self.config).rope_scaling
+            mine["rope_scaling"] = other if its["rope_scaling"] == other else mine["rope_scaling"]
         if config.max_position_embeddings in self.other_lengths:
             mine["max_position_embeddings"] = config.max_position_embeddings
         return [name for name in ARCHITECTURE_FIELDS if mine[name] != its[name]]
@@ -99,11 +103,7 @@ def _shown(value: Any) -> Any:
 
 
 def _shape(config: ModelConfig) -> dict[str, Any]:
-    shape = {name: getattr(config, name) for name in ARCHITECTURE_FIELDS}
-    if scaling := config.rope_scaling:
-        # The factor on yarn's tables is a choice of who prepares the model, see models.rope.
-        shape["rope_scaling"] = replace(scaling, attention_factor=1.0)
-    return shape
+    return {name: getattr(config, name) for name in ARCHITECTURE_FIELDS}
 
 
 def tensor_parallel_rule(config: ModelConfig, tensor_parallel_size: int) -> str:

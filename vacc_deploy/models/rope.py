@@ -1,11 +1,11 @@
 """Read how a model's rotary frequencies are stretched, and state yarn so that every runtime agrees.
 
 yarn (arXiv 2309.00071) multiplies the tables of cosines and sines by a factor. Two keys of
-``config.json`` say it: ``attention_factor`` is the factor itself and is read by transformers;
-``attn_factor`` multiplies the paper's own factor and is read by vLLM and SGLang. A file with one
-of them gives two runtimes two models. The makers of DeepSeek-R1-0528-Qwen3-8B publish the inverse
-of the paper's factor as ``attn_factor``, so their product is one: that is what they serve. So
-``attn_factor`` multiplies here too, and the result is written down under both names.
+``config.json`` say it: ``attention_factor`` is the factor itself, read by transformers and by vLLM
+since 0.32; ``attn_factor`` multiplies the paper's own factor, read by SGLang and older vLLM. A file
+with one of them gives two runtimes two models. The makers of DeepSeek-R1-0528-Qwen3-8B publish the
+inverse of the paper's factor as ``attn_factor``: a number that makes sense only as a factor whose
+product is one. So ``attn_factor`` multiplies here, and the result is written under both names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vacc_deploy.models.config_reader import ConfigReader
 YARN = "yarn"
 # The rules by which settled values of yarn differ from the file's; docs/prepare.md tells of them.
 ATTENTION_FACTOR, YARN_LENGTH = "attention-factor", "yarn-length"
-# How attn_factor is read: as vLLM and SGLang do, or as transformers does.
+# How attn_factor is read: as SGLang and older vLLM do, or as transformers and newer vLLM do.
 MULTIPLY, IGNORE = "multiply", "ignore"
 # What transformers computes for each architecture, and the compiled graph can hold as constants.
 _ROPE_TYPES = {
@@ -31,8 +31,15 @@ _ROPE_TYPES = {
     "qwen3": ("default", "linear", YARN),
     "llama": ("default", "linear", YARN, "llama3"),
 }
-# Other keys of yarn that change the result and that not every runtime reads.
-_OTHER_YARN = {"mscale": None, "mscale_all_dim": None, "truncate": True}
+# Other keys of yarn that change the result and that not every runtime reads: the one value of each
+# that changes nothing.
+_OTHER_YARN = {
+    "mscale": None,
+    "mscale_all_dim": None,
+    "truncate": True,
+    "extrapolation_factor": 1,
+    "apply_yarn_scaling": True,
+}
 _SCALINGS = ("rope_scaling", "rope_parameters")
 _ORIGINAL = "original_max_position_embeddings"
 
@@ -171,29 +178,33 @@ def settle_yarn(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, st
     factor = _positive(scaling.get("factor"))
     if _type_of(scaling) != YARN or factor < 1:
         return {}, {}
-    # Of two rules the one under the older name counts.
-    key = next(name for name in _SCALINGS if values.get(name))
+    key = _name_of(values)
     multiplier, attention = scaling.get("attn_factor"), scaling.get("attention_factor")
     if (number := _positive(multiplier)) and attention is None:
-        product = paper_factor(factor) * number
+        if not _positive(product := paper_factor(factor) * number):
+            return {}, {}
         changes[key] = {**values[key], "attention_factor": _tidy(product)}
         notes[ATTENTION_FACTOR] = (
-            f"attn_factor {number:g} multiplies yarn's own factor {paper_factor(factor):g}, as "
-            f"vLLM and SGLang read it and the model is served: attention_factor {product:g} is "
-            f"written beside it. transformers would ignore attn_factor (--attn-factor {IGNORE})."
+            f"attn_factor {number:g} multiplies yarn's own factor {paper_factor(factor):g}, as its "
+            f"makers mean it (our reading): attention_factor {product:g} is written beside it. "
+            "Without that, transformers and newer vLLM would compute with "
+            f"{paper_factor(factor):g} (--attn-factor {IGNORE})."
         )
     elif (number := _positive(attention)) and multiplier is None:
         changes[key] = {**values[key], "attn_factor": _tidy(number / paper_factor(factor))}
         notes[ATTENTION_FACTOR] = (
-            f"attention_factor {number:g} is written as attn_factor too, which vLLM and SGLang "
-            "read instead."
+            f"attention_factor {number:g} is written as attn_factor too, which SGLang and older "
+            "vLLM read instead."
         )
     stated, original = values.get("max_position_embeddings"), scaling.get(_ORIGINAL)
     length = factor * _positive(original)
-    if type(stated) is int and 1 <= length <= CONTEXT_TOKENS and int(length) != stated:
+    # A length below 1 is refused instead, by models.parse.
+    is_sound = stated is None or (type(stated) is int and stated > 0)
+    if is_sound and 1 <= length <= CONTEXT_TOKENS and int(length) != stated:
         changes["max_position_embeddings"] = int(length)
+        was = "is not stated: it" if stated is None else f"{stated}"
         notes[YARN_LENGTH] = (
-            f"max_position_embeddings {stated} is read as {int(length)}, factor {factor:g} times "
+            f"max_position_embeddings {was} is read as {int(length)}, factor {factor:g} times "
             f"the trained length {original:g}: some runtimes would take another factor from it."
         )
     return changes, notes
@@ -207,7 +218,7 @@ def _positive(value: Any) -> float:
 
 def _tidy(value: float) -> float:
     """Return ``value`` without the last digits, which only the product has made: 1.0 for 1 − ε."""
-    return round(value, 12)
+    return float(f"{value:.12g}")
 
 
 def names_attn_factor(values: Mapping[str, Any]) -> bool:
@@ -223,13 +234,19 @@ def _merged(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for scaling in reversed(found) for key, value in scaling.items()}
 
 
+def _name_of(values: Mapping[str, Any]) -> str:
+    """Return the name under which a file has its rotary rule; of two the older one counts."""
+    return next(key for key in _SCALINGS if isinstance(values.get(key), dict) and values[key])
+
+
 def without_attn_factor(config: ModelConfig) -> ModelConfig:
     """Return a yarn model as transformers computes it: by the paper's factor alone."""
     assert config.rope_scaling is not None, "names_attn_factor has seen a yarn rule"
     factor = paper_factor(config.rope_scaling.factor)
+    # A second rule under the other name has to say the same; one that states no type is none.
     raw = {
         key: {**value, "attention_factor": factor, "attn_factor": 1.0}
-        if key in _SCALINGS and isinstance(value, dict)
+        if key in _SCALINGS and isinstance(value, dict) and _type_of(value) == YARN
         else value
         for key, value in config.raw.items()
     }
