@@ -127,6 +127,26 @@ def test_a_template_without_an_opening_that_drops_thoughts_is_of_a_model_that_th
     assert text == f"{prompt}<|im_start|>assistant\n<think>\nhm</think>a<|im_end|>"
 
 
+@pytest.mark.parametrize(
+    ("template", "form"),
+    [
+        # For one turn only: the marks stay the sign.
+        (
+            "{% if messages|length > 2 %}{{ raise_exception('one turn') }}{% endif %}"
+            "{{ messages[0]['content'] }}",
+            "with-think-opening",
+        ),
+        # It leaves out whole turns, not the thoughts of one.
+        ("{{ messages[-1]['content'] }}", "plain"),
+    ],
+)
+def test_a_template_that_knows_no_earlier_turns(tmp_path, template, form):
+    tokenizer = make_tokenizer(tmp_path, template, special=("<think>", "</think>"))
+    encoder = ConversationEncoder(tokenizer)
+    assert encoder.form == form
+    assert encoder.encode(CHAT)
+
+
 def test_without_think_tokens_the_answer_follows_the_prompt(tmp_path):
     tokenizer = make_tokenizer(tmp_path, special=())
     encoder = ConversationEncoder(tokenizer)

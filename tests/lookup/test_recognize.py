@@ -111,6 +111,10 @@ def test_a_file_or_another_directory_of_the_name_hub_is_no_cache(tmp_path):
         ("DeepSeek-R1-0528-Qwen3-8B-UD-Q4_K_XL.gguf", "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B"),
         ("R1-Distill-Qwen-7B-uncensored.Q8_0.gguf", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"),
         ("qwen3-8b-f16-00001-of-00002.gguf", "Qwen/Qwen3-8B"),
+        (
+            "deepseek-ai_DeepSeek-R1-0528-Qwen3-8B-Q4_K_M.gguf",
+            "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B",
+        ),
         ("QwQ-32B.gguf", "Qwen/QwQ-32B"),
         ("Qwen3-8B-Base-Q8_0.gguf", None),
         ("my-Qwen3-8B-Q8_0.gguf", None),

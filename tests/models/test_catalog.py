@@ -37,7 +37,7 @@ def test_the_official_models_come_first_and_in_order():
     assert {model.organization for model in official_models()} == {"deepseek-ai"}
 
 
-def test_the_models_of_the_vendor_are_those_of_its_pages():
+def test_the_models_of_the_vendor_stand_in_the_order_of_the_page():
     qwen = [*("0.5B-Instruct", "1.5B-Instruct", "3B-Instruct", "7B-Instruct", "14B")]
     qwen = [f"Qwen2.5-{size}" for size in (*qwen, "32B-Instruct", "72B-Instruct")]
     four = ("4B", "4B-Instruct-2507", "4B-Thinking-2507")
@@ -71,7 +71,7 @@ def test_a_copy_has_the_bytes_of_the_published_file():
     ],
 )
 def test_a_configuration_gives_the_published_number_of_parameters(name, billions):
-    """A wrong size would give another number."""
+    """A wrong size would give another number; a wrong base or length would not."""
     assert round(MODELS[name].config.num_parameters() / 1e9, 3) == billions
 
 

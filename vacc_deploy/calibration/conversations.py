@@ -28,8 +28,8 @@ JOINED = "joined"  # no chat template: the turns as plain text
 PLAIN = "plain"  # prompt, answer, end token
 AFTER_OPENING = "after-think-opening"  # the template's prompt ends with <think>
 WITH_OPENING = "with-think-opening"  # the model writes <think> itself
-# A thought that no template writes by itself.
-_PROBE = "7d4c1f"
+# A thought and an answer that no template writes by itself.
+_PROBE, _PROBE_ANSWER = "7d4c1f", "e29b83"
 
 
 class DocumentEncoder:
@@ -174,9 +174,16 @@ class ConversationEncoder:
         """
         if any(self._tokenizer.token_id(mark) is None for mark in (THINK_OPEN, THINK_CLOSE)):
             return False
-        earlier = {"role": "assistant", "content": f"{THINK_OPEN}\n{_PROBE}\n{THINK_CLOSE}\n\na"}
+        thoughts = f"{THINK_OPEN}\n{_PROBE}\n{THINK_CLOSE}\n\n"
+        earlier = {"role": "assistant", "content": f"{thoughts}{_PROBE_ANSWER}"}
         asked = {"role": "user", "content": "a"}
-        return _PROBE not in self._render([asked, earlier, asked])
+        try:
+            text = self._render([asked, earlier, asked])
+        except CheckpointError:
+            # A template for one turn only says nothing of earlier ones; the marks stay a sign.
+            return True
+        # One that leaves out the whole turn does not take thoughts out of it.
+        return _PROBE not in text and _PROBE_ANSWER in text
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids of a conversation that ends with an answer of the assistant.

@@ -9,8 +9,7 @@ import difflib
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 from vacc_deploy.bounds import SMALL_FILE_BYTES
@@ -28,6 +27,7 @@ from vacc_deploy.errors import MAX_LISTED, CheckpointError
 from vacc_deploy.formats.layouts import GGUF, LAYOUTS, VAMC
 from vacc_deploy.formats.layouts import recognize as recognize_layout
 from vacc_deploy.json_files import read_bounded
+from vacc_deploy.lookup.finding import Finding
 from vacc_deploy.models.catalog import known_model, near_names
 from vacc_deploy.models.config import CONFIG_NAME
 from vacc_deploy.models.parse import read_config_values
@@ -43,30 +43,8 @@ _CHECKPOINT_FILES = {
 }
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What is no checkpoint directory.
-
-    Attributes:
-        what: sentences that name it.
-        instead: paths and names that can be given in its place, the likeliest first.
-        lead: a clause in front of these.
-    """
-
-    what: str
-    instead: tuple[Path | str, ...] = ()
-    lead: str = "Use this instead"
-
-    def to_text(self, again: Callable[[Path | str], str] = str) -> str:
-        """Return the message; ``again`` writes the command line with another path or name."""
-        if not self.instead:
-            return self.what
-        lines = [f"  {again(place)}" for place in self.instead[:MAX_LISTED]]
-        more = len(self.instead) - MAX_LISTED
-        lines += [f"  and {more} more"] if more > 0 else []
-        return "\n".join([f"{self.what} {self.lead}:", *lines])
-
-
+# The official distills, whose names no other model's begin with.
+_R1_NAME = r"(?:R1-)?Distill-(?:Qwen|Llama)-[\d.]+B|R1-0528-Qwen3-8B"
 # What stands behind the name of the model: quantization, number of the part.
 _GGUF_ENDING = re.compile(
     r"([-.](UD-)?(I?Q\d\w*|B?F16|F32))?(-\d{5}-of-\d{5})?\.gguf", re.IGNORECASE
@@ -170,7 +148,7 @@ def _recognize_file(path: Path) -> Finding:
 
 def _gguf(what: str, names: Iterable[str]) -> Finding:
     # DeepSeek-R1-Distill-Qwen-7B-Q4_K_M.gguf: the name says which, also with more words around it.
-    found = re.findall(r"(?:R1-)?Distill-(?:Qwen|Llama)-[\d.]+B", " ".join(names), re.IGNORECASE)
+    found = re.findall(_R1_NAME, " ".join(names), re.IGNORECASE)
     # A name that other models' names begin with, such as Qwen3-8B, has to be the whole.
     found += [_GGUF_ENDING.sub("", name) for name in names]
     models = dict.fromkeys(model.repository for text in found if (model := known_model(text)))
