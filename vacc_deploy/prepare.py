@@ -135,16 +135,8 @@ def prepare(
         OutputError: the output cannot be written.
     """
     given, known = read_request(source, model, weights, again)
-    found = find_source(
-        given,
-        known,
-        output,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        again=again,
-        downloading=downloading,
-        progress=progress,
-    )
+    rules: dict[str, Any] = {"overwrite": overwrite, "dry_run": dry_run, "progress": progress}
+    found = find_source(given, known, output, again=again, downloading=downloading, **rules)
     known = known or known_model(found.repository or "")
     checkpoint = _open_source(found.directory, known)
     options = {"link_mode": link_mode}
@@ -153,13 +145,7 @@ def prepare(
         options["attn_factor"] = attn_factor
     name = known.name if known else found.name
     output_dir = output or default_output(Path(f"{name}-vacc"))
-    obstacles = check_output(
-        output_dir,
-        overwrite=overwrite,
-        source=checkpoint,
-        dry_run=dry_run,
-        progress=progress,
-    )
+    obstacles = check_output(output_dir, source=checkpoint, **rules)
     assembly = _Assembly(found, checkpoint, name, output_dir, options)
     return assembly.plan(obstacles) if dry_run else assembly.write(progress, overwrite=overwrite)
 

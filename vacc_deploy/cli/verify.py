@@ -90,8 +90,30 @@ def verify_command(
     Example: vacc-deploy verify DeepSeek-R1-Distill-Qwen-7B-vacc-int8
     """
     from vacc_deploy.cli.terminal import terminal_progress
-    from vacc_deploy.lookup.locate import find_repository, locate
     from vacc_deploy.reference.verify import verify
+
+    deployed, float_model = _locate_pair(deployed_dir, reference, text)
+    result = verify(
+        deployed,
+        reference_dir=float_model,
+        text_file=text,
+        max_tokens=max_tokens,
+        sequence_length=seq_len,
+        limits=Limits(max_kl, min_top1),
+        attn_factor=attn_factor,
+        activations=activations,
+        progress=terminal_progress(),
+    )
+    emit(result)
+    if result.failures:
+        raise click.exceptions.Exit(3)
+
+
+def _locate_pair(
+    deployed_dir: str, reference: str | None, text: Path | None
+) -> tuple[Path, Path | None]:
+    """Return the two directories; what can be refused before a download is refused before it."""
+    from vacc_deploy.lookup.locate import find_repository, locate
     from vacc_deploy.reference.windows import check_text
 
     again = partial(again_with, "reference")
@@ -115,23 +137,7 @@ def verify_command(
         downloading=downloading,
         say=say,
     )
-    reference_dir = None
-    if reference is not None:
-        found = locate(
-            reference, again=again, before_download=check, downloading=downloading, say=say
-        )
-        reference_dir = found.directory
-    result = verify(
-        deployed.directory,
-        reference_dir=reference_dir,
-        text_file=text,
-        max_tokens=max_tokens,
-        sequence_length=seq_len,
-        limits=Limits(max_kl, min_top1),
-        attn_factor=attn_factor,
-        activations=activations,
-        progress=terminal_progress(),
-    )
-    emit(result)
-    if result.failures:
-        raise click.exceptions.Exit(3)
+    if reference is None:
+        return deployed.directory, None
+    found = locate(reference, again=again, before_download=check, downloading=downloading, say=say)
+    return deployed.directory, found.directory

@@ -73,11 +73,7 @@ def locate(
     repository = find_repository(str(given))
     if repository is None or (not known_model(str(given)) and _is_misspelt_path(path)):
         raise CheckpointError(_missing(path, again))
-    near = (
-        ""
-        if known_model(str(given))
-        else next(iter(near_names(str(given), cutoff=0.8, group=OFFICIAL)), "")
-    )
+    near = near_names(str(given), cutoff=0.8, group=OFFICIAL) if not known_model(str(given)) else ()
     source = fetch(
         repository,
         again=again,
@@ -85,7 +81,7 @@ def locate(
         before_download=before_download,
         check_config=check_config,
         downloading=downloading,
-        prefix=f"There is no directory {given}{f' (did you mean {near}?)' if near else ''}. ",
+        prefix=f"There is no directory {given}{f' (did you mean {near[0]}?)' if near else ''}. ",
     )
     if source.note:
         say(source.note)

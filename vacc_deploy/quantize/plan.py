@@ -101,8 +101,7 @@ def plan_run(
         standing = look_at(output_dir, options.formats)
         asked = {"resume": resume, "overwrite": overwrite, "dry_run": dry_run}
         notes = _say_notes(checkpoint, progress, is_default=output is None)
-        for layout in options.formats:
-            notes += layout_notes(layout, checkpoint.config)
+        notes += tuple(n for f in options.formats for n in layout_notes(f, checkpoint.config))
         notes += check_place(standing, output_dir, checkpoint, progress, **asked)
         # A finished output needs no weights. Else what is copied, and some of each linear, is read.
         if not (resume and isinstance(standing, Finished)):
@@ -117,9 +116,8 @@ def plan_run(
     check_rows(rows, ranks)
     plan = Plan(checkpoint, options, rows, compute, output_bytes(checkpoint, options))
     result = _planned_result(plan, output_dir, notes, remarks)
-    identity = identify(
-        checkpoint, options, result.model, result.calibration, compute, num_ranks=ranks.count
-    )
+    made = result.model, result.calibration, compute
+    identity = identify(checkpoint, options, *made, num_ranks=ranks.count)
     shape = options.formats, identity, checkpoint.config.num_hidden_layers
     run = Run(partial_path(output_dir), *shape, overwrite)
     # A dry run writes no answers, so it cannot know whether those of then were the same.

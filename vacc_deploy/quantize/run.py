@@ -63,8 +63,7 @@ def quantize(
 
     Raises:
         UsageError: contradicting options.
-        CheckpointError: the source is damaged, quantized already or of too short a context; or it
-            was changed during the run.
+        CheckpointError: the source is damaged, quantized already, too short, or changed meanwhile.
         CalibrationError: calibration text is missing, damaged or too short.
         UnsupportedModelError: a format cannot hold this model.
         QuantizationError: a weight or an activation is not finite.
