@@ -156,6 +156,15 @@ def test_the_worst_linears_are_shown_first():
     assert lines[3].split() == ["l7", "7.00e-02"]
 
 
+@pytest.mark.parametrize("error", [math.nan, math.inf])
+def test_an_error_that_is_no_number_is_null_in_json(error):
+    values = RoundingError("l0", error).to_dict()
+    assert json.loads(json.dumps(values, allow_nan=False)) == {
+        "linear": "l0",
+        "relative_error": None,
+    }
+
+
 def test_generate_says_that_its_inputs_stay_floats(pair):
     source, directory = pair
     (note,) = Responder(directory).notes

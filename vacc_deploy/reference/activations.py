@@ -1,14 +1,16 @@
 """Round the inputs of the linears to int8 while a layer is walked, as int8 runtimes do.
 
 Source: vLLM, the kernel behind its int8 linears (dynamic_scaled_int8_quant): for each token the
-scale absmax / 127, rounding to the nearest, halves to the even code. SGLang does the same.
-compressed-tensors 0.20 divides by 127.5 and cuts at -128 and 127.
+scale absmax / 127, rounding to the nearest, halves to the even code. SGLang divides by 127 too;
+how it rounds halves was not looked at. compressed-tensors 0.20 divides by 127.5 and cuts at -128
+and 127.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,8 +44,9 @@ class RoundingError:
     relative_error: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
+        """Return plain values; an error that is not a number is None."""
+        error = self.relative_error if math.isfinite(self.relative_error) else None
+        return {"linear": self.linear, "relative_error": error}
 
 
 def choose_activations(asked: str, deployed: Checkpoint) -> str:
