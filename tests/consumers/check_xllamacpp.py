@@ -64,20 +64,23 @@ def tokenize(server, text):
     return ask(server, "/tokenize", body)["tokens"]
 
 
-def main():
-    request = json.loads(Path(sys.argv[1]).read_text("utf-8"))
-    versions = {"xllamacpp": metadata.version("xllamacpp")}
-    found = {"consumer": "xllamacpp", "version": versions["xllamacpp"], "versions": versions}
+def answer(request, directory, note):
+    """Print the line of JSON for a request, with the GGUF file of ``directory``."""
+    found = {"consumer": "xllamacpp", "version": metadata.version("xllamacpp"), "note": note}
     try:
-        server = start(request["directory"])
-    except RuntimeError as err:
-        found["refused"] = str(err)
-    else:
+        server = start(directory)
         count = request["num_tokens"]
         found["tokens"] = [continue_prompt(server, ids, count) for ids in request["prompts"]]
         if "texts" in request:
             found["ids"] = [tokenize(server, text) for text in request["texts"]]
+    except (RuntimeError, OSError) as err:  # an error of HTTP is an OSError
+        found["refused"] = str(err)
     sys.stdout.write(json.dumps(found) + "\n")
+
+
+def main():
+    request = json.loads(Path(sys.argv[1]).read_text("utf-8"))
+    answer(request, request["directory"], "llama.cpp rounds the inputs of Q8_0 itself")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ import numpy as np
 _ALL_F32 = 0  # llama.cpp's number of the file type
 
 
-def main():
-    (path,) = Path(sys.argv[1]).glob("*.gguf")
-    output = Path(sys.argv[2])
+def make_float(directory, output):
+    """Write the GGUF file of ``directory`` with float32 weights into the new folder ``output``."""
+    (path,) = Path(directory).glob("*.gguf")
     output.mkdir()
     reader = gguf.GGUFReader(path)
     writer = gguf.GGUFWriter(output / path.name, reader.fields["general.architecture"].contents())
@@ -37,4 +37,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    make_float(sys.argv[1], Path(sys.argv[2]))

@@ -136,6 +136,8 @@ CONSUMERS = (
         ("vamc", "compressed-tensors", "int-quantized"),
         (("torch", "transformers", "compressed-tensors", "accelerate"),),
     ),
+    Consumer("xllamacpp", ("gguf",), (("xllamacpp",),)),
+    Consumer("xllamacpp-float32", ("gguf",), (("xllamacpp", "gguf"),)),
 )
 
 
