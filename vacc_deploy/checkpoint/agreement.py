@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
+from vacc_deploy.checkpoint.gguf_header import Q8_0
 from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo
 from vacc_deploy.formats.dtypes import STORED_FLOATS
-from vacc_deploy.formats.layouts import LAYOUTS
-from vacc_deploy.models.config import LM_HEAD, ModelConfig
+from vacc_deploy.formats.layouts import GGUF, LAYOUTS
+from vacc_deploy.models.config import EMBEDDING, LM_HEAD, ModelConfig
 
 _LAYER = re.compile(r"model\.layers\.([0-9]{1,6})\.")
 
@@ -46,6 +47,9 @@ def compare_with_config(config: ModelConfig, tensors: dict[str, TensorInfo]) -> 
             stored = LAYOUTS[config.quantization_format].tensors(out_features, in_features)
             for suffix, (shape, dtype) in stored.items():
                 expected[f"{name}.{suffix}"] = (shape, (dtype,))
+    if config.quantization_format == GGUF:
+        for name in expected.keys() & {EMBEDDING, LM_HEAD}:
+            expected[name] = (expected[name][0], (*STORED_FLOATS, Q8_0))
     problems = []
     for name, (shape, dtypes) in expected.items():
         info = tensors.get(name)

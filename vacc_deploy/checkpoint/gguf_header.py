@@ -27,6 +27,7 @@ from vacc_deploy.bounds import (
     GGUF_KEYS,
     GGUF_TENSORS,
     GGUF_TEXT_BYTES,
+    GGUF_TEXTS,
     HEADER_NUMBER,
 )
 from vacc_deploy.checkpoint.header import is_tensor_name
@@ -35,6 +36,8 @@ from vacc_deploy.json_files import STAND_IN_BYTES, name_stand_in
 from vacc_deploy.permissions import explain_unreadable
 from vacc_deploy.stamps import FileStamp, open_ordinary
 
+# Of the names of such files.
+ENDING = ".gguf"
 _MAGIC, _VERSION = b"GGUF", 3
 ALIGNMENT = 32
 _ALIGNMENT_KEY = b"general.alignment"
@@ -52,11 +55,12 @@ class TensorType(NamedTuple):
     num_bytes: int
 
 
+F32, F16, Q8_0 = "F32", "F16", "Q8_0"
 # By their numbers in ggml. What else there is no output of ours holds.
 TENSOR_TYPES = {
-    0: TensorType("F32", 1, 4),
-    1: TensorType("F16", 1, 2),
-    8: TensorType("Q8_0", 32, 34),
+    0: TensorType(F32, 1, 4),
+    1: TensorType(F16, 1, 2),
+    8: TensorType(Q8_0, 32, 34),
 }
 
 
@@ -95,7 +99,7 @@ class _Source:
     """The bytes of a header, read in order and never beyond a bound or the file's end."""
 
     def __init__(self, file: IO[bytes], file_bytes: int) -> None:
-        self._file, self.position = file, 0
+        self._file, self.position, self._num_texts = file, 0, 0
         self._end = min(file_bytes, GGUF_HEADER_BYTES)
         self._is_bounded = file_bytes > GGUF_HEADER_BYTES
 
@@ -120,6 +124,14 @@ class _Source:
         """Return one whole number: ``I`` of four bytes, ``Q`` of eight."""
         value: int = struct.unpack(f"<{form}", self.take(struct.calcsize(form)))[0]
         return value
+
+    def count_texts(self, count: int) -> None:
+        """Count the texts of a list before they are passed over, each of which takes time."""
+        self._num_texts += count
+        if self._num_texts > GGUF_TEXTS:
+            raise ValueError(
+                f"its lists hold {self._num_texts:,} texts or more, expected at most {GGUF_TEXTS:,}"
+            )
 
     def length(self, limit: int, what: str) -> int:
         """Return a count or a length of eight bytes that is at most ``limit``."""
@@ -203,6 +215,7 @@ def _skip_value(source: _Source, kind: int) -> None:
             return
         if inner != _TEXT:
             raise ValueError(f"a list holds values of type {inner}, expected numbers or texts")
+        source.count_texts(count)
         for _ in range(count):
             source.skip(source.length(GGUF_TEXT_BYTES, "the bytes of a text"))
     else:

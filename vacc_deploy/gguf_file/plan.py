@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from vacc_deploy.checkpoint.generation_config import read_generation_config
-from vacc_deploy.checkpoint.gguf_header import ALIGNMENT, TENSOR_TYPES
+from vacc_deploy.checkpoint.gguf_header import ALIGNMENT, ENDING, F16, F32, Q8_0, TENSOR_TYPES
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import UnsupportedModelError
 from vacc_deploy.gguf_file.key_values import (
@@ -29,7 +29,6 @@ from vacc_deploy.gguf_file.tokens import GgufTokens, read_tokens
 from vacc_deploy.models.config import EMBEDDING, LM_HEAD
 from vacc_deploy.models.gguf_names import ROPE_FACTORS, gguf_names
 
-F16, F32, Q8_0 = "F16", "F32", "Q8_0"
 _KINDS = {kind.name: kind for kind in TENSOR_TYPES.values()}
 # A name that a shell, a Modelfile and every file system take as it is.
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
@@ -79,7 +78,7 @@ class GgufPlan:
     @property
     def file_name(self) -> str:
         """Name of the file."""
-        return f"{self.name if _PLAIN_NAME.fullmatch(self.name) else 'model'}-Q8_0.gguf"
+        return f"{self.name if _PLAIN_NAME.fullmatch(self.name) else 'model'}-{Q8_0}{ENDING}"
 
     @cached_property
     def tensors(self) -> tuple[PlannedTensor, ...]:
