@@ -4,6 +4,7 @@ import pytest
 from checkpoint_builders import build_config
 from gguf_bytes import build, tensor, write
 
+from vacc_deploy.checkpoint.gguf_header import read_gguf_header
 from vacc_deploy.checkpoint.gguf_tensors import read_gguf, read_gguf_shard
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.models.parse import parse_config
@@ -13,9 +14,8 @@ CONFIG = parse_config(build_config(model_type="llama"), where="config.json")
 
 def shard(tmp_path, name, shape, num_bytes):
     entry = tensor(name, shape, 8)
-    return read_gguf_shard(
-        write(tmp_path, build(tensors=(entry,), data=bytes(num_bytes + -num_bytes % 32))), CONFIG
-    )
+    data = build(tensors=(entry,), data=bytes(num_bytes + -num_bytes % 32))
+    return read_gguf_shard(read_gguf_header(write(tmp_path, data)), CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -61,5 +61,5 @@ def test_a_head_in_blocks_is_compared_with_no_floats(tmp_path):
     data = build(tensors=(tensor("token_embd.weight", (64, 2), 0),), data=bytes(512))
     path = tmp_path / "b.gguf"
     path.write_bytes(data)
-    (floats,) = read_gguf_shard(path, CONFIG).tensors
+    (floats,) = read_gguf_shard(read_gguf_header(path), CONFIG).tensors
     assert same_values(blocks, blocks) and not same_values(blocks, floats)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.checkpoint.caches import list_all_names
-from vacc_deploy.checkpoint.gguf_header import ENDING, Q8_0, GgufTensor, read_gguf_header
+from vacc_deploy.checkpoint.gguf_header import ENDING, Q8_0, GgufHeader, GgufTensor
 from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo
 from vacc_deploy.checkpoint.stored import read_spans
 from vacc_deploy.errors import CheckpointError, name_some
@@ -60,16 +60,16 @@ def find_gguf_file(directory: Path) -> str:
     )
 
 
-def read_gguf_shard(path: Path, config: ModelConfig) -> ShardHeader:
+def read_gguf_shard(header: GgufHeader, config: ModelConfig) -> ShardHeader:
     """Return the tensors of a GGUF file under the names under which they are used.
 
     A tensor that llama.cpp would call otherwise keeps its name, and belongs to no part of the
     model then. The factors of the rotary frequencies are left out: ``config`` says the same.
 
     Raises:
-        CheckpointError: see ``read_gguf_header``; or a tensor is Q8_0 that never is.
+        CheckpointError: a tensor is Q8_0 that never is.
     """
-    header = read_gguf_header(path)
+    path = header.path
     published = {stored: name for name, stored in gguf_names(config).items()}
     linears = {f"{name}.weight": name for name in config.linear_names()}
     infos = list[TensorInfo]()

@@ -19,8 +19,8 @@ from vacc_deploy.checkpoint.header import TensorInfo, read_header
 from vacc_deploy.checkpoint.stored import read_spans, read_tensor
 from vacc_deploy.errors import QuantizationError
 from vacc_deploy.formats.q8_0 import BLOCKS, interleave_rows, round_to_blocks
-from vacc_deploy.gguf_file.key_values import rope_factors
 from vacc_deploy.gguf_file.plan import GgufPlan, PlannedTensor
+from vacc_deploy.models.gguf_keys import rope_factors
 from vacc_deploy.models.gguf_names import interleaved_heads
 from vacc_deploy.outputs.writer import WrittenFile, write_bytes
 

@@ -18,15 +18,14 @@ from vacc_deploy.checkpoint.gguf_header import ALIGNMENT, ENDING, F16, F32, Q8_0
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import UnsupportedModelError
 from vacc_deploy.gguf_file.key_values import (
-    KeyValues,
     check_architecture,
     model_values,
-    rope_factors,
     token_values,
 )
 from vacc_deploy.gguf_file.modelfile import write_modelfile
 from vacc_deploy.gguf_file.tokens import GgufTokens, read_tokens
 from vacc_deploy.models.config import EMBEDDING, LM_HEAD
+from vacc_deploy.models.gguf_keys import KeyValues, rope_factors
 from vacc_deploy.models.gguf_names import ROPE_FACTORS, gguf_names
 
 _KINDS = {kind.name: kind for kind in TENSOR_TYPES.values()}
