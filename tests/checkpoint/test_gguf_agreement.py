@@ -7,6 +7,7 @@ import pytest
 from checkpoint_builders import LLAMA3_ROPE, YARN_ROPE, write_checkpoint
 from format_directories import write_format
 
+from vacc_deploy.checkpoint.gguf_header import read_gguf_header
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError
 
@@ -89,6 +90,26 @@ def test_the_factors_of_the_frequencies_are_compared(tmp_path):
     path.write_bytes(raw.replace(b"rope_freqs.weight", b"rope_freqs.weighd"))
     config.write_text(json.dumps(values | {"rope_scaling": scaling}), "utf-8")
     assert problems_of(path) == ["rope_freqs.weight is missing"]
+
+
+def test_two_tensors_of_one_file_under_one_name(tmp_path):
+    """One under the name that llama.cpp gives it, one under the published name."""
+    path = make(tmp_path, "qwen2")
+    raw = path.read_bytes()
+    old, new = b"blk.1.ffn_norm.weight", b"model.norm.weight"
+    old, new = (struct.pack("<Q", len(name)) + name for name in (old, new))
+    header = read_gguf_header(path)
+    start = min(tensor.offset for tensor in header.tensors)
+    head = raw[:start].rstrip(b"\0")
+    # The last entry ends in an offset that may end in zeros.
+    head = raw[: len(head) + 8].replace(old, new)
+    place = head.rindex(b"output.weight") + len("output.weight") + 4 + 2 * 8 + 4 + 8
+    head = head[:place]
+    path.write_bytes(head + bytes(-len(head) % 32) + raw[start:])
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(path.parent)
+    twice = "stored twice in model-Q8_0.gguf, as model.norm.weight and output_norm.weight"
+    assert f"model.norm.weight is {twice}" in str(caught.value)
 
 
 def test_the_size_of_heads_may_be_left_out_where_it_follows(tmp_path):

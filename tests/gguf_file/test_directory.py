@@ -214,15 +214,8 @@ def test_a_value_beyond_float16_is_named_before_any_work(tmp_path):
     assert Checkpoint.open(output).read("lm_head.weight")[131, 7] == pytest.approx(70144, rel=1e-3)
 
 
-def test_without_the_package_nothing_begins(tmp_path, monkeypatch):
-    source = write_checkpoint(tmp_path / "model")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install 'vacc-deploy\[gguf\]'"):
-        quantize(source, options=OPTIONS)
-
-
 def test_options_of_the_format_without_it_are_refused():
-    for change in ({"gguf_embeddings": "q8_0"}, {"gguf_pre": "qwen2"}):
+    for change in ({"gguf_embeddings": "q8_0"}, {"gguf_embeddings": "f16"}, {"gguf_pre": "qwen2"}):
         with pytest.raises(UsageError, match="is of --format gguf. Add that format"):
             QuantizeOptions("rtn", **change).check()
     with pytest.raises(UsageError, match="--gguf-embeddings is 'q4', expected f16 or q8_0"):

@@ -17,12 +17,15 @@ def compare_with_index(
     weight_map: dict[str, str] | None, shards: dict[str, ShardHeader]
 ) -> list[str]:
     """Return where the index and the shards disagree, and tensors stored twice."""
-    problems, holder = [], dict[str, str]()
+    problems, holder, stored = [], dict[str, str](), dict[str, str]()
     for file, shard in shards.items():
         for info in shard.tensors:
-            if info.name in holder:
+            if holder.get(info.name) == file:
+                names = f"as {stored[info.name]} and {info.stored_name}"
+                problems.append(f"{info.name} is stored twice in {file}, {names}")
+            elif info.name in holder:
                 problems.append(f"{info.name} is in both {holder[info.name]} and {file}")
-            holder[info.name] = file
+            holder[info.name], stored[info.name] = file, info.stored_name
     if weight_map is None:
         return problems
     for tensor, file in weight_map.items():

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vacc_deploy.errors import UnsupportedModelError, list_problems
+from vacc_deploy.gguf_file.sampling import SAMPLERS, stated_sampling
 from vacc_deploy.gguf_file.tokens import GgufTokens
 from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.models.gguf_keys import KeyValues, computing_values
@@ -22,13 +23,6 @@ _MOSTLY_Q8_0 = 7  # llama.cpp's number of the file type
 _QUANT_VERSION = 2
 _MODEL_KIND = "gpt2"  # llama.cpp's name of byte-level BPE
 _ROLE_KEYS = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # the format's own spelling
-# generation_config.json to the sampler of llama.cpp.
-_SAMPLING = {
-    "temperature": ("FLOAT32", "temp"),
-    "top_p": ("FLOAT32", "top_p"),
-    "min_p": ("FLOAT32", "min_p"),
-    "top_k": ("INT32", "top_k"),
-}
 # llama.cpp reads other ones for some architectures only.
 _BETAS = (32.0, 1.0)
 
@@ -114,11 +108,8 @@ def size_label(num_parameters: int) -> str:
 
 def _sampling_values(generation: Mapping[str, Any]) -> KeyValues:
     """Return what the checkpoint's authors sample with."""
-    values: KeyValues = {}
-    for key, (kind, name) in _SAMPLING.items():
-        stated = generation.get(key)
-        # A whole number of tokens, or any number.
-        wanted = int if kind == "INT32" else (int, float)
-        if isinstance(stated, wanted) and type(stated) is not bool and 0 <= stated <= 1 << 30:
-            values[f"general.sampling.{name}"] = (kind, stated)
-    return values
+    return {
+        f"general.sampling.{SAMPLERS[name].key}": (SAMPLERS[name].kind, value)
+        for name, value in stated_sampling(generation).items()
+        if SAMPLERS[name].key
+    }

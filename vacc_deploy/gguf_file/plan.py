@@ -133,8 +133,8 @@ class GgufPlan:
         count = self.checkpoint.config.vocab_size
         return [i for i in ids if type(i) is int and 0 <= i < count]
 
-    def check(self) -> None:
-        """Refuse what cannot be written, before any work.
+    def check(self) -> tuple[str, ...]:
+        """Refuse what cannot be written, before any work; return what a user should know.
 
         Raises:
             UnsupportedModelError: llama.cpp would not compute this model, does not cut a text as
@@ -146,6 +146,9 @@ class GgufPlan:
         self.modelfile()
         if self.embeddings == F16:
             self._check_range()
+        problem = self.tokens.template_problem
+        left_out = "It is left out of the GGUF file and of the Modelfile."
+        return (f"{problem} {left_out}",) if problem else ()
 
     def _check_range(self) -> None:
         """Refuse an embedding or a head with values beyond float16."""
