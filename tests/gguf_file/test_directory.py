@@ -214,6 +214,21 @@ def test_a_value_beyond_float16_is_named_before_any_work(tmp_path):
     assert Checkpoint.open(output).read("lm_head.weight")[131, 7] == pytest.approx(70144, rel=1e-3)
 
 
+def test_a_chat_template_that_fails_is_told_before_any_work(tmp_path):
+    source = write_checkpoint(tmp_path / "model")
+    path = source / "tokenizer_config.json"
+    values = json.loads(path.read_text("utf-8")) | {"chat_template": "{% if %}"}
+    path.write_text(json.dumps(values), "utf-8")
+    result = quantize(source, options=OPTIONS)
+    (warning,) = [line for line in result.warnings if "chat template" in line]
+    assert warning.startswith(f"The chat template in {path} does not compile (line 1): ")
+    assert warning.endswith(" It is left out of the GGUF file and of the Modelfile.")
+    reader = gguf.GGUFReader(result.output_dir / "model-Q8_0.gguf")
+    assert "tokenizer.chat_template" not in reader.fields
+    report = json.loads((result.output_dir / "quantize_report.json").read_text("utf-8"))
+    assert warning in report["warnings"]
+
+
 def test_options_of_the_format_without_it_are_refused():
     for change in ({"gguf_embeddings": "q8_0"}, {"gguf_embeddings": "f16"}, {"gguf_pre": "qwen2"}):
         with pytest.raises(UsageError, match="is of --format gguf. Add that format"):
