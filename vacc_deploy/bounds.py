@@ -56,15 +56,16 @@ FOLDER_NAMES = Bound(
 
 # Of GGUF files, which are read only where quantize wrote them.
 GGUF_HEADER_BYTES = Bound(
-    256 << 20, "bytes", "what stands in front of the tensors of a GGUF file", "up to 10 MB"
+    64 << 20, "bytes", "what stands in front of the tensors of a GGUF file", "up to 10 MB"
 )
 GGUF_TENSORS = Bound(1 << 16, "tensors", "a GGUF file", "up to 723")
 GGUF_KEYS = Bound(4096, "key-values", "a GGUF file", "about 35")
 GGUF_KEY_BYTES = Bound(512, "bytes", "a key or the name of a tensor in a GGUF file", "up to 40")
-# A list of texts is passed over text by text.
 GGUF_ARRAY_VALUES = Bound(
     1 << 22, "values", "a list in a GGUF file, which holds no lists", "up to 300,000"
 )
+# A list of texts is passed over text by text, and an empty one is eight bytes.
+GGUF_TEXTS = Bound(1 << 20, "texts", "the lists of a GGUF file, all together", "up to 450,000")
 GGUF_TEXT_BYTES = Bound(1 << 20, "bytes", "a text in a GGUF file", "up to 25 kB")
 GGUF_DIMENSIONS = Bound(4, "dimensions", "the shape of a tensor in a GGUF file", "1 or 2")
 

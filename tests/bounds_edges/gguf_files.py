@@ -26,7 +26,7 @@ def _tensor(name: bytes = b"a", rank: int = 1, offset: int = 0) -> bytes:
 
 
 def _header(tmp_path: Path, over: bool) -> None:
-    # A small bound in place of the large one: no test writes 256 MiB.
+    # A small bound in place of the large one: no test writes 64 MiB.
     path = _write(tmp_path, [], [])
     limit = 24 - over
     with patch.object(gguf_header, "GGUF_HEADER_BYTES", bounds.Bound(limit, "bytes", "a", "b")):
@@ -63,6 +63,16 @@ def _list(tmp_path: Path, over: bool) -> None:
     _pair(9, struct.pack("<IQ", 0, count) + bytes(count), tmp_path)
 
 
+def _texts(tmp_path: Path, over: bool) -> None:
+    # In two lists: it is the whole header's.
+    count = bounds.GGUF_TEXTS // 2
+    pairs = [
+        _text(key) + struct.pack("<IIQ", 9, 8, number) + bytes(8 * number)
+        for key, number in ((b"a", count), (b"b", bounds.GGUF_TEXTS - count + over))
+    ]
+    read_gguf_header(_write(tmp_path, pairs, []))
+
+
 def _rank(tmp_path: Path, over: bool) -> None:
     read_gguf_header(_write(tmp_path, [], [_tensor(rank=bounds.GGUF_DIMENSIONS + over)], 32))
 
@@ -73,6 +83,7 @@ EDGES = {
     "GGUF_KEYS": _keys,
     "GGUF_KEY_BYTES": _key,
     "GGUF_ARRAY_VALUES": _list,
+    "GGUF_TEXTS": _texts,
     "GGUF_TEXT_BYTES": _text_value,
     "GGUF_DIMENSIONS": _rank,
 }

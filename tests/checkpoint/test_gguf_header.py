@@ -5,51 +5,10 @@ import random
 import struct
 
 import pytest
+from gguf_bytes import PAIRS, build, pair, tensor, write
 
 from vacc_deploy.checkpoint.gguf_header import read_gguf_header
 from vacc_deploy.errors import CheckpointError
-
-
-def text(value):
-    data = value.encode() if isinstance(value, str) else value
-    return struct.pack("<Q", len(data)) + data
-
-
-def pair(key, kind, value):
-    return text(key) + struct.pack("<I", kind) + value
-
-
-def tensor(name="a", shape=(2,), kind=0, offset=0):
-    dims = b"".join(struct.pack("<Q", size) for size in shape)
-    return text(name) + struct.pack("<I", len(shape)) + dims + struct.pack("<IQ", kind, offset)
-
-
-PAIRS = (
-    pair("general.architecture", 8, text("llama")),
-    pair("a", 4, struct.pack("<I", 7)),
-    pair("tokens", 9, struct.pack("<IQ", 8, 2) + text("x") + text("yz")),
-    pair("numbers", 9, struct.pack("<IQ", 5, 3) + bytes(12)),
-    pair("flag", 7, b"\x01"),
-)
-
-
-TENSOR = tensor()
-
-
-def build(pairs=PAIRS, tensors=(TENSOR,), data=bytes(32), *, magic=b"GGUF", version=3):
-    head = (
-        magic
-        + struct.pack("<IQQ", version, len(tensors), len(pairs))
-        + b"".join(pairs)
-        + b"".join(tensors)
-    )
-    return head + bytes(-len(head) % 32) + data
-
-
-def write(tmp_path, data):
-    path = tmp_path / "a.gguf"
-    path.write_bytes(data)
-    return path
 
 
 def refused(tmp_path, data):
@@ -120,6 +79,19 @@ def test_the_library_reads_the_same_tensors(tmp_path):
 )
 def test_refused_headers(tmp_path, change, message):
     assert refused(tmp_path, build(**change)).startswith(message)
+
+
+def test_lists_of_empty_texts_are_refused_before_they_are_passed_over(tmp_path):
+    """A sparse file costs nothing to send, and every text of it takes time."""
+    path, count = tmp_path / "a.gguf", 1 << 22
+    with path.open("wb") as file:
+        file.write(b"GGUF" + struct.pack("<IQQ", 3, 0, 7))
+        for number in range(7):
+            file.write(pair(str(number), 9, struct.pack("<IQ", 8, count)))
+            file.seek(8 * count, 1)
+        file.truncate()
+    with pytest.raises(CheckpointError, match=r"lists hold 4,194,304 texts or more, expected at m"):
+        read_gguf_header(path)
 
 
 def test_a_cut_or_changed_header_is_refused_or_read_and_never_fails_otherwise(tmp_path):

@@ -161,7 +161,7 @@ def test_stock_transformers_loads_vamc_as_a_float_checkpoint(directories):
 def test_the_compiler_s_commands_refuse_a_layout_for_stock_loaders(directories, tmp_path, layout):
     directory = directories[layout]
     message = (
-        f"{directory} holds weights in the {layout} layout, which is for transformers and vLLM; "
+        f"{directory} holds weights in the {layout} layout ({LAYOUTS[layout].purpose}); "
         "the compiler's side reads vamc and prepared directories. Give the vamc directory of the "
         "same run of quantize, or the prepared directory."
     )

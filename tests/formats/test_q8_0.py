@@ -11,6 +11,7 @@ from vacc_deploy.formats.q8_0 import (
     interleave_rows,
     pack_q8_0,
     part_rows,
+    parted_row,
     round_to_blocks,
     unpack_q8_0,
 )
@@ -56,6 +57,13 @@ def test_unpack_refuses_blocks_of_different_scales():
     )
 
 
+def test_unpack_passes_on_a_scale_that_is_nan():
+    codes, scale = quantize_rounding(random_weight(4, 96))
+    scale[2] = float("nan")
+    got = unpack_q8_0(pack_q8_0(codes, scale).__getitem__)
+    assert torch.equal(got[0], codes) and got[1].isnan().tolist() == [False, False, True, False]
+
+
 def test_round_to_blocks_is_the_int8_rule_on_32_columns():
     weight = random_weight(5, 96)
     weight[1, 32:64] = 0
@@ -75,4 +83,5 @@ def test_rows_of_heads_literal_order():
     assert interleave_rows(rows, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
     assert torch.equal(part_rows(interleave_rows(rows, 2), 2), rows)
     assert torch.equal(part_rows(interleave_rows(rows[:, 0], 3), 3), rows[:, 0])
+    assert [parted_row(row, 2, 12) for row in range(12)] == interleave_rows(rows, 2)[:, 0].tolist()
     assert interleave_rows(rows, 0) is rows and part_rows(rows, 0) is rows

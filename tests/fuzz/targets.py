@@ -48,6 +48,7 @@ _ROWS = (
     *(("weight_targets", "config", 120), ("weight_targets", "generation_config", 160)),
     *(("weight_targets", "adapter", 200), ("weight_targets", "directory_names", 30)),
     *(("weight_targets", "hub_cache", 30), ("weight_targets", "gguf_header", 240)),
+    ("weight_targets", "gguf_directory", 30),
     *(("text_targets", "tokenizer", 12, _CHILD), ("text_targets", "vocabulary", 8, _CHILD)),
     *(("text_targets", "template", 30, _COMPILES), ("text_targets", "prompts", 240)),
     # Any calibration file may begin as a Parquet file does.

@@ -27,24 +27,78 @@ def safetensors(tensors: dict[str, tuple], metadata: dict | None = None) -> byte
     return struct.pack("<Q", len(text)) + text + b"\x80\x3f" * (end // 2) + b"\0" * (end % 2)
 
 
-def gguf() -> bytes:
-    """Return a GGUF file with a key-value of each form and a tensor of each type."""
+def _text(value: bytes) -> bytes:
+    return struct.pack("<Q", len(value)) + value
 
-    def text(value: bytes) -> bytes:
-        return struct.pack("<Q", len(value)) + value
 
-    pairs = [text(b"general.architecture") + struct.pack("<I", 8) + text(b"llama")]
-    pairs.append(text(b"tokens") + struct.pack("<IIQ", 9, 8, 2) + text(b"a") + text(b"bc"))
-    pairs.append(text(b"types") + struct.pack("<IIQ2i", 9, 5, 2, 1, 3))
-    pairs.append(text(b"general.alignment") + struct.pack("<II", 4, 32))
-    shapes = [(b"q", (32, 2), 8, 0), (b"e", (4, 2), 1, 96), (b"n", (5,), 0, 128)]
+def _gguf(pairs: list[bytes], shapes: list[tuple], num_bytes: int) -> bytes:
+    """Return a GGUF file; of each tensor name, sizes, type and offset."""
     entries = [
-        text(name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, kind, offset)
+        _text(name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, kind, offset)
         for name, sizes, kind, offset in shapes
     ]
     head = b"GGUF" + struct.pack("<IQQ", 3, len(entries), len(pairs))
     head += b"".join((*pairs, *entries))
-    return head + bytes(-len(head) % 32) + bytes(160)
+    return head + bytes(-len(head) % 32) + bytes(num_bytes)
+
+
+def gguf() -> bytes:
+    """Return a GGUF file with a key-value of each form and a tensor of each type."""
+    pairs = [_text(b"general.architecture") + struct.pack("<I", 8) + _text(b"llama")]
+    pairs.append(_text(b"tokens") + struct.pack("<IIQ", 9, 8, 2) + _text(b"a") + _text(b"bc"))
+    pairs.append(_text(b"types") + struct.pack("<IIQ2i", 9, 5, 2, 1, 3))
+    pairs.append(_text(b"general.alignment") + struct.pack("<II", 4, 32))
+    return _gguf(pairs, [(b"q", (32, 2), 8, 0), (b"e", (4, 2), 1, 96), (b"n", (5,), 0, 128)], 160)
+
+
+_WIDE = {"hidden_size": 32, "intermediate_size": 32, "head_dim": 16}
+_WIDE |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64}
+_WIDE |= {"attention_bias": True, "torch_dtype": "float16"}
+_WIDE |= {"quantization_config": {"quant_method": "gguf", "format": "q8_0", "bits": 8}}
+_WIDE["quantization_config"] |= {"meta": {"quantizer": ["vacc-deploy:1"]}}
+
+
+def gguf_directory() -> bytes:
+    """Return ``config.json`` and the GGUF file of a Llama with an embedding of blocks."""
+    config = LLAMA | _WIDE
+    config["rope_scaling"] = {"rope_type": "linear", "factor": 2.0}
+    numbers = {
+        "block_count": 1,
+        "context_length": 64,
+        "embedding_length": 32,
+        "vocab_size": 3,
+        "feed_forward_length": 32,
+        "attention.head_count": 2,
+        "attention.head_count_kv": 1,
+        "rope.scaling.factor": 2.0,
+        "rope.freq_base": 1e4,
+        "rope.dimension_count": 16,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+    }
+    pairs = [
+        _text(f"llama.{key}".encode())
+        + struct.pack(
+            "<If" if isinstance(value, float) else "<II", 6 - 2 * (type(value) is int), value
+        )
+        for key, value in numbers.items()
+    ]
+    pairs.append(_text(b"general.architecture") + struct.pack("<I", 8) + _text(b"llama"))
+    pairs.append(_text(b"llama.rope.scaling.type") + struct.pack("<I", 8) + _text(b"linear"))
+    tensors = [(b"token_embd", (32, 3), 8), (b"output_norm", (32,), 0)]
+    parts = {"attn_norm": 0, "attn_q": 32, "attn_k": 16, "attn_v": 16, "attn_output": 32}
+    parts |= {"ffn_norm": 0, "ffn_gate": 32, "ffn_up": 32, "ffn_down": 32}
+    for part, rows in parts.items():
+        shape = (32, rows) if rows else (32,)
+        tensors.append((f"blk.0.{part}".encode(), shape, 8 if rows else 0))
+    shapes, offset = [], 0
+    for name, shape, kind in tensors:
+        shapes.append((name + b".weight", shape, kind, offset))
+        offset += shape[-1] * 34 if kind else 128
+        offset += -offset % 32
+    for part, size in (("attn_q", 32), ("attn_k", 16), ("attn_v", 16), ("attn_output", 32)):
+        shapes.append((f"blk.0.{part}.bias".encode(), (size,), 0, offset))
+        offset += size * 4
+    return join(dump(config), _gguf(pairs, shapes, offset))
 
 
 def weights(*, biases: bool) -> tuple[dict, dict]:
@@ -96,6 +150,7 @@ def seeds() -> dict[str, list[bytes]]:
     return {
         "header": [safetensors(first), safetensors(second, {"format": "pt"}), empty],
         "gguf_header": [gguf()],
+        "gguf_directory": [gguf_directory()],
         "checkpoint": checkpoints(),
         "config": [*configs, join(configs[0], configs[0])],
         "generation_config": [dump(sampling), dump(texts)],

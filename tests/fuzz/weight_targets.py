@@ -15,6 +15,7 @@ from vacc_deploy.checkpoint.generation_config import read_generation_config
 from vacc_deploy.checkpoint.gguf_header import read_gguf_header
 from vacc_deploy.checkpoint.header import read_header
 from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.checkpoint.soundness import find_unsound
 from vacc_deploy.errors import CheckpointError, VaccDeployError
 from vacc_deploy.formats.layouts import LAYOUTS
 from vacc_deploy.json_files import dump_json
@@ -59,6 +60,15 @@ def gguf_header(data: bytes, directory: Path) -> None:
         if not position < tensor.offset + tensor.num_bytes <= len(data):
             raise FindingError("differs", f"{tensor!r:.300} in a file of {len(data)} bytes")
         position = tensor.offset
+
+
+def gguf_directory(data: bytes, directory: Path) -> None:
+    """A directory of the format gguf: every tensor is read, and what is wrong with it is told."""
+    place(data, directory, "config.json", "a.gguf")
+    opened = Checkpoint.open(directory)
+    for name in opened.tensors:
+        opened.read(name)
+    find_unsound(opened)
 
 
 def _read_with_library(path: Path) -> dict | str:

@@ -34,6 +34,8 @@ def modelfile(tmp_path, template, ends=(), generation=None, **changes):
 def test_r1_literally_with_its_makers_sampling(tmp_path):
     template = R1.replace("{{'<｜Assistant｜>'}}", "{{'<｜Assistant｜><think>\\n'}}")
     assert modelfile(tmp_path, template, ends=[301, 301]) == (
+        "# To change anything, copy this file first (cp Modelfile MyModelfile): vacc-deploy "
+        "compares it with what it wrote.\n"
         "FROM ./a-Q8_0.gguf\n"
         'TEMPLATE """{{ if .System }}{{ .System }}{{ end }}{{ range $i, $_ := .Messages }}'
         '{{ $last := eq (len (slice $.Messages $i)) 1 }}{{ if eq .Role "user" }}<｜User｜>'
@@ -57,6 +59,18 @@ def test_what_the_checkpoint_states_counts_before_the_default(tmp_path):
     ]
 
 
+def test_numbers_have_all_of_their_digits(tmp_path):
+    stated = {"temperature": 0.3333333333, "top_k": 5_000_000, "min_p": 1e-7, "top_p": True}
+    lines = modelfile(tmp_path, CHATML, generation=stated).splitlines()
+    assert [line for line in lines if line.startswith("PARAMETER")] == [
+        "PARAMETER temperature 0.3333333333",
+        "PARAMETER min_p 1e-07",
+        "PARAMETER top_k 5000000",
+    ]
+    lines = modelfile(tmp_path, CHATML, generation={"top_k": 20.5}).splitlines()
+    assert not [line for line in lines if line.startswith("PARAMETER")]
+
+
 def test_chatml_with_the_system_prompt_that_the_template_puts_there(tmp_path):
     text = modelfile(tmp_path, CHATML, add_bos_token=False)
     assert '"""{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}' in text
@@ -69,10 +83,24 @@ def test_chatml_with_the_system_prompt_that_the_template_puts_there(tmp_path):
         CHATML.replace("<|im_end|>' }}", "<|im_stop|>' }}"),
         "{% for m in messages %}{{ m['content'] }}{% endfor %}",
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}",
-        None,
     ],
-    ids=["other mark", "no marks", "no system prompt", "none"],
+    ids=["other mark", "no marks", "no system prompt"],
 )
 def test_turns_in_no_known_form_get_no_template(tmp_path, template):
     text = modelfile(tmp_path, template)
-    assert "TEMPLATE" not in text.replace("# No TEMPLATE", "") and text.count("\n") == 2
+    assert text.splitlines()[2] == (
+        "# No TEMPLATE: the turns of this chat template are in no form that is known here. Ollama "
+        "takes the nearest of its own, or the bare prompt."
+    )
+    assert "\nTEMPLATE" not in text and text.count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("template", "state"),
+    [(None, "is there"), ("{% if %}", "can be used"), ("{{ 1 / 0 }}", "can be used")],
+)
+def test_without_a_template_it_says_so(tmp_path, template, state):
+    text = modelfile(tmp_path, template)
+    assert text.splitlines()[2:] == [
+        f"# No TEMPLATE: no chat template {state}. Ollama takes the bare prompt."
+    ]

@@ -10,6 +10,7 @@ from tokenizer_builders import BOS, EOS, build_backend, tokenizer_config, write_
 from tokenizers import AddedToken, Regex, pre_tokenizers
 
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError
+from vacc_deploy.gguf_file.key_values import token_values
 from vacc_deploy.gguf_file.pre_tokenizer import find_pre_tokenizer
 from vacc_deploy.gguf_file.tokens import read_tokens
 from vacc_deploy.models.parse import parse_config
@@ -130,6 +131,17 @@ def test_ids_of_the_configuration_fill_in_for_roles_without_a_token(tmp_path):
         tmp_path, trained(), model_type="llama", raw={"rope_scaling": None}, add_prefix_space=False
     )
     assert read_tokens(directory, config).adds_space is False
+
+
+def test_a_chat_template_that_fails_is_left_out_and_told(tmp_path):
+    directory, config = write(tmp_path, trained(), chat_template="{% if %}")
+    got = read_tokens(directory, config)
+    assert got.template == "" and got.template_problem.startswith("The chat template in ")
+    assert " does not compile (line 1): " in got.template_problem
+    assert "tokenizer.chat_template" not in token_values(got)
+    directory, config = write(tmp_path, trained())
+    got = read_tokens(directory, config)
+    assert got.template_problem == "" and "tokenizer.chat_template" in token_values(got)
 
 
 def test_a_given_name_counts_and_refusals_name_the_file(tmp_path):

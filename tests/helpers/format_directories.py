@@ -16,8 +16,11 @@ from vacc_deploy.outputs.files import copy_file, side_files
 from vacc_deploy.outputs.writer import shard_name, write_index, write_shard, write_text
 
 
-def write_format(source: Path, layout: str, output: Path) -> Path:
-    """Write ``source``, rounded to nearest, in one layout to ``output`` and return it."""
+def write_format(source: Path, layout: str, output: Path, *, embeddings: str = "F16") -> Path:
+    """Write ``source``, rounded to nearest, in one layout to ``output`` and return it.
+
+    ``embeddings`` is the type of embedding and head in a GGUF file.
+    """
     output.mkdir(parents=True)
     checkpoint = Checkpoint.open(source)
     tensors, linears = {}, checkpoint.config.linear_names()
@@ -31,7 +34,7 @@ def write_format(source: Path, layout: str, output: Path) -> Path:
     shard = write_shard(output / shard_name(0, 1), tensors)
     if layout == GGUF:
         path = output / shard.name
-        assemble(GgufPlan(checkpoint, "model"), [path], output, output / "scratch")
+        assemble(GgufPlan(checkpoint, "model", embeddings), [path], output, output / "scratch")
         path.unlink()
     else:
         write_index(output, [shard])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
+from vacc_deploy.checkpoint.gguf_header import Q8_0
 from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo
 from vacc_deploy.formats.dtypes import STORED_FLOATS
-from vacc_deploy.formats.layouts import LAYOUTS
-from vacc_deploy.models.config import LM_HEAD, ModelConfig
+from vacc_deploy.formats.layouts import GGUF, LAYOUTS
+from vacc_deploy.models.config import EMBEDDING, LM_HEAD, ModelConfig
 
 _LAYER = re.compile(r"model\.layers\.([0-9]{1,6})\.")
 
@@ -16,12 +17,15 @@ def compare_with_index(
     weight_map: dict[str, str] | None, shards: dict[str, ShardHeader]
 ) -> list[str]:
     """Return where the index and the shards disagree, and tensors stored twice."""
-    problems, holder = [], dict[str, str]()
+    problems, holder, stored = [], dict[str, str](), dict[str, str]()
     for file, shard in shards.items():
         for info in shard.tensors:
-            if info.name in holder:
+            if holder.get(info.name) == file:
+                names = f"as {stored[info.name]} and {info.stored_name}"
+                problems.append(f"{info.name} is stored twice in {file}, {names}")
+            elif info.name in holder:
                 problems.append(f"{info.name} is in both {holder[info.name]} and {file}")
-            holder[info.name] = file
+            holder[info.name], stored[info.name] = file, info.stored_name
     if weight_map is None:
         return problems
     for tensor, file in weight_map.items():
@@ -46,6 +50,9 @@ def compare_with_config(config: ModelConfig, tensors: dict[str, TensorInfo]) -> 
             stored = LAYOUTS[config.quantization_format].tensors(out_features, in_features)
             for suffix, (shape, dtype) in stored.items():
                 expected[f"{name}.{suffix}"] = (shape, (dtype,))
+    if config.quantization_format == GGUF:
+        for name in expected.keys() & {EMBEDDING, LM_HEAD}:
+            expected[name] = (expected[name][0], (*STORED_FLOATS, Q8_0))
     problems = []
     for name, (shape, dtypes) in expected.items():
         info = tensors.get(name)

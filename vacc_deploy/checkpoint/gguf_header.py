@@ -1,9 +1,9 @@
-"""Read and check the header of one GGUF file, without reading its data or its key-values.
+"""Read and check the header of one GGUF file, without reading its data.
 
 The format: magic, version, counts; key-values; a name, shape, type and offset for each tensor; then
 the tensors' bytes, each at a multiple of 32. Our own reader, because what it reads comes from
-strangers: every count and length is compared with a bound before it is used, and lists are passed
-over, never built.
+strangers: every count and length is compared with a bound before it is used. Of the key-values
+numbers and short texts are kept; lists and longer texts are passed over, never built.
 
 Source: the specification of GGUF version 3 in ggml's docs/gguf.md.
 """
@@ -14,10 +14,10 @@ import hashlib
 import math
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from vacc_deploy.bounds import (
     GGUF_ARRAY_VALUES,
@@ -27,6 +27,7 @@ from vacc_deploy.bounds import (
     GGUF_KEYS,
     GGUF_TENSORS,
     GGUF_TEXT_BYTES,
+    GGUF_TEXTS,
     HEADER_NUMBER,
 )
 from vacc_deploy.checkpoint.header import is_tensor_name
@@ -35,11 +36,13 @@ from vacc_deploy.json_files import STAND_IN_BYTES, name_stand_in
 from vacc_deploy.permissions import explain_unreadable
 from vacc_deploy.stamps import FileStamp, open_ordinary
 
+# Of the names of such files.
+ENDING = ".gguf"
 _MAGIC, _VERSION = b"GGUF", 3
 ALIGNMENT = 32
 _ALIGNMENT_KEY = b"general.alignment"
-# Types of values by their numbers: the bytes of each; texts and lists have lengths of their own.
-_VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+# Types of values by their numbers: the form of each; texts and lists have lengths of their own.
+_FORMS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _LIST = 8, 9
 _PIECE_BYTES = 1 << 20
 
@@ -52,11 +55,12 @@ class TensorType(NamedTuple):
     num_bytes: int
 
 
+F32, F16, Q8_0 = "F32", "F16", "Q8_0"
 # By their numbers in ggml. What else there is no output of ours holds.
 TENSOR_TYPES = {
-    0: TensorType("F32", 1, 4),
-    1: TensorType("F16", 1, 2),
-    8: TensorType("Q8_0", 32, 34),
+    0: TensorType(F32, 1, 4),
+    1: TensorType(F16, 1, 2),
+    8: TensorType(Q8_0, 32, 34),
 }
 
 
@@ -81,6 +85,7 @@ class GgufHeader:
     """One file's tensors in the order of their bytes, and the hash of all before these.
 
     Attributes:
+        values: each key to its number or short text, a list and a longer text to None.
         stamp: of the file when its header was read.
     """
 
@@ -88,6 +93,7 @@ class GgufHeader:
     file_bytes: int
     header_sha256: str
     tensors: tuple[GgufTensor, ...]
+    values: Mapping[str, float | str | None]
     stamp: FileStamp
 
 
@@ -95,7 +101,7 @@ class _Source:
     """The bytes of a header, read in order and never beyond a bound or the file's end."""
 
     def __init__(self, file: IO[bytes], file_bytes: int) -> None:
-        self._file, self.position = file, 0
+        self._file, self.position, self._num_texts = file, 0, 0
         self._end = min(file_bytes, GGUF_HEADER_BYTES)
         self._is_bounded = file_bytes > GGUF_HEADER_BYTES
 
@@ -116,14 +122,21 @@ class _Source:
             raise ValueError(f"the file is truncated: its header ends behind byte {self._end:,}")
         self.position += count
 
-    def number(self, form: str) -> int:
-        """Return one whole number: ``I`` of four bytes, ``Q`` of eight."""
-        value: int = struct.unpack(f"<{form}", self.take(struct.calcsize(form)))[0]
-        return value
+    def number(self, form: str) -> Any:
+        """Return one number: ``I`` is a whole one of four bytes, ``Q`` of eight."""
+        return struct.unpack(f"<{form}", self.take(struct.calcsize(form)))[0]
+
+    def count_texts(self, count: int) -> None:
+        """Count the texts of a list before they are passed over, each of which takes time."""
+        self._num_texts += count
+        if self._num_texts > GGUF_TEXTS:
+            raise ValueError(
+                f"its lists hold {self._num_texts:,} texts or more, expected at most {GGUF_TEXTS:,}"
+            )
 
     def length(self, limit: int, what: str) -> int:
         """Return a count or a length of eight bytes that is at most ``limit``."""
-        value = self.number("Q")
+        value: int = self.number("Q")
         if value > limit:
             raise ValueError(f"{what}: got {value:,}, expected at most {limit:,}")
         return value
@@ -146,7 +159,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
                 raise CheckpointError(f"{path}: it {stand_in}")
             file.seek(0)
             source = _Source(file, file_bytes)
-            count = _read_start(source)
+            count, values = _read_start(source)
             entries = [_read_entry(source) for _ in range(count)]
             start = source.position + -source.position % ALIGNMENT
             file.seek(0)
@@ -156,7 +169,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
         raise CheckpointError(explain_unreadable(path, err)) from err
     except ValueError as err:
         raise CheckpointError(f"{path}: {err}. Quantize the model again.") from err
-    return GgufHeader(path, file_bytes, sha256, tensors, stamp)
+    return GgufHeader(path, file_bytes, sha256, tensors, values, stamp)
 
 
 def _hash(file: IO[bytes], count: int) -> str:
@@ -168,14 +181,14 @@ def _hash(file: IO[bytes], count: int) -> str:
     return digest.hexdigest()
 
 
-def _read_start(source: _Source) -> int:
-    """Pass over all in front of the tensors' entries; return their number."""
+def _read_start(source: _Source) -> tuple[int, dict[str, float | str | None]]:
+    """Return the number of tensors, and the key-values."""
     if source.take(4) != _MAGIC:
         raise ValueError("it is no GGUF file")
     if (version := source.number("I")) != _VERSION:
         raise ValueError(f"it has version {version} of GGUF, expected {_VERSION}")
     count = source.length(GGUF_TENSORS, "its number of tensors")
-    keys = set[bytes]()
+    keys, values = set[bytes](), dict[str, float | str | None]()
     for _ in range(source.length(GGUF_KEYS, "its number of key-values")):
         key = source.take(source.length(GGUF_KEY_BYTES, "the bytes of a key"))
         if key in keys:
@@ -186,27 +199,34 @@ def _read_start(source: _Source) -> int:
             stated = f"is of type {kind}" if kind != 4 else f"is {got}"
             raise ValueError(f"{_ALIGNMENT_KEY.decode()} {stated}, expected {ALIGNMENT}")
         if key != _ALIGNMENT_KEY:
-            _skip_value(source, kind)
-    return count
+            values[key.decode(errors="backslashreplace")] = _read_value(source, kind)
+    return count, values
 
 
-def _skip_value(source: _Source, kind: int) -> None:
-    if kind in _VALUE_BYTES:
-        source.skip(_VALUE_BYTES[kind])
-    elif kind == _TEXT:
-        source.skip(source.length(GGUF_TEXT_BYTES, "the bytes of a text"))
+def _read_value(source: _Source, kind: int) -> float | str | None:
+    """Return a number or a short text; None for what is passed over."""
+    if kind in _FORMS:
+        value: float = source.number(_FORMS[kind])
+        return value
+    if kind == _TEXT:
+        length = source.length(GGUF_TEXT_BYTES, "the bytes of a text")
+        if length <= GGUF_KEY_BYTES:
+            return source.take(length).decode(errors="backslashreplace")
+        source.skip(length)
     elif kind == _LIST:
         inner = source.number("I")
         count = source.length(GGUF_ARRAY_VALUES, "the values of a list")
-        if inner in _VALUE_BYTES:
-            source.skip(count * _VALUE_BYTES[inner])
-            return
+        if inner in _FORMS:
+            source.skip(count * struct.calcsize(f"<{_FORMS[inner]}"))
+            return None
         if inner != _TEXT:
             raise ValueError(f"a list holds values of type {inner}, expected numbers or texts")
+        source.count_texts(count)
         for _ in range(count):
             source.skip(source.length(GGUF_TEXT_BYTES, "the bytes of a text"))
     else:
         raise ValueError(f"a value has the unknown type {kind}")
+    return None
 
 
 def _read_entry(source: _Source) -> GgufTensor:

@@ -13,18 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.checkpoint.caches import list_all_names
-from vacc_deploy.checkpoint.gguf_header import GgufTensor, read_gguf_header
+from vacc_deploy.checkpoint.gguf_header import ENDING, Q8_0, GgufHeader, GgufTensor
 from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo
 from vacc_deploy.checkpoint.stored import read_spans
 from vacc_deploy.errors import CheckpointError, name_some
-from vacc_deploy.formats.q8_0 import Q8_0, dequantize_blocks, part_rows, row_bytes
-from vacc_deploy.models.config import ModelConfig
+from vacc_deploy.formats.q8_0 import BLOCKS, dequantize_blocks, part_rows, row_bytes
+from vacc_deploy.models.config import EMBEDDING, LM_HEAD, ModelConfig
 from vacc_deploy.models.gguf_names import ROPE_FACTORS, gguf_names, interleaved_heads
 
 if TYPE_CHECKING:
     import torch
-
-ENDING = ".gguf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +30,12 @@ class GgufTensorInfo(TensorInfo):
     """A tensor of a GGUF file.
 
     Attributes:
+        dtype: as of every tensor, and ``Q8_0`` for the blocks of an embedding, which is used as
+            float32. No reader of bytes takes those for numbers: ``DTYPES`` has no such code.
         heads: whose rows llama.cpp has interleaved; 0 where the order is the published one.
-        is_rounded: whether the float values are stored as Q8_0 blocks. ``dtype`` is then F32, as
-            which they are used, and ``num_bytes`` those of the blocks.
     """
 
     heads: int = 0
-    is_rounded: bool = False
 
 
 def find_gguf_file(directory: Path) -> str:
@@ -63,16 +60,16 @@ def find_gguf_file(directory: Path) -> str:
     )
 
 
-def read_gguf_shard(path: Path, config: ModelConfig) -> ShardHeader:
+def read_gguf_shard(header: GgufHeader, config: ModelConfig) -> ShardHeader:
     """Return the tensors of a GGUF file under the names under which they are used.
 
     A tensor that llama.cpp would call otherwise keeps its name, and belongs to no part of the
     model then. The factors of the rotary frequencies are left out: ``config`` says the same.
 
     Raises:
-        CheckpointError: see ``read_gguf_header``.
+        CheckpointError: a tensor is Q8_0 that never is.
     """
-    header = read_gguf_header(path)
+    path = header.path
     published = {stored: name for name, stored in gguf_names(config).items()}
     linears = {f"{name}.weight": name for name in config.linear_names()}
     infos = list[TensorInfo]()
@@ -80,12 +77,15 @@ def read_gguf_shard(path: Path, config: ModelConfig) -> ShardHeader:
         if tensor.name == ROPE_FACTORS:
             continue
         name = published.get(tensor.name, tensor.name)
-        dtype, shape, is_blocks = tensor.kind, tensor.shape, tensor.kind == "Q8_0"
-        if is_blocks and name in linears:
-            name, dtype, shape = f"{linears[name]}.{Q8_0}", "U8", _block_shape(tensor)
-            is_blocks = False  # they are read as they are
-        elif is_blocks:
-            dtype = "F32"
+        dtype, shape = tensor.kind, tensor.shape
+        if dtype == Q8_0 and (len(shape) != 2 or name not in linears.keys() | {EMBEDDING, LM_HEAD}):
+            raise CheckpointError(
+                f"{path}: tensor {tensor.name!r:.80} of shape {list(shape)} has the type {Q8_0}, "
+                "expected that of the embedding, the head and the linears only, with rows and "
+                "columns. Quantize the model again."
+            )
+        if dtype == Q8_0 and name in linears:  # they are read as they are
+            name, dtype, shape = f"{linears[name]}.{BLOCKS}", "U8", _block_shape(tensor)
         infos.append(
             GgufTensorInfo(
                 name=name,
@@ -97,7 +97,6 @@ def read_gguf_shard(path: Path, config: ModelConfig) -> ShardHeader:
                 stored_name=tensor.name,
                 stamp=header.stamp,
                 heads=interleaved_heads(config, name),
-                is_rounded=is_blocks,
             )
         )
     return ShardHeader(
@@ -126,6 +125,6 @@ def read_gguf(info: GgufTensorInfo, rows: Sequence[int] | None = None) -> torch.
     size = info.num_bytes // num_rows
     spans = [(0, info.num_bytes)] if rows is None else [(row * size, size) for row in rows]
     count = num_rows if rows is None else len(rows)
-    if not info.is_rounded:
+    if info.dtype != Q8_0:
         return read_spans(info, (count, *info.shape[1:]), spans)
     return dequantize_blocks(read_spans(info, (count, size), spans, dtype="U8"))

@@ -19,6 +19,8 @@ from vacc_deploy.checkpoint.causes import (
     explain_no_weights,
     find_weight_files,
 )
+from vacc_deploy.checkpoint.gguf_agreement import compare_gguf
+from vacc_deploy.checkpoint.gguf_header import read_gguf_header
 from vacc_deploy.checkpoint.gguf_tensors import (
     GgufTensorInfo,
     find_gguf_file,
@@ -283,7 +285,9 @@ def _read_gguf(directory: Path, config: ModelConfig) -> tuple[dict[str, ShardHea
     """Read the header of a directory's one GGUF file; see ``_read_shards``."""
     name = find_gguf_file(directory)
     _refuse_links(directory, [name])
-    return {name: read_gguf_shard(directory / name, config)}, []
+    header = read_gguf_header(directory / name)
+    compare_gguf(header, config)
+    return {name: read_gguf_shard(header, config)}, []
 
 
 def _read_shards(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
@@ -22,12 +22,21 @@ from vacc_deploy.checkpoint.cut_files import (
     CutFinder,
     module_of,
 )
+from vacc_deploy.checkpoint.gguf_tensors import GgufTensorInfo
 from vacc_deploy.checkpoint.header import TensorInfo
 from vacc_deploy.checkpoint.manifest import name_source, read_manifest
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.checkpoint.scan import INFINITY, TensorFacts, looks_filled, scan_tensor
+from vacc_deploy.checkpoint.scan import (
+    BLOCK_CODES,
+    BLOCK_SCALES,
+    INFINITY,
+    TensorFacts,
+    looks_filled,
+    scan_tensor,
+)
 from vacc_deploy.errors import CheckpointError, list_problems, name_some
-from vacc_deploy.formats.dtypes import used_dtype
+from vacc_deploy.formats.layouts import GGUF
+from vacc_deploy.formats.q8_0 import BLOCK, BLOCK_BYTES, BLOCKS, parted_row
 from vacc_deploy.models.config import EMBEDDING, LAYER_LINEARS, LM_HEAD
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.results import command
@@ -35,6 +44,8 @@ from vacc_deploy.results import command
 # A layer whose two outputs are zero passes its input on: block expansion starts new layers so, and
 # converters pad a model with them. What feeds such an output does not matter.
 _FEEDS = {"o_proj": ("q_proj", "k_proj", "v_proj"), "down_proj": ("gate_proj", "up_proj")}
+# The two that are judged in place of a linear's Q8_0 blocks.
+_BLOCK_SCALES, _BLOCK_CODES = f"{BLOCKS}_scales", f"{BLOCKS}_codes"
 # The last part of the name of a linear's tensor to what it is, in all layouts.
 _PARTS = {
     "weight": LINEAR,
@@ -43,6 +54,8 @@ _PARTS = {
     "weight_packed": CODES,
     "scales": SCALE,
     "weight_scale": SCALE,
+    _BLOCK_SCALES: SCALE,
+    _BLOCK_CODES: CODES,
 }
 # Rows of zeros that are worth a remark: more than one in twenty, and of a linear more than these
 # away from its end. Fewer are pruned or never trained, and those at the end are padding.
@@ -66,7 +79,7 @@ class Findings:
 
     def add_fault(self, info: TensorInfo, problem: str) -> None:
         """Add a fault of one tensor, under the name by which its file knows it."""
-        if problem.endswith(INFINITY) and info.dtype != used_dtype(info.dtype):
+        if problem.endswith(INFINITY) and info.dtype == "F64":
             problem += ", or more than float32 can, in which it is used"
         self.faults.append(f"{info.stored_name} in {info.path.name}: {problem}")
         self.files.add(info.path.name)
@@ -115,17 +128,18 @@ def find_unsound(
     checkpoint: Checkpoint, progress: Progress = SILENT, *, whole: bool = True
 ) -> Findings:
     """Return what is wrong with the values; see ``check_weights``."""
-    kinds = {name: kind for name in checkpoint.tensors if (kind := _kind_of(name))}
-    facts = dict(_scan(checkpoint, kinds, progress, whole))
+    tensors = _judged(checkpoint.tensors)
+    kinds = {name: kind for name in tensors if (kind := _kind_of(name))}
+    facts = dict(_scan(tensors, kinds, progress, whole))
     found, told, idle = Findings(), set[str](), _find_idle(facts)
     # What quantize wrote is no download: the tensors that it copied are named one by one.
     made_by = (read_manifest(checkpoint.directory) or {}).get("command")
-    if made_by != "quantize":
+    if made_by != "quantize" and checkpoint.config.quantization_format != GGUF:
 
         def is_dead(name: str) -> bool:
             return bool(_fault_of(kinds[name], facts[name], is_idle=module_of(name) in idle))
 
-        for cut in CutFinder(checkpoint.tensors, kinds, facts, is_dead).find(checkpoint.shards):
+        for cut in CutFinder(tensors, kinds, facts, is_dead).find(checkpoint.shards):
             found.faults.append(cut.to_text())
             found.files.add(cut.shard.path.name)
             told |= set(cut.tensors)
@@ -134,11 +148,26 @@ def find_unsound(
         if name in told:
             continue
         if problem := _fault_of(kinds[name], known, is_idle=module_of(name) in idle):
-            found.add_fault(checkpoint.tensors[name], problem)
+            found.add_fault(tensors[name], problem)
         elif remark := _remark_of(name, kinds[name], known):
             remarks[remark].append(name)
     found.remarks += [f"{name_some(names, 1)}: {remark}" for remark, names in remarks.items()]
     return found
+
+
+def _judged(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Return the tensors by name, the blocks of a linear as its scales and its codes."""
+    judged = dict[str, TensorInfo]()
+    for name, info in tensors.items():
+        linear, _, part = name.rpartition(".")
+        if part != BLOCKS:
+            judged[name] = info
+            continue
+        rows, count = info.shape[0], info.num_bytes // BLOCK_BYTES
+        scales, codes = f"{linear}.{_BLOCK_SCALES}", f"{linear}.{_BLOCK_CODES}"
+        judged[scales] = replace(info, name=scales, dtype=BLOCK_SCALES, shape=(rows, count // rows))
+        judged[codes] = replace(info, name=codes, dtype=BLOCK_CODES, shape=(count, BLOCK))
+    return judged
 
 
 def _kind_of(name: str) -> str:
@@ -152,16 +181,16 @@ def _kind_of(name: str) -> str:
 
 
 def _scan(
-    checkpoint: Checkpoint, kinds: dict[str, str], progress: Progress, whole: bool
+    tensors: Mapping[str, TensorInfo], kinds: dict[str, str], progress: Progress, whole: bool
 ) -> Iterator[tuple[str, TensorFacts]]:
     """Yield the facts of every tensor that is read whole, in the order of the files."""
 
     def is_read(kind: str) -> bool:
         return whole or kind != LINEAR
 
-    infos = {name: checkpoint.tensors[name] for name in kinds}
+    infos = {name: tensors[name] for name in kinds}
     for name, info in infos.items():
-        if kinds[name] == SCALE:  # [out], [out, 1] or [groups, out]: one for each output
+        if kinds[name] == SCALE:  # of each output, and of its groups
             infos[name] = replace(info, shape=(math.prod(info.shape),))
     ordered = sorted(infos, key=lambda name: (infos[name].path.name, infos[name].offset))
     total = sum(infos[name].num_bytes for name in ordered if is_read(kinds[name]))
@@ -171,8 +200,7 @@ def _scan(
         for name in names:
             if is_read(kinds[name]):
                 facts = scan_tensor(infos[name])
-                if kinds[name] == SCALE:
-                    _name_outputs(facts, checkpoint.tensors[name].shape)
+                _name_outputs(facts, tensors[name], is_scale=kinds[name] == SCALE)
                 yield name, facts
                 num_bytes += infos[name].num_bytes
             elif not looks_filled(infos[name]):
@@ -187,13 +215,21 @@ def _scan(
 # ---- the policy --------------------------------------------------------------------------------
 
 
-def _name_outputs(facts: TensorFacts, shape: tuple[int, ...]) -> None:
-    """Let the rows of a scale be those of the linear: all groups have a scale for each of them."""
-    out_features = max(1, shape[0] if shape[-1] == 1 else shape[-1])
+def _name_outputs(facts: TensorFacts, info: TensorInfo, *, is_scale: bool) -> None:
+    """Let the rows that are named be those of the published linear."""
+
+    def name_row(row: int) -> int:
+        if is_scale and info.dtype == BLOCK_SCALES:  # [out, groups]
+            row //= info.shape[1]
+        elif is_scale:  # [out], [out, 1] or [groups, out]
+            row %= max(1, info.shape[0] if info.shape[-1] == 1 else info.shape[-1])
+        heads = info.heads if isinstance(info, GgufTensorInfo) else 0
+        return parted_row(row, heads, info.shape[0]) if heads else row
+
     if facts.broken_row is not None:
-        facts.broken_row %= out_features
+        facts.broken_row = name_row(facts.broken_row)
     if facts.first_zero_row is not None:
-        facts.first_zero_row %= out_features
+        facts.first_zero_row = name_row(facts.first_zero_row)
 
 
 def _find_idle(facts: dict[str, TensorFacts]) -> set[str]:

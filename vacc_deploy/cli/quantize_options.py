@@ -18,6 +18,7 @@ from vacc_deploy.quantize.options import (
     FAST,
     FULL,
     GGUF_EMBEDDINGS,
+    GGUF_F16,
     OWN,
     PRESETS,
     QuantizeOptions,
@@ -168,10 +169,10 @@ _OPTIONS = (
         is_flag=True,
         help="Give every phase its own seconds in quantize_timing.json, at some cost on CUDA.",
     ),
-    _option(
+    click.option(
         "--gguf-embeddings",
-        "Store embedding and head of the format gguf so.",
-        click.Choice(GGUF_EMBEDDINGS),
+        type=click.Choice(list(GGUF_EMBEDDINGS)),
+        help=f"Store embedding and head of the format gguf so.  [default: {GGUF_F16}]",
     ),
     click.option(
         "--gguf-pre",

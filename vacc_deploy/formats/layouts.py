@@ -28,7 +28,7 @@ from vacc_deploy.formats.packing import (
     unpack_int_quantized,
     unpack_vamc,
 )
-from vacc_deploy.formats.q8_0 import BLOCK, Q8_0, pack_q8_0, row_bytes, unpack_q8_0
+from vacc_deploy.formats.q8_0 import BLOCK, BLOCKS, pack_q8_0, row_bytes, unpack_q8_0
 
 if TYPE_CHECKING:
     import torch
@@ -149,7 +149,7 @@ def _compressed_tensors_config(form: str, inputs: Mapping[str, Any] | None) -> d
 # The directory holds one file in the form of llama.cpp, whatever its name.
 _GGUF_CONFIG: dict[str, Any] = {
     "quant_method": "gguf",
-    "format": Q8_0,
+    "format": "q8_0",
     "bits": 8,
     "meta": {"quantizer": [f"{_TOOL}:{__version__}"]},
 }
@@ -225,7 +225,7 @@ LAYOUTS = {
     ),
     GGUF: Layout(
         # While a run goes on its shards hold this; ``gguf_file`` makes one file of them.
-        tensors=lambda rows, columns: {Q8_0: ((rows, row_bytes(columns)), "U8")},
+        tensors=lambda rows, columns: {BLOCKS: ((rows, row_bytes(columns)), "U8")},
         pack=pack_q8_0,
         unpack=unpack_q8_0,
         purpose="one GGUF file with int8 codes (Q8_0), for llama.cpp, Ollama and LM Studio",

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from vacc_deploy.formats.packing import CodesAndScale, Packed, ReadTensor
 
 BLOCK = 32
-_SCALE_BYTES = 2
-BLOCK_BYTES = _SCALE_BYTES + BLOCK
+SCALE_BYTES = 2
+BLOCK_BYTES = SCALE_BYTES + BLOCK
 # The suffix of a linear's one tensor.
-Q8_0 = "q8_0"
+BLOCKS = "q8_0"
 
 
 def row_bytes(columns: int) -> int:
@@ -39,7 +39,7 @@ def pack_q8_0(codes: torch.Tensor, scale: torch.Tensor) -> Packed:
         scale: float16 [out_features].
     """
     # [out] -> [out, in / 32]
-    return {Q8_0: to_blocks(codes, scale[:, None].expand(-1, codes.shape[1] // BLOCK))}
+    return {BLOCKS: to_blocks(codes, scale[:, None].expand(-1, codes.shape[1] // BLOCK))}
 
 
 def unpack_q8_0(read: ReadTensor, scale: torch.Tensor | None = None) -> CodesAndScale:
@@ -48,8 +48,12 @@ def unpack_q8_0(read: ReadTensor, scale: torch.Tensor | None = None) -> CodesAnd
     Raises:
         QuantizationError: the blocks of a row differ in their scales.
     """
-    codes, scales = from_blocks(read(Q8_0))
-    differs = (scales != scales[:, :1]).any(1)  # [out]
+    import torch
+
+    codes, scales = from_blocks(read(BLOCKS))
+    # As bits: a scale that is NaN equals itself, and is found where the weights' values are judged.
+    bits = scales.view(torch.int16)
+    differs = (bits != bits[:, :1]).any(1)  # [out]
     if differs.any():
         row = int(differs.nonzero()[0])
         raise QuantizationError("has blocks of different scales, expected one for the row", row=row)
@@ -69,8 +73,8 @@ def to_blocks(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     blocks = torch.empty(rows, columns // BLOCK, BLOCK_BYTES, dtype=torch.uint8)
     # On a little-endian machine the bytes of a scale are in the order of the format.
     # [rows, in / 32] -> [rows, in / 32, 1] -> bytes [rows, in / 32, 2]
-    blocks[:, :, :_SCALE_BYTES] = scales.contiguous()[:, :, None].view(torch.uint8)
-    blocks[:, :, _SCALE_BYTES:] = codes.reshape(rows, -1, BLOCK).view(torch.uint8)
+    blocks[:, :, :SCALE_BYTES] = scales.contiguous()[:, :, None].view(torch.uint8)
+    blocks[:, :, SCALE_BYTES:] = codes.reshape(rows, -1, BLOCK).view(torch.uint8)
     return blocks.view(rows, -1)
 
 
@@ -80,8 +84,8 @@ def from_blocks(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     rows = len(blocks)
     parted = blocks.reshape(rows, -1, BLOCK_BYTES)  # [rows, in / 32, 34]
-    scales = parted[:, :, :_SCALE_BYTES].contiguous().view(torch.float16)  # [rows, in / 32, 1]
-    codes = parted[:, :, _SCALE_BYTES:].contiguous().view(torch.int8)  # [rows, in / 32, 32]
+    scales = parted[:, :, :SCALE_BYTES].contiguous().view(torch.float16)  # [rows, in / 32, 1]
+    codes = parted[:, :, SCALE_BYTES:].contiguous().view(torch.int8)  # [rows, in / 32, 32]
     return codes.view(rows, -1), scales.view(rows, -1)
 
 
@@ -136,3 +140,11 @@ def part_rows(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     # [heads, half, 2, ...] -> [heads, 2, half, ...]
     parted = tensor.reshape(heads, -1, 2, *tensor.shape[1:])
     return parted.transpose(1, 2).reshape(tensor.shape)
+
+
+def parted_row(row: int, heads: int, num_rows: int) -> int:
+    """Return where a row of what ``interleave_rows`` has ordered is in the published order."""
+    size = num_rows // heads
+    head, inside = divmod(row, size)
+    pair, side = divmod(inside, 2)
+    return head * size + side * (size // 2) + pair

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 
-from vacc_deploy.checkpoint.gguf_header import ALIGNMENT, TENSOR_TYPES
+from vacc_deploy.checkpoint.gguf_header import ALIGNMENT, F16, TENSOR_TYPES
 from vacc_deploy.checkpoint.header import TensorInfo, read_header
 from vacc_deploy.checkpoint.stored import read_spans, read_tensor
 from vacc_deploy.errors import QuantizationError
-from vacc_deploy.formats.q8_0 import Q8_0, interleave_rows, round_to_blocks
-from vacc_deploy.gguf_file.key_values import rope_factors
-from vacc_deploy.gguf_file.plan import F16, GgufPlan, PlannedTensor
+from vacc_deploy.formats.q8_0 import BLOCKS, interleave_rows, round_to_blocks
+from vacc_deploy.gguf_file.plan import GgufPlan, PlannedTensor
+from vacc_deploy.models.gguf_keys import rope_factors
 from vacc_deploy.models.gguf_names import interleaved_heads
 from vacc_deploy.outputs.writer import WrittenFile, write_bytes
 
@@ -93,7 +93,7 @@ def _chunks(
         factors = rope_factors(config)
         yield struct.pack(f"<{len(factors)}f", *factors)
         return
-    linear = infos.get(f"{tensor.source}.{Q8_0}")
+    linear = infos.get(f"{tensor.source}.{BLOCKS}")
     info = linear or infos[tensor.source]
     heads = interleaved_heads(config, info.name)
     if linear:

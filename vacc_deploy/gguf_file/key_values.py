@@ -2,35 +2,27 @@
 
 docs/formats.md compares them key by key with the converter's, and says why some differ.
 
-Source: ``conversion/base.py``, ``llama.py`` and ``qwen.py`` of llama.cpp; ``src/llama-context.cpp``
-for the factor of yarn.
+Those that shape the computation are in ``models.gguf_keys``.
+
+Source: ``conversion/base.py``, ``llama.py`` and ``qwen.py`` of llama.cpp.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 from vacc_deploy.errors import UnsupportedModelError, list_problems
+from vacc_deploy.gguf_file.sampling import SAMPLERS, stated_sampling
 from vacc_deploy.gguf_file.tokens import GgufTokens
-from vacc_deploy.models.config import ModelConfig, RopeScaling
-from vacc_deploy.models.rope import YARN, paper_factor
-
-# A key to the name of its type in ``gguf.GGUFValueType``, and its value.
-KeyValues: TypeAlias = dict[str, tuple[str, Any]]
+from vacc_deploy.models.config import ModelConfig
+from vacc_deploy.models.gguf_keys import KeyValues, computing_values
+from vacc_deploy.models.rope import YARN
 
 _MOSTLY_Q8_0 = 7  # llama.cpp's number of the file type
 _QUANT_VERSION = 2
 _MODEL_KIND = "gpt2"  # llama.cpp's name of byte-level BPE
 _ROLE_KEYS = {"unk": "unknown", "sep": "seperator", "pad": "padding"}  # the format's own spelling
-# generation_config.json to the sampler of llama.cpp.
-_SAMPLING = {
-    "temperature": ("FLOAT32", "temp"),
-    "top_p": ("FLOAT32", "top_p"),
-    "min_p": ("FLOAT32", "min_p"),
-    "top_k": ("INT32", "top_k"),
-}
 # llama.cpp reads other ones for some architectures only.
 _BETAS = (32.0, 1.0)
 
@@ -70,34 +62,16 @@ def model_values(config: ModelConfig, name: str, generation: Mapping[str, Any] |
         name: the model's.
         generation: the values of ``generation_config.json``.
     """
-    arch = config.model_type
-    values: KeyValues = {
-        "general.architecture": ("STRING", arch),
+    return {
+        "general.architecture": ("STRING", config.model_type),
         "general.type": ("STRING", "model"),
         **_sampling_values(generation or {}),
         "general.name": ("STRING", name),
         "general.size_label": ("STRING", size_label(config.num_parameters())),
-        f"{arch}.block_count": ("UINT32", config.num_hidden_layers),
-        f"{arch}.context_length": ("UINT32", config.max_position_embeddings),
-        f"{arch}.embedding_length": ("UINT32", config.hidden_size),
-        f"{arch}.feed_forward_length": ("UINT32", config.intermediate_size),
-        f"{arch}.attention.head_count": ("UINT32", config.num_attention_heads),
-        f"{arch}.attention.head_count_kv": ("UINT32", config.num_key_value_heads),
-        **_scaling_values(arch, config.rope_scaling),
-        f"{arch}.rope.freq_base": ("FLOAT32", config.rope_theta),
-        f"{arch}.attention.layer_norm_rms_epsilon": ("FLOAT32", config.rms_norm_eps),
+        **computing_values(config),
+        "general.file_type": ("UINT32", _MOSTLY_Q8_0),
+        "general.quantization_version": ("UINT32", _QUANT_VERSION),
     }
-    # Without them llama.cpp takes hidden_size / heads.
-    is_own = config.head_dim * config.num_attention_heads != config.hidden_size
-    if arch == "qwen3" or is_own or config.raw.get("head_dim") is not None:
-        values[f"{arch}.attention.key_length"] = ("UINT32", config.head_dim)
-        values[f"{arch}.attention.value_length"] = ("UINT32", config.head_dim)
-    values["general.file_type"] = ("UINT32", _MOSTLY_Q8_0)
-    if arch == "llama":
-        values[f"{arch}.vocab_size"] = ("UINT32", config.vocab_size)
-        values[f"{arch}.rope.dimension_count"] = ("UINT32", config.head_dim)
-    values["general.quantization_version"] = ("UINT32", _QUANT_VERSION)
-    return values
 
 
 def token_values(tokens: GgufTokens) -> KeyValues:
@@ -134,50 +108,8 @@ def size_label(num_parameters: int) -> str:
 
 def _sampling_values(generation: Mapping[str, Any]) -> KeyValues:
     """Return what the checkpoint's authors sample with."""
-    values: KeyValues = {}
-    for key, (kind, name) in _SAMPLING.items():
-        stated = generation.get(key)
-        # A whole number of tokens, or any number.
-        wanted = int if kind == "INT32" else (int, float)
-        if isinstance(stated, wanted) and type(stated) is not bool and 0 <= stated <= 1 << 30:
-            values[f"general.sampling.{name}"] = (kind, stated)
-    return values
-
-
-def _scaling_values(arch: str, scaling: RopeScaling | None) -> KeyValues:
-    """Return how the rotary frequencies are stretched; llama3 is a tensor, see ``rope_factors``."""
-    if scaling is None or scaling.rope_type == "llama3":
-        return {}
-    prefix = f"{arch}.rope.scaling"
-    values: KeyValues = {
-        f"{prefix}.type": ("STRING", scaling.rope_type),
-        f"{prefix}.factor": ("FLOAT32", scaling.factor),
+    return {
+        f"general.sampling.{SAMPLERS[name].key}": (SAMPLERS[name].kind, value)
+        for name, value in stated_sampling(generation).items()
+        if SAMPLERS[name].key
     }
-    if scaling.rope_type == YARN:
-        original = scaling.original_max_position_embeddings
-        values[f"{prefix}.original_context_length"] = ("UINT32", original)
-        # llama.cpp multiplies the tables by the factor of the paper, and by this number. The
-        # converter writes the whole factor as yarn_attn_factor, which llama.cpp overwrites.
-        ratio = scaling.attention_factor / paper_factor(scaling.factor)
-        if not math.isclose(ratio, 1.0, abs_tol=1e-6):
-            values[f"{prefix}.attn_factor"] = ("FLOAT32", ratio)
-    return values
-
-
-def rope_factors(config: ModelConfig) -> list[float]:
-    """Return by what llama3 scaling divides each rotary frequency; empty for any other.
-
-    Source: the Llama 3.1 report (arXiv 2407.21783, section 3.4).
-    """
-    scaling = config.rope_scaling
-    if scaling is None or scaling.rope_type != "llama3":
-        return []
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    factors = []
-    for pair in range(config.head_dim // 2):
-        frequency = config.rope_theta ** (-2 * pair / config.head_dim)
-        # Full turns over the trained length: few are a long wave, which is stretched.
-        turns = scaling.original_max_position_embeddings * frequency / (2 * math.pi)
-        blend = min(max((turns - low) / (high - low), 0.0), 1.0)
-        factors.append(1 / (blend + (1 - blend) / scaling.factor))
-    return factors

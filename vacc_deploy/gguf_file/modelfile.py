@@ -15,18 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from vacc_deploy.errors import CheckpointError
+from vacc_deploy.gguf_file.sampling import SAMPLERS, stated_sampling
 from vacc_deploy.gguf_file.tokens import GgufTokens
 
 MODELFILE = "Modelfile"
 _SYSTEM, _ASK, _ANSWER, _AGAIN = "probe-s", "probe-q", "probe-a", "probe-r"
-# generation_config.json to Ollama's names.
-_PARAMETERS = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "repetition_penalty": "repeat_penalty",
-}
+_HEADER = (
+    "# To change anything, copy this file first (cp Modelfile MyModelfile): vacc-deploy compares "
+    "it with what it wrote."
+)
 
 
 @dataclass(frozen=True)
@@ -118,25 +115,23 @@ def write_modelfile(
         generation: the values of ``generation_config.json``.
     """
     found = _find_style(tokens)
-    lines = [f"FROM ./{file_name}"]
+    lines = [_HEADER, f"FROM ./{file_name}"]
     if found:
         lines.append(f'TEMPLATE """{found.style.template(found.opening)}"""')
         lines += [f'SYSTEM """{found.system}"""'] if found.system else []
     else:
-        lines.append(
-            "# No TEMPLATE: the turns of this chat template are in no form that is known here. "
-            "Ollama takes the nearest of its own, or the bare prompt."
-        )
+        why = "the turns of this chat template are in no form that is known here. Ollama takes the "
+        why += "nearest of its own, or the bare prompt."
+        if not tokens.template:
+            state = "can be used" if tokens.template_problem else "is there"
+            why = f"no chat template {state}. Ollama takes the bare prompt."
+        lines.append(f"# No TEMPLATE: {why}")
     sampling = dict(found.style.defaults) if found else {}
-    sampling |= {key: generation[key] for key in _PARAMETERS if _is_number(generation.get(key))}
-    lines += [f"PARAMETER {_PARAMETERS[key]} {value:g}" for key, value in sampling.items()]
+    sampling |= stated_sampling(generation)
+    lines += [f"PARAMETER {SAMPLERS[key].parameter} {value!r}" for key, value in sampling.items()]
     ends = [tokens.tokens[end_id] for end_id in dict.fromkeys(end_ids)]
     lines += [f'PARAMETER stop "{end}"' for end in ends if _is_plain(end)]
     return "\n".join(lines) + "\n"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1 << 30
 
 
 def _is_plain(text: str) -> bool:

@@ -2,18 +2,45 @@
 
 from __future__ import annotations
 
-import importlib.util
+from importlib import metadata
 
 from vacc_deploy.errors import UsageError
 
+_PACKAGE = "gguf"
+# What ``assemble`` uses.
+_USED = ("GGUFWriter", "GGUFValueType", "GGMLQuantizationType")
+_METHODS = ("add_key_value", "add_tensor_info", "write_ti_data_to_file")
+_INSTALL = "Run: python3 -m pip install --upgrade 'vacc-deploy[gguf]'"
 
-def check_package() -> None:
-    """Refuse to begin without the package ``gguf``.
+
+def check_package() -> str:
+    """Refuse to begin without the package ``gguf``; return its version.
 
     Raises:
-        UsageError: says how to install it.
+        UsageError: says what stands in its place, and how to install it.
     """
-    if importlib.util.find_spec("gguf") is None:
-        raise UsageError(
-            "--format gguf needs the package gguf. Run: python3 -m pip install 'vacc-deploy[gguf]'"
+    try:
+        import gguf
+    except ModuleNotFoundError as err:
+        if err.name != _PACKAGE:
+            raise _refuse(f" It cannot be imported: {err}.") from err
+        raise _refuse("") from err
+    except Exception as err:  # a stranger's code may raise anything
+        raise _refuse(f" It cannot be imported: {type(err).__name__}: {err}.") from err
+    writer = getattr(gguf, _USED[0], None)
+    lacking = [name for name in _USED if not hasattr(gguf, name)]
+    lacking += [name for name in _METHODS if writer and not hasattr(writer, name)]
+    if lacking:
+        where = getattr(gguf, "__file__", None) or ", ".join(map(str, gguf.__path__))
+        raise _refuse(
+            f" What is imported under this name is {where}, without {', '.join(lacking)}: an old "
+            "one, another one, or a mere folder. Leave that folder, or install the package."
         )
+    try:
+        return metadata.version(_PACKAGE)
+    except metadata.PackageNotFoundError as err:
+        raise _refuse(f" {gguf.__file__} is not installed, so its version is not known.") from err
+
+
+def _refuse(why: str) -> UsageError:
+    return UsageError(f"--format gguf needs the package gguf.{why} {_INSTALL}")

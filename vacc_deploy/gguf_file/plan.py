@@ -14,22 +14,20 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from vacc_deploy.checkpoint.generation_config import read_generation_config
-from vacc_deploy.checkpoint.gguf_header import ALIGNMENT, TENSOR_TYPES
+from vacc_deploy.checkpoint.gguf_header import ALIGNMENT, ENDING, F16, F32, Q8_0, TENSOR_TYPES
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import UnsupportedModelError
 from vacc_deploy.gguf_file.key_values import (
-    KeyValues,
     check_architecture,
     model_values,
-    rope_factors,
     token_values,
 )
 from vacc_deploy.gguf_file.modelfile import write_modelfile
 from vacc_deploy.gguf_file.tokens import GgufTokens, read_tokens
 from vacc_deploy.models.config import EMBEDDING, LM_HEAD
+from vacc_deploy.models.gguf_keys import KeyValues, rope_factors
 from vacc_deploy.models.gguf_names import ROPE_FACTORS, gguf_names
 
-F16, F32, Q8_0 = "F16", "F32", "Q8_0"
 _KINDS = {kind.name: kind for kind in TENSOR_TYPES.values()}
 # A name that a shell, a Modelfile and every file system take as it is.
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
@@ -79,7 +77,7 @@ class GgufPlan:
     @property
     def file_name(self) -> str:
         """Name of the file."""
-        return f"{self.name if _PLAIN_NAME.fullmatch(self.name) else 'model'}-Q8_0.gguf"
+        return f"{self.name if _PLAIN_NAME.fullmatch(self.name) else 'model'}-{Q8_0}{ENDING}"
 
     @cached_property
     def tensors(self) -> tuple[PlannedTensor, ...]:
@@ -135,8 +133,8 @@ class GgufPlan:
         count = self.checkpoint.config.vocab_size
         return [i for i in ids if type(i) is int and 0 <= i < count]
 
-    def check(self) -> None:
-        """Refuse what cannot be written, before any work.
+    def check(self) -> tuple[str, ...]:
+        """Refuse what cannot be written, before any work; return what a user should know.
 
         Raises:
             UnsupportedModelError: llama.cpp would not compute this model, does not cut a text as
@@ -148,6 +146,9 @@ class GgufPlan:
         self.modelfile()
         if self.embeddings == F16:
             self._check_range()
+        problem = self.tokens.template_problem
+        left_out = "It is left out of the GGUF file and of the Modelfile."
+        return (f"{problem} {left_out}",) if problem else ()
 
     def _check_range(self) -> None:
         """Refuse an embedding or a head with values beyond float16."""

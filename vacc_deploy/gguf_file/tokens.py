@@ -41,7 +41,8 @@ class GgufTokens:
         special: role, such as ``eos``, to id.
         adds_bos: whether a text begins with the BOS token.
         adds_space: whether a space is put in front of a text; None where it is not said.
-        template: text of the chat template; empty where there is none.
+        template: text of the chat template; empty where there is none that can be used.
+        template_problem: why the one that is there cannot, a sentence; else empty.
         tokenizer: reads the same files.
     """
 
@@ -53,6 +54,7 @@ class GgufTokens:
     adds_bos: bool
     adds_space: bool | None
     template: str
+    template_problem: str
     tokenizer: Tokenizer
 
 
@@ -81,6 +83,7 @@ def read_tokens(directory: Path, config: ModelConfig, pre: str = "") -> GgufToke
     tokens, types = _list_tokens(settled, document, config.vocab_size, path)
     space = settled.config.get("add_prefix_space")
     tokenizer = Tokenizer(settled, directory=directory, template=template)
+    problem = _try_template(tokenizer) if template else ""
     return GgufTokens(
         pre=name,
         tokens=tokens,
@@ -90,9 +93,20 @@ def read_tokens(directory: Path, config: ModelConfig, pre: str = "") -> GgufToke
         adds_bos=tokenizer.adds_bos,
         # The converter passes it on for this architecture only.
         adds_space=space if isinstance(space, bool) and config.model_type == "llama" else None,
-        template=template.source if template else "",
+        template=template.source if template and not problem else "",
+        template_problem=problem,
         tokenizer=tokenizer,
     )
+
+
+def _try_template(tokenizer: Tokenizer) -> str:
+    """Return why a chat template cannot write the plainest conversation, or nothing."""
+    try:
+        turns = [{"role": "user", "content": "a"}]
+        tokenizer.render_chat(turns, add_generation_prompt=True)
+    except CheckpointError as err:
+        return str(err)
+    return ""
 
 
 def _list_tokens(

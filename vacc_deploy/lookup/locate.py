@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from vacc_deploy.checkpoint.gguf_header import ENDING
 from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.lookup.hub import Source, fetch
 from vacc_deploy.lookup.recognize import ARCHIVES, PICKLES, recognize, recognize_missing
@@ -23,7 +24,7 @@ _PAGE = re.compile(
     r"https?://[^/\s]+/(?:models/)?(?!datasets/|spaces/)([^/\s?#]+/[^/\s?#]+)(?:[/?#].*)?",
     re.DOTALL,
 )
-_FILES = (".safetensors", ".gguf", ".onnx", ".json", ".yaml", ".yml", ".git", *PICKLES, *ARCHIVES)
+_FILES = (".safetensors", ENDING, ".onnx", ".json", ".yaml", ".yml", ".git", *PICKLES, *ARCHIVES)
 
 
 def locate(

@@ -21,6 +21,7 @@ from vacc_deploy.checkpoint.caches import (
     modelscope_models,
 )
 from vacc_deploy.checkpoint.foreign import explain_training_state
+from vacc_deploy.checkpoint.gguf_header import ENDING
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from vacc_deploy.checkpoint.small_files import refuse_links
 from vacc_deploy.errors import MAX_LISTED, CheckpointError
@@ -120,7 +121,7 @@ def _maker_of(path: Path) -> str:
 
 def _recognize_file(path: Path) -> Finding:
     name = path.name.lower()
-    if name.endswith(".gguf"):
+    if name.endswith(ENDING):
         return _gguf(f"{path} is a GGUF file", [path.name])
     if name.endswith(ARCHIVES):
         return _archive(path)
@@ -189,7 +190,7 @@ def _recognize_directory(path: Path, needs_float: bool) -> Finding | None:
     has_config = os.path.isfile(path / CONFIG_NAME)
     if has_config and any(_is_safetensors(name) for name in names):
         return None
-    if has_config and any(name.lower().endswith(".gguf") for name in names) and _is_ours(path):
+    if has_config and any(name.lower().endswith(ENDING) for name in names) and _is_ours(path):
         return None
     if not has_config and (models := modelscope_models(path)):
         what = f"{path} is ModelScope's cache, which holds many models."
@@ -231,7 +232,7 @@ def _other_files(path: Path, names: list[str], has_config: bool) -> Finding | No
         return Finding(state)
     if has_config and any(name.endswith(PICKLES) for name in names):
         return None  # a checkpoint, which its reader refuses
-    if any(name.lower().endswith(".gguf") for name in names):
+    if any(name.lower().endswith(ENDING) for name in names):
         return _gguf(f"{path} holds a model as a GGUF file", names)
     if any(name.endswith(".onnx") for name in names):
         source = _recorded_source(path)

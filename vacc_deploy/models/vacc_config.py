@@ -133,10 +133,9 @@ def check_for_compiler(directory: Path, config: ModelConfig) -> None:
     layout = config.quantization_format
     if layout and not LAYOUTS[layout].for_compiler:
         raise CheckpointError(
-            f"{directory} holds weights in the {layout} layout, which is for "
-            "transformers and vLLM; the compiler's side reads vamc and prepared "
-            "directories. Give the vamc directory of the same run of quantize, or the prepared "
-            "directory."
+            f"{directory} holds weights in the {layout} layout ({LAYOUTS[layout].purpose}); the "
+            "compiler's side reads vamc and prepared directories. Give the vamc directory of the "
+            "same run of quantize, or the prepared directory."
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.checkpoint.fingerprint import fingerprint_file
+from vacc_deploy.checkpoint.gguf_header import ENDING
 from vacc_deploy.checkpoint.header import read_header
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from vacc_deploy.checkpoint.reader import INDEX_NAME
@@ -108,7 +109,9 @@ def _list_files(
         ):
             more = _list_nested(path.parent)
             files, problems = files + more[0], problems + more[1]
-    weights = {path.name for path in (*directory.glob("*.safetensors"), *directory.glob("*.gguf"))}
+    weights = {
+        path.name for path in (*directory.glob("*.safetensors"), *directory.glob(f"*{ENDING}"))
+    }
     weights = {name for name in weights if not has_run_name(directory / name)} | {INDEX_NAME}
     for name in sorted(weights - entries.keys()):
         if (directory / name).is_file():
@@ -145,7 +148,7 @@ def _parse_entry(entry: Any) -> tuple[int, str, bool] | None:
 
 def _weight_bytes(file: _Compared) -> int:
     """Return what progress counts: the weights, which are nearly everything."""
-    is_read = file.path.suffix in (".safetensors", ".gguf") and not file.is_linked
+    is_read = file.path.suffix in (".safetensors", ENDING) and not file.is_linked
     return file.num_bytes if is_read else 0
 
 

@@ -143,7 +143,7 @@ def plan_gguf(checkpoint: Checkpoint, options: QuantizeOptions) -> GgufPlan:
     return GgufPlan(
         checkpoint,
         model_name(checkpoint.directory),
-        options.gguf_embeddings.upper(),
+        options.embedding_type,
         options.gguf_pre,
     )
 

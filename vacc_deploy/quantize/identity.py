@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from vacc_deploy import __version__
 from vacc_deploy.checkpoint.fingerprint import fingerprint_file, fingerprint_weights
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.formats.layouts import GGUF
+from vacc_deploy.gguf_file.package import check_package
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME
 from vacc_deploy.outputs.files import side_files
 from vacc_deploy.outputs.manifests import library_versions
@@ -42,7 +42,7 @@ def identify(
     values: dict[str, Any] = {"model": model, "vacc-deploy": __version__}
     values |= {f"library {name}": version for name, version in library_versions().items()}
     if GGUF in options.formats:
-        values["library gguf"] = metadata.version("gguf")
+        values["library gguf"] = check_package()
     asked = options.to_dict()
     values |= dict(_flatten("option", asked))
     values |= dict(_flatten("weights", fingerprint_weights(checkpoint)))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vacc_deploy.checkpoint.gguf_header import F16, Q8_0
 from vacc_deploy.datasets import list_kinds
 from vacc_deploy.errors import UsageError
 from vacc_deploy.formats.layouts import FORMATS, GGUF, GPTQ_ONE_GROUP, LAYOUTS, VAMC
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 
 DATA, OWN = "data", "own"
 FAST, FULL = "fast", "full"
-# In what a GGUF file stores embedding and head.
-GGUF_F16, GGUF_Q8_0 = GGUF_EMBEDDINGS = ("f16", "q8_0")
+# In what a GGUF file stores embedding and head: the option's values to types of the format.
+GGUF_F16 = "f16"
+GGUF_EMBEDDINGS = {GGUF_F16: F16, "q8_0": Q8_0}
 _GGUF_PRE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 # What --preset stands for: fields of QuantizeOptions. "light" is for a CPU that a person waits for:
 # a tenth of the tokens, which is enough for the linears that "fast" calibrates up to a hidden size
@@ -62,7 +64,8 @@ class QuantizeOptions:
             It does not shape the result.
         num_float_rows: rows that go through the float layers too, the held-out ones among them;
             None for the number that ``layer_walk.num_float_rows`` chooses.
-        gguf_embeddings: ``f16`` or ``q8_0``, for embedding and head of the format ``gguf``.
+        gguf_embeddings: ``f16`` or ``q8_0``, for embedding and head of the format ``gguf``; None
+            for the first.
         gguf_pre: llama.cpp's name of the pre-tokenizer in that format; empty to find it.
     """
 
@@ -85,7 +88,7 @@ class QuantizeOptions:
     compute_dtype: str = "auto"
     profile: bool = False
     num_float_rows: int | None = None
-    gguf_embeddings: str = GGUF_F16
+    gguf_embeddings: str | None = None
     gguf_pre: str = ""
 
     def check(self) -> None:
@@ -142,7 +145,7 @@ class QuantizeOptions:
             )
 
     def _check_gguf(self) -> None:
-        if self.gguf_embeddings not in GGUF_EMBEDDINGS:
+        if self.gguf_embeddings not in (None, *GGUF_EMBEDDINGS):
             raise UsageError(
                 f"--gguf-embeddings is {self.gguf_embeddings!r}, expected "
                 f"{' or '.join(GGUF_EMBEDDINGS)}."
@@ -155,16 +158,21 @@ class QuantizeOptions:
             from vacc_deploy.gguf_file.package import check_package
 
             check_package()
-        elif self.gguf_pre or self.gguf_embeddings != GGUF_F16:
+        elif self.gguf_pre or self.gguf_embeddings is not None:
             flag = "--gguf-pre" if self.gguf_pre else "--gguf-embeddings"
             raise UsageError(f"{flag} is of --format {GGUF}. Add that format, or leave it out.")
+
+    @property
+    def embedding_type(self) -> str:
+        """Type of embedding and head in a GGUF file."""
+        return GGUF_EMBEDDINGS[self.gguf_embeddings or GGUF_F16]
 
     def _gguf_values(self) -> dict[str, Any]:
         """Return the options of a GGUF file, where one is written."""
         if GGUF not in self.formats:
             return {}
         given = {"gguf_pre": self.gguf_pre} if self.gguf_pre else {}
-        return {"gguf_embeddings": self.gguf_embeddings, **given}
+        return {"gguf_embeddings": self.gguf_embeddings or GGUF_F16, **given}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options for the report and the manifest."""

@@ -235,7 +235,7 @@ def _check_values(
     """Refuse values that no model can work with or no format can hold; return the remarks."""
     remarks = check_weights(checkpoint, progress, whole=False)
     if GGUF in options.formats:
-        plan_gguf(checkpoint, options).check()
+        remarks += plan_gguf(checkpoint, options).check()
     return remarks
 
 
