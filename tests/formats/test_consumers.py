@@ -69,7 +69,11 @@ def test_all_formats_hold_the_same_weights_and_leave_the_rest_as_it_was(director
         read, linears = float_reader(checkpoint), config.linear_names()
         for name, tensor in stored.items():
             if name.removesuffix(".weight") not in linears:
-                assert torch.equal(checkpoint.read(name), tensor)
+                # A GGUF file has float16 tables and float32 norms; of bfloat16 that loses nothing
+                # but what is smaller than the smallest step of float16.
+                difference = (checkpoint.read(name).float() - tensor.float()).abs().max()
+                assert difference <= (2.0**-25 if layout == "gguf" else 0)
+                assert layout == "gguf" or checkpoint.read(name).dtype == tensor.dtype
                 continue
             expected = dequantize(*quantize_rounding(tensor))
             if layout == "vamc":
@@ -91,8 +95,10 @@ def test_decoder_and_loader_agree_on_every_format(directories):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_verify_compares_every_format_with_its_float_model(directories, layout):
-    result = verify(directories[layout], reference_dir=directories["float"], max_tokens=128)
-    expected = verify(directories["int8"], reference_dir=directories["float"], max_tokens=128)
+    # All layouts alike; test_activations has what the inputs of int-quantized are rounded to.
+    plain = {"max_tokens": 128, "activations": "float"}
+    result = verify(directories[layout], reference_dir=directories["float"], **plain)
+    expected = verify(directories["int8"], reference_dir=directories["float"], **plain)
     tolerance = 0.05 if layout == "vamc" else 1e-4
     assert 0 < result.scores.mean_kl < 1
     assert result.scores.mean_kl == pytest.approx(expected.scores.mean_kl, rel=tolerance)

@@ -55,7 +55,8 @@ def vacc_config(config: ModelConfig, *, quantization_bit: int = 0) -> dict[str, 
     _write_old_names(values, config)
     if config.rope_scaling is not None and config.rope_scaling.rope_type == YARN:
         # Every number is written out: runtimes do not agree on what an absent one means.
-        values["rope_theta"] = config.rope_theta
+        if values.get("rope_theta") is None:  # the rule may have held it
+            values["rope_theta"] = config.rope_theta
         values["rope_scaling"] = rope_values(config.rope_scaling)
     values["auto_map"] = dict(AUTO_MAP)
     values["_attn_implementation"] = "eager"
