@@ -111,7 +111,7 @@ def test_what_is_nothing_is_refused(tmp_path):
 
 
 def test_the_parent_of_several_formats_lists_their_commands(made, tmp_path):
-    options = QuantizeOptions("rtn", formats=("vamc", "gptq"))
+    options = QuantizeOptions("rtn", formats=("vamc", "compressed-tensors"))
     output = quantize(made["llama", ""], options=options, output=tmp_path / "several").output_dir
     with pytest.raises(CheckpointError) as caught:
         find_target(str(output), None, lambda path: f"vacc-deploy yaml {path}")
