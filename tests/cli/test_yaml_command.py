@@ -125,7 +125,7 @@ def test_all_writes_the_committed_set(tmp_path):
             copy = tmp_path / path.relative_to(ROOT)
             assert path.is_dir() or copy.read_bytes() == path.read_bytes()
     assert len(list((tmp_path / "yaml").iterdir())) == 14
-    assert len(list((tmp_path / "build_in").iterdir())) == 4
+    assert len(list((tmp_path / "build_in").iterdir())) == 5
     assert not list(tmp_path.rglob("*.partial"))
 
 
