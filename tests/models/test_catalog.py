@@ -39,16 +39,30 @@ def test_the_official_models_come_first_and_in_order():
 
 def test_the_models_of_the_vendor_stand_in_the_order_of_the_page():
     qwen = [*("0.5B-Instruct", "1.5B-Instruct", "3B-Instruct", "7B-Instruct", "14B")]
-    qwen = [f"Qwen2.5-{size}" for size in (*qwen, "32B-Instruct", "72B-Instruct")]
+    qwen += ["14B-Instruct", "32B-Instruct", "72B-Instruct"]
+    qwen = [f"Qwen2.5-{size}" for size in qwen]
+    skywork = [f"Skywork-OR1-{size}" for size in ("7B-Preview", "7B", "32B")]
     four = ("4B", "4B-Instruct-2507", "4B-Thinking-2507")
     dense = [f"Qwen3-{size}" for size in ("0.6B", "1.7B", *four, "8B")]
-    assert ("QwQ-32B", "Skywork-OR1-7B-Preview", *qwen, *dense) == VENDORS
+    assert ("QwQ-32B", *skywork, *qwen, *dense) == VENDORS
     assert {MODELS[name].organization for name in VENDORS} == {"Qwen", "Skywork"}
 
 
 def test_every_published_configuration_belongs_to_a_model():
     folder = published_config(NAMES[0]).parent
-    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{n}.json" for n in MODELS)
+    own = sorted(f"{name}.json" for name, model in MODELS.items() if not model.shape_of)
+    assert sorted(path.name for path in folder.iterdir()) == own
+
+
+@pytest.mark.parametrize("name", [name for name, model in MODELS.items() if model.shape_of])
+def test_a_model_of_a_known_shape_takes_any_length_and_is_never_matched(name):
+    model = MODELS[name]
+    assert model.base_model.endswith(model.shape_of)
+    shorter = {**MODELS[model.shape_of].config_values, "max_position_embeddings": 4096}
+    config = parse_config(shorter, where="c.json")
+    assert not model.differences(config) and match_config(config) is None
+    other = parse_config({**shorter, "num_hidden_layers": 1}, where="c.json")
+    assert model.differences(other) == ["num_hidden_layers"]
 
 
 def test_a_copy_has_the_bytes_of_the_published_file():
@@ -155,7 +169,7 @@ def test_an_unknown_name_suggests_the_nearest(name, nearest):
     message = str(caught.value)
     assert message.startswith(f"Unknown model {name!r}. Did you mean {nearest}")
     assert "Known models: Distill-Qwen-1.5B, Distill-Qwen-7B, Distill-Qwen-14B, " in message
-    assert "Llama-70B, R1-0528-Qwen3-8B, and 15 others that vacc-deploy models lists. " in message
+    assert "Llama-70B, R1-0528-Qwen3-8B, and 18 others that vacc-deploy models lists. " in message
     assert message.endswith("is given by its directory or its repository id.")
 
 
@@ -200,8 +214,7 @@ def test_tensor_parallel_needs_the_mlp_to_divide():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_published_configuration_is_of_its_model(name):
-    values = read_json(published_config(name))
-    config = parse_config(values, where="c.json")
+    config = parse_config(MODELS[name].config_values, where="c.json")
     found = match_config(config)
     assert not MODELS[name].differences(config) and not found.differences(config)
     if name in NAMES:
@@ -212,10 +225,10 @@ def test_a_published_configuration_is_of_its_model(name):
 @pytest.mark.parametrize(
     ("name", "others"),
     [
-        (DISTILLS[1], {"Skywork-OR1-7B-Preview"}),
-        (DISTILLS[2], {"Qwen2.5-14B"}),
+        (DISTILLS[1], {"Skywork-OR1-7B-Preview", "Skywork-OR1-7B"}),
+        (DISTILLS[2], {"Qwen2.5-14B", "Qwen2.5-14B-Instruct"}),
         ("Qwen3-4B-Instruct-2507", {"Qwen3-4B-Thinking-2507"}),
-        ("QwQ-32B", set()),
+        ("QwQ-32B", {"Skywork-OR1-32B"}),
         ("Qwen3-8B", set()),
     ],
 )
@@ -279,7 +292,7 @@ def test_catalog_table_text():
 def test_catalog_table_dict():
     models = CatalogTable().to_dict()["models"]
     assert [model["name"] for model in models] == list(MODELS)
-    assert [model["group"] for model in models] == ["official"] * 7 + ["vendor"] * 15
+    assert [model["group"] for model in models] == ["official"] * 7 + ["vendor"] * 18
     last = models[-1]
     assert (last["organization"], last["base_model"]) == ("Qwen", "Qwen/Qwen3-8B-Base")
     assert MODELS["Qwen2.5-14B"].base_model == "" and models[13]["name"] == "Qwen2.5-14B"

@@ -169,7 +169,8 @@ def test_environment_is_set_from_the_32b_on():
     sized = {model.name: compile_environment(model.config) for model in MODELS.values()}
     large = {name for name, environment in sized.items() if environment}
     official = {f"DeepSeek-R1-Distill-{size}" for size in ("Qwen-32B", "Llama-70B")}
-    assert large == official | {"QwQ-32B", "Qwen2.5-32B-Instruct", "Qwen2.5-72B-Instruct"}
+    vendor = {"QwQ-32B", "Skywork-OR1-32B", "Qwen2.5-32B-Instruct", "Qwen2.5-72B-Instruct"}
+    assert large == official | vendor
     assert sized["DeepSeek-R1-Distill-Qwen-32B"] == {"VACC_STACK_SIZE": "256"}
 
 

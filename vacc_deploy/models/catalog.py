@@ -50,6 +50,8 @@ class CatalogModel:
         organization: the owner of its repository.
         group: ``official`` or ``vendor``.
         other_lengths: ``max_position_embeddings`` of other published revisions.
+        shape_of: the catalogue model that it was trained from, where no copy of its own
+            configuration was at hand. Of that one its sizes are taken, its length is not.
     """
 
     name: str
@@ -57,6 +59,7 @@ class CatalogModel:
     organization: str = ORGANIZATION
     group: str = OFFICIAL
     other_lengths: tuple[int, ...] = ()
+    shape_of: str = ""
 
     @property
     def repository(self) -> str:
@@ -73,8 +76,8 @@ class CatalogModel:
 
     @cached_property
     def config_values(self) -> dict[str, Any]:
-        """The published ``config.json``."""
-        return read_object(published_config(self.name))
+        """The published ``config.json``, or that of the model whose shape this one has."""
+        return read_object(published_config(self.shape_of or self.name))
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -88,7 +91,7 @@ class CatalogModel:
         if names_attn_factor(self.config_values):
             other = without_attn_factor(self.config).rope_scaling
             mine["rope_scaling"] = other if its["rope_scaling"] == other else mine["rope_scaling"]
-        if config.max_position_embeddings in self.other_lengths:
+        if self.shape_of or config.max_position_embeddings in self.other_lengths:
             mine["max_position_embeddings"] = config.max_position_embeddings
         return [name for name in ARCHITECTURE_FIELDS if mine[name] != its[name]]
 
@@ -152,11 +155,24 @@ _MODELS = (
         "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
         organization="Skywork",
     ),
+    _vendor(
+        "Skywork-OR1-7B",
+        "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
+        organization="Skywork",
+        shape_of="DeepSeek-R1-Distill-Qwen-7B",
+    ),
+    _vendor(
+        "Skywork-OR1-32B",
+        "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B",
+        organization="Skywork",
+        shape_of="DeepSeek-R1-Distill-Qwen-32B",
+    ),
     _vendor("Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-0.5B"),
     _vendor("Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-1.5B"),
     _vendor("Qwen2.5-3B-Instruct", "Qwen/Qwen2.5-3B"),
     _vendor("Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B"),
     _vendor("Qwen2.5-14B", ""),
+    _vendor("Qwen2.5-14B-Instruct", "Qwen/Qwen2.5-14B", shape_of="Qwen2.5-14B"),
     _vendor("Qwen2.5-32B-Instruct", "Qwen/Qwen2.5-32B"),
     _vendor("Qwen2.5-72B-Instruct", "Qwen/Qwen2.5-72B"),
     _vendor("Qwen3-0.6B", "Qwen/Qwen3-0.6B-Base"),
@@ -230,7 +246,9 @@ def match_config(config: ModelConfig) -> CatalogModel | None:
     Fine-tunes of a model share its architecture, and so do several models of the catalogue: this
     tells shapes, not identity.
     """
-    return next((model for model in _MODELS if not model.differences(config)), None)
+    # One whose length is not known would match too much.
+    known = (model for model in _MODELS if not model.shape_of)
+    return next((model for model in known if not model.differences(config)), None)
 
 
 class CatalogTable:
@@ -290,6 +308,7 @@ def _describe(model: CatalogModel) -> dict[str, Any]:
         "organization": model.organization,
         "repository": model.repository,
         "base_model": model.base_model or None,
+        "shape_of": model.shape_of or None,
         # These have one form in JSON; the others say how the weights are read.
         **{
             name: getattr(config, name)
