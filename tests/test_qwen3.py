@@ -22,7 +22,7 @@ from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.checkpoint.soundness import find_unsound
 from vacc_deploy.datasets.sources import CalibrationSource
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError
-from vacc_deploy.formats.layouts import FORMATS
+from vacc_deploy.formats.layouts import FORMATS, GPTQ, GPTQ_ONE_GROUP
 from vacc_deploy.formats.linears import codes_from
 from vacc_deploy.models.parse import read_config
 from vacc_deploy.prepare import prepare
@@ -37,7 +37,9 @@ from vacc_deploy.vamc.target import find_target
 
 NORMS = [f"model.layers.1.self_attn.{head}_norm.weight" for head in "qk"]
 YARN = {"rope_scaling": YARN_ROPE, "max_position_embeddings": 128}
-RTN = QuantizeOptions("rtn", formats=FORMATS)
+# The sizes of the small models are no multiples of 128.
+HELD = tuple(GPTQ_ONE_GROUP if name == GPTQ else name for name in FORMATS)
+RTN = QuantizeOptions("rtn", formats=HELD)
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +66,16 @@ def test_the_chain_by_rounding(tmp_path, config_overrides):
     prepared = prepare(source, output=tmp_path / "p").output_dir
     assert (prepared / "config_vacc.json").is_file()
     assert make_compile_file(find_target(str(prepared))).content["backend"]["dtype"] == "fp16"
-    output = quantize(prepared, options=RTN, output=tmp_path / "q").output_dir
+    # llama.cpp reads no biases of Qwen3's attention.
+    held = tuple(
+        name for name in HELD if name != "gguf" or not config_overrides.get("attention_bias")
+    )
+    options = replace(RTN, formats=held)
+    output = quantize(prepared, options=options, output=tmp_path / "q").output_dir
     assert make_compile_file(find_target(str(output / "vamc"))).content["backend"]["dtype"] == (
         "int8"
     )
-    for layout in FORMATS:
+    for layout in held:
         result = verify(output / layout, max_tokens=64, sequence_length=32, limits=None)
         # Random weights predict nothing, but both models say nearly the same.
         assert result.scores.mean_kl < 0.02 and not result.failures, layout
@@ -79,7 +86,7 @@ def test_all_formats_hold_the_same_integers(tmp_path, text, method):
     source = make_source(tmp_path / "m", "qwen3", num_layers=1)
     options = RTN if method == "rtn" else calibrated(text)
     output = quantize(source, options=options, output=tmp_path / "q").output_dir
-    opened = {layout: Checkpoint.open(output / layout) for layout in FORMATS}
+    opened = {layout: Checkpoint.open(output / layout) for layout in HELD}
     expected = Checkpoint.open(source)
     for name, shape in opened["int8"].config.linear_names().items():
         codes, scale = codes_from("int8", opened["int8"].read, name)

@@ -269,7 +269,7 @@ REFUSED_OPTIONS = [
         (
             {"formats": formats},
             f"The formats are {', '.join(formats) or 'none'}; expected one or more of vamc, int8, "
-            "gptq, compressed-tensors, gguf, each once.",
+            "gptq, compressed-tensors, int-quantized, gguf, gptq-one-group, each once.",
         )
         for formats in ((), ("int4",), ("int8", "int8"))
     ),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from vacc_deploy.checkpoint.gguf_header import Q8_0
 from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo
 from vacc_deploy.formats.dtypes import STORED_FLOATS
 from vacc_deploy.formats.layouts import GGUF, LAYOUTS
+from vacc_deploy.formats.q8_0 import Q8_0
 from vacc_deploy.models.config import EMBEDDING, LM_HEAD, ModelConfig
 
 _LAYER = re.compile(r"model\.layers\.([0-9]{1,6})\.")

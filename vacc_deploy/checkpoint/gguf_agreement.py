@@ -11,9 +11,10 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from vacc_deploy.checkpoint.gguf_header import F32, GgufHeader
+from vacc_deploy.checkpoint.gguf_header import GgufHeader
 from vacc_deploy.checkpoint.stored import read_pieces
 from vacc_deploy.errors import CheckpointError, list_problems
+from vacc_deploy.formats.q8_0 import F32
 from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
 from vacc_deploy.models.gguf_keys import (
     computing_values,

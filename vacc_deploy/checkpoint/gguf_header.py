@@ -32,6 +32,7 @@ from vacc_deploy.bounds import (
 )
 from vacc_deploy.checkpoint.header import is_tensor_name
 from vacc_deploy.errors import CheckpointError
+from vacc_deploy.formats.q8_0 import F16, F32, Q8_0
 from vacc_deploy.json_files import STAND_IN_BYTES, name_stand_in
 from vacc_deploy.permissions import explain_unreadable
 from vacc_deploy.stamps import FileStamp, open_ordinary
@@ -55,7 +56,6 @@ class TensorType(NamedTuple):
     num_bytes: int
 
 
-F32, F16, Q8_0 = "F32", "F16", "Q8_0"
 # By their numbers in ggml. What else there is no output of ours holds.
 TENSOR_TYPES = {
     0: TensorType(F32, 1, 4),

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vacc_deploy.checkpoint.caches import list_all_names
-from vacc_deploy.checkpoint.gguf_header import ENDING, Q8_0, GgufHeader, GgufTensor
+from vacc_deploy.checkpoint.gguf_header import ENDING, GgufHeader, GgufTensor
 from vacc_deploy.checkpoint.header import ShardHeader, TensorInfo
 from vacc_deploy.checkpoint.stored import read_spans
 from vacc_deploy.errors import CheckpointError, name_some
-from vacc_deploy.formats.q8_0 import BLOCKS, dequantize_blocks, part_rows, row_bytes
+from vacc_deploy.formats.q8_0 import BLOCKS, Q8_0, dequantize_blocks, part_rows, row_bytes
 from vacc_deploy.models.config import EMBEDDING, LM_HEAD, ModelConfig
 from vacc_deploy.models.gguf_names import ROPE_FACTORS, gguf_names, interleaved_heads
 

@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from vacc_deploy.checkpoint.gguf_header import Q8_0
 from vacc_deploy.checkpoint.header import TensorInfo
 from vacc_deploy.checkpoint.stored import CHUNK_BYTES, fill, open_stored
 from vacc_deploy.formats.dtypes import DTYPES, used_dtype
-from vacc_deploy.formats.q8_0 import BLOCK_BYTES, SCALE_BYTES
+from vacc_deploy.formats.q8_0 import BLOCK_BYTES, Q8_0, SCALE_BYTES
 
 if TYPE_CHECKING:
     import numpy as np

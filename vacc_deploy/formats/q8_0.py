@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from vacc_deploy.formats.packing import CodesAndScale, Packed, ReadTensor
 
+F32, F16, Q8_0 = "F32", "F16", "Q8_0"
 BLOCK = 32
 SCALE_BYTES = 2
 BLOCK_BYTES = SCALE_BYTES + BLOCK

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from vacc_deploy.checkpoint.gguf_header import ALIGNMENT, F16, TENSOR_TYPES
+from vacc_deploy.checkpoint.gguf_header import ALIGNMENT, TENSOR_TYPES
 from vacc_deploy.checkpoint.header import TensorInfo, read_header
 from vacc_deploy.checkpoint.stored import read_spans, read_tensor
 from vacc_deploy.errors import QuantizationError
-from vacc_deploy.formats.q8_0 import BLOCKS, interleave_rows, round_to_blocks
+from vacc_deploy.formats.q8_0 import BLOCKS, F16, interleave_rows, round_to_blocks
 from vacc_deploy.gguf_file.plan import GgufPlan, PlannedTensor
 from vacc_deploy.models.gguf_keys import rope_factors
 from vacc_deploy.models.gguf_names import interleaved_heads

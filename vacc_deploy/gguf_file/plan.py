@@ -14,9 +14,10 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from vacc_deploy.checkpoint.generation_config import read_generation_config
-from vacc_deploy.checkpoint.gguf_header import ALIGNMENT, ENDING, F16, F32, Q8_0, TENSOR_TYPES
+from vacc_deploy.checkpoint.gguf_header import ALIGNMENT, ENDING, TENSOR_TYPES
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import UnsupportedModelError
+from vacc_deploy.formats.q8_0 import F16, F32, Q8_0
 from vacc_deploy.gguf_file.key_values import (
     check_architecture,
     model_values,

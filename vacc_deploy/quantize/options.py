@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vacc_deploy.checkpoint.gguf_header import F16, Q8_0
 from vacc_deploy.datasets import list_kinds
 from vacc_deploy.errors import UsageError
 from vacc_deploy.formats.layouts import FORMATS, GGUF, GPTQ_ONE_GROUP, LAYOUTS, VAMC
+from vacc_deploy.formats.q8_0 import F16, Q8_0
 from vacc_deploy.solver import GPTQ, RTN
 
 if TYPE_CHECKING:
