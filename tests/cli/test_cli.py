@@ -52,7 +52,7 @@ def test_models_text_and_json():
     rows = [line.split() for line in result.stdout.splitlines()]
     assert ["Distill-Qwen-7B", "28", "3584", "28/4", "15.2", "56"] in [row[:6] for row in rows]
     values = json.loads(invoke("models", "--json").stdout)
-    assert [len(values), len(values["models"])] == [1, 22]
+    assert [len(values), len(values["models"])] == [1, 25]
 
 
 def test_prepare_prints_its_result_on_stdout_and_progress_on_stderr(tmp_path):

@@ -295,8 +295,10 @@ def test_catalog_table_dict():
     assert [model["group"] for model in models] == ["official"] * 7 + ["vendor"] * 18
     last = models[-1]
     assert (last["organization"], last["base_model"]) == ("Qwen", "Qwen/Qwen3-8B-Base")
-    assert MODELS["Qwen2.5-14B"].base_model == "" and models[13]["name"] == "Qwen2.5-14B"
-    assert models[13]["base_model"] is None
+    by_name = {model["name"]: model for model in models}
+    base, tuned = by_name["Qwen2.5-14B"], by_name["Qwen2.5-14B-Instruct"]
+    assert (base["base_model"], base["shape_of"]) == (None, None)
+    assert (tuned["base_model"], tuned["shape_of"]) == ("Qwen/Qwen2.5-14B", "Qwen2.5-14B")
     seven = models[1]
     assert seven["repository"] == "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"
     assert seven["base_model"] == "Qwen/Qwen2.5-Math-7B"
