@@ -312,18 +312,17 @@ class Qwen2Model(Qwen2PreTrainedModel):
 
     def _prepare(self, hidden_states, attention_mask, position_ids, past_len):
         """Return {is windowed: mask}, the position ids and the rotary tables."""
-        batch, seq, _ = hidden_states.shape
-        dtype, device = hidden_states.dtype, hidden_states.device
-        length = past_len + seq
+        device = hidden_states.device
+        length = past_len + hidden_states.shape[1]
         if position_ids is None:
             position_ids = torch.arange(past_len, length, device=device).unsqueeze(0)
         elif not torch.jit.is_tracing():  # a trace cannot read the ids; they stay below `length`
             length = max(length, int(position_ids.max()) + 1)
-        tables = self.rotary.lookup_tables(int(length), dtype, device)
+        tables = self.rotary.lookup_tables(int(length), hidden_states.dtype, device)
         if attention_mask is not None and attention_mask.dim() == 4:
             return {False: attention_mask, True: attention_mask}, position_ids, tables
 
-        args = (attention_mask, batch, seq, past_len, dtype, device)
+        args = (hidden_states, attention_mask, past_len)
         masks = {False: build_causal_mask(*args)}
         if self.config.window_layers:
             masks[True] = build_causal_mask(*args, window=self.config.sliding_window)
@@ -426,13 +425,16 @@ def repeat_heads(states, groups):
     return states.reshape(batch, heads * groups, seq, dim)
 
 
-def build_causal_mask(attention_mask, batch, seq, past_len, dtype, device, window=None):
+def build_causal_mask(hidden_states, attention_mask, past_len, window=None):
     """Return the additive mask [batch, 1, seq, past_len + seq]: 0 where a query sees a key.
 
     Args:
+        hidden_states: [batch, seq, hidden_size]; gives sizes, dtype and device.
         attention_mask: [batch, past_len + seq], 0 on padding, or None.
         window: query i sees the keys in (i - window, i]; None for all up to i.
     """
+    batch, seq, _ = hidden_states.shape
+    dtype, device = hidden_states.dtype, hidden_states.device
     length, lowest = past_len + seq, torch.finfo(dtype).min
     mask = None  # stays so in the trace of one query that sees every key
     if seq > 1 or window is not None or not torch.jit.is_tracing():
