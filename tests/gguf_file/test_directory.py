@@ -206,12 +206,29 @@ def test_a_value_beyond_float16_is_named_before_any_work(tmp_path):
         quantize(source, options=OPTIONS)
     assert str(caught.value) == (
         f"lm_head.weight in {source / 'model.safetensors'}: row 131 holds 70144, the largest "
-        "float16 is 65504. Give --gguf-embeddings q8_0, or use another --format."
+        "that F16 can store is 65504. Give --gguf-embeddings q8_0, or use another --format."
     )
     assert not list(tmp_path.glob("model-*"))
     options = QuantizeOptions("rtn", formats=("gguf",), gguf_embeddings="q8_0")
     output = quantize(source, options=options).output_dir
     assert Checkpoint.open(output).read("lm_head.weight")[131, 7] == pytest.approx(70144, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+def test_a_value_beyond_every_kind_is_named_before_any_work_and_sends_in_no_circle(tmp_path, kind):
+    source = write_checkpoint(tmp_path / "model")
+    table = read_tensors(source)["model.embed_tokens.weight"]
+    table[3, 0] = 1e7
+    source = write_checkpoint(
+        tmp_path / "model", extra_tensors={"model.embed_tokens.weight": table}
+    )
+    options = QuantizeOptions("rtn", formats=("gguf",), gguf_embeddings=kind)
+    with pytest.raises(UnsupportedModelError) as caught:
+        quantize(source, options=options)
+    limit = {"f16": "F16 can store is 65504", "q8_0": "Q8_0 can store is 8.31901e+06"}[kind]
+    assert str(caught.value).endswith(f"the largest that {limit}. Use another --format.")
+    assert "row 3 holds" in str(caught.value)
+    assert not list(tmp_path.glob("model-*"))
 
 
 def test_a_chat_template_that_fails_is_told_before_any_work(tmp_path):

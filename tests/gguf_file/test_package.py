@@ -64,6 +64,12 @@ def test_an_old_one_or_one_that_fails_is_not_it(tmp_path, monkeypatch):
     assert " It cannot be imported: No module named 'no_such_package'." in refused(check_package)
 
 
+@pytest.mark.parametrize("version", ["0.18.0", "0.9.1", "0"])
+def test_an_older_release_is_not_it(monkeypatch, version):
+    monkeypatch.setattr(metadata, "version", lambda name: version)
+    assert refused(check_package) == f" Version {version} is installed, expected 0.19."
+
+
 def test_without_a_version_it_is_not_installed(monkeypatch):
     def version(name):
         raise metadata.PackageNotFoundError(name)

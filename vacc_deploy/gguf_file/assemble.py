@@ -17,7 +17,6 @@ import torch
 from vacc_deploy.checkpoint.gguf_header import ALIGNMENT, TENSOR_TYPES
 from vacc_deploy.checkpoint.header import TensorInfo, read_header
 from vacc_deploy.checkpoint.stored import read_spans, read_tensor
-from vacc_deploy.errors import QuantizationError
 from vacc_deploy.formats.q8_0 import BLOCKS, F16, interleave_rows, round_to_blocks
 from vacc_deploy.gguf_file.plan import GgufPlan, PlannedTensor
 from vacc_deploy.models.gguf_keys import rope_factors
@@ -40,7 +39,6 @@ def assemble(plan: GgufPlan, shards: Iterable[Path], directory: Path, scratch: P
 
     Raises:
         CheckpointError: a shard is not what was written.
-        QuantizationError: a value does not fit.
     """
     infos = {info.name: info for path in shards for info in read_header(path).tensors}
     header = _make_header(plan, scratch)
@@ -111,12 +109,7 @@ def _convert(info: TensorInfo, kind: str) -> Iterator[memoryview]:
     for start in range(0, rows, count):
         number = min(count, rows - start)
         values = read_spans(info, (number, columns), [(start * size, number * size)]).float()
-        try:
-            converted = values.half() if kind == F16 else round_to_blocks(values)
-        except QuantizationError as err:
-            err.locate(info.name, first_row=start, advice="Give --gguf-embeddings f16.")
-            raise
-        yield _bytes_of(converted)
+        yield _bytes_of(values.half() if kind == F16 else round_to_blocks(values))
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -10,6 +10,8 @@ _PACKAGE = "gguf"
 # What ``assemble`` uses.
 _USED = ("GGUFWriter", "GGUFValueType", "GGMLQuantizationType")
 _METHODS = ("add_key_value", "add_tensor_info", "write_ti_data_to_file")
+# Its lowest release, as in the extra ``gguf`` of setup.py.
+_LOWEST = (0, 19)
 _INSTALL = "Run: python3 -m pip install --upgrade 'vacc-deploy[gguf]'"
 
 
@@ -37,9 +39,13 @@ def check_package() -> str:
             "one, another one, or a mere folder. Leave that folder, or install the package."
         )
     try:
-        return metadata.version(_PACKAGE)
+        version = metadata.version(_PACKAGE)
     except metadata.PackageNotFoundError as err:
         raise _refuse(f" {gguf.__file__} is not installed, so its version is not known.") from err
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+    if numbers < _LOWEST:
+        raise _refuse(f" Version {version} is installed, expected {_LOWEST[0]}.{_LOWEST[1]}.")
+    return version
 
 
 def _refuse(why: str) -> UsageError:

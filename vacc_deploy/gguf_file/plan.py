@@ -17,6 +17,7 @@ from vacc_deploy.checkpoint.generation_config import read_generation_config
 from vacc_deploy.checkpoint.gguf_header import ALIGNMENT, ENDING, TENSOR_TYPES
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import UnsupportedModelError
+from vacc_deploy.formats.int8 import INT8_MAX
 from vacc_deploy.formats.q8_0 import F16, F32, Q8_0
 from vacc_deploy.gguf_file.key_values import (
     check_architecture,
@@ -145,14 +146,16 @@ class GgufPlan:
         check_architecture(self.checkpoint.config)
         self.key_values()
         self.modelfile()
-        if self.embeddings == F16:
-            self._check_range()
+        self._check_range()
         problem = self.tokens.template_problem
         left_out = "It is left out of the GGUF file and of the Modelfile."
         return (f"{problem} {left_out}",) if problem else ()
 
     def _check_range(self) -> None:
-        """Refuse an embedding or a head with values beyond float16."""
+        """Refuse an embedding or a head that its kind cannot hold.
+
+        In Q8_0 the scale of a block, its largest value by 127, is a float16.
+        """
         checkpoint = self.checkpoint
         for name in (EMBEDDING, LM_HEAD):
             if name not in checkpoint.tensors or checkpoint.info(name).dtype == F16:
@@ -161,11 +164,16 @@ class GgufPlan:
                 values = checkpoint.read_slice(name, start, start + _ROWS)
                 largest = values.abs().amax(1).float()  # [rows]
                 # What rounds to the largest float16 or less fits.
-                over = largest.half().isinf().nonzero()
-                if len(over):
-                    row = int(over[0])
-                    raise UnsupportedModelError(
-                        f"{name} in {checkpoint.info(name).path}: row {start + row} holds "
-                        f"{float(largest[row]):g}, the largest float16 is {_LARGEST_F16:g}. Give "
-                        "--gguf-embeddings q8_0, or use another --format."
-                    )
+                over = (largest / (1 if self.embeddings == F16 else INT8_MAX)).half().isinf()
+                if over.any():
+                    row = int(over.nonzero()[0])
+                    raise self._too_large(name, start + row, float(largest[row]))
+
+    def _too_large(self, name: str, row: int, value: float) -> UnsupportedModelError:
+        limit = _LARGEST_F16 if self.embeddings == F16 else _LARGEST_F16 * INT8_MAX
+        is_helped = self.embeddings == F16 and value <= _LARGEST_F16 * INT8_MAX
+        other = "Give --gguf-embeddings q8_0, or use" if is_helped else "Use"
+        return UnsupportedModelError(
+            f"{name} in {self.checkpoint.info(name).path}: row {row} holds {value:g}, the largest "
+            f"that {self.embeddings} can store is {limit:g}. {other} another --format."
+        )
