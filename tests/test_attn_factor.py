@@ -49,8 +49,7 @@ def test_prepare_writes_what_it_reads_under_every_name(tmp_path, how, factor, at
     assert rope(result.output_dir, "config_vacc.json")["attention_factor"] == factor
     assert sum("rule attention-factor" in note for note in result.notes) == 1
     manifest = json.loads((result.output_dir / "vacc_deploy.json").read_text())
-    expected = {"link_mode": "auto"} | ({"attn_factor": how} if how == IGNORE else {})
-    assert manifest["options"] == expected
+    assert manifest["options"] == {"link_mode": "auto", "attn_factor": how}
     # Prepared again, nothing is open any more.
     notes = prepare(result.output_dir, output=tmp_path / "again").notes
     assert not any("attn_factor" in note for note in notes)
@@ -93,8 +92,9 @@ def test_another_factor_than_the_attention_factor_is_another_model(tmp_path):
 def test_where_nothing_is_open_there_is_nothing_to_choose(tmp_path, scaling):
     overrides = {"rope_scaling": scaling, "max_position_embeddings": 128}
     source = write_checkpoint(tmp_path / "model", model_type="qwen3", config_overrides=overrides)
-    with pytest.raises(UsageError, match="Leave --attn-factor out"):
-        prepare(source, output=tmp_path / "out", attn_factor=IGNORE)
+    for how in (IGNORE, MULTIPLY):
+        with pytest.raises(UsageError, match="Leave --attn-factor out"):
+            prepare(source, output=tmp_path / "out", attn_factor=how)
     assert not (tmp_path / "out").exists()
 
 

@@ -27,7 +27,6 @@ from vacc_deploy.models.catalog import (
     known_model,
     match_config,
 )
-from vacc_deploy.models.rope import MULTIPLY
 from vacc_deploy.models.vacc_config import (
     VACC_CONFIG_NAME,
     needs_vacc_config,
@@ -102,7 +101,7 @@ def prepare(
     weights: Path | str | None = None,
     output: Path | None = None,
     link_mode: str = "auto",
-    attn_factor: str = MULTIPLY,
+    attn_factor: str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Progress = SILENT,
@@ -118,8 +117,8 @@ def prepare(
         weights: another name of ``source``.
         output: the directory to write; default ``./<model>-vacc``.
         link_mode: ``auto`` (hard link, else copy), ``hardlink``, ``symlink`` or ``copy``.
-        attn_factor: how yarn's ``attn_factor`` is read: ``multiply`` or ``ignore``, see
-            ``models.rope``.
+        attn_factor: how yarn's ``attn_factor`` is read: ``multiply``, which is the default, or
+            ``ignore``; see ``models.rope``.
         overwrite: replace an output of an earlier run.
         dry_run: validate and plan only.
         progress: learns of the weights that are read, then of each weight file.
@@ -140,7 +139,7 @@ def prepare(
     known = known or known_model(found.repository or "")
     checkpoint = _open_source(found.directory, known)
     options = {"link_mode": link_mode}
-    if attn_factor != MULTIPLY:
+    if attn_factor is not None:
         checkpoint = read_attn_factor(checkpoint, attn_factor)
         options["attn_factor"] = attn_factor
     name = known.name if known else found.name

@@ -58,27 +58,12 @@ def _advise(directory: Path) -> str:
     return f"Leave --attn-factor out{other}."
 
 
-def read_alike(reference: Checkpoint, deployed_dir: Path, how: str | None) -> Checkpoint:
-    """Return the float model as a deployed directory reads it, or as the user says.
-
-    Args:
-        reference: the float model.
-        deployed_dir: what was made from it.
-        how: ``multiply``, ``ignore``, or None for what the directory has.
-
-    Raises:
-        UsageError: see ``read_attn_factor``.
-        CheckpointError: the ``config.json`` of the directory cannot be read.
-    """
-    if how is not None:
-        return read_attn_factor(reference, how)
+def read_alike(reference: Checkpoint, deployed: Checkpoint) -> Checkpoint:
+    """Return the float model with its ``attn_factor`` read as what was made from it has it."""
     if not names_attn_factor(read_config_values(reference.directory)):
         return reference
     ignored = read_attn_factor(reference, IGNORE)
-    values = read_config_values(deployed_dir)
-    scaling = values.get("rope_scaling") or values.get("rope_parameters")
-    stated = scaling.get("attention_factor") if isinstance(scaling, dict) else None
-    return ignored if stated == _factor(ignored.config) else reference
+    return ignored if _factor(deployed.config) == _factor(ignored.config) else reference
 
 
 def describe_factors(reference: Checkpoint, deployed: Checkpoint) -> str:

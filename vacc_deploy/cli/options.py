@@ -125,14 +125,13 @@ def output_options(function: Function) -> Function:
 ATTN_FACTORS = ("multiply", "ignore")
 
 
-def attn_factor_option(default: str | None, shown: str) -> Callable[[Function], Function]:
-    """Return ``--attn-factor``; ``shown`` is what the help gives as its default."""
+def attn_factor_option(default: str) -> Callable[[Function], Function]:
+    """Return ``--attn-factor``; ``default`` says in the help what holds without it."""
     return click.option(
         "--attn-factor",
         type=click.Choice(ATTN_FACTORS),
-        default=default,
         help="Read yarn's attn_factor of the float model as its makers mean it (multiply) or as "
-        f"transformers does (ignore).  [default: {shown}]",
+        f"transformers does (ignore).  [default: {default}]",
     )
 
 

@@ -40,7 +40,7 @@ LINK_MODES = ("auto", "hardlink", "symlink", "copy")
     default="auto",
     help="Link or copy the weights; auto makes a hard link where it can, else a copy.",
 )
-@attn_factor_option("multiply", "multiply")
+@attn_factor_option("multiply")
 @output_options
 @common_options
 def prepare_command(**options: Any) -> None:

@@ -61,7 +61,7 @@ def _refuse_nan(ctx: click.Context, param: click.Parameter, value: float | None)
     help="Fail (exit code 3) below this share of equal top tokens; 0 sets no limit.  "
     f"[default: {MIN_TOP1:g}, with room for chance]",
 )
-@attn_factor_option(None, "as DIR reads it")
+@attn_factor_option("as DIR reads it")
 @click.option(
     "--activations",
     type=click.Choice(["auto", "float", "int8"]),  # ACTIVATIONS of reference.activations

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vacc_deploy.assets import default_text_file
-from vacc_deploy.checkpoint.attn_factor import describe_factors, read_alike
+from vacc_deploy.checkpoint.attn_factor import describe_factors, read_alike, read_attn_factor
 from vacc_deploy.checkpoint.changes import unchanged
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, model_name, read_manifest
 from vacc_deploy.checkpoint.reader import Checkpoint
@@ -166,8 +166,7 @@ def verify(
         max_tokens: tokens of the text to use.
         sequence_length: tokens of one window; a shorter text makes one window.
         limits: what the result must meet; ``failures`` lists what it does not. None judges nothing.
-        attn_factor: how yarn's ``attn_factor`` of the float model is read, ``multiply`` or
-            ``ignore``; default as ``deployed_dir`` reads it.
+        attn_factor: ``multiply`` or ``ignore``, see ``models.rope``; default as the directory has.
         activations: ``int8`` to round the inputs of the deployed linears too, ``float`` not to;
             ``auto`` does what runtimes of the deployed layout do.
         progress: learns of every file, of every layer, then of every slice of the vocabulary.
@@ -182,7 +181,8 @@ def verify(
     path = text_file or default_text_file()
     check_text(path)
     reference = open_reference(reference_dir, deployed_dir)
-    reference = read_alike(reference, deployed_dir, attn_factor)
+    if attn_factor is not None:
+        reference = read_attn_factor(reference, attn_factor)
     with unchanged(reference):
         deployed, damages = _open_deployed(deployed_dir, reference, progress)
         result = VerifyResult(
@@ -194,13 +194,14 @@ def verify(
         )
         if deployed is None or damages:
             return replace(result, failures=tuple(damages), notes=(_restore(deployed_dir),))
+        if attn_factor is None:
+            reference = read_alike(reference, deployed)
         size = {"max_tokens": max_tokens, "sequence_length": sequence_length}
         # A verdict about files that are others by now is none.
         with unchanged(deployed):
             tokens, notes = read_windows(deployed, path, **size)
-            result = replace(
-                result, notes=tuple(notes), activations=choose_activations(activations, deployed)
-            )
+            chosen = choose_activations(activations, deployed)
+            result = replace(result, notes=tuple(notes), activations=chosen)
             return _compare(reference, deployed, tokens, result, progress)
 
 
