@@ -61,7 +61,7 @@ def test_yarn_equals_transformers(model_type, theta, head_dim, changed):
         library = AutoConfig.for_model(**values)
         frequencies, factor = ROPE_INIT_FUNCTIONS["yarn"](library)
         assert config.rope_scaling.attention_factor == pytest.approx(factor, abs=1e-12)
-    assert torch.equal(rotary_frequencies(config), frequencies)
+        assert torch.equal(rotary_frequencies(config), frequencies)
 
 
 def test_yarn_stretches_what_turns_little_and_keeps_what_turns_often():

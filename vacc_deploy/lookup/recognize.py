@@ -29,7 +29,7 @@ from vacc_deploy.formats.layouts import GGUF, LAYOUTS, VAMC
 from vacc_deploy.formats.layouts import recognize as recognize_layout
 from vacc_deploy.json_files import read_bounded
 from vacc_deploy.lookup.finding import Finding
-from vacc_deploy.models.catalog import known_model, near_names
+from vacc_deploy.models.catalog import known_model, near_names, official_models
 from vacc_deploy.models.config import CONFIG_NAME
 from vacc_deploy.models.parse import read_config_values
 from vacc_deploy.outputs.run_files import MARKER
@@ -44,8 +44,6 @@ _CHECKPOINT_FILES = {
 }
 
 
-# The official distills, whose names no other model's begin with.
-_R1_NAME = r"(?:R1-)?Distill-(?:Qwen|Llama)-[\d.]+B|R1-0528-Qwen3-8B"
 # What stands behind the name of the model: quantization, number of the part.
 _GGUF_ENDING = re.compile(
     r"([-.](UD-)?(I?Q\d\w*|B?F16|F32))?(-\d{5}-of-\d{5})?\.gguf", re.IGNORECASE
@@ -148,11 +146,13 @@ def _recognize_file(path: Path) -> Finding:
 
 
 def _gguf(what: str, names: Iterable[str]) -> Finding:
+    names = list(names)
     # DeepSeek-R1-Distill-Qwen-7B-Q4_K_M.gguf: the name says which, also with more words around it.
-    found = re.findall(_R1_NAME, " ".join(names), re.IGNORECASE)
+    text = " ".join(names).lower()
+    found = [model for model in official_models() if model.aliases[0].lower() in text]
     # A name that other models' names begin with, such as Qwen3-8B, has to be the whole.
-    found += [_GGUF_ENDING.sub("", name) for name in names]
-    models = dict.fromkeys(model.repository for text in found if (model := known_model(text)))
+    found += [m for name in names if (m := known_model(_GGUF_ENDING.sub("", name)))]
+    models = dict.fromkeys(model.repository for model in found)
     lead = "Give the float checkpoint that it was made from"
     what += ", which holds weights for llama.cpp. vacc-deploy reads safetensors."
     return Finding(what if models else f"{what} {lead}.", tuple(models), lead)

@@ -123,9 +123,10 @@ _DIRECTORY_CONFIGS = {
         layout: DirectoryConfig(partial(_float16_config, layout), config_copy=_GPTQ_COPY)
         for layout in (GPTQ, GPTQ_ONE_GROUP)
     },
-    COMPRESSED_TENSORS: DirectoryConfig(partial(_float16_config, COMPRESSED_TENSORS)),
-    GGUF: DirectoryConfig(partial(_float16_config, GGUF)),
-    INT_QUANTIZED: DirectoryConfig(partial(_float16_config, INT_QUANTIZED)),
+    **{
+        layout: DirectoryConfig(partial(_float16_config, layout))
+        for layout in (COMPRESSED_TENSORS, GGUF, INT_QUANTIZED)
+    },
 }
 
 

@@ -21,7 +21,7 @@ from vacc_deploy.models.settle import Applied
 from vacc_deploy.outputs.file_system import sync_directory
 from vacc_deploy.outputs.files import copy_file
 from vacc_deploy.outputs.manifests import relative_source, write_manifest
-from vacc_deploy.outputs.run_files import GGUF_SCRATCH, RUN_FILE_PREFIX
+from vacc_deploy.outputs.run_files import GGUF_SCRATCH
 from vacc_deploy.outputs.seal import seal_json
 from vacc_deploy.outputs.side_files import SidePlan, plan_side_files
 from vacc_deploy.outputs.writer import WrittenFile, write_index, write_text
@@ -56,7 +56,7 @@ def finish_output(
         if layout == GGUF:
             written = _write_gguf(checkpoint, run, options, directory)
         else:
-            written = [file for name, file in sorted(files.items()) if _is_in(name, below)]
+            written = [file for name, file in sorted(files.items()) if name.startswith(below)]
             written.append(write_index(directory, written))
         manifest = _finish_format(checkpoint, directory, inner, own, written, beside=beside)
         manifests.append(replace(manifest, name=f"{below}{MANIFEST_NAME}"))
@@ -146,11 +146,6 @@ def plan_gguf(checkpoint: Checkpoint, options: QuantizeOptions) -> GgufPlan:
         options.embedding_type,
         options.gguf_pre,
     )
-
-
-def _is_in(name: str, below: str) -> bool:
-    """Return whether a written file lies in a format's directory, and is no file of the run's."""
-    return name.startswith(below) and not name.startswith(RUN_FILE_PREFIX)
 
 
 def _write_gguf(
