@@ -31,15 +31,14 @@ class Style:
     """How a family writes turns.
 
     Attributes:
-        system, user, answer: in front of a turn, and behind it.
-        prompt: what asks for an answer.
+        system, user, answer: in front of a turn, and behind it. What is in front of an answer
+            asks for one.
         defaults: how the family's makers sample, where the checkpoint does not say it.
     """
 
     system: tuple[str, str]
     user: tuple[str, str]
     answer: tuple[str, str]
-    prompt: str
     defaults: Mapping[str, float]
 
     def render(self, *, system: str) -> str:
@@ -47,7 +46,7 @@ class Style:
         parts = [(self.system, system)] if system else []
         parts += [(self.user, _ASK), (self.answer, _ANSWER), (self.user, _AGAIN)]
         turns = "".join(f"{start}{text}{end}" for (start, end), text in parts)
-        return turns + self.prompt
+        return turns + self.answer[0]
 
     def template(self, opening: str) -> str:
         """Return Ollama's template; ``opening`` is what an answer begins with.
@@ -62,7 +61,7 @@ class Style:
             f'{{{{ else if eq .Role "assistant" }}}}{self.answer[0]}{{{{ .Content }}}}'
             f"{{{{ if not $last }}}}{self.answer[1]}{{{{ end }}}}"
             "{{ end }}"
-            f'{{{{ if and $last (ne .Role "assistant") }}}}{self.prompt}{opening}{{{{ end }}}}'
+            f'{{{{ if and $last (ne .Role "assistant") }}}}{self.answer[0]}{opening}{{{{ end }}}}'
             "{{ end }}"
         )
 
@@ -74,21 +73,18 @@ _STYLES = (
         system=("", ""),
         user=("<｜User｜>", ""),
         answer=("<｜Assistant｜>", "<｜end▁of▁sentence｜>"),
-        prompt="<｜Assistant｜>",
         defaults=_R1_SAMPLING,
     ),
     Style(
         system=("<|im_start|>system\n", "<|im_end|>\n"),
         user=("<|im_start|>user\n", "<|im_end|>\n"),
         answer=("<|im_start|>assistant\n", "<|im_end|>\n"),
-        prompt="<|im_start|>assistant\n",
         defaults={},
     ),
     Style(
         system=("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
         user=("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
         answer=("<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
-        prompt="<|start_header_id|>assistant<|end_header_id|>\n\n",
         defaults={},
     ),
 )

@@ -77,9 +77,7 @@ def read_tokens(directory: Path, config: ModelConfig, pre: str = "") -> GgufToke
     template = find_template(directory, settled.config)
     if isinstance(template, CheckpointError):
         raise template
-    backend = settled.backend
-    added = {token: token_id for token_id, token in backend.added.items()}
-    name = pre or find_pre_tokenizer(document, added)
+    name = pre or find_pre_tokenizer(document, settled.backend.added_ids)
     tokens, types = _list_tokens(settled, document, config.vocab_size, path)
     space = settled.config.get("add_prefix_space")
     tokenizer = Tokenizer(settled, directory=directory, template=template)
@@ -118,10 +116,7 @@ def _list_tokens(
     types = [UNUSED] * count
     outside = [
         (token_id, token)
-        for token, token_id in (
-            *backend.plain.items(),
-            *((token, token_id) for token_id, token in backend.added.items()),
-        )
+        for token, token_id in (*backend.plain.items(), *backend.added_ids.items())
         if token_id >= count
     ]
     if outside:

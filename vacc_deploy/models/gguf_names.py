@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from vacc_deploy.models.config import EMBEDDING, FINAL_NORM, LM_HEAD, ModelConfig
 
-GGUF_EMBEDDING, GGUF_HEAD = "token_embd.weight", "output.weight"
 # Factors of the rotary frequencies: computed from the configuration, so no checkpoint has it.
 ROPE_FACTORS = "rope_freqs.weight"
-_WHOLE = {EMBEDDING: GGUF_EMBEDDING, FINAL_NORM: "output_norm.weight", LM_HEAD: GGUF_HEAD}
+_WHOLE = {
+    EMBEDDING: "token_embd.weight",
+    FINAL_NORM: "output_norm.weight",
+    LM_HEAD: "output.weight",
+}
 _PARTS = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -26,25 +29,18 @@ _PARTS = {
 }
 
 
-def gguf_name(name: str) -> str:
-    """Return what llama.cpp calls a tensor of a float checkpoint, such as ``blk.0.attn_q.weight``.
-
-    Args:
-        name: of ``ModelConfig.expected_tensors``.
-    """
-    if name in _WHOLE:
-        return _WHOLE[name]
-    layer, _, rest = name.removeprefix("model.layers.").partition(".")
-    part, _, kind = rest.rpartition(".")
-    return f"blk.{layer}.{_PARTS[part]}.{kind}"
-
-
 def gguf_names(config: ModelConfig) -> dict[str, str]:
     """Return every float tensor of a model with the name that llama.cpp gives it, in their order.
 
-    A tied head has none: llama.cpp takes the embedding where there is no head.
+    Those of a layer are such as ``blk.0.attn_q.weight``. A tied head has none: llama.cpp takes the
+    embedding where there is no head.
     """
-    return {name: gguf_name(name) for name in config.expected_tensors()}
+    names = dict[str, str]()
+    for name in config.expected_tensors():
+        layer, _, rest = name.removeprefix("model.layers.").partition(".")
+        part, _, kind = rest.rpartition(".")
+        names[name] = _WHOLE.get(name) or f"blk.{layer}.{_PARTS[part]}.{kind}"
+    return names
 
 
 def interleaved_heads(config: ModelConfig, name: str) -> int:

@@ -77,9 +77,14 @@ class Backend:
         pairs = vocab if isinstance(vocab, list) else []
         return {pair[0]: idx for idx, pair in enumerate(pairs)}
 
+    @cached_property
+    def added_ids(self) -> dict[str, int]:
+        """Added token to id."""
+        return {token: token_id for token_id, token in self.added.items()}
+
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token, None where there is none."""
-        found = self._added_ids.get(token)
+        found = self.added_ids.get(token)
         return self.plain.get(token) if found is None else found
 
     def id_to_token(self, token_id: int) -> str | None:
@@ -129,10 +134,6 @@ class Backend:
     def _damaged(self, err: WorkerError) -> CheckpointError:
         said = f"with it the tokenizers library {err}" if err.is_limit else f"{_SAYS} {err}"
         return damaged(self._path, said)
-
-    @cached_property
-    def _added_ids(self) -> dict[str, int]:
-        return {token: token_id for token_id, token in self.added.items()}
 
     @cached_property
     def _plain_tokens(self) -> dict[int, str]:

@@ -168,7 +168,7 @@ def _note_outside(backend: Backend, model_config: Mapping[str, Any]) -> list[str
     largest = max(backend.size - 1, max(backend.added, default=0))
     if type(size) is not int or largest < size:
         return []
-    vocab = backend.plain | {token: token_id for token_id, token in backend.added.items()}
+    vocab = backend.plain | backend.added_ids
     outside = sorted((token_id, token) for token, token_id in vocab.items() if token_id >= size)
     if not outside:
         return []
