@@ -15,7 +15,7 @@ PACKAGE = "vacc_deploy"
 
 # From the floor up. Within a folder modules import each other freely, but never in a circle.
 LAYERS = (
-    "bounds children errors progress results assets phases stamps system permissions",
+    "bounds children errors problems progress results assets phases stamps system permissions",
     "links",
     "json_files formats",
     "datasets text models solver",

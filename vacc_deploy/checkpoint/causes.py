@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +42,7 @@ _META_FILES = "consolidated"
 _DOWNLOAD_AGAIN = "Download the files named again from the model's repository, then rerun."
 
 
-def explain(checkpoint: Checkpoint, problems: list[str]) -> str:
+def explain(checkpoint: Checkpoint, problems: Sequence[str]) -> str:
     """Return the message for a checkpoint with problems.
 
     Args:

@@ -28,6 +28,8 @@ from vacc_deploy.formats.dtypes import DTYPES, STORED_FLOATS, used_dtype
 from vacc_deploy.formats.layouts import rounds_when_run
 from vacc_deploy.models.config import CONFIG_NAME, EMBEDDING, LM_HEAD
 from vacc_deploy.models.settle import Applied, preview_config, settle_config
+from vacc_deploy.problems.files import STORED_TWICE
+from vacc_deploy.problems.problem import Problem
 
 # The rules by which the source's index does not hold for the output.
 ABSENT_ENTRIES, INDEX_NAMES, INDEX_PLACES = "absent-entries", "index-names", "index-places"
@@ -52,7 +54,7 @@ class Found:
     weight_map: dict[str, str] | None
     aliases: Mapping[str, str]
     spare: dict[str, TensorInfo] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Use tensors under other names; ``names`` has the new name of each that changes.
@@ -67,10 +69,11 @@ class Found:
             elif same_values(renamed[new], info):
                 self.spare[name] = info
             else:
-                self.problems.append(
+                text = (
                     f"{new} is stored twice, as {renamed[new].stored_name} and {info.stored_name}, "
                     "with different values"
                 )
+                self.problems.append(STORED_TWICE.broken(text, where=new))
         self.tensors = renamed
 
     def says_one(self, absent: str, stored: str) -> bool:

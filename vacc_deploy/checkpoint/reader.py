@@ -48,6 +48,8 @@ from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
 from vacc_deploy.models.parse import parse_config, read_config_values
 from vacc_deploy.models.settle import Applied, preview_config
 from vacc_deploy.permissions import explain_closed, real_path
+from vacc_deploy.problems.files import DAMAGED_FILE, MISSING_FILE
+from vacc_deploy.problems.problem import Problem
 from vacc_deploy.stamps import FileStamp, describe_odd
 
 if TYPE_CHECKING:
@@ -176,7 +178,7 @@ class Checkpoint:
         }
 
 
-def examine(directory: Path) -> tuple[Checkpoint, list[str]]:
+def examine(directory: Path) -> tuple[Checkpoint, list[Problem]]:
     """Return what the config, the index and the headers say, and every problem found.
 
     With a problem the checkpoint is not to be read from.
@@ -281,7 +283,9 @@ def _refuse_links(directory: Path, names: Iterable[str]) -> None:
         raise CheckpointError(outside)
 
 
-def _read_gguf(directory: Path, config: ModelConfig) -> tuple[dict[str, ShardHeader], list[str]]:
+def _read_gguf(
+    directory: Path, config: ModelConfig
+) -> tuple[dict[str, ShardHeader], list[Problem]]:
     """Read the header of a directory's one GGUF file; see ``_read_shards``."""
     name = find_gguf_file(directory)
     _refuse_links(directory, [name])
@@ -292,14 +296,14 @@ def _read_gguf(directory: Path, config: ModelConfig) -> tuple[dict[str, ShardHea
 
 def _read_shards(
     directory: Path, names: list[str], weight_map: dict[str, str] | None
-) -> tuple[dict[str, ShardHeader], list[str]]:
+) -> tuple[dict[str, ShardHeader], list[Problem]]:
     """Read every header; return those that are sound and the problems of the others.
 
     Raises:
         CheckpointError: the system does not let this user read a file, which may be sound; or a
             file is a link that leads out of the directory.
     """
-    shards, problems, refused = {}, list[str](), list[str]()
+    shards, problems, refused = {}, list[Problem](), list[str]()
     counts = Counter((weight_map or {}).values())
     _refuse_links(directory, names)
     missing = [name for name in names if not (directory / name).is_file()]
@@ -310,16 +314,20 @@ def _read_shards(
             stated = f"({INDEX_NAME} puts {counts[name]} tensors in it)"
             odd = describe_odd(path)
             what = f"is {odd}, not a file" if odd else "is missing"
-            problems.append(f"{name} {what} {stated}{reasons[name]}")
+            text = f"{name} {what} {stated}{reasons[name]}"
+            problems.append(MISSING_FILE.broken(text, where=name))
             continue
         if unfinished := find_control_file(path):
-            problems.append(f"{name}: {unfinished}")
+            problems.append(DAMAGED_FILE.broken(f"{name}: {unfinished}", where=name))
             continue
         try:
             shards[name] = read_header(path)
         except CheckpointError as err:
-            where = refused if isinstance(err.__cause__, OSError) else problems
-            where.append(str(err).removeprefix(f"{directory}/"))
+            text = str(err).removeprefix(f"{directory}/")
+            if isinstance(err.__cause__, OSError):
+                refused.append(text)
+            else:
+                problems.append(DAMAGED_FILE.broken(text, where=name))
     if refused:
         raise CheckpointError(f"Not all of {directory} can be read:\n{list_problems(refused)}")
     return shards, problems
