@@ -36,10 +36,17 @@ class VaccDeployError(Exception):
         exit_code: of the command that the error ends.
         hint: what to do next, where only somebody above the raiser knows it; printed behind the
             message.
+        problems: the single problems that the message lists, for ``check``; empty where the
+            message is one problem.
     """
 
     exit_code = 1
     hint = ""
+    problems: Sequence[str] = ()
+
+    def __init__(self, message: str = "", problems: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.problems = problems
 
 
 class UsageError(VaccDeployError):

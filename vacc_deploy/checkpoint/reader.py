@@ -92,7 +92,7 @@ class Checkpoint:
         """
         checkpoint, problems = examine(directory)
         if problems:
-            raise CheckpointError(explain(checkpoint, problems))
+            raise CheckpointError(explain(checkpoint, problems), problems)
         return checkpoint
 
     def info(self, name: str) -> TensorInfo:

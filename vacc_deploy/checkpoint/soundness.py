@@ -38,6 +38,14 @@ from vacc_deploy.errors import CheckpointError, list_problems, name_some
 from vacc_deploy.formats.layouts import GGUF
 from vacc_deploy.formats.q8_0 import BLOCK, BLOCK_BYTES, BLOCKS, parted_row
 from vacc_deploy.models.config import EMBEDDING, LAYER_LINEARS, LM_HEAD
+from vacc_deploy.problems.problem import Problem, Rule
+from vacc_deploy.problems.values import (
+    CUT_FILE,
+    DEAD_ROWS,
+    DEAD_TENSOR,
+    NOT_FINITE,
+    ZERO_SCALE,
+)
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.results import command
 
@@ -73,15 +81,17 @@ class Findings:
         files: the names of the files that hold the faults.
     """
 
-    faults: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
+    faults: list[Problem] = field(default_factory=list)
+    remarks: list[Problem] = field(default_factory=list)
     files: set[str] = field(default_factory=set)
 
-    def add_fault(self, info: TensorInfo, problem: str) -> None:
+    def add_fault(self, info: TensorInfo, rule: Rule, problem: str) -> None:
         """Add a fault of one tensor, under the name by which its file knows it."""
         if problem.endswith(INFINITY) and info.dtype == "F64":
             problem += ", or more than float32 can, in which it is used"
-        self.faults.append(f"{info.stored_name} in {info.path.name}: {problem}")
+        text = f"{info.stored_name} in {info.path.name}: {problem}"
+        where = f"{info.path.name}: {info.stored_name}"
+        self.faults.append(rule.broken(text, where=where))
         self.files.add(info.path.name)
 
 
@@ -102,7 +112,8 @@ def check_weights(
     if found.faults:
         raise CheckpointError(
             f"{checkpoint.directory} holds weights that no model can work with:\n"
-            f"{list_problems(found.faults)}\n{advise(checkpoint, found.files)}"
+            f"{list_problems(found.faults)}\n{advise(checkpoint, found.files)}",
+            found.faults,
         )
     return tuple(found.remarks)
 
@@ -137,10 +148,10 @@ def find_unsound(
     if made_by != "quantize" and checkpoint.config.quantization_format != GGUF:
 
         def is_dead(name: str) -> bool:
-            return bool(_fault_of(kinds[name], facts[name], is_idle=module_of(name) in idle))
+            return _fault_of(kinds[name], facts[name], is_idle=module_of(name) in idle) is not None
 
         for cut in CutFinder(tensors, kinds, facts, is_dead).find(checkpoint.shards):
-            found.faults.append(cut.to_text())
+            found.faults.append(CUT_FILE.broken(cut.to_text(), where=cut.shard.path.name))
             found.files.add(cut.shard.path.name)
             told |= set(cut.tensors)
     remarks = defaultdict[str, list[str]](list)
@@ -148,10 +159,12 @@ def find_unsound(
         if name in told:
             continue
         if problem := _fault_of(kinds[name], known, is_idle=module_of(name) in idle):
-            found.add_fault(tensors[name], problem)
+            found.add_fault(tensors[name], *problem)
         elif remark := _remark_of(name, kinds[name], known):
             remarks[remark].append(name)
-    found.remarks += [f"{name_some(names, 1)}: {remark}" for remark, names in remarks.items()]
+    for remark, names in remarks.items():
+        text = f"{name_some(names, 1)}: {remark}"
+        found.remarks.append(DEAD_ROWS.broken(text, where=names[0]))
     return found
 
 
@@ -243,21 +256,23 @@ def _find_idle(facts: dict[str, TensorFacts]) -> set[str]:
     return idle
 
 
-def _fault_of(kind: str, facts: TensorFacts, *, is_idle: bool) -> str:
-    """Return why no model can work with a tensor, or nothing."""
+def _fault_of(kind: str, facts: TensorFacts, *, is_idle: bool) -> tuple[Rule, str] | None:
+    """Return why no model can work with a tensor, or None."""
     if facts.broken_by:
-        return f"row {facts.broken_row} holds {facts.broken_by}"
-    may_be_zero = kind == BIAS or is_idle
+        return NOT_FINITE, f"row {facts.broken_row} holds {facts.broken_by}"
     if kind == SCALE:
-        return f"row {facts.first_zero_row} is a scale of zero" if facts.num_zero_rows else ""
+        row = facts.first_zero_row
+        return (ZERO_SCALE, f"row {row} is a scale of zero") if facts.num_zero_rows else None
+    what = ""
     if facts.is_zero:
-        return "" if may_be_zero else "all of its values are zero"
-    if facts.is_constant and kind == CODES:
-        return "" if may_be_zero else "all of its codes are the same"
+        what = "all of its values are zero"
+    elif facts.is_constant and kind == CODES:
+        what = "all of its codes are the same"
     # A vector of one value is what a model starts with.
-    if facts.is_constant and kind in (TABLE, LINEAR):
-        return "all of its values are the same number"
-    return ""
+    elif facts.is_constant and kind in (TABLE, LINEAR):
+        return DEAD_TENSOR, "all of its values are the same number"
+    may_be_zero = kind == BIAS or is_idle
+    return (DEAD_TENSOR, what) if what and not may_be_zero else None
 
 
 def _remark_of(name: str, kind: str, facts: TensorFacts) -> str:

@@ -19,6 +19,7 @@ from vacc_deploy.models.config import (
 from vacc_deploy.models.config_reader import ConfigReader
 from vacc_deploy.models.rope import read_rope
 from vacc_deploy.permissions import explain_dangling
+from vacc_deploy.problems.configuration import CONFIG_VALUE
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -82,9 +83,12 @@ def parse_config(raw: Mapping[str, Any], *, where: str) -> ModelConfig:
     # A missing value stands as 1: contradictions count only where every value is there.
     problems = reader.problems or _find_contradictions(config)
     if problems:
+        file = Path(where).name
         raise CheckpointError(
             f"{where} cannot be used:\n{list_problems(problems)}\n"
-            "Restore the file from the model's original repository."
+            "Restore the file from the model's original repository.",
+            # Each begins with the name of its key.
+            [CONFIG_VALUE.broken(p, where=f"{file}: {p.split()[0].rstrip(':')}") for p in problems],
         )
     return config
 

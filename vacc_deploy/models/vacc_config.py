@@ -7,6 +7,7 @@ values. Llama checkpoints need none (the vendor's llm/README).
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,14 @@ from vacc_deploy.formats.layouts import INT8, LAYOUTS, VAMC
 from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
 from vacc_deploy.models.parse import parse_config, read_object
 from vacc_deploy.models.rope import YARN, rope_values
+from vacc_deploy.problems.configuration import (
+    ATTENTION_KEY,
+    QUANTIZATION_BIT,
+    SLIDING_WINDOW,
+    VACC_CONFIG_KEY,
+    VACC_CONFIG_VALUE,
+)
+from vacc_deploy.problems.problem import Problem
 
 VACC_CONFIG_NAME = "config_vacc.json"
 AUTO_MAP = {
@@ -67,47 +76,89 @@ def vacc_config(config: ModelConfig, *, quantization_bit: int = 0) -> dict[str, 
     return values
 
 
-def check_vacc_config(directory: Path, config: ModelConfig) -> None:
-    """Refuse a ``config_vacc.json`` that describes another model than ``config.json``.
+def find_vacc_problems(directory: Path, config: ModelConfig) -> list[Problem]:
+    """Return where ``config_vacc.json`` describes another model than ``config.json``.
 
     It is the one configuration that vamc reads. Keys that neither the architecture nor the compiler
-    depends on may differ. A directory without the file, and a Llama directory, pass.
+    depends on may differ. A directory without the file, and a Llama directory, have no problem.
 
     Args:
         directory: a checkpoint directory.
         config: its ``config.json``.
 
     Raises:
-        CheckpointError: lists every value that differs; or the file is damaged.
+        CheckpointError: the file is damaged.
         UnsupportedModelError: the file asks for something that is not handled.
     """
     path = directory / VACC_CONFIG_NAME
     if not needs_vacc_config(config) or not path.is_file():
-        return
+        return []
     values = read_object(path)
     differences = parse_config(values, where=str(path)).differences(config)
     problems = {
-        f"{name}: got {mine!r}, {CONFIG_NAME} has {its!r}"
+        name: VACC_CONFIG_VALUE.broken(
+            f"{name}: got {mine!r}, {CONFIG_NAME} has {its!r}",
+            where=f"{VACC_CONFIG_NAME}: {name}",
+            got=mine,
+            expected=its,
+        )
         for name, (mine, its) in differences.items()
     }
     # Of these the configuration class takes a null for the value, where config.json's is settled.
     for key in ("rms_norm_eps", "max_position_embeddings", "max_window_layers"):
         if values.get(key, key) is None:
-            problems.add(f"{key}: got null, expected a number")
+            problems[key] = VACC_CONFIG_VALUE.broken(
+                f"{key}: got null, expected a number",
+                where=f"{VACC_CONFIG_NAME}: {key}",
+                got="null",
+                expected="a number",
+            )
+    for key, problem in _find_wrong_settings(values, config):
+        problems.setdefault(key, problem)
+    return list(problems.values())
+
+
+def _find_wrong_settings(
+    values: Mapping[str, Any], config: ModelConfig
+) -> Iterator[tuple[str, Problem]]:
+    """Yield the keys that the compiler depends on and that say something else than ours do."""
     expected = vacc_config(config, quantization_bit=config.quantization_bit)
-    keys = ["auto_map", "_attn_implementation", "insert_slice", "sliding_window"]
+    rules = {
+        "auto_map": VACC_CONFIG_KEY,
+        "_attn_implementation": ATTENTION_KEY,
+        "insert_slice": VACC_CONFIG_KEY,
+        "sliding_window": SLIDING_WINDOW,
+        "quantization_bit": QUANTIZATION_BIT,
+    }
     if config.sliding_window is not None:
-        keys.append("max_window_layers")
-    for key in [*keys, "quantization_bit"]:
+        rules["max_window_layers"] = SLIDING_WINDOW
+    for key, rule in rules.items():
         # An absent key is its class's default, not None: 4096 for sliding_window.
         is_stated = key in values or key not in expected
-        if not is_stated or values.get(key) != expected.get(key):
-            shown = repr(values[key]) if key in values else "nothing"
-            problems.add(f"{key}: got {shown:.200}, expected {expected.get(key)!r:.200}")
-    if problems:
+        if is_stated and values.get(key) == expected.get(key):
+            continue
+        got = f"{values[key]!r:.200}" if key in values else "nothing"
+        wanted = f"{expected.get(key)!r:.200}"
+        text = f"{key}: got {got}, expected {wanted}"
+        if key == "_attn_implementation" and "attn_implementation" in values:
+            text += ". The file has attn_implementation, without the leading underscore"
+        where = f"{VACC_CONFIG_NAME}: {key}"
+        yield key, rule.broken(text, where=where, got=got, expected=wanted)
+
+
+def check_vacc_config(directory: Path, config: ModelConfig) -> None:
+    """Refuse a ``config_vacc.json`` that describes another model; see ``find_vacc_problems``.
+
+    Raises:
+        CheckpointError: lists every value that differs; or the file is damaged.
+        UnsupportedModelError: the file asks for something that is not handled.
+    """
+    if problems := find_vacc_problems(directory, config):
         raise CheckpointError(
-            f"{path} is not what vacc-deploy writes for this model, and vamc would compile what it "
-            f"says:\n{list_problems(problems)}\nPrepare the directory again."
+            f"{directory / VACC_CONFIG_NAME} is not what vacc-deploy writes for this model, and "
+            f"vamc would compile what it says:\n{list_problems(problems)}\n"
+            "Prepare the directory again.",
+            problems,
         )
 
 

@@ -18,6 +18,8 @@ from vacc_deploy.checkpoint.weight_links import WeightLinks
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.links import explain_outside
 from vacc_deploy.outputs.run_files import has_run_name
+from vacc_deploy.problems.files import BROKEN_MANIFEST, CHANGED_FILE, FOREIGN_FILE
+from vacc_deploy.problems.problem import Problem, Rule
 from vacc_deploy.progress import SILENT, Progress
 
 _WEIGHT_COMMANDS = ("prepare", "quantize", "demo")  # whose outputs hold weights
@@ -43,7 +45,7 @@ class _Compared:
     is_linked: bool
 
 
-def find_damages(directory: Path, progress: Progress = SILENT) -> list[str]:
+def find_damages(directory: Path, progress: Progress = SILENT) -> list[Problem]:
     """Return a line for each difference between a directory and its manifest.
 
     Written files are compared by their hash, linked weight files by their size and the hash of
@@ -61,43 +63,50 @@ def find_damages(directory: Path, progress: Progress = SILENT) -> list[str]:
     progress.start("Checking files", sum(map(_weight_bytes, files)), "bytes")
     for file in files:
         if difference := _find_difference(file):
-            problems.append(f"{file.name}: {difference}")
+            problems.append(_problem(CHANGED_FILE, file.name, difference))
         if size := _weight_bytes(file):
             progress.advance(size, file.name)
     progress.finish()
-    return [_in_one_line(problem) for problem in problems]
+    return problems
 
 
-def _in_one_line(problem: str) -> str:
+def _problem(rule: Rule, name: str, what: str) -> Problem:
+    return rule.broken(_in_one_line(f"{name}: {what}"), where=_in_one_line(name))
+
+
+def _in_one_line(text: str) -> str:
     """Return a line whose names, which may be a stranger's, cannot begin another one."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in problem)
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _list_files(
     directory: Path, manifest: Mapping[str, Any], below: str = ""
-) -> tuple[list[_Compared], list[str]]:
+) -> tuple[list[_Compared], list[Problem]]:
     """Return the files that can be compared, and a line for each of the others."""
     entries, command = manifest.get("files"), manifest.get("command")
     if not isinstance(entries, dict):
-        return [], [f"{below}{MANIFEST_NAME}: it lists no files"]
+        return [], [_problem(BROKEN_MANIFEST, f"{below}{MANIFEST_NAME}", "it lists no files")]
     command = command if command in _WEIGHT_COMMANDS else "vacc-deploy"
     links = WeightLinks()
-    files, problems = list[_Compared](), list[str]()
+    files, problems = list[_Compared](), list[Problem]()
     for name, entry in entries.items():
         path = directory / name
         # Before the file is touched: the manifest may be a stranger's.
         if name.startswith("/") or ".." in path.relative_to(directory).parts:
-            problems.append(f"{below}{MANIFEST_NAME}: it lists {name!r}, outside of the directory")
+            what = f"it lists {name!r}, outside of the directory"
+            problems.append(_problem(BROKEN_MANIFEST, f"{below}{MANIFEST_NAME}", what))
         elif path.name in DOCUMENTS:
             continue
         # Not Path.is_file, which fails for a name that is too long for a file.
         elif not os.path.isfile(path):
-            problems.append(f"{below}{name}: it is missing")
+            problems.append(_problem(CHANGED_FILE, f"{below}{name}", "it is missing"))
         elif _leads_outside(path, directory, links):
-            problems.append(f"{below}{name}: it is a link that leads out of the directory")
+            what = "it is a link that leads out of the directory"
+            problems.append(_problem(CHANGED_FILE, f"{below}{name}", what))
             continue
         elif (values := _parse_entry(entry)) is None:
-            problems.append(f"{below}{name}: {MANIFEST_NAME} gives no hash of it")
+            what = f"{MANIFEST_NAME} gives no hash of it"
+            problems.append(_problem(CHANGED_FILE, f"{below}{name}", what))
         else:
             files.append(_Compared(path, f"{below}{name}", command, *values))
         # One format's directory has a manifest of its own. No output is nested deeper.
@@ -115,9 +124,8 @@ def _list_files(
     weights = {name for name in weights if not has_run_name(directory / name)} | {INDEX_NAME}
     for name in sorted(weights - entries.keys()):
         if (directory / name).is_file():
-            problems.append(
-                f"{below}{name}: {command} did not write it, but a loader may read it. Move it away"
-            )
+            what = f"{command} did not write it, but a loader may read it. Move it away"
+            problems.append(_problem(FOREIGN_FILE, f"{below}{name}", what))
     return files, problems
 
 
@@ -127,11 +135,12 @@ def _leads_outside(path: Path, directory: Path, links: WeightLinks) -> bool:
     return bool(explain_outside(path, directory) if is_nested else links.explain_outside(path))
 
 
-def _list_nested(directory: Path) -> tuple[list[_Compared], list[str]]:
+def _list_nested(directory: Path) -> tuple[list[_Compared], list[Problem]]:
     try:
         manifest = read_manifest(directory) or {}
     except CheckpointError as err:
-        return [], [str(err)]
+        where = f"{directory.name}/{MANIFEST_NAME}"
+        return [], [BROKEN_MANIFEST.broken(_in_one_line(str(err)), where=where)]
     return _list_files(directory, manifest, f"{directory.name}/")
 
 

@@ -5,7 +5,7 @@ Nothing of it is trusted later: the files of an interrupted run are hashed again
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,7 @@ def take_finished(
             damaged.
     """
     output_dir = planned.output_dir
-    problems = differences(standing.identity, identity)
+    problems: Sequence[str] = differences(standing.identity, identity)
     reason, first = "was made with other inputs, options or versions", "Give"
     # Hashing every file takes long: only where the identity is the same.
     if not problems:

@@ -7,6 +7,7 @@ float model. The numbers are those of ``compare`` and ``next_tokens``, the text'
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -265,7 +266,7 @@ def _judge(
 
 def _open_deployed(
     directory: Path, reference: Checkpoint, progress: Progress
-) -> tuple[Checkpoint | None, list[str]]:
+) -> tuple[Checkpoint | None, Sequence[str]]:
     """Return the deployed model and its damages; refuse before the files are hashed what can be.
 
     None where damages keep it from being opened.

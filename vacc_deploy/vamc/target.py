@@ -8,26 +8,26 @@ from pathlib import Path
 
 from vacc_deploy.assets import SOURCE_FILES, is_own_source
 from vacc_deploy.checkpoint.changes import unchanged
-from vacc_deploy.checkpoint.manifest import model_name, read_manifest, stored_layout
-from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
+from vacc_deploy.checkpoint.manifest import model_name, stored_layout
+from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, list_problems
 from vacc_deploy.formats.layouts import LAYOUTS, VAMC
 from vacc_deploy.lookup.locate import find_repository, locate
 from vacc_deploy.models.catalog import CatalogModel, known_model
-from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
-from vacc_deploy.models.parse import read_object
+from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.models.vacc_config import (
-    VACC_CONFIG_NAME,
     check_for_compiler,
     check_vacc_config,
     needs_vacc_config,
 )
 from vacc_deploy.permissions import is_there
 from vacc_deploy.results import command
-
-# One of these sets is enough for a tokenizer.
-_TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
-_WEIGHT_DTYPE = "float16"
+from vacc_deploy.vamc.readiness import (
+    find_missing_files,
+    find_other_dtype,
+    find_other_form,
+    is_unprepared,
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _describe(checkpoint: Checkpoint, target: str) -> Target:
     """Return the target that a directory is, or refuse it; see ``find_target``."""
     directory, config = checkpoint.directory, checkpoint.config
     check_for_compiler(directory, config)
-    _check_as_stored(checkpoint)
+    _check_form(checkpoint)
     layout = stored_layout(directory, config)
     _check_complete(checkpoint)
     check_vacc_config(directory, config)
@@ -107,61 +107,41 @@ def _describe(checkpoint: Checkpoint, target: str) -> Target:
     return Target(model_name(directory), target, config, layout, _notes(directory, config))
 
 
-def _check_as_stored(checkpoint: Checkpoint) -> None:
+def _check_form(checkpoint: Checkpoint) -> None:
     """Refuse files that say another model to vamc than this tool has read from them."""
-    if checkpoint.changed_shards() or checkpoint.is_config_changed:
+    if problems := find_other_form(checkpoint):
         raise CheckpointError(
             f"{checkpoint.directory} is not in the published form, and vamc may read it "
-            f"otherwise:\n{list_problems(checkpoint.notes)}\nPrepare it, which writes that form: "
-            f"{command('prepare', checkpoint.directory)}"
+            f"otherwise:\n{list_problems(problems)}\nPrepare it, which writes that form: "
+            f"{command('prepare', checkpoint.directory)}",
+            problems,
         )
 
 
 def _check_complete(checkpoint: Checkpoint) -> None:
     """Refuse a directory without a file that the vendor's programs read beside the weights."""
-    directory, config = checkpoint.directory, checkpoint.config
-    needed = (VACC_CONFIG_NAME, *SOURCE_FILES) if needs_vacc_config(config) else ()
-    missing = [name for name in needed if not (directory / name).is_file()]
-    problems = [
-        f"{name} is missing (vamc wants it for every model but Llama: the vendor's llm/README)"
-        for name in missing
-    ]
-    if not any(all((directory / name).is_file() for name in names) for names in _TOKENIZERS):
-        problems.append("tokenizer.json is missing (the served model needs its tokenizer)")
-    if not (directory / "tokenizer_config.json").is_file():
-        problems.append("tokenizer_config.json is missing (it tells the class and the template)")
-    if not checkpoint.has_index and set(checkpoint.shards) != {SINGLE_FILE}:
-        problems.append(f"{INDEX_NAME} is missing (loaders find several shards by it only)")
-    if not problems:
+    directory = checkpoint.directory
+    if not (problems := find_missing_files(checkpoint)):
         return
-    if missing == list(needed) and read_manifest(directory) is None:
+    if is_unprepared(checkpoint):
         advice = f"It was not prepared. Run: {command('prepare', directory)}"
     else:
         advice = "Make the directory again with vacc-deploy prepare or quantize."
     raise CheckpointError(
         f"{directory} is not complete, and hours of vamc would be lost:\n"
-        f"{list_problems(problems)}\n{advice}"
+        f"{list_problems(problems)}\n{advice}",
+        problems,
     )
 
 
 def _check_float16(directory: Path) -> None:
     """Refuse a vamc directory whose configuration would let a loader round the int8 values."""
-    for name in (CONFIG_NAME, VACC_CONFIG_NAME):
-        if not (directory / name).is_file():
-            continue
-        values = read_object(directory / name)
-        # transformers 5 lets dtype win, older versions read torch_dtype only.
-        stated = {"torch_dtype": values.get("torch_dtype"), "dtype": values.get("dtype")}
-        if "dtype" not in values:
-            del stated["dtype"]
-        for key, dtype in stated.items():
-            if dtype == _WEIGHT_DTYPE:
-                continue
-            raise CheckpointError(
-                f"{directory / name}: {key} is {dtype!r:.100}, expected {_WEIGHT_DTYPE!r}. "
-                "The weights are int8 values stored as float16; in another dtype many of them "
-                "would become other integers. Restore the file, or quantize again."
-            )
+    if problems := find_other_dtype(directory):
+        raise CheckpointError(
+            f"{directory / problems[0]}. The weights are int8 values stored as float16; in another "
+            "dtype many of them would become other integers. Restore the file, or quantize again.",
+            problems,
+        )
 
 
 def _notes(directory: Path, config: ModelConfig) -> tuple[str, ...]:
