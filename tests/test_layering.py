@@ -23,7 +23,7 @@ LAYERS = (
     "outputs",
     "lookup",
     "vamc reference prepare gguf_file",
-    "calibration graphs",
+    "calibration check graphs",
     "quantize",
     "demo api",
     "cli",

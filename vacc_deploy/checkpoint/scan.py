@@ -83,7 +83,7 @@ def scan_tensor(info: TensorInfo) -> TensorFacts:
     facts, first = _no_facts(info), None
     at_once = max(1, CHUNK_BYTES // _row_bytes(info))
     spans = [(s, min(at_once, facts.num_rows - s)) for s in range(0, facts.num_rows, at_once)]
-    for start, read in _read_rows(info, spans):
+    for start, read in read_bits(info, spans):
         values = _as_used(read, info)
         first = values.flat[0] if first is None else first
         facts.is_constant = facts.is_constant and _is_constant(values, first)
@@ -100,7 +100,7 @@ def looks_filled(info: TensorInfo) -> bool:
     num_rows = _no_facts(info).num_rows
     rows = sorted({0, num_rows // 2, num_rows - 1})
     facts = _no_facts(info)
-    for _, read in _read_rows(info, [(row, 1) for row in rows]):
+    for _, read in read_bits(info, [(row, 1) for row in rows]):
         values = _as_used(read, info)
         if _is_constant(values, values.flat[0]):
             _add_rows(facts, 0, values, _bits_of(info))
@@ -120,7 +120,7 @@ def _row_bytes(info: TensorInfo) -> int:
     return info.num_bytes // num_rows if num_rows else 1
 
 
-def _read_rows(info: TensorInfo, spans: list[tuple[int, int]]) -> Iterator[tuple[int, np.ndarray]]:
+def read_bits(info: TensorInfo, spans: list[tuple[int, int]]) -> Iterator[tuple[int, np.ndarray]]:
     """Yield some rows as unsigned integers [rows, values], each time in the same memory.
 
     Args:

@@ -146,6 +146,21 @@ def _find_wrong_settings(
         yield key, rule.broken(text, where=where, got=got, expected=wanted)
 
 
+# Sizes of the vendor's template, which are those of Qwen1.5-14B.
+_TEMPLATE = {
+    "hidden_size": 5120,
+    "intermediate_size": 13696,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 40,
+}
+
+
+def is_template(values: Mapping[str, Any], config: ModelConfig) -> bool:
+    """Return whether a ``config_vacc.json`` is the vendor's template, and not of this model."""
+    is_same = all(values.get(key) == value for key, value in _TEMPLATE.items())
+    return is_same and any(getattr(config, key) != value for key, value in _TEMPLATE.items())
+
+
 def check_vacc_config(directory: Path, config: ModelConfig) -> None:
     """Refuse a ``config_vacc.json`` that describes another model; see ``find_vacc_problems``.
 

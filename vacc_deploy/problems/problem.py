@@ -33,7 +33,13 @@ class Rule:
     is_fixable: bool = False
 
     def broken(
-        self, text: str, *, where: str = "", got: object = "", expected: object = ""
+        self,
+        text: str,
+        *,
+        where: str = "",
+        got: object = "",
+        expected: object = "",
+        line: int = 0,
     ) -> Problem:
         """Return the problem of one place where this rule is broken.
 
@@ -41,9 +47,10 @@ class Rule:
             text: the sentence of the message, without a full stop; names the place.
             where: the file, and in it the key or the tensor, for a table.
             got, expected: what is there, and what should be, as far as the two can be said apart.
+            line: in the file, from 1; 0 where it is not known.
         """
         problem = Problem(text)
-        problem.rule, problem.where = self, where
+        problem.rule, problem.where, problem.line = self, where, line
         problem.got, problem.expected = str(got), str(expected)
         return problem
 
@@ -53,10 +60,11 @@ class Problem(str):
 
     Attributes:
         rule: which rule.
-        where, got, expected: see ``Rule.broken``.
+        where, got, expected, line: see ``Rule.broken``.
     """
 
     rule: Rule
     where: str
+    line: int
     got: str
     expected: str

@@ -52,8 +52,15 @@ SATURATED = Rule(
     "The scales are too small, so large weights are cut.",
     _QUANTIZE,
 )
-DEAD_ROWS = Rule(
+NOT_CODES = Rule(
     "VD508",
+    ERROR,
+    "a row of a vamc directory is not of int8 values",
+    "vamc would round it to other integers than those that were verified.",
+    _QUANTIZE,
+)
+DEAD_ROWS = Rule(
+    "VD509",
     NOTE,
     "many rows of a tensor are zero",
     "A download with holes looks so, and so does a pruned model.",

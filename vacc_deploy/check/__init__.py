@@ -1,0 +1,1 @@
+"""The static checks of directories and compile files: every finding in one report."""

@@ -1,0 +1,43 @@
+"""Collect problems from validators that return them, and from those that raise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from vacc_deploy.errors import UnsupportedModelError, VaccDeployError
+from vacc_deploy.problems.configuration import UNSUPPORTED
+from vacc_deploy.problems.files import UNREADABLE
+from vacc_deploy.problems.problem import Problem, Rule
+
+
+class Collected(list[Problem]):
+    """The problems so far."""
+
+    def add(
+        self,
+        find: Callable[[], Iterable[Problem]],
+        *,
+        otherwise: Rule = UNREADABLE,
+        where: str = "",
+    ) -> None:
+        """Add what ``find`` returns, or what the error says in which it ends.
+
+        Args:
+            find: a validator.
+            otherwise: the rule of an error that lists no problems.
+            where: the file that it is about.
+        """
+        try:
+            self.extend(find())
+        except VaccDeployError as err:
+            self.extend(as_problems(err, otherwise, where))
+
+
+def as_problems(err: VaccDeployError, rule: Rule = UNREADABLE, where: str = "") -> list[Problem]:
+    """Return the problems that an error lists, or the whole of it as one of ``rule``."""
+    listed = [problem for problem in err.problems if isinstance(problem, Problem)]
+    if listed:
+        return listed
+    if isinstance(err, UnsupportedModelError):
+        rule = UNSUPPORTED
+    return [rule.broken(str(err), where=where)]
