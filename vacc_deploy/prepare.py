@@ -167,7 +167,7 @@ class _Assembly:
         self._small_files = [
             *self._placement.plan_index(),
             *self._beside.files,
-            *_vendor_files(checkpoint),
+            *vendor_files(checkpoint),
         ]
 
     def plan(self, obstacles: Sequence[str]) -> PrepareResult:
@@ -249,7 +249,7 @@ def _open_source(directory: Path, known: CatalogModel | None) -> Checkpoint:
     )
 
 
-def _vendor_files(checkpoint: Checkpoint) -> list[SideFile]:
+def vendor_files(checkpoint: Checkpoint) -> list[SideFile]:
     """Return what vamc wants beside the weights: its configuration, and the three source files."""
     if not needs_vacc_config(checkpoint.config):
         return []

@@ -26,8 +26,8 @@ _LARGEST = 127
 # Codes of ±127 beyond the one that every row has. A row of normal weights has 0.0002 of them, a
 # scale that is a tenth too small 0.001.
 _MANY_SATURATED = 0.02
-# Float16 keeps a product of up to 127 to 127 / 2048 of a step.
-_CODE_TOLERANCE = 0.07
+# Of a value and of the row's largest float16 keeps 1 / 2048: a code of 127 moves by 0.125 at most.
+_CODE_TOLERANCE = 0.13
 _SCALES = ("scales", "weight_scale")
 _PACKED = ("qweight", "weight_packed")
 

@@ -50,7 +50,12 @@ from vacc_deploy.problems.files import (
 )
 from vacc_deploy.problems.problem import Problem
 from vacc_deploy.progress import SILENT, Progress
-from vacc_deploy.vamc.readiness import find_missing_files, find_other_dtype, find_other_form
+from vacc_deploy.vamc.readiness import (
+    find_missing_files,
+    find_other_dtype,
+    find_other_form,
+    find_other_index,
+)
 from vacc_deploy.vamc.rules import LENGTH_MULTIPLE
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
@@ -143,6 +148,7 @@ def _find_form_problems(checked: CheckedDirectory) -> Iterator[Problem]:
         yield NOT_FOR_COMPILER.broken(text, where=CONFIG_NAME, got=checked.layout)
     else:
         yield from find_other_form(checkpoint)
+        yield from find_other_index(checkpoint)
         yield from find_missing_files(checkpoint)
     if not (checkpoint.directory / GENERATION_CONFIG_NAME).is_file():
         text = f"{GENERATION_CONFIG_NAME} is missing"

@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from vacc_deploy import __version__
+from vacc_deploy.cli.check import check_command
 from vacc_deploy.cli.demo import demo_command
 from vacc_deploy.cli.export_onnx import export_onnx_command
 from vacc_deploy.cli.failures import Interruption, failure_of, report_thread
@@ -119,6 +120,7 @@ def cli() -> None:
       quantize     write per-channel int8 weights
       verify       prove on this CPU that the result computes what the float model computed
       yaml         write the compile file for vamc
+      check        find every fault that can be seen in the files, before hours of compiling
       export-onnx  write the graphs that are compiled, run them on this CPU
 
     Example: vacc-deploy demo
@@ -131,6 +133,7 @@ for _command in (
     prepare_command,
     quantize_command,
     yaml_command,
+    check_command,
     verify_command,
     export_onnx_command,
     generate_command,

@@ -114,6 +114,11 @@ class Placement:
         if set(checkpoint.shards) == {SINGLE_FILE}:
             return []
         # Odd names without an index: loaders find such shards only through one.
+        return self.write_index()
+
+    def write_index(self) -> list[SideFile]:
+        """Return the index that follows from the headers."""
+        checkpoint = self._checkpoint
         stored = [
             (info.name, file, math.prod(info.shape) * DTYPES[used_dtype(info.dtype)].num_bytes)
             for file, shard in checkpoint.shards.items()

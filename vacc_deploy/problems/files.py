@@ -61,6 +61,14 @@ NO_INDEX = Rule(
     "Run vacc-deploy prepare, which writes the index.",
     is_fixable=True,
 )
+INDEX_SETTLED = Rule(
+    "VD108",
+    WARNING,
+    "the index does not hold for the weight files",
+    "The usual loaders read the files all the same. Whether vamc does is not published.",
+    "Run vacc-deploy prepare, or let check --fix write the index.",
+    is_fixable=True,
+)
 NO_MANIFEST = Rule(
     "VD110",
     NOTE,

@@ -9,12 +9,14 @@ from pathlib import Path
 
 from vacc_deploy.assets import SOURCE_FILES
 from vacc_deploy.checkpoint.manifest import read_manifest
+from vacc_deploy.checkpoint.normalize import INDEX_RULES
 from vacc_deploy.checkpoint.reader import INDEX_NAME, SINGLE_FILE, Checkpoint
 from vacc_deploy.models.config import CONFIG_NAME
 from vacc_deploy.models.parse import read_object
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, needs_vacc_config
 from vacc_deploy.problems.configuration import NO_SOURCE_FILE, NO_VACC_CONFIG, VAMC_DTYPE
 from vacc_deploy.problems.files import (
+    INDEX_SETTLED,
     NO_INDEX,
     NO_TOKENIZER,
     NO_TOKENIZER_CONFIG,
@@ -32,6 +34,15 @@ def find_other_form(checkpoint: Checkpoint) -> list[Problem]:
     if not checkpoint.changed_shards() and not checkpoint.is_config_changed:
         return []
     return [OTHER_FORM.broken(note) for note in checkpoint.notes]
+
+
+def find_other_index(checkpoint: Checkpoint) -> list[Problem]:
+    """Return what the index says otherwise than the files."""
+    return [
+        INDEX_SETTLED.broken(rule.to_text().removesuffix("."), where=INDEX_NAME)
+        for rule in checkpoint.applied
+        if rule.rule in INDEX_RULES
+    ]
 
 
 def find_missing_files(checkpoint: Checkpoint) -> list[Problem]:
