@@ -26,6 +26,7 @@ from vacc_deploy.models.parse import read_config_values, read_object
 from vacc_deploy.models.rope import YARN
 from vacc_deploy.models.vacc_config import (
     VACC_CONFIG_NAME,
+    find_other_keys,
     find_vacc_problems,
     is_template,
     needs_vacc_config,
@@ -104,7 +105,7 @@ def check_directory(
     for find in (_find_form_problems, _find_config_problems, find_source_problems):
         problems.add(lambda find=find: find(checked))  # type: ignore[misc]
     problems.add(
-        lambda: find_vacc_problems(directory, config),
+        lambda: [*find_vacc_problems(directory, config), *find_other_keys(directory, config)],
         otherwise=VACC_CONFIG_UNREADABLE,
         where=VACC_CONFIG_NAME,
     )

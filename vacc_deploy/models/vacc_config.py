@@ -21,9 +21,10 @@ from vacc_deploy.problems.configuration import (
     QUANTIZATION_BIT,
     SLIDING_WINDOW,
     VACC_CONFIG_KEY,
+    VACC_CONFIG_OTHER,
     VACC_CONFIG_VALUE,
 )
-from vacc_deploy.problems.problem import Problem
+from vacc_deploy.problems.problem import Problem, Rule
 
 VACC_CONFIG_NAME = "config_vacc.json"
 AUTO_MAP = {
@@ -95,15 +96,7 @@ def find_vacc_problems(directory: Path, config: ModelConfig) -> list[Problem]:
         return []
     values = read_object(path)
     differences = parse_config(values, where=str(path)).differences(config)
-    problems = {
-        name: VACC_CONFIG_VALUE.broken(
-            f"{name}: got {mine!r}, {CONFIG_NAME} has {its!r}",
-            where=f"{VACC_CONFIG_NAME}: {name}",
-            got=mine,
-            expected=its,
-        )
-        for name, (mine, its) in differences.items()
-    }
+    problems = {name: _other_value(name, mine, its) for name, (mine, its) in differences.items()}
     # Of these the configuration class takes a null for the value, where config.json's is settled.
     for key in ("rms_norm_eps", "max_position_embeddings", "max_window_layers"):
         if values.get(key, key) is None:
@@ -113,9 +106,37 @@ def find_vacc_problems(directory: Path, config: ModelConfig) -> list[Problem]:
                 got="null",
                 expected="a number",
             )
+    # A server that stops at another token never ends an answer.
+    for key in ("bos_token_id", "eos_token_id"):
+        if key in values and key in config.raw and values[key] != config.raw[key]:
+            problems[key] = _other_value(key, values[key], config.raw[key])
     for key, problem in _find_wrong_settings(values, config):
         problems.setdefault(key, problem)
     return list(problems.values())
+
+
+def _other_value(key: str, got: Any, expected: Any, rule: Rule = VACC_CONFIG_VALUE) -> Problem:
+    shown, wanted = f"{got!r:.200}", f"{expected!r:.200}"
+    text = f"{key}: got {shown}, {CONFIG_NAME} has {wanted}"
+    return rule.broken(text, where=f"{VACC_CONFIG_NAME}: {key}", got=shown, expected=wanted)
+
+
+def find_other_keys(directory: Path, config: ModelConfig) -> list[Problem]:
+    """Return the keys of ``config_vacc.json`` on which nothing depends and that differ.
+
+    See ``find_vacc_problems`` for the arguments and errors.
+    """
+    path = directory / VACC_CONFIG_NAME
+    if not needs_vacc_config(config) or not path.is_file():
+        return []
+    values = read_object(path)
+    expected = vacc_config(config, quantization_bit=config.quantization_bit)
+    known = {problem.where.rpartition(" ")[2] for problem in find_vacc_problems(directory, config)}
+    return [
+        _other_value(key, values.get(key), expected.get(key), VACC_CONFIG_OTHER)
+        for key in sorted({*values, *expected} - known)
+        if values.get(key) != expected.get(key)
+    ]
 
 
 def _find_wrong_settings(

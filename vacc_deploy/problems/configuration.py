@@ -177,6 +177,15 @@ VOCABULARY = Rule(
     "Use vamc 2.3.4 or later.",
 )
 
+VACC_CONFIG_OTHER = Rule(
+    "VD224",
+    NOTE,
+    "a key of config_vacc.json is not what prepare writes",
+    "Neither the architecture nor the compiler depends on it, as far as is known.",
+    _PREPARE,
+    is_fixable=True,
+)
+
 NO_SOURCE_FILE = Rule(
     "VD301",
     ERROR,
