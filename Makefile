@@ -1,4 +1,4 @@
-.PHONY: check format test fuzz matrix matrix-short consumers wheel demo yaml bounds
+.PHONY: check format test fuzz matrix matrix-short consumers wheel demo yaml bounds checks
 
 check:
 	ruff format --check .
@@ -41,3 +41,6 @@ yaml:
 
 bounds:
 	python tests/helpers/security_page.py
+
+checks:
+	python tests/helpers/checks_page.py

@@ -11,6 +11,8 @@ from fnmatch import fnmatch
 
 import click
 import pytest
+from checks_page import PAGE as CHECKS_PAGE
+from checks_page import put_into as put_checks
 from texts import ROOT
 
 from vacc_deploy import __version__, api
@@ -113,6 +115,11 @@ def test_the_page_on_models_says_where_each_configuration_comes_from():
     named = ", ".join(re.findall(r"^\| (.+?) \|", rows, re.MULTILINE)).split(", ")
     expected = {name for name, model in MODELS.items() if model.group == VENDOR}
     assert set(named) == expected | {"DeepSeek-R1-0528-Qwen3-8B"}
+
+
+def test_the_list_of_codes_is_that_of_the_rules():
+    page = CHECKS_PAGE.read_text("utf-8")
+    assert page == put_checks(page), "make checks"
 
 
 def test_changelog_newest_release_is_the_version():
