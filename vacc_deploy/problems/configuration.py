@@ -20,7 +20,7 @@ UNSUPPORTED = Rule(
     "VD202",
     ERROR,
     "the model or a feature of it is not handled",
-    "vacc-deploy would compute something else than the model does.",
+    "What is computed here would not be what the model computes.",
     "Use a model that vacc-deploy models lists, or a fine-tune of one.",
 )
 MISSING_TENSOR = Rule(
