@@ -3,12 +3,16 @@
     python benchmarks/scale.py many WORK_DIR [--shards 1000] [--tensors 200000]
     python benchmarks/scale.py sparse WORK_DIR [--gigabytes 100]
     python benchmarks/scale.py shapes WORK_DIR [--layers 2] [--model NAME] [--graph]
+    python benchmarks/scale.py check WORK_DIR [--model NAME] [--shards 1000]
 
 ``many`` prepares checkpoints of very small tensors, the whole one and its half: a cost that grows
 faster than the number of tensors shows in the ratio. ``sparse`` prepares a checkpoint whose files
 are nearly all holes, with one page of values in each row, so that it takes a tenth of its size on
 the disk. ``shapes`` takes a model with the shapes of Llama-70B, or of another known model, through
-the commands; with ``--graph`` through ``export-onnx`` too. Everything made is removed again.
+the commands; with ``--graph`` through ``export-onnx`` too. ``check`` times ``check`` of a prepared
+directory with all layers of a model, random weights, and of one with the tensors of Llama-70B in so
+many files, holes but for a few rows; it has more layers than the 70B, so
+that each file has a tensor. Everything made is removed again.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,6 +30,7 @@ import click
 from measured import Measured, machine, run_measured
 from stand_ins import write_shaped, write_sums
 
+from vacc_deploy.assets import demo_model_dir
 from vacc_deploy.models.catalog import find_model
 from vacc_deploy.models.parse import parse_config
 
@@ -76,10 +81,12 @@ def write_sparse(
     num_layers: int,
     num_shards: int,
     num_spare: int = 0,
+    rows: int | None = None,
 ) -> tuple[int, int]:
     """Write a checkpoint with one page of random values in each row, and holes between them.
 
-    Rows of up to a page are written whole.
+    Rows of up to a page are written whole. With ``rows`` only so many rows at the beginning, in the
+    middle and at the end of each matrix are written.
 
     Returns:
         its tensors and their bytes.
@@ -114,7 +121,7 @@ def write_sparse(
             for tensor, shape in part:
                 row_bytes = 4 * shape[-1]
                 offset = start + entries[tensor]["data_offsets"][0]
-                for row in range(shape[0] if len(shape) > 1 else 1):
+                for row in _rows(shape[0] if len(shape) > 1 else 1, rows):
                     file.seek(offset + row * row_bytes)
                     # A norm is one row, and is written whole.
                     count = (min(row_bytes, _PAGE) if len(shape) > 1 else row_bytes) // 4
@@ -124,6 +131,13 @@ def write_sparse(
     index_values = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index_values), "utf-8")
     return len(weight_map), total
+
+
+def _rows(count: int, some: int | None) -> Iterable[int]:
+    if some is None or count <= 3 * some:
+        return range(count)
+    middle = count // 2
+    return (*range(some), *range(middle, middle + some), *range(count - some, count))
 
 
 def describe(name: str, measured: Measured) -> str:
@@ -211,6 +225,37 @@ def shapes(work_dir: Path, layers: int, name: str, with_graph: bool) -> None:
             steps["export-onnx"] = ("export-onnx", place / "int8", "--output", place / "graphs")
         for step, arguments in steps.items():
             click.echo(describe(step, run(*arguments)))
+
+
+@main.command("check")
+@click.argument("work_dir", type=click.Path(path_type=Path))
+@click.option("--model", "name", default="Distill-Qwen-7B", show_default=True, help="Shapes of.")
+@click.option("--shards", default=1000, show_default=True, help="Weight files of the 70B.")
+def check_directories(work_dir: Path, name: str, shards: int) -> None:
+    """Check a directory with all layers of a model, and a 70B in many files."""
+    model = find_model(name)
+    click.echo(f"check, {machine()}")
+    with folder(work_dir / "check") as place:
+        source, prepared = place / "source", place / "prepared"
+        layers = model.config.num_hidden_layers
+        with get_context("spawn").Pool(1) as pool:
+            shaped = (source, dict(model.config.raw), layers, model.config.vocab_size)
+            pool.apply(write_shaped, shaped)
+        run("prepare", source, "--output", prepared)
+        size = sum(path.stat().st_size for path in prepared.glob("*.safetensors"))
+        for turn in ("first", "second"):
+            taken = run("check", prepared)
+            click.echo(describe(f"{model.name}, {size / 1e9:.1f} GB, {turn}", taken))
+    llama = find_model("Distill-Llama-70B").config
+    with folder(work_dir / "check-70b") as place:
+        values = {**llama.raw, "torch_dtype": "float32"}
+        layers = -(-shards // len(llama.layer_tensors(0)))
+        count, total = write_sparse(place, values, layers, shards, rows=16)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            (place / file).write_bytes((demo_model_dir() / file).read_bytes())
+        files = len(list(place.glob("*.safetensors")))
+        size = f"{count:,} tensors in {files:,} files, {total / 1e9:.0f} GB"
+        click.echo(describe(f"{layers} layers of 70B, {size}", run("check", place)))
 
 
 if __name__ == "__main__":

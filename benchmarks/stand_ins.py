@@ -81,14 +81,19 @@ def write_sums(path: Path, num_tokens: int) -> None:
     path.write_text("\n".join(p.question + p.response for p in problems), "utf-8")
 
 
-def write_shaped(target: Path, config_values: Mapping[str, Any], layers: int) -> None:
+def write_shaped(
+    target: Path,
+    config_values: Mapping[str, Any],
+    layers: int,
+    vocab_size: int = _SHAPED_VOCABULARY,
+) -> None:
     """Write random bfloat16 weights with the shapes of a model: few layers, a small vocabulary.
 
     One shard a layer, so that memory holds one layer.
     """
     import torch
 
-    values = {**config_values, "num_hidden_layers": layers, "vocab_size": _SHAPED_VOCABULARY}
+    values = {**config_values, "num_hidden_layers": layers, "vocab_size": vocab_size}
     values |= {"bos_token_id": 0, "eos_token_id": 0, "max_window_layers": layers}
     config = parse_config(values, where="the shaped model")
     target.mkdir()
