@@ -198,6 +198,8 @@ def test_notes_say_what_is_our_inference():
     assert "no dataset block" not in named and "names a file" not in named
     file = build(dtype="int8", calibration=("c4", "/x/c4-train.00000.json.gz"))
     assert "names a file" in " ".join(compile_notes(file, QWEN_7B.config))
+    alpaca = build(dtype="int8", calibration=("alpaca", "/x/en_alpaca_data.json"))
+    assert "names a file" not in " ".join(compile_notes(alpaca, QWEN_7B.config))
     assert compile_notes(build(), QWEN_7B.config) == []
 
 

@@ -206,3 +206,95 @@ def test_int8_codes_cannot_be_compiled_as_fp16():
 
 def test_a_hostile_name_takes_no_time():
     refusal(changed({"name": "-int8-tp" * 500}))
+
+
+# ---- the rule of each problem -----------------------------------------------------------------
+
+
+def codes(values, config=None):
+    return {(p.rule.code, p.where) for p in find_problems(values, config)}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "code", "where"),
+    [
+        ("nmae", 1, "VD601", "nmae"),
+        ("workspace.env_recheck", False, "VD602", "workspace.env_recheck"),
+        ("workspace.path", MISSING, "VD603", "workspace.path"),
+        ("frontend.model_kwargs.b2s", MISSING, "VD604", "frontend.model_kwargs.b2s"),
+        ("workspace.workers", "four", "VD605", "workspace.workers"),
+        ("backend.type", "tvm", "VD606", "backend.type"),
+        ("frontend.quantize.type", "w4", "VD606", "frontend.quantize.type"),
+        ("workspace.workers", 0, "VD607", "workspace.workers"),
+        ("frontend.shape.input_ids", [[1000], [2048]], "VD610", "frontend.shape.input_ids"),
+        ("frontend.shape.input_ids", [[2048], [2048]], "VD611", "frontend.shape.input_ids"),
+        ("name", "Own-Model-fp16-tp4-1024-2048", "VD620", "name"),
+        ("name", "../x-int8-tp4-1024-2048", "VD621", "name"),
+        ("name", "..", "VD621", "name"),
+        ("frontend.quantize", MISSING, "VD630", "backend.dtype"),
+        ("backend.dtype", "fp16", "VD631", "frontend.quantize"),
+        ("frontend.quantize.type", "w16kv8", "VD632", "frontend.quantize.type"),
+        ("frontend.quantize", MISSING, "VD633", "dataset"),
+        ("frontend.model_kwargs.tp", 3, "VD640", "frontend.model_kwargs.tp"),
+    ],
+)
+def test_every_problem_knows_its_rule_and_its_key(path, value, code, where):
+    assert (code, where) in codes(changed({path: value}))
+
+
+def test_problems_of_the_model_know_their_rules():
+    tp = "frontend.model_kwargs.tp"
+    assert codes(catalog_values("Distill-Qwen-1.5B", size=4)) == {("VD642", tp)}
+    assert codes(catalog_values("Distill-Qwen-1.5B", size=16)) == {("VD641", tp)}
+    long = catalog_values("Distill-Qwen-7B", size=4, lengths=(1024, 131088))
+    assert codes(long) == {("VD612", "frontend.shape.input_ids")}
+    codes_of = dataclasses.replace(find_model("Distill-Qwen-7B").config, quantization_bit=8)
+    assert codes(INT8, codes_of) == {("VD715", "frontend.quantize")}
+
+
+def test_a_problem_says_what_is_there_and_what_should_be():
+    (problem,) = find_problems(changed({"frontend.shape.input_ids": [[1000], [2048]]}))[:1]
+    assert (problem.got, problem.expected) == ("1000", "1008")
+    (problem,) = find_problems(changed({"backend.type": MISSING}))
+    assert (problem.got, problem.expected) == ("", "tvm_vacc")
+    (problem,) = find_problems(changed({"frontend.checkpont": "x"}))
+    assert (problem.got, problem.expected) == ("frontend.checkpont", "checkpoint")
+
+
+# ---- what the vendor publishes for others ------------------------------------------------------
+
+
+def test_keys_that_the_vendor_publishes_for_other_models_are_noted_and_pass():
+    values = changed(
+        {
+            "backend.remove_params": False,
+            "backend.compile.attention_split_num": 16,
+            "backend.compile.ffn_split_num": 16,
+            "backend.compile.stream_mode": True,
+            "backend.compile.enable_kv_share": True,
+            "workspace.env_recheck": False,
+            "workspace.pyenv": {"transformers": "4.51.3", "huggingface-hub": "0.30.2"},
+        }
+    )
+    assert {p.rule.code for p in find_problems(values)} == {"VD602"}
+    assert check_compile_file(values, where="x") is values
+
+
+def test_keys_that_some_published_files_do_without_are_warned_of_and_refused():
+    values = changed({"backend.type": MISSING, "frontend.model_kwargs": {"tp": 4}})
+    missing = find_problems(values)
+    assert {p.rule.severity for p in missing} == {"warning"} and len(missing) == 3
+    assert len(refusal(values)) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("frontend.model_kwargs.build_visual", True),
+        ("frontend.shape", {"pixel_values": [4096, 1176], "cos": [4096, 80]}),
+        ("frontend.shape.input_ids", [[512], []]),
+    ],
+)
+def test_a_file_of_no_language_model_is_told_so_and_nothing_else(path, value):
+    (problem,) = find_problems(changed({path: value, "backend.merge_params": MISSING}))
+    assert problem.rule.code == "VD608" and "language models" in problem

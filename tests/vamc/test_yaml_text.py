@@ -5,7 +5,7 @@ import yaml
 
 from vacc_deploy.bounds import YAML_BYTES
 from vacc_deploy.errors import CompileFileError
-from vacc_deploy.vamc.yaml_text import load_yaml, parse_yaml
+from vacc_deploy.vamc.yaml_text import key_lines, load_yaml, parse_yaml
 
 
 def test_parse_yaml_reads_plain_values():
@@ -68,3 +68,9 @@ def test_load_yaml_takes_a_byte_order_mark_and_windows_lines(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_bytes(b"\xef\xbb\xbfa: 1\r\nb: 2\r\n")
     assert load_yaml(path) == {"a": 1, "b": 2}
+
+
+def test_key_lines_names_the_line_of_every_key():
+    text = "# head\na: 1\n\nb:\n  c: {d: 1,\n    e: 2}\nf: [[1], [2]]\n"
+    assert key_lines(text) == {"a": 2, "b": 4, "b.c": 5, "b.c.d": 5, "b.c.e": 6, "f": 7}
+    assert key_lines("") == {} == key_lines("- 1")

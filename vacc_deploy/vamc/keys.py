@@ -10,6 +10,16 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from vacc_deploy.problems.compile_file import (
+    KEY_OF_OTHERS,
+    MISSING_KEY,
+    MISSING_SETTING,
+    OTHER_KIND,
+    UNKNOWN_KEY,
+    WRONG_TYPE,
+)
+from vacc_deploy.problems.problem import Problem, Rule
+
 # Each kind returns what is wrong with a value, as the end of a message; nothing for a good one.
 Kind = Callable[[Any], str]
 
@@ -51,49 +61,85 @@ def _plain_values(value: Any) -> str:
 
 
 class Key(NamedTuple):
-    """What one key holds, and whether every file that has its block has the key too."""
+    """What one key holds.
+
+    Attributes:
+        kind: returns what is wrong with a value.
+        missing: the rule that a file breaks which has the key's block and not the key; None where
+            the key may be left out.
+        published: the value of all published files of language models, where they agree.
+    """
 
     kind: Kind
-    required: bool = True
+    missing: Rule | None = MISSING_KEY
+    published: Any = None
 
 
-# In the order of the published files. A block stands before the keys in it.
+# Those that rules ask for.
+MODEL_KWARGS, QUANTIZE, DTYPE = "frontend.model_kwargs", "frontend.quantize", "backend.dtype"
+CHECKPOINT = "frontend.checkpoint"
+TP, LENGTHS = f"{MODEL_KWARGS}.tp", "frontend.shape.input_ids"
+
+# In the order of the published files. A block stands before the keys in it. Missing is an error
+# for what all 73 published files of this frontend have, and a warning for what some do without.
 KEYS = {
     "name": Key(_text),
     "frontend": Key(_block),
     "frontend.checkpoint": Key(_text),
-    "frontend.type": Key(_text),
+    "frontend.type": Key(_text, published="huggingface"),
     "frontend.shape": Key(_block),
     # The longest prompt, and the longest prompt with its answer.
     "frontend.shape.input_ids": Key(_lengths),
-    "frontend.model_kwargs": Key(_block),
+    "frontend.model_kwargs": Key(_block, MISSING_SETTING),
     # On for throughput, off for latency (the vendor's llm/README).
-    "frontend.model_kwargs.b2s": Key(_flag),
-    "frontend.model_kwargs.tp": Key(_whole_number),
-    "frontend.model_kwargs.model_arch": Key(_text),
-    "frontend.model_kwargs.align_qkv": Key(_flag, required=False),
-    "frontend.quantize": Key(_block, required=False),
+    "frontend.model_kwargs.b2s": Key(_flag, MISSING_SETTING, published=True),
+    "frontend.model_kwargs.tp": Key(_whole_number, MISSING_SETTING),
+    "frontend.model_kwargs.model_arch": Key(_text, MISSING_SETTING, published="vacc"),
+    "frontend.model_kwargs.align_qkv": Key(_flag, None),
+    "frontend.quantize": Key(_block, None),
     "frontend.quantize.type": Key(_text),
-    "frontend.quantize.device": Key(_text, required=False),
-    "frontend.quantize.calib_args": Key(_plain_values, required=False),
+    "frontend.quantize.device": Key(_text, None),
+    "frontend.quantize.calib_args": Key(_plain_values, None),
     "backend": Key(_block),
-    "backend.type": Key(_text),
+    "backend.type": Key(_text, MISSING_SETTING, published="tvm_vacc"),
     "backend.dtype": Key(_text),
-    "backend.merge_params": Key(_flag),
+    "backend.merge_params": Key(_flag, MISSING_SETTING, published=True),
     "backend.compile": Key(_block),
-    "backend.compile.data_type": Key(_whole_number),
-    "backend.compile.gather_data_vccl_dsp_enable": Key(_flag),
+    "backend.compile.data_type": Key(_whole_number, published=0),
+    "backend.compile.gather_data_vccl_dsp_enable": Key(_flag, MISSING_SETTING, published=True),
     # The calibration text of vamc's own quantizer.
-    "dataset": Key(_block, required=False),
+    "dataset": Key(_block, None),
     "dataset.type": Key(_text),
     "dataset.name": Key(_text),
     "dataset.path": Key(_text),
     "dataset.nsamples": Key(_whole_number),
     "dataset.seqlen": Key(_whole_number),
     "workspace": Key(_block),
-    "workspace.path": Key(_text),
-    "workspace.workers": Key(_whole_number),
+    "workspace.path": Key(_text, published="./vacc_deploy"),
+    "workspace.workers": Key(_whole_number, MISSING_SETTING, published=4),
 }
+_TOWER = "the vendor's files of the language part of vision models have it"
+_VISION = "the vendor's files of vision towers have it"
+_PINS = "the vendor's files of vision models have it, to name versions"
+_SHARE = "the vendor's llm/yi/README asks vamc 2 for it, and vamc 3 decides by itself"
+# Keys that the vendor publishes for other models, or for other versions of vamc.
+_KEYS_OF_OTHERS = {
+    "frontend.model_kwargs.enable_kv_share": _SHARE,
+    "backend.enable_kv_share": _SHARE,
+    "backend.compile.enable_kv_share": _SHARE,
+    "backend.remove_params": _TOWER,
+    "backend.compile.attention_split_num": _TOWER,
+    "backend.compile.ffn_split_num": _TOWER,
+    "backend.compile.stream_mode": "the vendor's files of embedding models have it",
+    "backend.compile.data_transport_mode": _VISION,
+    "backend.compile.llm_build": _VISION,
+    "backend.compile.output_layout": _VISION,
+    "backend.compile.fullatt_block_indexes": _VISION,
+    "workspace.env_recheck": _PINS,
+    "workspace.pyenv": _PINS,
+}
+# A file with one of these compiles no language model.
+_VISION_KEYS = ("frontend.model_kwargs.build_visual", "frontend.shape.pixel_values")
 
 
 def nest(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,16 +157,21 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
-def read_keys(content: Any) -> tuple[dict[str, Any], list[str]]:
+def read_keys(content: Any) -> tuple[dict[str, Any], list[Problem]]:
     """Compare parsed values with ``KEYS``.
 
     Returns:
-        The values of the right kind by dotted path, blocks included, and the problems found.
+        The values of the right kind by dotted path, blocks included, and the problems found. Of a
+        file that is not of a language model that alone is said.
     """
     if wrong := _block(content):
-        return {}, [f"the file: got {show_value(content)}, {wrong}"]
+        text = f"the file: got {show_value(content)}, {wrong}"
+        return {}, [WRONG_TYPE.broken(text, got=show_value(content), expected=_expected(wrong))]
+    if of_vision := next((path for path in _VISION_KEYS if _has(content, path)), ""):
+        text = f"{of_vision}: {_VISION}; only those of language models are handled"
+        return {}, [OTHER_KIND.broken(text, where=of_vision)]
     values: dict[str, Any] = {}
-    problems = []
+    problems = list[Problem]()
     # The blocks found so far by path; the file itself is the block without a name.
     blocks = {"": content}
     for path, key in KEYS.items():
@@ -128,31 +179,64 @@ def read_keys(content: Any) -> tuple[dict[str, Any], list[str]]:
         block = blocks.get(parent, {})
         if name not in block:
             # The keys of an absent block are not missed one by one.
-            if key.required and parent in blocks:
-                problems.append(f"{path}: missing; the vendor's files have it")
+            if key.missing and parent in blocks:
+                text = f"{path}: missing; the vendor's files have it"
+                expected = "" if key.published is None else show_value(key.published, quote=False)
+                problems.append(key.missing.broken(text, where=path, expected=expected))
             continue
         value = block[name]
         if wrong := key.kind(value):
-            problems.append(f"{path}: got {show_value(value)}, {wrong}")
+            problems.append(_wrong_type(path, value, wrong))
             continue
         values[path] = value
         # A block of the wrong kind is reported once; its keys are then not looked for.
         if key.kind is _block:
             blocks[path] = value
+    if problems and any(problem.rule is OTHER_KIND for problem in problems):
+        return {}, [problem for problem in problems if problem.rule is OTHER_KIND]
     for path, block in blocks.items():
         problems += _unknown_keys(block, f"{path}." if path else "")
     return values, problems
 
 
-def _unknown_keys(block: Mapping[Any, Any], prefix: str) -> Iterator[str]:
+def _wrong_type(path: str, value: Any, wrong: str) -> Problem:
+    # Embedding models have no second length.
+    is_embedding = path == LENGTHS and isinstance(value, list) and value[1:] == [[]]
+    rule, got = OTHER_KIND if is_embedding else WRONG_TYPE, show_value(value)
+    return rule.broken(
+        f"{path}: got {got}, {wrong}", where=path, got=got, expected=_expected(wrong)
+    )
+
+
+def _expected(wrong: str) -> str:
+    return wrong.removeprefix("expected ").partition(",")[0]
+
+
+def _has(content: Mapping[Any, Any], path: str) -> bool:
+    *parents, name = path.split(".")
+    block: Any = content
+    for parent in parents:
+        block = block.get(parent) if isinstance(block, dict) else None
+    return isinstance(block, dict) and name in block
+
+
+def _unknown_keys(block: Mapping[Any, Any], prefix: str) -> Iterator[Problem]:
     inside = (path.removeprefix(prefix) for path in KEYS if path.startswith(prefix))
     known = [name for name in inside if "." not in name]
     for key in block:
         if key in known:
             continue
+        path = f"{prefix}{show_value(key, quote=False)}"
+        if reason := _KEYS_OF_OTHERS.get(path):
+            yield KEY_OF_OTHERS.broken(
+                f"{path}: no file of a language model has it; {reason}", where=path
+            )
+            continue
         near = difflib.get_close_matches(key[:60] if isinstance(key, str) else "", known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-        yield f"{prefix}{show_value(key, quote=False)}: unknown key; {hint}"
+        yield UNKNOWN_KEY.broken(
+            f"{path}: unknown key; {hint}", where=path, got=path, expected=near[0] if near else ""
+        )
 
 
 def show_value(value: Any, *, quote: bool = True, depth: int = 2) -> str:

@@ -87,13 +87,37 @@ def load_yaml(path: Path) -> Any:
     Raises:
         CompileFileError: missing, too large, not UTF-8, or refused by ``parse_yaml``.
     """
+    return parse_yaml(read_text(path), where=str(path))
+
+
+def read_text(path: Path) -> str:
+    """Return the text of one YAML file of at most ``YAML_BYTES``.
+
+    Raises:
+        CompileFileError: missing, too large, or not UTF-8.
+    """
     advice = "Give a compile file."
     data = read_bounded(path, YAML_BYTES, error=CompileFileError, advice=advice, is_users_own=True)
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as err:
         raise CompileFileError(f"{path} is not UTF-8 text: {err}. Save it as UTF-8.") from err
-    return parse_yaml(text, where=str(path))
+
+
+def key_lines(text: str) -> dict[str, int]:
+    """Return the line of every key of a text that ``parse_yaml`` takes, by dotted path, from 1."""
+    lines: dict[str, int] = {}
+
+    def walk(node: yaml.Node | None, prefix: str) -> None:
+        # ``parse_yaml`` has bounded depth and number.
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                path = f"{prefix}{key.value}"
+                lines[path] = key.start_mark.line + 1
+                walk(value, f"{path}.")
+
+    walk(yaml.compose(text, Loader=yaml.SafeLoader), "")
+    return lines
 
 
 class _Dumper(yaml.SafeDumper):
