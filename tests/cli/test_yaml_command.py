@@ -22,6 +22,9 @@ def test_without_output_the_yaml_is_on_stdout_and_notes_on_stderr():
     assert values["name"] == "DeepSeek-R1-Distill-Qwen-32B-int8-tp4-1024-2048"
     assert "before compiling: export VACC_STACK_SIZE=256" in result.stderr
     assert "cards: 1 x VA16" in result.stderr
+    assert "no bandwidth is published for VA16" in result.stderr
+    known = invoke("Distill-Qwen-32B", "--card", "va16", "--bandwidth", 400)
+    assert "at 400 GB/s no more than" in known.stderr
 
 
 def test_stdout_and_output_hold_the_same_bytes(tmp_path):
@@ -94,6 +97,8 @@ def test_existing_output_is_refused_without_overwrite(tmp_path):
         (("x", "--calibration", "c4="), "expected NAME=PATH"),
         (("x", "--calibration", "c4=a", "--calibration", "c4=b"), "can be given once"),
         (("Distill-Qwen-7B", "--card", "VA99"), "Invalid value for '--card'"),
+        (("Distill-Qwen-7B", "--bandwidth", 100), "--bandwidth goes with --card only"),
+        (("Distill-Qwen-7B", "--card", "VA16", "--bandwidth", 0), "Invalid value for '--bandwid"),
         (("Distill-Qwen-7B", "--seq-len", "1000"), "--seq-len: is 1000, expected"),
         (("Distill-Qwen-7B", "--tp", "3"), "--tp: got 3, expected one of 1, 2, 4, 8, 16"),
     ],

@@ -82,7 +82,9 @@ def test_memory_counts_heads_that_are_not_as_wide_as_the_hidden_states(name):
     floats = norms + tables
     assert weight_bytes(config, "fp16") == FLOAT16_BYTES * (layers * matrices + floats)
     assert weight_bytes(config, "int8") == layers * (matrices + 2 * rows) + FLOAT16_BYTES * floats
-    plan = plan_memory(CARDS["VA16"], config, dtype="fp16", tensor_parallel_size=4, num_tokens=1000)
+    plan = plan_memory(
+        CARDS["VA16"], config, dtype="fp16", tensor_parallel_size=4, lengths=(16, 1000)
+    )
     assert plan.kv_bytes_per_die == 2 * layers * (kv_heads // 4) * size * 2 * 1000
 
 

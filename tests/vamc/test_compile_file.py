@@ -254,7 +254,7 @@ def test_committed_sizes_are_plain_and_leave_a_fifth_of_a_32_gib_die():
         size = sizes[model.aliases[0]] = default_tensor_parallel_size(config)
         assert tensor_parallel_rule(config, size) == PLAIN
         plan = plan_memory(
-            CARDS["VA16"], config, dtype="fp16", tensor_parallel_size=size, num_tokens=2048
+            CARDS["VA16"], config, dtype="fp16", tensor_parallel_size=size, lengths=(16, 2048)
         )
         assert plan.free_bytes > 0.2 * 32 * GIB
     assert sizes == {

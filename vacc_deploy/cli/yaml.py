@@ -67,7 +67,13 @@ from vacc_deploy.vamc.options import CALIBRATION_LENGTHS, DTYPES, OPTIMIZE_FOR, 
 @click.option(
     "--card",
     type=click.Choice(list(CARDS), case_sensitive=False),
-    help="Check that the model fits on this card.",
+    help="Calculate the memory of a die of this card; refuse weights that cannot fit.",
+)
+@click.option(
+    "--bandwidth",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GB/S",
+    help="With --card, bound the tokens a second by this memory bandwidth of one die.",
 )
 @click.option(
     "--output",
@@ -116,8 +122,11 @@ def yaml_command(
 
 def _write_one(options: dict[str, Any], output: Path | None, overwrite: bool) -> None:
     target, card = options.pop("target"), options.pop("card")
+    bandwidth = options.pop("bandwidth")
     if target is None:
         raise UsageError("Give a directory or a model name as TARGET, or --all.")
+    if bandwidth is not None and card is None:
+        raise UsageError("--bandwidth goes with --card only.")
     options["calibration"] = _parse_calibration(options["calibration"])
     from vacc_deploy.vamc.compile_file import make_compile_file, write_compile_file
     from vacc_deploy.vamc.target import find_target
@@ -125,7 +134,7 @@ def _write_one(options: dict[str, Any], output: Path | None, overwrite: bool) ->
     result = make_compile_file(
         find_target(target, options["dtype"], partial(again_with, "target")),
         CompileOptions(**options),
-        card=CARDS[card] if card else None,
+        card=CARDS[card].with_bandwidth(bandwidth) if card else None,
     )
     if output is not None:
         result = write_compile_file(result, output, overwrite=overwrite)

@@ -44,7 +44,7 @@ from vacc_deploy.reference.windows import check_ids
 from vacc_deploy.results import command
 from vacc_deploy.system import peak_memory_bytes
 from vacc_deploy.text.tokenizer import Tokenizer
-from vacc_deploy.vamc.rules import LENGTH_MULTIPLE
+from vacc_deploy.vamc.options import LENGTH_MULTIPLE
 
 MAX_DIFFERENCE = 2e-3  # of the logits' range
 _TEXT_BYTES_PER_TOKEN = 16  # more than a token of any language has on average

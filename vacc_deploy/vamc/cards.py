@@ -6,16 +6,17 @@ heavy: the command line reads the names of the cards at its start.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vacc_deploy.results import format_bytes
+from vacc_deploy.vamc.options import LENGTH_MULTIPLE
 
 if TYPE_CHECKING:
     from vacc_deploy.models.config import ModelConfig
 
 GIB = 1 << 30
-FLOAT16_BYTES = 2
+FLOAT16_BYTES, FLOAT32_BYTES = 2, 4
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Card:
         die_memory_bytes: memory of one die. The vendor writes "G" or "GB"; read as GiB.
         source: who says how the memory divides: ``published``, ``inferred`` or ``third party``.
         reference: text that the numbers come from.
+        memory_bandwidth: bytes a second that one die reads from its memory; None where nobody has
+            published it, which is so for all of them.
     """
 
     name: str
@@ -35,6 +38,13 @@ class Card:
     die_memory_bytes: int
     source: str
     reference: str
+    memory_bandwidth: float | None = None
+
+    def with_bandwidth(self, gigabytes_per_second: float | None) -> Card:
+        """Return the card with a bandwidth of one die that the user knows, or as it is."""
+        if gigabytes_per_second is None:
+            return self
+        return replace(self, memory_bandwidth=gigabytes_per_second * 1e9)
 
 
 _VA16 = "the vendor writes 128 G per card; four dies follow from its TP16 on four cards"
@@ -77,15 +87,58 @@ def kv_bytes_per_die(config: ModelConfig, *, tensor_parallel_size: int, num_toke
     return 2 * config.num_hidden_layers * heads * config.head_dim * FLOAT16_BYTES * num_tokens
 
 
+def read_bytes(config: ModelConfig, dtype: str) -> int:
+    """Return the bytes of the weights that one token reads: all but an embedding of its own.
+
+    Of the embedding a token reads one row. Where it is the head too, the head reads all of it.
+    """
+    embedding = config.vocab_size * config.hidden_size * FLOAT16_BYTES
+    return weight_bytes(config, dtype) - (0 if config.tie_word_embeddings else embedding)
+
+
+def activation_bytes_per_die(
+    config: ModelConfig, *, tensor_parallel_size: int, prefill: int
+) -> int:
+    """Return an estimate of the activations of one prompt on one die.
+
+    What vamc keeps is not published. Inferred from the shapes of the graph that it compiles, with
+    eager attention: hidden states and residual [prefill, hidden], and the largest of three stages
+    that do not overlap. Attention has q, k, v and the scores [heads, prefill, prefill] in float16
+    and in float32, the MLP has gate and up, and the head has float32 logits: of the last position
+    where ``insert_slice`` cuts the states (all but Llama), else of all.
+    """
+    heads = -(-config.num_attention_heads // tensor_parallel_size)
+    kv_heads = -(-config.num_key_value_heads // tensor_parallel_size)
+    width = -(-config.intermediate_size // tensor_parallel_size)
+    words = -(-config.vocab_size // tensor_parallel_size)
+    states = 2 * prefill * config.hidden_size * FLOAT16_BYTES
+    attention = prefill * (heads + 2 * kv_heads) * config.head_dim * FLOAT16_BYTES
+    attention += heads * prefill * prefill * (FLOAT16_BYTES + FLOAT32_BYTES)
+    mlp = 2 * prefill * width * FLOAT16_BYTES
+    rows = prefill if config.model_type == "llama" else 1
+    return states + max(attention, mlp, rows * words * FLOAT32_BYTES)
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What one die holds: its share of the weights and the cache of one full-length sequence."""
+    """What one die holds: its share of the weights, and the cache of one full-length sequence.
+
+    Attributes:
+        prefill, num_tokens: longest prompt, and longest prompt with its answer.
+        activation_bytes_per_die: see the function of this name; an estimate.
+        read_bytes_per_die: of the weights, for one token.
+        max_position_embeddings: of the model.
+    """
 
     card: Card
     tensor_parallel_size: int
+    prefill: int
     num_tokens: int
     weight_bytes_per_die: int
     kv_bytes_per_die: int
+    activation_bytes_per_die: int
+    read_bytes_per_die: int
+    max_position_embeddings: int
 
     @property
     def num_cards(self) -> int:
@@ -102,6 +155,40 @@ class MemoryPlan:
         """What weights and cache leave of a die; negative when they do not fit."""
         return self.card.die_memory_bytes - self.weight_bytes_per_die - self.kv_bytes_per_die
 
+    @property
+    def fits(self) -> bool:
+        """Whether weights, activations and the cache of one sequence fit, by our estimate."""
+        return self._cache_bytes >= self.kv_bytes_per_die
+
+    @property
+    def _cache_bytes(self) -> int:
+        """What weights and activations leave for caches; may be negative."""
+        used = self.weight_bytes_per_die + self.activation_bytes_per_die
+        return self.card.die_memory_bytes - used
+
+    @property
+    def num_sequences(self) -> int:
+        """How many sequences of full length fit at once."""
+        return max(0, self._cache_bytes) // self.kv_bytes_per_die
+
+    @property
+    def longest_total(self) -> int:
+        """The largest total length that one sequence can have; 0 where none is above the prompt."""
+        tokens = max(0, self._cache_bytes) * self.num_tokens // self.kv_bytes_per_die
+        longest = min(tokens, self.max_position_embeddings) // LENGTH_MULTIPLE * LENGTH_MULTIPLE
+        return longest if longest > self.prefill else 0
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What a die reads for the last token of a full sequence: weights and cache."""
+        return self.read_bytes_per_die + self.kv_bytes_per_die
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The bound that memory traffic sets for one sequence; None without a bandwidth."""
+        bandwidth = self.card.memory_bandwidth
+        return None if bandwidth is None else bandwidth / self.bytes_per_token
+
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain values."""
         return {
@@ -109,10 +196,19 @@ class MemoryPlan:
             "source": self.card.source,
             "num_cards": self.num_cards,
             "dies_per_card": self.card.num_dies,
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "prefill": self.prefill,
+            "total": self.num_tokens,
             "die_memory_bytes": self.card.die_memory_bytes,
             "weight_bytes_per_die": self.weight_bytes_per_die,
             "kv_bytes_per_die": self.kv_bytes_per_die,
+            "activation_bytes_per_die": self.activation_bytes_per_die,
             "free_bytes_per_die": self.free_bytes,
+            "longest_total": self.longest_total,
+            "num_sequences": self.num_sequences,
+            "bytes_per_token_per_die": self.bytes_per_token,
+            "memory_bandwidth": self.card.memory_bandwidth,
+            "max_tokens_per_second": self.tokens_per_second,
         }
 
     def to_pairs(self) -> list[tuple[str, str]]:
@@ -132,18 +228,68 @@ class MemoryPlan:
             f"{format_bytes(self.kv_bytes_per_die)} cache of one sequence of "
             f"{self.num_tokens} tokens, {rest}"
         )
-        return [("cards", cards), ("memory per die", memory)]
+        activations = (
+            f"about {format_bytes(self.activation_bytes_per_die)} a die for a prompt of "
+            f"{self.prefill} tokens (our inference from the shapes)"
+        )
+        return [
+            ("cards", cards),
+            ("memory per die", memory),
+            ("activations", activations),
+            ("what fits", self._describe_room()),
+            ("memory traffic", self._describe_traffic()),
+        ]
+
+    def _describe_room(self) -> str:
+        if not self.longest_total:
+            return "no sequence that is longer than the prompt"
+        return (
+            f"by these figures a total length of up to {self.longest_total} tokens, "
+            f"or {self.num_sequences} sequences of {self.num_tokens} tokens at once"
+        )
+
+    def _describe_traffic(self) -> str:
+        each = f"{format_bytes(self.bytes_per_token)} a die for a token at full length"
+        rate = self.tokens_per_second
+        if rate is None:
+            return f"{each}; no bandwidth is published for {self.card.name}, so no rate follows"
+        return (
+            f"{each}; at {(self.card.memory_bandwidth or 0) / 1e9:g} GB/s no more than {rate:.1f} "
+            "tokens a second for one sequence"
+        )
 
 
 def plan_memory(
-    card: Card, config: ModelConfig, *, dtype: str, tensor_parallel_size: int, num_tokens: int
+    card: Card,
+    config: ModelConfig,
+    *,
+    dtype: str,
+    tensor_parallel_size: int,
+    lengths: tuple[int, int],
 ) -> MemoryPlan:
     """Divide a model over the dies of ``card``, weights in equal shares.
 
     The real share is somewhat larger: vamc's own buffers and padding are not published.
+
+    Args:
+        card: its dies are alike.
+        config: of the model.
+        dtype: see ``weight_bytes``.
+        tensor_parallel_size: number of dies.
+        lengths: longest prompt, and longest prompt with its answer, in tokens.
     """
-    weights = -(-weight_bytes(config, dtype) // tensor_parallel_size)
-    cache = kv_bytes_per_die(
-        config, tensor_parallel_size=tensor_parallel_size, num_tokens=num_tokens
+    prefill, total = lengths
+    size = tensor_parallel_size
+    return MemoryPlan(
+        card,
+        size,
+        prefill,
+        total,
+        weight_bytes_per_die=-(-weight_bytes(config, dtype) // size),
+        kv_bytes_per_die=kv_bytes_per_die(config, tensor_parallel_size=size, num_tokens=total),
+        activation_bytes_per_die=activation_bytes_per_die(
+            config, tensor_parallel_size=size, prefill=prefill
+        ),
+        read_bytes_per_die=-(-read_bytes(config, dtype) // size),
+        max_position_embeddings=config.max_position_embeddings,
     )
-    return MemoryPlan(card, tensor_parallel_size, num_tokens, weights, cache)

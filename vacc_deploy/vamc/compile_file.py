@@ -241,8 +241,9 @@ def _fit(content: dict[str, Any], config: ModelConfig, card: Card) -> MemoryPlan
     """Return the memory of a die; refuse weights that fill it."""
     frontend, dtype = content["frontend"], content["backend"]["dtype"]
     size = frontend["model_kwargs"]["tp"]
-    _, (total,) = frontend["shape"]["input_ids"]
-    plan = plan_memory(card, config, dtype=dtype, tensor_parallel_size=size, num_tokens=total)
+    (prefill,), (total,) = frontend["shape"]["input_ids"]
+    lengths = (prefill, total)
+    plan = plan_memory(card, config, dtype=dtype, tensor_parallel_size=size, lengths=lengths)
     # A cache that does not fit beside the weights is only reported.
     if not plan.weights_fit:
         figures = format_pairs(plan.to_pairs())

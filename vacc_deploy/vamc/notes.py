@@ -29,7 +29,8 @@ from vacc_deploy.problems.compile_file import (
 from vacc_deploy.problems.configuration import VOCABULARY, YARN_ON_LLAMA
 from vacc_deploy.problems.problem import Problem
 from vacc_deploy.vamc.keys import CHECKPOINT, DTYPE, MODEL_KWARGS, QUANTIZE, TP, read_keys
-from vacc_deploy.vamc.rules import LENGTH_MULTIPLE, QUANTIZE_TYPE
+from vacc_deploy.vamc.options import LENGTH_MULTIPLE
+from vacc_deploy.vamc.rules import QUANTIZE_TYPE
 
 _FILE_ENDINGS = frozenset({".gz", ".json", ".jsonl", ".parquet", ".txt", ".zip"})
 _VAMC_INT8_NOTE = (

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 DTYPES = ("fp16", "int8")
+# Of both compiled lengths (the vendor's llm/README).
+LENGTH_MULTIPLE = 16
 OPTIMIZE_FOR = ("throughput", "latency")
 # The vendor's example file (tools/vamc/vamc_quant.yaml) and its comments: set name to length.
 CALIBRATION_LENGTHS = {"alpaca": 512, "c4": 1024, "ceval": 128}

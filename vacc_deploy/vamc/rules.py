@@ -47,10 +47,9 @@ from vacc_deploy.vamc.keys import (
     read_keys,
     show_value,
 )
-from vacc_deploy.vamc.options import CALIBRATION_LENGTHS, DTYPES
+from vacc_deploy.vamc.options import CALIBRATION_LENGTHS, DTYPES, LENGTH_MULTIPLE
 
 QUANTIZE_TYPE = "w8a16_gptq"
-LENGTH_MULTIPLE = 16
 # The name becomes a directory, so the model's part holds no separator and no control character.
 _MODEL = r"[^\s/\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,199}"
 _NAME = re.compile(rf"(?P<model>{_MODEL})-(?:fp16|int8)-tp.*")
