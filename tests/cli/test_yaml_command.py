@@ -54,6 +54,22 @@ def test_directory_target_keeps_its_path(tmp_path, monkeypatch):
     assert content["name"] == "Mine-fp16-tp4-1024-2048"
 
 
+def test_a_relative_checkpoint_says_where_vamc_must_be_started(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    missing = invoke("Distill-Llama-8B")
+    lacks = f"There is no directory ./DeepSeek-R1-Distill-Llama-8B-vacc in {tmp_path}."
+    assert lacks in missing.stderr and lacks not in missing.stdout
+    write_checkpoint(tmp_path / "Mine-vacc", model_type="llama", num_heads=8, num_kv_heads=4)
+    (tmp_path / "out").mkdir()
+    here = invoke("./Mine-vacc", "--output", "a.yaml")
+    assert "There is no directory" not in here.output and "is found from" not in here.output
+    elsewhere = invoke("./Mine-vacc", "--output", "out/a.yaml")
+    assert f"./Mine-vacc is found from {tmp_path}, not from out" in elsewhere.output
+    assert (tmp_path / "out/a.yaml").read_bytes() == (tmp_path / "a.yaml").read_bytes()
+    absolute = invoke(tmp_path / "Mine-vacc", "--output", "out/b.yaml")
+    assert "is found from" not in absolute.output and "relative path" not in absolute.output
+
+
 def test_json_is_one_object(tmp_path):
     path = tmp_path / "a.yaml"
     result = invoke("Distill-Qwen-32B", "--json", "--output", path)

@@ -164,6 +164,15 @@ def test_several_shards_without_an_index_are_refused(tmp_path):
         find_target(str(source))
 
 
+def test_a_directory_that_lacks_one_shard_of_several_is_refused(tmp_path):
+    source = write_checkpoint(tmp_path / "m", shards=3)
+    prepared = prepare(weights=source, output=tmp_path / "p", link_mode="copy").output_dir
+    find_target(str(prepared))
+    (prepared / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00003\.safetensors"):
+        find_target(str(prepared))
+
+
 def test_a_vamc_directory_that_lost_its_manifest_is_known_by_its_report(made, tmp_path):
     directory = shutil.copytree(made["llama", "vamc"], tmp_path / "x")
     (directory / "vacc_deploy.json").unlink()

@@ -85,5 +85,10 @@ def model_name(directory: Path) -> str:
     if _MODEL_NAME.fullmatch(last):
         return last
     path = real_path(directory)
-    ending = next((e for e in _ENDINGS if path.name.endswith(e)), "")
-    return snapshot_name(path) or path.name.removesuffix(ending).removesuffix("-vacc")
+    return snapshot_name(path) or without_endings(path.name)
+
+
+def without_endings(name: str) -> str:
+    """Return ``name`` without what ``prepare`` and ``quantize`` put behind a model's name."""
+    ending = next((e for e in _ENDINGS if name.endswith(e)), "")
+    return name.removesuffix(ending).removesuffix("-vacc")

@@ -128,7 +128,7 @@ def _write_one(options: dict[str, Any], output: Path | None, overwrite: bool) ->
     if bandwidth is not None and card is None:
         raise UsageError("--bandwidth goes with --card only.")
     options["calibration"] = _parse_calibration(options["calibration"])
-    from vacc_deploy.vamc.compile_file import make_compile_file, write_compile_file
+    from vacc_deploy.vamc.compile_file import add_start, make_compile_file, write_compile_file
     from vacc_deploy.vamc.target import find_target
 
     result = make_compile_file(
@@ -138,6 +138,7 @@ def _write_one(options: dict[str, Any], output: Path | None, overwrite: bool) ->
     )
     if output is not None:
         result = write_compile_file(result, output, overwrite=overwrite)
+    result = add_start(result)
     emit(result)
     if output is None and not is_json():
         for message in result.to_messages():

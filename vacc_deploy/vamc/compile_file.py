@@ -22,6 +22,7 @@ from vacc_deploy.outputs.text_file import replace_text
 from vacc_deploy.results import format_pairs
 from vacc_deploy.vamc.cards import Card, MemoryPlan, plan_memory
 from vacc_deploy.vamc.keys import nest
+from vacc_deploy.vamc.named import describe_start
 from vacc_deploy.vamc.notes import compile_notes
 from vacc_deploy.vamc.options import CALIBRATION_LENGTHS, CompileOptions, by_option
 from vacc_deploy.vamc.rules import (
@@ -34,8 +35,8 @@ from vacc_deploy.vamc.target import Target
 from vacc_deploy.vamc.yaml_text import dump_yaml, load_yaml
 
 _TITLE = "Compile file for vamc, written by vacc-deploy yaml"
-# How every file of ours begins; it ends with a seal.
-FILE_HEAD = f"# {_TITLE}"
+# How every file of ours begins, also one that check --fix wrote; it ends with a seal.
+FILE_HEAD = "# Compile file for vamc, written by vacc-deploy"
 _UNTRIED = "UNTRIED: nobody has compiled int8 codes."
 # The vendor: "models of 32B and above". The 32B model has 32.8e9 parameters; others round less.
 LARGE_MODEL_PARAMETERS = 30_000_000_000
@@ -273,6 +274,15 @@ def _head(
         "Compile:  vamc compile <this file>",
         *(("", *(f"- {note}" for note in notes)) if notes else ()),
     )
+
+
+def add_start(result: CompileFileResult) -> CompileFileResult:
+    """Return ``result`` with a note on where vamc must be started, if that is not plain.
+
+    The note is not part of the file, which says the same wherever it is written.
+    """
+    note = describe_start(result.content["frontend"]["checkpoint"], result.output)
+    return dataclasses.replace(result, notes=(*result.notes, *([note] if note else [])))
 
 
 def write_compile_file(
