@@ -116,6 +116,7 @@ def test_json_of_a_finding(broken):
         "title": ATTENTION_KEY.title,
         "target": str(broken),
         "where": "config_vacc.json: _attn_implementation",
+        "line": None,
         "text": "_attn_implementation: got 'sdpa', expected 'eager'",
         "got": "'sdpa'",
         "expected": "'eager'",

@@ -20,6 +20,13 @@ class Finding:
     target: str
     problem: Problem
 
+    @property
+    def place(self) -> str:
+        """The target, the line where one is known, and the place in it."""
+        line = f":{self.problem.line}" if self.problem.line else ""
+        inside = f": {self.problem.where}" if self.problem.where else ""
+        return f"{self.target}{line}{inside}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
         problem, rule = self.problem, self.problem.rule
@@ -29,6 +36,7 @@ class Finding:
             "title": rule.title,
             "target": self.target,
             "where": problem.where,
+            "line": problem.line or None,
             "text": str(problem),
             "got": problem.got,
             "expected": problem.expected,
@@ -156,8 +164,7 @@ def _count(number: int, name: str) -> str:
 def _describe(finding: Finding) -> list[str]:
     """Return one finding as lines."""
     problem, rule = finding.problem, finding.problem.rule
-    place = f"{finding.target}: {problem.where}" if problem.where else finding.target
-    lines = [f"{rule.code} {rule.severity}: {rule.title}", f"  where     {place}"]
+    lines = [f"{rule.code} {rule.severity}: {rule.title}", f"  where     {finding.place}"]
     lines.append(f"  found     {problem}")
     if problem.expected and problem.got:
         lines.append(f"  got       {problem.got}")

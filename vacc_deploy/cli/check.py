@@ -36,6 +36,12 @@ _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
     help="Calculate whether what a compile file describes fits on this card.",
 )
 @click.option(
+    "--bandwidth",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GB/S",
+    help="With --card, bound the tokens a second by this memory bandwidth of one die.",
+)
+@click.option(
     "--read-all",
     is_flag=True,
     help="Read all weights and compare all hashes. Without it: headers, norms, scales, some rows.",
@@ -63,6 +69,7 @@ _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 def check_command(
     targets: tuple[str, ...],
     card: str | None,
+    bandwidth: float | None,
     read_all: bool,
     strict: bool,
     form: str,
@@ -82,12 +89,15 @@ def check_command(
         raise UsageError("Give a directory or a compile file as TARGET.")
     if fix != (output is not None):
         raise UsageError("--fix and --output go together: the mended copy needs a place.")
+    if bandwidth is not None and card is None:
+        raise UsageError("--bandwidth goes with --card only.")
     if form == SARIF and is_json():
         raise UsageError("--json and --format sarif contradict each other. Give one of them.")
     from vacc_deploy.check.run import CheckOptions, check
     from vacc_deploy.cli.terminal import terminal_progress
 
-    options = CheckOptions(CARDS[card] if card else None, read_all, strict)
+    chosen = CARDS[card].with_bandwidth(bandwidth) if card else None
+    options = CheckOptions(chosen, read_all, strict)
     progress = terminal_progress()
     if output is not None:
         from vacc_deploy.check.fixes import fix_target
@@ -130,7 +140,7 @@ def _print_table(result: CheckResult) -> None:
     for finding in result.shown():
         problem, rule = finding.problem, finding.problem.rule
         code = Text(f"{rule.code}\n{rule.severity}", style=_STYLES[rule.severity])
-        place = escape_controls(f"{finding.target}\n{problem.where}".rstrip())
+        place = escape_controls(finding.place.replace(": ", "\n", 1))
         what = Text(f"{rule.title}\n", style="bold")
         what.append(escape_controls(f"{problem}\n"), style="not bold")
         what.append(rule.why, style="not bold dim")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vacc_deploy.problems.problem import ERROR, NOTE, WARNING, Rule
 
 _VAMC = "Name the directory that vacc-deploy quantize writes in the format vamc, its default."
-_START = "vamc resolves a relative path by the directory in which it is started [inferred]."
+_START = "vamc resolves a relative path by the directory in which it is started (our inference)."
 
 NO_CHECKPOINT = Rule(
     "VD701",
@@ -88,7 +88,7 @@ CODES_OF_LLAMA = Rule(
     "VD714",
     ERROR,
     "the directory holds int8 codes of a Llama model",
-    "vamc loads Llama through its own code, which cannot read them [inferred].",
+    "vamc loads Llama through its own code, which cannot read them (our inference).",
     _VAMC,
 )
 CODES_AGAIN = Rule(

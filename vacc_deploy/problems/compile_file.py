@@ -26,7 +26,7 @@ KEY_OF_OTHERS = Rule(
     "VD602",
     NOTE,
     "the vendor has this key in files of other kinds of models only",
-    "What vamc does with it for this kind of model is not published.",
+    "It may change nothing, or what is compiled.",
     "Remove the key, unless the vendor told you to set it.",
 )
 MISSING_KEY = Rule(
@@ -42,7 +42,7 @@ MISSING_SETTING = Rule(
     WARNING,
     "a key is missing that every published file of a language model has",
     "vamc takes its own default, which is not published.",
-    "Let check --fix write the published value; tp and dtype are yours to set.",
+    "Let check --fix write the published value. Only tp is yours to set.",
     is_fixable=True,
 )
 WRONG_TYPE = Rule(
@@ -70,7 +70,7 @@ OTHER_KIND = Rule(
     "VD608",
     ERROR,
     "the file is not that of a language model",
-    "vacc-deploy knows the rules of language models only, so the file was not checked further.",
+    "Only the rules of language models are known here, so the file was not checked further.",
     "Ask the vendor's page of that model.",
 )
 ODD_LENGTH = Rule(
@@ -165,14 +165,14 @@ DATASET_FILE = Rule(
     "VD636",
     NOTE,
     "the calibration set is a single file",
-    "The vendor's examples name a data set of the hub, or a directory.",
+    "The vendor's examples name a file of JSON for alpaca, and else a hub data set or a directory.",
     "Give the directory of the file.",
 )
 TP_SIZE = Rule(
     "VD640",
     ERROR,
-    "tp is no size that cards have",
-    "The published files use 4 and 8; a model is shared among 1, 2, 4, 8 or 16 dies.",
+    "tp is not 1, 2, 4, 8 or 16",
+    "The published files use 4 and 8; that the other three work is our inference.",
     "Set one of these sizes.",
 )
 TP_IMPOSSIBLE = Rule(
@@ -216,5 +216,5 @@ YARN_IN_GRAPH = Rule(
     NOTE,
     "yarn is computed by the modeling file beside the weights",
     "The vendor's own modeling file does not read rope_scaling.",
-    "Leave the modeling file of vacc-deploy where it is.",
+    "Put no other modeling file in its place.",
 )

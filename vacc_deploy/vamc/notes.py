@@ -62,19 +62,19 @@ _LLAMA_YARN_NOTE = (
 
 
 def compile_notes(
-    content: Mapping[str, Any], config: ModelConfig, layout: str = ""
+    content: Mapping[str, Any], config: ModelConfig, layout: str | None = ""
 ) -> list[Problem]:
     """Return what a user has to know about a file; each note says whether it is our inference.
 
     Args:
         content: of the compile file; what is missing or of another type in it is passed over.
         config: of the model.
-        layout: of the checkpoint's weights; empty for a float model.
+        layout: of the checkpoint's weights; empty for a float model, None where it is not known.
     """
     values, _ = read_keys(content)
     return [
         *_model_notes(values, config),
-        *_weight_notes(values.get(DTYPE), layout),
+        *_weight_notes(values, layout),
         *_dataset_notes(values, layout),
     ]
 
@@ -104,14 +104,15 @@ def _model_notes(values: Mapping[str, Any], config: ModelConfig) -> Iterator[Pro
             yield YARN_ON_LLAMA.broken(_LLAMA_YARN_NOTE, where=CHECKPOINT)
 
 
-def _weight_notes(dtype: str | None, layout: str) -> Iterator[Problem]:
-    if layout == INT8:
+def _weight_notes(values: Mapping[str, Any], layout: str | None) -> Iterator[Problem]:
+    dtype = values.get(DTYPE)
+    if layout == INT8 and QUANTIZE not in values:
         yield CODES_UNTRIED.broken(_CODES_NOTE, where=CHECKPOINT)
     elif layout == VAMC and dtype == "int8":
         yield INT8_AGAIN.broken(_VAMC_INT8_NOTE, where=CHECKPOINT)
-    elif layout == VAMC:
+    elif layout == VAMC and dtype == "fp16":
         yield INT8_AS_FLOAT16.broken(_VAMC_FLOAT16_NOTE, where=DTYPE)
-    elif dtype == "int8":
+    elif layout == "" and dtype == "int8":
         text = (
             f"vamc quantizes the float weights itself ({QUANTIZE_TYPE}); nothing here can check "
             "the result. To decide the integers, and to verify them on this CPU, run vacc-deploy "
@@ -120,7 +121,7 @@ def _weight_notes(dtype: str | None, layout: str) -> Iterator[Problem]:
         yield VAMC_QUANTIZES.broken(text, where=CHECKPOINT)
 
 
-def _dataset_notes(values: Mapping[str, Any], layout: str) -> Iterator[Problem]:
+def _dataset_notes(values: Mapping[str, Any], layout: str | None) -> Iterator[Problem]:
     if path := values.get("dataset.path"):
         name = values.get("dataset.name")
         endings = _FILE_ENDINGS if name != "alpaca" else _FILE_ENDINGS - {".json"}
