@@ -10,6 +10,7 @@ from mutations import SEPARATOR
 from sandbox import FindingError
 
 from vacc_deploy.calibration.answer_cache import AnswerCache
+from vacc_deploy.check.compile_file import check_compile_file
 from vacc_deploy.checkpoint.caches import hub_repository, snapshot_name
 from vacc_deploy.checkpoint.manifest import model_name, name_source, read_manifest
 from vacc_deploy.errors import VaccDeployError
@@ -21,7 +22,9 @@ from vacc_deploy.outputs.lock import describe_running
 from vacc_deploy.outputs.proof import prove
 from vacc_deploy.outputs.seal import seal_json
 from vacc_deploy.progress import SILENT
+from vacc_deploy.vamc.cards import CARDS
 from vacc_deploy.vamc.compile_file import load_compile_file
+from vacc_deploy.vamc.repair import fix_compile_file
 from vacc_deploy.vamc.yaml_text import dump_yaml, load_yaml, parse_yaml
 
 
@@ -54,12 +57,18 @@ def _seal(data: bytes) -> bytes:
 
 
 def compile_yaml(data: bytes, directory: Path) -> None:
-    """A compile file: what is read and written again is the same."""
+    """A compile file: checked, mended once, and what is read and written again is the same."""
     path = directory / "a.yaml"
     write(path, data)
     values = load_yaml(path)
     with suppress(VaccDeployError):
         load_compile_file(path)
+    check_compile_file(path, CARDS["VA16"])
+    with suppress(VaccDeployError):
+        mended, applied = fix_compile_file(path)
+        write(path, mended.encode("utf-8", "backslashreplace"))
+        if applied and fix_compile_file(path)[1]:
+            raise FindingError("unsettled", f"{applied!r:.200} is not all that there was to mend")
     again = parse_yaml(dump_yaml(values), where="what was written")
     if repr(again) != repr(values):
         raise FindingError("differs", f"{values!r:.200} is read again as {again!r:.200}")

@@ -29,9 +29,12 @@ from vacc_deploy.outputs.output import output_directory
 from vacc_deploy.outputs.output_rules import check_output
 from vacc_deploy.outputs.place import COPY, Placement
 from vacc_deploy.outputs.side_files import SideFile, plan_side_files
+from vacc_deploy.outputs.text_file import replace_text
 from vacc_deploy.prepare import vendor_files
 from vacc_deploy.problems.problem import ERROR, Problem
 from vacc_deploy.progress import SILENT, Progress
+from vacc_deploy.vamc.compile_file import FILE_HEAD
+from vacc_deploy.vamc.repair import fix_compile_file
 
 
 def fix_target(
@@ -110,8 +113,15 @@ def fix_directory(directory: Path, output: Path, *, progress: Progress = SILENT)
 
 
 def write_mended_file(path: Path, output: Path) -> list[str]:
-    """Write a mended copy of a compile file; return what was mended, sentences."""
-    raise NotImplementedError(path, output)
+    """Write a mended copy of a compile file; return what was mended, sentences.
+
+    Raises:
+        CompileFileError: it cannot be read, or is that of no language model.
+        OutputError: the output exists or cannot be written.
+    """
+    text, applied = fix_compile_file(path)
+    replace_text(output, text, overwrite=False, head=FILE_HEAD, say=applied.append)
+    return applied
 
 
 def _part(checked: CheckedDirectory) -> tuple[list[Problem], list[Problem]]:
