@@ -20,6 +20,7 @@ fuzz:
 # The rows of torch 2.1: make matrix OLD_TORCH="--old-torch python3.8 --old-torch python3.11"
 matrix:
 	python tests/matrix/run_matrix.py --markdown docs/compatibility.md $(OLD_TORCH)
+	python tests/matrix/run_tokenizers.py --markdown docs/tokenizer.md
 
 matrix-short:
 	python tests/matrix/run_matrix.py --short

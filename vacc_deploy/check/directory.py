@@ -51,6 +51,7 @@ from vacc_deploy.problems.files import (
 )
 from vacc_deploy.problems.problem import Problem
 from vacc_deploy.progress import SILENT, Progress
+from vacc_deploy.text.library import start_library
 from vacc_deploy.vamc.readiness import (
     find_missing_files,
     find_other_dtype,
@@ -92,6 +93,7 @@ def check_directory(
     """
     checked = CheckedDirectory(directory)
     problems = checked.problems
+    library = start_library(directory)
 
     def open_it() -> list[Problem]:
         checked.checkpoint, found = examine(directory)
@@ -114,7 +116,6 @@ def check_directory(
         otherwise=GENERATION_UNREADABLE,
         where=GENERATION_CONFIG_NAME,
     )
-    problems.add(lambda: find_token_problems(directory, config))
     problems.add(
         lambda: _find_damages(directory, read_all, progress),
         otherwise=BROKEN_MANIFEST,
@@ -123,6 +124,8 @@ def check_directory(
     # Values are read only where every tensor has its place.
     if is_sound:
         problems.add(lambda: _find_value_problems(checked, read_all, progress))
+    # The last: transformers needs seconds to start.
+    problems.add(lambda: find_token_problems(directory, config, library))
     checked.problems = Collected(_settle(problems))
     return checked
 

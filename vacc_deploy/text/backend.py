@@ -66,6 +66,10 @@ class Backend:
         self.size: int = facts["size"]
         self.added: dict[int, str] = {int(idx): token for idx, token in facts["added"].items()}
 
+    def section(self, name: str) -> Any:
+        """Return a part of ``tokenizer.json`` as it is stored, None where there is none."""
+        return self._document.get(name)
+
     @cached_property
     def plain(self) -> dict[str, int]:
         """Token to id, of the vocabulary without added tokens."""

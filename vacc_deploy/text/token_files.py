@@ -89,7 +89,7 @@ def settle_tokens(directory: Path) -> SettledTokens:
         generated = _dump(document)
         backend = Backend(document, generated, path)
         ledger.check(backend)
-    notes += [*ledger.notes(), *special.notes, *_note_outside(backend, model_config)]
+    notes += [*ledger.notes(), *special.notes, *note_outside(backend, model_config)]
     is_bos_wanted = config.get("add_bos_token") is True and "bos_token" not in tokens
     if is_bos_wanted and probe_leading_id(backend) is None:
         notes.append(
@@ -162,8 +162,8 @@ def _check_ids(directory: Path, backend: Backend) -> None:
         seen[token_id] = token
 
 
-def _note_outside(backend: Backend, model_config: Mapping[str, Any]) -> list[str]:
-    """Return a note on tokens for which the model has no row."""
+def note_outside(backend: Backend, model_config: Mapping[str, Any]) -> list[str]:
+    """Return a note on tokens for which the model has no row: one, or none."""
     size = model_config.get("vocab_size")
     largest = max(backend.size - 1, max(backend.added, default=0))
     if type(size) is not int or largest < size:

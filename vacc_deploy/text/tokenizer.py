@@ -31,6 +31,7 @@ class Tokenizer:
         eos_token, eos_id: the end-of-sequence token and its id, None where there is none.
         adds_bos: whether plain text of this model begins with the BOS token.
         has_chat_template: whether the checkpoint carries a chat template, usable or not.
+        template_file: name of the file that holds it; the usual one where there is none.
         notes: what a user should know about the ids, sentences.
     """
 
@@ -52,6 +53,10 @@ class Tokenizer:
             self.bos_id, self.bos_token = leading, backend.id_to_token(leading)
         self.adds_bos: bool = self._read_adds_bos(settled.config, leading)
         self.has_chat_template = template is not None
+        is_file = (directory / TEMPLATE_NAME).is_file()
+        self.template_file = TEMPLATE_NAME if is_file else TOKENIZER_CONFIG_NAME
+        if isinstance(template, ChatTemplate):
+            self.template_file = template.path.name
 
     @classmethod
     def from_dir(cls, checkpoint_dir: Path) -> Tokenizer:

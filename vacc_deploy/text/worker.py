@@ -61,9 +61,22 @@ class WorkerError(Exception):
 class Worker:
     """The process of one kind of job. It starts at the first request, and again where it ended."""
 
-    def __init__(self, job: str, libraries: tuple[str, ...]) -> None:
-        """Prepare for the job of the file ``job`` beside this one, which imports ``libraries``."""
+    def __init__(
+        self,
+        job: str,
+        libraries: tuple[str, ...],
+        *,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Prepare; nothing is started.
+
+        Args:
+            job: a file beside this one.
+            libraries: what it imports.
+            environment: variables for them, beside those of every worker.
+        """
         self._job, self._libraries = Path(__file__).with_name(job), libraries
+        self._environment = {**_ENVIRONMENT, **(environment or {})}
         self._process: Child | None = None
         self._lock = threading.Lock()
         atexit.register(self.close)
@@ -162,7 +175,7 @@ class Worker:
                 Path(__file__).with_name("child.py"),
                 (str(self._job),),
                 libraries=self._libraries,
-                environment=_ENVIRONMENT,
+                environment=self._environment,
             )
         except OSError as err:
             raise ProcessError(

@@ -56,9 +56,7 @@ def find_missing_files(checkpoint: Checkpoint) -> list[Problem]:
         for name in _vendor_files(checkpoint)
         if not (directory / name).is_file()
     ]
-    if not any(all((directory / name).is_file() for name in names) for names in _TOKENIZERS):
-        text = "tokenizer.json is missing (the served model needs its tokenizer)"
-        problems.append(NO_TOKENIZER.broken(text, where="tokenizer.json"))
+    problems += find_missing_tokenizer(directory)
     if not (directory / "tokenizer_config.json").is_file():
         text = "tokenizer_config.json is missing (it tells the class and the template)"
         problems.append(NO_TOKENIZER_CONFIG.broken(text, where="tokenizer_config.json"))
@@ -66,6 +64,14 @@ def find_missing_files(checkpoint: Checkpoint) -> list[Problem]:
         text = f"{INDEX_NAME} is missing (loaders find several shards by it only)"
         problems.append(NO_INDEX.broken(text, where=INDEX_NAME))
     return problems
+
+
+def find_missing_tokenizer(directory: Path) -> list[Problem]:
+    """Return that there is no tokenizer of any form, or nothing."""
+    if any(all((directory / name).is_file() for name in names) for names in _TOKENIZERS):
+        return []
+    text = "tokenizer.json is missing (the served model needs its tokenizer)"
+    return [NO_TOKENIZER.broken(text, where="tokenizer.json")]
 
 
 def is_unprepared(checkpoint: Checkpoint) -> bool:
