@@ -18,6 +18,7 @@ from vacc_deploy.cli.options import (
     print_out,
 )
 from vacc_deploy.errors import UsageError
+from vacc_deploy.progress import SILENT
 from vacc_deploy.results import escape_controls
 from vacc_deploy.vamc.cards import CARDS
 
@@ -98,7 +99,8 @@ def check_command(
 
     chosen = CARDS[card].with_bandwidth(bandwidth) if card else None
     options = CheckOptions(chosen, read_all, strict)
-    progress = terminal_progress()
+    # Without them little is read, and there is nothing to wait for.
+    progress = terminal_progress() if read_all or fix else SILENT
     if output is not None:
         from vacc_deploy.check.fixes import fix_target
 
