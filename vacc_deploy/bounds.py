@@ -256,7 +256,9 @@ RUN_RECORD_BYTES = Bound(
 RECORD_NUMBER = Bound(
     1 << 40, "", "a number in such a record: seconds, errors, values, resumes", "up to 100,000"
 )
-SEALED_TEXT_BYTES = Bound(1 << 20, "bytes", "a text file that --overwrite may replace", "2 kB")
+SEALED_TEXT_BYTES = Bound(
+    8 << 20, "bytes", "a compile file or a page that may be replaced", "2 to 800 kB"
+)
 LOCK_BYTES = Bound(4096, "bytes", "a lock file", "about 100 bytes")
 ANSWERS_BYTES = Bound(1 << 24, "bytes", "a file of saved answers", "130 kB")
 LINK_STEPS = Bound(

@@ -446,13 +446,13 @@ def test_replace_text_is_whole_and_replaces_its_own_files_only(tmp_path, monkeyp
     for edited in (path.read_text(), f"{sealed}# a note\n", sealed.replace("模", "型")):
         path.write_text(edited)
         assert message(replace_text, path, "x", overwrite=True, head="# ours") == (
-            f"{path} was changed since it was written, or is of an earlier version, so "
-            "--overwrite will not replace it. Remove it yourself, or choose another --output."
+            f"{path} was changed since it was written, or is of an earlier version, so it "
+            "will not be replaced. Remove it yourself, or choose another --output."
         )
     path.write_text("# mine\n# ours")
     assert message(replace_text, path, "x", overwrite=True, head="# ours") == (
-        f"{path} was not written by vacc-deploy, so --overwrite will not replace it. Remove it "
-        "yourself, or choose another --output."
+        f"{path} was not written by vacc-deploy, so it will not be replaced. Remove it yourself, "
+        "or choose another --output."
     )
     assert path.read_text() == "# mine\n# ours"
     replace_text(path, "any", overwrite=True, head="")

@@ -13,6 +13,7 @@ from vacc_deploy.json_files import dump_json
 
 _KEY = "seal"
 _LINE = b"# Seal of all lines above: "
+_COMMENT = (b"<!-- Seal of all lines above: ", b" -->")
 
 
 def seal_json(values: Mapping[str, Any]) -> str:
@@ -42,10 +43,20 @@ def seal_text(text: str) -> str:
     return f"{text}{_LINE.decode()}{_hash(data)}\n"
 
 
+def seal_page(text: str) -> str:
+    """Return ``text`` with a line behind it: a comment, in HTML."""
+    data = text.encode(errors="backslashreplace")
+    start, end = (mark.decode() for mark in _COMMENT)
+    return f"{text}{start}{_hash(data)}{end}\n"
+
+
 def is_sealed_text(data: bytes) -> bool:
-    """Return whether ``data`` are as ``seal_text`` made them."""
-    text, _, seal = data.rpartition(_LINE)
-    return seal == f"{_hash(text)}\n".encode()
+    """Return whether ``data`` are as ``seal_text`` or ``seal_page`` made them."""
+    for start, end in ((_LINE, b""), _COMMENT):
+        text, _, seal = data.rpartition(start)
+        if seal == _hash(text).encode() + end + b"\n":
+            return True
+    return False
 
 
 def _encode(values: Mapping[str, Any]) -> bytes:

@@ -101,8 +101,8 @@ def check_text(path: Path, text: str, *, overwrite: bool, head: str | None) -> N
         raise OutputError(f"{path} exists already. Add --overwrite to replace it.")
     if reason := _find_doubt(path, text, head):
         raise OutputError(
-            f"{path} {reason}, so --overwrite will not replace it. Remove it yourself, or choose "
-            "another --output."
+            f"{path} {reason}, so it will not be replaced. Remove it yourself, or choose another "
+            "--output."
         )
 
 
