@@ -28,8 +28,9 @@ class NextTokenScores:
         kl_standard_error: standard error of that mean, tokens taken as independent.
         max_kl: largest KL of one token.
         top1: share of tokens where both predict the same next token, 0 to 1; NaN predicts none.
-        token_kl: KL of every prediction, float64 [num_tokens], for paired comparisons; ``to_dict``
-            leaves it out.
+        token_kl: KL of every prediction, float64 [num_tokens], for paired comparisons.
+        token_top: the token that each model expects, int64 [num_tokens, 2], float and deployed; −1
+            for NaN. ``to_dict`` leaves out both figures of single tokens.
     """
 
     num_tokens: int
@@ -40,6 +41,7 @@ class NextTokenScores:
     max_kl: float
     top1: float
     token_kl: torch.Tensor | None = field(default=None, repr=False, compare=False)
+    token_top: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def perplexity_change(self) -> float:
@@ -48,9 +50,14 @@ class NextTokenScores:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; a figure that is not a number is None."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "token_kl"}
+        values = {name: getattr(self, name) for name in figure_names()}
         values["perplexity_change"] = self.perplexity_change
         return {key: value if math.isfinite(value) else None for key, value in values.items()}
+
+
+def figure_names() -> list[str]:
+    """Return the names of the figures that ``to_dict`` has of a comparison."""
+    return [item.name for item in fields(NextTokenScores) if not item.name.startswith("token_")]
 
 
 class _Side:
@@ -167,8 +174,11 @@ def compare_next_tokens(
     # Equal models give exactly 0: each difference is 0, and the two sums are the same number.
     # float64 [predictions], in nats.
     divergence = weighted_gap / float_side.total - float_side.log_sum() + deployed_side.log_sum()
-    is_known = torch.isfinite(float_side.log_sum()) & torch.isfinite(deployed_side.log_sum())
-    same_top = (float_side.argmax == deployed_side.argmax) & is_known
+    sides = (float_side, deployed_side)
+    # −1: NaN predicts no token.
+    tops = [torch.where(torch.isfinite(side.log_sum()), side.argmax, -1) for side in sides]
+    token_top = torch.stack(tops, dim=1)  # 2 × [predictions] -> [predictions, 2]
+    same_top = (token_top[:, 0] == token_top[:, 1]) & (token_top.amin(1) >= 0)
     return NextTokenScores(
         num_tokens=count,
         perplexity_float=float_side.perplexity(),
@@ -179,4 +189,5 @@ def compare_next_tokens(
         max_kl=divergence.max().item(),
         top1=same_top.double().mean().item(),
         token_kl=divergence,
+        token_top=token_top,
     )

@@ -8,7 +8,7 @@ float model. The numbers are those of ``compare`` and ``next_tokens``, the text'
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ from vacc_deploy.reference.compare import LayerError, check_pair, compare_on_tok
 from vacc_deploy.reference.dead_side import find_dead_sides
 from vacc_deploy.reference.float_model import open_reference
 from vacc_deploy.reference.limits import DEFAULT_LIMITS, Limits, guesses
-from vacc_deploy.reference.next_tokens import NextTokenScores
+from vacc_deploy.reference.next_tokens import NextTokenScores, figure_names
 from vacc_deploy.reference.threads import threads_for
 from vacc_deploy.reference.windows import check_text, read_windows
 from vacc_deploy.results import command, format_pairs, format_table
@@ -58,6 +58,7 @@ class VerifyResult:
         failures: a line for everything that failed.
         notes: what a reader of the figures should know.
         next_command: what to run after a passed comparison; nothing where that is not known.
+        tokens: the windows that were compared, int64 [rows, seq]; ``to_dict`` leaves them out.
     """
 
     model: str
@@ -73,6 +74,7 @@ class VerifyResult:
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     next_command: str = ""
+    tokens: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def passed(self) -> bool | None:
@@ -140,8 +142,7 @@ class VerifyResult:
 
 _ACTIVATIONS = {FLOAT: "float32", INT8: "inputs of the linears rounded to int8, token by token"}
 # The figures of a comparison that did not take place.
-_NO_SCORES = {f.name: None for f in fields(NextTokenScores) if f.name != "token_kl"}
-_NO_SCORES["perplexity_change"] = None
+_NO_SCORES = dict.fromkeys((*figure_names(), "perplexity_change"))
 
 
 def verify(
@@ -236,6 +237,7 @@ def _compare(
         same_weights=same_weights(reference, deployed, progress) if is_equal else "",
         failures=failures,
         notes=(*notes, *more),
+        tokens=tokens,
         next_command=_next_command(deployed.directory, deployed.config) if has_manifest else "",
     )
 
