@@ -98,7 +98,7 @@ def again_with(name: str, value: object, *, without: Collection[str] = ()) -> st
 def _words(param: click.Parameter, value: Any) -> list[object]:
     """Return a parameter as it is written on the command line."""
     if isinstance(param, click.Argument):
-        return [value]
+        return list(value) if isinstance(value, tuple) else [value]
     if isinstance(value, bool):
         return [(param.opts if value else param.secondary_opts)[0]]
     values = value if isinstance(value, tuple) else (value,)
