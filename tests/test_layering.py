@@ -25,7 +25,7 @@ LAYERS = (
     "vamc reference prepare gguf_file",
     "calibration check graphs",
     "quantize",
-    "demo api",
+    "demo api pages",
     "cli",
 )
 # Mathematics and codes: no paths, no model names, no logging. They may use these and each other.

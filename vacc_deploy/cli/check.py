@@ -17,6 +17,7 @@ from vacc_deploy.cli.options import (
     is_json,
     print_out,
 )
+from vacc_deploy.cli.report import check_report, report_options, write_report
 from vacc_deploy.errors import UsageError
 from vacc_deploy.progress import SILENT
 from vacc_deploy.results import escape_controls
@@ -66,6 +67,7 @@ _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
     metavar="PATH",
     help="With --fix: write the mended directory or file here.",
 )
+@report_options
 @common_options
 def check_command(
     targets: tuple[str, ...],
@@ -76,6 +78,8 @@ def check_command(
     form: str,
     fix: bool,
     output: Path | None,
+    report: Path | None,
+    language: str | None,
 ) -> None:
     """Find every fault that can be seen in directories and compile files, in seconds.
 
@@ -94,6 +98,8 @@ def check_command(
         raise UsageError("--bandwidth goes with --card only.")
     if form == SARIF and is_json():
         raise UsageError("--json and --format sarif contradict each other. Give one of them.")
+    # As of verify: an older page is replaced, if it is ours and nobody has changed it.
+    check_report(report, language, overwrite=True)
     from vacc_deploy.check.run import CheckOptions, check
     from vacc_deploy.cli.terminal import terminal_progress
 
@@ -108,6 +114,10 @@ def check_command(
     else:
         again = partial(again_with, "targets")
         result = check(targets, options, progress=progress, again=again)
+    if report is not None:
+        from vacc_deploy.pages.check_page import check_page
+
+        write_report(report, check_page, result.to_dict(), language, overwrite=True)
     _show(result, form)
     if not result.passed:
         raise click.exceptions.Exit(3)

@@ -6,7 +6,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,7 +25,11 @@ from vacc_deploy.cli.quantize_options import (
     quantization_options,
     read_options,
 )
-from vacc_deploy.errors import UsageError
+from vacc_deploy.cli.report import check_report, report_options, write_report
+from vacc_deploy.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from vacc_deploy.quantize.result import QuantizeResult
 
 
 @click.command("quantize", cls=QuantizeCommand)
@@ -39,6 +43,7 @@ from vacc_deploy.errors import UsageError
     "--resume", is_flag=True, help="Go on where an interrupted run of the same command stopped."
 )
 @output_options
+@report_options
 @common_options
 @click.pass_context
 def quantize_command(
@@ -49,6 +54,8 @@ def quantize_command(
     resume: bool,
     overwrite: bool,
     dry_run: bool,
+    report: Path | None,
+    language: str | None,
     **given: Any,
 ) -> None:
     """Write per-channel symmetric int8 weights of the checkpoint in DIR.
@@ -74,10 +81,15 @@ def quantize_command(
 
     if given["answers"] == "own":  # written by a model of transformers
         quiet_transformers()
+    # A resumed run may find the page of the run that it goes on with, or of one that finished.
+    replaces = overwrite or resume
     with join_ranks(os.environ, device) as (ranks, kept, own_device):
         is_first = ranks.rank == 0
         if resume and overwrite:
             raise _resume_or_overwrite()
+        if dry_run and report is not None:
+            raise UsageError("--dry-run writes nothing, so it has no page. Leave --report out.")
+        check_report(report, language, overwrite=replaces)
         options = read_options(context, given, own_device)
         place: dict[str, Any] = {"output": output, "overwrite": overwrite, "resume": resume}
         progress = terminal_progress() if is_first else SILENT
@@ -94,8 +106,26 @@ def quantize_command(
         )
         run: dict[str, Any] = {"progress": progress, "kept": kept, "ranks": ranks}
         result = quantize(source.directory, options=options, **place, dry_run=dry_run, **run)
-    if is_first:
-        emit(result)
+    if not is_first:
+        return
+    if report is not None:
+        _write_report(report, result, language, replaces)
+    emit(result)
+
+
+def _write_report(
+    report: Path, result: QuantizeResult, language: str | None, overwrite: bool
+) -> None:
+    """Write the page of a finished output; an error says that only the page is missing."""
+    from vacc_deploy.pages.quantize_page import quantize_page
+
+    try:
+        write_report(report, quantize_page, result, language, overwrite=overwrite)
+    except (OutputError, OSError) as err:
+        raise OutputError(
+            f"{err}\nThe weights in {result.output_dir} are finished; only the page is missing. "
+            "The same command with --resume writes it."
+        ) from err
 
 
 def _resume_or_overwrite() -> UsageError:

@@ -18,6 +18,7 @@ from vacc_deploy.cli.options import (
     emit,
     say,
 )
+from vacc_deploy.cli.report import check_report, report_options, write_report
 from vacc_deploy.errors import UsageError
 from vacc_deploy.reference.limits import MAX_KL, MIN_TOP1, Limits
 
@@ -69,6 +70,7 @@ def _refuse_nan(ctx: click.Context, param: click.Parameter, value: float | None)
     help="Round the inputs of the deployed linears to int8, token by token, or not; auto does what "
     "runtimes of the format do.",
 )
+@report_options
 @common_options
 def verify_command(
     deployed_dir: str,
@@ -80,6 +82,8 @@ def verify_command(
     min_top1: float | None,
     attn_factor: str | None,
     activations: str,
+    report: Path | None,
+    language: str | None,
 ) -> None:
     """Compare the deployed weights in DIR with the float model, on this CPU, and give a verdict.
 
@@ -92,6 +96,8 @@ def verify_command(
     from vacc_deploy.cli.terminal import terminal_progress
     from vacc_deploy.reference.verify import verify
 
+    # There is no --overwrite: an older page is replaced, if it is ours and nobody has changed it.
+    check_report(report, language, overwrite=True)
     deployed, float_model = _locate_pair(deployed_dir, reference, text)
     result = verify(
         deployed,
@@ -104,6 +110,10 @@ def verify_command(
         activations=activations,
         progress=terminal_progress(),
     )
+    if report is not None:
+        from vacc_deploy.pages.verify_page import verify_page
+
+        write_report(report, verify_page, result, language, overwrite=True)
     emit(result)
     if result.failures:
         raise click.exceptions.Exit(3)
