@@ -69,6 +69,8 @@ setup(
             'atheris>=2.3; platform_system == "Linux" and platform_machine == "x86_64" '
             'and implementation_name == "cpython" and python_version < "3.15"'
         ],
+        # Drives a Chromium that is installed: pages of --report in tests, tools/screenshots.py.
+        "browser": ["playwright>=1.40"],
         "dev": ["ruff==0.17.6", "mypy==2.4.1", "pre-commit>=4", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["vacc-deploy = vacc_deploy.cli:main"]},
