@@ -154,6 +154,12 @@ def test_the_audit_is_shown_where_there_is_one():
     assert "logits" in words and "Nothing comes near" in words
 
 
+def test_of_many_risks_the_first_are_shown_and_all_are_there():
+    values = {"audit": REPORT["audit"], "at_risk": [f"residual {number}" for number in range(40)]}
+    page = read_page(audit_section(Writer("en"), Source("v", values)).body)
+    assert "34 more" in page.words and "residual 39" in page.words
+
+
 def test_a_risk_may_be_an_entry_of_the_audit():
     entry = {"layer": 3, "stage": "down", "tensor": "outputs", "max_abs": 60000.0}
     values = {"audit": [entry], "at_risk": [entry]}

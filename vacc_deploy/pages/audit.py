@@ -15,6 +15,7 @@ FLOAT16_MAX = 65504
 # Kinds of activations in a layer, times the layers.
 _MOST_ENTRIES = 32 * NUM_LAYERS
 _MOST_CHARTS = 24
+_FEW_RISKS = 6
 
 
 def audit_section(say: Writer, source: Source, path: str = "audit") -> Section | None:
@@ -30,9 +31,7 @@ def audit_section(say: Writer, source: Source, path: str = "audit") -> Section |
     if not entries:
         return None
     risks = [_name_risk(risk) for risk in _as_list(source.get("at_risk"))[:MOST_ROWS]]
-    parts = [join([paragraph(say("audit-risk")), lines(risks)])] if risks else []
-    if not risks:
-        parts.append(paragraph(say("audit-safe")))
+    parts = [_risks(say, risks) if risks else paragraph(say("audit-safe"))]
     parts.append(_charts(say, source, path, entries))
     parts.append(folded(say("table"), _table(say, source, path, entries)))
     return Section("audit", join(parts))
@@ -44,6 +43,14 @@ def tokenizer_section(say: Writer, contract: Mapping[str, Any] | None) -> Sectio
         return None
     rows = [(text(key), text(value)) for key, value in list(contract.items())[:MOST_ROWS]]
     return Section("tokenizer", pairs(rows))
+
+
+def _risks(say: Writer, risks: list[str]) -> Markup:
+    """Return what is at risk: the first few at once, all on request."""
+    parts = [paragraph(say("audit-risk")), lines(risks[:_FEW_RISKS])]
+    if rest := risks[_FEW_RISKS:]:
+        parts.append(folded(say("more-risks", number=text(len(rest))), lines(rest)))
+    return join(parts)
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -62,7 +69,7 @@ def _name_risk(risk: Any) -> str:
 
 def _name(entry: Mapping[str, Any]) -> str:
     parts = (entry.get("stage"), entry.get("tensor"))
-    return " ".join(str(part)[:80] for part in parts if part)
+    return ": ".join(str(part)[:80] for part in parts if part)
 
 
 def _charts(say: Writer, source: Source, path: str, entries: list[Mapping[str, Any]]) -> Markup:

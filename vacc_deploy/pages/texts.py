@@ -268,6 +268,7 @@ _AUDIT = {
         "没有激活值接近 float16 上限。",
     ),
     "audit-risk": ("At risk:", "存在风险："),
+    "more-risks": ("{number} more", "另外 {number} 项"),
     "about-audit": (
         "Largest absolute value of {name} in each layer, on a logarithmic axis; the line is the "
         "end of the float16 range.",
