@@ -8,8 +8,12 @@ from vacc_deploy.cli.report import LANGUAGES as OPTION_VALUES
 from vacc_deploy.pages import texts as module
 from vacc_deploy.pages.texts import LANGUAGES, TEXTS
 
-PARTS = [value for name, value in vars(module).items() if re.fullmatch(r"_[A-Z]+", name)]
-FILES = [path for path in (ROOT / "vacc_deploy/pages").glob("*.py") if path.name != "texts.py"]
+PARTS = [
+    value
+    for name, value in vars(module).items()
+    if isinstance(value, dict) and name != "TEXTS" and not name.startswith("__")
+]
+FILES = [path for path in (ROOT / "vacc_deploy/pages").glob("*.py") if "texts" not in path.name]
 CODE = "".join(path.read_text("utf-8") for path in FILES)
 # The same in both languages but for their signs: names of things, and what is filled in.
 ALIKE = {"sqnr", "hash", "activations-float", "nats", "word-kl", "heat-title", "float16-end"}

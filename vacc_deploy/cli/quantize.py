@@ -81,15 +81,11 @@ def quantize_command(
 
     if given["answers"] == "own":  # written by a model of transformers
         quiet_transformers()
-    # A resumed run may find the page of the run that it goes on with, or of one that finished.
-    replaces = overwrite or resume
     with join_ranks(os.environ, device) as (ranks, kept, own_device):
         is_first = ranks.rank == 0
         if resume and overwrite:
             raise _resume_or_overwrite()
-        if dry_run and report is not None:
-            raise UsageError("--dry-run writes nothing, so it has no page. Leave --report out.")
-        check_report(report, language, overwrite=replaces)
+        _check_report(report, language, dry_run, overwrite or resume)
         options = read_options(context, given, own_device)
         place: dict[str, Any] = {"output": output, "overwrite": overwrite, "resume": resume}
         progress = terminal_progress() if is_first else SILENT
@@ -106,11 +102,19 @@ def quantize_command(
         )
         run: dict[str, Any] = {"progress": progress, "kept": kept, "ranks": ranks}
         result = quantize(source.directory, options=options, **place, dry_run=dry_run, **run)
-    if not is_first:
-        return
-    if report is not None:
-        _write_report(report, result, language, replaces)
-    emit(result)
+    if is_first:
+        if report is not None:
+            _write_report(report, result, language, overwrite or resume)
+        emit(result)
+
+
+def _check_report(
+    report: Path | None, language: str | None, dry_run: bool, overwrite: bool
+) -> None:
+    """Refuse a page that could not be written; a resumed run may find that of a finished one."""
+    if dry_run and report is not None:
+        raise UsageError("--dry-run writes nothing, so it has no page. Leave --report out.")
+    check_report(report, language, overwrite=overwrite)
 
 
 def _write_report(

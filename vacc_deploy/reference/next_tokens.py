@@ -119,6 +119,10 @@ class _Side:
         """Return log Σ exp(z), float64 [predictions]."""
         return self.maximum + self.total.log()
 
+    def top(self) -> torch.Tensor:
+        """Return the most likely token, int64 [predictions]; −1 where NaN predicts none."""
+        return torch.where(torch.isfinite(self.log_sum()), self.argmax, -1)
+
     def perplexity(self) -> float:
         """Return exp of the mean −log p of the tokens that really follow."""
         try:
@@ -174,10 +178,7 @@ def compare_next_tokens(
     # Equal models give exactly 0: each difference is 0, and the two sums are the same number.
     # float64 [predictions], in nats.
     divergence = weighted_gap / float_side.total - float_side.log_sum() + deployed_side.log_sum()
-    sides = (float_side, deployed_side)
-    # −1: NaN predicts no token.
-    tops = [torch.where(torch.isfinite(side.log_sum()), side.argmax, -1) for side in sides]
-    token_top = torch.stack(tops, dim=1)  # 2 × [predictions] -> [predictions, 2]
+    token_top = torch.stack([float_side.top(), deployed_side.top()], dim=1)  # [predictions, 2]
     same_top = (token_top[:, 0] == token_top[:, 1]) & (token_top.amin(1) >= 0)
     return NextTokenScores(
         num_tokens=count,
