@@ -17,10 +17,11 @@ PAGE_HEAD = "<!DOCTYPE html>\n<!-- A report of vacc-deploy. -->\n"
 MOST_ROWS = 2000
 # The browser then loads nothing and runs nothing, whatever a text may have become.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-# A tick, a cross, a circle, a sheet: the verdict is not told by colour alone.
+# A tick, a cross, a sheet, a circle: the verdict is not told by colour alone.
 _SIGNS = {
     "good": "M8 21 L17 30 L33 11",
     "bad": "M10 10 L30 30 M30 10 L10 30",
+    "written": "M11 6 H24 L30 12 V34 H11 Z M16 19 H25 M16 26 H25",
     "open": "M20 7 A13 13 0 1 0 20.01 7 M13 20 L27 20",
 }
 
@@ -59,7 +60,7 @@ class Verdict:
     """What stands on top of a page.
 
     Attributes:
-        kind: ``good``, ``bad`` or ``open``.
+        kind: ``good``, ``bad``, ``written`` or ``open``.
         word: the verdict.
         sentence: what it means.
         reasons: lines of the command, in English.

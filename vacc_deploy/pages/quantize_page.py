@@ -35,7 +35,7 @@ def quantize_page(result: QuantizeResult, *, language: str, command_line: str) -
     head = Head(
         "quantize",
         result.model,
-        Verdict("open", say("written"), sentence),
+        Verdict("written", say("written"), sentence),
         _tiles(say, source),
     )
     return build_page(
