@@ -62,7 +62,7 @@ class QuantizedLayer:
     linears: tuple[QuantizedLinear, ...]
     records: tuple[LinearRecord, ...]
     linear_seconds: tuple[float, ...] = ()
-    maxima: Mapping[str, float] = field(default_factory=dict)
+    maxima: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def is_calibrated(self) -> bool:
