@@ -62,7 +62,8 @@ def widen(name: str, tensor: torch.Tensor) -> torch.Tensor:
     values = tensor.float()
     noise = torch.frac(values.abs().double() * 1e7 * 0.6180339887).float() - 0.5
     _, exponent = torch.frexp(values)
-    return values + torch.ldexp(noise * 0.98, exponent - 8)
+    # A zero is one in every dtype.
+    return values + torch.where(values == 0, 0.0, torch.ldexp(noise * 0.98, exponent - 8))
 
 
 def to_dtype(dtype: torch.dtype, before: Alter = keep) -> Alter:
