@@ -35,7 +35,7 @@ from vacc_deploy.outputs.file_system import this_host
 from vacc_deploy.outputs.files import side_files
 from vacc_deploy.progress import SILENT
 from vacc_deploy.quantize.record_checks import read_number
-from vacc_deploy.quantize.records import RUN_NAME, read_run
+from vacc_deploy.quantize.records import RECORD_VERSION, RUN_NAME, read_run
 from vacc_deploy.reference import windows
 from vacc_deploy.text import files as text_files
 from vacc_deploy.text.files import read_object
@@ -356,7 +356,12 @@ def text_bytes(tmp_path, over):
 
 
 def run_file(tmp_path, num_layers=2, size=0, resumes=0):
-    values = {"version": 3, "identity": {}, "num_layers": num_layers, "resumes": resumes}
+    values = {
+        "version": RECORD_VERSION,
+        "identity": {},
+        "num_layers": num_layers,
+        "resumes": resumes,
+    }
     padded(tmp_path / RUN_NAME, json.dumps(values), size)
     read_run(tmp_path, ("int8",))
 

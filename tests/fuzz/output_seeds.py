@@ -5,6 +5,9 @@ from pathlib import Path
 
 from seed_forms import dump, join
 
+from vacc_deploy.quantize.maxima import ranges_of
+from vacc_deploy.reference.ranges import audit_values
+
 PACKAGE = Path(__file__).parents[2]
 
 
@@ -18,7 +21,9 @@ def run_record(shard: int) -> dict:
     stated = {"shard": shard, "seconds": 1.5, "files": {name: file}}
     stated |= {"records": [record] if shard else []}
     stated |= {"scales": {record["name"]: "ADw="} if shard else {}}
-    return stated | {"linear_seconds": {record["name"]: 0.5}}
+    stated |= {"linear_seconds": {record["name"]: 0.5}}
+    tensors = ("qkv input", "o input", "o residual", "gate_up input", "down input", "down residual")
+    return stated | {"maxima": dict.fromkeys(tensors, 2.5) if shard else {}}
 
 
 def seeds() -> dict[str, list[bytes]]:
@@ -33,10 +38,11 @@ def seeds() -> dict[str, list[bytes]]:
     manifest |= {"source": {"path": "../a"}, "options": {"formats": ["vamc"]}, "versions": {}}
     sealed = manifest | {"tool": {"name": "vacc-deploy", "version": "0"}, "seal": "right"}
     outer = manifest | {"files": {"notes.txt": entry, "inner/vacc_deploy.json": {"bytes": 2}}}
-    run = {"version": 3, "identity": {"options": {"method": "rtn"}}, "num_layers": 1}
+    run = {"version": 4, "identity": {"options": {"method": "rtn"}}, "num_layers": 1}
     run |= {"overwrite": False, "resumes": 0}
     report = {"format_version": 1, "linears": run_record(1)["records"], "warnings": ["a"]}
     report |= {"options": {"formats": ["int8"]}}
+    report |= audit_values(ranges_of([run_record(1)["maxima"]]))
     timing = {"identity": {"a": 1}, "seconds": 1.0}
     owner = {"host": "elsewhere", "space": "a", "pid": 4711, "start": "12"}
     compile_file = (PACKAGE / "yaml/hf_ds_r1_distill_qwen_7b_int8.yaml").read_bytes()

@@ -15,6 +15,7 @@ from vacc_deploy.quantize.compute import choose_compute
 from vacc_deploy.quantize.layer_quantizer import LayerQuantizer, set_codes
 from vacc_deploy.quantize.layer_walk import LayerWalk, Streams
 from vacc_deploy.quantize.layer_weights import read_layers
+from vacc_deploy.quantize.maxima import LayerMaxima
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.row_buffers import HiddenRows, embed_rows
 from vacc_deploy.reference.decoder import DecoderLayer, Positions
@@ -82,7 +83,7 @@ def quantized(checkpoint, tmp_path, compute, *, effort="full", num_float=NUM_FLO
         dtype=compute.dtype,
         clock=PhaseClock(),
     )
-    walk.quantize(quantizer)
+    walk.quantize(quantizer, LayerMaxima())
     return quantizer, streams
 
 
@@ -172,7 +173,7 @@ def test_walk_keeps_the_stored_weights_of_a_layer_no_longer_than_needed(checkpoi
             dtype=compute.dtype,
             clock=PhaseClock(),
         )
-        walk.quantize(quantizer)
+        walk.quantize(quantizer, LayerMaxima())
     for name in LAYER_LINEARS:
         with pytest.raises(KeyError):
             weights.read(f"{linear_name(0, name)}.weight")

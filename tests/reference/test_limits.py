@@ -3,12 +3,19 @@
 import math
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 from texts import ROOT
 
-from vacc_deploy.reference.limits import MAX_KL, MIN_TOP1, Limits
+from vacc_deploy.reference.limits import (
+    IMPOSSIBLE_KL,
+    MAX_KL,
+    MAX_KL_FLOAT,
+    MIN_TOP1,
+    MIN_TOP1_FLOAT,
+    Limits,
+)
 from vacc_deploy.reference.next_tokens import NextTokenScores
 
 VOCAB_SIZE = 1000
@@ -82,12 +89,36 @@ def test_a_limit_that_was_given_is_exact():
 
 
 def test_a_limit_can_be_switched_off():
-    scores, limits = make_scores(mean_kl=13.0, top1=0.0), Limits(math.inf, 0.0)
+    scores, limits = make_scores(mean_kl=0.5, top1=0.0), Limits(math.inf, 0.0)
     assert limits.failures(scores, VOCAB_SIZE) == ()
     assert (
-        limits.describe(scores) == "mean KL 13.000000 (no limit), same top token 0.00% (no limit)."
+        limits.describe(scores) == "mean KL 0.500000 (no limit), same top token 0.00% (no limit)."
     )
     assert limits.to_dict() == {"max_kl": None, "min_top1": None}
+
+
+@pytest.mark.parametrize("is_float", [False, True])
+def test_a_kl_that_no_rounding_makes_fails_whatever_the_limits(is_float):
+    limits = Limits(math.inf, 0.0, is_float)
+    (line,) = limits.failures(make_scores(mean_kl=13.137889), VOCAB_SIZE)
+    assert line == (
+        "mean KL is 13.137889, and rounding to 8 bits never makes more than 1 of a sound model: "
+        "the float model is not the source of the deployed weights, or one of the two is damaged"
+    )
+    # Of few tokens chance may move it by three standard errors.
+    scores = make_scores(mean_kl=IMPOSSIBLE_KL + 0.29, kl_standard_error=0.1)
+    assert limits.failures(scores, VOCAB_SIZE) == ()
+    worse = make_scores(mean_kl=IMPOSSIBLE_KL + 0.31, kl_standard_error=0.1)
+    assert len(limits.failures(worse, VOCAB_SIZE)) == 1
+
+
+def test_float_weights_have_tighter_defaults():
+    limits = Limits(is_float=True)
+    assert limits.to_dict() == {"max_kl": MAX_KL_FLOAT, "min_top1": MIN_TOP1_FLOAT}
+    scores = make_scores(mean_kl=2.1 * MAX_KL_FLOAT, kl_standard_error=1.0, top1=0.96)
+    assert len(limits.failures(scores, VOCAB_SIZE)) == 2
+    assert Limits().failures(scores, VOCAB_SIZE) == ()
+    assert replace(limits, max_kl=0.01, min_top1=0.9).failures(scores, VOCAB_SIZE) == ()
 
 
 @pytest.mark.parametrize("perplexity", [500.0, 970.0, 1000.0, math.inf, math.nan])
@@ -101,8 +132,9 @@ def test_a_model_that_guesses_fails_whatever_the_limits(name, perplexity):
 
 def test_the_defaults_are_those_of_the_page():
     page = (ROOT / "docs/verify.md").read_text("utf-8")
-    assert f"| `--max-kl` | {MAX_KL:g} |" in page
-    assert f"| `--min-top1` | {MIN_TOP1:g} |" in page
+    assert f"| `--max-kl` | {MAX_KL:g}, for float weights {MAX_KL_FLOAT:g} |" in page
+    assert f"| `--min-top1` | {MIN_TOP1:g}, for float weights {MIN_TOP1_FLOAT:g} |" in page
+    assert f"above {IMPOSSIBLE_KL:g} nat" in page
 
 
 def test_limits_import_no_torch():

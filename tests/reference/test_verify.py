@@ -28,7 +28,13 @@ from vacc_deploy.prepare import prepare
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.run import quantize
 from vacc_deploy.reference import verify as verify_module
-from vacc_deploy.reference.limits import MAX_KL, MIN_TOP1, Limits
+from vacc_deploy.reference.limits import (
+    MAX_KL,
+    MAX_KL_FLOAT,
+    MIN_TOP1,
+    MIN_TOP1_FLOAT,
+    Limits,
+)
 from vacc_deploy.reference.verify import verify
 from vacc_deploy.vamc.compile_file import make_compile_file
 from vacc_deploy.vamc.options import CompileOptions
@@ -304,11 +310,20 @@ def test_verify_command_refuses_a_limit_that_is_none(tmp_path, limit):
     assert result.exit_code == 2 and "--max-kl" in result.output
 
 
-def test_verify_command_without_limits_passes_and_says_so(tmp_path):
-    source, _, options = make_known_pair(tmp_path)
-    # It knows the text as well, but it has other weights.
-    other = write_checkpoint(tmp_path / "other", tied=True, seed=1, scale=0.1)
-    arguments = ("verify", other, "--reference", source, *options)
+def make_damaged_pair(tmp_path):
+    """Return a pair as ``make_known_pair`` does; its scales are wrong, and no hash tells it."""
+    source, deployed, options = make_known_pair(tmp_path)
+    path = deployed / "model-00003-of-00004.safetensors"
+    (deployed / MANIFEST_NAME).unlink()
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.down_proj.weight_scale"] *= 1.3
+    save_file(tensors, path, metadata={"format": "pt"})
+    return source, deployed, ("--reference", source, *options)
+
+
+def test_verify_command_with_its_limits_off_passes_and_says_so(tmp_path):
+    _, deployed, options = make_damaged_pair(tmp_path)
+    arguments = ("verify", deployed, *options)
     assert run(*arguments).exit_code == 3
     unlimited = run(*arguments, "--max-kl", "inf", "--min-top1", "0")
     assert unlimited.exit_code == 0, unlimited.output
@@ -317,25 +332,122 @@ def test_verify_command_without_limits_passes_and_says_so(tmp_path):
     assert (exit_code, values["limits"]) == (0, {"max_kl": None, "min_top1": None})
 
 
-def test_verify_other_weights_of_the_same_shape_fail_by_default(tmp_path):
+def test_verify_command_no_limits_gives_no_verdict(tmp_path):
+    _, deployed, options = make_damaged_pair(tmp_path)
+    result = run("verify", deployed, *options, "--no-limits")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith("\nNot judged: no limits were set.\n")
+    assert not any(word in result.stdout for word in ("Passed", "Failed", "Next"))
+    exit_code, values = run_json("verify", deployed, *options, "--no-limits")
+    assert (exit_code, values["passed"], values["limits"]) == (0, None, None)
+    assert values["mean_kl"] > MAX_KL and values["failures"] == []
+
+
+@pytest.mark.parametrize("limit", [("--max-kl", "0.1"), ("--min-top1", "0.5")])
+def test_verify_command_no_limits_excludes_a_limit(tmp_path, limit):
+    result = run("verify", tmp_path, "--no-limits", *limit)
+    assert result.exit_code == 2
+    assert f"--no-limits and {limit[0]} exclude each other. Give one of them." in result.output
+
+
+def test_verify_command_no_limits_still_fails_for_damaged_files(tmp_path):
     _, deployed, options = make_known_pair(tmp_path)
-    other = write_checkpoint(tmp_path / "other", tied=True, seed=1)
-    exit_code, values = run_json("verify", deployed, "--reference", other, *options)
-    assert exit_code == 3 and values["passed"] is False
-    assert f", the limit is {MAX_KL:g}" in values["failures"][0]
-    assert f", the limit is {MIN_TOP1:g}" in values["failures"][1]
+    path = deployed / "model-00003-of-00004.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    exit_code, values = run_json("verify", deployed, *options, "--no-limits")
+    assert (exit_code, values["passed"], values["mean_kl"]) == (3, False, None)
+    assert "\nFailed: " in run("verify", deployed, *options, "--no-limits").stdout
+
+
+@pytest.mark.parametrize("is_prepared", [True, False])
+def test_verify_float_weights_have_limits_of_their_own(tmp_path, is_prepared):
+    source = write_checkpoint(tmp_path / "model", tied=True)
+    deployed = prepare(weights=source, output=tmp_path / "out").output_dir if is_prepared else None
+    text = write_text(tmp_path, RUNS)
+    deployed = deployed or source
+    result = verify(deployed, reference_dir=source, text_file=text, sequence_length=64)
+    assert result.passed and result.scores.mean_kl == 0
+    assert result.to_dict()["limits"] == {"max_kl": MAX_KL_FLOAT, "min_top1": MIN_TOP1_FLOAT}
+    assert f"(limit {MAX_KL_FLOAT:g})" in result.to_text()
+
+
+def test_verify_int8_error_in_float_weights_fails(tmp_path):
+    """What int8 weights may be off by is too much for float weights."""
+    source, deployed, _ = make_known_pair(tmp_path)
+    text, tensors = write_text(tmp_path, RUNS), read_tensors(deployed)
+    for name in [name for name in tensors if name.endswith("weight_scale")]:
+        scale, base = tensors.pop(name).float(), name.removesuffix("_scale")
+        error = tensors[base].float().sign() * scale[:, None]
+        tensors[base] = tensors[base].float() * scale[:, None] + error
+    plain = write_checkpoint(tmp_path / "plain", tied=True, extra_tensors=tensors)
+    result = verify(plain, reference_dir=source, text_file=text, sequence_length=64)
+    assert MAX_KL_FLOAT < result.scores.mean_kl < MAX_KL
+    assert result.failures[0].endswith(f", the limit is {MAX_KL_FLOAT:g}")
+
+
+# ---- another model ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["vamc", "int8", "gptq-one-group", "gguf"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_verify_refuses_another_model_before_the_walk(tmp_path, monkeypatch, layout, dtype):
+    source = write_checkpoint(tmp_path / "model", tied=True, dtype=dtype)
+    options = QuantizeOptions("rtn", formats=(layout,))
+    deployed = quantize(source, options=options).output_dir
+    text = write_text(tmp_path, RUNS)
+    assert verify(deployed, text_file=text, sequence_length=64).passed
+    other = write_checkpoint(tmp_path / "other", tied=True, seed=1, dtype=dtype)
+    monkeypatch.setattr(verify_module, "compare_on_tokens", None)
+    with pytest.raises(CheckpointError) as err:
+        verify(deployed, reference_dir=other, text_file=text)
+    assert str(err.value) == (
+        f"{deployed} was not made from {other}: 12 of its 12 norms, biases and tables, which are "
+        "only copied, have other values (model.embed_tokens.weight, "
+        "model.layers.0.input_layernorm.weight, model.layers.0.post_attention_layernorm.weight and "
+        "9 more). Give the right float model with --reference; with --no-limits the two are "
+        "compared all the same."
+    )
+
+
+def test_verify_one_changed_norm_is_another_model(tmp_path):
+    source, deployed, options = make_known_pair(tmp_path)
+    tensors = read_tensors(source)
+    tensors["model.norm.weight"][3] *= 1.01
+    write_checkpoint(source, tied=True, extra_tensors=tensors)
+    result = run("verify", deployed, *options)
+    assert result.exit_code == 1
+    assert "1 of its 12 norms, biases and tables, which are only copied" in result.output
+    exploring = run("verify", deployed, *options, "--no-limits")
+    assert exploring.exit_code == 0
+    assert f"\nNote: {deployed} was not made from {source}: 1 of its 12" in exploring.output
+
+
+def test_verify_another_model_of_another_tool_fails_whatever_the_limits(tmp_path):
+    source, _, options = make_known_pair(tmp_path)
+    # It knows the text as well, but it has other weights.
+    other = write_checkpoint(tmp_path / "other", tied=True, seed=1, scale=0.1)
+    arguments = ("verify", other, "--reference", source, *options)
+    exit_code, values = run_json(*arguments, "--max-kl", "inf", "--min-top1", "0")
+    assert (exit_code, values["passed"]) == (3, False)
+    assert "rounding to 8 bits never makes more than 1 of a sound model" in values["failures"][0]
+    assert any("was not copied from" in note for note in values["notes"])
+
+
+def test_verify_source_in_another_dtype_is_the_source(tmp_path):
+    wide = write_checkpoint(tmp_path / "wide", tied=True, dtype=torch.float32)
+    narrow = write_checkpoint(tmp_path / "narrow", tied=True, dtype=torch.float16)
+    text = write_text(tmp_path, RUNS)
+    for one, other in ((wide, narrow), (narrow, wide)):
+        output = tmp_path / f"{one.name}-out"
+        deployed = prepare(weights=one, output=output).output_dir
+        result = verify(deployed, reference_dir=other, text_file=text, sequence_length=64)
+        assert result.passed, result.to_text()
 
 
 def test_verify_broken_scale_fails_by_default(tmp_path):
     """Damage that the hashes cannot tell: the manifest is gone."""
-    source, deployed, options = make_known_pair(tmp_path)
-    path = deployed / "model-00003-of-00004.safetensors"
-    (deployed / MANIFEST_NAME).unlink()
-    assert run("verify", deployed, "--reference", source, *options).exit_code == 0
-    tensors = load_file(path)
-    tensors["model.layers.1.mlp.down_proj.weight_scale"] *= 1.5
-    save_file(tensors, path, metadata={"format": "pt"})
-    exit_code, values = run_json("verify", deployed, "--reference", source, *options)
+    _, deployed, options = make_damaged_pair(tmp_path)
+    exit_code, values = run_json("verify", deployed, *options)
     assert exit_code == 3 and values["failures"][0].startswith("mean KL is 0.")
 
 

@@ -20,7 +20,7 @@ from vacc_deploy.cli.options import (
 )
 from vacc_deploy.cli.report import check_report, report_options, write_report
 from vacc_deploy.errors import UsageError
-from vacc_deploy.reference.limits import MAX_KL, MIN_TOP1, Limits
+from vacc_deploy.reference.limits import MAX_KL, MAX_KL_FLOAT, MIN_TOP1, MIN_TOP1_FLOAT, Limits
 
 
 def _refuse_nan(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
@@ -53,14 +53,24 @@ def _refuse_nan(ctx: click.Context, param: click.Parameter, value: float | None)
     type=click.FloatRange(0),
     callback=_refuse_nan,
     help="Fail (exit code 3) above this mean KL, in nats; inf sets no limit.  "
-    f"[default: {MAX_KL:g}, with room for chance]",
+    f"[default: {MAX_KL:g}, for float weights {MAX_KL_FLOAT:g}, with room for chance]",
 )
 @click.option(
     "--min-top1",
     type=click.FloatRange(0, 1),
     callback=_refuse_nan,
     help="Fail (exit code 3) below this share of equal top tokens; 0 sets no limit.  "
-    f"[default: {MIN_TOP1:g}, with room for chance]",
+    f"[default: {MIN_TOP1:g}, for float weights {MIN_TOP1_FLOAT:g}, with room for chance]",
+)
+@click.option(
+    "--no-limits",
+    is_flag=True,
+    help="Show the figures without a verdict on them; damaged files still fail.",
+)
+@click.option(
+    "--audit",
+    is_flag=True,
+    help="Measure the largest activations too; fail where float16 cannot hold one.",
 )
 @attn_factor_option("as DIR reads it")
 @click.option(
@@ -80,6 +90,8 @@ def verify_command(
     seq_len: int,
     max_kl: float | None,
     min_top1: float | None,
+    no_limits: bool,
+    audit: bool,
     attn_factor: str | None,
     activations: str,
     report: Path | None,
@@ -89,13 +101,16 @@ def verify_command(
 
     First every file is compared with the hash that its manifest gives. Then both models are walked
     layer by layer over the same text. Memory holds one stage of one layer, whatever the model's
-    size. The exit code is 0 for passed and 3 for failed.
+    size. The exit code is 0 for passed, or for not judged with --no-limits, and 3 for failed.
 
     Example: vacc-deploy verify DeepSeek-R1-Distill-Qwen-7B-vacc-int8
     """
     from vacc_deploy.cli.terminal import terminal_progress
     from vacc_deploy.reference.verify import verify
 
+    if no_limits and (max_kl is not None or min_top1 is not None):
+        given = "--max-kl" if max_kl is not None else "--min-top1"
+        raise UsageError(f"--no-limits and {given} exclude each other. Give one of them.")
     # There is no --overwrite: an older page is replaced, if it is ours and nobody has changed it.
     check_report(report, language, overwrite=True)
     deployed, float_model = _locate_pair(deployed_dir, reference, text)
@@ -105,9 +120,10 @@ def verify_command(
         text_file=text,
         max_tokens=max_tokens,
         sequence_length=seq_len,
-        limits=Limits(max_kl, min_top1),
+        limits=None if no_limits else Limits(max_kl, min_top1),
         attn_factor=attn_factor,
         activations=activations,
+        audit=audit,
         progress=terminal_progress(),
     )
     if report is not None:

@@ -19,6 +19,7 @@ from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.layer_quantizer import LayerQuantizer, set_codes
 from vacc_deploy.quantize.layer_walk import LayerWalk, Streams, num_float_rows
 from vacc_deploy.quantize.layer_weights import read_layers
+from vacc_deploy.quantize.maxima import LayerMaxima
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.ranks import ALONE, Ranks, check_same_source
 from vacc_deploy.quantize.row_buffers import HiddenRows, embed_rows
@@ -84,7 +85,7 @@ def calibrate_layers(
                 if index < num_finished:
                     _replay(layer, walk, read_finished, compute, ranks)
                 else:
-                    quantized = _quantize(walk, index, make_quantizer(weights.read_exact))
+                    quantized = _quantize(walk, index, make_quantizer(weights.read_exact), ranks)
             check_same_source(checkpoint, ranks)
             if compute.synchronize is not None:
                 compute.synchronize()  # the writers copy the codes on streams of their own
@@ -114,10 +115,17 @@ def _replay(
     walk.carry()
 
 
-def _quantize(walk: LayerWalk, index: int, quantizer: LayerQuantizer) -> QuantizedLayer:
-    walk.quantize(quantizer)
+def _quantize(
+    walk: LayerWalk, index: int, quantizer: LayerQuantizer, ranks: Ranks
+) -> QuantizedLayer:
+    maxima = LayerMaxima()
+    walk.quantize(quantizer, maxima)
     return QuantizedLayer(
-        index, tuple(quantizer.linears), tuple(quantizer.records), tuple(quantizer.seconds)
+        index,
+        tuple(quantizer.linears),
+        tuple(quantizer.records),
+        tuple(quantizer.seconds),
+        maxima.join(ranks),
     )
 
 

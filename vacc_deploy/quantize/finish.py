@@ -27,8 +27,9 @@ from vacc_deploy.outputs.side_files import SidePlan, plan_side_files
 from vacc_deploy.outputs.writer import WrittenFile, write_index, write_text
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.records import Run, shard_path
-from vacc_deploy.quantize.result import REPORT_NAME, TIMING_NAME, QuantizeResult
+from vacc_deploy.quantize.result import REPORT_NAME, TIMING_NAME, QuantizeResult, audit_notes
 from vacc_deploy.quantize.standing import IDENTITY_KEY
+from vacc_deploy.reference.ranges import audit_values
 
 
 def finish_output(
@@ -88,8 +89,9 @@ def _finish_format(
         "calibration": result.calibration,
         "totals": result.totals(),
         "warnings": list(result.warnings),
-        "notes": list(layout_notes(layout, config)),
+        "notes": [*layout_notes(layout, config), *audit_notes(result.audit)],
         "linears": [asdict(record) for record in result.linears],
+        **audit_values(result.audit),
     }
     files.append(write_text(directory / REPORT_NAME, dump_json(report)))
     # Last, since it lists every other file.

@@ -18,6 +18,7 @@ from vacc_deploy.phases import PhaseClock
 from vacc_deploy.quantize.compute import Compute
 from vacc_deploy.quantize.layer_quantizer import Batch, LayerQuantizer
 from vacc_deploy.quantize.layer_weights import LayerWeights, locate_file
+from vacc_deploy.quantize.maxima import LayerMaxima
 from vacc_deploy.quantize.options import FAST, QuantizeOptions
 from vacc_deploy.quantize.row_buffers import HiddenRows
 from vacc_deploy.reference.decoder import (
@@ -28,6 +29,7 @@ from vacc_deploy.reference.decoder import (
     STAGE_LINEARS,
     DecoderLayer,
 )
+from vacc_deploy.reference.ranges import INPUT, RESIDUAL
 
 # Of the fitted rows, how many are carried through the float layers too: an eighth, and at least as
 # many as make eight tokens for each input of the residual stream.
@@ -111,19 +113,23 @@ class LayerWalk:
         # At least one row, however long: a row is never cut into batches.
         self._batches = list(streams.batches(max(1, compute.batch_tokens // seq)))
 
-    def quantize(self, quantizer: LayerQuantizer) -> None:
+    def quantize(self, quantizer: LayerQuantizer, maxima: LayerMaxima) -> None:
         """Quantize every linear before its one application to the quantized states.
+
+        Args:
+            quantizer: sees the inputs of every stage, then quantizes its linears.
+            maxima: sees them too, and the residual stream behind each half of the layer.
 
         Raises:
             QuantizationError: a weight or an activation is not finite; has the tensor, and of a
                 weight the row and the file.
         """
         try:
-            self._quantize_qkv(quantizer)
-            attended = self._quantize_output(quantizer)
-            self._quantize_gate_up(quantizer, attended)
+            self._quantize_qkv(quantizer, maxima)
+            attended = self._quantize_output(quantizer, maxima)
+            self._quantize_gate_up(quantizer, attended, maxima)
             del attended
-            self._quantize_down(quantizer)
+            self._quantize_down(quantizer, maxima)
         except QuantizationError as err:
             locate_file(err, self._weights.checkpoint)
             raise
@@ -146,18 +152,19 @@ class LayerWalk:
                     inner = layer.activate(layer.mlp_input(states))
                     self._write_float(batch, states + layer.linear("down_proj")(inner))
 
-    def _quantize_qkv(self, quantizer: LayerQuantizer) -> None:
+    def _quantize_qkv(self, quantizer: LayerQuantizer, maxima: LayerMaxima) -> None:
         layer, stored = self._layer, self._streams.quantized_states
         for batch in self._batches:
             float_inputs = None
             with self._clock.phase("forward"):
                 inputs = layer.attention_input(stored.read(batch.rows))  # [rows, seq, hidden]
+                maxima.see(QKV, INPUT, inputs)
                 if batch.has_float_states:
                     float_inputs = layer.attention_input(self._read_float(batch))
             quantizer.observe(batch, inputs, float_inputs)
         quantizer.complete(QKV, layer)
 
-    def _quantize_output(self, quantizer: LayerQuantizer) -> HiddenRows:
+    def _quantize_output(self, quantizer: LayerQuantizer, maxima: LayerMaxima) -> HiddenRows:
         """Return what o_proj is to be applied to, [num_rows, seq, heads · head_dim]."""
         layer, stored = self._layer, self._streams.quantized_states
         attended_rows = self._streams.allocate_attended()
@@ -168,6 +175,7 @@ class LayerWalk:
                 # [rows, seq, heads · head_dim]
                 attended = layer.attend(layer.attention_input(states), layer.quantized)
                 attended_rows.write(batch.rows, attended)
+                maxima.see(OUTPUT, INPUT, attended)
                 if batch.has_float_states:
                     float_states = self._read_float(batch)
                     float_attended = layer.attend(layer.attention_input(float_states))
@@ -180,7 +188,9 @@ class LayerWalk:
         quantizer.complete(OUTPUT, layer)
         return attended_rows
 
-    def _quantize_gate_up(self, quantizer: LayerQuantizer, attended_rows: HiddenRows) -> None:
+    def _quantize_gate_up(
+        self, quantizer: LayerQuantizer, attended_rows: HiddenRows, maxima: LayerMaxima
+    ) -> None:
         layer, stored = self._layer, self._streams.quantized_states
         for batch in self._batches:
             float_inputs = None
@@ -189,6 +199,8 @@ class LayerWalk:
                 states = states + layer.quantized("o_proj")(attended_rows.read(batch.rows))
                 stored.write(batch.rows, states)
                 inputs = layer.mlp_input(states)
+                maxima.see(OUTPUT, RESIDUAL, states)
+                maxima.see(GATE_UP, INPUT, inputs)
                 if batch.has_float_states:
                     float_states = self._read_float(batch)
                     float_inputs = layer.mlp_input(float_states)
@@ -201,7 +213,7 @@ class LayerWalk:
         self._release(OUTPUT)
         quantizer.complete(GATE_UP, layer)
 
-    def _quantize_down(self, quantizer: LayerQuantizer) -> None:
+    def _quantize_down(self, quantizer: LayerQuantizer, maxima: LayerMaxima) -> None:
         """Observe the inputs of down, keep as many as fit for their second use, apply the MLP."""
         layer, stored = self._layer, self._streams.quantized_states
         inner_of = dict[int, torch.Tensor]()
@@ -219,14 +231,15 @@ class LayerWalk:
                     inner_of[number], left_bytes = inner, left_bytes - num_bytes
             del inner  # else the last batch would stay in memory while down is solved
         quantizer.complete(DOWN, layer)
-        self._apply_mlp(inner_of)
+        self._apply_mlp(inner_of, maxima)
 
-    def _apply_mlp(self, inner_of: dict[int, torch.Tensor]) -> None:
+    def _apply_mlp(self, inner_of: dict[int, torch.Tensor], maxima: LayerMaxima) -> None:
         """Add the MLP's output to the quantized states.
 
         Args:
             inner_of: inputs of down [rows, seq, intermediate] by the number of their batch, of
                 those that were kept; used up.
+            maxima: sees them, and the states with the output.
         """
         layer, stored = self._layer, self._streams.quantized_states
         with self._clock.phase("forward"):
@@ -235,7 +248,10 @@ class LayerWalk:
                 inner = inner_of.pop(number, None)
                 if inner is None:
                     inner = layer.activate(layer.mlp_input(states), layer.quantized)
-                stored.write(batch.rows, states + layer.quantized("down_proj")(inner))
+                states = states + layer.quantized("down_proj")(inner)
+                stored.write(batch.rows, states)
+                maxima.see(DOWN, INPUT, inner)
+                maxima.see(DOWN, RESIDUAL, states)
         self._release(GATE_UP)
 
     def _release(self, stage: str) -> None:

@@ -26,6 +26,7 @@ from vacc_deploy.outputs.run_files import GGUF_PREFIX, RUN_FILE_PREFIX, SHARD_RE
 from vacc_deploy.outputs.text_file import replace_text
 from vacc_deploy.outputs.writer import WrittenFile, shard_name
 from vacc_deploy.phases import PhaseClock
+from vacc_deploy.quantize.maxima import read_maxima
 from vacc_deploy.quantize.record_checks import (
     read_files,
     read_identity,
@@ -38,7 +39,7 @@ from vacc_deploy.quantize.record_checks import (
 from vacc_deploy.solver.records import LinearRecord
 
 RUN_NAME = f"{RUN_FILE_PREFIX}run.json"
-RECORD_VERSION = 3
+RECORD_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class ShardRecord:
         records: one entry for each linear of the layer.
         scales: linear to its float16 scales in base64, where no format stores them.
         linear_seconds: linear to its wall time, where that was measured.
+        maxima: the largest activations of a calibrated layer, by tensor.
     """
 
     shard: int
@@ -61,6 +63,7 @@ class ShardRecord:
     records: tuple[LinearRecord, ...] = ()
     scales: Mapping[str, str] = field(default_factory=dict)
     linear_seconds: Mapping[str, float] = field(default_factory=dict)
+    maxima: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -232,4 +235,5 @@ def _read_shard(path: Path, shard: int) -> ShardRecord:
         records=tuple(map(read_linear, values["records"])),
         scales=read_texts(values["scales"]),
         linear_seconds=read_seconds(values["linear_seconds"]),
+        maxima=read_maxima(values["maxima"]),
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from vacc_deploy.checkpoint.manifest import REPORT_NAME
 from vacc_deploy.formats.layouts import LAYOUTS, VAMC
+from vacc_deploy.reference.ranges import ActivationRange, audit_values, describe_risk
 from vacc_deploy.results import command, format_bytes, format_pairs, format_seconds
 from vacc_deploy.solver import GPTQ
 from vacc_deploy.solver.records import LinearRecord
@@ -73,6 +74,7 @@ class QuantizeResult:
         method: ``gptq`` or ``rtn``.
         formats: names of the layouts.
         linears: one record for each linear; none where nothing was written.
+        audit: the largest activations of each layer, as the calibration saw them; none for ``rtn``.
         calibration: sources and numbers of tokens; None for ``rtn``.
         peak_device_memory_bytes: None where the device is the host.
         notes: by which rules the source is read, and on its place; in a dry run also what the run
@@ -91,6 +93,7 @@ class QuantizeResult:
     estimate: Estimate = Estimate()
     formats: tuple[str, ...] = (VAMC,)
     linears: tuple[LinearRecord, ...] = ()
+    audit: tuple[ActivationRange, ...] = ()
     calibration: dict[str, Any] | None = None
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -149,9 +152,10 @@ class QuantizeResult:
             "totals": None if self.dry_run else self.totals(),
             "calibration": self.calibration,
             "warnings": list(self.warnings),
-            "notes": list(self.notes),
+            "notes": list(self._all_notes()),
             "tensor_parallel": {name: list(sizes) for name, sizes in self.tensor_parallel.items()},
             "linears": [asdict(record) for record in self.linears],
+            **audit_values(self.audit),
         }
 
     def to_text(self) -> str:
@@ -192,7 +196,16 @@ class QuantizeResult:
         return f"{text}\nNext: {command('verify', self.main_dir)}"
 
     def _describe_notes(self) -> str:
-        return "".join(f"\nNote: {note}" for note in self.notes)
+        return "".join(f"\nNote: {note}" for note in self._all_notes())
+
+    def _all_notes(self) -> tuple[str, ...]:
+        return (*self.notes, *audit_notes(self.audit))
+
+
+def audit_notes(ranges: Sequence[ActivationRange]) -> list[str]:
+    """Return a note where activations are at risk in float16."""
+    risk = describe_risk(ranges)
+    return [f"{risk} vacc-deploy verify --audit measures more of them."] if risk else []
 
 
 def _describe_calibration(calibration: dict[str, Any]) -> str:

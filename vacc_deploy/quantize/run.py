@@ -16,6 +16,7 @@ from vacc_deploy.phases import PhaseClock
 from vacc_deploy.progress import SILENT, KeptLayers, Progress
 from vacc_deploy.quantize.calibrated import calibrate_along
 from vacc_deploy.quantize.finish import finish_output
+from vacc_deploy.quantize.maxima import ranges_of
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.plan import PlannedRun, plan_run
 from vacc_deploy.quantize.ranks import ALONE, Ranks
@@ -145,6 +146,7 @@ def execute(
         result = replace(
             result,
             linears=linears,
+            audit=ranges_of(layer.maxima for layer in run.layers),
             warnings=(*result.warnings, *warnings),
             seconds=time.monotonic() - planned.started,
             peak_memory_bytes=peak_memory_bytes(),

@@ -114,6 +114,7 @@ class ShardSink:
             seconds,
             records=layer.records if layer else (),
             linear_seconds=_linear_seconds(layer) if layer else {},
+            maxima=layer.maxima if layer else {},
         )
         future = self._pool.submit(self._write, record, copied, linears)
         self._pending.add(future)

@@ -19,6 +19,7 @@ from vacc_deploy.outputs.partial import find_writer, partial_path
 from vacc_deploy.outputs.run_files import GGUF_PREFIX
 from vacc_deploy.progress import Progress
 from vacc_deploy.quantize.identity import differences
+from vacc_deploy.quantize.maxima import read_ranges
 from vacc_deploy.quantize.record_checks import read_identity, read_linear
 from vacc_deploy.quantize.records import RUN_NAME, Run, read_run
 from vacc_deploy.quantize.result import REPORT_NAME, TIMING_NAME, QuantizeResult
@@ -154,10 +155,11 @@ def take_finished(
     report = read_json(path, limit_bytes=MANIFEST_BYTES)
     try:
         linears = tuple(map(read_linear, report["linears"]))
+        audit = read_ranges(report.get("audit", []))  # earlier versions measured none
         warnings = tuple(shorten(warning, 1000) for warning in report["warnings"])
     except (ValueError, TypeError, LookupError) as err:
         raise OutputError(
             f"{path} is damaged: {shorten(err)}. Give --overwrite, without --resume, to replace "
             f"{output_dir}, or choose another --output."
         ) from err
-    return replace(planned, linears=linears, warnings=warnings, already_finished=True)
+    return replace(planned, linears=linears, audit=audit, warnings=warnings, already_finished=True)

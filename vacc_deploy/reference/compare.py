@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -21,8 +23,17 @@ from vacc_deploy.errors import CheckpointError, list_problems
 from vacc_deploy.models.rope import with_attention_factor_of
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.activations import FLOAT, INT8, RoundedLayer, RoundingError
-from vacc_deploy.reference.decoder import DecoderLayer, Positions, embed, float_reader, walk_layer
+from vacc_deploy.reference.decoder import (
+    DOWN,
+    DecoderLayer,
+    Positions,
+    embed,
+    float_reader,
+    walk_layer,
+)
 from vacc_deploy.reference.next_tokens import NextTokenScores, compare_next_tokens
+from vacc_deploy.reference.ranges import RESIDUAL, ActivationRange
+from vacc_deploy.reference.watch import RangeTally, WatchedLayer, WatchedRoundedLayer
 
 # Tokens in a stage at a time: the gate of a 7B model, float32 [2048, 18944], takes 155 MB.
 BATCH_TOKENS = 2048
@@ -55,11 +66,13 @@ class Comparison(NamedTuple):
         scores: of the predictions.
         layers: one error for each layer.
         rounding: of each linear what rounding its inputs changed; empty where none was rounded.
+        ranges: the sizes of the deployed model's activations; empty where they were not asked for.
     """
 
     scores: NextTokenScores
     layers: list[LayerError]
     rounding: list[RoundingError]
+    ranges: list[ActivationRange]
 
 
 def compare_on_tokens(
@@ -69,6 +82,7 @@ def compare_on_tokens(
     progress: Progress = SILENT,
     *,
     activations: str = FLOAT,
+    audit: bool = False,
 ) -> Comparison:
     """Return the scores and every layer's error of two checkpoints on token windows.
 
@@ -78,7 +92,9 @@ def compare_on_tokens(
         tokens: int64 [rows, seq].
         progress: learns of every layer, then of every slice of the vocabulary.
         activations: ``int8`` to round the inputs of the deployed model's linears.
+        audit: whether to measure the sizes of the deployed model's activations too.
     """
+    tally = RangeTally() if audit else None
     with torch.inference_mode():
         # Both float32 [rows, seq, hidden]; walk_layer overwrites them, layer after layer.
         float_states, deployed_states = embed(reference, tokens), embed(deployed, tokens)
@@ -93,7 +109,7 @@ def compare_on_tokens(
             )
             for kind, model, states in (
                 (DecoderLayer, reference, float_states),
-                (RoundedLayer if activations == INT8 else DecoderLayer, deployed, deployed_states),
+                (_layer_kind(activations, tally), deployed, deployed_states),
             )
         ]
         layers, rounding = [], list[RoundingError]()
@@ -106,15 +122,31 @@ def compare_on_tokens(
                 walk_layer(layer, hidden_states, batch_rows=batch_rows)  # in place
                 if isinstance(layer, RoundedLayer):
                     rounding += layer.errors()
+            if tally:
+                tally.see(index, DOWN, RESIDUAL, deployed_states)
             layers.append(_layer_error(index, float_states, deployed_states))
             sqnr = layers[-1].sqnr_db
             is_equal = math.isinf(sqnr)
             progress.advance(1, f"layer {index}: {'equal' if is_equal else f'SQNR {sqnr:.1f} dB'}")
         progress.finish()
         scores = compare_next_tokens(
-            reference, float_states, deployed, deployed_states, tokens, progress=progress
+            reference,
+            float_states,
+            deployed,
+            deployed_states,
+            tokens,
+            progress=progress,
+            tally=tally,
         )
-    return Comparison(scores, layers, rounding)
+    return Comparison(scores, layers, rounding, tally.ranges() if tally else [])
+
+
+def _layer_kind(activations: str, tally: RangeTally | None) -> Callable[..., DecoderLayer]:
+    """Return what makes the layers of the deployed model."""
+    is_rounded = activations == INT8
+    if tally is None:
+        return RoundedLayer if is_rounded else DecoderLayer
+    return partial(WatchedRoundedLayer if is_rounded else WatchedLayer, tally=tally)
 
 
 def check_pair(reference: Checkpoint, deployed: Checkpoint) -> None:

@@ -12,9 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vacc_deploy.reference.next_tokens import NextTokenScores
 
-# The default limits. Sound int8 weights of the models in docs/performance.md stay below a third of
-# the one and have half as many other top tokens; damaged weights miss at least one of them.
+# The default limits of int8 weights. Sound ones of the models in docs/performance.md stay below a
+# third of the one and have half as many other top tokens; damaged ones miss at least one of them.
 MAX_KL, MIN_TOP1 = 0.02, 0.93
+# Those of float weights: the same numbers, or numbers that were stored in another dtype.
+MAX_KL_FLOAT, MIN_TOP1_FLOAT = 0.001, 0.98
+# No rounding to 8 bits moves a sound model so far: codes of 4 bits stay below it. Another model, or
+# damage, is beyond it.
+IMPOSSIBLE_KL = 1.0
 # So many standard errors may a text miss a default limit by: a short one does by chance.
 ALLOWED_ERRORS = 3
 # A model that guesses has the perplexity of its vocabulary. A random one comes a few per cent below
@@ -32,10 +37,12 @@ class Limits:
     Attributes:
         max_kl: largest mean KL, in nats; None is the default, infinity no limit.
         min_top1: smallest share of equal top tokens; None is the default, 0 no limit.
+        is_float: whether the defaults are those of float weights, else those of int8 weights.
     """
 
     max_kl: float | None = None
     min_top1: float | None = None
+    is_float: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for ``--json``; no limit is None."""
@@ -52,7 +59,13 @@ class Limits:
         max_kl, min_top1 = self._values()
         kl_room, top1_room = self._room(scores)
         lines = []
-        if not scores.mean_kl <= max_kl + kl_room:
+        if scores.mean_kl - ALLOWED_ERRORS * scores.kl_standard_error > IMPOSSIBLE_KL:
+            lines.append(
+                f"mean KL is {scores.mean_kl:.6f}, and rounding to 8 bits never makes more than "
+                f"{IMPOSSIBLE_KL:g} of a sound model: the float model is not the source of the "
+                "deployed weights, or one of the two is damaged"
+            )
+        elif not scores.mean_kl <= max_kl + kl_room:
             lines.append(f"mean KL is {scores.mean_kl:.6f}, the limit is {max_kl:g}")
         if not scores.top1 >= min_top1 - top1_room:
             lines.append(f"same top token is {scores.top1:.4f}, the limit is {min_top1:g}")
@@ -94,17 +107,22 @@ class Limits:
         return f"{kl} ({kl_limit}), {top1} ({top1_limit})."
 
     def _values(self) -> tuple[float, float]:
+        max_kl, min_top1 = self._defaults()
         return (
-            MAX_KL if self.max_kl is None else self.max_kl,
-            MIN_TOP1 if self.min_top1 is None else self.min_top1,
+            max_kl if self.max_kl is None else self.max_kl,
+            min_top1 if self.min_top1 is None else self.min_top1,
         )
+
+    def _defaults(self) -> tuple[float, float]:
+        return (MAX_KL_FLOAT, MIN_TOP1_FLOAT) if self.is_float else (MAX_KL, MIN_TOP1)
 
     def _room(self, scores: NextTokenScores) -> tuple[float, float]:
         """Return how far beside each limit the scores may lie: nothing where it was given."""
+        max_kl, min_top1 = self._defaults()
         # The deviation of a share that is just at the limit: a share of 0 or 1 would have none.
-        deviation = math.sqrt(MIN_TOP1 * (1 - MIN_TOP1) / scores.num_tokens)
+        deviation = math.sqrt(min_top1 * (1 - min_top1) / scores.num_tokens)
         # The error of the KL is the sample's own and grows with the damage: it gets a bound.
-        kl_room = min(ALLOWED_ERRORS * scores.kl_standard_error, MAX_KL)
+        kl_room = min(ALLOWED_ERRORS * scores.kl_standard_error, max_kl)
         return (
             kl_room if self.max_kl is None else 0.0,
             ALLOWED_ERRORS * deviation if self.min_top1 is None else 0.0,

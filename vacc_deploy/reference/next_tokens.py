@@ -16,6 +16,8 @@ from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.models.config import EMBEDDING, FINAL_NORM, LM_HEAD
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.decoder import batches, rms_norm
+from vacc_deploy.reference.ranges import HEAD, INPUT, LOGITS
+from vacc_deploy.reference.watch import RangeTally
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,7 @@ def compare_next_tokens(
     tokens: torch.Tensor,
     *,
     progress: Progress = SILENT,
+    tally: RangeTally | None = None,
     slice_bytes: int = 64 << 20,
     tokens_at_once: int = 256,
 ) -> NextTokenScores:
@@ -152,6 +155,7 @@ def compare_next_tokens(
         hidden_deployed: its hidden states, of the same shape.
         tokens: the text, int64 [rows, seq].
         progress: learns of every slice of the vocabulary.
+        tally: counts the input and the output of the deployed head.
         slice_bytes: float32 bytes of the head's table to hold at a time, for each side.
         tokens_at_once: predictions whose logits are held at a time.
     """
@@ -162,6 +166,8 @@ def compare_next_tokens(
     # Σ exp(z_float − maximum) · (z_float − z_deployed) over the slices so far.
     weighted_gap = torch.zeros(count, dtype=torch.float64)
     width = max(1, slice_bytes // (4 * reference.config.hidden_size))  # 4: bytes of a float32
+    if tally:
+        tally.see(None, HEAD, INPUT, deployed_side.states)
     progress.start("Scoring", vocab_size, "vocabulary rows")
     for first in range(0, vocab_size, width):
         table_float = float_side.read_head(first, first + width)
@@ -169,6 +175,8 @@ def compare_next_tokens(
         for part in batches(count, tokens_at_once):
             z_float, weights, shrink = float_side.add(part, table_float, first)
             z_deployed, _, _ = deployed_side.add(part, table_deployed, first)
+            if tally:
+                tally.see(None, HEAD, LOGITS, z_deployed)
             gap = (weights * (z_float - z_deployed)).sum(1)  # [tokens, slice] -> [tokens]
             weighted_gap[part] = weighted_gap[part] * shrink + gap
         progress.advance(len(table_float))

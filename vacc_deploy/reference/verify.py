@@ -1,8 +1,8 @@
 """Prove on a CPU that a deployed directory computes what the float model computed.
 
 Owns the command's way: check the files, read the text, compare, judge. ``float_model`` finds the
-float model. The numbers are those of ``compare`` and ``next_tokens``, the text's windows those of
-``windows``, the verdict that of ``limits``.
+float model, ``source_check`` tells that it is another one. The numbers are those of ``compare`` and
+``next_tokens``, the text's windows those of ``windows``, the verdict that of ``verdict``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vacc_deploy.assets import default_text_file
 from vacc_deploy.checkpoint.attn_factor import describe_factors, read_alike, read_attn_factor
 from vacc_deploy.checkpoint.changes import unchanged
-from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, model_name, read_manifest
+from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, model_name, read_manifest, stored_layout
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CheckpointError, UnsupportedModelError
 from vacc_deploy.models.config import ModelConfig
@@ -32,11 +32,13 @@ from vacc_deploy.reference.activations import (
     describe_rounding,
 )
 from vacc_deploy.reference.compare import LayerError, check_pair, compare_on_tokens, same_weights
-from vacc_deploy.reference.dead_side import find_dead_sides
 from vacc_deploy.reference.float_model import open_reference
-from vacc_deploy.reference.limits import DEFAULT_LIMITS, Limits, guesses
+from vacc_deploy.reference.limits import DEFAULT_LIMITS, Limits
 from vacc_deploy.reference.next_tokens import NextTokenScores, figure_names
+from vacc_deploy.reference.ranges import ActivationRange, audit_values, describe_ranges
+from vacc_deploy.reference.source_check import find_foreign
 from vacc_deploy.reference.threads import threads_for
+from vacc_deploy.reference.verdict import judge
 from vacc_deploy.reference.windows import check_text, read_windows
 from vacc_deploy.results import command, format_pairs, format_table
 
@@ -51,9 +53,10 @@ class VerifyResult:
     Attributes:
         text: name of the text file.
         scores: None where files of the directory are damaged, so that nothing was compared.
-        limits: what the verdict goes by; None where nothing was judged.
+        limits: what the verdict goes by; None where only the files were judged.
         activations: what the deployed model's linears were given, ``float`` or rounded to ``int8``.
         rounding: of each linear what rounding its inputs changed.
+        audit: the sizes of the deployed model's activations, where they were asked for.
         same_weights: how the weight files of both are the same: ``linked``, ``equal`` or nothing.
         failures: a line for everything that failed.
         notes: what a reader of the figures should know.
@@ -70,6 +73,7 @@ class VerifyResult:
     layers: tuple[LayerError, ...] = ()
     activations: str = FLOAT
     rounding: tuple[RoundingError, ...] = ()
+    audit: tuple[ActivationRange, ...] = ()
     same_weights: str = ""
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -78,8 +82,10 @@ class VerifyResult:
 
     @property
     def passed(self) -> bool | None:
-        """Whether everything was met; None where nothing was judged."""
-        return not self.failures if self.limits else None
+        """Whether something was checked and all of it was met; None where nothing was judged."""
+        if self.failures:
+            return False
+        return True if self.limits and self.scores else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for ``--json``."""
@@ -92,6 +98,7 @@ class VerifyResult:
             "layers": [error.to_dict() for error in self.layers],
             "activations": self.activations,
             "rounding": [error.to_dict() for error in self.rounding],
+            **audit_values(self.audit),
             "same_weights": self.same_weights or None,
             "limits": self.limits and self.limits.to_dict(),
             "passed": self.passed,
@@ -106,9 +113,12 @@ class VerifyResult:
             lines = [f"Verified {self.deployed_dir} against {self.reference_dir}"]
             lines += [self._describe_layers(), "", self._describe_scores(self.scores)]
             lines += ["", describe_rounding(self.rounding)] if self.rounding else []
+            lines += ["", describe_ranges(self.audit)] if self.audit else []
         lines += [f"Note: {note}" for note in self.notes]
         lines += [f"Failed: {failure}" for failure in self.failures]
-        if self.scores and self.limits and not self.failures:
+        if self.passed is None:
+            lines.append("Not judged: no limits were set.")
+        elif self.passed and self.scores and self.limits:
             lines.append(f"Passed: {self.limits.describe(self.scores)}")
             if self.next_command:
                 lines.append(f"Next: {self.next_command}")
@@ -155,6 +165,7 @@ def verify(
     limits: Limits | None = DEFAULT_LIMITS,
     attn_factor: str | None = None,
     activations: str = AUTO,
+    audit: bool = False,
     progress: Progress = SILENT,
 ) -> VerifyResult:
     """Compare a deployed directory with its float model on a text, and judge the result.
@@ -167,14 +178,16 @@ def verify(
         text_file: UTF-8 text; default the text that the package carries.
         max_tokens: tokens of the text to use.
         sequence_length: tokens of one window; a shorter text makes one window.
-        limits: what the result must meet; ``failures`` lists what it does not. None judges nothing.
+        limits: what the result must meet; ``failures`` lists what it does not. None judges nothing
+            but the files.
         attn_factor: ``multiply`` or ``ignore``, see ``models.rope``; default as the directory has.
         activations: ``int8`` to round the inputs of the deployed linears too, ``float`` not to;
             ``auto`` does what runtimes of the deployed layout do.
+        audit: whether to measure the sizes of the activations too; fails where float16 overflows.
         progress: learns of every file, of every layer, then of every slice of the vocabulary.
 
     Raises:
-        CheckpointError: a directory is damaged, the two are not the same architecture, or
+        CheckpointError: a directory is damaged, the float model is another one than the source, or
             ``config_vacc.json`` describes another model; or one was changed meanwhile.
         CalibrationError: the text cannot be read or is too short.
         UsageError: no reference is known, or its ``attn_factor`` leaves nothing to choose.
@@ -196,6 +209,9 @@ def verify(
         )
         if deployed is None or damages:
             return replace(result, failures=tuple(damages), notes=(_restore(deployed_dir),))
+        if limits is not None:
+            is_float = not stored_layout(deployed_dir, deployed.config)
+            result = replace(result, limits=replace(limits, is_float=is_float))
         if attn_factor is None:
             reference = read_alike(reference, deployed)
         size = {"max_tokens": max_tokens, "sequence_length": sequence_length}
@@ -204,7 +220,7 @@ def verify(
             tokens, notes = read_windows(deployed, path, **size)
             chosen = choose_activations(activations, deployed)
             result = replace(result, notes=tuple(notes), activations=chosen)
-            return _compare(reference, deployed, tokens, result, progress)
+            return _compare(reference, deployed, tokens, result, progress, audit=audit)
 
 
 def _compare(
@@ -213,6 +229,8 @@ def _compare(
     tokens: torch.Tensor,
     result: VerifyResult,
     progress: Progress,
+    *,
+    audit: bool,
 ) -> VerifyResult:
     """Return the result with the figures and the verdict."""
     notes = [*result.notes, *dict.fromkeys((*reference.notes, *deployed.notes))]
@@ -223,47 +241,45 @@ def _compare(
         notes.append(
             f"{deployed.directory} has no {MANIFEST_NAME}: its files could not be checked."
         )
+    if foreign := find_foreign(reference, deployed):
+        notes.append(_explain_foreign(reference, deployed, foreign, has_manifest))
+        # Another tool may have moved factors between norms and weights: the figures will tell.
+        if has_manifest and result.limits:
+            raise CheckpointError(notes[-1])
     with threads_for(reference.config):
-        scores, layers, rounding = compare_on_tokens(
-            reference, deployed, tokens, progress, activations=result.activations
+        found = compare_on_tokens(
+            reference, deployed, tokens, progress, activations=result.activations, audit=audit
         )
-    failures, more = _judge(reference, deployed, scores, result, progress)
-    is_equal = not any(layer.relative_error for layer in layers)
+    verdict = judge(reference, deployed, found, result.limits, progress)
+    is_equal = not any(layer.relative_error for layer in found.layers)
     return replace(
         result,
-        scores=scores,
-        layers=tuple(layers),
-        rounding=tuple(rounding),
+        scores=found.scores,
+        layers=tuple(found.layers),
+        rounding=tuple(found.rounding),
+        audit=tuple(found.ranges),
         same_weights=same_weights(reference, deployed, progress) if is_equal else "",
-        failures=failures,
-        notes=(*notes, *more),
+        failures=verdict.failures,
+        notes=(*notes, *verdict.notes),
         tokens=tokens,
         next_command=_next_command(deployed.directory, deployed.config) if has_manifest else "",
     )
 
 
-def _judge(
-    reference: Checkpoint,
-    deployed: Checkpoint,
-    scores: NextTokenScores,
-    result: VerifyResult,
-    progress: Progress,
-) -> tuple[tuple[str, ...], list[str]]:
-    """Return what is not met, and notes on it; without limits nothing is judged."""
-    limits = result.limits
-    if limits is None:
-        return (), []
-    failures = limits.failures(scores, reference.config.vocab_size)
-    if not failures:
-        return (), limits.notes(scores)
-    dead, advice = find_dead_sides(reference, deployed, scores, progress)
-    explained = _explain(deployed.directory, reference.directory, scores, reference.config)
-    notes = [advice or explained]
-    if result.activations == INT8:
-        notes.append(
-            "the inputs of the linears are rounded; --activations float judges the weights alone."
+def _explain_foreign(
+    reference: Checkpoint, deployed: Checkpoint, foreign: str, has_manifest: bool
+) -> str:
+    """Return sentences on a float model that is not the source, and what to do."""
+    if has_manifest:
+        return (
+            f"{deployed.directory} was not made from {reference.directory}: {foreign}. Give the "
+            "right float model with --reference; with --no-limits the two are compared all the "
+            "same."
         )
-    return (*failures, *dead), notes
+    return (
+        f"{deployed.directory} was not copied from {reference.directory}: {foreign}. Another tool "
+        "may have changed them on purpose, or the float model is another one."
+    )
 
 
 def _open_deployed(
@@ -293,24 +309,6 @@ def _restore(directory: Path) -> str:
         "nothing was compared, because figures of changed files mean nothing. Copy the files named "
         f"here into {directory} again, or move it away and run the command that wrote it again "
         "(--overwrite deletes no file that was changed)."
-    )
-
-
-def _explain(
-    deployed_dir: Path, reference_dir: Path, scores: NextTokenScores, config: ModelConfig
-) -> str:
-    """Return what to do about a failed comparison, a sentence for the notes."""
-    if guesses(scores.perplexity_float, config.vocab_size):
-        return (
-            f"the float model {reference_dir} cannot predict this text, so the comparison says "
-            "nothing. Give a text of the kind that the model was trained on with --text, or the "
-            "right float model with --reference."
-        )
-    return (
-        f"if {deployed_dir} was not made from {reference_dir}, give the right float model with "
-        "--reference. If the text is of a kind that the model never saw, give another with --text. "
-        "Else quantize again with --calibration, or set your own limits with --max-kl and "
-        "--min-top1."
     )
 
 

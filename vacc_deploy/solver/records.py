@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ class QuantizedLinear:
 class QuantizedLayer:
     """One finished decoder layer: its linears in the order of use, and one record for each.
 
+    ``maxima`` has the largest absolute activations by the name of the tensor, where the layer was
+    calibrated.
+
     ``linear_seconds`` has the wall time of each linear where they are made one after the other.
     It leaves out what the linears of a stage share: forward pass, Hessian and its factor.
     """
@@ -58,6 +62,7 @@ class QuantizedLayer:
     linears: tuple[QuantizedLinear, ...]
     records: tuple[LinearRecord, ...]
     linear_seconds: tuple[float, ...] = ()
+    maxima: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def is_calibrated(self) -> bool:
