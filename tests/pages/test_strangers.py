@@ -9,7 +9,7 @@ from page_reader import read_page
 from page_values import MANIFEST, REPORT, write
 
 from vacc_deploy.bounds import MANIFEST_BYTES
-from vacc_deploy.pages.audit import audit_section, tokenizer_section
+from vacc_deploy.pages.audit import audit_section
 from vacc_deploy.pages.check_page import check_page
 from vacc_deploy.pages.evidence import read_evidence
 from vacc_deploy.pages.figures import Source
@@ -17,9 +17,11 @@ from vacc_deploy.pages.origin import writing_command
 from vacc_deploy.pages.page import Writer
 from vacc_deploy.pages.quantize_page import quantize_page
 from vacc_deploy.pages.scores import kl_section
+from vacc_deploy.pages.tokenizer import tokenizer_section
 from vacc_deploy.pages.verify_page import verify_page
 from vacc_deploy.quantize.result import QuantizeResult
 from vacc_deploy.reference.limits import Limits
+from vacc_deploy.reference.next_tokens import NextTokenScores
 from vacc_deploy.reference.verify import VerifyResult
 
 EVIL = '"><script>alert(1)</script><img src=x onerror=y>\u202e{0}'
@@ -134,7 +136,10 @@ def test_what_is_listed_has_an_end(tmp_path):
 
 
 def test_a_page_says_in_words_what_was_judged(tmp_path):
-    assert "Passed" in read_page(page_of(tmp_path)).words
+    scores = NextTokenScores(9, 2.0, 2.0, 0.001, 0.0001, 0.002, 1.0)
+    assert "Passed" in read_page(page_of(tmp_path, scores=scores)).words
+    # Where nothing was compared, nothing is passed.
+    assert "Passed" not in read_page(page_of(tmp_path)).words
     assert "Not judged" in read_page(page_of(tmp_path, limits=None)).words
     words = read_page(page_of(tmp_path, failures=("mean KL is 3",))).words
     assert "Failed" in words and "mean KL is 3" in words
@@ -168,7 +173,13 @@ def test_a_risk_may_be_an_entry_of_the_audit():
 
 def test_the_tokenizer_is_shown_where_it_was_tried():
     assert tokenizer_section(Writer("en"), None) is None
-    assert "&lt;b&gt;" in tokenizer_section(Writer("zh"), {"<b>": 1}).body
+    probe = {"name": "<b>", "ids": [1, 2], "transformers_ids": [1], "agrees": False}
+    probe |= {"is_recomposed": False, "round_trip": "exact"}
+    contract = {"passed": False, "transformers_version": "<i>", "probes": [probe], "chat": None}
+    body = tokenizer_section(Writer("zh"), contract).body
+    assert "&lt;b&gt;" in body and "&lt;i&gt;" in body and "<b>" not in body
+    words = read_page(tokenizer_section(Writer("en"), contract).body).words
+    assert "Not in every case" in words and "others" in words
 
 
 @pytest.mark.parametrize("values", [[0.0] * 5, [-1e-18, 1e-9], [1e-8] * 3, [1e5, 20.0], [0.5]])

@@ -1,4 +1,4 @@
-"""Sections that show what other parts of a result say: the activation audit, the tokenizer."""
+"""The section that shows the activation audit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from vacc_deploy.bounds import NUM_LAYERS
 from vacc_deploy.pages.charts import Axes, Point, Series, by_layer, powers_of_ten
 from vacc_deploy.pages.figures import Source, as_number, digits
-from vacc_deploy.pages.markup import Markup, element, folded, join, pairs, table, text
+from vacc_deploy.pages.markup import Markup, element, folded, join, table, text
 from vacc_deploy.pages.page import MOST_ROWS, Section, Writer, lines, paragraph
 
 FLOAT16_MAX = 65504
@@ -35,14 +35,6 @@ def audit_section(say: Writer, source: Source, path: str = "audit") -> Section |
     parts.append(_charts(say, source, path, entries))
     parts.append(folded(say("table"), _table(say, source, path, entries)))
     return Section("audit", join(parts))
-
-
-def tokenizer_section(say: Writer, contract: Mapping[str, Any] | None) -> Section | None:
-    """Return what the tokenizer contract found; None where it was not tried."""
-    if not contract:
-        return None
-    rows = [(text(key), text(value)) for key, value in list(contract.items())[:MOST_ROWS]]
-    return Section("tokenizer", pairs(rows))
 
 
 def _risks(say: Writer, risks: list[str]) -> Markup:

@@ -212,4 +212,29 @@ AUDIT = {
         "Whether the tokenizer gives the same ids wherever the model is served.",
         "分词器在各种部署环境下是否给出相同的词元编号。",
     ),
+    "tokens-held": (
+        "It does: tokenizer.json and the installed transformers give the same ids, and every text "
+        "comes back from its ids.",
+        "是的：tokenizer.json 与已安装的 transformers 给出相同的词元编号，"
+        "且每段文本都能由编号还原。",
+    ),
+    "tokens-differ": (
+        "Not in every case: see the table, and run vacc-deploy check, which says what to do.",
+        "并非全部相同：请看下表，并运行 vacc-deploy check，它会说明如何处理。",
+    ),
+    "tokens-library": ("version of transformers", "transformers 版本"),
+    "tokens-class": ("class that it chose", "它选用的类"),
+    "tokens-bos": ("id of the BOS token", "BOS 词元编号"),
+    "tokens-error": ("why it gives no ids", "未给出编号的原因"),
+    "tokens-probe": ("text", "文本"),
+    "tokens-count": ("tokens", "词元数"),
+    "tokens-library-ids": ("ids of transformers", "transformers 的编号"),
+    "tokens-back": ("text from its ids", "由编号还原的文本"),
+    "tokens-same": ("the same", "相同"),
+    "tokens-other": ("others", "不同"),
+    "tokens-composed": ("the same for composed letters", "组合字符后相同"),
+    "tokens-none": ("none", "无"),
+    "tokens-exact": ("the same", "相同"),
+    "tokens-normalized": ("after the normalizer", "经规范化后相同"),
+    "tokens-lost": ("another text", "不同"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vacc_deploy.errors import VaccDeployError
-from vacc_deploy.pages.audit import audit_section, tokenizer_section
+from vacc_deploy.pages.audit import audit_section
 from vacc_deploy.pages.evidence import Evidence, read_evidence
 from vacc_deploy.pages.figures import Source
 from vacc_deploy.pages.layers import (
@@ -16,6 +16,7 @@ from vacc_deploy.pages.origin import calibration_section, commands_section, vers
 from vacc_deploy.pages.page import Head, Section, Verdict, Writer, build_page, notes_section
 from vacc_deploy.pages.passages import passages_section, unreadable_section
 from vacc_deploy.pages.scores import kl_section, score_tiles
+from vacc_deploy.pages.tokenizer import tokenizer_section
 from vacc_deploy.pages.words import find_passages
 from vacc_deploy.reference.verify import VerifyResult
 from vacc_deploy.text.tokenizer import Tokenizer
