@@ -7,7 +7,6 @@ float model. The numbers are those of ``compare`` and ``next_tokens``, the text'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +16,7 @@ from vacc_deploy.checkpoint.attn_factor import describe_factors, read_alike, rea
 from vacc_deploy.checkpoint.changes import unchanged
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, model_name, read_manifest
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.errors import CheckpointError, UnsupportedModelError
 from vacc_deploy.models.config import ModelConfig
-from vacc_deploy.models.vacc_config import check_vacc_config
-from vacc_deploy.outputs.damages import find_damages
 from vacc_deploy.permissions import real_path
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.activations import (
@@ -31,8 +27,9 @@ from vacc_deploy.reference.activations import (
     choose_activations,
     describe_rounding,
 )
-from vacc_deploy.reference.compare import LayerError, check_pair, compare_on_tokens, same_weights
+from vacc_deploy.reference.compare import LayerError, compare_on_tokens, same_weights
 from vacc_deploy.reference.dead_side import find_dead_sides
+from vacc_deploy.reference.deployed import advise_restore, open_deployed
 from vacc_deploy.reference.float_model import open_reference
 from vacc_deploy.reference.limits import DEFAULT_LIMITS, Limits, guesses
 from vacc_deploy.reference.next_tokens import NextTokenScores
@@ -185,7 +182,7 @@ def verify(
     if attn_factor is not None:
         reference = read_attn_factor(reference, attn_factor)
     with unchanged(reference):
-        deployed, damages = _open_deployed(deployed_dir, reference, progress)
+        deployed, damages = open_deployed(deployed_dir, reference, progress)
         result = VerifyResult(
             model=model_name(deployed_dir),
             deployed_dir=deployed_dir,
@@ -194,7 +191,7 @@ def verify(
             limits=limits,
         )
         if deployed is None or damages:
-            return replace(result, failures=tuple(damages), notes=(_restore(deployed_dir),))
+            return replace(result, failures=tuple(damages), notes=(advise_restore(deployed_dir),))
         if attn_factor is None:
             reference = read_alike(reference, deployed)
         size = {"max_tokens": max_tokens, "sequence_length": sequence_length}
@@ -262,36 +259,6 @@ def _judge(
             "the inputs of the linears are rounded; --activations float judges the weights alone."
         )
     return (*failures, *dead), notes
-
-
-def _open_deployed(
-    directory: Path, reference: Checkpoint, progress: Progress
-) -> tuple[Checkpoint | None, Sequence[str]]:
-    """Return the deployed model and its damages; refuse before the files are hashed what can be.
-
-    None where damages keep it from being opened.
-    """
-    is_listed = read_manifest(directory) is not None
-    try:
-        deployed = Checkpoint.open(directory)
-        check_vacc_config(directory, deployed.config)
-    except (CheckpointError, UnsupportedModelError):
-        # The list of what is damaged says more than the first problem.
-        if is_listed and (damages := find_damages(directory, progress)):
-            return None, damages
-        raise
-    check_pair(reference, deployed)
-    with unchanged(deployed):
-        return deployed, find_damages(directory, progress) if is_listed else []
-
-
-def _restore(directory: Path) -> str:
-    """Return what to do about damaged files, a sentence for the notes."""
-    return (
-        "nothing was compared, because figures of changed files mean nothing. Copy the files named "
-        f"here into {directory} again, or move it away and run the command that wrote it again "
-        "(--overwrite deletes no file that was changed)."
-    )
 
 
 def _explain(
