@@ -314,3 +314,13 @@ def test_answers_are_compared_with_those_of_the_harness_one_by_one(script):
         "judged_otherwise": 1,
         "other_prompts": 1,
     }
+
+
+def test_questions_for_the_harness_hide_the_right_ending_among_others(script):
+    texts = [" ".join(f"{word}{i}" for i in range(200)) for word in "abcdef"]
+    questions = script("harness").make_questions([*texts, "short"], 5)
+    assert len(questions) == 5 and {len(set(q["choices"])) for q in questions} == {4}
+    for number, question in enumerate(questions):
+        words = texts[number].split()
+        assert question["query"].split() == words[:45]
+        assert question["choices"][question["gold"]].split() == words[45:65]
