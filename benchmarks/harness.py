@@ -2,8 +2,8 @@
 
     python benchmarks/harness.py MODEL --c4 FILE --harness PYTHON [--questions N] [--work FOLDER]
 
-MODEL is a float directory, FILE a C4 file (``.json.gz``), PYTHON an interpreter that has lm-eval and
-what this package needs. Questions in the form of HellaSwag are made of the documents: of four
+MODEL is a float directory, FILE a C4 file (``.json.gz``), PYTHON an interpreter that has lm-eval
+and what this package needs. Questions in the form of HellaSwag are made of the documents: of four
 texts, which one goes on? Prints both accuracies and how far the likelihoods are apart.
 """
 
