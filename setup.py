@@ -52,6 +52,8 @@ setup(
         "data": ["pyarrow>=14.0.1", "zstandard>=0.22.0"],
         # GGUF files.
         "gguf": ["gguf>=0.19"],
+        # The model "vacc" of lm-evaluation-harness.
+        "harness": ["lm-eval>=0.4.13"],
         "test": [
             *("pytest>=8", "pytest-xdist>=3", "build>=1.2", "setuptools>=77", "wheel"),
             # The CUDA kernel is interpreted and compiled without a GPU.

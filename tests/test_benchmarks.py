@@ -4,15 +4,21 @@ import ast
 import importlib
 import json
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
+from ceval_archives import write_archive
 from checkpoint_builders import build_config, write_checkpoint
 from safetensors.torch import save_file
 from texts import ROOT, read_json
 
 from vacc_deploy.assets import demo_model_dir
 from vacc_deploy.checkpoint.reader import Checkpoint
+from vacc_deploy.evaluation.ceval import Choice
+from vacc_deploy.evaluation.ceval_prompts import choose_questions
 from vacc_deploy.models.parse import parse_config
 from vacc_deploy.reference.compare import compare_on_tokens
 from vacc_deploy.reference.next_tokens import NextTokenScores
@@ -273,3 +279,48 @@ def test_requantizing_finds_the_codes_per_channel_and_loses_them_otherwise(scrip
     grouped = requantize.WAYS["groups of 128, asymmetric"](stored.float())
     step = stored.float().abs().amax(1, keepdim=True) / 127
     assert ((grouped - stored).abs() <= 0.51 * step * 255 / 254).all()
+
+
+# ---- C-Eval beside the harness -----------------------------------------------------------------
+
+
+def test_tasks_for_the_harness_hold_every_question_and_its_samples_are_read_back(script, tmp_path):
+    bench = script("ceval")
+    archive = write_archive(tmp_path / "ceval-exam.zip", subjects=("law", "logic"))
+    questions, examples = choose_questions(archive, (), 2)
+    names = bench.write_tasks(tmp_path, questions, examples)
+    assert names == ["vacc_local_ceval_law", "vacc_local_ceval_logic"]
+    task = yaml.safe_load((tmp_path / "law.yaml").read_text("utf-8"))
+    files = task["dataset_kwargs"]["data_files"]
+    lines = {split: Path(path).read_text("utf-8").splitlines() for split, path in files.items()}
+    assert (len(lines["val"]), len(lines["dev"])) == (2, 5)
+    sample = {"doc_id": 1, "acc": 1.0, "arguments": {"gen_args_0": {"arg_0": "prompt"}}}
+    log = tmp_path / "out" / "samples_vacc_local_ceval_law_2026-11-28T13-49.jsonl"
+    log.parent.mkdir()
+    log.write_text(json.dumps(sample) + "\n", "utf-8")
+    assert bench.read_samples(tmp_path / "out") == {("law", 1): {"prompt": "prompt", "right": True}}
+
+
+def test_answers_are_compared_with_those_of_the_harness_one_by_one(script):
+    choices = [Choice("law", 0, 0, 1), Choice("law", 1, 1, 1), Choice("logic", 2, 3, 2)]
+    result = SimpleNamespace(choices=choices)
+    keys = [("law", 0), ("law", 1), ("logic", 0)]
+    samples = {key: {"prompt": "p", "right": True} for key in keys}
+    counts = script("ceval").compare(result, ["p", "p", "q"], samples, "float")
+    assert counts == {
+        "questions": 3,
+        "right": 2,
+        "right_harness": 3,
+        "judged_otherwise": 1,
+        "other_prompts": 1,
+    }
+
+
+def test_questions_for_the_harness_hide_the_right_ending_among_others(script):
+    texts = [" ".join(f"{word}{i}" for i in range(200)) for word in "abcdef"]
+    questions = script("harness").make_questions([*texts, "short"], 5)
+    assert len(questions) == 5 and {len(set(q["choices"])) for q in questions} == {4}
+    for number, question in enumerate(questions):
+        words = texts[number].split()
+        assert question["query"].split() == words[:45]
+        assert question["choices"][question["gold"]].split() == words[45:65]

@@ -7,11 +7,15 @@ import time
 from functools import partial
 
 import pytest
+from ceval_archives import write_archive
 from changing_sources import CHANGES, ChangeAt
 from checkpoint_builders import write_checkpoint
 
+from vacc_deploy.assets import default_text_file
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.errors import CalibrationError, CheckpointError, OutputError
+from vacc_deploy.evaluation.ceval import evaluate_ceval
+from vacc_deploy.evaluation.text import evaluate_text
 from vacc_deploy.outputs.files import LINK_MODES, place_shard
 from vacc_deploy.prepare import prepare
 from vacc_deploy.quantize.options import QuantizeOptions
@@ -211,6 +215,27 @@ def test_verify_gives_no_verdict_on_models_that_change(source, tmp_path, change)
         check_refused(path, lambda at=at: verify(tmp_path / "out", max_tokens=64, progress=at))
         path.write_bytes(data)
         os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+@pytest.mark.parametrize("task", ["ceval", "text"])
+def test_evaluate_gives_no_figures_of_models_that_change(source, tmp_path, task):
+    prepare(source, output=tmp_path / "out", link_mode="copy")
+    for directory in (source, tmp_path / "out"):
+        path = directory / LAST_SHARD
+        state, data = path.stat(), path.read_bytes()
+        title = {"ceval": "Evaluating", "text": "Verifying"}[task]
+        at = ChangeAt(partial(CHANGES["flip"], path), title, 1)
+        check_refused(path, lambda at=at: evaluate(task, tmp_path, at))
+        path.write_bytes(data)
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def evaluate(task, tmp_path, progress):
+    deployed = tmp_path / "out"
+    if task == "ceval":
+        archive = write_archive(tmp_path / "ceval-exam.zip", subjects=("law",))
+        return evaluate_ceval(deployed, archive, shots=0, progress=progress)
+    return evaluate_text(deployed, {"own": default_text_file()}, max_tokens=64, progress=progress)
 
 
 def test_a_model_that_changes_while_it_is_loaded(source, tmp_path, monkeypatch):

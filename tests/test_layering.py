@@ -23,7 +23,7 @@ LAYERS = (
     "outputs",
     "lookup",
     "vamc reference prepare gguf_file",
-    "calibration check graphs",
+    "calibration check evaluation graphs",
     "quantize",
     "demo api pages",
     "cli",

@@ -242,6 +242,14 @@ EXPLAINED_FILES = Bound(
 )
 TEXT_BYTES = Bound(64 << 20, "bytes", "what is read at once of a text for verify", "170 kB")
 
+# ---- tasks of evaluate -------------------------------------------------------------------------
+EVALUATED_TOKENS = Bound(
+    8192,
+    "tokens",
+    "a question of C-Eval; of its examples as many as fit above it are asked with it",
+    "up to 300, with examples 1,200",
+)
+
 # ---- outputs, manifests and records of a run ---------------------------------------------------
 SIDE_FILE_BYTES = Bound(
     256 << 20, "bytes", "a small file that travels with the weights", "up to 17 MB"

@@ -18,6 +18,7 @@ COMMANDS = (
     ("quantize", "{}", "--calibration", "c4=a b", "--no-scale-search"),
     ("verify", "{}", "--reference", "model"),
     ("verify", "model", "--reference", "{}"),
+    ("evaluate", "{}", "--task", "text", "--data", "words=a b", "--reference", "model"),
     ("generate", "{}", "--prompt", "What is 7 x 8?"),
     ("export-onnx", "{}", "--output", "o"),
 )

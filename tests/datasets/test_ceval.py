@@ -14,7 +14,7 @@ from vacc_deploy.bounds import (
     CEVAL_TABLE_BYTES,
 )
 from vacc_deploy.datasets import ceval_tables
-from vacc_deploy.datasets.ceval import read_ceval
+from vacc_deploy.datasets.ceval import read_ceval, read_questions
 from vacc_deploy.datasets.odd import Tally
 from vacc_deploy.errors import CalibrationError
 
@@ -233,3 +233,33 @@ def test_an_archive_damaged_anywhere_is_a_clear_error_or_reads_the_same(write_zi
                 assert list(read_ceval(path, Tally())) == expected
             except CalibrationError as err:
                 assert str(path) in str(err)
+
+
+# ---- questions to judge by ---------------------------------------------------------------------
+
+
+def test_questions_tell_their_split_and_subject(write_zip):
+    members = {
+        "val/logic_val.csv": to_csv([*LAW[:6], "C"], header=HEADER[:-1]),
+        "dev/law_dev.csv": to_csv(LAW),
+    }
+    questions = read_questions(write_zip(members))
+    assert [(q.split, q.subject, q.row["answer"]) for q in questions] == [
+        ("dev", "law", "B"),
+        ("val", "logic", "C"),
+    ]
+    assert questions[0].row["question"] == "第一题____。"
+
+
+def test_a_question_that_is_odd_is_never_left_out(write_zip):
+    """Calibration skips it; a share of right answers would be another one without it."""
+    rows = [LAW, [*LAW[:6], "E", ""], *[LAW] * 30]
+    path = write_zip({"val/law_val.csv": to_csv(*rows)})
+    assert len(list(read_ceval(path, Tally()))) == 31
+    with pytest.raises(CalibrationError, match=r"law_val.csv', line 3 has the answer 'E'"):
+        read_questions(path)
+
+
+def test_questions_of_a_missing_file_are_refused(tmp_path):
+    with pytest.raises(CalibrationError, match="does not exist"):
+        read_questions(tmp_path / "ceval-exam.zip")

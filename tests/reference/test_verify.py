@@ -27,6 +27,7 @@ from vacc_deploy.errors import (
 from vacc_deploy.prepare import prepare
 from vacc_deploy.quantize.options import QuantizeOptions
 from vacc_deploy.quantize.run import quantize
+from vacc_deploy.reference import deployed as deployed_module
 from vacc_deploy.reference import verify as verify_module
 from vacc_deploy.reference.limits import (
     MAX_KL,
@@ -513,7 +514,7 @@ def test_verify_wrong_input_is_said_before_the_files_are_hashed(tmp_path, monkey
     def hash_all(*arguments):
         pytest.fail("files were hashed for nothing")
 
-    monkeypatch.setattr(verify_module, "find_damages", hash_all)
+    monkeypatch.setattr(deployed_module, "find_damages", hash_all)
     with pytest.raises(CheckpointError, match="nosuch does not exist"):
         verify(deployed, reference_dir=tmp_path / "nosuch")
     with pytest.raises(CheckpointError, match="two directories are different models"):

@@ -19,6 +19,7 @@ import click
 from vacc_deploy import __version__
 from vacc_deploy.cli.check import check_command
 from vacc_deploy.cli.demo import demo_command
+from vacc_deploy.cli.evaluate import evaluate_command
 from vacc_deploy.cli.export_onnx import export_onnx_command
 from vacc_deploy.cli.failures import Interruption, failure_of, report_thread
 from vacc_deploy.cli.generate import generate_command
@@ -35,6 +36,7 @@ from vacc_deploy.errors import StoppedError, UsageError
 # What a word more than a command takes was probably meant for.
 _EXTRA_ARGUMENTS = {
     "demo": "Give the output directory with --output DIR.",
+    "evaluate": "Give the float model with --reference REFERENCE, and the data with --data.",
     "export-onnx": "Give the output directory with --output DIR.",
     "generate": "Put the prompt in quotation marks and give it with --prompt TEXT.",
     "models": "The command takes no argument; it lists every model.",
@@ -119,6 +121,7 @@ def cli() -> None:
       prepare      put the compiler's files beside the weights
       quantize     write per-channel int8 weights
       verify       prove on this CPU that the result computes what the float model computed
+      evaluate     measure accuracy beside the float model
       yaml         write the compile file for vamc
       check        find every fault that can be seen in the files, before hours of compiling
       export-onnx  write the graphs that are compiled, run them on this CPU
@@ -135,6 +138,7 @@ for _command in (
     yaml_command,
     check_command,
     verify_command,
+    evaluate_command,
     export_onnx_command,
     generate_command,
 ):

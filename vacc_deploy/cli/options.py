@@ -20,7 +20,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Loading torch for a CPU takes nearly as much, and ends the process where it does not get it.
 _MIN_ADDRESS_BYTES = 768 << 20
-_WITH_TORCH = ("quantize", "verify", "generate", "export-onnx", "demo")
+_WITH_TORCH = ("quantize", "verify", "evaluate", "generate", "export-onnx", "demo")
 
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 # A directory that is read, a repository or a model name: locate() says best what is wrong with one.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from pathlib import Path
 
 import click
@@ -11,13 +10,11 @@ import click
 from vacc_deploy.cli.options import (
     CHECKPOINT,
     FILE,
-    again_with,
     attn_factor_option,
     common_options,
-    downloading,
     emit,
-    say,
 )
+from vacc_deploy.cli.pair import locate_pair
 from vacc_deploy.cli.report import check_report, report_options, write_report
 from vacc_deploy.errors import UsageError
 from vacc_deploy.reference.limits import MAX_KL, MAX_KL_FLOAT, MIN_TOP1, MIN_TOP1_FLOAT, Limits
@@ -107,13 +104,19 @@ def verify_command(
     """
     from vacc_deploy.cli.terminal import terminal_progress
     from vacc_deploy.reference.verify import verify
+    from vacc_deploy.reference.windows import check_text
 
     if no_limits and (max_kl is not None or min_top1 is not None):
         given = "--max-kl" if max_kl is not None else "--min-top1"
         raise UsageError(f"--no-limits and {given} exclude each other. Give one of them.")
     # There is no --overwrite: an older page is replaced, if it is ours and nobody has changed it.
     check_report(report, language, overwrite=True)
-    deployed, float_model = _locate_pair(deployed_dir, reference, text)
+
+    def check() -> None:
+        if text is not None:
+            check_text(text)
+
+    deployed, float_model = locate_pair(deployed_dir, reference, check)
     result = verify(
         deployed,
         reference_dir=float_model,
@@ -128,42 +131,10 @@ def verify_command(
     )
     if report is not None:
         from vacc_deploy.pages.verify_page import verify_page
+        from vacc_deploy.reference.verify import add_tokenizer
 
+        result = add_tokenizer(result)
         write_report(report, verify_page, result, language, overwrite=True)
     emit(result)
     if result.failures:
         raise click.exceptions.Exit(3)
-
-
-def _locate_pair(
-    deployed_dir: str, reference: str | None, text: Path | None
-) -> tuple[Path, Path | None]:
-    """Return the two directories; what can be refused before a download is refused before it."""
-    from vacc_deploy.lookup.locate import find_repository, locate
-    from vacc_deploy.reference.windows import check_text
-
-    again = partial(again_with, "reference")
-
-    def check(name: str) -> None:
-        # Before a download of gigabytes.
-        if reference is None:
-            raise UsageError(
-                f"{deployed_dir} is a repository, which does not say which float model it was made "
-                f"from. Name it:\n  {again('REFERENCE')}"
-            )
-        if find_repository(reference) is None:
-            locate(reference, again=again)
-        if text is not None:
-            check_text(text)
-
-    deployed = locate(
-        deployed_dir,
-        again=partial(again_with, "deployed_dir"),
-        before_download=check,
-        downloading=downloading,
-        say=say,
-    )
-    if reference is None:
-        return deployed.directory, None
-    found = locate(reference, again=again, before_download=check, downloading=downloading, say=say)
-    return deployed.directory, found.directory

@@ -12,7 +12,7 @@ import io
 import os
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vacc_deploy.bounds import CEVAL_TABLE_BYTES, CEVAL_UNPACKED_BYTES
 from vacc_deploy.datasets.ceval_tables import (
@@ -28,7 +28,13 @@ from vacc_deploy.datasets.ceval_tables import (
     open_archive,
     read_member,
 )
-from vacc_deploy.datasets.files import Document, compute_sha256, open_data, unreadable
+from vacc_deploy.datasets.files import (
+    Document,
+    check_file,
+    compute_sha256,
+    open_data,
+    unreadable,
+)
 from vacc_deploy.datasets.odd import Entry, OddRecordError, Tally, check_text, keep_sound
 from vacc_deploy.datasets.parquet import PARQUET_MAGIC, read_rows
 from vacc_deploy.errors import CalibrationError
@@ -69,6 +75,44 @@ def read_ceval(path: Path, tally: Tally) -> Generator[Document, None, None]:
         yield from keep_sound(path, _read_entries(path), _convert, tally)
     except OSError as err:
         raise unreadable(path, err) from err
+
+
+class Question(NamedTuple):
+    """One question of C-Eval.
+
+    Attributes:
+        split: ``dev`` or ``val``.
+        subject: as the archive names it, one of ``SUBJECTS``.
+        row: the texts of ``COLUMNS``, and maybe ``explanation``.
+    """
+
+    split: str
+    subject: str
+    row: dict[str, str]
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Return all ``dev`` and ``val`` questions; who judges by them may leave none out.
+
+    Args:
+        path: as ``read_ceval`` takes it.
+
+    Raises:
+        CalibrationError: not C-Eval inside, damaged, over the size limits, or an odd row.
+    """
+    check_file(path, or_directory=True)
+    questions = []
+    try:
+        for where, entry in _read_entries(path):
+            try:
+                questions.append(_check_row(entry))
+            except OddRecordError as err:
+                raise CalibrationError(
+                    f"{path}, {where} {err}. Use the published archive."
+                ) from err
+    except OSError as err:
+        raise unreadable(path, err) from err
+    return questions
 
 
 def hash_folder(folder: Path) -> str:
@@ -166,7 +210,7 @@ def _read_parquet(path: Path, table: Table, prefix: str, meter: _Meter) -> Itera
     # Packed it is no larger; so a larger file is not opened.
     check_num_bytes(path.stat().st_size, str(path))
     for where, row in read_rows(path, _EXPECTED, _WANTED, count):
-        yield f"{prefix}{where}", (table.subject, row)
+        yield f"{prefix}{where}", (table, row)
 
 
 def _read_csv(data: bytes, table: Table, where: str, prefix: str) -> Iterator[Entry]:
@@ -191,7 +235,7 @@ def _read_csv(data: bytes, table: Table, where: str, prefix: str) -> Iterator[En
         for fields in reader:
             if fields:
                 row = _match(header, fields)
-                yield f"{prefix}line {reader.line_num}", (table.subject, row)
+                yield f"{prefix}line {reader.line_num}", (table, row)
     except csv.Error as err:
         raise CalibrationError(
             f"{where}, line {reader.line_num} is not readable CSV: {err}. Download it again."
@@ -204,8 +248,18 @@ def _match(header: list[str], fields: list[str]) -> dict[str, Any] | OddRecordEr
     return OddRecordError(f"has {len(fields)} fields, expected {len(header)} as in the header")
 
 
-def _convert(entry: tuple[str, Any]) -> Document:
-    subject, row = entry
+def _convert(entry: tuple[Table, Any]) -> Document:
+    question = _check_row(entry)
+    return build_conversation(question.subject, question.row)
+
+
+def _check_row(entry: tuple[Table, Any]) -> Question:
+    """Return the question of a row.
+
+    Raises:
+        OddRecordError: a field is missing or no text, or the answer is no choice.
+    """
+    table, row = entry
     if isinstance(row, OddRecordError):
         raise row
     values = {name: check_text(row.get(name), name) for name in COLUMNS}
@@ -214,4 +268,4 @@ def _convert(entry: tuple[str, Any]) -> Document:
         raise OddRecordError(f"has the answer {values['answer'][:40]!r}, expected A, B, C or D")
     if row.get(_EXPLANATION) is not None:
         values[_EXPLANATION] = check_text(row[_EXPLANATION], _EXPLANATION)
-    return build_conversation(subject, values)
+    return Question(table.split, table.subject, values)

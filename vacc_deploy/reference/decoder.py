@@ -15,7 +15,7 @@ Source: RMSNorm (arXiv 1910.07467), rotary embedding (arXiv 2104.09864), grouped
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -260,6 +260,19 @@ class DecoderLayer:
             inputs: what ``attention_input`` returned.
             apply: ``linear``, which is the default, or ``quantized``.
         """
+        query, key, value = self.heads(inputs, self.positions, apply)
+        # Scores are scaled by the function's default, 1 / √head_dim, as in both architectures.
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        # [rows, heads, seq, head_dim] -> [rows, seq, heads · head_dim]
+        return attended.transpose(1, 2).flatten(2)
+
+    def heads(
+        self, inputs: torch.Tensor, positions: Positions, apply: ApplyLinear | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return query, key and value of every head, each [rows, heads, seq, head_dim].
+
+        The arguments are those of ``attend``, and the tables of the seq positions.
+        """
         config, apply = self.config, apply or self.linear
         rows, seq, _ = inputs.shape
         # The -1 is num_attention_heads for q, num_key_value_heads for k and v.
@@ -270,14 +283,11 @@ class DecoderLayer:
             ).transpose(1, 2)
             for name, norm in zip(STAGE_LINEARS[QKV], (*self._head_norms, None), strict=True)
         )
-        query, key = self.positions.rotate(query), self.positions.rotate(key)
+        query, key = positions.rotate(query), positions.rotate(key)
         # Grouped queries share a key and a value: [rows, kv heads, ...] -> [rows, heads, ...]
         groups = config.num_attention_heads // config.num_key_value_heads
         key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
-        # Scores are scaled by the function's default, 1 / √head_dim, as in both architectures.
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        # [rows, heads, seq, head_dim] -> [rows, seq, heads · head_dim]
-        return attended.transpose(1, 2).reshape(rows, seq, -1)
+        return query, key, value
 
     def _norm_heads(self, states: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
         """Return ``states`` [rows, seq, heads, head_dim], each head behind its norm if any."""
@@ -300,20 +310,29 @@ def batches(num_rows: int, batch_rows: int) -> list[slice]:
     return [slice(i, min(i + batch_rows, num_rows)) for i in range(0, num_rows, batch_rows)]
 
 
-def walk_layer(layer: DecoderLayer, hidden_states: torch.Tensor, *, batch_rows: int) -> None:
+def walk_layer(
+    layer: DecoderLayer,
+    hidden_states: torch.Tensor,
+    *,
+    batch_rows: int,
+    attended_rows: Iterable[tuple[slice, torch.Tensor]] | None = None,
+) -> None:
     """Apply a layer to all rows, stage by stage, in place.
 
     Args:
         layer: the layer.
         hidden_states: float [rows, seq, hidden], replaced by the layer's output.
         batch_rows: rows computed at a time.
+        attended_rows: slices of the rows, each with what o is applied to there; default: each row
+            attends to itself alone.
     """
     # All rows pass a stage before the next stage begins, so that its linears are read once.
     slices = batches(hidden_states.shape[0], batch_rows)
     width = layer.config.num_attention_heads * layer.config.head_dim
-    attended = hidden_states.new_empty(*hidden_states.shape[:2], width)  # [rows, seq, width]
-    for rows in slices:
-        attended[rows] = layer.attend(layer.attention_input(hidden_states[rows]))
+    attended = hidden_states.new_empty(*hidden_states.shape[:2], width)
+    alone = ((rows, layer.attend(layer.attention_input(hidden_states[rows]))) for rows in slices)
+    for rows, part in attended_rows or alone:
+        attended[rows] = part
     layer.release(QKV)
     for rows in slices:
         # The residual: hidden_states still holds the layer's input here.

@@ -158,13 +158,7 @@ class Responder:
                 or one that the model has no embedding for.
         """
         ids = self._tokenizer.encode_chat(messages, add_generation_prompt=True)
-        check_ids(self._checkpoint, ids)
-        context = self._checkpoint.config.max_position_embeddings
-        if len(ids) + self._max_new_tokens > context:
-            raise UsageError(
-                f"The prompt of {len(ids)} tokens and --max-new-tokens {self._max_new_tokens} are "
-                f"more than the model's context of {context}. {advice}"
-            )
+        check_length(self._checkpoint, ids, self._max_new_tokens, advice)
         return ids
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
@@ -207,7 +201,7 @@ class Responder:
             # Loading is not timed: tokens/s is the rate of writing alone.
             started = time.monotonic()
             directory = self._checkpoint.directory
-            with probability_errors(directory, partial(_name_damage, self._checkpoint)):
+            with probability_errors(directory, partial(name_damage, self._checkpoint)):
                 (answer,) = continue_prompts(
                     model,
                     self._tokenizer,
@@ -241,7 +235,23 @@ def generate(
     return responder.answer(prompt, on_text=on_text)
 
 
-def _name_damage(checkpoint: Checkpoint) -> str:
+def check_length(checkpoint: Checkpoint, ids: list[int], max_new_tokens: int, advice: str) -> None:
+    """Refuse a prompt that the model cannot continue.
+
+    Raises:
+        UsageError: it and an answer do not fit the model's context; ends with ``advice``.
+        CheckpointError: it has an id that the model has no embedding for.
+    """
+    check_ids(checkpoint, ids)
+    context = checkpoint.config.max_position_embeddings
+    if len(ids) + max_new_tokens > context:
+        raise UsageError(
+            f"The prompt of {len(ids)} tokens and --max-new-tokens {max_new_tokens} are more than "
+            f"the model's context of {context}. {advice}"
+        )
+
+
+def name_damage(checkpoint: Checkpoint) -> str:
     """Return which weights keep a model from writing, and what to do."""
     found = find_unsound(checkpoint)
     if not found.faults:

@@ -19,6 +19,9 @@ from vacc_deploy.reference.decoder import batches, rms_norm
 from vacc_deploy.reference.ranges import HEAD, INPUT, LOGITS
 from vacc_deploy.reference.watch import RangeTally
 
+# float32 bytes of the head's table to hold at a time, and predictions whose logits are held.
+SLICE_BYTES, TOKENS_AT_ONCE = 64 << 20, 256
+
 
 @dataclass(frozen=True)
 class NextTokenScores:
@@ -62,8 +65,19 @@ def figure_names() -> list[str]:
     return [item.name for item in fields(NextTokenScores) if not item.name.startswith("token_")]
 
 
+def head_name(checkpoint: Checkpoint) -> str:
+    """Return the name of the table that a model's head is."""
+    return EMBEDDING if checkpoint.config.tie_word_embeddings else LM_HEAD
+
+
+def final_norm(checkpoint: Checkpoint, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Return what the head is applied to, of the same shape as ``hidden_states`` [..., hidden]."""
+    weight = checkpoint.read(FINAL_NORM).float()
+    return rms_norm(hidden_states, weight, checkpoint.config.rms_norm_eps)
+
+
 class _Side:
-    """One of the two models: what its head is applied to, and sums over the logits seen so far.
+    """A model: what its head is applied to, and sums over the logits seen so far.
 
     Attributes:
         states: final hidden states behind the last norm, float32 [predictions, hidden].
@@ -73,18 +87,22 @@ class _Side:
     """
 
     def __init__(self, checkpoint: Checkpoint, hidden_states: torch.Tensor, targets: torch.Tensor):
-        config, count = checkpoint.config, len(targets)
-        norm = checkpoint.read(FINAL_NORM).float()
-        # The last position of a window predicts a token that is not in it:
-        # [rows, seq, hidden] -> [rows, seq − 1, hidden] -> [predictions, hidden]
-        self.states = rms_norm(hidden_states[:, :-1], norm, config.rms_norm_eps).flatten(0, 1)
+        """Begin.
+
+        Args:
+            checkpoint: the model.
+            hidden_states: after its last layer, float32 [predictions, hidden].
+            targets: int64 [predictions].
+        """
+        count = len(targets)
+        self.states = final_norm(checkpoint, hidden_states)
         # −∞: the first slice shrinks the empty sum by exp(−∞) = 0.
         self.maximum = torch.full((count,), -math.inf, dtype=torch.float64)
         self.argmax = torch.zeros(count, dtype=torch.int64)
         self.total = torch.zeros(count, dtype=torch.float64)
         self.picked = torch.zeros(count, dtype=torch.float64)
         self._checkpoint, self._targets = checkpoint, targets
-        self._head = EMBEDDING if config.tie_word_embeddings else LM_HEAD
+        self._head = head_name(checkpoint)
 
     def read_head(self, first: int, stop: int) -> torch.Tensor:
         """Return rows of the head's table, float32 [slice, hidden]."""
@@ -143,8 +161,8 @@ def compare_next_tokens(
     *,
     progress: Progress = SILENT,
     tally: RangeTally | None = None,
-    slice_bytes: int = 64 << 20,
-    tokens_at_once: int = 256,
+    slice_bytes: int = SLICE_BYTES,
+    tokens_at_once: int = TOKENS_AT_ONCE,
 ) -> NextTokenScores:
     """Return the scores of all predictions within the windows.
 
@@ -160,12 +178,14 @@ def compare_next_tokens(
         tokens_at_once: predictions whose logits are held at a time.
     """
     targets = tokens[:, 1:].flatten()  # [rows, seq] -> [predictions]
-    float_side = _Side(reference, hidden_float, targets)
-    deployed_side = _Side(deployed, hidden_deployed, targets)
+    # The last position of a window predicts a token that is not in it:
+    # [rows, seq, hidden] -> [rows, seq − 1, hidden] -> [predictions, hidden]
+    float_side = _Side(reference, hidden_float[:, :-1].flatten(0, 1), targets)
+    deployed_side = _Side(deployed, hidden_deployed[:, :-1].flatten(0, 1), targets)
     count, vocab_size = len(targets), reference.config.vocab_size
     # Σ exp(z_float − maximum) · (z_float − z_deployed) over the slices so far.
     weighted_gap = torch.zeros(count, dtype=torch.float64)
-    width = max(1, slice_bytes // (4 * reference.config.hidden_size))  # 4: bytes of a float32
+    width = _slice_width(reference, slice_bytes)
     if tally:
         tally.see(None, HEAD, INPUT, deployed_side.states)
     progress.start("Scoring", vocab_size, "vocabulary rows")
@@ -200,3 +220,30 @@ def compare_next_tokens(
         token_kl=divergence,
         token_top=token_top,
     )
+
+
+def score_targets(
+    checkpoint: Checkpoint, hidden_states: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return how probable given tokens are to one model.
+
+    Args:
+        checkpoint: the model.
+        hidden_states: after its last layer, float32 [predictions, hidden].
+        targets: the tokens that follow, int64 [predictions].
+
+    Returns:
+        log p of each target, float64 [predictions], and whether no token has a larger one, bool
+        [predictions].
+    """
+    side, width = _Side(checkpoint, hidden_states, targets), _slice_width(checkpoint, SLICE_BYTES)
+    for first in range(0, checkpoint.config.vocab_size, width):
+        table = side.read_head(first, first + width)
+        for part in batches(len(targets), TOKENS_AT_ONCE):
+            side.add(part, table, first)
+    return side.picked - side.log_sum(), side.argmax == targets
+
+
+def _slice_width(checkpoint: Checkpoint, slice_bytes: int) -> int:
+    """Return how many rows of the head fill ``slice_bytes`` of float32."""
+    return max(1, slice_bytes // (4 * checkpoint.config.hidden_size))

@@ -7,7 +7,6 @@ float model, ``source_check`` tells that it is another one. The numbers are thos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +16,8 @@ from vacc_deploy.checkpoint.attn_factor import describe_factors, read_alike, rea
 from vacc_deploy.checkpoint.changes import unchanged
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, model_name, read_manifest, stored_layout
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.errors import CheckpointError, UnsupportedModelError
+from vacc_deploy.errors import CheckpointError
 from vacc_deploy.models.config import ModelConfig
-from vacc_deploy.models.vacc_config import check_vacc_config
-from vacc_deploy.outputs.damages import find_damages
 from vacc_deploy.permissions import real_path
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.activations import (
@@ -31,7 +28,8 @@ from vacc_deploy.reference.activations import (
     choose_activations,
     describe_rounding,
 )
-from vacc_deploy.reference.compare import LayerError, check_pair, compare_on_tokens, same_weights
+from vacc_deploy.reference.compare import LayerError, compare_on_tokens, same_weights
+from vacc_deploy.reference.deployed import advise_restore, open_deployed
 from vacc_deploy.reference.float_model import open_reference
 from vacc_deploy.reference.limits import DEFAULT_LIMITS, Limits
 from vacc_deploy.reference.next_tokens import NextTokenScores, figure_names
@@ -41,6 +39,7 @@ from vacc_deploy.reference.threads import threads_for
 from vacc_deploy.reference.verdict import judge
 from vacc_deploy.reference.windows import check_text, read_windows
 from vacc_deploy.results import command, format_pairs, format_table
+from vacc_deploy.text.token_contract import TokenContract, read_contract
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +60,7 @@ class VerifyResult:
         failures: a line for everything that failed.
         notes: what a reader of the figures should know.
         next_command: what to run after a passed comparison; nothing where that is not known.
+        tokenizer: what transformers makes of the directory's tokenizer, where it was asked for.
         tokens: the windows that were compared, int64 [rows, seq]; ``to_dict`` leaves them out.
     """
 
@@ -78,6 +78,7 @@ class VerifyResult:
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     next_command: str = ""
+    tokenizer: TokenContract | None = None
     tokens: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -99,6 +100,7 @@ class VerifyResult:
             "activations": self.activations,
             "rounding": [error.to_dict() for error in self.rounding],
             **audit_values(self.audit),
+            "tokenizer": self.tokenizer and self.tokenizer.to_dict(),
             "same_weights": self.same_weights or None,
             "limits": self.limits and self.limits.to_dict(),
             "passed": self.passed,
@@ -199,7 +201,7 @@ def verify(
     if attn_factor is not None:
         reference = read_attn_factor(reference, attn_factor)
     with unchanged(reference):
-        deployed, damages = _open_deployed(deployed_dir, reference, progress)
+        deployed, damages = open_deployed(deployed_dir, reference, progress)
         result = VerifyResult(
             model=model_name(deployed_dir),
             deployed_dir=deployed_dir,
@@ -208,7 +210,7 @@ def verify(
             limits=limits,
         )
         if deployed is None or damages:
-            return replace(result, failures=tuple(damages), notes=(_restore(deployed_dir),))
+            return replace(result, failures=tuple(damages), notes=(advise_restore(deployed_dir),))
         if limits is not None:
             is_float = not stored_layout(deployed_dir, deployed.config)
             result = replace(result, limits=replace(limits, is_float=is_float))
@@ -282,34 +284,20 @@ def _explain_foreign(
     )
 
 
-def _open_deployed(
-    directory: Path, reference: Checkpoint, progress: Progress
-) -> tuple[Checkpoint | None, Sequence[str]]:
-    """Return the deployed model and its damages; refuse before the files are hashed what can be.
+def add_tokenizer(result: VerifyResult) -> VerifyResult:
+    """Return a result with what the installed transformers makes of the deployed tokenizer.
 
-    None where damages keep it from being opened.
+    It is no part of the verdict: ``check`` judges it.
     """
-    is_listed = read_manifest(directory) is not None
     try:
-        deployed = Checkpoint.open(directory)
-        check_vacc_config(directory, deployed.config)
-    except (CheckpointError, UnsupportedModelError):
-        # The list of what is damaged says more than the first problem.
-        if is_listed and (damages := find_damages(directory, progress)):
-            return None, damages
-        raise
-    check_pair(reference, deployed)
-    with unchanged(deployed):
-        return deployed, find_damages(directory, progress) if is_listed else []
-
-
-def _restore(directory: Path) -> str:
-    """Return what to do about damaged files, a sentence for the notes."""
-    return (
-        "nothing was compared, because figures of changed files mean nothing. Copy the files named "
-        f"here into {directory} again, or move it away and run the command that wrote it again "
-        "(--overwrite deletes no file that was changed)."
-    )
+        contract = read_contract(result.deployed_dir)
+    except CheckpointError as err:
+        return replace(result, notes=(*result.notes, f"the tokenizer was not compared. {err}"))
+    if contract.passed:
+        return replace(result, tokenizer=contract)
+    again = command("check", result.deployed_dir)
+    note = f"the tokenizer contract does not hold in every case. {again} says where."
+    return replace(result, tokenizer=contract, notes=(*result.notes, note))
 
 
 # The total length that the vendor publishes and that yaml takes by default.

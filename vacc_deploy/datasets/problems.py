@@ -1,0 +1,64 @@
+"""Questions of mathematics with their results: JSON lines, ``{"question": ..., "answer": ...}``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vacc_deploy.datasets.files import check_file
+from vacc_deploy.datasets.odd import OddRecordError, read_field
+from vacc_deploy.datasets.records import read_entries
+from vacc_deploy.errors import CalibrationError
+
+_KEYS = ("question", "answer")
+_EXPECTED = "the keys question and answer"
+
+
+class Problem(NamedTuple):
+    """One question, and the result that is right."""
+
+    question: str
+    answer: str
+
+
+def read_problems(path: Path) -> list[Problem]:
+    """Return all problems of a file; who judges by them may leave none out.
+
+    Args:
+        path: JSON lines or a JSON array, also gzip or zstd; or Parquet.
+
+    Raises:
+        CalibrationError: the file cannot be read, or a record is odd.
+    """
+    check_file(path)
+    problems = []
+    for where, record in read_entries(path, _EXPECTED, _KEYS):
+        try:
+            problems.append(_convert(record))
+        except OddRecordError as err:
+            raise CalibrationError(
+                f'{path}, {where} {err}; expected {{"question": "...", "answer": "..."}}. Correct '
+                "the record, or remove it."
+            ) from err
+    if not problems:
+        raise CalibrationError(
+            f'{path} holds no question. Write one a line, {{"question": "...", "answer": "..."}}.'
+        )
+    return problems
+
+
+def _convert(record: Any) -> Problem:
+    """Return the problem of a record; a result may be written as a number.
+
+    Raises:
+        OddRecordError: a field is missing, blank or no text.
+    """
+    if isinstance(record, OddRecordError):
+        raise record
+    answer = record.get("answer")
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        record = {**record, "answer": repr(answer)}
+    problem = Problem(*(read_field(record, key) for key in _KEYS))
+    if blank := [key for key in _KEYS if not getattr(problem, key).strip()]:
+        raise OddRecordError(f'has a blank text under "{blank[0]}"')
+    return problem
