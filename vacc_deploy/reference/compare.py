@@ -99,14 +99,9 @@ def compare_on_tokens(
         # Both float32 [rows, seq, hidden]; walk_layer overwrites them, layer after layer.
         float_states, deployed_states = embed(reference, tokens), embed(deployed, tokens)
         # A table for each: their attention factors may differ.
+        length = tokens.shape[1]
         walks = [
-            (
-                kind,
-                model,
-                Positions.build(model.config, tokens.shape[1]),
-                float_reader(model),
-                states,
-            )
+            (kind, model, Positions.build(model.config, length), float_reader(model), states)
             for kind, model, states in (
                 (DecoderLayer, reference, float_states),
                 (_layer_kind(activations, tally), deployed, deployed_states),
@@ -118,7 +113,7 @@ def compare_on_tokens(
             # In step, a layer of one and then of the other: only the current states are held.
             for kind, model, positions, read, hidden_states in walks:
                 layer = kind(model.config, index, positions, read)
-                batch_rows = max(1, BATCH_TOKENS // tokens.shape[1])
+                batch_rows = max(1, BATCH_TOKENS // length)
                 walk_layer(layer, hidden_states, batch_rows=batch_rows)  # in place
                 if isinstance(layer, RoundedLayer):
                     rounding += layer.errors()

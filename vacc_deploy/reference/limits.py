@@ -6,7 +6,7 @@ Imports no torch: the command line reads the default limits for its help.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ class Limits:
     max_kl: float | None = None
     min_top1: float | None = None
     is_float: bool = False
+
+    def for_layout(self, layout: str) -> Limits:
+        """Return the limits with the defaults of a layout; empty for float weights."""
+        return replace(self, is_float=not layout)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for ``--json``; no limit is None."""

@@ -206,6 +206,18 @@ def compare_next_tokens(
     # Equal models give exactly 0: each difference is 0, and the two sums are the same number.
     # float64 [predictions], in nats.
     divergence = weighted_gap / float_side.total - float_side.log_sum() + deployed_side.log_sum()
+    return _sum_up(float_side, deployed_side, divergence)
+
+
+def _sum_up(float_side: _Side, deployed_side: _Side, divergence: torch.Tensor) -> NextTokenScores:
+    """Return the scores of two sides that have seen the whole vocabulary.
+
+    Args:
+        float_side: the float model.
+        deployed_side: the deployed model.
+        divergence: KL of each prediction, float64 [predictions].
+    """
+    count = len(divergence)
     token_top = torch.stack([float_side.top(), deployed_side.top()], dim=1)  # [predictions, 2]
     same_top = (token_top[:, 0] == token_top[:, 1]) & (token_top.amin(1) >= 0)
     return NextTokenScores(

@@ -178,13 +178,11 @@ def verify(
         deployed_dir: a directory that ``quantize`` or ``prepare`` wrote.
         reference_dir: the float checkpoint; default the one its manifest names.
         text_file: UTF-8 text; default the text that the package carries.
-        max_tokens: tokens of the text to use.
-        sequence_length: tokens of one window; a shorter text makes one window.
+        max_tokens, sequence_length: tokens of the text to use, and of one window of it.
         limits: what the result must meet; ``failures`` lists what it does not. None judges nothing
             but the files.
         attn_factor: ``multiply`` or ``ignore``, see ``models.rope``; default as the directory has.
-        activations: ``int8`` to round the inputs of the deployed linears too, ``float`` not to;
-            ``auto`` does what runtimes of the deployed layout do.
+        activations: ``int8`` to round the inputs of the deployed linears too, ``float``, ``auto``.
         audit: whether to measure the sizes of the activations too; fails where float16 overflows.
         progress: learns of every file, of every layer, then of every slice of the vocabulary.
 
@@ -211,17 +209,19 @@ def verify(
         )
         if deployed is None or damages:
             return replace(result, failures=tuple(damages), notes=(advise_restore(deployed_dir),))
-        if limits is not None:
-            is_float = not stored_layout(deployed_dir, deployed.config)
-            result = replace(result, limits=replace(limits, is_float=is_float))
         if attn_factor is None:
             reference = read_alike(reference, deployed)
-        size = {"max_tokens": max_tokens, "sequence_length": sequence_length}
         # A verdict about files that are others by now is none.
         with unchanged(deployed):
-            tokens, notes = read_windows(deployed, path, **size)
-            chosen = choose_activations(activations, deployed)
-            result = replace(result, notes=tuple(notes), activations=chosen)
+            tokens, notes = read_windows(
+                deployed, path, max_tokens=max_tokens, sequence_length=sequence_length
+            )
+            result = replace(
+                result,
+                notes=tuple(notes),
+                activations=choose_activations(activations, deployed),
+                limits=limits and limits.for_layout(stored_layout(deployed_dir, deployed.config)),
+            )
             return _compare(reference, deployed, tokens, result, progress, audit=audit)
 
 
