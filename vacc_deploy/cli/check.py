@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,8 +13,8 @@ from vacc_deploy.cli.options import (
     again_with,
     common_options,
     emit,
+    emit_json,
     is_json,
-    print_out,
 )
 from vacc_deploy.errors import UsageError
 from vacc_deploy.progress import SILENT
@@ -117,10 +116,9 @@ def _show(result: CheckResult, form: str) -> None:
     if form == SARIF:
         from vacc_deploy.check.sarif import to_sarif
 
-        print_out(escape_controls(json.dumps(to_sarif(result), ensure_ascii=False, indent=2)))
-    elif form == JSON and not is_json():
-        values = json.dumps(result.to_dict(), ensure_ascii=False, indent=2)
-        print_out(escape_controls(values, escape=lambda char: json.dumps(char)[1:-1]))
+        emit_json(to_sarif(result))
+    elif form == JSON:
+        emit_json(result.to_dict())
     elif sys.stdout.isatty() and not is_json():
         _print_table(result)
     else:
