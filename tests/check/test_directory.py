@@ -91,6 +91,13 @@ def test_several_shards_without_an_index(prepared):
     assert "VD107" in found(prepared)
 
 
+def test_a_damaged_file_that_needs_no_index(tmp_path):
+    directory = make_prepared(tmp_path)
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-2])
+    assert "VD102" in found(directory) and "VD107" not in found(directory)
+
+
 def test_a_cut_shard(prepared):
     path = prepared / "model-00002-of-00002.safetensors"
     path.write_bytes(path.read_bytes()[:-10])

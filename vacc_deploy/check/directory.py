@@ -107,7 +107,7 @@ def check_directory(
     for find in (_find_form_problems, _find_config_problems, find_source_problems):
         problems.add(lambda find=find: find(checked))  # type: ignore[misc]
     problems.add(
-        lambda: [*find_vacc_problems(directory, config), *find_other_keys(directory, config)],
+        lambda: _find_vacc_problems(checked),
         otherwise=VACC_CONFIG_UNREADABLE,
         where=VACC_CONFIG_NAME,
     )
@@ -187,13 +187,7 @@ def _find_config_problems(checked: CheckedDirectory) -> Iterator[Problem]:
     if keys and checked.layout != INT8:
         text = f"{CONFIG_NAME} has {', '.join(keys)}, which belong into {VACC_CONFIG_NAME}"
         yield COMPILER_KEYS.broken(text, where=f"{CONFIG_NAME}: {keys[0]}", got=", ".join(keys))
-    path = directory / VACC_CONFIG_NAME
-    if needs_vacc_config(config) and path.is_file() and is_template(read_object(path), config):
-        text = f"{VACC_CONFIG_NAME} is the vendor's template, of another model than {CONFIG_NAME}"
-        yield TEMPLATE.broken(text, where=VACC_CONFIG_NAME)
-    if checked.layout == VAMC:
-        yield from find_other_dtype(directory)
-    elif not checked.layout:
+    if not checked.layout:
         yield from _find_stated_dtype(checkpoint)
     if config.vocab_size % LENGTH_MULTIPLE:
         text = f"vocab_size is {config.vocab_size}, not a multiple of {LENGTH_MULTIPLE}"
@@ -203,6 +197,21 @@ def _find_config_problems(checked: CheckedDirectory) -> Iterator[Problem]:
     if has_yarn and not needs_vacc_config(config):
         text = "rope_scaling is yarn, which vamc computes by its own code for Llama, if it does"
         yield YARN_ON_LLAMA.broken(text, where=f"{CONFIG_NAME}: rope_scaling")
+
+
+def _find_vacc_problems(checked: CheckedDirectory) -> Iterator[Problem]:
+    """Yield what is wrong with ``config_vacc.json``."""
+    checkpoint = checked.checkpoint
+    assert checkpoint is not None
+    directory, config = checkpoint.directory, checkpoint.config
+    path = directory / VACC_CONFIG_NAME
+    if needs_vacc_config(config) and path.is_file() and is_template(read_object(path), config):
+        text = f"{VACC_CONFIG_NAME} is the vendor's template, of another model than {CONFIG_NAME}"
+        yield TEMPLATE.broken(text, where=VACC_CONFIG_NAME)
+    if checked.layout == VAMC:
+        yield from find_other_dtype(directory)
+    yield from find_vacc_problems(directory, config)
+    yield from find_other_keys(directory, config)
 
 
 def _find_stated_dtype(checkpoint: Checkpoint) -> Iterator[Problem]:

@@ -142,7 +142,7 @@ COMPILER_KEYS = Rule(
 VACC_CONFIG_UNREADABLE = Rule(
     "VD219",
     ERROR,
-    "config_vacc.json cannot be read",
+    "config_vacc.json cannot be used",
     "vamc reads it for every model but Llama.",
     _PREPARE,
     is_fixable=True,
