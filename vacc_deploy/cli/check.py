@@ -17,6 +17,7 @@ from vacc_deploy.cli.options import (
     is_json,
 )
 from vacc_deploy.errors import UsageError
+from vacc_deploy.problems.problem import WARNING
 from vacc_deploy.progress import SILENT
 from vacc_deploy.results import escape_controls
 from vacc_deploy.vamc.cards import CARDS
@@ -93,9 +94,14 @@ def check_command(
         raise UsageError("--bandwidth goes with --card only.")
     if form == SARIF and is_json():
         raise UsageError("--json and --format sarif contradict each other. Give one of them.")
-    from vacc_deploy.check.run import CheckOptions, check
+    from vacc_deploy.check.run import CheckOptions, check, is_compile_file
     from vacc_deploy.cli.terminal import terminal_progress
 
+    if card is not None and not any(map(is_compile_file, targets)):
+        raise UsageError(
+            "--card needs a compile file as TARGET, from which dtype, tp and lengths are taken. "
+            "vacc-deploy yaml writes one."
+        )
     chosen = CARDS[card].with_bandwidth(bandwidth) if card else None
     options = CheckOptions(chosen, read_all, strict)
     # Without them little is read, and there is nothing to wait for.
@@ -134,8 +140,10 @@ def _print_table(result: CheckResult) -> None:
 
     console = Console()
     table = Table(box=box.ROUNDED, show_lines=True, expand=True)
-    for name, ratio in (("code", 1), ("where", 4), ("what is wrong", 7), ("what to do", 5)):
-        table.add_column(name, ratio=ratio, overflow="fold", min_width=7)
+    # A code is never broken, however narrow the terminal is.
+    table.add_column("code", width=len(WARNING), no_wrap=True)
+    for name, ratio in (("where", 4), ("what is wrong", 7), ("what to do", 5)):
+        table.add_column(name, ratio=ratio, overflow="fold")
     has_rows = False
     for finding in result.shown():
         problem, rule = finding.problem, finding.problem.rule
