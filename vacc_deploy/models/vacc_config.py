@@ -108,8 +108,8 @@ def find_vacc_problems(directory: Path, config: ModelConfig) -> list[Problem]:
             )
     # A server that stops at another token never ends an answer.
     for key in ("bos_token_id", "eos_token_id"):
-        if key in values and key in config.raw and values[key] != config.raw[key]:
-            problems[key] = _other_value(key, values[key], config.raw[key])
+        if key in config.raw and values.get(key) != config.raw[key]:
+            problems[key] = _other_value(key, values.get(key), config.raw[key])
     for key, problem in _find_wrong_settings(values, config):
         problems.setdefault(key, problem)
     return list(problems.values())

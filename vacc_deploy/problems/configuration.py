@@ -155,6 +155,13 @@ GENERATION_VALUE = Rule(
     "Run vacc-deploy prepare, which settles the value.",
     is_fixable=True,
 )
+GENERATION_SAMPLING = Rule(
+    "VD225",
+    WARNING,
+    "a value of generation_config.json cannot be drawn with",
+    "A server may refuse to start, or every request that does not set the value itself.",
+    "Restore the file from the model's repository.",
+)
 GENERATION_UNREADABLE = Rule(
     "VD221",
     ERROR,
