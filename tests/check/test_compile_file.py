@@ -205,6 +205,9 @@ def test_a_workspace_that_cannot_be_written_is_an_error(made, file):
     (file.parent / "f").write_text("x")
     text = named(directory, workspace__path=str(file.parent / "f" / "deep"))
     assert "is not a directory" in check(file, text)["VD720"]
+    for path, reason in (("a\0", "characters that no path has"), ("b" * 300, "it is too long")):
+        text = named(directory, workspace__path=path)
+        assert reason in check(file, text)["VD720"]
     os.makedirs("vacc_deploy/Tiny-fp16-tp2-1024-2048")
     assert "exists already" in check(file, named(directory))["VD721"]
 

@@ -1,6 +1,7 @@
 """``vacc-deploy check`` on compile files: text, JSON, SARIF, and mended copies."""
 
 import json
+import os
 
 import pytest
 from click.testing import CliRunner
@@ -74,3 +75,29 @@ def test_what_cannot_be_mended_leaves_nothing(file):
     result = invoke("a.yaml", "--fix", "--output", "b.yaml")
     assert result.exit_code == 1 and "a.yaml cannot be mended" in result.output
     assert not file.with_name("b.yaml").exists()
+
+
+def test_a_file_that_is_not_there(file):
+    result = invoke("absent.yaml")
+    assert (result.exit_code, result.output.count("absent.yaml does not exist.")) == (1, 1)
+
+
+def test_a_card_without_a_compile_file_is_wrong_usage(file):
+    result = invoke(file.parent, "--card", "VA16")
+    assert result.exit_code == 2
+    assert "--card needs a compile file as TARGET" in result.output
+
+
+def test_a_pipe_is_not_waited_for(file):
+    os.mkfifo("b.yaml")
+    result = invoke("b.yaml")
+    assert result.exit_code == 3
+    assert "b.yaml is a named pipe, not a file" in result.stdout
+
+
+def test_a_number_that_cannot_be_written_is_not_mended(file):
+    file.write_text(VENDOR_FP16.replace("tp: 4", f"tp: 0x{'f' * 4000}"))
+    result = invoke("a.yaml", "--fix", "--output", "b.yaml")
+    assert result.exit_code == 1
+    assert "a.yaml cannot be mended: it holds a number of thousands of digits" in result.output
+    assert [path.name for path in file.parent.iterdir()] == ["a.yaml"]

@@ -91,6 +91,24 @@ def test_several_shards_without_an_index(prepared):
     assert "VD107" in found(prepared)
 
 
+def test_a_damaged_file_that_needs_no_index(tmp_path):
+    directory = make_prepared(tmp_path)
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-2])
+    assert "VD102" in found(directory) and "VD107" not in found(directory)
+
+
+@pytest.mark.parametrize("text", ["[]", '{"format_version": 99}'])
+def test_a_manifest_that_cannot_be_used(prepared, text):
+    (prepared / "vacc_deploy.json").write_text(text)
+    assert [line[:5] for line in above_notes(prepared)] == ["VD113"]
+
+
+def test_a_dtype_that_is_not_stated_is_no_other_one(prepared):
+    change(prepared / "config.json", torch_dtype=...)
+    assert "VD208" not in found(prepared)
+
+
 def test_a_cut_shard(prepared):
     path = prepared / "model-00002-of-00002.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
@@ -172,6 +190,10 @@ def test_a_value_of_config_json(prepared, values, code):
         ({"num_hidden_layers": 28}, "VD211", "num_hidden_layers"),
         ({"rope_theta": 1000000.0}, "VD211", "rope_theta"),
         ({"rms_norm_eps": 1e-5}, "VD211", "rms_norm_eps"),
+        ({"rms_norm_eps": 0}, "VD211", "rms_norm_eps"),
+        ({"hidden_act": "gelu"}, "VD211", "hidden_act"),
+        ({"eos_token_id": ...}, "VD211", "eos_token_id"),
+        ({"an unknown\n\nkey": 1}, "VD224", "an unknown\\n\\nkey"),
         ({"auto_map": ...}, "VD212", "auto_map"),
         ({"insert_slice": ...}, "VD212", "insert_slice"),
         ({"_attn_implementation": "sdpa"}, "VD213", "_attn_implementation"),
@@ -206,6 +228,17 @@ def test_a_generation_config_that_programs_refuse(prepared):
     assert "VD221" in found(prepared)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{"temperature": "hot"}, {"temperature": -1}, {"top_p": 2}, {"do_sample": []}]
+    + [{"do_sample": True, "repetition_penalty": 0}],
+)
+def test_a_generation_config_that_nothing_can_be_drawn_with(prepared, values):
+    change(prepared / "generation_config.json", **values)
+    (problem,) = found(prepared)["VD225"]
+    assert f"{list(values)[-1]} is " in problem and problem.where == "generation_config.json"
+
+
 def test_a_vocabulary_that_is_no_multiple_of_16(tmp_path):
     directory = make_prepared(tmp_path, vocab_size=273)
     assert found(directory)["VD223"][0].got == "273"
@@ -219,6 +252,13 @@ def test_a_weight_that_is_not_finite(prepared):
     poke(path, "model.norm.weight", 2, b"\xff\x7f")  # bfloat16: NaN
     (problem,) = found(prepared)["VD501"]
     assert "row 1 holds NaN" in problem
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", f"{Q_PROJ}.weight"])
+def test_nan_in_a_row_that_is_read_of_a_large_tensor(prepared, name):
+    poke(holder(prepared, name), name, 2, b"\xff\x7f")
+    (problem,) = found(prepared)["VD501"]
+    assert name in problem and "row 0 holds NaN" in problem
 
 
 def test_a_dead_tensor(prepared):
@@ -253,7 +293,7 @@ def test_codes_at_and_beyond_the_end_of_their_range(
     name = f"{Q_PROJ}.{suffix}"
     path = holder(directory, name)
     poke(path, name, 5, lowest)
-    assert "1 codes are -128" in found(directory)["VD506"][0]
+    assert "1 code is -128" in found(directory)["VD506"][0]
     poke(path, name, 0, largest * 600)
     problem = found(directory)["VD507"][0]
     assert name in problem

@@ -156,6 +156,28 @@ def test_sarif_of_a_relative_target_stays_relative_and_escapes(tmp_path, monkeyp
     assert uris == {"a%20b"}
 
 
+def test_names_that_are_no_text_are_shown_in_every_form(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    directory = shutil.copytree(made, tmp_path / os.fsdecode(b"a\xff\x9b"))
+    change(directory / "config_vacc.json", **{"x\x9b\u202e\n\nPassed: all.": 1})
+    for form in (("--format", "sarif"), ("--format", "json"), ("--json",)):
+        result = invoke(directory.name, *form)
+        assert result.exit_code == 3
+        values = json.loads(result.stdout)
+    uris = {
+        found["locations"][0]["physicalLocation"]["artifactLocation"]["uri"]
+        for found in to_sarif(check([directory.name]))["runs"][0]["results"]
+    }
+    assert "a%FF%9B/config_vacc.json" in uris and values["counts"]["error"] == 1
+
+
+def test_no_line_of_a_text_begins_with_what_a_stranger_wrote(tmp_path):
+    name = "x\n\nPassed: all"
+    problem = MISSING_FILE.broken(f"{name} is missing", where=name, got=name, expected=name)
+    result = CheckResult((CheckedTarget(name, "directory", (problem,), (("a", "b"),)),))
+    assert [line for line in result.to_text().splitlines() if line.startswith("Passed")] == []
+
+
 def test_the_exit_code_and_the_verdict(made, broken):
     passed, failed = invoke(made), invoke(broken)
     assert (passed.exit_code, failed.exit_code) == (0, 3)
@@ -203,10 +225,11 @@ def test_a_target_that_is_not_there(tmp_path):
         check([])
 
 
-def test_a_terminal_gets_one_table(broken):
+@pytest.mark.parametrize("columns", ["160", "60"])
+def test_a_terminal_gets_one_table(broken, columns):
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "vacc_deploy", "check", str(broken)]
-    env = {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "160", "PATH": "/usr/bin"}
+    env = {"PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": columns, "PATH": "/usr/bin"}
     done = subprocess.Popen(command, stdout=follower, stderr=subprocess.DEVNULL, env=env)
 
     os.close(follower)
@@ -221,7 +244,7 @@ def test_a_terminal_gets_one_table(broken):
         data += piece
     assert done.wait(60) == 3
     text = data.decode()
-    assert "╭" in text and "VD213" in text and "what to do" in text
+    assert "╭" in text and "VD213" in text and "what" in text
     assert "Failed: " in text
 
 

@@ -20,7 +20,7 @@ from tokenizer_builders import (
 from vacc_deploy.check.tokenizer import check_tokens
 from vacc_deploy.models.parse import parse_config
 from vacc_deploy.problems import tokens
-from vacc_deploy.problems.files import NO_TOKENIZER
+from vacc_deploy.problems.files import NO_CHAT_TEMPLATE, NO_TOKENIZER
 from vacc_deploy.text.library import LibraryReading
 from vacc_deploy.text.probes import PROBES
 
@@ -43,6 +43,12 @@ def test_the_form_of_r1_0528_passes(tmp_path):
     contract, problems = find(write(tmp_path, backend=backend, config=r1_0528_config()))
     assert contract.passed and problems == {}
     assert (contract.bos_by_file, contract.bos_in_chat) == (0, 1)
+
+
+def test_no_chat_template_is_a_warning(tmp_path):
+    config = {k: v for k, v in tokenizer_config().items() if k != "chat_template"}
+    problem = only(write(tmp_path, config=config), NO_CHAT_TEMPLATE)
+    assert problem.rule.severity == "warning" and problem.where == "tokenizer_config.json"
 
 
 def test_other_ids_are_found_with_the_place(tmp_path):
@@ -209,9 +215,9 @@ def test_a_template_that_transformers_cannot_use_is_a_warning(tmp_path):
     )
 
 
-def test_without_a_template_nothing_is_said_of_it(tmp_path):
+def test_without_a_template_nothing_is_said_of_what_it_writes(tmp_path):
     contract, problems = find(write(tmp_path, config=tokenizer_config(chat_template=None)))
-    assert problems == {} and contract.chat is None and contract.passed
+    assert set(problems) == {NO_CHAT_TEMPLATE} and contract.chat is None and contract.passed
 
 
 # ---- files -------------------------------------------------------------------------------------

@@ -103,7 +103,8 @@ def _check_codes(info: TensorInfo, suffix: str, read_all: bool) -> Iterator[Prob
         _count(_codes(bits, is_packed=suffix in _PACKED), counts)
     where = f"{info.path.name}: {info.stored_name}"
     if counts.num_lowest:
-        text = f"{info.stored_name} in {info.path.name}: {counts.num_lowest} codes are -128"
+        found = "1 code is" if counts.num_lowest == 1 else f"{counts.num_lowest} codes are"
+        text = f"{info.stored_name} in {info.path.name}: {found} -128"
         yield CODE_RANGE.broken(text, where=where, got=-128, expected=f"±{_LARGEST}")
     # Of a transposed or a grouped tensor the rows that were read are no outputs.
     if suffix != "qweight" and counts.saturated_share > _MANY_SATURATED:

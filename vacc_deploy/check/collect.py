@@ -34,10 +34,13 @@ class Collected(list[Problem]):
 
 
 def as_problems(err: VaccDeployError, rule: Rule = UNREADABLE, where: str = "") -> list[Problem]:
-    """Return the problems that an error lists, or the whole of it as one of ``rule``."""
+    """Return the problems that an error lists, or the whole of it as one of ``rule``.
+
+    An unsupported model is one of its own rule, unless ``rule`` says which file is at fault.
+    """
     listed = [problem for problem in err.problems if isinstance(problem, Problem)]
     if listed:
         return listed
-    if isinstance(err, UnsupportedModelError):
+    if isinstance(err, UnsupportedModelError) and rule is UNREADABLE:
         rule = UNSUPPORTED
     return [rule.broken(str(err), where=where)]

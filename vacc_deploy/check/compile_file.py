@@ -32,6 +32,7 @@ from vacc_deploy.problems.compile_file import (
 )
 from vacc_deploy.problems.problem import Problem, Rule
 from vacc_deploy.results import format_bytes
+from vacc_deploy.stamps import describe_odd
 from vacc_deploy.vamc.cards import Card, MemoryPlan, plan_memory
 from vacc_deploy.vamc.compile_file import compile_environment
 from vacc_deploy.vamc.keys import CHECKPOINT, DTYPE, LENGTHS, QUANTIZE, TP, read_keys
@@ -78,6 +79,9 @@ def check_compile_file(path: Path, card: Card | None = None) -> CheckedCompileFi
         path: the compile file; where it cannot be read, that is the one problem.
         card: the card that the model is for; None leaves memory out.
     """
+    if odd := describe_odd(path):  # a pipe, for which a user of other commands may have a use
+        text = f"{path} is {odd}, not a file, and is not read"
+        return CheckedCompileFile([UNREADABLE_YAML.broken(text)])
     try:
         text = read_text(path)
         content = parse_yaml(text, where=str(path))

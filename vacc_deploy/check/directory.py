@@ -12,13 +12,14 @@ from pathlib import Path
 
 from vacc_deploy.bounds import INDEX_BYTES
 from vacc_deploy.check.codes import find_code_problems
-from vacc_deploy.check.collect import Collected
+from vacc_deploy.check.collect import Collected, as_problems
 from vacc_deploy.check.sources import find_source_problems
 from vacc_deploy.check.tokenizer import find_token_problems
 from vacc_deploy.checkpoint.generation_config import read_generation_config
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, read_manifest, stored_layout
 from vacc_deploy.checkpoint.reader import INDEX_NAME, Checkpoint, examine
 from vacc_deploy.checkpoint.soundness import find_unsound
+from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.layouts import INT8, LAYOUTS, VAMC
 from vacc_deploy.json_files import read_json
 from vacc_deploy.models.config import CONFIG_NAME, GENERATION_CONFIG_NAME, ModelConfig
@@ -34,12 +35,15 @@ from vacc_deploy.models.vacc_config import (
 from vacc_deploy.outputs.damages import find_damages
 from vacc_deploy.problems.configuration import (
     COMPILER_KEYS,
+    CONFIG_VALUE,
+    GENERATION_SAMPLING,
     GENERATION_UNREADABLE,
     GENERATION_VALUE,
     NOT_FOR_COMPILER,
     STATED_DTYPE,
     TEMPLATE,
     VACC_CONFIG_UNREADABLE,
+    VACC_CONFIG_VALUE,
     VOCABULARY,
     YARN_ON_LLAMA,
 )
@@ -48,9 +52,11 @@ from vacc_deploy.problems.files import (
     NO_GENERATION_CONFIG,
     NO_MANIFEST,
     TOTAL_SIZE,
+    UNREADABLE,
 )
 from vacc_deploy.problems.problem import Problem
 from vacc_deploy.progress import SILENT, Progress
+from vacc_deploy.reference.sampling import SamplingOptions, choose_sampling, read_sampling
 from vacc_deploy.text.library import start_library
 from vacc_deploy.vamc.readiness import (
     find_missing_files,
@@ -97,17 +103,23 @@ def check_directory(
 
     def open_it() -> list[Problem]:
         checked.checkpoint, found = examine(directory)
-        checked.layout = stored_layout(directory, checked.checkpoint.config)
+        checked.layout = checked.checkpoint.config.quantization_format
         return found
+
+    def read_layout() -> list[Problem]:
+        assert checked.checkpoint is not None
+        checked.layout = stored_layout(directory, checked.checkpoint.config)
+        return []
 
     problems.add(open_it)
     if checked.checkpoint is None:
         return checked
     config, is_sound = checked.checkpoint.config, not problems
+    problems.add(read_layout, otherwise=BROKEN_MANIFEST, where=MANIFEST_NAME)
     for find in (_find_form_problems, _find_config_problems, find_source_problems):
         problems.add(lambda find=find: find(checked))  # type: ignore[misc]
     problems.add(
-        lambda: [*find_vacc_problems(directory, config), *find_other_keys(directory, config)],
+        lambda: _find_vacc_problems(checked),
         otherwise=VACC_CONFIG_UNREADABLE,
         where=VACC_CONFIG_NAME,
     )
@@ -131,11 +143,16 @@ def check_directory(
 
 
 def _settle(problems: Collected) -> Iterator[Problem]:
-    """Yield each problem once; where the whole file is a template, its values are not listed."""
+    """Yield each problem once; where the whole file is a template, its values are not listed.
+
+    A file that two checks could not read is told by the rule that knows the file.
+    """
     has_template = any(problem.rule is TEMPLATE for problem in problems)
+    known = {str(problem) for problem in problems if problem.rule is not UNREADABLE}
     seen = set[tuple[str, str]]()
     for problem in problems:
         is_told = (problem.rule.code, str(problem)) in seen
+        is_told |= problem.rule is UNREADABLE and str(problem) in known
         is_value = problem.where.startswith(f"{VACC_CONFIG_NAME}: ")
         if not is_told and not (has_template and is_value):
             yield problem
@@ -187,13 +204,7 @@ def _find_config_problems(checked: CheckedDirectory) -> Iterator[Problem]:
     if keys and checked.layout != INT8:
         text = f"{CONFIG_NAME} has {', '.join(keys)}, which belong into {VACC_CONFIG_NAME}"
         yield COMPILER_KEYS.broken(text, where=f"{CONFIG_NAME}: {keys[0]}", got=", ".join(keys))
-    path = directory / VACC_CONFIG_NAME
-    if needs_vacc_config(config) and path.is_file() and is_template(read_object(path), config):
-        text = f"{VACC_CONFIG_NAME} is the vendor's template, of another model than {CONFIG_NAME}"
-        yield TEMPLATE.broken(text, where=VACC_CONFIG_NAME)
-    if checked.layout == VAMC:
-        yield from find_other_dtype(directory)
-    elif not checked.layout:
+    if not checked.layout:
         yield from _find_stated_dtype(checkpoint)
     if config.vocab_size % LENGTH_MULTIPLE:
         text = f"vocab_size is {config.vocab_size}, not a multiple of {LENGTH_MULTIPLE}"
@@ -205,10 +216,34 @@ def _find_config_problems(checked: CheckedDirectory) -> Iterator[Problem]:
         yield YARN_ON_LLAMA.broken(text, where=f"{CONFIG_NAME}: rope_scaling")
 
 
+def _find_vacc_problems(checked: CheckedDirectory) -> Iterator[Problem]:
+    """Yield what is wrong with ``config_vacc.json``."""
+    checkpoint = checked.checkpoint
+    assert checkpoint is not None
+    directory, config = checkpoint.directory, checkpoint.config
+    path = directory / VACC_CONFIG_NAME
+    if needs_vacc_config(config) and path.is_file() and is_template(read_object(path), config):
+        text = f"{VACC_CONFIG_NAME} is the vendor's template, of another model than {CONFIG_NAME}"
+        yield TEMPLATE.broken(text, where=VACC_CONFIG_NAME)
+    if checked.layout == VAMC:
+        yield from find_other_dtype(directory)
+    try:
+        yield from find_vacc_problems(directory, config)
+        yield from find_other_keys(directory, config)
+    except CheckpointError as err:
+        # The values are judged like those of config.json, which was read already.
+        for problem in as_problems(err, VACC_CONFIG_UNREADABLE, VACC_CONFIG_NAME):
+            is_value = problem.rule is CONFIG_VALUE
+            rule = VACC_CONFIG_VALUE if is_value else problem.rule
+            yield rule.broken(str(problem), where=problem.where)
+
+
 def _find_stated_dtype(checkpoint: Checkpoint) -> Iterator[Problem]:
     stored = {_DTYPES[i.dtype] for i in checkpoint.tensors.values() if i.dtype in _DTYPES}
     stated = checkpoint.config.dtype
-    if stored and stated not in stored:
+    # Without the key loaders take float32, which rounds nothing.
+    is_stated = any(checkpoint.config.raw.get(key) for key in ("torch_dtype", "dtype"))
+    if is_stated and stored and stated not in stored:
         got = ", ".join(sorted(stored))
         text = f"{CONFIG_NAME}: torch_dtype is {stated}, the weights are {got}"
         where = f"{CONFIG_NAME}: torch_dtype"
@@ -219,6 +254,11 @@ def _find_generation_problems(directory: Path, config: ModelConfig) -> Iterator[
     _, applied = read_generation_config(directory, config.vocab_size)
     for rule in applied:
         yield GENERATION_VALUE.broken(rule.note.removesuffix("."), where=GENERATION_CONFIG_NAME)
+    try:
+        read_sampling(directory)  # some servers take the numbers whatever do_sample says
+        choose_sampling(directory, SamplingOptions())
+    except CheckpointError as err:
+        yield GENERATION_SAMPLING.broken(str(err).removesuffix("."), where=GENERATION_CONFIG_NAME)
 
 
 def _find_damages(directory: Path, read_all: bool, progress: Progress) -> list[Problem]:

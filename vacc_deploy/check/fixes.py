@@ -6,6 +6,7 @@ from the headers. Weights are linked or copied as they are, never changed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from vacc_deploy.check.run import CheckOptions, check, is_compile_file
 from vacc_deploy.checkpoint.changes import unchanged
 from vacc_deploy.checkpoint.manifest import REPORT_NAME, model_name, read_manifest
 from vacc_deploy.checkpoint.reader import INDEX_NAME, Checkpoint
-from vacc_deploy.errors import CheckpointError, UsageError, list_problems
+from vacc_deploy.errors import CheckpointError, OutputError, UsageError, list_problems
 from vacc_deploy.formats.layouts import INT8, LAYOUTS, VAMC
 from vacc_deploy.json_files import dump_json
 from vacc_deploy.lookup.locate import locate
@@ -32,6 +33,7 @@ from vacc_deploy.outputs.side_files import SideFile, plan_side_files
 from vacc_deploy.outputs.text_file import replace_text
 from vacc_deploy.prepare import vendor_files
 from vacc_deploy.problems.problem import ERROR, Problem
+from vacc_deploy.problems.tokens import OF_TRANSFORMERS
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.vamc.compile_file import FILE_HEAD
 from vacc_deploy.vamc.repair import fix_compile_file
@@ -56,14 +58,21 @@ def fix_target(
         the findings of the copy: what could not be mended.
 
     Raises:
-        UsageError: several targets.
+        UsageError: several targets, or a compile file would be called otherwise.
         CheckpointError: the weights or ``config.json`` are at fault, which nothing here can mend.
         CompileFileError: the compile file cannot be read.
         OutputError: the output exists or cannot be written.
     """
     if len(targets) != 1:
         raise UsageError(f"--fix mends one TARGET at a time, got {len(targets)}.")
+    # What the writers say of an output that exists names an option that check has not.
+    if os.path.lexists(output):
+        raise OutputError(f"{output} exists already. Choose another --output.")
     if is_compile_file(targets[0]):
+        if not is_compile_file(str(output)):
+            raise UsageError(
+                f"--output {output} is not called like a compile file: end it in .yaml."
+            )
         applied = write_mended_file(Path(targets[0]), output)
     else:
         directory = locate(targets[0], may_download=False).directory
@@ -80,6 +89,12 @@ def fix_directory(directory: Path, output: Path, *, progress: Progress = SILENT)
         OutputError: the output exists or cannot be written.
     """
     checked = check_directory(directory)
+    if checked.layout and not LAYOUTS[checked.layout].for_compiler:
+        purpose = LAYOUTS[checked.layout].purpose
+        raise CheckpointError(
+            f"{directory} holds weights in the layout {checked.layout} ({purpose}). --fix mends "
+            "directories for vamc only. Quantize the model again."
+        )
     mended, blocking = _part(checked)
     if blocking:
         raise CheckpointError(
@@ -134,6 +149,7 @@ def _part(checked: CheckedDirectory) -> tuple[list[Problem], list[Problem]]:
         for problem in checked.problems
         if problem.rule.severity == ERROR
         and not problem.rule.is_fixable
+        and problem.rule not in OF_TRANSFORMERS
         and problem.where not in names
     ]
     return mended, blocking
@@ -153,8 +169,7 @@ def _small_files(checked: CheckedDirectory, placement: Placement) -> dict[str, S
     if layout == VAMC:
         raw = _as_float16(raw)
         files.append(SideFile.generated(CONFIG_NAME, dump_json(raw)))
-    if not layout or LAYOUTS[layout].for_compiler:
-        files += vendor_files(checkpoint)
+    files += vendor_files(checkpoint)
     if needs_vacc_config(config) and layout in (VAMC, INT8):
         bits = config.quantization_bit
         values = vacc_config(replace(config, raw=raw), quantization_bit=bits)

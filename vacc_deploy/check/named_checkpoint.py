@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -79,9 +80,13 @@ def _maker(text: str) -> str:
 def find_workspace_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     """Look at ``workspace.path`` as vamc would from the working directory; write nothing."""
     given, name = values.get(_WORKSPACE, "").strip(), values.get("name", "")
-    if not given or "\0" in given + name:
+    if not given:
         return
     path = Path.cwd() / given
+    if reason := _why_no_path(path):
+        text = f"{_WORKSPACE}: got {shorten(given, 300)}, which cannot be a directory: {reason}"
+        yield WORKSPACE.broken(text, where=_WORKSPACE, got=given)
+        return
     place = next(each for each in (path, *path.parents) if os.path.lexists(each))
     shown = shorten(place, 300)
     if not place.is_dir():
@@ -90,6 +95,17 @@ def find_workspace_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     elif not os.access(place, os.W_OK | os.X_OK):
         text = f"{_WORKSPACE}: {shown} cannot be written by this user"
         yield WORKSPACE.broken(text, where=_WORKSPACE, got=given)
-    elif name and "/" not in name and os.path.lexists(path / name):
+    elif name and not {"/", "\0"} & set(name) and os.path.lexists(path / name):
         text = f"{_WORKSPACE}: {shorten(path / name, 300)} exists already"
         yield COMPILED_BEFORE.broken(text, where=_WORKSPACE, got=name)
+
+
+def _why_no_path(path: Path) -> str:
+    """Return why the system takes a text for no path; empty where something may be there."""
+    try:
+        os.lstat(path)
+    except ValueError:
+        return "it has characters that no path has"
+    except OSError as err:
+        return "it is too long" if err.errno == errno.ENAMETOOLONG else ""
+    return ""

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from vacc_deploy.errors import shorten
 from vacc_deploy.problems.problem import ERROR, SEVERITIES, WARNING, Problem
 from vacc_deploy.results import format_pairs
 
 # Findings of one rule in one target that a text shows; JSON and SARIF have all.
 _SHOWN = 5
+# Characters of a target and the place in it.
+_NAME_SHOWN = 1000
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Finding:
         """The target, the line where one is known, and the place in it."""
         line = f":{self.problem.line}" if self.problem.line else ""
         inside = f": {self.problem.where}" if self.problem.where else ""
-        return f"{self.target}{line}{inside}"
+        return _one_line(f"{self.target}{line}{inside}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -146,12 +149,12 @@ class CheckResult:
         lines = []
         for target in self.targets:
             if target.figures:
-                lines += [target.name, format_pairs(target.figures), ""]
-        lines += [f"Fixed: {sentence}" for sentence in self.applied]
+                lines += [_one_line(target.name), format_pairs(target.figures), ""]
+        lines += [f"Fixed: {_indent(sentence)}" for sentence in self.applied]
         if self.fixed:
-            lines.append(f"Written: {self.fixed}")
+            lines.append(f"Written: {_one_line(self.fixed)}")
         counts = [_count(number, name) for name, number in self.counts().items() if number]
-        names = ", ".join(target.name for target in self.targets)
+        names = ", ".join(_one_line(target.name) for target in self.targets)
         found = f": {', '.join(counts)}" if counts else ": nothing found"
         lines.append(f"{'Passed' if self.passed else 'Failed'}: {names}{found}.")
         return lines
@@ -161,12 +164,21 @@ def _count(number: int, name: str) -> str:
     return f"{number} {name}{'' if number == 1 else 's'}"
 
 
+def _one_line(name: str) -> str:
+    """Return a name, which may be a stranger's, as it stands within a line of ours."""
+    return shorten(name, _NAME_SHOWN)
+
+
 def _describe(finding: Finding) -> list[str]:
-    """Return one finding as lines."""
+    """Return one finding as lines; what a stranger wrote begins none of them."""
     problem, rule = finding.problem, finding.problem.rule
     lines = [f"{rule.code} {rule.severity}: {rule.title}", f"  where     {finding.place}"]
-    lines.append(f"  found     {problem}")
+    lines.append(f"  found     {_indent(problem)}")
     if problem.expected and problem.got:
-        lines.append(f"  got       {problem.got}")
-        lines.append(f"  expected  {problem.expected}")
+        lines.append(f"  got       {_indent(problem.got)}")
+        lines.append(f"  expected  {_indent(problem.expected)}")
     return [*lines, f"  why       {rule.why}", f"  fix       {rule.fix}"]
+
+
+def _indent(text: str) -> str:
+    return text.replace("\n", "\n            ")

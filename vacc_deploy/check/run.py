@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from vacc_deploy.check.compile_file import CheckedCompileFile, check_compile_file
 from vacc_deploy.check.directory import check_directory
 from vacc_deploy.check.result import CheckedTarget, CheckResult
-from vacc_deploy.errors import UsageError
+from vacc_deploy.errors import CompileFileError, UsageError
 from vacc_deploy.lookup.locate import locate
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.vamc.cards import Card
@@ -52,6 +53,7 @@ def check(
     Raises:
         UsageError: no target.
         CheckpointError: a target is neither a directory nor a file, nor a model in a cache.
+        CompileFileError: a compile file does not exist.
     """
     if not targets:
         raise UsageError("Give a directory or a compile file to check.")
@@ -70,6 +72,8 @@ def check(
             found = locate(name, again=again, may_download=False)
             add_directory(name, found.directory)
             continue
+        if not os.path.lexists(name):
+            raise CompileFileError(f"{name} does not exist. Give a compile file or a directory.")
         file = check_compile_file(Path(name), options.card)
         checked.append(_describe_file(name, file))
         if file.directory is not None:

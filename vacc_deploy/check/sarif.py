@@ -5,6 +5,7 @@ Source: OASIS, Static Analysis Results Interchange Format (SARIF) Version 2.1.0.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -69,4 +70,4 @@ def _describe_finding(finding: Finding, rule_index: int) -> dict[str, Any]:
 
 def _uri(path: Path) -> str:
     """Return a path as a URI: relative ones stay so, for the system that shows them."""
-    return path.resolve().as_uri() if path.is_absolute() else quote(path.as_posix())
+    return path.resolve().as_uri() if path.is_absolute() else quote(os.fsencode(path.as_posix()))

@@ -11,6 +11,7 @@ from vacc_deploy.check.special_ids import find_id_problems
 from vacc_deploy.errors import CheckpointError, name_some, shorten
 from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.problems import tokens
+from vacc_deploy.problems.files import NO_CHAT_TEMPLATE
 from vacc_deploy.problems.problem import Problem
 from vacc_deploy.text.files import TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
 from vacc_deploy.text.library import LibraryReading, start_library
@@ -174,6 +175,9 @@ def _find_chat_problems(contract: TokenContract) -> Iterator[Problem]:
             contract.chat_error.rstrip("."), where=contract.template_file
         )
     if contract.chat is None:
+        if not contract.chat_error:
+            text = "the tokenizer files hold no chat template"
+            yield NO_CHAT_TEMPLATE.broken(text, where=contract.template_file)
         return
     if not contract.opens_answer:
         yield tokens.NO_GENERATION_PROMPT.broken(

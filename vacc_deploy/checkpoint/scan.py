@@ -91,21 +91,25 @@ def scan_tensor(info: TensorInfo) -> TensorFacts:
     return facts
 
 
-def looks_filled(info: TensorInfo) -> bool:
+def looks_filled(info: TensorInfo, *, may_be_nan: bool = True) -> bool:
     """Return whether the first, the middle and the last row hold different values each.
 
-    A tensor that is all zero, constant or zero at its end does not look filled. NaN counts as
-    another value.
+    A tensor that is all zero, constant or zero at its end does not look filled.
+
+    Args:
+        info: the tensor.
+        may_be_nan: count NaN and infinity as other values; else a row that has one does not look
+            filled.
     """
     num_rows = _no_facts(info).num_rows
     rows = sorted({0, num_rows // 2, num_rows - 1})
-    facts = _no_facts(info)
     for _, read in read_bits(info, [(row, 1) for row in rows]):
-        values = _as_used(read, info)
-        if _is_constant(values, values.flat[0]):
+        values, facts = _as_used(read, info), _no_facts(info)
+        is_constant = _is_constant(values, values.flat[0])
+        if is_constant or not may_be_nan:
             _add_rows(facts, 0, values, _bits_of(info))
-            if not facts.broken_by:
-                return False
+        if (is_constant and not facts.broken_by) or (facts.broken_by and not may_be_nan):
+            return False
     return True
 
 

@@ -148,12 +148,13 @@ def find_unsound(
         checkpoint: the directory.
         progress: learns of every file.
         whole: read the linears whole; else three rows of each.
-        tables: read embeddings, head and packed codes whole; else three rows of each.
+        tables: read embeddings, head and packed codes whole; else three rows of each. Then nobody
+            reads the rest later, and NaN in these rows is told at once.
     """
     tensors = _judged(checkpoint.tensors)
     kinds = {name: kind for name in tensors if (kind := _kind_of(name))}
     sampled = {*(() if whole else (LINEAR,)), *(() if tables else (TABLE, CODES))}
-    facts = dict(_scan(tensors, kinds, progress, sampled))
+    facts = dict(_scan(tensors, kinds, progress, sampled, nan_counts=not tables))
     found, told, idle = Findings(), set[str](), _find_idle(facts)
     # What quantize wrote is no download: the tensors that it copied are named one by one.
     made_by = (read_manifest(checkpoint.directory) or {}).get("command")
@@ -210,10 +211,13 @@ def _scan(
     kinds: dict[str, str],
     progress: Progress,
     sampled: Collection[str],
+    *,
+    nan_counts: bool,
 ) -> Iterator[tuple[str, TensorFacts]]:
     """Yield the facts of every tensor that is read whole, in the order of the files.
 
-    Of the kinds ``sampled`` three rows are read, and all of a tensor whose three look odd.
+    Of the kinds ``sampled`` three rows are read, and all of a tensor whose three look odd. NaN in
+    them looks odd where ``nan_counts``.
     """
 
     def is_read(kind: str) -> bool:
@@ -234,10 +238,10 @@ def _scan(
                 _name_outputs(facts, tensors[name], is_scale=kinds[name] == SCALE)
                 yield name, facts
                 num_bytes += infos[name].num_bytes
-            elif not looks_filled(infos[name]):
+            elif not looks_filled(infos[name], may_be_nan=not nan_counts):
                 facts = scan_tensor(infos[name])
-                # NaN is found, with its row, when the layer is read.
-                if not facts.broken_by:
+                # Else NaN is found, with its row, when the layer is read.
+                if nan_counts or not facts.broken_by:
                     yield name, facts
         progress.advance(num_bytes, file)
     progress.finish()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,11 +13,12 @@ from vacc_deploy.cli.options import (
     again_with,
     common_options,
     emit,
+    emit_json,
     is_json,
-    print_out,
 )
 from vacc_deploy.cli.report import check_report, report_options, write_report
 from vacc_deploy.errors import UsageError
+from vacc_deploy.problems.problem import WARNING
 from vacc_deploy.progress import SILENT
 from vacc_deploy.results import escape_controls
 from vacc_deploy.vamc.cards import CARDS
@@ -100,9 +100,14 @@ def check_command(
         raise UsageError("--json and --format sarif contradict each other. Give one of them.")
     # As of verify: an older page is replaced, if it is ours and nobody has changed it.
     check_report(report, language, overwrite=True)
-    from vacc_deploy.check.run import CheckOptions, check
+    from vacc_deploy.check.run import CheckOptions, check, is_compile_file
     from vacc_deploy.cli.terminal import terminal_progress
 
+    if card is not None and not any(map(is_compile_file, targets)):
+        raise UsageError(
+            "--card needs a compile file as TARGET, from which dtype, tp and lengths are taken. "
+            "vacc-deploy yaml writes one."
+        )
     chosen = CARDS[card].with_bandwidth(bandwidth) if card else None
     options = CheckOptions(chosen, read_all, strict)
     # Without them little is read, and there is nothing to wait for.
@@ -127,10 +132,9 @@ def _show(result: CheckResult, form: str) -> None:
     if form == SARIF:
         from vacc_deploy.check.sarif import to_sarif
 
-        print_out(escape_controls(json.dumps(to_sarif(result), ensure_ascii=False, indent=2)))
-    elif form == JSON and not is_json():
-        values = json.dumps(result.to_dict(), ensure_ascii=False, indent=2)
-        print_out(escape_controls(values, escape=lambda char: json.dumps(char)[1:-1]))
+        emit_json(to_sarif(result))
+    elif form == JSON:
+        emit_json(result.to_dict())
     elif sys.stdout.isatty() and not is_json():
         _print_table(result)
     else:
@@ -146,8 +150,10 @@ def _print_table(result: CheckResult) -> None:
 
     console = Console()
     table = Table(box=box.ROUNDED, show_lines=True, expand=True)
-    for name, ratio in (("code", 1), ("where", 4), ("what is wrong", 7), ("what to do", 5)):
-        table.add_column(name, ratio=ratio, overflow="fold", min_width=7)
+    # A code is never broken, however narrow the terminal is.
+    table.add_column("code", width=len(WARNING), no_wrap=True)
+    for name, ratio in (("where", 4), ("what is wrong", 7), ("what to do", 5)):
+        table.add_column(name, ratio=ratio, overflow="fold")
     has_rows = False
     for finding in result.shown():
         problem, rule = finding.problem, finding.problem.rule

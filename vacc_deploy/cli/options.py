@@ -175,17 +175,17 @@ def emit(result: Result) -> None:
     """Print a result on stdout: text, or one JSON object under ``--json``."""
     settings()["is_printed"] = True
     if is_json():
-        _emit_json(result.to_dict())
+        emit_json(result.to_dict())
     else:
         print_out(escape_controls(result.to_text()))
 
 
 def emit_error(kind: str, message: str) -> None:
     """Print an error as one JSON object on stdout."""
-    _emit_json({"error": {"type": kind, "message": message}})
+    emit_json({"error": {"type": kind, "message": message}})
 
 
-def _emit_json(values: dict[str, Any]) -> None:
+def emit_json(values: dict[str, Any]) -> None:
     """Print one JSON object on stdout; it reads back as ``values`` to the letter."""
     text = json.dumps(values, ensure_ascii=False, indent=2)
     print_out(escape_controls(text, escape=lambda char: json.dumps(char)[1:-1]))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.errors import CheckpointError, list_problems
+from vacc_deploy.errors import CheckpointError, list_problems, shorten
 from vacc_deploy.formats.layouts import INT8, LAYOUTS, VAMC
 from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
 from vacc_deploy.models.parse import parse_config, read_object
@@ -108,17 +108,22 @@ def find_vacc_problems(directory: Path, config: ModelConfig) -> list[Problem]:
             )
     # A server that stops at another token never ends an answer.
     for key in ("bos_token_id", "eos_token_id"):
-        if key in values and key in config.raw and values[key] != config.raw[key]:
-            problems[key] = _other_value(key, values[key], config.raw[key])
+        if key in config.raw and values.get(key) != config.raw[key]:
+            problems[key] = _other_value(key, values.get(key), config.raw[key])
     for key, problem in _find_wrong_settings(values, config):
         problems.setdefault(key, problem)
     return list(problems.values())
 
 
 def _other_value(key: str, got: Any, expected: Any, rule: Rule = VACC_CONFIG_VALUE) -> Problem:
-    shown, wanted = f"{got!r:.200}", f"{expected!r:.200}"
-    text = f"{key}: got {shown}, {CONFIG_NAME} has {wanted}"
-    return rule.broken(text, where=f"{VACC_CONFIG_NAME}: {key}", got=shown, expected=wanted)
+    shown, wanted = _show(got), _show(expected)
+    name = shorten(key)  # an unknown one is a stranger's text
+    text = f"{name}: got {shown}, {CONFIG_NAME} has {wanted}"
+    return rule.broken(text, where=f"{VACC_CONFIG_NAME}: {name}", got=shown, expected=wanted)
+
+
+def _show(value: Any) -> str:
+    return "nothing" if value is None else f"{value!r:.200}"
 
 
 def find_other_keys(directory: Path, config: ModelConfig) -> list[Problem]:

@@ -142,7 +142,7 @@ COMPILER_KEYS = Rule(
 VACC_CONFIG_UNREADABLE = Rule(
     "VD219",
     ERROR,
-    "config_vacc.json cannot be read",
+    "config_vacc.json cannot be used",
     "vamc reads it for every model but Llama.",
     _PREPARE,
     is_fixable=True,
@@ -154,6 +154,13 @@ GENERATION_VALUE = Rule(
     "A server may refuse to start, or sample otherwise than the makers meant.",
     "Run vacc-deploy prepare, which settles the value.",
     is_fixable=True,
+)
+GENERATION_SAMPLING = Rule(
+    "VD225",
+    WARNING,
+    "a value of generation_config.json cannot be drawn with",
+    "A server may refuse to start, or every request that does not set the value itself.",
+    "Restore the file from the model's repository.",
 )
 GENERATION_UNREADABLE = Rule(
     "VD221",

@@ -166,3 +166,6 @@ SETTLED = Rule(
     "Other programs may decide otherwise.",
     "Run vacc-deploy prepare, which writes files that all read alike, or read the message.",
 )
+
+# Errors of the transformers on this machine, which another directory would show too.
+OF_TRANSFORMERS = (IDS_DIFFER, WRONG_FORM, CHAT_DIFFERS)

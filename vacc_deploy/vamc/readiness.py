@@ -60,7 +60,8 @@ def find_missing_files(checkpoint: Checkpoint) -> list[Problem]:
     if not (directory / "tokenizer_config.json").is_file():
         text = "tokenizer_config.json is missing (it tells the class and the template)"
         problems.append(NO_TOKENIZER_CONFIG.broken(text, where="tokenizer_config.json"))
-    if not checkpoint.has_index and set(checkpoint.shards) != {SINGLE_FILE}:
+    # A damaged file is none of the shards, and may be the one that needs no index.
+    if not checkpoint.has_index and not set(checkpoint.shards) <= {SINGLE_FILE}:
         text = f"{INDEX_NAME} is missing (loaders find several shards by it only)"
         problems.append(NO_INDEX.broken(text, where=INDEX_NAME))
     return problems

@@ -54,7 +54,8 @@ def fix_compile_file(path: Path) -> tuple[str, list[str]]:
         path: the compile file; only read.
 
     Raises:
-        CompileFileError: it cannot be read (see ``load_yaml``), or is that of no language model.
+        CompileFileError: it cannot be read (see ``load_yaml``), is that of no language model, or
+            holds a number that cannot be written.
     """
     content = load_yaml(path)
     values, problems = read_keys(content)
@@ -66,7 +67,11 @@ def fix_compile_file(path: Path) -> tuple[str, list[str]]:
     content, applied = copy.deepcopy(content), list[str]()
     for mend in (_add_missing, _settle_quantization, _round_lengths, _align, _rename):
         mend(content, named, config, applied.append)
-    return _to_text(_in_order(content), applied, config), applied
+    try:
+        return _to_text(_in_order(content), applied, config), applied
+    except ValueError as err:  # Python writes out no number of thousands of digits
+        text = f"{path} cannot be mended: it holds a number of thousands of digits. Correct it."
+        raise CompileFileError(text) from err
 
 
 def _config(named: Named | None, name: str | None) -> ModelConfig | None:
