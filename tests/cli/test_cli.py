@@ -111,9 +111,14 @@ def test_wrong_usage_exits_2(args, text):
     assert text in result.stderr
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+# check takes as many targets as are given.
+@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"check"}))
 def test_one_argument_too_many_is_told_its_option(command):
-    required = {"export-onnx": ("--output", "x"), "generate": ("--prompt", "x")}
+    required = {
+        "evaluate": ("--task", "text"),
+        "export-onnx": ("--output", "x"),
+        "generate": ("--prompt", "x"),
+    }
     result = invoke(command, "one", "two", "three", *required.get(command, ()))
     assert result.exit_code == 2
     message = result.stderr.splitlines()[-1]
@@ -557,7 +562,7 @@ def test_plain_progress_takes_the_time_left_from_what_was_not_skipped(capsys):
     )
 
 
-@pytest.mark.parametrize("name", ["check", "compile", "serve"])
+@pytest.mark.parametrize("name", ["compile", "serve"])
 def test_a_step_of_the_vendor_s_says_whose_it_is(name):
     result = invoke(name, "x.yaml")
     assert result.exit_code == 2 and f"There is no command {name} yet." in result.output

@@ -50,7 +50,6 @@ _EXTRA_ARGUMENTS = {
 
 # Steps of the vendor's programs that a user may look for here.
 _NOT_HERE = {
-    "check": "yaml checks a directory and what it writes; verify compares the weights.",
     "compile": "Compiling is the vendor's step: vamc compile FILE.yaml (docs/deploy.md).",
     "serve": "Serving is the vendor's step: vastgenx serve (docs/deploy.md).",
 }
