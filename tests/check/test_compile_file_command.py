@@ -1,12 +1,14 @@
 """``vacc-deploy check`` on compile files: text, JSON, SARIF, and mended copies."""
 
+import errno
 import json
 import os
 
 import pytest
 from click.testing import CliRunner
-from compile_files import VENDOR_FP16
+from compile_files import VENDOR_FP16, change
 
+from vacc_deploy.check import compile_file, directory
 from vacc_deploy.cli import cli
 
 
@@ -86,6 +88,22 @@ def test_a_card_without_a_compile_file_is_wrong_usage(file):
     result = invoke(file.parent, "--card", "VA16")
     assert result.exit_code == 2
     assert "--card needs a compile file as TARGET" in result.output
+
+
+def test_a_directory_that_is_closed_to_us_is_a_finding(file, monkeypatch):
+    (file.parent / "closed").mkdir()
+
+    def refuse(directory):
+        raise PermissionError(errno.EACCES, "Permission denied", str(directory / "config.json"))
+
+    monkeypatch.setattr(compile_file, "read_model", refuse)
+    monkeypatch.setattr(directory, "examine", refuse)
+    file.write_text(change(VENDOR_FP16, frontend__checkpoint=str(file.parent / "closed")))
+    result = invoke("a.yaml", "--json")
+    assert result.exit_code == 3
+    found = {each["code"]: each["text"] for each in json.loads(result.stdout)["findings"]}
+    assert "closed cannot be read: Permission denied" in found["VD705"]
+    assert "config.json cannot be read: Permission denied" in found["VD100"]
 
 
 def test_a_pipe_is_not_waited_for(file):

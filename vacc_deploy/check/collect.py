@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from vacc_deploy.errors import UnsupportedModelError, VaccDeployError
+from vacc_deploy.permissions import explain_unreadable
 from vacc_deploy.problems.configuration import UNSUPPORTED
 from vacc_deploy.problems.files import UNREADABLE
 from vacc_deploy.problems.problem import Problem, Rule
@@ -31,6 +33,11 @@ class Collected(list[Problem]):
             self.extend(find())
         except VaccDeployError as err:
             self.extend(as_problems(err, otherwise, where))
+        except OSError as err:  # a directory that is closed to us, or a disk that fails
+            if not err.filename:
+                raise
+            text = explain_unreadable(Path(err.filename), err).removesuffix(".")
+            self.append(otherwise.broken(text, where=where))
 
 
 def as_problems(err: VaccDeployError, rule: Rule = UNREADABLE, where: str = "") -> list[Problem]:

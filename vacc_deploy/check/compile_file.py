@@ -14,6 +14,7 @@ from vacc_deploy.errors import CheckpointError, CompileFileError, UnsupportedMod
 from vacc_deploy.formats.layouts import INT8, LAYOUTS
 from vacc_deploy.models.catalog import OFFICIAL, TENSOR_PARALLEL_SIZES, known_model
 from vacc_deploy.models.config import ModelConfig
+from vacc_deploy.permissions import explain_unreadable
 from vacc_deploy.problems.card import CARD_NOT_CHECKED, TOO_TIGHT, WEIGHTS_DO_NOT_FIT
 from vacc_deploy.problems.compile_directory import (
     CODES_OF_LLAMA,
@@ -134,6 +135,9 @@ def _look_around(
             config, layout = read_model(named.directory)
         except (CheckpointError, UnsupportedModelError) as err:
             problems.append(NO_MODEL.broken(str(err), where=CHECKPOINT, got=named.text[:300]))
+        except OSError as err:  # closed to us
+            text = explain_unreadable(named.directory, err).removesuffix(".")
+            problems.append(NO_MODEL.broken(text, where=CHECKPOINT, got=named.text[:300]))
     if config is not None and layout and (reason := _why_refused(config, layout)):
         rule, text = reason
         text = f"{CHECKPOINT}: {named.directory} holds {text}"
