@@ -59,6 +59,22 @@ def test_an_unprepared_llama_lacks_nothing(tmp_path):
     assert above_notes(write_checkpoint(tmp_path / "raw", model_type="llama")) == []
 
 
+def test_codes_of_a_llama_model_are_a_note(made, tmp_path):
+    options = QuantizeOptions("rtn", formats=("int8",))
+    directory = quantize(made["llama"], options=options, output=tmp_path / "x").output_dir
+    (problem,) = found(directory)["VD310"]
+    assert "int8 codes of a Llama model, which vamc cannot read" in problem
+
+
+def test_rope_scaling_is_shown_as_the_file_has_it(prepared):
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    change(prepared / "config_vacc.json", rope_scaling=scaling)
+    (problem,) = found(prepared)["VD211"]
+    assert (
+        "got {'type': 'linear', 'factor': 2.0}" in problem and "config.json has nothing" in problem
+    )
+
+
 def test_what_is_no_checkpoint_is_one_problem(tmp_path):
     (problem,) = check_directory(tmp_path).problems
     assert problem.rule.code == "VD100"

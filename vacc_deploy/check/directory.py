@@ -171,6 +171,9 @@ def _find_form_problems(checked: CheckedDirectory) -> Iterator[Problem]:
         yield from find_other_form(checkpoint)
         yield from find_other_index(checkpoint)
         yield from find_missing_files(checkpoint)
+    if checked.layout == INT8 and not needs_vacc_config(checkpoint.config):
+        text = "the weights are int8 codes of a Llama model, which vamc cannot read (our inference)"
+        yield NOT_FOR_COMPILER.broken(text, where=CONFIG_NAME, got=checked.layout)
     if not (checkpoint.directory / GENERATION_CONFIG_NAME).is_file():
         text = f"{GENERATION_CONFIG_NAME} is missing"
         yield NO_GENERATION_CONFIG.broken(text, where=GENERATION_CONFIG_NAME)

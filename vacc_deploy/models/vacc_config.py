@@ -15,7 +15,7 @@ from vacc_deploy.errors import CheckpointError, list_problems, shorten
 from vacc_deploy.formats.layouts import INT8, LAYOUTS, VAMC
 from vacc_deploy.models.config import CONFIG_NAME, ModelConfig
 from vacc_deploy.models.parse import parse_config, read_object
-from vacc_deploy.models.rope import YARN, rope_values
+from vacc_deploy.models.rope import YARN, RopeScaling, rope_values
 from vacc_deploy.problems.configuration import (
     ATTENTION_KEY,
     QUANTIZATION_BIT,
@@ -123,6 +123,8 @@ def _other_value(key: str, got: Any, expected: Any, rule: Rule = VACC_CONFIG_VAL
 
 
 def _show(value: Any) -> str:
+    if isinstance(value, RopeScaling):
+        value = rope_values(value)
     return "nothing" if value is None else f"{value!r:.200}"
 
 
