@@ -248,7 +248,9 @@ def check_directories(work_dir: Path, name: str, shards: int) -> None:
             click.echo(describe(f"{model.name}, {size / 1e9:.1f} GB, {turn}", taken))
     llama = find_model("Distill-Llama-70B").config
     with folder(work_dir / "check-70b") as place:
-        values = {**llama.raw, "torch_dtype": "float32"}
+        demo = json.loads((demo_model_dir() / "config.json").read_text("utf-8"))
+        ids = {key: demo.get(key) for key in ("bos_token_id", "eos_token_id")}
+        values = {**llama.raw, **ids, "torch_dtype": "float32"}
         layers = -(-shards // len(llama.layer_tensors(0)))
         count, total = write_sparse(place, values, layers, shards, rows=16)
         for file in ("tokenizer.json", "tokenizer_config.json"):

@@ -94,7 +94,10 @@ def write_shaped(
     import torch
 
     values = {**config_values, "num_hidden_layers": layers, "vocab_size": vocab_size}
-    values |= {"bos_token_id": 0, "eos_token_id": 0, "max_window_layers": layers}
+    # The ids of the tokenizer below.
+    demo = json.loads((demo_model_dir() / "config.json").read_text("utf-8"))
+    values |= {key: demo.get(key) for key in ("bos_token_id", "eos_token_id")}
+    values["max_window_layers"] = layers
     config = parse_config(values, where="the shaped model")
     target.mkdir()
     (target / "config.json").write_text(json.dumps(values, indent=2), "utf-8")
