@@ -20,6 +20,7 @@ from vacc_deploy.pages.scores import kl_section
 from vacc_deploy.pages.tokenizer import tokenizer_section
 from vacc_deploy.pages.verify_page import verify_page
 from vacc_deploy.quantize.result import QuantizeResult
+from vacc_deploy.reference.compare import LayerError
 from vacc_deploy.reference.limits import Limits
 from vacc_deploy.reference.next_tokens import NextTokenScores
 from vacc_deploy.reference.verify import VerifyResult
@@ -104,7 +105,9 @@ def test_values_of_the_wrong_kind_are_left_out(tmp_path, value):
             read_page(quantize_page(result, language="en", command_line="x"))
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 399])
+@pytest.mark.parametrize(
+    "number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 399, "1" + "0" * 307]
+)
 def test_numbers_that_are_none_are_dashes(tmp_path, number):
     text = json.dumps(REPORT).replace("0.2", number).replace("70000.0", number)
     write(tmp_path, text, json.dumps(MANIFEST).replace("3", number))
@@ -143,6 +146,22 @@ def test_a_page_says_in_words_what_was_judged(tmp_path):
     assert "Not judged" in read_page(page_of(tmp_path, limits=None)).words
     words = read_page(page_of(tmp_path, failures=("mean KL is 3",))).words
     assert "Failed" in words and "mean KL is 3" in words
+
+
+@pytest.mark.parametrize(("max_kl", "min_top1"), [(0.0, 1.0), (math.inf, 0.0), (5e-324, 5e-324)])
+def test_a_page_shows_any_limit(tmp_path, max_kl, min_top1):
+    scores = NextTokenScores(9, 2.0, 2.0, 0.001, 0.0001, 0.002, 0.9)
+    page = read_page(page_of(tmp_path, scores=scores, limits=Limits(max_kl, min_top1)))
+    assert ("no limit" in page.words) == (max_kl == math.inf)
+
+
+def test_a_page_tells_layers_without_a_number_from_equal_ones(tmp_path):
+    equal, broken = LayerError(0, 0.0, math.inf), LayerError(1, math.nan, math.nan)
+    assert "all layers are equal" in read_page(page_of(tmp_path, layers=(equal, equal))).words
+    for layers in ((equal, broken), (broken,)):
+        words = read_page(page_of(tmp_path, layers=layers)).words
+        assert "all layers are equal" not in words
+        assert "Layers whose error is not a number: 1." in words
 
 
 def test_the_audit_is_shown_where_there_is_one():

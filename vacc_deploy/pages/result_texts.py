@@ -73,6 +73,10 @@ SCORES = {
         "The hidden states of all layers are equal.",
         "所有层的隐藏状态完全一致。",
     ),
+    "layers-without-number": (
+        "Layers whose error is not a number: {number}. Their hidden states hold NaN or infinity.",
+        "有 {number} 层的误差不是有效数值：其隐藏状态含有 NaN 或无穷大。",
+    ),
     "layer": ("layer", "层"),
     "relative-error": ("relative error", "相对误差"),
     "sqnr": ("SQNR", "SQNR"),
