@@ -155,6 +155,13 @@ def test_a_page_shows_any_limit(tmp_path, max_kl, min_top1):
     assert ("no limit" in page.words) == (max_kl == math.inf)
 
 
+def test_a_page_does_not_say_within_the_limits_of_what_chance_excuses(tmp_path):
+    scores = NextTokenScores(100, 2.0, 2.0, 0.001, 0.0001, 0.002, 0.92)
+    words = read_page(page_of(tmp_path, scores=scores)).words
+    assert "Passed" in words and "within the limits" not in words
+    assert "misses its limit by no more than chance" in words
+
+
 def test_a_page_tells_layers_without_a_number_from_equal_ones(tmp_path):
     equal, broken = LayerError(0, 0.0, math.inf), LayerError(1, math.nan, math.nan)
     assert "all layers are equal" in read_page(page_of(tmp_path, layers=(equal, equal))).words
@@ -198,7 +205,7 @@ def test_the_tokenizer_is_shown_where_it_was_tried():
     body = tokenizer_section(Writer("zh"), contract).body
     assert "&lt;b&gt;" in body and "&lt;i&gt;" in body and "<b>" not in body
     words = read_page(tokenizer_section(Writer("en"), contract).body).words
-    assert "Not in every case" in words and "others" in words
+    assert "Not in every case" in words and "different" in words
 
 
 @pytest.mark.parametrize("values", [[0.0] * 5, [-1e-18, 1e-9], [1e-8] * 3, [1e5, 20.0], [0.5]])

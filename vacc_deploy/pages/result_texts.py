@@ -235,7 +235,7 @@ AUDIT = {
     "tokens-library-ids": ("ids of transformers", "transformers 的编号"),
     "tokens-back": ("text from its ids", "由编号还原的文本"),
     "tokens-same": ("the same", "相同"),
-    "tokens-other": ("others", "不同"),
+    "tokens-other": ("different", "不同"),
     "tokens-composed": ("the same for composed letters", "组合字符后相同"),
     "tokens-none": ("none", "无"),
     "tokens-exact": ("the same", "相同"),
