@@ -250,5 +250,10 @@ def test_a_check_shows_the_gravest_first():
     values = {"passed": True, "findings": [], "targets": targets}
     words = read_page(check_page(values, language="zh", command_line="x")).words
     assert "通过" in words and "没有需要报告的内容" in words
-    values = {"passed": False, "findings": findings * 1000, "targets": []}
-    assert "1,000 more" in read_page(check_page(values, language="en", command_line="x")).words
+    # Of many findings the most serious are shown, wherever they stand.
+    notes = [findings[0]] * 2999
+    values = {"passed": False, "findings": [*notes, findings[1]], "targets": []}
+    page = read_page(check_page(values, language="en", command_line="x"))
+    assert "1,000 more" in page.words and "VD001" in page.words
+    assert "Errors were found" in page.words
+    assert [int(one.value) for one in page.figures] == [1, 0, 2999]
