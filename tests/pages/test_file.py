@@ -121,7 +121,7 @@ def test_quantize_writes_a_page_after_its_output(pair, tmp_path):
 
 
 def test_a_page_that_cannot_be_written_leaves_the_output(pair, tmp_path, monkeypatch):
-    source, _ = pair
+    source, deployed = pair
 
     def fail(*_, **__):
         raise OutputError("no space")
@@ -130,6 +130,11 @@ def test_a_page_that_cannot_be_written_leaves_the_output(pair, tmp_path, monkeyp
     result = run("quantize", source, "--output", tmp_path / "out", "--report", tmp_path / "p.html")
     assert result.exit_code == 1 and "only the page is missing" in result.stderr
     assert (tmp_path / "out" / "vacc_deploy.json").is_file()
+    # And the figures of a comparison that may have taken hours.
+    text = ("--text", tmp_path / "text.txt")
+    result = run("verify", deployed, *text, "--report", tmp_path / "p.html")
+    assert result.exit_code == 1 and "no space" in result.stderr
+    assert "same top token" in result.stdout
 
 
 def test_options_that_have_no_page_are_wrong_usage(pair, tmp_path):

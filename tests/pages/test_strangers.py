@@ -20,6 +20,7 @@ from vacc_deploy.pages.scores import kl_section
 from vacc_deploy.pages.tokenizer import tokenizer_section
 from vacc_deploy.pages.verify_page import verify_page
 from vacc_deploy.quantize.result import QuantizeResult
+from vacc_deploy.reference.compare import LayerError
 from vacc_deploy.reference.limits import Limits
 from vacc_deploy.reference.next_tokens import NextTokenScores
 from vacc_deploy.reference.verify import VerifyResult
@@ -104,7 +105,9 @@ def test_values_of_the_wrong_kind_are_left_out(tmp_path, value):
             read_page(quantize_page(result, language="en", command_line="x"))
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 399])
+@pytest.mark.parametrize(
+    "number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 399, "1" + "0" * 307]
+)
 def test_numbers_that_are_none_are_dashes(tmp_path, number):
     text = json.dumps(REPORT).replace("0.2", number).replace("70000.0", number)
     write(tmp_path, text, json.dumps(MANIFEST).replace("3", number))
@@ -145,6 +148,29 @@ def test_a_page_says_in_words_what_was_judged(tmp_path):
     assert "Failed" in words and "mean KL is 3" in words
 
 
+@pytest.mark.parametrize(("max_kl", "min_top1"), [(0.0, 1.0), (math.inf, 0.0), (5e-324, 5e-324)])
+def test_a_page_shows_any_limit(tmp_path, max_kl, min_top1):
+    scores = NextTokenScores(9, 2.0, 2.0, 0.001, 0.0001, 0.002, 0.9)
+    page = read_page(page_of(tmp_path, scores=scores, limits=Limits(max_kl, min_top1)))
+    assert ("no limit" in page.words) == (max_kl == math.inf)
+
+
+def test_a_page_does_not_say_within_the_limits_of_what_chance_excuses(tmp_path):
+    scores = NextTokenScores(100, 2.0, 2.0, 0.001, 0.0001, 0.002, 0.92)
+    words = read_page(page_of(tmp_path, scores=scores)).words
+    assert "Passed" in words and "within the limits" not in words
+    assert "misses its limit by no more than chance" in words
+
+
+def test_a_page_tells_layers_without_a_number_from_equal_ones(tmp_path):
+    equal, broken = LayerError(0, 0.0, math.inf), LayerError(1, math.nan, math.nan)
+    assert "all layers are equal" in read_page(page_of(tmp_path, layers=(equal, equal))).words
+    for layers in ((equal, broken), (broken,)):
+        words = read_page(page_of(tmp_path, layers=layers)).words
+        assert "all layers are equal" not in words
+        assert "Layers whose error is not a number: 1." in words
+
+
 def test_the_audit_is_shown_where_there_is_one():
     say, source = Writer("en"), Source("verify", REPORT)
     body = audit_section(say, source).body
@@ -179,7 +205,7 @@ def test_the_tokenizer_is_shown_where_it_was_tried():
     body = tokenizer_section(Writer("zh"), contract).body
     assert "&lt;b&gt;" in body and "&lt;i&gt;" in body and "<b>" not in body
     words = read_page(tokenizer_section(Writer("en"), contract).body).words
-    assert "Not in every case" in words and "others" in words
+    assert "Not in every case" in words and "different" in words
 
 
 @pytest.mark.parametrize("values", [[0.0] * 5, [-1e-18, 1e-9], [1e-8] * 3, [1e5, 20.0], [0.5]])
@@ -224,5 +250,10 @@ def test_a_check_shows_the_gravest_first():
     values = {"passed": True, "findings": [], "targets": targets}
     words = read_page(check_page(values, language="zh", command_line="x")).words
     assert "通过" in words and "没有需要报告的内容" in words
-    values = {"passed": False, "findings": findings * 1000, "targets": []}
-    assert "1,000 more" in read_page(check_page(values, language="en", command_line="x")).words
+    # Of many findings the most serious are shown, wherever they stand.
+    notes = [findings[0]] * 2999
+    values = {"passed": False, "findings": [*notes, findings[1]], "targets": []}
+    page = read_page(check_page(values, language="en", command_line="x"))
+    assert "1,000 more" in page.words and "VD001" in page.words
+    assert "Errors were found" in page.words
+    assert [int(one.value) for one in page.figures] == [1, 0, 2999]

@@ -53,7 +53,7 @@ def test_verify_runs_a_small_model_on_one_thread(tmp_path, three_threads, monkey
     monkeypatch.setattr(verify_module, "compare_on_tokens", stop)
     source = write_checkpoint(tmp_path / "m")
     with pytest.raises(Reached, match="^1$"):
-        verify_module.verify(source, reference_dir=source, max_tokens=64, sequence_length=32)
+        verify_module.verify(source, reference_dir=source, max_tokens=64, limits=None)
 
 
 def test_the_demo_runs_on_one_thread(tmp_path, three_threads, monkeypatch):

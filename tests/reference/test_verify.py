@@ -363,9 +363,11 @@ def test_verify_command_no_limits_still_fails_for_damaged_files(tmp_path):
 @pytest.mark.parametrize("is_prepared", [True, False])
 def test_verify_float_weights_have_limits_of_their_own(tmp_path, is_prepared):
     source = write_checkpoint(tmp_path / "model", tied=True)
-    deployed = prepare(weights=source, output=tmp_path / "out").output_dir if is_prepared else None
+    if is_prepared:
+        deployed = prepare(weights=source, output=tmp_path / "out").output_dir
+    else:
+        deployed = shutil.copytree(source, tmp_path / "out")
     text = write_text(tmp_path, RUNS)
-    deployed = deployed or source
     result = verify(deployed, reference_dir=source, text_file=text, sequence_length=64)
     assert result.passed and result.scores.mean_kl == 0
     assert result.to_dict()["limits"] == {"max_kl": MAX_KL_FLOAT, "min_top1": MIN_TOP1_FLOAT}
@@ -408,6 +410,17 @@ def test_verify_refuses_another_model_before_the_walk(tmp_path, monkeypatch, lay
         "9 more). Give the right float model with --reference; with --no-limits the two are "
         "compared all the same."
     )
+
+
+def test_verify_a_directory_is_not_judged_by_itself(tmp_path):
+    source, _, options = make_known_pair(tmp_path)
+    (tmp_path / "link").symlink_to(source)
+    for other in (source, tmp_path / "link"):
+        result = run("verify", source, "--reference", other, *options)
+        assert result.exit_code == 2
+        assert f"{source} is compared with itself, which proves nothing." in result.output
+    result = run("verify", source, "--reference", source, *options, "--no-limits")
+    assert (result.exit_code, "Not judged" in result.output) == (0, True)
 
 
 def test_verify_one_changed_norm_is_another_model(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -195,10 +196,11 @@ def test_names_and_sentences():
 
 
 def run_audit(directory, *options):
+    source = shutil.copytree(directory, directory.parent / "source", dirs_exist_ok=True)
     result = CliRunner().invoke(
         cli,
         [
-            *("verify", str(directory), "--reference", str(directory), "--max-tokens", "32"),
+            *("verify", str(directory), "--reference", str(source), "--max-tokens", "32"),
             *("--seq-len", "16", "--max-kl", "1", "--audit", "--json", *options),
         ],
     )

@@ -119,11 +119,11 @@ def check_command(
     else:
         again = partial(again_with, "targets")
         result = check(targets, options, progress=progress, again=again)
+    _show(result, form)
     if report is not None:
         from vacc_deploy.pages.check_page import check_page
 
         write_report(report, check_page, result.to_dict(), language, overwrite=True)
-    _show(result, form)
     if not result.passed:
         raise click.exceptions.Exit(3)
 

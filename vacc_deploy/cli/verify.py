@@ -130,11 +130,14 @@ def verify_command(
         progress=terminal_progress(),
     )
     if report is not None:
-        from vacc_deploy.pages.verify_page import verify_page
         from vacc_deploy.reference.verify import add_tokenizer
 
         result = add_tokenizer(result)
-        write_report(report, verify_page, result, language, overwrite=True)
+    # First what cannot fail: the comparison may have taken hours.
     emit(result)
+    if report is not None:
+        from vacc_deploy.pages.verify_page import verify_page
+
+        write_report(report, verify_page, result, language, overwrite=True)
     if result.failures:
         raise click.exceptions.Exit(3)

@@ -35,7 +35,7 @@ def check_page(result: Mapping[str, Any], *, language: str, command_line: str) -
         command_line: what writes this page again.
     """
     say, source = Writer(language), Source("check", result)
-    findings = source.records("findings", MOST_ROWS)
+    findings = source.records("findings", len(result.get("findings") or ()))
     counts = {name: sum(_severity(one) == name for one in findings) for name in _SEVERITIES}
     verdict = _verdict(say, result.get("passed") is True, counts)
     tiles = [
@@ -46,9 +46,8 @@ def check_page(result: Mapping[str, Any], *, language: str, command_line: str) -
     names = [str(target.get("target"))[:2000] for target in targets]
     name = ", ".join(names[:3]) + ("…" if len(names) > 3 else "")
     head = Head("check", name or "vacc-deploy check", verdict, tiles)
-    number = len(result.get("findings") or ())
     sections = [
-        _findings(say, findings, number),
+        _findings(say, findings),
         _targets(say, targets),
         _commands(say, command_line),
     ]
@@ -84,14 +83,14 @@ def _targets(say: Writer, targets: list[Mapping[str, Any]]) -> Section | None:
     return Section("targets", listed)
 
 
-def _findings(say: Writer, findings: list[Mapping[str, Any]], number: int) -> Section:
-    """Return the findings; ``number`` is how many there are, with those that are not shown."""
+def _findings(say: Writer, findings: list[Mapping[str, Any]]) -> Section:
+    """Return the most serious findings, and how many more there are."""
     if not findings:
         return Section("findings", paragraph(say("no-findings")))
     gravest = sorted(findings, key=lambda one: _SEVERITIES.index(_severity(one)))
-    parts = [_finding(say, one) for one in gravest]
-    if number > len(findings):
-        parts.append(paragraph(say("more", number=text(f"{number - len(findings):,}"))))
+    parts = [_finding(say, one) for one in gravest[:MOST_ROWS]]
+    if rest := gravest[MOST_ROWS:]:
+        parts.append(paragraph(say("more", number=text(f"{len(rest):,}"))))
     return Section("findings", join(parts))
 
 

@@ -16,6 +16,7 @@ from vacc_deploy.pages.markup import Markup, element, text
 
 Show = Callable[[float], str]
 MISSING = "–"
+_LARGEST_WHOLE = 1 << 64
 
 
 def count(value: float) -> str:
@@ -102,13 +103,16 @@ class Source:
 
 
 def as_number(value: Any) -> float | None:
-    """Return a value that is a finite number; None for everything else, True included."""
+    """Return a value that is a finite number; None for everything else, True included.
+
+    A whole number beyond ``_LARGEST_WHOLE`` is None too: what is reckoned from it need not fit a
+    float, and no such number is ours.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    try:
-        return value if math.isfinite(value) else None
-    except OverflowError:  # of hundreds of digits
-        return None
+    if isinstance(value, int):
+        return value if abs(value) <= _LARGEST_WHOLE else None
+    return value if math.isfinite(value) else None
 
 
 def figure(value: float | None, origin: str, show: Show) -> Markup:

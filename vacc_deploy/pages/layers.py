@@ -33,7 +33,8 @@ def layers_section(say: Writer, verify: Source) -> Section | None:
         if value is not None:
             label = say.plain("point-layer", layer=index, error=error(value))
             points.append(Point(index, value, label, f"{origin}.{index}.relative_error"))
-    if not any(point.value for point in points):
+    # An error without a number is that of a damaged model, and no equal one.
+    if len(points) == len(layers) and not any(point.value for point in points):
         return Section("layers", paragraph(say("equal-layers")))
     rows = (
         (
@@ -49,9 +50,14 @@ def layers_section(say: Writer, verify: Source) -> Section | None:
         label=say.plain("chart-layers"),
         class_="numbers",
     )
-    drawn = [_error_chart(say, points, len(layers)), _sqnr_chart(say, verify, len(layers))]
-    inner = element("div", *drawn, class_="charts")
-    return Section("layers", join([inner, folded(say("table"), listed)]))
+    parts = []
+    if len(points) < len(layers):
+        number = text(len(layers) - len(points))
+        parts.append(paragraph(say("layers-without-number", number=number), "note"))
+    if points:
+        drawn = [_error_chart(say, points, len(layers)), _sqnr_chart(say, verify, len(layers))]
+        parts.append(element("div", *drawn, class_="charts"))
+    return Section("layers", join([*parts, folded(say("table"), listed)]))
 
 
 def _error_chart(say: Writer, points: Sequence[Point], num_layers: int) -> Markup:

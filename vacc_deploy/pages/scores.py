@@ -78,8 +78,9 @@ def _limit(say: Writer, verify: Source, name: str, limit_name: str) -> list[Mark
         return [told]
     is_top1 = name == "top1"
     label = say.plain("gauge-top1" if is_top1 else "gauge-kl")
-    # The limit is in the middle; a share ends at 1.
-    ends = (2 * limit - 1, 1.0) if is_top1 else (0.0, 2 * limit or 1.0)
+    # The limit is in the middle; a share ends at 1, also where that is the limit.
+    low = 2 * limit - 1 if limit < 1 else 0.0
+    ends = (low, 1.0) if is_top1 else (0.0, 2 * limit or 1.0)
     return [gauge(value, limit, ends, label), told]
 
 

@@ -16,7 +16,7 @@ _FRAME = {
         "This page is one file. It needs no network and no script, and it has a seal: vacc-deploy "
         "replaces it only if nobody has changed it.",
         "本页为单个文件，无需网络和脚本。"
-        "文件末尾带有校验封印：只有内容未被改动时，vacc-deploy 才会覆盖它。",
+        "文件末尾带有校验值：只有内容未被改动时，vacc-deploy 才会覆盖它。",
     ),
     "contents": ("Contents", "目录"),
     "kicker-verify": ("Comparison with the float model", "与浮点模型的对比"),
@@ -41,6 +41,11 @@ _VERDICTS = {
     "verify-passed": (
         "The deployed weights predict what the float model predicts, within the limits.",
         "部署权重的预测与浮点模型一致，各项指标均在限值之内。",
+    ),
+    "verify-passed-close": (
+        "The deployed weights predict what the float model predicts. A figure misses its limit by "
+        "no more than chance can make on a text of this length: see the notes.",
+        "部署权重的预测与浮点模型一致。有指标略超限值，但差距未超过该文本长度下的偶然误差，见说明。",
     ),
     "verify-failed": (
         "The comparison does not meet what is asked of it. The reasons:",
@@ -113,10 +118,10 @@ _ORIGIN = {
     "unreadable": ("{file} cannot be shown: {reason}", "无法显示 {file}：{reason}"),
     "directory": ("directory", "目录"),
     "reference": ("float model", "浮点模型"),
-    "written-by": ("written by", "写入者"),
+    "written-by": ("written by", "写入工具"),
     "libraries": ("libraries", "依赖库"),
     "options": ("options", "选项"),
-    "this-tool": ("this page by", "本页由"),
+    "this-tool": ("this page by", "生成本页的工具"),
     "files": ("Files and their hashes", "文件及其哈希"),
     "bytes": ("bytes", "字节"),
     "hash": ("SHA-256", "SHA-256"),
@@ -148,7 +153,7 @@ _CHECK = {
     "notes": ("notes", "提示"),
     "section-findings": ("Findings", "检查结果"),
     "lead-findings": (
-        "The gravest first. Each code is explained in docs/checks.md.",
+        "The most serious first. Each code is explained in docs/checks.md.",
         "按严重程度排列。各代码的说明见 docs/checks.md。",
     ),
     "no-findings": ("Nothing to report.", "没有需要报告的内容。"),

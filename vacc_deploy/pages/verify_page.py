@@ -69,7 +69,9 @@ def _verdict(say: Writer, result: VerifyResult) -> Verdict:
         key = "verify-failed" if result.scores else "verify-damaged"
         return Verdict("bad", say("failed"), say(key), result.failures)
     if result.passed:
-        return Verdict("good", say("passed"), say("verify-passed"))
+        is_close = result.limits and result.scores and result.limits.notes(result.scores)
+        key = "verify-passed-close" if is_close else "verify-passed"
+        return Verdict("good", say("passed"), say(key))
     return Verdict("open", say("not-judged"), say("verify-open"))
 
 

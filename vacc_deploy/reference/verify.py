@@ -16,7 +16,7 @@ from vacc_deploy.checkpoint.attn_factor import describe_factors, read_alike, rea
 from vacc_deploy.checkpoint.changes import unchanged
 from vacc_deploy.checkpoint.manifest import MANIFEST_NAME, model_name, read_manifest, stored_layout
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.errors import CheckpointError
+from vacc_deploy.errors import CheckpointError, UsageError
 from vacc_deploy.models.config import ModelConfig
 from vacc_deploy.permissions import real_path
 from vacc_deploy.progress import SILENT, Progress
@@ -190,12 +190,15 @@ def verify(
         CheckpointError: a directory is damaged, the float model is another one than the source, or
             ``config_vacc.json`` describes another model; or one was changed meanwhile.
         CalibrationError: the text cannot be read or is too short.
-        UsageError: no reference is known, or its ``attn_factor`` leaves nothing to choose.
+        UsageError: no reference is known, it is the directory itself and there are limits, or its
+            ``attn_factor`` leaves nothing to choose.
     """
     # First what costs little: the files of a large model take minutes to hash.
     path = text_file or default_text_file()
     check_text(path)
     reference = open_reference(reference_dir, deployed_dir)
+    if limits:
+        _refuse_itself(deployed_dir, reference)
     if attn_factor is not None:
         reference = read_attn_factor(reference, attn_factor)
     with unchanged(reference):
@@ -223,6 +226,21 @@ def verify(
                 limits=limits and limits.for_layout(stored_layout(deployed_dir, deployed.config)),
             )
             return _compare(reference, deployed, tokens, result, progress, audit=audit)
+
+
+def _refuse_itself(deployed_dir: Path, reference: Checkpoint) -> None:
+    """Refuse to judge a directory by itself: it would pass whatever it holds.
+
+    Raises:
+        UsageError: it is its own float model.
+    """
+    layout = stored_layout(reference.directory, reference.config)
+    # A quantized reference is refused with better advice.
+    if not layout and real_path(deployed_dir) == real_path(reference.directory):
+        raise UsageError(
+            f"{deployed_dir} is compared with itself, which proves nothing. Give the float model "
+            "that it was made from with --reference, or --no-limits for the figures alone."
+        )
 
 
 def _compare(
