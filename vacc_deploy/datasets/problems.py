@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,13 +53,16 @@ def _convert(record: Any) -> Problem:
     """Return the problem of a record; a result may be written as a number.
 
     Raises:
-        OddRecordError: a field is missing, blank or no text.
+        OddRecordError: a field is missing, blank or no text, or the answer is NaN or infinite.
     """
     if isinstance(record, OddRecordError):
         raise record
     answer = record.get("answer")
     if isinstance(answer, int | float) and not isinstance(answer, bool):
-        record = {**record, "answer": repr(answer)}
+        if isinstance(answer, float) and not math.isfinite(answer):
+            raise OddRecordError(f'has {answer} under "answer", expected a finite number or text')
+        # With all its digits, as people write results: 0.00001, not 1e-05.
+        record = {**record, "answer": f"{Decimal(repr(answer)):f}"}
     problem = Problem(*(read_field(record, key) for key in _KEYS))
     if blank := [key for key in _KEYS if not getattr(problem, key).strip()]:
         raise OddRecordError(f'has a blank text under "{blank[0]}"')
