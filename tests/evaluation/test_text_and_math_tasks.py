@@ -57,6 +57,21 @@ def test_each_domain_has_the_figures_of_verify(pair, tmp_path):
     assert "words" in result.to_text() and " ± " in result.to_text()
 
 
+def test_a_float_model_that_is_not_the_source_is_refused_or_told(pair, tmp_path):
+    """Where no manifest tells how a directory was made, another tool may have changed norms."""
+    source, deployed = pair
+    other = write_checkpoint(tmp_path / "other", scale=2.0, seed=7)
+    text = tmp_path / "text.txt"
+    text.write_text(WORDS, "utf-8")
+    command = ("evaluate", "--task", "text", "--data", f"words={text}", "--reference")
+    code, values = run_json(*command, other, deployed)
+    assert code == 1
+    assert values["error"]["message"].startswith(f"{deployed} was not made from {other}: ")
+    assert values["error"]["message"].endswith("Give the right float model with --reference.")
+    code, values = run_json(*command, other, source)
+    assert code == 0 and any("was not copied from" in note for note in values["notes"])
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
