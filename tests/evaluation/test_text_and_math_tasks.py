@@ -3,11 +3,13 @@
 import json
 
 import pytest
-from checkpoint_builders import write_checkpoint
+from checkpoint_builders import read_tensors, write_checkpoint
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 from vacc_deploy.assets import demo_model_dir
 from vacc_deploy.cli import cli
+from vacc_deploy.errors import CheckpointError
 from vacc_deploy.evaluation import math as math_module
 from vacc_deploy.evaluation.math import DIRECTIVE, evaluate_math
 from vacc_deploy.evaluation.text import evaluate_text
@@ -70,6 +72,18 @@ def test_a_float_model_that_is_not_the_source_is_refused_or_told(pair, tmp_path)
     assert values["error"]["message"].endswith("Give the right float model with --reference.")
     code, values = run_json(*command, other, source)
     assert code == 0 and any("was not copied from" in note for note in values["notes"])
+
+
+def test_a_model_that_gives_nan_is_refused_with_the_domain(tmp_path):
+    source, broken = (write_checkpoint(tmp_path / name) for name in ("model", "broken"))
+    tensors = read_tensors(broken)
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, broken / "model.safetensors")
+    text = tmp_path / "text.txt"
+    text.write_text(WORDS, "utf-8")
+    for pair in ((broken, source), (source, broken)):
+        with pytest.raises(CheckpointError, match=f"{broken} gives NaN or infinity for the text w"):
+            evaluate_text(pair[0], {"words": text}, reference_dir=pair[1], max_tokens=64)
 
 
 @pytest.mark.parametrize(

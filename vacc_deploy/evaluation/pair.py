@@ -48,6 +48,14 @@ class Pair:
         return f"Evaluated {self.deployed.directory} beside {self.reference.directory}"
 
 
+def explain_nan(checkpoint: Checkpoint, what: str) -> CheckpointError:
+    """Return the error of a model that gives no number for ``what``."""
+    return CheckpointError(
+        f"{checkpoint.directory} gives NaN or infinity for {what}. Find the damaged weights with "
+        "vacc-deploy verify."
+    )
+
+
 @contextmanager
 def open_pair(deployed_dir: Path, reference_dir: Path | None, progress: Progress) -> Iterator[Pair]:
     """Open both models; see at the end of the block that their files stayed what they were.
