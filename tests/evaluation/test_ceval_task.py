@@ -123,6 +123,11 @@ def test_unknown_and_missing_subjects_are_refused(pair, archive, options, error,
         evaluate_ceval(pair[1], archive, **options)
 
 
+def test_a_subject_that_is_named_twice_is_asked_once(archive):
+    questions, _ = choose_questions(archive, ["law", "law"], 2)
+    assert [question.row["question"].strip() for question in questions] == ["问0", "问1"]
+
+
 def test_fewer_examples_than_asked_for_are_refused(pair, tmp_path):
     short = write_archive(tmp_path / "short.zip", subjects=("law",), examples=3)
     with pytest.raises(CalibrationError, match="law has 3 examples, --shots 5 asks for more"):
@@ -157,6 +162,7 @@ def test_the_command_prints_one_object_and_gives_no_verdict(pair, archive):
     [
         ((), "--task ceval takes one --data, got 0; for example --data ceval-exam.zip"),
         (("--data", "a", "--data", "b"), "takes one --data, got 2"),
+        (("--data", "a", "--subjects", " , "), "--subjects names no subject; for example"),
         (("--data", "a", "--greedy"), "--task ceval does not use --greedy"),
         (("--data", "/nosuch/ceval-exam.zip"), "/nosuch/ceval-exam.zip does not exist"),
     ],
