@@ -123,7 +123,10 @@ def test_codes_are_scored_and_texts_are_written_up_to_their_stop(harness, tmp_pa
     assert Tokenizer.from_dir(directory).adds_bos == (model.tok_encode("a")[0] == 256)
 
 
-@pytest.mark.parametrize("options", [{"device": "cuda"}, {"activations": "int4"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"device": "cuda"}, {"activations": "int4"}, {"max_length": -5}, {"max_length": "long"}],
+)
 def test_what_the_model_cannot_do_is_refused(harness, tmp_path, options):
-    with pytest.raises(UsageError, match=r"cpu only|expected one of"):
+    with pytest.raises(UsageError, match=r"cpu only|expected one of|expected at least 1 token"):
         harness.VaccLM(str(write_checkpoint(tmp_path / "model")), **options)
