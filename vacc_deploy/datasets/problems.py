@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vacc_deploy.bounds import PROBLEM_CHARACTERS, PROBLEMS
 from vacc_deploy.datasets.files import check_file
 from vacc_deploy.datasets.odd import OddRecordError, read_field
 from vacc_deploy.datasets.records import read_entries
@@ -30,10 +31,10 @@ def read_problems(path: Path) -> list[Problem]:
         path: JSON lines or a JSON array, also gzip or zstd; or Parquet.
 
     Raises:
-        CalibrationError: the file cannot be read, or a record is odd.
+        CalibrationError: the file cannot be read or holds too much, or a record is odd.
     """
     check_file(path)
-    problems = []
+    problems, num_chars = list[Problem](), 0
     for where, record in read_entries(path, _EXPECTED, _KEYS):
         try:
             problems.append(_convert(record))
@@ -42,6 +43,12 @@ def read_problems(path: Path) -> list[Problem]:
                 f'{path}, {where} {err}; expected {{"question": "...", "answer": "..."}}. Correct '
                 "the record, or remove it."
             ) from err
+        num_chars += sum(map(len, problems[-1]))
+        if len(problems) > PROBLEMS or num_chars > PROBLEM_CHARACTERS:
+            raise CalibrationError(
+                f"{path}, {where} is more than is read: {PROBLEMS:,} questions, of "
+                f"{PROBLEM_CHARACTERS:,} characters with their results. Give fewer."
+            )
     if not problems:
         raise CalibrationError(
             f'{path} holds no question. Write one a line, {{"question": "...", "answer": "..."}}.'
