@@ -16,6 +16,7 @@ _LONGEST = 200  # characters of a number; a longer text is compared as text
 # Signs of LaTeX that mean nothing, each with what stands for it.
 _PLAIN = (
     *((r"\left", ""), (r"\right", ""), (r"\dfrac", r"\frac"), (r"\tfrac", r"\frac")),
+    ("{,}", ","),
     *((r"\!", ""), (r"\,", ""), (r"\;", ""), (r"\ ", ""), ("~", ""), ("$", ""), (r"\%", "%")),
     *((r"^\circ", ""), (r"^{\circ}", ""), ("−", "-"), ("，", ","), ("：", ":")),
 )
