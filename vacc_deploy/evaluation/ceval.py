@@ -196,7 +196,10 @@ def _count_short(prompts: Sequence[ChoicePrompt], shots: int) -> int:
 
 def _note_short(prompts: Sequence[ChoicePrompt], shots: int) -> tuple[str, ...]:
     count = _count_short(prompts, shots)
-    note = f"{count:,} prompts were too long with {shots} examples: their first ones were left out."
+    note = (
+        f"the first examples were left out of {count:,} of {len(prompts):,} prompts, which would "
+        "be too long with them."
+    )
     return (note,) if count else ()
 
 
