@@ -249,6 +249,11 @@ EVALUATED_TOKENS = Bound(
     "a question of C-Eval; of its examples as many as fit above it are asked with it",
     "up to 300, with examples 1,200",
 )
+# All of them are held at a time, with their answers.
+PROBLEMS = Bound(20_000, "questions", "a file of problems of mathematics", "500 to 12,500")
+PROBLEM_CHARACTERS = Bound(
+    32 << 20, "characters", "the questions and results of such a file", "up to 3 million"
+)
 
 # ---- outputs, manifests and records of a run ---------------------------------------------------
 SIDE_FILE_BYTES = Bound(

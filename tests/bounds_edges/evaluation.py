@@ -1,9 +1,12 @@
-"""Edge of the bound on what evaluate asks."""
+"""Edges of the bounds on what evaluate asks."""
+
+import json
 
 from tokenizer_builders import write_tokenizer
 
-from vacc_deploy.bounds import EVALUATED_TOKENS
+from vacc_deploy.bounds import EVALUATED_TOKENS, PROBLEM_CHARACTERS, PROBLEMS, RECORD_BYTES
 from vacc_deploy.datasets.ceval import Question
+from vacc_deploy.datasets.problems import read_problems
 from vacc_deploy.evaluation.ceval_prompts import build_prompts, write_prompt
 from vacc_deploy.text.tokenizer import Tokenizer
 
@@ -21,4 +24,24 @@ def evaluated_tokens(folder, over):
     assert len(prompt.ids) == EVALUATED_TOKENS
 
 
-EDGES = {"EVALUATED_TOKENS": evaluated_tokens}
+def problems(folder, over):
+    path = folder / "problems.jsonl"
+    path.write_text('{"question":"1","answer":1}\n' * (PROBLEMS + over), "utf-8")
+    assert len(read_problems(path)) == PROBLEMS
+
+
+def problem_characters(folder, over):
+    count = 2 * PROBLEM_CHARACTERS // RECORD_BYTES
+    length = PROBLEM_CHARACTERS // count - 1  # and one of the result
+    path = folder / "problems.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for more in (*[0] * (count - 1), over):
+            file.write(json.dumps({"question": "x" * (length + more), "answer": "1"}) + "\n")
+    assert len(read_problems(path)) == count
+
+
+EDGES = {
+    "EVALUATED_TOKENS": evaluated_tokens,
+    "PROBLEMS": problems,
+    "PROBLEM_CHARACTERS": problem_characters,
+}

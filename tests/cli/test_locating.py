@@ -97,7 +97,7 @@ def downloads(folder, monkeypatch):
         (
             ("quantize", REPOSITORY, "--output", "o", "--calibration", "c4=nosuch"),
             1,
-            "nosuch does not exist. Give the path of a calibration file.",
+            "nosuch does not exist. Give the path of a data file.",
         ),
         (
             ("quantize", REPOSITORY, "--output", "o", "--calibration", "c4=notes.txt"),

@@ -128,6 +128,10 @@ def test_a_folder_without_answers_is_refused(tmp_path):
 def test_tables_of_no_subject_or_given_twice_are_refused(tmp_path):
     folder = write_folder(tmp_path / "d", ["val/law_val.csv", "old/val/law_val.csv"])
     check_refused(folder, "gives the val questions of law a second time. Remove it, or '")
+    # As a whole, and in parts as the hub has it.
+    for number, name in enumerate(("law/val-00000-of-00001.parquet", "law/val/0000.parquet")):
+        folder = write_folder(tmp_path / f"both{number}", ["val/law_val.csv", name])
+        check_refused(folder, "gives the val questions of law a second time. Remove it, or '")
     folder = write_folder(tmp_path / "e", ["val/alchemy_val.csv"])
     check_refused(folder, "'alchemy' is not one of the 52 subjects")
 

@@ -22,11 +22,22 @@ def test_lines_and_an_array_give_the_same_problems_and_numbers_are_results(tmp_p
 
 
 @pytest.mark.parametrize(
+    ("number", "result"),
+    [("1e-05", "0.00001"), ("-2.5E3", "-2500.0"), ("1" + "0" * 399, "1" + "0" * 399)],
+)
+def test_a_number_is_a_result_with_all_its_digits(tmp_path, number, result):
+    path = write_lines(tmp_path / "a.jsonl", f'{{"question": "1?", "answer": {number}}}')
+    assert [problem.answer for problem in read_problems(path)] == [result]
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ({"question": "1+1?"}, r'line 2 has no text under "answer"'),
         ({"question": " ", "answer": "2"}, r'line 2 has a blank text under "question"'),
         ({"question": "1?", "answer": True}, r'line 2 has no text under "answer": got bool'),
+        ('{"question": "0/0?", "answer": NaN}', r'line 2 has nan under "answer"'),
+        ('{"question": "1/0?", "answer": 1e400}', r'line 2 has inf under "answer"'),
         ("{", r"line 2 cannot be read"),
         ("[1]", r"line 2 holds list"),
     ],

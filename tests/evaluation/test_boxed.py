@@ -13,6 +13,9 @@ from vacc_deploy.evaluation.boxed import is_same_result, last_boxed
         (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{1}{\sqrt{2}}"),
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
         (r"\fbox{3} \fboxed {4}", "4"),
+        # Two backslashes end a line; a brace behind them is a brace.
+        (r"\boxed{1 \\}", r"1 \\"),
+        (r"\boxed{1\\{2}}", r"1\\{2}"),
         ("no box", None),
         (r"\boxed{cut off", None),
         # The last whole one counts: an answer may end at the limit of tokens.
@@ -33,6 +36,7 @@ def test_many_open_boxes_do_not_take_all_time():
     [
         ("42", "42.0"),
         ("1,234", "1234"),
+        ("1{,}234", "1234"),
         ("0.5", r"\frac{1}{2}"),
         ("1/2", r"\dfrac12"),
         ("-1/2", r"-\frac{1}{2}"),

@@ -99,7 +99,7 @@ def test_too_long_prompts_lose_their_first_examples_and_it_is_told(tmp_path, arc
     source = write_checkpoint(tmp_path / "model", config_overrides=config)
     result = evaluate_ceval(source, archive, reference_dir=source, subjects=["law"])
     assert result.num_short == 3
-    assert "3 prompts were too long with 5 examples" in result.to_text()
+    assert "Note: the first examples were left out of 3 of 3 prompts" in result.to_text()
     questions, examples = choose_questions(archive, ["law"], None)
     (first, *_) = ceval_prompts.build_prompts(
         questions, examples, shots=5, tokenizer=Tokenizer.from_dir(source), longest=300
@@ -121,6 +121,11 @@ def test_too_long_prompts_lose_their_first_examples_and_it_is_told(tmp_path, arc
 def test_unknown_and_missing_subjects_are_refused(pair, archive, options, error, message):
     with pytest.raises(error, match=message):
         evaluate_ceval(pair[1], archive, **options)
+
+
+def test_a_subject_that_is_named_twice_is_asked_once(archive):
+    questions, _ = choose_questions(archive, ["law", "law"], 2)
+    assert [question.row["question"].strip() for question in questions] == ["问0", "问1"]
 
 
 def test_fewer_examples_than_asked_for_are_refused(pair, tmp_path):
@@ -157,6 +162,7 @@ def test_the_command_prints_one_object_and_gives_no_verdict(pair, archive):
     [
         ((), "--task ceval takes one --data, got 0; for example --data ceval-exam.zip"),
         (("--data", "a", "--data", "b"), "takes one --data, got 2"),
+        (("--data", "a", "--subjects", " , "), "--subjects names no subject; for example"),
         (("--data", "a", "--greedy"), "--task ceval does not use --greedy"),
         (("--data", "/nosuch/ceval-exam.zip"), "/nosuch/ceval-exam.zip does not exist"),
     ],

@@ -5,8 +5,9 @@ import types
 
 import pytest
 import torch
-from checkpoint_builders import write_checkpoint
+from checkpoint_builders import read_tensors, write_checkpoint
 from reference_logits import make_directory
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from vacc_deploy.checkpoint.reader import Checkpoint
@@ -55,6 +56,15 @@ def test_ids_that_the_model_lacks_are_refused(tmp_path):
     walk = Walk(Checkpoint.open(write_checkpoint(tmp_path / "model")))
     with pytest.raises(CheckpointError, match="gives the id 5000"):
         score_continuations(walk, [Continuation((1,), (5000,))])
+
+
+def test_a_model_that_gives_nan_is_refused(tmp_path):
+    directory = write_checkpoint(tmp_path / "model")
+    tensors = read_tensors(directory)
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, directory / "model.safetensors")
+    with pytest.raises(CheckpointError, match="gives NaN or infinity for a continuation"):
+        score_continuations(Walk(Checkpoint.open(directory)), ASKED)
 
 
 def test_without_the_harness_the_command_says_what_to_install(monkeypatch):
@@ -113,7 +123,10 @@ def test_codes_are_scored_and_texts_are_written_up_to_their_stop(harness, tmp_pa
     assert Tokenizer.from_dir(directory).adds_bos == (model.tok_encode("a")[0] == 256)
 
 
-@pytest.mark.parametrize("options", [{"device": "cuda"}, {"activations": "int4"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"device": "cuda"}, {"activations": "int4"}, {"max_length": -5}, {"max_length": "long"}],
+)
 def test_what_the_model_cannot_do_is_refused(harness, tmp_path, options):
-    with pytest.raises(UsageError, match=r"cpu only|expected one of"):
+    with pytest.raises(UsageError, match=r"cpu only|expected one of|expected at least 1 token"):
         harness.VaccLM(str(write_checkpoint(tmp_path / "model")), **options)

@@ -3,11 +3,13 @@
 import json
 
 import pytest
-from checkpoint_builders import write_checkpoint
+from checkpoint_builders import read_tensors, write_checkpoint
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 from vacc_deploy.assets import demo_model_dir
 from vacc_deploy.cli import cli
+from vacc_deploy.errors import CheckpointError
 from vacc_deploy.evaluation import math as math_module
 from vacc_deploy.evaluation.math import DIRECTIVE, evaluate_math
 from vacc_deploy.evaluation.text import evaluate_text
@@ -55,6 +57,33 @@ def test_each_domain_has_the_figures_of_verify(pair, tmp_path):
     assert code == 0 and values["domains"].keys() == files.keys()
     assert values["domains"]["words"]["mean_kl"] == result.scores["words"].mean_kl
     assert "words" in result.to_text() and " ± " in result.to_text()
+
+
+def test_a_float_model_that_is_not_the_source_is_refused_or_told(pair, tmp_path):
+    """Where no manifest tells how a directory was made, another tool may have changed norms."""
+    source, deployed = pair
+    other = write_checkpoint(tmp_path / "other", scale=2.0, seed=7)
+    text = tmp_path / "text.txt"
+    text.write_text(WORDS, "utf-8")
+    command = ("evaluate", "--task", "text", "--data", f"words={text}", "--reference")
+    code, values = run_json(*command, other, deployed)
+    assert code == 1
+    assert values["error"]["message"].startswith(f"{deployed} was not made from {other}: ")
+    assert values["error"]["message"].endswith("Give the right float model with --reference.")
+    code, values = run_json(*command, other, source)
+    assert code == 0 and any("was not copied from" in note for note in values["notes"])
+
+
+def test_a_model_that_gives_nan_is_refused_with_the_domain(tmp_path):
+    source, broken = (write_checkpoint(tmp_path / name) for name in ("model", "broken"))
+    tensors = read_tensors(broken)
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, broken / "model.safetensors")
+    text = tmp_path / "text.txt"
+    text.write_text(WORDS, "utf-8")
+    for pair in ((broken, source), (source, broken)):
+        with pytest.raises(CheckpointError, match=f"{broken} gives NaN or infinity for the text w"):
+            evaluate_text(pair[0], {"words": text}, reference_dir=pair[1], max_tokens=64)
 
 
 @pytest.mark.parametrize(

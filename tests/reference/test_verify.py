@@ -407,7 +407,7 @@ def test_verify_refuses_another_model_before_the_walk(tmp_path, monkeypatch, lay
         f"{deployed} was not made from {other}: 12 of its 12 norms, biases and tables, which are "
         "only copied, have other values (model.embed_tokens.weight, "
         "model.layers.0.input_layernorm.weight, model.layers.0.post_attention_layernorm.weight and "
-        "9 more). Give the right float model with --reference; with --no-limits the two are "
+        "9 more). Give the right float model with --reference. With --no-limits the two are "
         "compared all the same."
     )
 

@@ -124,7 +124,7 @@ def test_read_windows_character_cut_at_the_read_limit_is_fine(read, first):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "gives 0 tokens (at most 2048 used), expected at least 16. Use a longer --text."),
+        (b"", "gives 0 tokens (at most 2048 used), expected at least 16. Use a longer text."),
         (b"too short", "gives 9 tokens (at most 2048 used), expected at least 16. Use a longer"),
         (
             b"abc\xff" + b"d" * 99,

@@ -167,11 +167,14 @@ def _run_ceval(
     from vacc_deploy.evaluation.ceval import evaluate_ceval
 
     names = [name.strip() for given in options["subjects"] for name in given.split(",")]
+    subjects = list(dict.fromkeys(filter(None, names)))
+    if names and not subjects:
+        raise UsageError("--subjects names no subject; for example --subjects law,logic")
     return evaluate_ceval(
         deployed,
         paths[""],
         reference_dir=reference,
-        subjects=list(dict.fromkeys(filter(None, names))),
+        subjects=subjects,
         limit=options["limit"],
         shots=options["shots"],
         activations=options["activations"],

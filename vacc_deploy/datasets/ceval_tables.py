@@ -110,7 +110,7 @@ def choose_tables(names: Iterable[tuple[str, str]], path: Path) -> list[Table]:
     Raises:
         CalibrationError: there is none, one of no known subject, or one twice.
     """
-    chosen: dict[tuple[str, str, str], Table] = {}
+    chosen: dict[tuple[str, str], dict[str, Table]] = {}
     for telling, name in names:
         table = find_table(telling)
         if table is None or table.split == "test":
@@ -121,18 +121,21 @@ def choose_tables(names: Iterable[tuple[str, str]], path: Path) -> list[Table]:
                 f"{where}: {table.subject!r:.80} is not one of the {len(SUBJECTS)} subjects of "
                 "C-Eval. Remove this file or use the published archive."
             )
-        if table[:3] in chosen:
+        parts = chosen.setdefault(table[:2], {})
+        other = parts.get(table.part) or next(iter(parts.values()), table)
+        # Files that are numbered in another way, or not at all, hold the same questions once more.
+        if table.part in parts or len(other.part) != len(table.part):
             raise CalibrationError(
                 f"{where} gives the {table.split} questions of {table.subject} a second time. "
-                f"Remove it, or {chosen[table[:3]].name!r:.80}."
+                f"Remove it, or {other.name!r:.80}."
             )
-        chosen[table[:3]] = table._replace(name=name)
+        parts[table.part] = table._replace(name=name)
     if not chosen:
         raise CalibrationError(
             f"{path} has no table such as dev/accountant_dev.csv or val/accountant_val.csv. "
             "Expected ceval-exam.zip of the C-Eval data set, or what it holds."
         )
-    return sorted(chosen.values())
+    return sorted(table for parts in chosen.values() for table in parts.values())
 
 
 # ---- the archive -------------------------------------------------------------------------------

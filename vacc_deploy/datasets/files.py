@@ -35,9 +35,7 @@ def check_file(path: Path, *, or_directory: bool = False) -> None:
     try:
         state = path.stat()
     except (FileNotFoundError, NotADirectoryError) as err:
-        raise CalibrationError(
-            f"{path} does not exist. Give the path of a calibration file."
-        ) from err
+        raise CalibrationError(f"{path} does not exist. Give the path of a data file.") from err
     except OSError as err:
         raise unreadable(path, err) from err
     if stat.S_ISDIR(state.st_mode):
@@ -47,9 +45,7 @@ def check_file(path: Path, *, or_directory: bool = False) -> None:
             raise CalibrationError(f"{path} is an empty directory. Give the path of a data file.")
         raise CalibrationError(f"{path} is a directory. Give the data file in it.")
     if not stat.S_ISREG(state.st_mode):
-        raise CalibrationError(
-            f"{path} is not an ordinary file. Give the path of a calibration file."
-        )
+        raise CalibrationError(f"{path} is not an ordinary file. Give the path of a data file.")
     if state.st_size == 0:
         raise CalibrationError(f"{path} is empty (0 bytes). Download or write it again.")
 

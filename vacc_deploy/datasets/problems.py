@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vacc_deploy.bounds import PROBLEM_CHARACTERS, PROBLEMS
 from vacc_deploy.datasets.files import check_file
 from vacc_deploy.datasets.odd import OddRecordError, read_field
 from vacc_deploy.datasets.records import read_entries
@@ -28,10 +31,10 @@ def read_problems(path: Path) -> list[Problem]:
         path: JSON lines or a JSON array, also gzip or zstd; or Parquet.
 
     Raises:
-        CalibrationError: the file cannot be read, or a record is odd.
+        CalibrationError: the file cannot be read or holds too much, or a record is odd.
     """
     check_file(path)
-    problems = []
+    problems, num_chars = list[Problem](), 0
     for where, record in read_entries(path, _EXPECTED, _KEYS):
         try:
             problems.append(_convert(record))
@@ -40,6 +43,12 @@ def read_problems(path: Path) -> list[Problem]:
                 f'{path}, {where} {err}; expected {{"question": "...", "answer": "..."}}. Correct '
                 "the record, or remove it."
             ) from err
+        num_chars += sum(map(len, problems[-1]))
+        if len(problems) > PROBLEMS or num_chars > PROBLEM_CHARACTERS:
+            raise CalibrationError(
+                f"{path}, {where} is more than is read: {PROBLEMS:,} questions, of "
+                f"{PROBLEM_CHARACTERS:,} characters with their results. Give fewer."
+            )
     if not problems:
         raise CalibrationError(
             f'{path} holds no question. Write one a line, {{"question": "...", "answer": "..."}}.'
@@ -51,13 +60,16 @@ def _convert(record: Any) -> Problem:
     """Return the problem of a record; a result may be written as a number.
 
     Raises:
-        OddRecordError: a field is missing, blank or no text.
+        OddRecordError: a field is missing, blank or no text, or the answer is NaN or infinite.
     """
     if isinstance(record, OddRecordError):
         raise record
     answer = record.get("answer")
     if isinstance(answer, int | float) and not isinstance(answer, bool):
-        record = {**record, "answer": repr(answer)}
+        if isinstance(answer, float) and not math.isfinite(answer):
+            raise OddRecordError(f'has {answer} under "answer", expected a finite number or text')
+        # With all its digits, as people write results: 0.00001, not 1e-05.
+        record = {**record, "answer": f"{Decimal(repr(answer)):f}"}
     problem = Problem(*(read_field(record, key) for key in _KEYS))
     if blank := [key for key in _KEYS if not getattr(problem, key).strip()]:
         raise OddRecordError(f'has a blank text under "{blank[0]}"')

@@ -10,10 +10,13 @@ import re
 from fractions import Fraction
 
 _BOX = re.compile(r"\\f?boxed\s*\{")
+# A brace, or a backslash with the sign that it changes: \{ is text, and of \\{ the brace is none.
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _LONGEST = 200  # characters of a number; a longer text is compared as text
 # Signs of LaTeX that mean nothing, each with what stands for it.
 _PLAIN = (
     *((r"\left", ""), (r"\right", ""), (r"\dfrac", r"\frac"), (r"\tfrac", r"\frac")),
+    ("{,}", ","),
     *((r"\!", ""), (r"\,", ""), (r"\;", ""), (r"\ ", ""), ("~", ""), ("$", ""), (r"\%", "%")),
     *((r"^\circ", ""), (r"^{\circ}", ""), ("−", "-"), ("，", ","), ("：", ":")),
 )
@@ -29,14 +32,11 @@ def last_boxed(text: str) -> str | None:
     begins = {match.end() for match in _BOX.finditer(text)}
     opened, last = list[int](), (0, -1)
     # One pass: every brace is paired with its own, so that no text takes long.
-    for place, char in enumerate(text):
-        # A brace that is itself text, as in a set, has a backslash in front.
-        if char not in "{}" or text[place - 1 : place] == "\\":
-            continue
-        if char == "{":
-            opened.append(place + 1)
-        elif opened and (begin := opened.pop()) in begins:
-            last = max(last, (begin, place))
+    for match in _BRACE.finditer(text):
+        if match[0] == "{":
+            opened.append(match.end())
+        elif match[0] == "}" and opened and (begin := opened.pop()) in begins:
+            last = max(last, (begin, match.start()))
     return text[slice(*last)] if last[1] >= 0 else None
 
 

@@ -16,9 +16,8 @@ import torch
 
 from vacc_deploy.checkpoint.reader import Checkpoint
 from vacc_deploy.datasets.ceval import CHOICES
-from vacc_deploy.errors import CheckpointError
 from vacc_deploy.evaluation.ceval_prompts import ChoicePrompt, build_prompts, choose_questions
-from vacc_deploy.evaluation.pair import Pair, open_pair
+from vacc_deploy.evaluation.pair import Pair, explain_nan, open_pair
 from vacc_deploy.evaluation.paired import Paired
 from vacc_deploy.evaluation.trees import Prompt
 from vacc_deploy.evaluation.walk import Walk, longest_prompt
@@ -197,7 +196,10 @@ def _count_short(prompts: Sequence[ChoicePrompt], shots: int) -> int:
 
 def _note_short(prompts: Sequence[ChoicePrompt], shots: int) -> tuple[str, ...]:
     count = _count_short(prompts, shots)
-    note = f"{count:,} prompts were too long with {shots} examples: their first ones were left out."
+    note = (
+        f"the first examples were left out of {count:,} of {len(prompts):,} prompts, which would "
+        "be too long with them."
+    )
     return (note,) if count else ()
 
 
@@ -227,10 +229,7 @@ def _score_letters(
     logits = final_norm(checkpoint, states) @ table.T  # [prompts, ids]
     scores = logits.gather(1, places)  # [prompts, 4]
     if not torch.isfinite(scores).all():
-        raise CheckpointError(
-            f"{checkpoint.directory} gives NaN or infinity for an answer. Find the damaged weights "
-            "with vacc-deploy verify."
-        )
+        raise explain_nan(checkpoint, "an answer")
     return [int(i) for i in scores.argmax(1)]
 
 

@@ -69,7 +69,7 @@ def choose_questions(
         )
     if not asked:
         raise CalibrationError(f"{path} has no val questions. Give the archive ceval-exam.zip.")
-    chosen = sorted(subjects) or sorted(asked)
+    chosen = sorted(set(subjects)) or sorted(asked)
     return [q for name in chosen for q in asked[name][:limit]], examples
 
 

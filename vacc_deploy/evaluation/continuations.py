@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from vacc_deploy.evaluation.pair import explain_nan
 from vacc_deploy.evaluation.trees import Prompt
 from vacc_deploy.evaluation.walk import Walk
 from vacc_deploy.progress import SILENT, Progress
@@ -45,7 +46,8 @@ def score_continuations(
         progress: learns of every layer of every group of prompts.
 
     Raises:
-        CheckpointError: one is longer than the model's context, or has an id that it lacks.
+        CheckpointError: one is longer than the model's context, or has an id that it lacks; or the
+            model gives NaN.
     """
     check_ids(walk.checkpoint, [i for each in continuations for i in (*each.context, *each.ids)])
     # In the order of their ids those that begin alike are neighbours, and share what they can.
@@ -61,6 +63,8 @@ def score_continuations(
             part = targets[len(scores) : len(scores) + len(states)]
             with torch.inference_mode():
                 log_p, is_top = score_targets(walk.checkpoint, states, part)
+            if not torch.isfinite(log_p).all():
+                raise explain_nan(walk.checkpoint, "a continuation")
             scores += log_p.tolist()
             tops += is_top.tolist()
     progress.finish()

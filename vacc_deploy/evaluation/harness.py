@@ -60,7 +60,7 @@ class VaccLM(TemplateLM):  # type: ignore[misc, unused-ignore]
 
         Raises:
             CheckpointError: the directory is damaged.
-            UsageError: another device, or unknown activations.
+            UsageError: another device, unknown activations, or no sound ``max_length``.
         """
         super().__init__()
         if unused.get("device") not in (None, "cpu"):
@@ -68,11 +68,13 @@ class VaccLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         if activations not in ACTIVATIONS:
             expected = ", ".join(ACTIVATIONS)
             raise UsageError(f"activations={activations:.40}, expected one of {expected}.")
+        if max_length is not None and not (isinstance(max_length, int) and max_length >= 1):
+            raise UsageError(f"max_length={max_length!s:.40}, expected at least 1 token.")
         directory = Path(pretrained)
         self._checkpoint = Checkpoint.open(directory)
         self._tokens = Tokenizer.from_dir(directory)
         limit = longest_prompt(self._checkpoint.config)
-        self.max_length = min(int(max_length or limit), limit)
+        self.max_length = min(max_length or limit, limit)
         self._walk = Walk(self._checkpoint, choose_activations(activations, self._checkpoint))
         self._progress = progress
 

@@ -16,6 +16,7 @@ from vacc_deploy.errors import CheckpointError, list_problems
 from vacc_deploy.progress import Progress
 from vacc_deploy.reference.deployed import advise_restore, open_deployed
 from vacc_deploy.reference.float_model import open_reference
+from vacc_deploy.reference.source_check import explain_foreign
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,14 @@ class Pair:
         return f"Evaluated {self.deployed.directory} beside {self.reference.directory}"
 
 
+def explain_nan(checkpoint: Checkpoint, what: str) -> CheckpointError:
+    """Return the error of a model that gives no number for ``what``."""
+    return CheckpointError(
+        f"{checkpoint.directory} gives NaN or infinity for {what}. Find the damaged weights with "
+        "vacc-deploy verify."
+    )
+
+
 @contextmanager
 def open_pair(deployed_dir: Path, reference_dir: Path | None, progress: Progress) -> Iterator[Pair]:
     """Open both models; see at the end of the block that their files stayed what they were.
@@ -57,8 +66,8 @@ def open_pair(deployed_dir: Path, reference_dir: Path | None, progress: Progress
         progress: learns of every file that is compared with the manifest.
 
     Raises:
-        CheckpointError: a directory is damaged or changed, or the two are not the same
-            architecture.
+        CheckpointError: a directory is damaged or changed, or the float model is another one than
+            the source.
         UsageError: no float model is known.
     """
     reference = open_reference(reference_dir, deployed_dir)
@@ -73,7 +82,12 @@ def open_pair(deployed_dir: Path, reference_dir: Path | None, progress: Progress
         notes = list(dict.fromkeys((*reference.notes, *deployed.notes)))
         if factors := describe_factors(reference, deployed):
             notes.append(factors)
-        if read_manifest(deployed_dir) is None:
+        has_manifest = read_manifest(deployed_dir) is not None
+        if foreign := explain_foreign(reference, deployed, has_manifest=has_manifest):
+            if has_manifest:
+                raise CheckpointError(foreign)
+            notes.append(foreign)
+        if not has_manifest:
             notes.append(f"{deployed_dir} has no {MANIFEST_NAME}: its files could not be checked.")
         with unchanged(deployed):
             yield Pair(reference, deployed, tuple(notes))

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vacc_deploy.evaluation.pair import Pair, open_pair
+import torch
+
+from vacc_deploy.evaluation.pair import Pair, explain_nan, open_pair
 from vacc_deploy.progress import SILENT, Progress
 from vacc_deploy.reference.activations import AUTO, choose_activations
 from vacc_deploy.reference.compare import compare_on_tokens
@@ -98,7 +100,7 @@ def evaluate_text(
 
     Raises:
         CalibrationError: a text cannot be read or is too short.
-        CheckpointError: a directory is damaged.
+        CheckpointError: a directory is damaged, or a model gives NaN.
         UsageError: no float model is known.
     """
     for path in domains.values():
@@ -114,9 +116,7 @@ def evaluate_text(
         started = time.monotonic()
         with threads_for(pair.reference.config):
             scores = {
-                name: compare_on_tokens(
-                    pair.reference, pair.deployed, tokens, progress, activations=chosen
-                ).scores
+                name: _compare(pair, name, tokens, chosen, progress)
                 for name, tokens in windows.items()
             }
         return TextResult(
@@ -127,3 +127,21 @@ def evaluate_text(
             notes=tuple(dict.fromkeys(notes)),
             seconds=time.monotonic() - started,
         )
+
+
+def _compare(
+    pair: Pair, name: str, tokens: torch.Tensor, activations: str, progress: Progress
+) -> NextTokenScores:
+    """Return the scores of a domain.
+
+    Raises:
+        CheckpointError: a model gives NaN, of which no figure can be made.
+    """
+    scores = compare_on_tokens(
+        pair.reference, pair.deployed, tokens, progress, activations=activations
+    ).scores
+    if scores.token_top is not None:
+        for side, (_, checkpoint) in enumerate(pair.models()):
+            if (scores.token_top[:, side] < 0).any():
+                raise explain_nan(checkpoint, f"the text {name}")
+    return scores

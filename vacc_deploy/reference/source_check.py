@@ -41,6 +41,28 @@ def find_foreign(reference: Checkpoint, deployed: Checkpoint) -> str:
     )
 
 
+def explain_foreign(reference: Checkpoint, deployed: Checkpoint, *, has_manifest: bool) -> str:
+    """Return sentences on a float model that is not the source, and what to do; empty if it can be.
+
+    Args:
+        reference: the float checkpoint.
+        deployed: the deployed checkpoint, of the same configuration.
+        has_manifest: whether our commands wrote ``deployed``. Another tool may have moved factors
+            between norms and weights: only the figures tell.
+    """
+    if not (foreign := find_foreign(reference, deployed)):
+        return ""
+    if has_manifest:
+        return (
+            f"{deployed.directory} was not made from {reference.directory}: {foreign}. Give the "
+            "right float model with --reference."
+        )
+    return (
+        f"{deployed.directory} was not copied from {reference.directory}: {foreign}. Another tool "
+        "may have changed them on purpose, or the float model is another one."
+    )
+
+
 def _is_comparable(deployed: Checkpoint, name: str) -> bool:
     info = deployed.info(name)
     # Blocks of codes (Q8_0) are rounded.

@@ -34,7 +34,7 @@ from vacc_deploy.reference.float_model import open_reference
 from vacc_deploy.reference.limits import DEFAULT_LIMITS, Limits
 from vacc_deploy.reference.next_tokens import NextTokenScores, figure_names
 from vacc_deploy.reference.ranges import ActivationRange, audit_values, describe_ranges
-from vacc_deploy.reference.source_check import find_foreign
+from vacc_deploy.reference.source_check import explain_foreign
 from vacc_deploy.reference.threads import threads_for
 from vacc_deploy.reference.verdict import judge
 from vacc_deploy.reference.windows import check_text, read_windows
@@ -261,11 +261,10 @@ def _compare(
         notes.append(
             f"{deployed.directory} has no {MANIFEST_NAME}: its files could not be checked."
         )
-    if foreign := find_foreign(reference, deployed):
-        notes.append(_explain_foreign(reference, deployed, foreign, has_manifest))
-        # Another tool may have moved factors between norms and weights: the figures will tell.
+    if foreign := explain_foreign(reference, deployed, has_manifest=has_manifest):
+        notes.append(foreign)
         if has_manifest and result.limits:
-            raise CheckpointError(notes[-1])
+            raise CheckpointError(f"{foreign} With --no-limits the two are compared all the same.")
     with threads_for(reference.config):
         found = compare_on_tokens(
             reference, deployed, tokens, progress, activations=result.activations, audit=audit
@@ -283,22 +282,6 @@ def _compare(
         notes=(*notes, *verdict.notes),
         tokens=tokens,
         next_command=_next_command(deployed.directory, deployed.config) if has_manifest else "",
-    )
-
-
-def _explain_foreign(
-    reference: Checkpoint, deployed: Checkpoint, foreign: str, has_manifest: bool
-) -> str:
-    """Return sentences on a float model that is not the source, and what to do."""
-    if has_manifest:
-        return (
-            f"{deployed.directory} was not made from {reference.directory}: {foreign}. Give the "
-            "right float model with --reference; with --no-limits the two are compared all the "
-            "same."
-        )
-    return (
-        f"{deployed.directory} was not copied from {reference.directory}: {foreign}. Another tool "
-        "may have changed them on purpose, or the float model is another one."
     )
 
 

@@ -47,7 +47,7 @@ def read_windows(
     if usable < MIN_TOKENS:
         raise CalibrationError(
             f"{path} gives {len(ids)} tokens (at most {max_tokens} used), expected at least "
-            f"{MIN_TOKENS}. Use a longer --text."
+            f"{MIN_TOKENS}. Use a longer text."
         )
     prefix = [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
     # The BOS is one of the sequence_length tokens of a window.
