@@ -170,6 +170,15 @@ def test_a_changed_file_and_a_foreign_one(prepared):
     assert where["VD112"] == "extra.safetensors"
 
 
+def test_a_manifest_that_was_edited(prepared):
+    change(prepared / "vacc_deploy.json", model="Another-Model")
+    (problem,) = found(prepared)["VD114"]
+    assert problem.where == "vacc_deploy.json"
+    # Version 0.1.0 wrote no seal.
+    change(prepared / "vacc_deploy.json", seal=...)
+    assert "VD114" not in found(prepared)
+
+
 def test_weights_are_compared_by_hash_where_all_is_read(vamc):
     path = holder(vamc, "model.norm.weight")
     poke(path, "model.norm.weight", 0, b"\x01")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vacc_deploy.bounds import INDEX_BYTES
+from vacc_deploy.bounds import INDEX_BYTES, MANIFEST_BYTES
 from vacc_deploy.check.codes import find_code_problems
 from vacc_deploy.check.collect import Collected, as_problems
 from vacc_deploy.check.sources import find_source_problems
@@ -21,7 +21,7 @@ from vacc_deploy.checkpoint.reader import INDEX_NAME, Checkpoint, examine
 from vacc_deploy.checkpoint.soundness import find_unsound
 from vacc_deploy.errors import CheckpointError
 from vacc_deploy.formats.layouts import INT8, LAYOUTS, VAMC
-from vacc_deploy.json_files import read_json
+from vacc_deploy.json_files import read_bounded, read_json
 from vacc_deploy.models.config import CONFIG_NAME, GENERATION_CONFIG_NAME, ModelConfig
 from vacc_deploy.models.parse import read_config_values, read_object
 from vacc_deploy.models.rope import YARN
@@ -33,6 +33,7 @@ from vacc_deploy.models.vacc_config import (
     needs_vacc_config,
 )
 from vacc_deploy.outputs.damages import find_damages
+from vacc_deploy.outputs.seal import has_seal, is_sealed_json
 from vacc_deploy.problems.configuration import (
     COMPILER_KEYS,
     CONFIG_VALUE,
@@ -49,6 +50,7 @@ from vacc_deploy.problems.configuration import (
 )
 from vacc_deploy.problems.files import (
     BROKEN_MANIFEST,
+    EDITED_MANIFEST,
     NO_GENERATION_CONFIG,
     NO_MANIFEST,
     TOTAL_SIZE,
@@ -265,9 +267,16 @@ def _find_generation_problems(directory: Path, config: ModelConfig) -> Iterator[
 
 
 def _find_damages(directory: Path, read_all: bool, progress: Progress) -> list[Problem]:
-    if read_manifest(directory) is None:
+    manifest = read_manifest(directory)
+    if manifest is None:
         return [NO_MANIFEST.broken(f"there is no {MANIFEST_NAME}", where=MANIFEST_NAME)]
-    return find_damages(directory, progress, hash_weights=read_all)
+    problems = find_damages(directory, progress, hash_weights=read_all)
+    data = read_bounded(directory / MANIFEST_NAME, MANIFEST_BYTES)
+    # Version 0.1.0 wrote none.
+    if has_seal(manifest) and not is_sealed_json(data, manifest):
+        text = f"{MANIFEST_NAME} is not as it was written: its seal does not fit"
+        problems.append(EDITED_MANIFEST.broken(text, where=MANIFEST_NAME))
+    return problems
 
 
 def _find_value_problems(

@@ -97,6 +97,13 @@ BROKEN_MANIFEST = Rule(
     "Whether the files are the right ones cannot be told.",
     _AGAIN,
 )
+EDITED_MANIFEST = Rule(
+    "VD114",
+    WARNING,
+    "the manifest was changed after it was written",
+    "What it says of the model, of its source and of the files may be wrong.",
+    _AGAIN,
+)
 NO_TOKENIZER = Rule(
     "VD120",
     ERROR,
