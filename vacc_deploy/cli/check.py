@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vacc_deploy.cli.card import card_options, choose_card
 from vacc_deploy.cli.options import (
     again_with,
     common_options,
@@ -21,7 +22,6 @@ from vacc_deploy.errors import UsageError
 from vacc_deploy.problems.problem import WARNING
 from vacc_deploy.progress import SILENT
 from vacc_deploy.results import escape_controls
-from vacc_deploy.vamc.cards import CARDS
 
 if TYPE_CHECKING:
     from vacc_deploy.check.result import CheckResult
@@ -32,17 +32,7 @@ _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 @click.command("check")
 @click.argument("targets", nargs=-1, metavar="TARGET...")
-@click.option(
-    "--card",
-    type=click.Choice(list(CARDS), case_sensitive=False),
-    help="Calculate whether what a compile file describes fits on this card.",
-)
-@click.option(
-    "--bandwidth",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="GB/S",
-    help="With --card, bound the tokens a second by this memory bandwidth of one die.",
-)
+@card_options("Calculate whether what a compile file describes fits on this card.")
 @click.option(
     "--read-all",
     is_flag=True,
@@ -94,8 +84,7 @@ def check_command(
         raise UsageError("Give a directory or a compile file as TARGET.")
     if fix != (output is not None):
         raise UsageError("--fix and --output go together: the mended copy needs a place.")
-    if bandwidth is not None and card is None:
-        raise UsageError("--bandwidth goes with --card only.")
+    chosen = choose_card(card, bandwidth)
     if form == SARIF and is_json():
         raise UsageError("--json and --format sarif contradict each other. Give one of them.")
     # As of verify: an older page is replaced, if it is ours and nobody has changed it.
@@ -108,7 +97,6 @@ def check_command(
             "--card needs a compile file as TARGET, from which dtype, tp and lengths are taken. "
             "vacc-deploy yaml writes one."
         )
-    chosen = CARDS[card].with_bandwidth(bandwidth) if card else None
     options = CheckOptions(chosen, read_all, strict)
     # Without them little is read, and there is nothing to wait for.
     progress = terminal_progress() if read_all or fix else SILENT

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from vacc_deploy.cli.card import card_options, choose_card
 from vacc_deploy.cli.options import (
     DIRECTORY,
     again_with,
@@ -18,7 +19,6 @@ from vacc_deploy.cli.options import (
 )
 from vacc_deploy.cli.telling import tell
 from vacc_deploy.errors import UsageError
-from vacc_deploy.vamc.cards import CARDS
 from vacc_deploy.vamc.options import CALIBRATION_LENGTHS, DTYPES, OPTIMIZE_FOR, CompileOptions
 
 
@@ -64,17 +64,7 @@ from vacc_deploy.vamc.options import CALIBRATION_LENGTHS, DTYPES, OPTIMIZE_FOR, 
     is_flag=True,
     help="Accept a directory of int8 codes (quantize --format int8), which is untried with vamc.",
 )
-@click.option(
-    "--card",
-    type=click.Choice(list(CARDS), case_sensitive=False),
-    help="Calculate the memory of a die of this card; refuse weights that cannot fit.",
-)
-@click.option(
-    "--bandwidth",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="GB/S",
-    help="With --card, bound the tokens a second by this memory bandwidth of one die.",
-)
+@card_options("Calculate the memory of a die of this card; refuse weights that cannot fit.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -121,12 +111,10 @@ def yaml_command(
 
 
 def _write_one(options: dict[str, Any], output: Path | None, overwrite: bool) -> None:
-    target, card = options.pop("target"), options.pop("card")
-    bandwidth = options.pop("bandwidth")
+    target = options.pop("target")
+    card = choose_card(options.pop("card"), options.pop("bandwidth"))
     if target is None:
         raise UsageError("Give a directory or a model name as TARGET, or --all.")
-    if bandwidth is not None and card is None:
-        raise UsageError("--bandwidth goes with --card only.")
     options["calibration"] = _parse_calibration(options["calibration"])
     from vacc_deploy.vamc.compile_file import add_start, make_compile_file, write_compile_file
     from vacc_deploy.vamc.target import find_target
@@ -134,7 +122,7 @@ def _write_one(options: dict[str, Any], output: Path | None, overwrite: bool) ->
     result = make_compile_file(
         find_target(target, options["dtype"], partial(again_with, "target")),
         CompileOptions(**options),
-        card=CARDS[card].with_bandwidth(bandwidth) if card else None,
+        card=card,
     )
     if output is not None:
         result = write_compile_file(result, output, overwrite=overwrite)
