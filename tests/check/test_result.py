@@ -215,6 +215,13 @@ def test_wrong_usage(args, message):
     assert message in result.output
 
 
+@pytest.mark.parametrize("name", ["Distill-Qwen-7B", "owner/name"])
+def test_a_repository_is_prepared_first(name):
+    result = invoke(name)
+    assert result.exit_code == 1
+    assert result.output.endswith(f"Run first: vacc-deploy prepare {name}\n")
+
+
 def test_a_target_that_is_not_there(tmp_path):
     result = invoke(tmp_path / "absent")
     assert result.exit_code == 1

@@ -14,14 +14,13 @@ from typing import Any
 
 from vacc_deploy.check.directory import CheckedDirectory, check_directory
 from vacc_deploy.check.result import CheckResult
-from vacc_deploy.check.run import CheckOptions, check, is_compile_file
+from vacc_deploy.check.run import CheckOptions, check, find_directory, is_compile_file
 from vacc_deploy.checkpoint.changes import unchanged
 from vacc_deploy.checkpoint.manifest import REPORT_NAME, model_name, read_manifest
 from vacc_deploy.checkpoint.reader import INDEX_NAME, Checkpoint
 from vacc_deploy.errors import CheckpointError, OutputError, UsageError, list_problems
 from vacc_deploy.formats.layouts import INT8, LAYOUTS, VAMC
 from vacc_deploy.json_files import dump_json
-from vacc_deploy.lookup.locate import locate
 from vacc_deploy.models.config import CONFIG_NAME
 from vacc_deploy.models.parse import read_config_values
 from vacc_deploy.models.vacc_config import VACC_CONFIG_NAME, needs_vacc_config, vacc_config
@@ -75,7 +74,7 @@ def fix_target(
             )
         applied = write_mended_file(Path(targets[0]), output)
     else:
-        directory = locate(targets[0], may_download=False).directory
+        directory = find_directory(targets[0])
         applied = fix_directory(directory, output, progress=progress)
     result = check([str(output)], options, progress=progress)
     return replace(result, fixed=str(output), applied=tuple(applied))

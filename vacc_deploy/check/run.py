@@ -10,9 +10,11 @@ from pathlib import Path
 from vacc_deploy.check.compile_file import CheckedCompileFile, check_compile_file
 from vacc_deploy.check.directory import check_directory
 from vacc_deploy.check.result import CheckedTarget, CheckResult
-from vacc_deploy.errors import CompileFileError, UsageError
-from vacc_deploy.lookup.locate import locate
+from vacc_deploy.errors import CheckpointError, CompileFileError, UsageError
+from vacc_deploy.lookup.locate import find_repository, locate
+from vacc_deploy.permissions import is_there
 from vacc_deploy.progress import SILENT, Progress
+from vacc_deploy.results import command
 from vacc_deploy.vamc.cards import Card
 
 DIRECTORY, COMPILE_FILE = "directory", "compile file"
@@ -52,7 +54,7 @@ def check(
 
     Raises:
         UsageError: no target.
-        CheckpointError: a target is neither a directory nor a file, nor a model in a cache.
+        CheckpointError: a target is neither a directory nor a file.
         CompileFileError: a compile file does not exist.
     """
     if not targets:
@@ -69,8 +71,7 @@ def check(
 
     for name in targets:
         if not is_compile_file(name):
-            found = locate(name, again=again, may_download=False)
-            add_directory(name, found.directory)
+            add_directory(name, find_directory(name, again))
             continue
         if not os.path.lexists(name):
             raise CompileFileError(f"{name} does not exist. Give a compile file or a directory.")
@@ -79,6 +80,24 @@ def check(
         if file.directory is not None:
             add_directory(str(file.directory), file.directory)
     return CheckResult(tuple(checked), options.is_strict)
+
+
+def find_directory(name: str, again: Callable[[Path | str], str] = str) -> Path:
+    """Return the directory that a target is.
+
+    Args:
+        name: as it was given.
+        again: writes the user's command line with another target, for messages.
+
+    Raises:
+        CheckpointError: it is none, or a repository of the hub, of which nothing is downloaded.
+    """
+    if not is_there(Path(name)) and find_repository(name):
+        raise CheckpointError(
+            f"{name} is a repository of the hub; check looks at directories of this machine. Run "
+            f"first: {command('prepare', name)}"
+        )
+    return locate(name, again=again, may_download=False).directory
 
 
 def is_compile_file(name: str) -> bool:
