@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vacc_deploy.datasets.problems import Problem, read_problems
+from vacc_deploy.datasets.problems import MathProblem, read_problems
 from vacc_deploy.errors import CalibrationError
 
 
@@ -18,7 +18,7 @@ def test_lines_and_an_array_give_the_same_problems_and_numbers_are_results(tmp_p
     lines = write_lines(tmp_path / "a.jsonl", *records)
     array = write_lines(tmp_path / "a.json", json.dumps(records))
     assert read_problems(lines) == read_problems(array)
-    assert read_problems(lines) == [Problem("1+1?", "2"), Problem("½?", "0.5")]
+    assert read_problems(lines) == [MathProblem("1+1?", "2"), MathProblem("½?", "0.5")]
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,14 @@ _KEYS = ("question", "answer")
 _EXPECTED = "the keys question and answer"
 
 
-class Problem(NamedTuple):
+class MathProblem(NamedTuple):
     """One question, and the result that is right."""
 
     question: str
     answer: str
 
 
-def read_problems(path: Path) -> list[Problem]:
+def read_problems(path: Path) -> list[MathProblem]:
     """Return all problems of a file; who judges by them may leave none out.
 
     Args:
@@ -34,14 +34,14 @@ def read_problems(path: Path) -> list[Problem]:
         CalibrationError: the file cannot be read or holds too much, or a record is odd.
     """
     check_file(path)
-    problems, num_chars = list[Problem](), 0
+    problems, num_chars = list[MathProblem](), 0
     for where, record in read_entries(path, _EXPECTED, _KEYS):
         try:
             problems.append(_convert(record))
         except OddRecordError as err:
             raise CalibrationError(
-                f'{path}, {where} {err}; expected {{"question": "...", "answer": "..."}}. Correct '
-                "the record, or remove it."
+                f'{path}, {where} {err}. Write {{"question": "...", "answer": "..."}} there, or '
+                "remove the record."
             ) from err
         num_chars += sum(map(len, problems[-1]))
         if len(problems) > PROBLEMS or num_chars > PROBLEM_CHARACTERS:
@@ -56,7 +56,7 @@ def read_problems(path: Path) -> list[Problem]:
     return problems
 
 
-def _convert(record: Any) -> Problem:
+def _convert(record: Any) -> MathProblem:
     """Return the problem of a record; a result may be written as a number.
 
     Raises:
@@ -70,7 +70,7 @@ def _convert(record: Any) -> Problem:
             raise OddRecordError(f'has {answer} under "answer", expected a finite number or text')
         # With all its digits, as people write results: 0.00001, not 1e-05.
         record = {**record, "answer": f"{Decimal(repr(answer)):f}"}
-    problem = Problem(*(read_field(record, key) for key in _KEYS))
+    problem = MathProblem(*(read_field(record, key) for key in _KEYS))
     if blank := [key for key in _KEYS if not getattr(problem, key).strip()]:
         raise OddRecordError(f'has a blank text under "{blank[0]}"')
     return problem

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vacc_deploy.checkpoint.reader import Checkpoint
-from vacc_deploy.datasets.problems import Problem, read_problems
+from vacc_deploy.datasets.problems import MathProblem, read_problems
 from vacc_deploy.errors import shorten
 from vacc_deploy.evaluation.boxed import is_same_result, last_boxed
 from vacc_deploy.evaluation.pair import Pair, open_pair
@@ -77,7 +77,7 @@ class MathResult:
 
     pair: Pair
     data: str
-    problems: tuple[Problem, ...]
+    problems: tuple[MathProblem, ...]
     answers: tuple[tuple[MathAnswer, ...], tuple[MathAnswer, ...]]
     max_new_tokens: int
     sampling: Sampling | None
@@ -236,7 +236,7 @@ class _Writer:
 
 
 def _encode(
-    checkpoint: Checkpoint, tokenizer: Tokenizer, problem: Problem, max_new_tokens: int
+    checkpoint: Checkpoint, tokenizer: Tokenizer, problem: MathProblem, max_new_tokens: int
 ) -> list[int]:
     """Return the ids of a question as the chat template writes it."""
     content = f"{problem.question}\n{DIRECTIVE}"
@@ -247,7 +247,7 @@ def _encode(
     return ids
 
 
-def _judge(answer: MathAnswer, problem: Problem) -> MathAnswer:
+def _judge(answer: MathAnswer, problem: MathProblem) -> MathAnswer:
     is_right = answer.boxed is not None and is_same_result(problem.answer, answer.boxed)
     return replace(answer, right=is_right)
 
