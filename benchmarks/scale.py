@@ -80,6 +80,7 @@ def write_sparse(
     values: Mapping[str, Any],
     num_layers: int,
     num_shards: int,
+    *,
     num_spare: int = 0,
     rows: int | None = None,
 ) -> tuple[int, int]:
@@ -172,7 +173,7 @@ def many(work_dir: Path, shards: int, tensors: int) -> None:
             (source := place / "source").mkdir()
             layers = min(_LAYERS, tensors // _TENSORS_PER_LAYER) // part
             spare = max(0, tensors // part - layers * _TENSORS_PER_LAYER)
-            count, _ = write_sparse(source, _TINY, layers, shards // part, spare)
+            count, _ = write_sparse(source, _TINY, layers, shards // part, num_spare=spare)
             measured = run("prepare", source, "--output", place / "out", "--link-mode", "copy")
             taken.append(measured.cpu_seconds)
             click.echo(describe(f"{count:,} tensors in {shards // part:,} files", measured))

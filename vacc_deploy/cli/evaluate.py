@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vacc_deploy.cli.model_options import activations_option, sampling_options
 from vacc_deploy.cli.options import CHECKPOINT, common_options, emit, given_options
 from vacc_deploy.cli.pair import locate_pair
 from vacc_deploy.errors import UsageError
@@ -74,41 +75,14 @@ _DATA = {
     "--max-tokens", type=click.IntRange(16), default=2048, help="Limit the tokens of each text."
 )
 @click.option("--seq-len", type=click.IntRange(16), default=512, help="Set the tokens in a window.")
-@click.option(
-    "--activations",
-    type=click.Choice(["auto", "float", "int8"]),  # ACTIVATIONS of reference.activations
-    default="auto",
-    help="Round the inputs of the deployed linears to int8, token by token, or not; auto does what "
-    "runtimes of the format do.",
-)
+@activations_option
 @click.option(
     "--max-new-tokens",
     type=click.IntRange(1),
     default=4096,
     help="Limit the number of new tokens of an answer to math.",
 )
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0, 5, min_open=True),  # MAX_TEMPERATURE of reference.sampling
-    help="Sample with this temperature; for 0 use --greedy.",
-)
-@click.option(
-    "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
-    help="Sample from the most probable tokens of this share together.",
-)
-@click.option(
-    "--top-k",
-    type=click.IntRange(0),
-    help="Sample from this many most probable tokens; 0 sets no limit.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**63 - 1),
-    show_default="0",
-    help="Set the random seed of sampling.",
-)
-@click.option("--greedy", is_flag=True, help="Always take the most probable token.")
+@sampling_options
 @common_options
 def evaluate_command(
     deployed_dir: str, task: str, data: tuple[str, ...], reference: str | None, **options: Any

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vacc_deploy.bounds import PROMPT_BYTES
+from vacc_deploy.cli.model_options import sampling_options
 from vacc_deploy.cli.options import (
     CHECKPOINT,
     again_with,
@@ -54,28 +55,7 @@ _EXAMPLE = "What is 7 x 8?"
     default=256,
     help="Limit the number of new tokens of an answer.",
 )
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0, 5, min_open=True),  # MAX_TEMPERATURE of reference.sampling
-    help="Sample with this temperature; for 0 use --greedy.",
-)
-@click.option(
-    "--top-p",
-    type=click.FloatRange(0, 1, min_open=True),
-    help="Sample from the most probable tokens of this share together.",
-)
-@click.option(
-    "--top-k",
-    type=click.IntRange(0),
-    help="Sample from this many most probable tokens; 0 sets no limit.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**63 - 1),
-    show_default="0",
-    help="Set the random seed of sampling.",
-)
-@click.option("--greedy", is_flag=True, help="Always take the most probable token.")
+@sampling_options
 @common_options
 def generate_command(
     directory: str,

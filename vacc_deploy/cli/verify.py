@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import click
 
+from vacc_deploy.cli.model_options import activations_option
 from vacc_deploy.cli.options import (
     CHECKPOINT,
     FILE,
@@ -70,13 +72,7 @@ def _refuse_nan(ctx: click.Context, param: click.Parameter, value: float | None)
     help="Measure the largest activations too; fail where float16 cannot hold one.",
 )
 @attn_factor_option("as DIR reads it")
-@click.option(
-    "--activations",
-    type=click.Choice(["auto", "float", "int8"]),  # ACTIVATIONS of reference.activations
-    default="auto",
-    help="Round the inputs of the deployed linears to int8, token by token, or not; auto does what "
-    "runtimes of the format do.",
-)
+@activations_option
 @report_options
 @common_options
 def verify_command(
@@ -112,10 +108,7 @@ def verify_command(
     # There is no --overwrite: an older page is replaced, if it is ours and nobody has changed it.
     check_report(report, language, overwrite=True)
 
-    def check() -> None:
-        if text is not None:
-            check_text(text)
-
+    check = partial(check_text, text) if text is not None else lambda: None
     deployed, float_model = locate_pair(deployed_dir, reference, check)
     result = verify(
         deployed,

@@ -201,15 +201,11 @@ def verify(
         _refuse_itself(deployed_dir, reference)
     if attn_factor is not None:
         reference = read_attn_factor(reference, attn_factor)
+    result = VerifyResult(
+        model_name(deployed_dir), deployed_dir, reference.directory, path.name, limits
+    )
     with unchanged(reference):
         deployed, damages = open_deployed(deployed_dir, reference, progress)
-        result = VerifyResult(
-            model=model_name(deployed_dir),
-            deployed_dir=deployed_dir,
-            reference_dir=reference.directory,
-            text=path.name,
-            limits=limits,
-        )
         if deployed is None or damages:
             return replace(result, failures=tuple(damages), notes=(advise_restore(deployed_dir),))
         if attn_factor is None:
@@ -219,12 +215,10 @@ def verify(
             tokens, notes = read_windows(
                 deployed, path, max_tokens=max_tokens, sequence_length=sequence_length
             )
-            result = replace(
-                result,
-                notes=tuple(notes),
-                activations=choose_activations(activations, deployed),
-                limits=limits and limits.for_layout(stored_layout(deployed_dir, deployed.config)),
-            )
+            layout = stored_layout(deployed_dir, deployed.config)
+            chosen = choose_activations(activations, deployed)
+            own_limits = limits and limits.for_layout(layout)
+            result = replace(result, notes=tuple(notes), activations=chosen, limits=own_limits)
             return _compare(reference, deployed, tokens, result, progress, audit=audit)
 
 
