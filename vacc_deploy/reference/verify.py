@@ -172,10 +172,9 @@ def verify(
 ) -> VerifyResult:
     """Compare a deployed directory with its float model on a text, and judge the result.
 
-    Where files of the directory are not those that were written, nothing is compared.
-
     Args:
-        deployed_dir: a directory that ``quantize`` or ``prepare`` wrote.
+        deployed_dir: a directory that ``quantize`` or ``prepare`` wrote. Where its files are not
+            those that were written, nothing is compared.
         reference_dir: the float checkpoint; default the one its manifest names.
         text_file: UTF-8 text; default the text that the package carries.
         max_tokens, sequence_length: tokens of the text to use, and of one window of it.
@@ -215,10 +214,8 @@ def verify(
             tokens, notes = read_windows(
                 deployed, path, max_tokens=max_tokens, sequence_length=sequence_length
             )
-            layout = stored_layout(deployed_dir, deployed.config)
             chosen = choose_activations(activations, deployed)
-            own_limits = limits and limits.for_layout(layout)
-            result = replace(result, notes=tuple(notes), activations=chosen, limits=own_limits)
+            result = replace(result, notes=tuple(notes), activations=chosen)
             return _compare(reference, deployed, tokens, result, progress, audit=audit)
 
 
@@ -247,6 +244,9 @@ def _compare(
     audit: bool,
 ) -> VerifyResult:
     """Return the result with the figures and the verdict."""
+    if result.limits:
+        layout = stored_layout(deployed.directory, deployed.config)
+        result = replace(result, limits=result.limits.for_layout(layout))
     notes = [*result.notes, *dict.fromkeys((*reference.notes, *deployed.notes))]
     if factors := describe_factors(reference, deployed):
         notes.append(factors)
